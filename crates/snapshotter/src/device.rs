@@ -1,0 +1,1 @@
+//! The node's FUSE mount: one file per layer.

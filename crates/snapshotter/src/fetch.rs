@@ -1,0 +1,1 @@
+//! The scheduler: demands become few, large, resumable requests.

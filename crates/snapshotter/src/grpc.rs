@@ -1,0 +1,1 @@
+//! containerd's snapshots service on top of the snapshotter; the only status mapping.

@@ -1,0 +1,1 @@
+//! An image: discovery once per manifest, its layers opened.

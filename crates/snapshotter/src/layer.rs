@@ -1,0 +1,1 @@
+//! A layer: ensure a range of its data, read it.

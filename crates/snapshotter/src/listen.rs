@@ -1,0 +1,1 @@
+//! Listening: socket path, activation, readiness.

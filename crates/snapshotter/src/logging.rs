@@ -1,0 +1,1 @@
+//! Log lines as operators and tools of the reference know them.

@@ -1,0 +1,1 @@
+//! Tar offsets and places in data or heads.

@@ -1,0 +1,1 @@
+//! Snapshots: prepare, view, mounts, commit, remove, usage, walk, cleanup.

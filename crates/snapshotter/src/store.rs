@@ -1,0 +1,1 @@
+//! The layer store: the files of all layers.

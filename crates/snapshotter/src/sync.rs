@@ -1,0 +1,1 @@
+//! The one place locks come from.

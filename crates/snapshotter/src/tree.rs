@@ -1,0 +1,1 @@
+//! Entries of a layer to the tree that unpacking would leave.
