@@ -1,0 +1,39 @@
+# The only task runner. Recipes are one line; what is longer is a script under scripts/ that also runs alone.
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+
+.PHONY: help demo test check e2e fuzz bench build install tools clean
+
+help:     ## this list
+	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo:     ## pulls and runs a real image lazily next to the same image unpacked, and says how long each took
+	@scripts/demo
+
+test:     ## the whole suite: unit, property, golden, end to end (root)
+	@scripts/test
+
+check:    ## format and lints, warnings denied
+	@scripts/check
+
+e2e:      ## only the end-to-end tests; make e2e T=name runs some
+	@scripts/test --e2e $(T)
+
+fuzz:     ## how to run the fuzz targets for long is in fuzz/README.md; this checks that they build
+	@scripts/fuzz $(T)
+
+bench:    ## the benchmarks of benchmark/README.md, all of them (long)
+	@benchmark/run
+
+build:    ## release binaries in target/release
+	$(CARGO) build --release --locked -p soci-cli -p soci-snapshotter
+
+install:  build  ## both programs to $(DESTDIR)$(PREFIX)/bin
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin target/release/soci target/release/soci-snapshotter-grpc
+
+tools:    ## containerd, registry, crane, erofs-utils under target/tools
+	@scripts/tools
+
+clean:    ## everything under target/
+	rm -rf target
