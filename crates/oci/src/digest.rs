@@ -1,1 +1,480 @@
-//! See the package's essay.
+//! Digests: the names of blobs.
+//!
+//! A [`Digest`] can only be made by parsing or by hashing, so a value of this type is always well
+//! formed: it is safe in a path or a URL. [`Verifier`] hashes a stream and compares at the end;
+//! whoever reads a blob by its digest goes through it.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest as _, Sha256, Sha384, Sha512};
+
+/// Why a text is not a digest. The wording is that of the Go digest library, which scripts see
+/// through `soci index info` and others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DigestError {
+    /// Not `<algorithm>:<hex>`.
+    #[error("invalid checksum digest format")]
+    Format,
+    /// The right form, but not as many characters as the algorithm gives.
+    #[error("invalid checksum digest length")]
+    Length,
+    /// A well-formed digest of an algorithm that is not known here.
+    #[error("unsupported digest algorithm")]
+    Algorithm,
+}
+
+/// The algorithms of the OCI image specification that the Go library registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Algorithm {
+    /// SHA-256, by far the most common.
+    Sha256,
+    /// SHA-384.
+    Sha384,
+    /// SHA-512.
+    Sha512,
+}
+
+impl Algorithm {
+    /// The name in front of the colon.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Sha384 => "sha384",
+            Self::Sha512 => "sha512",
+        }
+    }
+
+    /// Bytes of a digest of this algorithm.
+    #[must_use]
+    pub fn size(self) -> usize {
+        match self {
+            Self::Sha256 => 32,
+            Self::Sha384 => 48,
+            Self::Sha512 => 64,
+        }
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        [Self::Sha256, Self::Sha384, Self::Sha512]
+            .into_iter()
+            .find(|known| known.name() == name)
+    }
+}
+
+/// The name of a blob: algorithm and hash. Ordered as its text is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest {
+    algorithm: Algorithm,
+    /// The hash, zeros behind it.
+    bytes: [u8; 64],
+}
+
+impl Digest {
+    fn from_slice(algorithm: Algorithm, hash: &[u8]) -> Self {
+        let mut bytes = [0; 64];
+        bytes[..algorithm.size()].copy_from_slice(hash);
+        Self { algorithm, bytes }
+    }
+
+    /// The SHA-256 digest of these bytes.
+    #[must_use]
+    pub fn sha256(bytes: &[u8]) -> Self {
+        Self::from_slice(Algorithm::Sha256, &Sha256::digest(bytes))
+    }
+
+    /// A SHA-256 digest whose hash is known already.
+    #[must_use]
+    pub fn from_sha256(hash: [u8; 32]) -> Self {
+        Self::from_slice(Algorithm::Sha256, &hash)
+    }
+
+    /// The algorithm.
+    #[must_use]
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The raw hash, as long as the algorithm makes it.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.algorithm.size()]
+    }
+
+    /// The hash in lower-case hexadecimal: the file name in a layout's `blobs/<algorithm>` folder.
+    #[must_use]
+    pub fn hex(&self) -> String {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = String::with_capacity(2 * self.algorithm.size());
+        for byte in self.as_bytes() {
+            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            text.push(char::from(DIGITS[usize::from(byte & 15)]));
+        }
+        text
+    }
+
+    /// Whether these are the bytes that the digest names.
+    #[must_use]
+    pub fn matches(&self, bytes: &[u8]) -> bool {
+        let mut verifier = Verifier::new(*self);
+        verifier.update(bytes);
+        verifier.finish().is_ok()
+    }
+}
+
+impl FromStr for Digest {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        let (name, hex) = text.split_once(':').ok_or(DigestError::Format)?;
+        if name.is_empty() || hex.is_empty() {
+            return Err(DigestError::Format);
+        }
+        let Some(algorithm) = Algorithm::from_name(name) else {
+            let known_form = is_algorithm_name(name) && hex.bytes().all(is_encoded_byte);
+            return Err(if known_form {
+                DigestError::Algorithm
+            } else {
+                DigestError::Format
+            });
+        };
+        if hex.len() != 2 * algorithm.size() {
+            return Err(DigestError::Length);
+        }
+        let mut bytes = [0; 64];
+        for (byte, pair) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+            *byte = (nibble(pair[0])? << 4) | nibble(pair[1])?;
+        }
+        Ok(Self { algorithm, bytes })
+    }
+}
+
+/// `component ([+._-] component)*`, component `[A-Za-z0-9]+`.
+fn is_algorithm_name(name: &str) -> bool {
+    name.split(['+', '.', '_', '-'])
+        .all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+}
+
+fn is_encoded_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'=' | b'_' | b'-')
+}
+
+fn nibble(byte: u8) -> Result<u8, DigestError> {
+    match byte {
+        b'0'..=b'9' => Ok(byte - b'0'),
+        b'a'..=b'f' => Ok(byte - b'a' + 10),
+        _ => Err(DigestError::Format),
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.algorithm.name(), self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The bytes that came are not those that the digest names.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("digest mismatch: expected {expected}, got {actual}")]
+pub struct DigestMismatch {
+    /// What was asked for.
+    pub expected: Digest,
+    /// What came. Boxed, for errors that hold this one to stay small.
+    pub actual: Box<Digest>,
+}
+
+#[derive(Debug, Clone)]
+enum Hasher {
+    Sha256(Sha256),
+    Sha384(Sha384),
+    Sha512(Sha512),
+}
+
+impl Hasher {
+    fn new(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::Sha256 => Self::Sha256(Sha256::new()),
+            Algorithm::Sha384 => Self::Sha384(Sha384::new()),
+            Algorithm::Sha512 => Self::Sha512(Sha512::new()),
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(hasher) => hasher.update(bytes),
+            Self::Sha384(hasher) => hasher.update(bytes),
+            Self::Sha512(hasher) => hasher.update(bytes),
+        }
+    }
+
+    fn finish(self) -> Digest {
+        match self {
+            Self::Sha256(hasher) => Digest::from_slice(Algorithm::Sha256, &hasher.finalize()),
+            Self::Sha384(hasher) => Digest::from_slice(Algorithm::Sha384, &hasher.finalize()),
+            Self::Sha512(hasher) => Digest::from_slice(Algorithm::Sha512, &hasher.finalize()),
+        }
+    }
+}
+
+/// Hashes a stream of any length and says at its end whether it was the blob of a digest.
+#[derive(Debug, Clone)]
+pub struct Verifier {
+    expected: Digest,
+    hasher: Hasher,
+    length: u64,
+}
+
+impl Verifier {
+    /// Starts with no bytes seen.
+    #[must_use]
+    pub fn new(expected: Digest) -> Self {
+        Self {
+            expected,
+            hasher: Hasher::new(expected.algorithm),
+            length: 0,
+        }
+    }
+
+    /// The next bytes of the stream.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+        self.length += bytes.len() as u64;
+    }
+
+    /// Bytes seen so far.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The stream is over: were these the right bytes?
+    pub fn finish(self) -> Result<(), DigestMismatch> {
+        let actual = self.hasher.finish();
+        if actual == self.expected {
+            Ok(())
+        } else {
+            Err(DigestMismatch {
+                expected: self.expected,
+                actual: Box::new(actual),
+            })
+        }
+    }
+}
+
+/// Passes everything on and hashes it on the way: the digest of a blob while it is written.
+#[derive(Debug)]
+pub struct Sha256Writer<W> {
+    inner: W,
+    hasher: Sha256,
+    length: u64,
+}
+
+impl<W: Write> Sha256Writer<W> {
+    /// Wraps a writer.
+    pub fn new(inner: W) -> Self {
+        Self {
+            inner,
+            hasher: Sha256::new(),
+            length: 0,
+        }
+    }
+
+    /// The writer, the digest of what went through, and its length in bytes.
+    pub fn finish(self) -> (W, Digest, u64) {
+        let digest = Digest::from_slice(Algorithm::Sha256, &self.hasher.finalize());
+        (self.inner, digest, self.length)
+    }
+}
+
+impl<W: Write> Write for Sha256Writer<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        self.length += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Reads to the end, which must be exactly `size` bytes that hash to `digest`: the last bytes are
+/// given out only together with the verdict, as an error instead of an end of file.
+#[derive(Debug)]
+pub struct VerifyingReader<R> {
+    inner: R,
+    verifier: Option<Verifier>,
+    size: u64,
+}
+
+impl<R: Read> VerifyingReader<R> {
+    /// Wraps a reader of the blob of this digest and size in bytes.
+    pub fn new(inner: R, digest: Digest, size: u64) -> Self {
+        Self {
+            inner,
+            verifier: Some(Verifier::new(digest)),
+            size,
+        }
+    }
+}
+
+impl<R: Read> Read for VerifyingReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(verifier) = &mut self.verifier else {
+            return Ok(0);
+        };
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let read = self.inner.read(buffer)?;
+        verifier.update(&buffer[..read]);
+        if verifier.length() > self.size || (read == 0 && verifier.length() < self.size) {
+            let message = format!(
+                "blob {} has {} bytes{}, expected {}",
+                verifier.expected,
+                verifier.length(),
+                if read == 0 { "" } else { " or more" },
+                self.size
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        if read == 0
+            && let Some(verifier) = self.verifier.take()
+        {
+            verifier
+                .finish()
+                .map_err(|mismatch| io::Error::new(io::ErrorKind::InvalidData, mismatch))?;
+        }
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EMPTY_JSON: &str =
+        "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+
+    #[test]
+    fn text_and_hash_agree() {
+        let digest = Digest::sha256(b"{}");
+        assert_eq!(digest.to_string(), EMPTY_JSON);
+        assert_eq!(EMPTY_JSON.parse(), Ok(digest));
+        assert_eq!(digest.hex(), EMPTY_JSON[7..]);
+        assert!(digest.matches(b"{}"));
+        assert!(!digest.matches(b"{} "));
+    }
+
+    #[test]
+    fn longer_algorithms_round_trip() {
+        for algorithm in [Algorithm::Sha384, Algorithm::Sha512] {
+            let mut hasher = Hasher::new(algorithm);
+            hasher.update(b"x");
+            let digest = hasher.finish();
+            assert_eq!(digest.as_bytes().len(), algorithm.size());
+            assert_eq!(digest.to_string().parse(), Ok(digest));
+            assert!(digest.matches(b"x"));
+        }
+    }
+
+    #[test]
+    fn bad_texts_are_told_apart_as_the_go_library_does() {
+        let hex = &EMPTY_JSON[7..];
+        for (text, error) in [
+            (String::new(), DigestError::Format),
+            ("sha256".to_owned(), DigestError::Format),
+            (":".to_owned(), DigestError::Format),
+            (format!(":{hex}"), DigestError::Format),
+            ("sha256:".to_owned(), DigestError::Format),
+            ("sha256:12".to_owned(), DigestError::Length),
+            (format!("sha256:{hex}0"), DigestError::Length),
+            (format!("sha512:{hex}"), DigestError::Length),
+            (
+                format!("sha256:{}", hex.to_uppercase()),
+                DigestError::Format,
+            ),
+            (
+                format!("sha256:{}../../../x", &hex[12..]),
+                DigestError::Length,
+            ),
+            (
+                format!("sha256:../../../{}", &hex[9..]),
+                DigestError::Format,
+            ),
+            (format!("md5:{hex}"), DigestError::Algorithm),
+            (
+                "multihash+base58:QmRZxt2b1FVZPNqd8hsiykDL3TdBDeTSPX9Kv46HmX4Gx8".to_owned(),
+                DigestError::Algorithm,
+            ),
+            (format!("sha256+:{hex}"), DigestError::Format),
+            (format!("md5:{hex}/"), DigestError::Format),
+        ] {
+            assert_eq!(text.parse::<Digest>(), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn order_is_that_of_the_text() {
+        let mut digests: Vec<Digest> = (0_u8..50).map(|byte| Digest::sha256(&[byte])).collect();
+        digests.sort();
+        let texts: Vec<String> = digests.iter().map(ToString::to_string).collect();
+        assert!(texts.is_sorted());
+    }
+
+    #[test]
+    fn reader_ends_with_an_error_when_the_bytes_are_wrong() {
+        let digest = Digest::sha256(b"hello");
+        let read = |bytes: &'static [u8], size| {
+            io::read_to_string(VerifyingReader::new(bytes, digest, size))
+        };
+        assert_eq!(read(b"hello", 5).unwrap(), "hello");
+        for (bytes, size) in [
+            (&b"hellO"[..], 5),
+            (b"hell", 5),
+            (b"hello!", 5),
+            (b"hello", 6),
+            (b"", 5),
+        ] {
+            assert_eq!(
+                read(bytes, size).unwrap_err().kind(),
+                io::ErrorKind::InvalidData
+            );
+        }
+    }
+
+    #[test]
+    fn writer_counts_and_hashes() {
+        let mut writer = Sha256Writer::new(Vec::new());
+        writer.write_all(b"{").unwrap();
+        writer.write_all(b"}").unwrap();
+        let (bytes, digest, length) = writer.finish();
+        assert_eq!(
+            (bytes.as_slice(), digest.to_string().as_str(), length),
+            (&b"{}"[..], EMPTY_JSON, 2)
+        );
+    }
+}

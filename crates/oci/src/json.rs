@@ -1,0 +1,121 @@
+//! JSON as Go's `encoding/json` writes and reads it.
+//!
+//! Digests of everything that convert makes depend on these bytes, and the reference daemon
+//! re-encodes an index that it fetched and compares: fields in declared order, no white space,
+//! maps sorted by key, and the characters that would matter inside HTML written as escapes.
+
+use std::io;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::ser::{CompactFormatter, Formatter};
+
+/// The bytes of a value.
+///
+/// # Panics
+///
+/// Never for the types of this package: they have string keys only.
+pub fn to_vec<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, GoFormatter);
+    value
+        .serialize(&mut serializer)
+        .expect("string keys and infallible writer");
+    bytes
+}
+
+/// Reads a value; bytes that are no UTF-8 become U+FFFD one by one.
+pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => serde_json::from_str(text),
+        Err(_) => serde_json::from_str(&replace_invalid(bytes)),
+    }
+}
+
+fn replace_invalid(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER));
+    }
+    text
+}
+
+/// `null` is the type's zero value, as in Go.
+pub(crate) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Standard base64 with padding, as Go writes a byte slice.
+pub(crate) mod base64_bytes {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<u8>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
+        STANDARD.decode(text).map_err(serde::de::Error::custom)
+    }
+}
+
+struct GoFormatter;
+
+impl Formatter for GoFormatter {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some(at) = rest.find(['<', '>', '&', '\u{2028}', '\u{2029}']) {
+            let (plain, escaped) = rest.split_at(at);
+            CompactFormatter.write_string_fragment(writer, plain)?;
+            let character = escaped.chars().next().expect("found just above");
+            write!(writer, "\\u{:04x}", u32::from(character))?;
+            rest = &escaped[character.len_utf8()..];
+        }
+        CompactFormatter.write_string_fragment(writer, rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn characters_of_html_are_escaped_and_others_are_not() {
+        let text = "a<b>&\u{2028}\u{2029}é\u{7f}\"\\\u{8}\u{c}\n\r\t\u{1}/";
+        let json = String::from_utf8(to_vec(&text)).unwrap();
+        assert_eq!(
+            json,
+            "\"a\\u003cb\\u003e\\u0026\\u2028\\u2029é\u{7f}\\\"\\\\\\b\\f\\n\\r\\t\\u0001/\""
+        );
+        assert_eq!(from_slice::<String>(json.as_bytes()).unwrap(), text);
+    }
+
+    #[test]
+    fn keys_are_sorted_and_escaped() {
+        let map: BTreeMap<_, _> = [("b", 1), ("<", 2), ("a", 3)].into();
+        assert_eq!(to_vec(&map), br#"{"\u003c":2,"a":3,"b":1}"#);
+    }
+
+    #[test]
+    fn every_invalid_byte_is_replaced() {
+        assert_eq!(
+            from_slice::<String>(b"\"a\xe2\x82b\xff\"").unwrap(),
+            "a\u{fffd}\u{fffd}b\u{fffd}"
+        );
+    }
+}
