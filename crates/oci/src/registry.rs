@@ -1,1 +1,3 @@
-//! See the package's essay.
+//! The registry client.
+
+pub mod retry;

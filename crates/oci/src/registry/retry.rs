@@ -1,0 +1,187 @@
+//! When to try again, and how long to wait before it.
+//!
+//! One policy for every request of this package. Waits grow exponentially from `min_wait` to `max_wait`; a
+//! `Retry-After` replaces the computed wait but never exceeds `max_wait`, whatever a registry says. On top of either
+//! comes up to an eighth of itself at random, so that readers that failed together do not return together.
+
+use std::time::{Duration, SystemTime};
+
+/// Waits between attempts and their number. The defaults are the reference's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Attempts after the first.
+    pub max_retries: u32,
+    /// Wait before the first retry.
+    pub min_wait: Duration,
+    /// Longest wait, computed or asked for by the registry.
+    pub max_wait: Duration,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> RetryPolicy {
+        RetryPolicy {
+            max_retries: 8,
+            min_wait: Duration::from_millis(30),
+            max_wait: Duration::from_secs(300),
+        }
+    }
+}
+
+impl RetryPolicy {
+    /// Wait before retry number `retry` (0 for the first), without jitter.
+    fn base(&self, retry: u32, retry_after: Option<Duration>) -> Duration {
+        match retry_after {
+            Some(asked) => asked.min(self.max_wait),
+            None => {
+                let factor = 1_u32.checked_shl(retry).unwrap_or(u32::MAX);
+                self.min_wait.saturating_mul(factor).min(self.max_wait)
+            }
+        }
+    }
+
+    /// Wait before retry number `retry` (0 for the first); at most `max_wait` and an eighth.
+    pub fn wait(&self, retry: u32, retry_after: Option<Duration>) -> Duration {
+        let base = self.base(retry, retry_after);
+        base + base.mul_f64(fastrand::f64() / 8.0)
+    }
+}
+
+/// Attempts of one operation: counts, and says how long to wait or that it is enough.
+#[derive(Debug)]
+pub(crate) struct Attempts {
+    policy: RetryPolicy,
+    made: u32,
+    /// Attempts since the last that got somewhere.
+    in_vain: u32,
+}
+
+impl Attempts {
+    pub(crate) fn new(policy: RetryPolicy) -> Attempts {
+        Attempts {
+            policy,
+            made: 1,
+            in_vain: 1,
+        }
+    }
+
+    /// Requests made so far, the first included.
+    pub(crate) fn made(&self) -> u32 {
+        self.made
+    }
+
+    /// The last attempt was of use: the budget starts anew.
+    pub(crate) fn progressed(&mut self) {
+        self.in_vain = 1;
+    }
+
+    /// Takes the next attempt: how long to wait before it, or `None` when all are used up.
+    pub(crate) fn next(&mut self, retry_after: Option<Duration>) -> Option<Duration> {
+        if self.in_vain > self.policy.max_retries {
+            return None;
+        }
+        let wait = self.policy.wait(self.in_vain - 1, retry_after);
+        self.in_vain += 1;
+        self.made += 1;
+        Some(wait)
+    }
+}
+
+/// Statuses worth another attempt: the registry is busy or broken, not offended.
+pub(crate) fn is_transient_status(status: u16) -> bool {
+    matches!(status, 408 | 425 | 429) || (status >= 500 && status != 501 && status != 505)
+}
+
+/// `Retry-After` as seconds or as an HTTP date; a date in the past is no wait.
+pub(crate) fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
+        // More digits than fit mean "very long"; the policy clamps it.
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
+    }
+    let at = httpdate::parse_http_date(value).ok()?;
+    Some(at.duration_since(now).unwrap_or(Duration::ZERO))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_default_budget_is_nine_attempts_in_about_eight_seconds() {
+        let mut attempts = Attempts::new(RetryPolicy::default());
+        let mut waited = Duration::ZERO;
+        while let Some(wait) = attempts.next(None) {
+            waited += wait;
+        }
+        assert_eq!(attempts.made(), 9);
+        assert!((Duration::from_millis(7650)..Duration::from_millis(8610)).contains(&waited));
+    }
+
+    #[test]
+    fn retry_after_is_obeyed_but_never_beyond_the_ceiling() {
+        let policy = RetryPolicy {
+            max_wait: Duration::from_secs(10),
+            ..RetryPolicy::default()
+        };
+        let wait = |asked| policy.base(0, retry_after(asked, SystemTime::UNIX_EPOCH));
+        assert_eq!(wait("0"), Duration::ZERO);
+        assert_eq!(wait("3"), Duration::from_secs(3));
+        assert_eq!(wait("86400"), Duration::from_secs(10));
+        assert_eq!(wait("99999999999999999999999999"), Duration::from_secs(10));
+        assert_eq!(
+            wait("Thu, 01 Jan 1970 00:00:05 GMT"),
+            Duration::from_secs(5)
+        );
+        assert_eq!(
+            wait("Wed, 31 Dec 1969 23:59:59 GMT"),
+            policy.min_wait,
+            "no date we know"
+        );
+        assert_eq!(wait("soon"), policy.min_wait);
+        let past = "Thu, 01 Jan 1970 00:00:05 GMT";
+        assert_eq!(retry_after(past, SystemTime::now()), Some(Duration::ZERO));
+        // The jitter of a zero wait is zero: no empty interval anywhere.
+        assert_eq!(policy.wait(0, Some(Duration::ZERO)), Duration::ZERO);
+    }
+
+    #[test]
+    fn progress_renews_the_budget() {
+        let policy = RetryPolicy {
+            max_retries: 1,
+            ..RetryPolicy::default()
+        };
+        let mut attempts = Attempts::new(policy);
+        assert!(attempts.next(None).is_some());
+        assert!(attempts.next(None).is_none());
+        attempts.progressed();
+        assert!(attempts.next(None).is_some());
+        assert_eq!(attempts.made(), 3);
+    }
+
+    #[test]
+    fn statuses_worth_another_attempt() {
+        for status in [408, 429, 500, 502, 503, 504, 599] {
+            assert!(is_transient_status(status), "{status}");
+        }
+        for status in [200, 206, 301, 400, 401, 403, 404, 416, 501] {
+            assert!(!is_transient_status(status), "{status}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn prop_a_wait_is_never_beyond_the_ceiling_and_an_eighth(
+            retry in 0_u32..100, min in 0_u64..1 << 40, max in 0_u64..1 << 40, header in ".{0,30}"
+        ) {
+            let policy = RetryPolicy {
+                max_retries: 8,
+                min_wait: Duration::from_millis(min),
+                max_wait: Duration::from_millis(max),
+            };
+            let wait = policy.wait(retry, retry_after(&header, SystemTime::now()));
+            prop_assert!(wait <= policy.max_wait.mul_f64(1.126));
+        }
+    }
+}
