@@ -1,0 +1,415 @@
+//! containerd's grammar of image names: a locator (`host/path`) and an object (tag, digest, or anything).
+//!
+//! containerd reads `dummy://` + name as a URL and cuts the path at the first `:` or `@`. What follows from that
+//! (percent escapes are decoded, a user before `@` in the host vanishes, query and fragment are dropped) is kept, and
+//! so are the texts of its errors, which our programs print.
+
+use std::fmt;
+
+use super::ImageRef;
+use crate::digest::Digest;
+
+/// A name as containerd understands it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerdName {
+    locator: String,
+    object: String,
+}
+
+/// Why containerd would refuse a name. Texts equal containerd's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ContainerdNameError {
+    /// Has a scheme.
+    #[error("invalid reference")]
+    Invalid,
+    /// No host.
+    #[error("hostname required")]
+    HostnameRequired,
+    /// Neither tag nor digest, where one is needed.
+    #[error("object required")]
+    ObjectRequired,
+    /// The name does not parse as a URL.
+    #[error("parse {}: {reason}", quoted(url))]
+    Url {
+        /// The name with containerd's dummy scheme before it.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Host without a repository: nothing a registry could be asked for.
+    #[error("reference {name:?} has no repository")]
+    NoRepository {
+        /// The name as given.
+        name: String,
+    },
+    /// What follows `@` is no digest that we know.
+    #[error("invalid digest {digest:?} in reference")]
+    Digest {
+        /// The text behind `@`.
+        digest: String,
+    },
+}
+
+impl ContainerdName {
+    /// Parses a name. An object is not required.
+    pub fn parse(name: &str) -> Result<ContainerdName, ContainerdNameError> {
+        if name.contains("://") {
+            return Err(ContainerdNameError::Invalid);
+        }
+        let (host, path) = split_url(name).map_err(|reason| ContainerdNameError::Url {
+            url: format!("dummy://{name}"),
+            reason,
+        })?;
+        if host.is_empty() {
+            return Err(ContainerdNameError::HostnameRequired);
+        }
+        let (path, object) = match path.find([':', '@']) {
+            // "@" stays with the object: it tells a digest from a tag.
+            Some(at) if path[at..].starts_with(':') => (&path[..at], &path[at + 1..]),
+            Some(at) => path.split_at(at),
+            None => (path.as_str(), ""),
+        };
+        Ok(ContainerdName {
+            locator: clean(&format!("{host}/{path}")),
+            object: object.to_owned(),
+        })
+    }
+
+    /// Host and path.
+    pub fn locator(&self) -> &str {
+        &self.locator
+    }
+
+    /// Everything behind the locator, without a leading `:`; a digest keeps its `@`.
+    pub fn object(&self) -> &str {
+        &self.object
+    }
+
+    /// The part of the object before `@`: the tag. Empty if there is none.
+    pub fn tag(&self) -> &str {
+        self.object
+            .split_once('@')
+            .map_or(self.object.as_str(), |(tag, _)| tag)
+    }
+
+    /// The part of the object behind `@`, as text: containerd does not check it here. Empty if there is none.
+    pub fn digest(&self) -> &str {
+        self.object.split_once('@').map_or("", |(_, digest)| digest)
+    }
+
+    /// The registry's host, with port.
+    pub fn host(&self) -> &str {
+        self.locator
+            .split_once('/')
+            .map_or(self.locator.as_str(), |(host, _)| host)
+    }
+
+    /// What to ask a registry for. Needs a repository and a tag or digest.
+    pub fn to_image_ref(&self) -> Result<ImageRef, ContainerdNameError> {
+        let Some((host, repository)) = self.locator.split_once('/').filter(|(_, r)| !r.is_empty())
+        else {
+            return Err(ContainerdNameError::NoRepository {
+                name: self.to_string(),
+            });
+        };
+        if self.object.is_empty() {
+            return Err(ContainerdNameError::ObjectRequired);
+        }
+        let digest = match self.digest() {
+            "" => None,
+            text => Some(
+                text.parse::<Digest>()
+                    .map_err(|_| ContainerdNameError::Digest {
+                        digest: text.to_owned(),
+                    })?,
+            ),
+        };
+        let tag = Some(self.tag())
+            .filter(|tag| !tag.is_empty())
+            .map(str::to_owned);
+        if tag.is_none() && digest.is_none() {
+            return Err(ContainerdNameError::ObjectRequired);
+        }
+        Ok(ImageRef {
+            host: host.to_owned(),
+            repository: repository.to_owned(),
+            tag,
+            digest,
+        })
+    }
+}
+
+/// containerd's canonical form.
+impl fmt::Display for ContainerdName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.object.as_str() {
+            "" => f.write_str(&self.locator),
+            digest if digest.starts_with('@') => write!(f, "{}{digest}", self.locator),
+            object => write!(f, "{}:{object}", self.locator),
+        }
+    }
+}
+
+/// Host and decoded path of `dummy://{name}`; the error is the reason in Go's words.
+fn split_url(name: &str) -> Result<(String, String), String> {
+    if name.bytes().any(|b| b < b' ' || b == 0x7f) {
+        return Err("net/url: invalid control character in URL".to_owned());
+    }
+    let (before_fragment, fragment) = name.split_once('#').unwrap_or((name, ""));
+    let before_query = before_fragment
+        .split_once('?')
+        .map_or(before_fragment, |(b, _)| b);
+    let (authority, path) = match before_query.find('/') {
+        Some(slash) => before_query.split_at(slash),
+        None => (before_query, ""),
+    };
+    let host = match authority.rsplit_once('@') {
+        Some((user, host)) => {
+            check_host(host)?;
+            check_userinfo(user)?;
+            host
+        }
+        None => {
+            check_host(authority)?;
+            authority
+        }
+    };
+    let path = unescape(path)?;
+    unescape(fragment)?;
+    Ok((host.to_owned(), path))
+}
+
+fn check_userinfo(user: &str) -> Result<(), String> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._:~!$&'()*+,;=%@".contains(&b);
+    if !user.bytes().all(allowed) {
+        return Err("net/url: invalid userinfo".to_owned());
+    }
+    unescape(user).map(|_| ())
+}
+
+fn check_host(host: &str) -> Result<(), String> {
+    let port = if host.starts_with('[') {
+        let Some(end) = host.rfind(']') else {
+            return Err("missing ']' in host".to_owned());
+        };
+        &host[end + 1..]
+    } else {
+        host.rfind(':').map_or("", |colon| &host[colon..])
+    };
+    let port_ok = match port.strip_prefix(':') {
+        Some(digits) => digits.bytes().all(|b| b.is_ascii_digit()),
+        None => port.is_empty(),
+    };
+    if !port_ok {
+        return Err(format!("invalid port {} after host", quoted(port)));
+    }
+    let allowed =
+        |b: u8| b.is_ascii_alphanumeric() || b >= 0x80 || b"-_.~!$&'()*+,;=:[]<>\"".contains(&b);
+    let mut rest = host;
+    while let Some(c) = rest.chars().next() {
+        if c == '%' {
+            // Only bytes beyond ASCII may be escaped in a host.
+            let escape: String = rest.chars().take(3).collect();
+            match decode_escape(&escape) {
+                Some(byte) if byte >= 0x80 => rest = &rest[3..],
+                _ => return Err(format!("invalid URL escape {}", quoted(&escape))),
+            }
+            continue;
+        }
+        if c.is_ascii() && !allowed(c as u8) {
+            return Err(format!(
+                "invalid character {} in host name",
+                quoted(&c.to_string())
+            ));
+        }
+        rest = &rest[c.len_utf8()..];
+    }
+    Ok(())
+}
+
+/// Decodes percent escapes. Bytes that are no UTF-8 become replacement characters: no such name exists in a registry.
+fn unescape(text: &str) -> Result<String, String> {
+    let mut out = Vec::with_capacity(text.len());
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        if bytes[at] == b'%' {
+            let escape: String = text[at..].chars().take(3).collect();
+            let Some(byte) = decode_escape(&escape) else {
+                return Err(format!("invalid URL escape {}", quoted(&escape)));
+            };
+            out.push(byte);
+            at += 3;
+        } else {
+            out.push(bytes[at]);
+            at += 1;
+        }
+    }
+    Ok(String::from_utf8_lossy(&out).into_owned())
+}
+
+/// The byte of `%xx`.
+fn decode_escape(escape: &str) -> Option<u8> {
+    let hex = escape.strip_prefix('%')?;
+    let both_hex = hex.len() == 2 && hex.bytes().all(|b| b.is_ascii_hexdigit());
+    if both_hex {
+        u8::from_str_radix(hex, 16).ok()
+    } else {
+        None
+    }
+}
+
+/// Joins as a clean path: no empty or `.` components, `..` resolved.
+fn clean(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            // Nothing above the first component: a locator is relative, where ".." beyond the start would stay.
+            ".." if parts.last().is_some_and(|last| *last != "..") => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    if parts.is_empty() {
+        ".".to_owned()
+    } else {
+        parts.join("/")
+    }
+}
+
+/// Double-quoted with the escapes that matter in a one-line message.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if (c as u32) < 0x20 || c as u32 == 0x7f => {
+                out.push_str(&format!("\\x{:02x}", c as u32));
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SHA: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn names_are_cut_as_containerd_cuts_them() {
+        let by_digest = format!("r.example/app@{SHA}");
+        let both = format!("r.example/app:v1@{SHA}");
+        let cases = [
+            ("r.example/app:v1", "r.example/app", "v1", "v1", ""),
+            (
+                "r.example:5000/a/b:v1",
+                "r.example:5000/a/b",
+                "v1",
+                "v1",
+                "",
+            ),
+            ("r.example/app", "r.example/app", "", "", ""),
+            ("r.example//a/./b:t", "r.example/a/b", "t", "t", ""),
+            ("r.example/%61pp:t", "r.example/app", "t", "t", ""),
+            ("user@r.example/app:t", "r.example/app", "t", "t", ""),
+            ("r.example/app:t?x#y", "r.example/app", "t", "t", ""),
+            ("r.example/App:t", "r.example/App", "t", "t", ""),
+            ("ubuntu", "ubuntu", "", "", ""),
+            ("[::1]:5000/a:t", "[::1]:5000/a", "t", "t", ""),
+            (&by_digest, "r.example/app", &by_digest[13..], "", SHA),
+            (&both, "r.example/app", &both[14..], "v1", SHA),
+        ];
+        for (name, locator, object, tag, digest) in cases {
+            let parsed = ContainerdName::parse(name).expect(name);
+            assert_eq!(parsed.locator(), locator, "{name}");
+            assert_eq!(parsed.object(), object, "{name}");
+            assert_eq!(parsed.tag(), tag, "{name}");
+            assert_eq!(parsed.digest(), digest, "{name}");
+        }
+    }
+
+    #[test]
+    fn refusals_have_the_words_of_containerd() {
+        let cases = [
+            ("https://r.example/app", "invalid reference"),
+            ("", "hostname required"),
+            ("/app:t", "hostname required"),
+            (
+                "multi:foo",
+                r#"parse "dummy://multi:foo": invalid port ":foo" after host"#,
+            ),
+            (
+                "a b/c:t",
+                r#"parse "dummy://a b/c:t": invalid character " " in host name"#,
+            ),
+            (
+                "r.example/%zz",
+                r#"parse "dummy://r.example/%zz": invalid URL escape "%zz""#,
+            ),
+            (
+                "[::1/app",
+                r#"parse "dummy://[::1/app": missing ']' in host"#,
+            ),
+            (
+                "r.example/a\n",
+                r#"parse "dummy://r.example/a\n": net/url: invalid control character in URL"#,
+            ),
+        ];
+        for (name, message) in cases {
+            assert_eq!(
+                ContainerdName::parse(name).expect_err(name).to_string(),
+                message
+            );
+        }
+    }
+
+    #[test]
+    fn an_image_reference_needs_repository_and_object() {
+        let full = |name: &str| ImageRef::from_containerd(name);
+        let image = full("r.example:5000/a/B:v1").expect("tagged");
+        assert_eq!(
+            (image.host(), image.repository(), image.tag()),
+            ("r.example:5000", "a/B", Some("v1"))
+        );
+        assert_eq!(image.to_string(), "r.example:5000/a/B:v1");
+        let by_digest = full(&format!("r.example/a@{SHA}")).expect("by digest");
+        assert_eq!(
+            by_digest.digest().map(ToString::to_string).as_deref(),
+            Some(SHA)
+        );
+        assert_eq!(
+            full("r.example/a"),
+            Err(ContainerdNameError::ObjectRequired)
+        );
+        assert!(matches!(
+            full("r.example"),
+            Err(ContainerdNameError::NoRepository { .. })
+        ));
+        assert!(matches!(
+            full("r.example/a@zz"),
+            Err(ContainerdNameError::Digest { .. })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn prop_never_panics(name in "(\\PC|[%:@/#?\\[\\]]){0,40}") {
+            if let Ok(parsed) = ContainerdName::parse(&name) {
+                prop_assert!(!parsed.locator().is_empty());
+                let _image = parsed.to_image_ref();
+            }
+        }
+    }
+}
