@@ -1,0 +1,506 @@
+//! The tree of an image while it is made, and what it refuses.
+//!
+//! Everything lies in a few arenas: 40 bytes a node, 20 a link and 12 of its index, names and
+//! attribute values in one byte string. Nodes are never removed; what is no longer linked from the
+//! root is not written, and link counts are counted when the image is written.
+
+mod emit;
+mod error;
+mod index;
+mod layout;
+mod xattrs;
+
+use std::io::Write;
+
+use crate::format::{
+    BLOCK_SIZE, MAX_MAJOR, MAX_MINOR, MAX_NAME, MAX_SYMLINK, NULL_BLOCK, S_IFBLK, S_IFCHR, S_IFDIR,
+    S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, decode_device, encode_device,
+};
+pub use error::{ImageError, WriteError};
+use index::LinkIndex;
+use xattrs::Xattr;
+
+/// "No node", "no link", "no attribute" in the arenas.
+const NONE: u32 = u32::MAX;
+
+/// A node of an [`Image`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(u32);
+
+impl NodeId {
+    /// The root directory.
+    pub const ROOT: Self = Self(0);
+
+    /// The node's ordinal: nodes are numbered from 0 in the order in which they were made.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A time in seconds since 1970 and nanoseconds below 10^9.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Time {
+    /// Seconds since 1970, may be negative.
+    pub secs: i64,
+    /// Nanoseconds, below 10^9.
+    pub nanos: u32,
+}
+
+/// What every node has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Attributes {
+    /// Permissions with setuid, setgid and sticky: the low twelve bits of `st_mode`.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time.
+    pub mtime: Time,
+}
+
+/// What a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind<'a> {
+    /// A file of `size` bytes that begins at block `data_block` of the device. The block counts for
+    /// nothing when the size is 0.
+    Regular {
+        /// Bytes.
+        size: u64,
+        /// First 4 KiB block on the device.
+        data_block: u64,
+    },
+    /// A directory.
+    Directory,
+    /// A symbolic link with its target.
+    Symlink(&'a [u8]),
+    /// A character device.
+    Char {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A block device.
+    Block {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// A fifo.
+    Fifo,
+    /// A socket.
+    Socket,
+}
+
+/// A node to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Inode<'a> {
+    /// What it is.
+    pub kind: Kind<'a>,
+    /// Its attributes.
+    pub attributes: Attributes,
+}
+
+/// A node in its arena. `place` and `extra` depend on the kind:
+///
+/// | kind | `place` | `extra` |
+/// |--|--|--|
+/// | regular | size | first block |
+/// | directory | first link in it | its parent, [`NONE`] while not linked |
+/// | symlink | offset of the target in `bytes` | its length |
+/// | device | device number | |
+#[derive(Debug, Clone)]
+struct Node {
+    place: u64,
+    mtime_secs: i64,
+    extra: u32,
+    uid: u32,
+    gid: u32,
+    mtime_nanos: u32,
+    xattrs: u32,
+    mode: u16,
+}
+
+/// A name in a directory. Its child is [`NONE`] after it was removed; the slot is used again.
+#[derive(Debug, Clone)]
+struct Link {
+    dir: u32,
+    child: u32,
+    name: u32,
+    next: u32,
+    name_len: u8,
+}
+
+/// A tree that can be written as an EROFS image.
+///
+/// ```
+/// use soci_erofs::{Attributes, Image, Inode, Kind, NodeId, Reader};
+/// let mut image = Image::new(1, Attributes { mode: 0o755, ..Attributes::default() })?;
+/// let attributes = Attributes { mode: 0o644, ..Attributes::default() };
+/// let hello = image.inode(&Inode { kind: Kind::Regular { size: 5, data_block: 0 }, attributes })?;
+/// image.link(NodeId::ROOT, b"hello", hello)?;
+/// let mut bytes = Vec::new();
+/// image.write(&mut bytes)?;
+/// let reader = Reader::open(&bytes)?;
+/// let nid = reader.lookup(reader.root(), b"hello")?.expect("just written");
+/// assert_eq!(reader.stat(nid)?.size, 5);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Image {
+    nodes: Vec<Node>,
+    links: Vec<Link>,
+    index: LinkIndex,
+    xattrs: Vec<Xattr>,
+    bytes: Vec<u8>,
+    device_blocks: u32,
+    uuid: [u8; 16],
+}
+
+impl Image {
+    /// An image with an empty root over a device of so many 4 KiB blocks.
+    ///
+    /// # Errors
+    /// [`ImageError::DeviceTooLarge`], and [`ImageError::BadTime`] for the root's time.
+    pub fn new(device_blocks: u64, root: Attributes) -> Result<Self, ImageError> {
+        let mut image = Self {
+            nodes: Vec::new(),
+            links: Vec::new(),
+            index: LinkIndex::default(),
+            xattrs: Vec::new(),
+            bytes: Vec::new(),
+            device_blocks: 0,
+            uuid: [0; 16],
+        };
+        image.set_device_blocks(device_blocks)?;
+        let root = image.inode(&Inode {
+            kind: Kind::Directory,
+            attributes: root,
+        })?;
+        // Its own parent, so that nobody can link it.
+        image.nodes[root.index()].extra = root.0;
+        Ok(image)
+    }
+
+    /// Changes the size of the device. Files that are in the image already are not checked again.
+    ///
+    /// # Errors
+    /// [`ImageError::DeviceTooLarge`].
+    pub fn set_device_blocks(&mut self, blocks: u64) -> Result<(), ImageError> {
+        self.device_blocks =
+            u32::try_from(blocks).map_err(|_| ImageError::DeviceTooLarge(blocks))?;
+        Ok(())
+    }
+
+    /// Gives the image an identity. Overlayfs tells its lower layers apart by it, and keeps inode
+    /// numbers over a copy-up only for layers that have one of their own.
+    pub fn set_uuid(&mut self, uuid: [u8; 16]) {
+        self.uuid = uuid;
+    }
+
+    /// Makes room for so many more nodes.
+    pub fn reserve(&mut self, nodes: usize) {
+        self.nodes.reserve(nodes);
+        self.links.reserve(nodes);
+    }
+
+    /// Adds a node that nothing links yet.
+    ///
+    /// # Errors
+    /// What the format cannot say: see [`ImageError`].
+    pub fn inode(&mut self, inode: &Inode<'_>) -> Result<NodeId, ImageError> {
+        check_time(inode.attributes.mtime)?;
+        let id = u32::try_from(self.nodes.len()).unwrap_or(NONE);
+        if id == NONE {
+            return Err(ImageError::TooMany("nodes"));
+        }
+        let (kind, place, extra) = self.place_of(inode.kind)?;
+        let Attributes {
+            mode,
+            uid,
+            gid,
+            mtime,
+        } = inode.attributes;
+        self.nodes.push(Node {
+            place,
+            mtime_secs: mtime.secs,
+            extra,
+            uid,
+            gid,
+            mtime_nanos: mtime.nanos,
+            xattrs: NONE,
+            mode: kind | (mode & !S_IFMT),
+        });
+        Ok(NodeId(id))
+    }
+
+    fn place_of(&mut self, kind: Kind<'_>) -> Result<(u16, u64, u32), ImageError> {
+        let device = |major, minor| {
+            if major > MAX_MAJOR || minor > MAX_MINOR {
+                return Err(ImageError::DeviceNumber { major, minor });
+            }
+            Ok(u64::from(encode_device(major, minor)))
+        };
+        Ok(match kind {
+            Kind::Regular { size: 0, .. } => (S_IFREG, 0, NULL_BLOCK),
+            Kind::Regular { size, data_block } => {
+                let end = data_block.checked_add(size.div_ceil(BLOCK_SIZE));
+                let blocks = u64::from(self.device_blocks);
+                match u32::try_from(data_block) {
+                    Ok(block) if end.is_some_and(|end| end <= blocks) => (S_IFREG, size, block),
+                    _ => {
+                        return Err(ImageError::OutsideDevice {
+                            size,
+                            block: data_block,
+                            blocks,
+                        });
+                    }
+                }
+            }
+            Kind::Directory => (S_IFDIR, u64::from(NONE), NONE),
+            Kind::Symlink(target) => {
+                if target.is_empty() || target.len() > MAX_SYMLINK {
+                    return Err(ImageError::SymlinkLength(target.len()));
+                }
+                if target.contains(&0) {
+                    return Err(ImageError::SymlinkNul);
+                }
+                let offset = self.keep(target)?;
+                (
+                    S_IFLNK,
+                    u64::from(offset),
+                    u32::try_from(target.len()).unwrap_or(NONE),
+                )
+            }
+            Kind::Char { major, minor } => (S_IFCHR, device(major, minor)?, 0),
+            Kind::Block { major, minor } => (S_IFBLK, device(major, minor)?, 0),
+            Kind::Fifo => (S_IFIFO, 0, 0),
+            Kind::Socket => (S_IFSOCK, 0, 0),
+        })
+    }
+
+    /// Appends bytes to the arena; their offset.
+    fn keep(&mut self, bytes: &[u8]) -> Result<u32, ImageError> {
+        let too_many = ImageError::TooMany("bytes of names");
+        let Ok(offset) = u32::try_from(self.bytes.len()) else {
+            return Err(too_many);
+        };
+        self.bytes.extend_from_slice(bytes);
+        Ok(offset)
+    }
+
+    fn kept(&self, offset: u32, len: usize) -> &[u8] {
+        &self.bytes[offset as usize..][..len]
+    }
+
+    /// Puts a node into a directory under a name. Names of what is not a directory may be many.
+    ///
+    /// # Errors
+    /// Bad names, a name that is there, a parent that is no directory, a directory that is linked
+    /// already.
+    pub fn link(&mut self, dir: NodeId, name: &[u8], child: NodeId) -> Result<(), ImageError> {
+        check_name(name)?;
+        if !self.is_dir(dir) {
+            return Err(ImageError::NotADirectory(name.to_vec()));
+        }
+        if self.is_dir(child) && self.nodes[child.index()].extra != NONE {
+            return Err(ImageError::DirectoryLinkedTwice(name.to_vec()));
+        }
+        let hash = self.index.hash(dir.0, name);
+        match self.find(hash, dir, name) {
+            Some(link) if self.links[link as usize].child != NONE => {
+                return Err(ImageError::Duplicate(name.to_vec()));
+            }
+            Some(link) => self.links[link as usize].child = child.0,
+            None => self.new_link(hash, dir, name, child)?,
+        }
+        if self.is_dir(child) {
+            self.nodes[child.index()].extra = dir.0;
+        }
+        Ok(())
+    }
+
+    fn new_link(
+        &mut self,
+        hash: u32,
+        dir: NodeId,
+        name: &[u8],
+        child: NodeId,
+    ) -> Result<(), ImageError> {
+        let id = u32::try_from(self.links.len()).unwrap_or(NONE);
+        // The last two numbers stand for `.` and `..` in the layout.
+        if id >= layout::DOT {
+            return Err(ImageError::TooMany("links"));
+        }
+        let first = &mut self.nodes[dir.index()].place;
+        let next = u32::try_from(*first).unwrap_or(NONE);
+        *first = u64::from(id);
+        let offset = self.keep(name)?;
+        let name_len = u8::try_from(name.len()).unwrap_or(u8::MAX);
+        self.links.push(Link {
+            dir: dir.0,
+            child: child.0,
+            name: offset,
+            next,
+            name_len,
+        });
+        self.index.insert(hash, id);
+        Ok(())
+    }
+
+    /// Takes a name out of a directory; the node it stood for.
+    pub fn unlink(&mut self, dir: NodeId, name: &[u8]) -> Option<NodeId> {
+        let link = self.find(self.index.hash(dir.0, name), dir, name)?;
+        let child = std::mem::replace(&mut self.links[link as usize].child, NONE);
+        if child == NONE {
+            return None;
+        }
+        let child = NodeId(child);
+        if self.is_dir(child) {
+            self.nodes[child.index()].extra = NONE;
+        }
+        Some(child)
+    }
+
+    /// The node under a name in a directory.
+    #[must_use]
+    pub fn child(&self, dir: NodeId, name: &[u8]) -> Option<NodeId> {
+        let link = self.find(self.index.hash(dir.0, name), dir, name)?;
+        let child = self.links[link as usize].child;
+        (child != NONE).then_some(NodeId(child))
+    }
+
+    fn find(&self, hash: u32, dir: NodeId, name: &[u8]) -> Option<u32> {
+        self.index.find(hash, |id| {
+            let link = &self.links[id as usize];
+            link.dir == dir.0 && self.name(link) == name
+        })
+    }
+
+    fn name(&self, link: &Link) -> &[u8] {
+        self.kept(link.name, usize::from(link.name_len))
+    }
+
+    /// Names and nodes in a directory, the last put in first; nothing for what is no directory.
+    pub fn children(&self, dir: NodeId) -> impl Iterator<Item = (&[u8], NodeId)> {
+        self.links_of(dir).map(|id| {
+            let link = &self.links[id as usize];
+            (self.name(link), NodeId(link.child))
+        })
+    }
+
+    fn links_of(&self, dir: NodeId) -> impl Iterator<Item = u32> {
+        let first = &self.nodes[dir.index()].place;
+        let mut next = if self.is_dir(dir) {
+            u32::try_from(*first).unwrap_or(NONE)
+        } else {
+            NONE
+        };
+        std::iter::from_fn(move || {
+            let link = self.links.get(next as usize)?;
+            Some(std::mem::replace(&mut next, link.next))
+        })
+        .filter(|&id| self.links[id as usize].child != NONE)
+    }
+
+    /// The directory that holds a directory: itself for the root, none while it is not linked.
+    #[must_use]
+    pub fn parent(&self, dir: NodeId) -> Option<NodeId> {
+        let parent = self.nodes[dir.index()].extra;
+        (self.is_dir(dir) && parent != NONE).then_some(NodeId(parent))
+    }
+
+    /// Whether a node is a directory.
+    #[must_use]
+    pub fn is_dir(&self, node: NodeId) -> bool {
+        self.nodes[node.index()].mode & S_IFMT == S_IFDIR
+    }
+
+    /// What a node is.
+    #[must_use]
+    pub fn kind(&self, node: NodeId) -> Kind<'_> {
+        let node = &self.nodes[node.index()];
+        let number = u32::try_from(node.place).unwrap_or(NONE);
+        let (major, minor) = decode_device(number);
+        match node.mode & S_IFMT {
+            S_IFREG => Kind::Regular {
+                size: node.place,
+                data_block: u64::from(node.extra),
+            },
+            S_IFDIR => Kind::Directory,
+            S_IFLNK => Kind::Symlink(self.kept(number, node.extra as usize)),
+            S_IFCHR => Kind::Char { major, minor },
+            S_IFBLK => Kind::Block { major, minor },
+            S_IFIFO => Kind::Fifo,
+            _ => Kind::Socket,
+        }
+    }
+
+    /// A node's attributes.
+    #[must_use]
+    pub fn attributes(&self, node: NodeId) -> Attributes {
+        let node = &self.nodes[node.index()];
+        Attributes {
+            mode: node.mode & !S_IFMT,
+            uid: node.uid,
+            gid: node.gid,
+            mtime: Time {
+                secs: node.mtime_secs,
+                nanos: node.mtime_nanos,
+            },
+        }
+    }
+
+    /// Replaces a node's attributes.
+    ///
+    /// # Errors
+    /// [`ImageError::BadTime`].
+    pub fn set_attributes(&mut self, node: NodeId, to: Attributes) -> Result<(), ImageError> {
+        check_time(to.mtime)?;
+        let node = &mut self.nodes[node.index()];
+        node.mode = (node.mode & S_IFMT) | (to.mode & !S_IFMT);
+        node.uid = to.uid;
+        node.gid = to.gid;
+        node.mtime_secs = to.mtime.secs;
+        node.mtime_nanos = to.mtime.nanos;
+        Ok(())
+    }
+
+    /// Nodes made so far, linked or not.
+    #[must_use]
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Lays the tree out and writes it; the bytes of the image, a multiple of 4096.
+    ///
+    /// Output comes in order and in pieces of some 64 KiB; nothing is sought.
+    ///
+    /// # Errors
+    /// See [`WriteError`].
+    pub fn write(&self, out: impl Write) -> Result<u64, WriteError> {
+        let plan = layout::Plan::new(self)?;
+        emit::emit(self, &plan, out)
+    }
+}
+
+fn check_name(name: &[u8]) -> Result<(), ImageError> {
+    if name.len() > MAX_NAME {
+        return Err(ImageError::NameTooLong(name.len()));
+    }
+    let special = matches!(name, b"" | b"." | b"..");
+    if special || name.iter().any(|&byte| byte == 0 || byte == b'/') {
+        return Err(ImageError::BadName(name.to_vec()));
+    }
+    Ok(())
+}
+
+fn check_time(time: Time) -> Result<(), ImageError> {
+    if time.nanos >= 1_000_000_000 {
+        return Err(ImageError::BadTime(time.nanos));
+    }
+    Ok(())
+}
