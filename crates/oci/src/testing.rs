@@ -6,10 +6,19 @@
 //! * [`MemoryBlob`], [`FaultyFetcher`]: [`crate::fetch::Fetcher`] without a network.
 //! * [`conformance`]: what a `Fetcher` promises.
 
+mod access;
+mod blobs;
 pub mod conformance;
+mod fault;
 mod fetchers;
+mod push;
+mod registry;
+mod serve;
 
+pub use access::Access;
+pub use fault::{Fault, On, Wrong};
 pub use fetchers::{FaultyFetcher, FetchFault, MemoryBlob};
+pub use registry::{Expired, Redirect, Seen, Setup, TestRegistry};
 
 /// Bytes that look like nothing in particular and are the same at every call: byte `i` depends on `i` and `seed` only.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {

@@ -1,0 +1,195 @@
+//! Who may use the test registry: nobody asks, a password, or tokens that run out.
+
+use std::time::{Duration, Instant};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use hyper::{Method, StatusCode, header};
+
+use super::{
+    registry::Shared,
+    serve::{Answer, Head, text},
+};
+
+/// How the test registry wants to be asked.
+#[derive(Clone, Debug, Default)]
+pub enum Access {
+    /// Everybody may do everything.
+    #[default]
+    Open,
+    /// `Authorization: Basic` with every request.
+    Basic {
+        /// Name.
+        user: String,
+        /// Password.
+        password: String,
+    },
+    /// `Authorization: Bearer` with a token of the registry's own token endpoint.
+    Token {
+        /// Who gets a token; everybody, for pulling, if absent.
+        login: Option<(String, String)>,
+        /// How long a token is good for, and what its answer announces.
+        lifetime: Duration,
+        /// Whether the endpoint knows OAuth2 POST requests; if not it answers them with 404.
+        oauth: bool,
+    },
+}
+
+/// A token that was handed out.
+#[derive(Clone, Debug)]
+pub(super) struct Token {
+    value: String,
+    scopes: Vec<String>,
+    until: Instant,
+}
+
+/// `None` if the request may pass, else the refusal.
+pub(super) fn refusal(shared: &Shared, head: &Head, repository: Option<&str>) -> Option<Answer> {
+    let push = !matches!(head.method, Method::GET | Method::HEAD);
+    let challenge = match &shared.setup.access {
+        Access::Open => return None,
+        Access::Basic { user, password } => {
+            if head.authorization.as_deref() == Some(basic(user, password).as_str()) {
+                return None;
+            }
+            "Basic realm=\"test registry\"".to_owned()
+        }
+        Access::Token { .. } => {
+            let action = if push { "push" } else { "pull" };
+            let presented = head
+                .authorization
+                .as_deref()
+                .and_then(|a| a.strip_prefix("Bearer "));
+            let good = presented.is_some_and(|value| {
+                let now = Instant::now();
+                shared.inner().tokens.iter().any(|token| {
+                    token.value == value
+                        && token.until > now
+                        && repository.is_none_or(|name| {
+                            token.scopes.iter().any(|scope| allows(scope, name, action))
+                        })
+                })
+            });
+            if good {
+                return None;
+            }
+            let scope = match repository {
+                Some(name) if push => format!(",scope=\"repository:{name}:pull,push\""),
+                Some(name) => format!(",scope=\"repository:{name}:pull\""),
+                None => String::new(),
+            };
+            let error = if presented.is_some() {
+                ",error=\"invalid_token\""
+            } else {
+                ""
+            };
+            format!(
+                "Bearer realm=\"{}/token\",service=\"test-registry\"{scope}{error}",
+                shared.base_url()
+            )
+        }
+    };
+    let mut answer = text(
+        StatusCode::UNAUTHORIZED,
+        r#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#,
+    );
+    let challenge = challenge.parse().expect("a challenge is a header value");
+    answer
+        .headers_mut()
+        .insert(header::WWW_AUTHENTICATE, challenge);
+    Some(answer)
+}
+
+fn allows(scope: &str, repository: &str, action: &str) -> bool {
+    scope
+        .strip_prefix("repository:")
+        .and_then(|rest| rest.rsplit_once(':'))
+        .is_some_and(|(name, actions)| {
+            name == repository && actions.split(',').any(|granted| granted == action)
+        })
+}
+
+/// The token endpoint: GET with Basic or nothing, POST as OAuth2.
+pub(super) fn token(shared: &Shared, head: &Head, body: &[u8]) -> Answer {
+    let Access::Token {
+        login,
+        lifetime,
+        oauth,
+    } = &shared.setup.access
+    else {
+        return text(StatusCode::NOT_FOUND, "no tokens here");
+    };
+    let (scopes, granted) = if head.method == Method::POST {
+        if !oauth {
+            return text(StatusCode::NOT_FOUND, "no OAuth2 here");
+        }
+        let form = pairs(std::str::from_utf8(body).unwrap_or_default());
+        let value = |key: &str| form.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
+        let granted = login
+            .as_ref()
+            .is_some_and(|(user, password)| match value("grant_type") {
+                Some("password") => {
+                    value("username") == Some(user) && value("password") == Some(password)
+                }
+                Some("refresh_token") => value("refresh_token") == Some(password),
+                _ => false,
+            });
+        (values(&form, "scope"), granted)
+    } else {
+        let granted = match (login, &head.authorization) {
+            (Some((user, password)), Some(given)) => *given == basic(user, password),
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        (values(&pairs(&head.query), "scope"), granted)
+    };
+    if !granted {
+        return text(
+            StatusCode::UNAUTHORIZED,
+            r#"{"details":"incorrect username or password"}"#,
+        );
+    }
+    let value = {
+        let mut inner = shared.inner();
+        inner.tokens_issued += 1;
+        let value = format!("token-{}-do-not-print", inner.tokens_issued);
+        let until = Instant::now() + *lifetime;
+        inner.tokens.push(Token {
+            value: value.clone(),
+            scopes,
+            until,
+        });
+        value
+    };
+    let field = if head.method == Method::POST {
+        "access_token"
+    } else {
+        "token"
+    };
+    text(
+        StatusCode::OK,
+        &format!(
+            r#"{{"{field}":"{value}","expires_in":{}}}"#,
+            lifetime.as_secs().max(1)
+        ),
+    )
+}
+
+fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
+}
+
+fn values(pairs: &[(String, String)], key: &str) -> Vec<String> {
+    let of_key = pairs.iter().filter(|(k, _)| k == key);
+    of_key
+        .flat_map(|(_, v)| v.split(' ').map(str::to_owned))
+        .collect()
+}
+
+/// Decoded pairs of a query or a form.
+pub(super) fn pairs(text: &str) -> Vec<(String, String)> {
+    let url = format!("http://x/?{text}");
+    match reqwest::Url::parse(&url) {
+        Ok(url) => url.query_pairs().into_owned().collect(),
+        Err(_) => Vec::new(),
+    }
+}
