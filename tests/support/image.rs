@@ -1,0 +1,215 @@
+//! Small images made by the test that needs them, and converted by the program under test.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::process::{Program, binary, tool};
+use crate::tar::{self, Entry};
+
+/// How a layer is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compressor {
+    None,
+    Gzip,
+    Pigz,
+}
+
+/// A layer: the archive and the blob that a registry holds.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    pub tar: Vec<u8>,
+    pub blob: Vec<u8>,
+    media_type: &'static str,
+}
+
+impl Layer {
+    /// A gzip layer of these entries.
+    pub fn of(entries: &[Entry]) -> Result<Self> {
+        Self::compressed(tar::write(entries), Compressor::Gzip)
+    }
+
+    pub fn compressed(tar: Vec<u8>, compressor: Compressor) -> Result<Self> {
+        let (blob, media_type) = match compressor {
+            Compressor::None => (tar.clone(), "application/vnd.oci.image.layer.v1.tar"),
+            Compressor::Gzip => (
+                filter("gzip", &["-n", "-6"], &tar)?,
+                "application/vnd.oci.image.layer.v1.tar+gzip",
+            ),
+            Compressor::Pigz => (
+                filter("pigz", &["-n", "-p", "2"], &tar)?,
+                "application/vnd.oci.image.layer.v1.tar+gzip",
+            ),
+        };
+        Ok(Self {
+            tar,
+            blob,
+            media_type,
+        })
+    }
+
+    /// `sha256:…` of the blob.
+    pub fn digest(&self) -> String {
+        digest(&self.blob)
+    }
+
+    /// `sha256:…` of the archive.
+    pub fn diff_id(&self) -> String {
+        digest(&self.tar)
+    }
+}
+
+/// An image of layers from the lowest up.
+#[derive(Debug, Clone)]
+pub struct Image {
+    pub layers: Vec<Layer>,
+}
+
+impl Image {
+    pub fn new(layers: Vec<Layer>) -> Self {
+        Self { layers }
+    }
+
+    /// A gzip layer for each list of entries.
+    pub fn of(layers: &[&[Entry]]) -> Result<Self> {
+        Ok(Self::new(
+            layers
+                .iter()
+                .map(|entries| Layer::of(entries))
+                .collect::<Result<_>>()?,
+        ))
+    }
+
+    /// The same with a layer below that has a shell (busybox), so that containers can run.
+    pub fn runnable(layers: &[&[Entry]]) -> Result<Self> {
+        let mut all = vec![Layer::of(&shell()?)?];
+        all.extend(Self::of(layers)?.layers);
+        Ok(Self::new(all))
+    }
+
+    /// Writes it as an OCI layout to `folder`, which is created.
+    pub fn write_layout(&self, folder: &Path) -> Result<()> {
+        let blobs = folder.join("blobs/sha256");
+        fs::create_dir_all(&blobs)?;
+        let put = |kind: &str, data: &[u8]| -> Result<Value> {
+            let name = digest(data);
+            fs::write(blobs.join(&name["sha256:".len()..]), data)?;
+            Ok(json!({"mediaType": kind, "digest": name, "size": data.len()}))
+        };
+        let config = json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/busybox", "sh"]},
+            "rootfs": {"type": "layers", "diff_ids": self.layers.iter().map(Layer::diff_id).collect::<Vec<_>>()},
+        });
+        let config = put(
+            "application/vnd.oci.image.config.v1+json",
+            &serde_json::to_vec(&config)?,
+        )?;
+        let layers = self
+            .layers
+            .iter()
+            .map(|layer| put(layer.media_type, &layer.blob))
+            .collect::<Result<Vec<_>>>()?;
+        let manifest_type = "application/vnd.oci.image.manifest.v1+json";
+        let manifest = json!({"schemaVersion": 2, "mediaType": manifest_type, "config": config, "layers": layers});
+        let mut manifest = put(manifest_type, &serde_json::to_vec(&manifest)?)?;
+        manifest["platform"] = json!({"architecture": "amd64", "os": "linux"});
+        let index_type = "application/vnd.oci.image.index.v1+json";
+        let index = json!({"schemaVersion": 2, "mediaType": index_type, "manifests": [manifest]});
+        fs::write(folder.join("index.json"), serde_json::to_vec(&index)?)?;
+        fs::write(
+            folder.join("oci-layout"),
+            br#"{"imageLayoutVersion":"1.0.0"}"#,
+        )?;
+        Ok(())
+    }
+}
+
+/// Runs `soci convert --standalone` from layout to layout, with a small span size so that small layers have many
+/// spans, and no lower limit of the layer size unless `arguments` say otherwise.
+pub fn convert(from: &Path, to: &Path, arguments: &[&str]) -> Result<()> {
+    let mut program =
+        Program::at(&binary("soci")?).args(["convert", "--standalone", "--format", "oci-dir"]);
+    if arguments.is_empty() {
+        program = program.args(["--min-layer-size", "0", "--span-size", "65536"]);
+    }
+    program
+        .args(arguments)
+        .args([from, to])
+        .succeed()
+        .map(|_| ())
+}
+
+/// A folder with the image's layout and a folder with its converted layout, under `folder`.
+pub fn layouts(image: &Image, folder: &Path, arguments: &[&str]) -> Result<(PathBuf, PathBuf)> {
+    let (plain, converted) = (folder.join("plain"), folder.join("converted"));
+    image.write_layout(&plain)?;
+    convert(&plain, &converted, arguments)?;
+    Ok((plain, converted))
+}
+
+/// `/bin/busybox` with its usual names, and the folders that a runtime mounts on.
+pub fn shell() -> Result<Vec<Entry>> {
+    let busybox = fs::read(tool("busybox")?).context("read busybox")?;
+    let mut entries = vec![
+        tar::directory("bin"),
+        tar::file("bin/busybox", busybox).mode(0o755),
+    ];
+    for name in [
+        "sh", "cat", "ls", "sleep", "true", "echo", "dd", "md5sum", "touch", "rm", "id", "stat",
+    ] {
+        entries.push(tar::hardlink(format!("bin/{name}"), "bin/busybox").mode(0o755));
+    }
+    entries.extend(["proc", "sys", "dev", "run", "etc"].map(tar::directory));
+    entries.push(tar::directory("tmp").mode(0o1777));
+    Ok(entries)
+}
+
+/// `sha256:…` of some bytes.
+pub fn digest(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::from("sha256:");
+    for byte in Sha256::digest(bytes) {
+        write!(text, "{byte:02x}").expect("a String takes everything");
+    }
+    text
+}
+
+/// Bytes that do not compress, the same for the same seed.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut out = Vec::with_capacity(length + 8);
+    while out.len() < length {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.to_le_bytes());
+    }
+    out.truncate(length);
+    out
+}
+
+fn filter(program: &str, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {program}"))?;
+    let mut stdin = child.stdin.take().context("its input")?;
+    std::thread::scope(|scope| {
+        // Fed from another thread: a filter writes while it reads.
+        let feeder = scope.spawn(move || stdin.write_all(input));
+        let output = child.wait_with_output()?;
+        if feeder.join().is_err() || !output.status.success() {
+            bail!("{program} did not compress");
+        }
+        Ok(output.stdout)
+    })
+}

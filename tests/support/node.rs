@@ -1,0 +1,370 @@
+//! One machine: containerd with our daemon as its snapshotter `soci`.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{Daemon, Finished, Program};
+
+/// The name under which containerd knows our daemon.
+pub const SOCI: &str = "soci";
+/// containerd's own snapshotter: it unpacks, and is the oracle.
+pub const OVERLAYFS: &str = "overlayfs";
+
+const START: Duration = Duration::from_secs(30);
+
+/// What a node is to be like.
+#[derive(Debug, Clone, Default)]
+pub struct NodeOptions {
+    /// The daemon's configuration file.
+    pub config: String,
+    /// A certificate authority that both daemons trust besides their own.
+    pub authority: Option<PathBuf>,
+    /// The daemon's state folder, if it is not to lie in the node's folder.
+    pub root: Option<PathBuf>,
+    /// Only containerd, with its own snapshotters.
+    pub oracle_only: bool,
+}
+
+/// A containerd and a snapshotter with folders and sockets of their own.
+#[derive(Debug)]
+pub struct Node {
+    folder: PathBuf,
+    sockets: PathBuf,
+    root: PathBuf,
+    options: NodeOptions,
+    // Dropped in this order: containerd first, so that it never sees its snapshotter go.
+    containerd: Option<Daemon>,
+    snapshotter: Option<Daemon>,
+}
+
+impl Node {
+    /// Starts both daemons; their folders are made under `folder`, their sockets under `/run/containerd`.
+    pub fn start(folder: &Path, options: NodeOptions) -> Result<Self> {
+        if std::env::var_os("SOCI_SANDBOX").is_none() {
+            bail!(
+                "containers and mounts are made in namespaces of their own only\nrun `make e2e` or `make test`"
+            );
+        }
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let sockets = PathBuf::from(format!(
+            "/run/containerd/node-{}-{number}",
+            std::process::id()
+        ));
+        fs::create_dir_all(folder)?;
+        fs::create_dir_all(&sockets)?;
+        let root = options.root.clone().unwrap_or_else(|| folder.join("soci"));
+        let folder = folder.to_path_buf();
+        let mut node = Self {
+            folder,
+            sockets,
+            root,
+            options,
+            containerd: None,
+            snapshotter: None,
+        };
+        if !node.options.oracle_only {
+            node.start_snapshotter()?;
+        }
+        node.start_containerd()?;
+        Ok(node)
+    }
+
+    /// Starts our daemon and waits until it answers.
+    pub fn start_snapshotter(&mut self) -> Result<()> {
+        self.start_snapshotter_with(&[])
+    }
+
+    /// The same with further environment variables.
+    pub fn start_snapshotter_with(&mut self, environment: &[(&str, &str)]) -> Result<()> {
+        let config = self.folder.join("soci.toml");
+        fs::write(&config, &self.options.config)?;
+        let mut program = Program::ours("soci-snapshotter-grpc")?
+            .args(["--log-level", "debug", "--address"])
+            .args([self.snapshotter_socket()])
+            .args([
+                Path::new("--root"),
+                &self.root,
+                Path::new("--config"),
+                &config,
+            ]);
+        program = self.trusting(program);
+        for (key, value) in environment {
+            program = program.env(key, value);
+        }
+        let before = self.snapshotter_log().len();
+        let mut daemon = program.spawn(&self.folder.join("soci.log"))?;
+        let socket = self.snapshotter_socket();
+        daemon.wait_until("listening", START, |log| {
+            log.get(before..)
+                .is_some_and(|new| new.contains("successfully started"))
+                && UnixStream::connect(&socket).is_ok()
+        })?;
+        self.snapshotter = Some(daemon);
+        Ok(())
+    }
+
+    /// Starts containerd and waits until it answers.
+    pub fn start_containerd(&mut self) -> Result<()> {
+        let config = self.folder.join("containerd.toml");
+        fs::write(&config, self.containerd_config())?;
+        let program = Program::tool("containerd")?.args([Path::new("--config"), &config]);
+        let tools = crate::process::tool("containerd")?;
+        let path = format!(
+            "{}:{}",
+            tools.parent().unwrap_or(Path::new("/")).display(),
+            std::env::var("PATH").unwrap_or_default()
+        );
+        let mut daemon = self
+            .trusting(program)
+            .env("PATH", path)
+            .spawn(&self.folder.join("containerd.log"))?;
+        let socket = self.containerd_socket();
+        daemon.wait_until("answering", START, |_| UnixStream::connect(&socket).is_ok())?;
+        self.containerd = Some(daemon);
+        Ok(())
+    }
+
+    fn trusting(&self, program: Program) -> Program {
+        match &self.options.authority {
+            Some(authority) => program.env("SSL_CERT_FILE", authority),
+            None => program,
+        }
+    }
+
+    fn containerd_config(&self) -> String {
+        let disabled = [
+            "cri.v1.images",
+            "cri.v1.runtime",
+            "grpc.v1.cri",
+            "nri.v1.nri",
+            "snapshotter.v1.blockfile",
+            "snapshotter.v1.btrfs",
+            "snapshotter.v1.devmapper",
+            "snapshotter.v1.erofs",
+            "snapshotter.v1.zfs",
+        ]
+        .map(|plugin| format!("\"io.containerd.{plugin}\""))
+        .join(", ");
+        let snapshotters = if self.options.oracle_only {
+            &[OVERLAYFS][..]
+        } else {
+            &[OVERLAYFS, SOCI]
+        };
+        let unpack: String = snapshotters
+            .iter()
+            .map(|snapshotter| {
+                format!(
+                    "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
+                 platform = \"linux/amd64\"\nsnapshotter = \"{snapshotter}\"\n"
+                )
+            })
+            .collect();
+        format!(
+            "version = 3\nroot = \"{root}\"\nstate = \"{sockets}/state\"\ndisabled_plugins = [{disabled}]\n\
+             [grpc]\naddress = \"{socket}\"\n\
+             [ttrpc]\naddress = \"{socket}.ttrpc\"\n\
+             [proxy_plugins.soci]\ntype = \"snapshot\"\naddress = \"{soci}\"\n\
+             [proxy_plugins.soci.exports]\nroot = \"{soci_root}\"\nenable_remote_snapshot_annotations = \"true\"\n\
+             {unpack}",
+            root = self.folder.join("containerd").display(),
+            sockets = self.sockets.display(),
+            socket = self.containerd_socket().display(),
+            soci = self.snapshotter_socket().display(),
+            soci_root = self.root.display(),
+        )
+    }
+
+    pub fn containerd_socket(&self) -> PathBuf {
+        self.sockets.join("containerd.sock")
+    }
+
+    pub fn snapshotter_socket(&self) -> PathBuf {
+        self.sockets.join("soci.sock")
+    }
+
+    /// The state folder of our daemon.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Our daemon; an error while it is stopped.
+    pub fn snapshotter(&mut self) -> Result<&mut Daemon> {
+        self.snapshotter
+            .as_mut()
+            .context("the snapshotter is not running")
+    }
+
+    pub fn containerd(&mut self) -> Result<&mut Daemon> {
+        self.containerd
+            .as_mut()
+            .context("containerd is not running")
+    }
+
+    /// Everything our daemon has logged since the node was made, over all its runs.
+    pub fn snapshotter_log(&self) -> String {
+        fs::read(self.folder.join("soci.log"))
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// `ctr` with this containerd's address.
+    pub fn ctr<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<Program> {
+        let socket = self.containerd_socket();
+        Ok(Program::tool("ctr")?
+            .args([Path::new("--address"), &socket])
+            .args(arguments))
+    }
+
+    /// Pulls an image as containerd does for a user; an error carries both daemons' last lines.
+    pub fn pull(&self, reference: &str, snapshotter: &str) -> Result<()> {
+        self.ctr(["images", "pull", "--snapshotter", snapshotter, reference])?
+            .succeed()
+            .with_context(|| {
+                format!(
+                    "the snapshotter said:\n{}",
+                    last_lines(&self.snapshotter_log(), 30)
+                )
+            })
+            .map(|_| ())
+    }
+
+    /// Removes an image and waits for the garbage collection that follows.
+    pub fn remove_image(&self, reference: &str) -> Result<()> {
+        self.ctr(["images", "rm", "--sync", reference])?
+            .succeed()
+            .map(|_| ())
+    }
+
+    /// Runs a command in a container of the image until it ends.
+    pub fn run(
+        &self,
+        reference: &str,
+        snapshotter: &str,
+        id: &str,
+        command: &[&str],
+    ) -> Result<Finished> {
+        self.ctr(["run", "--rm", "--snapshotter", snapshotter, reference, id])?
+            .args(command)
+            .finish()
+    }
+
+    /// A read-only view of the whole image, mounted until it is dropped.
+    pub fn view(&self, reference: &str, snapshotter: &str) -> Result<View> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "view-{snapshotter}-{}",
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        let target = self.folder.join(name);
+        fs::create_dir_all(&target)?;
+        self.ctr(["images", "mount", "--snapshotter", snapshotter, reference])?
+            .args([&target])
+            .succeed()?;
+        Ok(View {
+            target,
+            socket: self.containerd_socket(),
+            snapshotter: snapshotter.to_owned(),
+            mounted: true,
+        })
+    }
+
+    /// Lines of the mount table that lie in our daemon's state folder.
+    pub fn mounts(&self) -> Result<Vec<String>> {
+        let table = fs::read_to_string("/proc/self/mountinfo")?;
+        let below = format!(" {}/", self.root.display());
+        Ok(table
+            .lines()
+            .filter(|line| line.contains(&below))
+            .map(str::to_owned)
+            .collect())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        drop(self.containerd.take());
+        drop(self.snapshotter.take());
+        // Views and layers that a failed test left: detached, top first.
+        let below = [
+            format!("{}/", self.folder.display()),
+            format!("{}/", self.root.display()),
+        ];
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for line in table.lines().rev() {
+            let Some(point) = line.split(' ').nth(4) else {
+                continue;
+            };
+            if below.iter().any(|folder| point.starts_with(folder)) {
+                // Already gone is as good.
+                let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+            }
+        }
+    }
+}
+
+/// A mounted view of an image; unmounted and its snapshot removed when dropped.
+#[derive(Debug)]
+pub struct View {
+    target: PathBuf,
+    socket: PathBuf,
+    snapshotter: String,
+    mounted: bool,
+}
+
+impl View {
+    pub fn path(&self) -> &Path {
+        &self.target
+    }
+
+    pub fn join(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.target.join(path)
+    }
+
+    /// Unmounts it and says whether that went well (dropping does the same without saying so).
+    pub fn close(mut self) -> Result<()> {
+        self.mounted = false;
+        self.unmount()
+    }
+
+    fn unmount(&self) -> Result<()> {
+        Program::tool("ctr")?
+            .args([Path::new("--address"), &self.socket])
+            .args([
+                "images",
+                "unmount",
+                "--rm",
+                "--snapshotter",
+                &self.snapshotter,
+            ])
+            .args([&self.target])
+            .succeed()
+            .map(|_| ())
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        if self.mounted {
+            // The node's own guard detaches what this cannot.
+            drop(self.unmount());
+        }
+    }
+}
+
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}

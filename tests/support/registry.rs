@@ -1,0 +1,113 @@
+//! A real registry behind TLS, with a certificate of an authority that the test makes.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::process::{Daemon, Program};
+
+/// The name `scripts/sandbox` gives to this machine's loopback address. Not `localhost`, which clients talk plain HTTP
+/// to.
+pub const HOST: &str = "registry.soci.test";
+
+/// `docker-registry serve` on a port of its own.
+#[derive(Debug)]
+pub struct TlsRegistry {
+    daemon: Daemon,
+    port: u16,
+    authority: PathBuf,
+}
+
+impl TlsRegistry {
+    /// Starts one that keeps its blobs under `folder`.
+    pub fn start(folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder)?;
+        let authority = make_certificates(folder)?;
+        let port = free_port()?;
+        let shown = folder.display();
+        let config = format!(
+            "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: true}}}}\n\
+             storage: {{filesystem: {{rootdirectory: {shown}/blobs}}}}\n\
+             http: {{addr: 127.0.0.1:{port}, tls: {{certificate: {shown}/server.pem, key: {shown}/server.key}}}}\n"
+        );
+        fs::write(folder.join("registry.yml"), config)?;
+        let mut daemon = Program::tool("docker-registry")?
+            .args(["serve".as_ref(), folder.join("registry.yml").as_os_str()])
+            .spawn(&folder.join("registry.log"))?;
+        daemon.wait_until("listening", Duration::from_secs(20), |_| {
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        })?;
+        Ok(Self {
+            daemon,
+            port,
+            authority,
+        })
+    }
+
+    /// Where it listens, for a [`crate::Relay`] in front of it.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    /// The certificate of the authority that signed its own.
+    pub fn authority(&self) -> &Path {
+        &self.authority
+    }
+
+    /// `registry.soci.test:PORT/name`.
+    pub fn reference(&self, name: &str) -> String {
+        format!("{HOST}:{}/{name}", self.port)
+    }
+
+    /// Pushes an OCI layout, every manifest of its index.
+    pub fn push(&self, layout: &Path, name: &str) -> Result<()> {
+        Program::tool("crane")?
+            .args([
+                "push".as_ref(),
+                layout.as_os_str(),
+                self.reference(name).as_ref(),
+            ])
+            .env("SSL_CERT_FILE", &self.authority)
+            .succeed()
+            .map(|_| ())
+    }
+
+    pub fn log(&self) -> String {
+        self.daemon.log()
+    }
+}
+
+/// An authority and a server certificate signed by it; gives the authority's certificate.
+fn make_certificates(folder: &Path) -> Result<PathBuf> {
+    let openssl = |line: &str| {
+        Program::at(Path::new("openssl"))
+            .args(line.split(' '))
+            .folder(folder)
+            .succeed()
+            .context("openssl")
+    };
+    fs::write(
+        folder.join("names"),
+        format!("subjectAltName=DNS:{HOST},IP:127.0.0.1"),
+    )?;
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+    openssl(&format!(
+        "req -x509 {key} -days 30 -subj /CN=test-authority -keyout ca.key -out ca.pem -addext \
+         basicConstraints=critical,CA:TRUE"
+    ))?;
+    openssl(&format!(
+        "req {key} -subj /CN={HOST} -keyout server.key -out server.csr"
+    ))?;
+    openssl(
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile names -out server.pem",
+    )?;
+    Ok(folder.join("ca.pem"))
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}

@@ -1,0 +1,112 @@
+//! A registry, a relay in front of it and a node that pulls through the relay: what most tests need.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::image::{self, Image};
+use crate::node::{Node, NodeOptions};
+use crate::registry::{HOST, TlsRegistry};
+use crate::relay::{Relay, Shape};
+
+/// Everything of one test. Fields are dropped in this order: the node's mounts go while their bytes can still come.
+#[derive(Debug)]
+pub struct Site {
+    pub node: Node,
+    pub relay: Relay,
+    pub registry: TlsRegistry,
+    folder: TempDir,
+}
+
+/// The daemon's configuration in tests that decide themselves which bytes come: none without a reader.
+pub const NOTHING_BEHIND: &str = "[background_fetch]\ndisable = true\n";
+
+impl Site {
+    /// A node whose daemon has this configuration, and a link without delay.
+    pub fn new(config: &str) -> Result<Self> {
+        Self::with(
+            NodeOptions {
+                config: config.to_owned(),
+                ..NodeOptions::default()
+            },
+            Shape::default(),
+        )
+    }
+
+    /// Only containerd, with its own snapshotters.
+    pub fn oracle_only() -> Result<Self> {
+        Self::with(
+            NodeOptions {
+                oracle_only: true,
+                ..NodeOptions::default()
+            },
+            Shape::default(),
+        )
+    }
+
+    pub fn with(options: NodeOptions, shape: Shape) -> Result<Self> {
+        let folder = tempfile::tempdir().context("a folder for the test")?;
+        let registry = TlsRegistry::start(&folder.path().join("registry"))?;
+        let relay = Relay::start(([127, 0, 0, 1], 0).into(), registry.address(), shape)?;
+        let options = NodeOptions {
+            authority: Some(registry.authority().to_path_buf()),
+            ..options
+        };
+        let node = Node::start(&folder.path().join("node"), options)?;
+        Ok(Self {
+            node,
+            relay,
+            registry,
+            folder,
+        })
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The reference under which the node knows what was pushed as `name`.
+    pub fn reference(&self, name: &str) -> String {
+        format!("{HOST}:{}/{name}", self.relay.address().port())
+    }
+
+    /// Pushes the image as it is.
+    pub fn publish_plain(&self, image: &Image, name: &str) -> Result<String> {
+        let layout = self.layout(name)?;
+        image.write_layout(&layout)?;
+        self.publish_layout(&layout, name)
+    }
+
+    /// Converts the image with small spans and pushes the result.
+    pub fn publish(&self, image: &Image, name: &str) -> Result<String> {
+        self.publish_with(image, name, &[])
+    }
+
+    /// The same with these arguments of `soci convert` instead of the usual ones.
+    pub fn publish_with(&self, image: &Image, name: &str, arguments: &[&str]) -> Result<String> {
+        let converted = self.converted(image, name, arguments)?;
+        self.publish_layout(&converted, name)
+    }
+
+    /// The converted layout of an image, not pushed yet.
+    pub fn converted(&self, image: &Image, name: &str, arguments: &[&str]) -> Result<PathBuf> {
+        image::layouts(image, &self.layout(name)?, arguments).map(|(_, converted)| converted)
+    }
+
+    pub fn publish_layout(&self, layout: &Path, name: &str) -> Result<String> {
+        self.registry.push(layout, name)?;
+        Ok(self.reference(name))
+    }
+
+    fn layout(&self, name: &str) -> Result<PathBuf> {
+        let folder = self
+            .folder
+            .path()
+            .join("layouts")
+            .join(name.replace([':', '/'], "-"));
+        fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
+}
