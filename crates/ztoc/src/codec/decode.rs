@@ -1,0 +1,455 @@
+//! Bytes → zTOC: a borrowed, verified view.
+
+#![warn(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::arithmetic_side_effects
+)]
+
+use std::sync::Arc;
+
+use super::{DecodeError, EntryProblem, MAX_ZTOC_SIZE, field, verify};
+use crate::checkpoint::{Checkpoint, Compression};
+use crate::flat;
+use crate::span::{Span, SpanDigest, SpanId, SpanMap};
+use crate::toc::{Entry, FileKind, Pax, Time, end_of};
+use crate::zinfo::{GzipTable, PlainTable};
+
+/// Most output that one byte of deflate can stand for.
+const MAX_EXPANSION: u64 = 1032;
+
+/// A verified view of a zTOC's bytes, usually a mapped file.
+///
+/// Nothing is copied but span offsets and digests; 100,000 entries cost no heap.
+#[derive(Debug, Clone)]
+pub struct Ztoc<'a> {
+    bytes: &'a [u8],
+    shape: DetachedZtoc,
+}
+
+/// What [`Ztoc::parse`] found out, without the bytes: keep it beside a mapping and [`attach`] it to
+/// the same bytes again at no cost.
+///
+/// [`attach`]: DetachedZtoc::attach
+#[derive(Debug, Clone)]
+pub struct DetachedZtoc {
+    spans: SpanMap,
+    compression: Compression,
+    span_size: u64,
+    entries: usize,
+    /// Indexes of the entries by ascending offset, where the file has them in another order.
+    order: Option<Arc<[u32]>>,
+}
+
+impl DetachedZtoc {
+    /// A view over `bytes`, which must be those that were parsed; over others its answers mean nothing,
+    /// though no access leaves them.
+    #[must_use]
+    pub fn attach<'a>(&self, bytes: &'a [u8]) -> Ztoc<'a> {
+        Ztoc {
+            bytes,
+            shape: self.clone(),
+        }
+    }
+
+    /// Offsets and digests of the spans.
+    #[must_use]
+    pub fn spans(&self) -> &SpanMap {
+        &self.spans
+    }
+}
+
+impl<'a> Ztoc<'a> {
+    /// Verifies `bytes` and everything they say about themselves; see the crate's documentation for
+    /// what holds afterwards.
+    ///
+    /// # Errors
+    /// [`DecodeError`] names the part that is wrong.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        if bytes.len() as u64 > MAX_ZTOC_SIZE {
+            return Err(DecodeError::TooLarge(bytes.len() as u64));
+        }
+        verify(bytes)?;
+        let root = flat::Table::root(bytes);
+        let size = |field, id| {
+            let value = root.i64(id);
+            u64::try_from(value).map_err(|_| DecodeError::Negative { field, value })
+        };
+        let layer_size = size("compressed size", field::ZTOC_COMPRESSED_SIZE)?;
+        let archive_size = size("uncompressed size", field::ZTOC_UNCOMPRESSED_SIZE)?;
+        let info = root
+            .table(field::ZTOC_COMPRESSION)
+            .ok_or(DecodeError::Missing("compression info"))?;
+        let (compression, span_size, starts) = checkpoints(&info, layer_size)?;
+        let spans = span_map(&info, starts, layer_size, archive_size)?;
+        if compression == Compression::Gzip {
+            check_spans(&spans)?;
+        }
+        let files = files(bytes)?;
+        let shape = DetachedZtoc {
+            spans,
+            compression,
+            span_size,
+            entries: files.len(),
+            order: order(files),
+        };
+        let ztoc = Self { bytes, shape };
+        ztoc.check_entries(archive_size)?;
+        Ok(ztoc)
+    }
+
+    /// What was found out, to be kept apart from the bytes.
+    #[must_use]
+    pub fn detach(&self) -> DetachedZtoc {
+        self.shape.clone()
+    }
+
+    /// All entries by ascending offset, which is the order of the archive.
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = Entry<'a>> + use<'a> {
+        let this = self.clone();
+        let files = this.files();
+        let mut next_header = 0;
+        (0..this.shape.entries).map(move |index| {
+            let entry = this.view(&files.table(this.position(index)), next_header);
+            next_header = end_of(entry.offset, entry.size);
+            entry
+        })
+    }
+
+    /// One entry, by its number in that order.
+    #[must_use]
+    pub fn entry(&self, index: usize) -> Option<Entry<'a>> {
+        if index >= self.shape.entries {
+            return None;
+        }
+        let files = self.files();
+        let header_start = index.checked_sub(1).map_or(0, |before| {
+            let before = self.view(&files.table(self.position(before)), 0);
+            end_of(before.offset, before.size)
+        });
+        Some(self.view(&files.table(self.position(index)), header_start))
+    }
+
+    /// Number of entries.
+    #[must_use]
+    pub fn entry_count(&self) -> usize {
+        self.shape.entries
+    }
+
+    /// Offsets and digests of the spans.
+    #[must_use]
+    pub fn spans(&self) -> SpanMap {
+        self.shape.spans.clone()
+    }
+
+    /// How the layer is compressed.
+    #[must_use]
+    pub fn compression(&self) -> Compression {
+        self.shape.compression
+    }
+
+    /// Span size that was asked for when the zTOC was made, in bytes.
+    #[must_use]
+    pub fn span_size(&self) -> u64 {
+        self.shape.span_size
+    }
+
+    /// Version of the format, as it stands.
+    #[must_use]
+    pub fn version(&self) -> &'a [u8] {
+        flat::Table::root(self.bytes).bytes(field::ZTOC_VERSION)
+    }
+
+    /// Who made it, as it stands.
+    #[must_use]
+    pub fn tool(&self) -> &'a [u8] {
+        flat::Table::root(self.bytes).bytes(field::ZTOC_TOOL)
+    }
+
+    /// The checkpoint table as it stands, of version 1 or 2.
+    #[must_use]
+    pub fn checkpoint_table(&self) -> &'a [u8] {
+        flat::Table::root(self.bytes)
+            .table(field::ZTOC_COMPRESSION)
+            .map(|info| info.bytes(field::COMPRESSION_CHECKPOINTS))
+            .unwrap_or_default()
+    }
+
+    /// State in which a span begins. Its window is borrowed from the bytes.
+    #[must_use]
+    pub fn checkpoint(&self, id: SpanId) -> Checkpoint<'a> {
+        match self.shape.compression {
+            Compression::Plain => Checkpoint::Plain,
+            Compression::Gzip => {
+                let row = GzipTable::trusted(self.checkpoint_table(), self.shape.spans.len())
+                    .and_then(|table| table.row(id.0 as usize));
+                row.map_or(
+                    Checkpoint::Gzip {
+                        bits: 0,
+                        window: &[],
+                    },
+                    |row| Checkpoint::Gzip {
+                        bits: row.bits,
+                        window: row.window,
+                    },
+                )
+            }
+        }
+    }
+
+    /// Whether the layer can be served file by file. A zTOC may be well formed and describe an archive
+    /// in which that would go wrong: entries other than regular files that state a size (the headers
+    /// behind them cannot be found), and sparse files (their stored bytes are not their content).
+    ///
+    /// # Errors
+    /// Names the first such entry.
+    pub fn check_servable(&self) -> Result<(), DecodeError> {
+        for (index, entry) in self.entries().enumerate() {
+            let problem = if entry.is_sparse() {
+                EntryProblem::Sparse
+            } else if entry.kind != FileKind::Regular && entry.size != 0 {
+                EntryProblem::SizeWithoutContent
+            } else {
+                continue;
+            };
+            return Err(wrong_entry(index, entry.name, problem));
+        }
+        Ok(())
+    }
+
+    /// Entries must follow each other in the archive: each begins, after its headers, behind the padded
+    /// end of the one before it.
+    fn check_entries(&self, archive_size: u64) -> Result<(), DecodeError> {
+        let files = self.files();
+        let mut next_header = 0u64;
+        for index in 0..self.shape.entries {
+            let file = files.table(self.position(index));
+            let wrong = |problem| wrong_entry(index, file.bytes(field::FILE_NAME), problem);
+            let kind = FileKind::from_word(file.bytes(field::FILE_TYPE))
+                .ok_or_else(|| wrong(EntryProblem::Kind))?;
+            let extent = (
+                u64::try_from(file.i64(field::FILE_OFFSET)),
+                u64::try_from(file.i64(field::FILE_SIZE)),
+            );
+            let (Ok(offset), Ok(size)) = extent else {
+                return Err(wrong(EntryProblem::Extent));
+            };
+            if offset < next_header {
+                return Err(wrong(EntryProblem::Overlap));
+            }
+            let end = offset
+                .checked_add(size)
+                .ok_or_else(|| wrong(EntryProblem::Extent))?;
+            if kind == FileKind::Regular && end > archive_size {
+                return Err(wrong(EntryProblem::BehindEnd));
+            }
+            next_header = end_of(offset, size);
+        }
+        Ok(())
+    }
+
+    fn files(&self) -> flat::Vector<'a> {
+        flat::Table::root(self.bytes)
+            .table(field::ZTOC_TOC)
+            .map_or(flat::Vector::EMPTY, |toc| toc.vector(field::TOC_METADATA))
+    }
+
+    /// Place in the file of the entry with this number in archive order.
+    fn position(&self, index: usize) -> usize {
+        match &self.shape.order {
+            Some(order) => order.get(index).map_or(usize::MAX, |&place| place as usize),
+            None => index,
+        }
+    }
+
+    fn view(&self, file: &flat::Table<'a>, header_start: u64) -> Entry<'a> {
+        let time = Time::from_rfc3339(file.bytes(field::FILE_MOD_TIME)).unwrap_or(Time::YEAR_ONE);
+        Entry {
+            name: file.bytes(field::FILE_NAME),
+            kind: FileKind::from_word(file.bytes(field::FILE_TYPE)).unwrap_or(FileKind::Regular),
+            header_start,
+            offset: file.i64(field::FILE_OFFSET).cast_unsigned(),
+            size: file.i64(field::FILE_SIZE).cast_unsigned(),
+            link: file.bytes(field::FILE_LINKNAME),
+            mode: file.i64(field::FILE_MODE),
+            uid: file.u32(field::FILE_UID),
+            gid: file.u32(field::FILE_GID),
+            uname: file.bytes(field::FILE_UNAME),
+            gname: file.bytes(field::FILE_GNAME),
+            mtime: time,
+            dev_major: file.i64(field::FILE_DEVMAJOR),
+            dev_minor: file.i64(field::FILE_DEVMINOR),
+            pax: Pax::flat(file.vector(field::FILE_XATTRS)),
+        }
+    }
+}
+
+fn wrong_entry(index: usize, name: &[u8], problem: EntryProblem) -> DecodeError {
+    DecodeError::Entry {
+        index,
+        name: name.to_vec(),
+        problem,
+    }
+}
+
+fn files(bytes: &[u8]) -> Result<flat::Vector<'_>, DecodeError> {
+    flat::Table::root(bytes)
+        .table(field::ZTOC_TOC)
+        .map(|toc| toc.vector(field::TOC_METADATA))
+        .ok_or(DecodeError::Missing("table of contents"))
+}
+
+/// The order by ascending offset; `None` where the file already has it.
+fn order(files: flat::Vector<'_>) -> Option<Arc<[u32]>> {
+    let offset = |place: u32| files.table(place as usize).i64(field::FILE_OFFSET);
+    let len = u32::try_from(files.len()).unwrap_or(u32::MAX);
+    if (0..len).map(offset).is_sorted() {
+        return None;
+    }
+    let mut places: Vec<u32> = (0..len).collect();
+    places.sort_by_cached_key(|&place| offset(place));
+    Some(places.into())
+}
+
+/// Where a span begins, before its digest is known.
+struct Start {
+    compressed: u64,
+    uncompressed: u64,
+    bits: u8,
+}
+
+/// Reads the checkpoint table; the numbers of the rows are plausible one by one.
+fn checkpoints(
+    info: &flat::Table<'_>,
+    layer_size: u64,
+) -> Result<(Compression, u64, Vec<Start>), DecodeError> {
+    let bytes = info.bytes(field::COMPRESSION_CHECKPOINTS);
+    let digests = info.vector(field::COMPRESSION_SPAN_DIGESTS).len();
+    let max_span_id = info.i32(field::COMPRESSION_MAX_SPAN_ID);
+    let agree = |count: u64| {
+        let last = i64::from(max_span_id)
+            .checked_add(1)
+            .and_then(|n| u64::try_from(n).ok());
+        if last == Some(count) && digests as u64 == count {
+            return Ok(());
+        }
+        Err(DecodeError::SpanCount {
+            checkpoints: count,
+            digests,
+            max_span_id,
+        })
+    };
+    match info.i8(field::COMPRESSION_ALGORITHM, super::ALGORITHM_GZIP) {
+        super::ALGORITHM_GZIP => {
+            let table = GzipTable::parse(bytes)?;
+            agree(table.len() as u64)?;
+            let starts = (0..table.len())
+                .filter_map(|index| table.row(index))
+                .map(|row| Start {
+                    compressed: row.compressed,
+                    uncompressed: row.uncompressed,
+                    bits: row.bits,
+                });
+            let span_size =
+                u64::try_from(table.span_size()).map_err(|_| DecodeError::Negative {
+                    field: "span size",
+                    value: table.span_size(),
+                })?;
+            Ok((Compression::Gzip, span_size, starts.collect()))
+        }
+        super::ALGORITHM_UNCOMPRESSED => {
+            let table = PlainTable::parse(bytes)?;
+            if table.size != layer_size {
+                return Err(DecodeError::Span {
+                    span: 0,
+                    problem: "two sizes of the layer",
+                });
+            }
+            agree(table.spans())?;
+            let at = |index: u64| index.saturating_mul(table.span_size);
+            let starts = (0..table.spans()).map(|index| Start {
+                compressed: at(index),
+                uncompressed: at(index),
+                bits: 0,
+            });
+            Ok((Compression::Plain, table.span_size, starts.collect()))
+        }
+        other => Err(DecodeError::Algorithm(other)),
+    }
+}
+
+/// Joins starts and digests; spans ascend and lie within the layer.
+fn span_map(
+    info: &flat::Table<'_>,
+    starts: Vec<Start>,
+    layer_size: u64,
+    archive_size: u64,
+) -> Result<SpanMap, DecodeError> {
+    let digests = info.vector(field::COMPRESSION_SPAN_DIGESTS);
+    let mut spans: Vec<Span> = Vec::with_capacity(starts.len());
+    for (index, start) in starts.into_iter().enumerate() {
+        let span = u32::try_from(index).unwrap_or(u32::MAX);
+        let impossible = |problem| DecodeError::Span { span, problem };
+        let digest = parse_digest(digests.bytes(index)).ok_or(DecodeError::Digest { span })?;
+        if let Some(before) = spans.last()
+            && (start.compressed < before.compressed || start.uncompressed < before.uncompressed)
+        {
+            return Err(impossible("begins before the span in front of it"));
+        }
+        if index == 0 && start.uncompressed != 0 {
+            return Err(impossible("does not begin at the start of the archive"));
+        }
+        if start.compressed > layer_size {
+            return Err(impossible("begins behind the end of the layer"));
+        }
+        let Start {
+            compressed,
+            uncompressed,
+            bits,
+        } = start;
+        spans.push(Span {
+            compressed,
+            uncompressed,
+            bits,
+            digest,
+        });
+    }
+    Ok(SpanMap::new(spans, layer_size, archive_size))
+}
+
+/// No span may claim more output than its input can give: what a decoder allocates is bounded by what
+/// was fetched.
+fn check_spans(spans: &SpanMap) -> Result<(), DecodeError> {
+    for id in spans.ids() {
+        let (compressed, uncompressed) = (spans.compressed(id), spans.uncompressed(id));
+        let len = |range: std::ops::Range<u64>| range.end.saturating_sub(range.start);
+        if len(uncompressed) > len(compressed).saturating_mul(MAX_EXPANSION) {
+            return Err(DecodeError::Span {
+                span: id.0,
+                problem: "too much output",
+            });
+        }
+    }
+    Ok(())
+}
+
+/// `sha256:` and 64 lower-case hex digits.
+fn parse_digest(text: &[u8]) -> Option<SpanDigest> {
+    let hex = text.strip_prefix(b"sha256:")?;
+    let nibble = |c: &u8| match c {
+        b'0'..=b'9' => Some(c.wrapping_sub(b'0')),
+        b'a'..=b'f' => Some(c.wrapping_sub(b'a').wrapping_add(10)),
+        _ => None,
+    };
+    let (pairs, []) = hex.as_chunks::<2>() else {
+        return None;
+    };
+    let mut digest = [0; 32];
+    if pairs.len() != digest.len() {
+        return None;
+    }
+    for (byte, [high, low]) in digest.iter_mut().zip(pairs) {
+        *byte = (nibble(high)? << 4) | nibble(low)?;
+    }
+    Some(digest)
+}

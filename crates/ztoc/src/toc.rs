@@ -1,0 +1,231 @@
+//! The table of contents: what is in the tar, entry by entry; nothing here knows about compression.
+//!
+//! An [`Entry`] is a small `Copy` view. Its strings are bytes, never text: archives in the wild carry
+//! names and attribute values that are not UTF-8, and rewriting them would change a zTOC's digest.
+//! Entries are borrowed either from the bytes of a zTOC or from a [`Toc`], the packed table that the
+//! tar scanner's users fill; neither needs a heap object for an entry.
+
+use std::fmt;
+use std::ops::Range;
+
+use crate::flat;
+
+mod packed;
+mod time;
+
+pub use packed::{Entries, Toc};
+pub(crate) use packed::{end_of, pack};
+pub use time::Time;
+
+/// Prefix of the PAX records that carry extended attributes.
+const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
+
+/// Size of a tar block, in bytes: headers and the ends of files lie on multiples of it.
+pub(crate) const BLOCK: u64 = 512;
+
+/// What an entry makes of its path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FileKind {
+    /// A file with content.
+    Regular,
+    /// A directory.
+    Directory,
+    /// A second name of an earlier entry.
+    Hardlink,
+    /// A symbolic link.
+    Symlink,
+    /// A character device.
+    Char,
+    /// A block device.
+    Block,
+    /// A named pipe.
+    Fifo,
+}
+
+impl FileKind {
+    /// The word that a zTOC has for this kind.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Regular => "reg",
+            Self::Directory => "dir",
+            Self::Hardlink => "hardlink",
+            Self::Symlink => "symlink",
+            Self::Char => "char",
+            Self::Block => "block",
+            Self::Fifo => "fifo",
+        }
+    }
+
+    pub(crate) fn from_word(word: &[u8]) -> Option<Self> {
+        Some(match word {
+            b"reg" => Self::Regular,
+            b"dir" => Self::Directory,
+            b"hardlink" => Self::Hardlink,
+            b"symlink" => Self::Symlink,
+            b"char" => Self::Char,
+            b"block" => Self::Block,
+            b"fifo" => Self::Fifo,
+            _ => return None,
+        })
+    }
+}
+
+/// One entry of the archive, as the tar and its PAX records describe it.
+#[derive(Clone, Copy)]
+pub struct Entry<'a> {
+    /// Name as it stands in the archive: not cleaned, a leading `./` or trailing `/` kept.
+    pub name: &'a [u8],
+    /// Kind of file.
+    pub kind: FileKind,
+    /// Where the entry's own headers begin in the uncompressed stream: the end of the padded data of
+    /// the entry before it.
+    pub header_start: u64,
+    /// First byte of the content in the uncompressed stream, right after the header.
+    pub offset: u64,
+    /// Size as the archive states it, in bytes, for every kind. Only a regular file has content; see
+    /// [`Entry::content`].
+    pub size: u64,
+    /// Link target, raw.
+    pub link: &'a [u8],
+    /// Mode field, permission bits and whatever else was set.
+    pub mode: i64,
+    /// Owner, modulo 2^32.
+    pub uid: u32,
+    /// Group, modulo 2^32.
+    pub gid: u32,
+    /// Owner's name.
+    pub uname: &'a [u8],
+    /// Group's name.
+    pub gname: &'a [u8],
+    /// Time of the last change.
+    pub mtime: Time,
+    /// Device numbers as parsed; present in non-devices too.
+    pub dev_major: i64,
+    /// See `dev_major`.
+    pub dev_minor: i64,
+    /// All PAX records, ascending by key.
+    pub pax: Pax<'a>,
+}
+
+impl<'a> Entry<'a> {
+    /// Tar bytes that describe this entry: PAX and long-name blocks and the header itself.
+    #[must_use]
+    pub fn header(&self) -> Range<u64> {
+        self.header_start..self.offset
+    }
+
+    /// Tar bytes of the content. Empty for everything but regular files, whatever size they state.
+    #[must_use]
+    pub fn content(&self) -> Range<u64> {
+        match self.kind {
+            FileKind::Regular => self.offset..self.offset.saturating_add(self.size),
+            _ => self.offset..self.offset,
+        }
+    }
+
+    /// Extended attributes: the PAX records of `SCHILY.xattr.`, prefix cut.
+    pub fn xattrs(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
+        self.pax
+            .iter()
+            .filter_map(|(key, value)| Some((key.strip_prefix(XATTR_PREFIX)?, value)))
+    }
+
+    /// Whether the PAX records make this a sparse file, whose stored bytes are not its content.
+    #[must_use]
+    pub fn is_sparse(&self) -> bool {
+        SparseVersion::of(|key| self.pax.get(key)).is_some()
+    }
+}
+
+impl fmt::Debug for Entry<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry")
+            .field("name", &String::from_utf8_lossy(self.name))
+            .field("kind", &self.kind)
+            .field("header", &self.header())
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Which of the PAX sparse forms a file has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SparseVersion {
+    /// The map is in the records (0.0 and 0.1).
+    InRecords,
+    /// The map lies in front of the data (1.0).
+    InData,
+}
+
+impl SparseVersion {
+    /// Decides as Go's reader does: by the version records, by the map where there are none.
+    pub(crate) fn of<'r>(record: impl Fn(&[u8]) -> Option<&'r [u8]>) -> Option<Self> {
+        let value = |key: &str| record(key.as_bytes()).unwrap_or_default();
+        match (value("GNU.sparse.major"), value("GNU.sparse.minor")) {
+            (b"0", b"0" | b"1") => Some(Self::InRecords),
+            (b"1", b"0") => Some(Self::InData),
+            (b"", b"") if !value("GNU.sparse.map").is_empty() => Some(Self::InRecords),
+            _ => None,
+        }
+    }
+}
+
+/// The PAX records of an entry: keys and raw values, ascending by key.
+#[derive(Clone, Copy)]
+pub struct Pax<'a>(Records<'a>);
+
+#[derive(Clone, Copy)]
+enum Records<'a> {
+    Packed(&'a [u8]),
+    Flat(flat::Vector<'a>),
+}
+
+impl<'a> Pax<'a> {
+    /// No records.
+    pub const EMPTY: Self = Self(Records::Packed(&[]));
+
+    pub(crate) fn packed(bytes: &'a [u8]) -> Self {
+        Self(Records::Packed(bytes))
+    }
+
+    pub(crate) fn flat(vector: flat::Vector<'a>) -> Self {
+        Self(Records::Flat(vector))
+    }
+
+    /// All records in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
+        let (packed, flat) = match self.0 {
+            Records::Packed(bytes) => (bytes, None),
+            Records::Flat(vector) => (&[][..], Some(vector)),
+        };
+        let flat = flat
+            .into_iter()
+            .flat_map(|vector| (0..vector.len()).map(move |i| vector.table(i)));
+        packed::unpack(packed).chain(flat.map(|record| (record.bytes(0), record.bytes(1))))
+    }
+
+    /// Value of one record.
+    #[must_use]
+    pub fn get(&self, key: &[u8]) -> Option<&'a [u8]> {
+        self.iter().find(|(k, _)| *k == key).map(|(_, value)| value)
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        match self.0 {
+            Records::Packed(bytes) => bytes.is_empty(),
+            Records::Flat(vector) => vector.len() == 0,
+        }
+    }
+}
+
+impl fmt::Debug for Pax<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |bytes: &[u8]| bytes.escape_ascii().to_string();
+        f.debug_map()
+            .entries(self.iter().map(|(k, v)| (text(k), text(v))))
+            .finish()
+    }
+}

@@ -1,0 +1,183 @@
+//! The two checks that stand between a registry and a reader: a span's digest before its bytes are
+//! decoded, and a file's tar header before its content is shown.
+
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::span::{SpanDigest, SpanId, SpanMap};
+use crate::tar::{Policy, TarError, TarScanner, TarSink};
+use crate::toc::{Entry, Time, Toc};
+
+/// Compressed bytes of a span whose digest is that of the zTOC: the only thing that can be decoded.
+#[derive(Debug, Clone, Copy)]
+pub struct VerifiedSpan<'a> {
+    id: SpanId,
+    bytes: &'a [u8],
+}
+
+/// Bytes that are not those of the span.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum VerifyError {
+    /// Too few or too many.
+    #[error("span {span} has {expected} compressed bytes, not {found}")]
+    Length {
+        /// Which span.
+        span: u32,
+        /// Bytes it has.
+        expected: u64,
+        /// Bytes that came.
+        found: u64,
+    },
+    /// Others than the zTOC's maker saw.
+    #[error("span digests do not match: span {span} is sha256:{}, not sha256:{}", hex(.expected), hex(.found))]
+    Digest {
+        /// Which span.
+        span: u32,
+        /// Digest by the zTOC.
+        expected: Box<SpanDigest>,
+        /// Digest of what came.
+        found: Box<SpanDigest>,
+    },
+}
+
+impl<'a> VerifiedSpan<'a> {
+    /// Hashes the compressed bytes of a span, [`SpanMap::compressed`], and compares.
+    ///
+    /// # Errors
+    /// [`VerifyError`] where length or digest differ.
+    ///
+    /// # Panics
+    /// If the layer has no such span.
+    pub fn verify(id: SpanId, bytes: &'a [u8], spans: &SpanMap) -> Result<Self, VerifyError> {
+        Self::with_digest(id, bytes, Sha256::digest(bytes).into(), spans)
+    }
+
+    /// As [`VerifiedSpan::verify`], for callers that hashed the bytes while they arrived.
+    ///
+    /// # Errors
+    /// [`VerifyError`] where length or digest differ.
+    ///
+    /// # Panics
+    /// If the layer has no such span.
+    pub fn with_digest(
+        id: SpanId,
+        bytes: &'a [u8],
+        found: SpanDigest,
+        spans: &SpanMap,
+    ) -> Result<Self, VerifyError> {
+        let range = spans.compressed(id);
+        let expected = range.end - range.start;
+        if bytes.len() as u64 != expected {
+            let found = bytes.len() as u64;
+            return Err(VerifyError::Length {
+                span: id.0,
+                expected,
+                found,
+            });
+        }
+        if found != *spans.digest(id) {
+            let expected = Box::new(*spans.digest(id));
+            return Err(VerifyError::Digest {
+                span: id.0,
+                expected,
+                found: Box::new(found),
+            });
+        }
+        Ok(Self { id, bytes })
+    }
+
+    /// Which span.
+    #[must_use]
+    pub fn id(&self) -> SpanId {
+        self.id
+    }
+
+    /// Its compressed bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+}
+
+fn hex(digest: &SpanDigest) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A tar header that does not say what the zTOC says of it.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum HeaderMismatch {
+    /// It is not a header at all.
+    #[error("the tar has no readable header there")]
+    Unreadable(#[source] Option<TarError>),
+    /// It does not end where the content is said to begin.
+    #[error("the tar header takes {found} bytes, not {expected}")]
+    Length {
+        /// By the zTOC.
+        expected: u64,
+        /// By the tar.
+        found: u64,
+    },
+    /// It says something else.
+    #[error("tar header and zTOC disagree about the {0}")]
+    Field(&'static str),
+}
+
+/// Compares a TOC entry with the bytes of its header, [`Entry::header`]: they must parse to exactly one
+/// entry, to their end, and say the same.
+///
+/// # Errors
+/// [`HeaderMismatch`] names the difference. The entry's content must then not be shown.
+pub fn verify_header(entry: &Entry<'_>, header_bytes: &[u8]) -> Result<(), HeaderMismatch> {
+    let mut sink = FirstEntry { toc: Toc::new() };
+    let scanned = TarScanner::new(Policy::Ztoc).feed(header_bytes, &mut sink);
+    // What follows the first entry is content or a header of its own: then the lengths differ.
+    let Some(found) = sink.toc.get(0) else {
+        return Err(HeaderMismatch::Unreadable(scanned.err()));
+    };
+    let expected = header_bytes.len() as u64;
+    if found.offset != expected {
+        return Err(HeaderMismatch::Length {
+            expected,
+            found: found.offset,
+        });
+    }
+    let fields = [
+        ("size", found.size == entry.size),
+        (
+            "modification time",
+            shown(found.mtime) == shown(entry.mtime),
+        ),
+        ("link name", found.link == entry.link),
+        ("mode", found.mode == entry.mode),
+        ("type", found.kind == entry.kind),
+        ("uid", found.uid == entry.uid),
+        ("gid", found.gid == entry.gid),
+        (
+            "device number",
+            found.dev_major == entry.dev_major && found.dev_minor == entry.dev_minor,
+        ),
+        ("extended attributes", found.xattrs().eq(entry.xattrs())),
+        ("name", found.name == entry.name),
+    ];
+    match fields.into_iter().find(|(_, agrees)| !agrees) {
+        Some((field, _)) => Err(HeaderMismatch::Field(field)),
+        None => Ok(()),
+    }
+}
+
+/// A time as it comes out of a zTOC, which has no form for years outside 0 to 9999.
+fn shown(time: Time) -> Time {
+    Time::from_rfc3339(time.to_rfc3339().as_bytes()).unwrap_or(Time::YEAR_ONE)
+}
+
+struct FirstEntry {
+    toc: Toc,
+}
+
+impl TarSink for FirstEntry {
+    fn entry(&mut self, entry: &Entry<'_>) {
+        if self.toc.is_empty() {
+            self.toc.push(entry);
+        }
+    }
+}

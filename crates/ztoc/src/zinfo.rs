@@ -1,0 +1,407 @@
+//! The checkpoint table ("zinfo") as bytes, compatible with the reference.
+//!
+//! ```text
+//! gzip    i32 count | i64 span size | count records of 32785 bytes
+//!         record: i64 compressed offset | i64 uncompressed offset | u8 bits | 32768 bytes of window
+//! plain   a FlatBuffers table: version (2), span size, size of the layer
+//! ```
+//! The gzip table carries no version. One that lacks exactly one record is of version 1, which left out
+//! the first checkpoint and assumed it right after a header of ten bytes.
+
+#![warn(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::arithmetic_side_effects
+)]
+
+use flatbuffers::{FlatBufferBuilder, Verifiable, Verifier, VerifierOptions};
+use thiserror::Error;
+
+use crate::checkpoint::WINDOW;
+use crate::flat;
+
+/// Bytes in front of the records.
+pub(crate) const HEADER_SIZE: usize = 12;
+/// Bytes of one record.
+pub(crate) const RECORD_SIZE: usize = 8 + 8 + 1 + WINDOW;
+/// Most records that a table can have: its length must fit in 31 bits.
+pub(crate) const MAX_RECORDS: usize = (i32::MAX as usize - HEADER_SIZE) / RECORD_SIZE;
+
+/// Where version 1 takes the first checkpoint to be.
+const V1_FIRST_IN: u64 = 10;
+
+/// Field positions in the vtable of the plain table.
+const VT_VERSION: u16 = 4;
+const VT_SPAN_SIZE: u16 = 6;
+const VT_SIZE: u16 = 8;
+
+/// A checkpoint table that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ZinfoError {
+    /// No bytes at all.
+    #[error("empty checkpoints")]
+    Empty,
+    /// The length fits neither version.
+    #[error("checkpoint table of {len} bytes does not hold {count} checkpoints")]
+    Length {
+        /// Bytes there are.
+        len: usize,
+        /// Checkpoints the header announces.
+        count: i32,
+    },
+    /// A gzip table without any checkpoint: nothing could be decoded with it.
+    #[error("no checkpoint")]
+    NoCheckpoint,
+    /// A number is negative or otherwise impossible.
+    #[error("{field} of checkpoint {index} is {value}")]
+    Field {
+        /// Which checkpoint.
+        index: usize,
+        /// Which of its fields.
+        field: &'static str,
+        /// What it says.
+        value: i64,
+    },
+    /// The table of a plain layer is not a sound FlatBuffers buffer.
+    #[error("checkpoint table of a tar layer is malformed")]
+    Flatbuffer(#[source] flatbuffers::InvalidFlatbuffer),
+    /// The table of a plain layer states an impossible size.
+    #[error("checkpoint table of a tar layer states span size {span_size} and size {size}")]
+    Plain {
+        /// Span size it states.
+        span_size: i64,
+        /// Layer size it states.
+        size: i64,
+    },
+}
+
+/// A borrowed gzip table.
+#[derive(Debug, Clone, Copy)]
+pub struct GzipTable<'a> {
+    records: &'a [u8],
+    count: usize,
+    span_size: i64,
+    first_is_implied: bool,
+}
+
+/// One row of a gzip table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row<'a> {
+    /// Compressed offset of the first whole byte.
+    pub compressed: u64,
+    /// Uncompressed offset.
+    pub uncompressed: u64,
+    /// Unused high bits of the byte before, 0 to 7.
+    pub bits: u8,
+    /// [`WINDOW`] bytes, or empty where the table implies zeros.
+    pub window: &'a [u8],
+}
+
+impl<'a> GzipTable<'a> {
+    /// Reads a table of either version; every row is checked for numbers out of range.
+    ///
+    /// # Errors
+    /// Where the length fits no version, there is no checkpoint, or a number is impossible.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, ZinfoError> {
+        if bytes.is_empty() {
+            return Err(ZinfoError::Empty);
+        }
+        let too_short = ZinfoError::Length {
+            len: bytes.len(),
+            count: 0,
+        };
+        let (count, rest) = bytes.split_first_chunk::<4>().ok_or(too_short.clone())?;
+        let (span_size, records) = rest.split_first_chunk::<8>().ok_or(too_short)?;
+        let stated = i32::from_le_bytes(*count);
+        let span_size = i64::from_le_bytes(*span_size);
+        let wrong_length = ZinfoError::Length {
+            len: bytes.len(),
+            count: stated,
+        };
+        let count = usize::try_from(stated).map_err(|_| wrong_length.clone())?;
+        let first_is_implied = if count.checked_mul(RECORD_SIZE) == Some(records.len()) {
+            false
+        } else if count
+            .checked_sub(1)
+            .and_then(|n| n.checked_mul(RECORD_SIZE))
+            == Some(records.len())
+        {
+            true
+        } else {
+            return Err(wrong_length);
+        };
+        if count == 0 {
+            return Err(ZinfoError::NoCheckpoint);
+        }
+        let table = Self {
+            records,
+            count,
+            span_size,
+            first_is_implied,
+        };
+        (0..count).try_for_each(|index| table.check(index))?;
+        Ok(table)
+    }
+
+    /// The table again, without checking its rows: its bytes passed [`GzipTable::parse`] before.
+    pub(crate) fn trusted(bytes: &'a [u8], count: usize) -> Option<Self> {
+        let (header, records) = bytes.split_first_chunk::<HEADER_SIZE>()?;
+        let span_size = i64::from_le_bytes(*header.last_chunk()?);
+        let first_is_implied = count.checked_mul(RECORD_SIZE)? > records.len();
+        Some(Self {
+            records,
+            count,
+            span_size,
+            first_is_implied,
+        })
+    }
+
+    /// Number of checkpoints, the implied one of version 1 included.
+    #[must_use]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "a table without checkpoints is refused"
+    )]
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Span size the table was built for; checkpoints lie where the stream allowed them.
+    #[must_use]
+    pub fn span_size(&self) -> i64 {
+        self.span_size
+    }
+
+    /// The checkpoint of a span.
+    #[must_use]
+    pub fn row(&self, index: usize) -> Option<Row<'a>> {
+        if index >= self.count {
+            return None;
+        }
+        if self.first_is_implied && index == 0 {
+            return Some(Row {
+                compressed: V1_FIRST_IN,
+                uncompressed: 0,
+                bits: 0,
+                window: &[],
+            });
+        }
+        let (compressed, uncompressed, bits, window) = self.raw(index)?;
+        Some(Row {
+            compressed: u64::try_from(compressed).ok()?,
+            uncompressed: u64::try_from(uncompressed).ok()?,
+            bits,
+            window,
+        })
+    }
+
+    /// The fields as they stand in the record.
+    fn raw(&self, index: usize) -> Option<(i64, i64, u8, &'a [u8])> {
+        let stored = index.checked_sub(usize::from(self.first_is_implied))?;
+        let record = self
+            .records
+            .get(stored.checked_mul(RECORD_SIZE)?..)?
+            .get(..RECORD_SIZE)?;
+        let (compressed, rest) = record.split_first_chunk::<8>()?;
+        let (uncompressed, rest) = rest.split_first_chunk::<8>()?;
+        let (&bits, window) = rest.split_first()?;
+        Some((
+            i64::from_le_bytes(*compressed),
+            i64::from_le_bytes(*uncompressed),
+            bits,
+            window,
+        ))
+    }
+
+    fn check(&self, index: usize) -> Result<(), ZinfoError> {
+        let Some((compressed, uncompressed, bits, _)) = self.raw(index) else {
+            return Ok(()); // the implied one
+        };
+        let wrong = |field, value| {
+            Err(ZinfoError::Field {
+                index,
+                field,
+                value,
+            })
+        };
+        if bits > 7 {
+            return wrong("bits", bits.into());
+        }
+        if compressed < i64::from(bits != 0) {
+            return wrong("compressed offset", compressed);
+        }
+        if uncompressed < 0 {
+            return wrong("uncompressed offset", uncompressed);
+        }
+        Ok(())
+    }
+}
+
+/// The header of a version 2 table.
+pub(crate) fn gzip_header(count: i32, span_size: i64) -> [u8; HEADER_SIZE] {
+    let mut header = [0; HEADER_SIZE];
+    let (count_at, span_at) = header.split_at_mut(4);
+    count_at.copy_from_slice(&count.to_le_bytes());
+    span_at.copy_from_slice(&span_size.to_le_bytes());
+    header
+}
+
+/// What stands before the window in a record.
+pub(crate) fn gzip_record_start(compressed: u64, uncompressed: u64, bits: u8) -> [u8; 17] {
+    let mut start = [0; 17];
+    let (compressed_at, rest) = start.split_at_mut(8);
+    let (uncompressed_at, bits_at) = rest.split_at_mut(8);
+    compressed_at.copy_from_slice(&compressed.to_le_bytes());
+    uncompressed_at.copy_from_slice(&uncompressed.to_le_bytes());
+    bits_at.fill(bits);
+    start
+}
+
+/// The table of a plain layer: spans are equal slices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlainTable {
+    /// Bytes of every span but the last.
+    pub span_size: u64,
+    /// Bytes of the layer.
+    pub size: u64,
+}
+
+/// Shape of the plain table for the verifier.
+struct PlainShape;
+
+impl Verifiable for PlainShape {
+    fn run_verifier(
+        v: &mut Verifier<'_, '_>,
+        pos: usize,
+    ) -> Result<(), flatbuffers::InvalidFlatbuffer> {
+        v.visit_table(pos)?
+            .visit_field::<i32>("version", VT_VERSION, false)?
+            .visit_field::<i64>("span_size", VT_SPAN_SIZE, false)?
+            .visit_field::<i64>("size", VT_SIZE, false)?
+            .finish();
+        Ok(())
+    }
+}
+
+impl PlainTable {
+    /// Reads the table.
+    ///
+    /// # Errors
+    /// Where the buffer is malformed, a size negative or the span size zero.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ZinfoError> {
+        if bytes.is_empty() {
+            return Err(ZinfoError::Empty);
+        }
+        let options = VerifierOptions::default();
+        let mut verifier = Verifier::new(&options, bytes);
+        <flatbuffers::ForwardsUOffset<PlainShape>>::run_verifier(&mut verifier, 0)
+            .map_err(ZinfoError::Flatbuffer)?;
+        let root = flat::Table::root(bytes);
+        let (span_size, size) = (root.i64(1), root.i64(2));
+        match (u64::try_from(span_size), u64::try_from(size)) {
+            (Ok(span), Ok(bytes)) if span > 0 => Ok(Self {
+                span_size: span,
+                size: bytes,
+            }),
+            _ => Err(ZinfoError::Plain { span_size, size }),
+        }
+    }
+
+    /// The table's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let mut fbb = FlatBufferBuilder::with_capacity(64);
+        let table = fbb.start_table();
+        fbb.push_slot(VT_VERSION, 2i32, 0);
+        fbb.push_slot(VT_SPAN_SIZE, signed(self.span_size), 0);
+        fbb.push_slot(VT_SIZE, signed(self.size), 0);
+        let root = fbb.end_table(table);
+        fbb.finish_minimal(root);
+        fbb.finished_data().to_vec()
+    }
+
+    /// Number of spans.
+    #[must_use]
+    pub fn spans(&self) -> u64 {
+        self.size.div_ceil(self.span_size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    #[test]
+    fn plain_tables_have_the_reference_bytes() {
+        let table = PlainTable {
+            span_size: 65_536,
+            size: 215_040,
+        };
+        assert_eq!(
+            hex(&table.encode()),
+            "140000000000000000000a001c0018000c0004000a0000000048030000000000\
+             00000100000000000000000002000000"
+        );
+        assert_eq!(PlainTable::parse(&table.encode()), Ok(table));
+        assert_eq!(table.spans(), 4);
+        let empty = PlainTable {
+            span_size: 65_536,
+            size: 0,
+        };
+        assert_eq!(empty.encode().len(), 32);
+        assert_eq!(PlainTable::parse(&empty.encode()), Ok(empty));
+        assert_eq!(empty.spans(), 0);
+    }
+
+    #[test]
+    fn length_decides_the_version() {
+        let v2_empty = gzip_header(0, 5);
+        assert_eq!(
+            GzipTable::parse(&v2_empty).unwrap_err(),
+            ZinfoError::NoCheckpoint
+        );
+        let v1_one = gzip_header(1, 5);
+        let table = GzipTable::parse(&v1_one).unwrap();
+        assert_eq!((table.len(), table.span_size()), (1, 5));
+        let first = Row {
+            compressed: 10,
+            uncompressed: 0,
+            bits: 0,
+            window: &[],
+        };
+        assert_eq!(table.row(0), Some(first));
+        assert_eq!(table.row(1), None);
+        assert_eq!(GzipTable::parse(&[]).unwrap_err(), ZinfoError::Empty);
+        for len in 1..12 {
+            assert!(GzipTable::parse(&v1_one[..len]).is_err());
+        }
+        assert!(GzipTable::parse(&gzip_header(2, 5)).is_err());
+        assert!(GzipTable::parse(&gzip_header(-1, 5)).is_err());
+    }
+
+    #[test]
+    fn version_1_is_version_2_without_the_first_record() {
+        let mut v1 = gzip_header(2, 7).to_vec();
+        v1.extend(gzip_record_start(100, 900, 3));
+        v1.extend(vec![9; WINDOW]);
+        let table = GzipTable::parse(&v1).unwrap();
+        let second = table.row(1).unwrap();
+        assert_eq!(
+            (second.compressed, second.uncompressed, second.bits),
+            (100, 900, 3)
+        );
+        assert_eq!(second.window, vec![9; WINDOW]);
+        v1[28] = 8;
+        let wrong = ZinfoError::Field {
+            index: 1,
+            field: "bits",
+            value: 8,
+        };
+        assert_eq!(GzipTable::parse(&v1).unwrap_err(), wrong);
+    }
+}
