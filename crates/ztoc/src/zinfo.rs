@@ -330,6 +330,8 @@ impl PlainTable {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+
     use super::*;
 
     fn hex(bytes: &[u8]) -> String {

@@ -197,6 +197,8 @@ fn parse_time(text: &[u8]) -> Option<Time> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+
     use super::*;
 
     fn parse(payload: &[u8]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
@@ -234,9 +236,8 @@ mod tests {
         ] {
             assert_eq!(parse(bad), None, "{}", bad.escape_ascii());
         }
-        assert!(parse(b"+6 a=\n").is_none());
         assert!(parse(b"+7 a=1\n").is_some());
-        assert!(parse(b"8 a=\0\xff\n").is_some());
+        assert!(parse(b"7 a=\0\xff\n").is_some());
         assert_eq!(parse(b"5 a=\n").unwrap(), [(b"a".to_vec(), Vec::new())]);
     }
 
