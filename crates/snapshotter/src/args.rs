@@ -1,1 +1,186 @@
-//! Daemon flags.
+//! Flags of the daemon: grammar, environment and defaults. Flag, then environment, then default.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use soci_flags::{Parsed, Refusal};
+
+use crate::config;
+
+/// Name of the program.
+pub const NAME: &str = "soci-snapshotter-grpc";
+/// Where containerd finds the daemon.
+pub const DEFAULT_ADDRESS: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
+const DEFAULT_ROOT: &str = "/var/lib/soci-snapshotter-grpc/";
+/// What `git describe` said when this was built; release builds set it.
+pub const VERSION: &str = match option_env!("SOCI_VERSION") {
+    Some(version) => version,
+    None => concat!("v", env!("CARGO_PKG_VERSION")),
+};
+/// The commit it was built from; release builds set it.
+pub const REVISION: &str = match option_env!("SOCI_REVISION") {
+    Some(revision) => revision,
+    None => "<unknown>",
+};
+
+/// What the user typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Args {
+    /// Where to listen.
+    pub address: String,
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Least level of log lines.
+    pub log_level: String,
+    /// Folder of everything that is kept.
+    pub root: PathBuf,
+}
+
+/// What a command line asks for.
+#[derive(Debug)]
+pub enum Asked {
+    /// Run the daemon.
+    Serve(Args),
+    /// Print this on standard output and succeed.
+    Show(String),
+    /// Print what the refusal says and exit with its code.
+    Refused(Refusal),
+}
+
+/// Reads a command line, the program's name first.
+pub fn parse<I>(arguments: I) -> Asked
+where
+    I: IntoIterator,
+    I::Item: Into<OsString>,
+{
+    match soci_flags::parse(grammar(), arguments) {
+        Parsed::Run(matches) => Asked::Serve(resolve(&matches)),
+        Parsed::Show(text) => Asked::Show(text),
+        Parsed::Refused(refusal) => Asked::Refused(refusal),
+    }
+}
+
+fn grammar() -> Command {
+    let flag = |name, environment, default: &'static str, help| {
+        soci_flags::text(name)
+            .env(environment)
+            .default_value(default)
+            .help(help)
+    };
+    let version = Arg::new("version")
+        .long("version")
+        .short('v')
+        .action(ArgAction::Version);
+    Command::new(NAME)
+        .about("Serves container images to containerd before their layers are there")
+        .version(version_text())
+        .disable_version_flag(true)
+        .arg(version.help("print the version"))
+        .arg(flag(
+            "address",
+            "SOCI_SNAPSHOTTER_ADDRESS",
+            DEFAULT_ADDRESS,
+            "address for the GRPC server",
+        ))
+        .arg(flag(
+            "config",
+            "SOCI_SNAPSHOTTER_CONFIG",
+            config::DEFAULT_PATH,
+            "path to the configuration file",
+        ))
+        .arg(flag(
+            "log-level",
+            "SOCI_SNAPSHOTTER_LOG_LEVEL",
+            "info",
+            "set the logging level [trace, debug, info, warn, error, fatal, panic]",
+        ))
+        .arg(flag(
+            "root",
+            "SOCI_SNAPSHOTTER_ROOT",
+            DEFAULT_ROOT,
+            "path to the root directory for this snapshotter",
+        ))
+}
+
+/// Version and revision, as clap wants them: for ever.
+fn version_text() -> &'static str {
+    match (option_env!("SOCI_VERSION"), option_env!("SOCI_REVISION")) {
+        (None, None) => concat!("v", env!("CARGO_PKG_VERSION"), " <unknown>"),
+        _ => Box::leak(format!("{VERSION} {REVISION}").into_boxed_str()),
+    }
+}
+
+fn resolve(matches: &ArgMatches) -> Args {
+    // Every flag has a default.
+    let text = |name| matches.get_one::<String>(name).cloned().unwrap_or_default();
+    Args {
+        address: text("address"),
+        config: text("config").into(),
+        log_level: text("log-level"),
+        root: text("root").into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn serve(arguments: &[&str]) -> Args {
+        match parse([&[NAME], arguments].concat()) {
+            Asked::Serve(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_have_the_reference_s_defaults() {
+        let args = serve(&[]);
+        assert_eq!(args.address, DEFAULT_ADDRESS);
+        assert_eq!(
+            args.config,
+            PathBuf::from("/etc/soci-snapshotter-grpc/config.toml")
+        );
+        assert_eq!(args.log_level, "info");
+        assert_eq!(args.root, PathBuf::from("/var/lib/soci-snapshotter-grpc/"));
+    }
+
+    #[test]
+    fn flags_are_taken_in_every_spelling() {
+        let args = serve(&[
+            "-address",
+            "fd://",
+            "--config=/c",
+            "-log-level=debug",
+            "--root",
+            "/r",
+        ]);
+        let wanted = Args {
+            address: "fd://".to_owned(),
+            config: "/c".into(),
+            log_level: "debug".to_owned(),
+            root: "/r".into(),
+        };
+        assert_eq!(args, wanted);
+    }
+
+    #[test]
+    fn the_version_line_has_four_words() {
+        for flag in ["--version", "-v"] {
+            let Asked::Show(text) = parse([NAME, flag]) else {
+                panic!("{flag}")
+            };
+            let words: Vec<_> = text.split_whitespace().collect();
+            assert_eq!(words[..2], [NAME, "version"], "{text}");
+            assert_eq!(words.len(), 4, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_flag_is_refused() {
+        let Asked::Refused(refusal) = parse([NAME, "--nobody"]) else {
+            panic!("refused")
+        };
+        assert_eq!(refusal.code, 1);
+    }
+}

@@ -1,1 +1,112 @@
-//! Composition root: configuration, parts, serve, drain.
+//! Composition root: arguments and configuration become parts; parts serve until a signal.
+//!
+//! Order of the start: descriptors and limits, the socket, configuration, the parts, serving, and then systemd
+//! is told. From the moment the socket is there a client waits instead of failing; nothing of the start needs
+//! a registry or containerd.
+//!
+//! Ends: SIGINT unmounts the layers, SIGTERM leaves every mount alone. Neither drains requests.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::thread::available_parallelism;
+
+use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use tracing::info;
+
+use crate::args::{Args, REVISION, VERSION};
+use crate::config::Config;
+use crate::cpu::Cpu;
+use crate::grpc;
+use crate::listen::{self, Inherited, Listener};
+use crate::snapshots::{self, Snapshotter};
+
+/// How the daemon was asked to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Interrupt,
+    Terminate,
+}
+
+/// Serves until a signal. `inherited` is what this process was started with.
+pub fn run(args: &Args, mut inherited: Inherited) -> anyhow::Result<()> {
+    info!(
+        version = VERSION,
+        revision = REVISION,
+        "starting soci-snapshotter-grpc"
+    );
+    let config = Config::load(&args.config)?;
+    listen::raise_open_files().context("cannot raise the limit of open files")?;
+    let listener = Listener::open(&args.address.parse()?, &mut inherited)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("soci-net")
+        .build()
+        .context("cannot start the network threads")?;
+    let done = runtime.block_on(serve(args, &config, &listener));
+    listen::notify_stopping();
+    info!("Exiting");
+    // Requests in flight are not waited for.
+    runtime.shutdown_background();
+    done
+}
+
+async fn serve(args: &Args, config: &Config, listener: &Listener) -> anyhow::Result<()> {
+    let mut signals = Signals::new().context("cannot wait for signals")?;
+    let cpu = Cpu::new(available_parallelism().unwrap_or(NonZeroUsize::MIN))
+        .context("cannot start the threads of the pool")?;
+    let options = snapshots::Options {
+        userxattr: snapshots::needs_userxattr(),
+        skip_support_check: config.service.skip_check_snapshotter_supported,
+    };
+    let snapshotter = Snapshotter::open(&args.root, cpu, options)?;
+    let connections = UnixListenerStream::new(listener.for_runtime()?);
+    let serving = tonic::transport::Server::builder()
+        .add_service(grpc::server(snapshotter.clone()))
+        .serve_with_incoming(connections);
+    listen::notify_ready();
+    info!(
+        address = args.address,
+        "soci-snapshotter-grpc successfully started"
+    );
+    let end = tokio::select! {
+        failed = serving => {
+            failed.context("the listener failed")?;
+            anyhow::bail!("the listener ended");
+        }
+        end = signals.next() => end,
+    };
+    match end {
+        End::Interrupt => {
+            info!("Got interrupt");
+            snapshotter.unmount_all().await?;
+        }
+        End::Terminate => info!("Got terminated"),
+    }
+    Ok(())
+}
+
+/// The signals that end the daemon.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let interrupt = signal(SignalKind::interrupt())?;
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self {
+            interrupt,
+            terminate,
+        })
+    }
+
+    async fn next(&mut self) -> End {
+        tokio::select! {
+            _ = self.interrupt.recv() => End::Interrupt,
+            _ = self.terminate.recv() => End::Terminate,
+        }
+    }
+}

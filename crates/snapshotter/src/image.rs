@@ -1,1 +1,3 @@
 //! An image: discovery once per manifest, its layers opened.
+
+pub(crate) mod verdict;

@@ -1,1 +1,304 @@
-//! Listening: socket path, activation, readiness.
+//! Listening: a socket path, or a socket that systemd made; and telling systemd about it.
+//!
+//! An address is `unix:///path`, a bare path, or `fd://` for the socket that was handed over. Whatever was
+//! handed over is taken in one table: sockets count as listeners, everything else is kept by its name.
+
+#![allow(
+    unsafe_code,
+    reason = "descriptors that systemd hands over are plain numbers: `take_inherited`"
+)]
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use rustix::fs::FileType;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sd_notify::NotifyState;
+use tracing::{debug, info};
+
+use crate::args::DEFAULT_ADDRESS;
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A socket at this path, made here.
+    Path(PathBuf),
+    /// The socket that systemd made.
+    Activated,
+}
+
+/// An address of a kind that is not known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown protocol for address {0:?}")]
+pub struct UnknownProtocol(String);
+
+impl FromStr for Address {
+    type Err = UnknownProtocol;
+
+    fn from_str(address: &str) -> Result<Self, UnknownProtocol> {
+        match address.split_once("://") {
+            None => Ok(Self::Path(address.into())),
+            Some(("unix", path)) => Ok(Self::Path(path.into())),
+            Some(("fd", _)) => Ok(Self::Activated),
+            Some(_) => Err(UnknownProtocol(address.to_owned())),
+        }
+    }
+}
+
+/// Descriptors that this process was started with.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// Sockets.
+    pub listeners: Vec<OwnedFd>,
+    /// Everything else, by name.
+    pub others: BTreeMap<String, OwnedFd>,
+}
+
+/// Why nothing listens.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// More than one socket was handed over.
+    #[error("systemd handed over {0} sockets: one is wanted")]
+    TooManySockets(usize),
+    /// Something that is neither a socket nor a file is in the way.
+    #[error("{} is in the way of the socket, and is neither a socket nor a file", .0.display())]
+    InTheWay(PathBuf),
+    /// The socket cannot be made.
+    #[error("cannot listen on {}", path.display())]
+    Io {
+        /// Its path.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The socket that was handed over cannot be used.
+    #[error("cannot listen on the socket that systemd handed over")]
+    Activated(#[source] io::Error),
+}
+
+/// A socket that accepts connections. One that was made here goes with it.
+#[derive(Debug)]
+pub struct Listener {
+    socket: StdListener,
+    made: Option<PathBuf>,
+}
+
+impl Listener {
+    /// Opens the socket.
+    pub fn open(address: &Address, inherited: &mut Inherited) -> Result<Self, ListenError> {
+        match address {
+            Address::Path(path) => Self::bind(path),
+            Address::Activated => match inherited.listeners.len() {
+                0 => {
+                    info!("no sockets were activated: listening on a path instead");
+                    info!(
+                        address = DEFAULT_ADDRESS,
+                        "falling back to the default address"
+                    );
+                    Self::bind(Path::new(DEFAULT_ADDRESS))
+                }
+                1 => Self::adopt(inherited.listeners.remove(0)),
+                count => {
+                    inherited.listeners.clear();
+                    Err(ListenError::TooManySockets(count))
+                }
+            },
+        }
+    }
+
+    fn adopt(socket: OwnedFd) -> Result<Self, ListenError> {
+        let socket = StdListener::from(socket);
+        socket
+            .set_nonblocking(true)
+            .map_err(ListenError::Activated)?;
+        Ok(Self { socket, made: None })
+    }
+
+    fn bind(path: &Path) -> Result<Self, ListenError> {
+        let io = |source| ListenError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        if let Some(folder) = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+        {
+            match DirBuilder::new().mode(0o700).create(folder) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(io(error));
+                }
+                _ => {}
+            }
+        }
+        match fs::symlink_metadata(path).map(|found| found.file_type()) {
+            Ok(found) if found.is_socket() || found.is_file() => {
+                fs::remove_file(path).map_err(io)?;
+            }
+            Ok(_) => return Err(ListenError::InTheWay(path.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io(error)),
+        }
+        let socket = StdListener::bind(path).map_err(io)?;
+        socket.set_nonblocking(true).map_err(io)?;
+        Ok(Self {
+            socket,
+            made: Some(path.to_owned()),
+        })
+    }
+
+    /// The socket for the runtime. Called inside of it.
+    pub fn for_runtime(&self) -> io::Result<tokio::net::UnixListener> {
+        tokio::net::UnixListener::from_std(self.socket.try_clone()?)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(path) = &self.made {
+            // The path may have been taken over by a later daemon or be gone: either is fine.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Takes what systemd handed over. Called once, before anything else opens a descriptor.
+pub fn take_inherited() -> io::Result<Inherited> {
+    let mut inherited = Inherited::default();
+    for (number, name) in sd_notify::listen_fds_with_names()? {
+        // JUSTIFICATION: the interface of systemd is a range of numbers; there is no safe way to own them.
+        // SAFETY: systemd opened these numbers for this process (LISTEN_PID was compared), and this is called
+        // once and first, so nothing else owns or closes them.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&descriptor)?.st_mode);
+        if kind == FileType::Socket {
+            inherited.listeners.push(descriptor);
+        } else {
+            inherited.others.insert(name, descriptor);
+        }
+    }
+    Ok(inherited)
+}
+
+/// Raises the soft limit of open files to the hard one: units of this daemon do not set it.
+pub fn raise_open_files() -> io::Result<()> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    Ok(setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: maximum,
+            maximum,
+        },
+    )?)
+}
+
+/// Tells systemd that the daemon serves.
+pub fn notify_ready() {
+    notify(&NotifyState::Ready, "SdNotifyReady");
+}
+
+/// Tells systemd that the daemon goes.
+pub fn notify_stopping() {
+    notify(&NotifyState::Stopping, "SdNotifyStopping");
+}
+
+fn notify(state: &NotifyState<'_>, line: &'static str) {
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return;
+    }
+    let done = sd_notify::notify(std::slice::from_ref(state));
+    let notified = done.is_ok().to_string();
+    let error = done
+        .err()
+        .map(|error| error.to_string())
+        .unwrap_or_default();
+    debug!(notified, error, "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(address: &Address) -> Result<Listener, ListenError> {
+        Listener::open(address, &mut Inherited::default())
+    }
+
+    #[test]
+    fn addresses_are_paths_or_the_socket_of_systemd() {
+        assert_eq!("/a/b".parse(), Ok(Address::Path("/a/b".into())));
+        assert_eq!("unix:///a/b".parse(), Ok(Address::Path("/a/b".into())));
+        assert_eq!("fd://".parse(), Ok(Address::Activated));
+        let error = "tcp://1.2.3.4:5".parse::<Address>().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "unknown protocol for address \"tcp://1.2.3.4:5\""
+        );
+    }
+
+    #[test]
+    fn a_socket_or_file_in_the_way_is_replaced_and_a_folder_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let address = Address::Path(root.path().join("made/s.sock"));
+        let Address::Path(path) = &address else {
+            unreachable!()
+        };
+        let first = open(&address).unwrap();
+        assert!(fs::symlink_metadata(path).unwrap().file_type().is_socket());
+        // As a daemon that was killed leaves it.
+        let second = open(&address).unwrap();
+        drop(first);
+        drop(second);
+        assert!(!path.exists());
+        fs::write(path, b"").unwrap();
+        drop(open(&address).unwrap());
+        fs::create_dir(path).unwrap();
+        fs::write(path.join("precious"), b"").unwrap();
+        let error = open(&address).unwrap_err();
+        assert!(matches!(error, ListenError::InTheWay(_)), "{error}");
+        assert!(path.join("precious").exists());
+    }
+
+    #[test]
+    fn folders_are_made_one_level_deep() {
+        let root = tempfile::tempdir().unwrap();
+        let error = open(&Address::Path(root.path().join("a/b/s.sock"))).unwrap_err();
+        assert!(matches!(error, ListenError::Io { .. }), "{error}");
+    }
+
+    #[test]
+    fn one_socket_of_systemd_is_used_and_two_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("s.sock");
+        let socket = || OwnedFd::from(StdListener::bind(root.path().join(nanos())).unwrap());
+        let mut one = Inherited {
+            listeners: vec![StdListener::bind(&path).unwrap().into()],
+            ..Inherited::default()
+        };
+        drop(Listener::open(&Address::Activated, &mut one).unwrap());
+        assert!(path.exists(), "a socket of systemd is not ours to unlink");
+        let mut two = Inherited {
+            listeners: vec![socket(), socket()],
+            ..Inherited::default()
+        };
+        let error = Listener::open(&Address::Activated, &mut two).unwrap_err();
+        assert!(matches!(error, ListenError::TooManySockets(2)), "{error}");
+        assert!(two.listeners.is_empty());
+    }
+
+    fn nanos() -> String {
+        format!("{:?}", std::time::Instant::now())
+    }
+
+    #[test]
+    fn the_soft_limit_of_open_files_becomes_the_hard_one() {
+        raise_open_files().unwrap();
+        let limit = getrlimit(Resource::Nofile);
+        assert_eq!(limit.current, limit.maximum);
+    }
+}

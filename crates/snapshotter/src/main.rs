@@ -1,1 +1,55 @@
-fn main() {}
+//! `soci-snapshotter-grpc`: reads its arguments, runs the daemon, turns the end into an exit code.
+
+#![allow(
+    unsafe_code,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the allocator reads its settings from an exported symbol; a program may print"
+)]
+
+use std::process::ExitCode;
+
+use soci_snapshotter::args::{self, Asked, NAME};
+use soci_snapshotter::{daemon, listen, logging};
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Settings of the allocator, which it reads before `main`: a thread of its own gives memory back, within a
+/// second of its last use. A burst of reads would otherwise stay in the process for ever.
+// JUSTIFICATION: jemalloc has no other way to be configured by a program.
+// SAFETY: the symbol is the one that the allocator's documentation names, it is defined once, and it points to
+// a string that ends in a zero byte.
+#[unsafe(export_name = "_rjem_malloc_conf")]
+pub static ALLOCATOR_SETTINGS: &[u8; 60] =
+    b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+
+fn main() -> ExitCode {
+    match args::parse(std::env::args_os()) {
+        Asked::Show(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Asked::Refused(refusal) => {
+            print!("{}", refusal.stdout);
+            eprint!("{}", refusal.stderr);
+            ExitCode::from(refusal.code)
+        }
+        Asked::Serve(args) => match serve(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                let error = format!("{error:#}");
+                logging::fatal("failed to run", &error);
+                eprintln!("{NAME}: {error}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn serve(args: &args::Args) -> anyhow::Result<()> {
+    let level = args.log_level.parse()?;
+    logging::start(level);
+    let inherited = listen::take_inherited()?;
+    daemon::run(args, inherited)
+}

@@ -1,0 +1,305 @@
+//! The directories of the snapshots: `snapshots/<id>/fs`, and `work` for active ones.
+//!
+//! A directory is made under a temporary name (`new-…`) and renamed to its id. Nothing here looks below a
+//! mount point of ours: the owner of a parent's root comes from the records, and directories are taken away
+//! only after their mount.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
+use std::path::{Path, PathBuf};
+
+use super::metadata::{Kind, Owner, SnapshotId, Usage};
+use crate::sync::{Arc, Mutex};
+
+const TEMPORARY: &str = "new-";
+/// Size of a block as stat(2) counts them, in bytes.
+const STAT_BLOCK: u64 = 512;
+
+/// The state directory of the snapshotter, `<root>/snapshotter`.
+#[derive(Clone, Debug)]
+pub(crate) struct Directories {
+    root: PathBuf,
+    busy: Arc<Mutex<BTreeMap<SnapshotId, usize>>>,
+}
+
+/// Keeps a directory from being cleaned up while it is made or mounted on.
+#[derive(Debug)]
+pub(crate) struct Busy {
+    id: SnapshotId,
+    busy: Arc<Mutex<BTreeMap<SnapshotId, usize>>>,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let mut busy = self.busy.lock();
+        if let Some(count) = busy.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                busy.remove(&self.id);
+            }
+        }
+    }
+}
+
+impl Directories {
+    pub(crate) fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            busy: Arc::default(),
+        }
+    }
+
+    /// Makes the state directory itself, readable by nobody else.
+    pub(crate) fn prepare(&self) -> io::Result<()> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(self.all())
+    }
+
+    /// The folder that holds one folder for each snapshot.
+    pub(crate) fn all(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
+    pub(crate) fn database(&self) -> PathBuf {
+        self.root.join("snapshots.redb")
+    }
+
+    fn of(&self, id: SnapshotId) -> PathBuf {
+        self.all().join(id.to_string())
+    }
+
+    /// Where the file tree of a snapshot is.
+    pub(crate) fn fs(&self, id: SnapshotId) -> PathBuf {
+        self.of(id).join("fs")
+    }
+
+    /// overlayfs' own folder beside it.
+    pub(crate) fn work(&self, id: SnapshotId) -> PathBuf {
+        self.of(id).join("work")
+    }
+
+    /// Marks the directory as one that [`Directories::idle`] leaves out, until the mark is dropped.
+    pub(crate) fn busy(&self, id: SnapshotId) -> Busy {
+        *self.busy.lock().entry(id).or_default() += 1;
+        Busy {
+            id,
+            busy: Arc::clone(&self.busy),
+        }
+    }
+
+    /// Makes the directory of a new snapshot.
+    pub(crate) fn create(&self, id: SnapshotId, kind: Kind, owner: Owner) -> io::Result<()> {
+        let temporary = tempfile::Builder::new()
+            .prefix(TEMPORARY)
+            .tempdir_in(self.all())?;
+        let fs = temporary.path().join("fs");
+        make_directory(&fs, 0o755)?;
+        if owner != Owner::default() {
+            lchown(&fs, Some(owner.uid), Some(owner.gid))?;
+        }
+        if kind == Kind::Active {
+            make_directory(&temporary.path().join("work"), 0o711)?;
+        }
+        fs::rename(temporary.path(), self.of(id))?;
+        // The name it had is gone; nothing is left to delete.
+        let _ = temporary.keep();
+        Ok(())
+    }
+
+    /// Makes the mount point of a layer again where a crash lost it.
+    pub(crate) fn restore(&self, id: SnapshotId) -> io::Result<PathBuf> {
+        let fs = self.fs(id);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(self.of(id))?;
+        match make_directory(&fs, 0o755) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(fs),
+        }
+    }
+
+    /// Deletes the directory of a snapshot that has no mount on it.
+    pub(crate) fn delete(&self, id: SnapshotId) -> io::Result<()> {
+        remove_tree(&self.of(id))
+    }
+
+    /// Owner of the root of a file tree that is a directory, not a mount.
+    pub(crate) fn owner(&self, id: SnapshotId) -> io::Result<Owner> {
+        let found = fs::symlink_metadata(self.fs(id))?;
+        Ok(Owner {
+            uid: found.uid(),
+            gid: found.gid(),
+        })
+    }
+
+    /// What the file tree takes: allocated blocks of distinct inodes, the root directory included.
+    pub(crate) fn usage(&self, id: SnapshotId) -> io::Result<Usage> {
+        let mut seen = BTreeSet::new();
+        let mut usage = Usage::default();
+        let mut pending = vec![self.fs(id)];
+        while let Some(path) = pending.pop() {
+            let found = match fs::symlink_metadata(&path) {
+                // A container may be at work in an active snapshot.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                found => found?,
+            };
+            if !seen.insert((found.dev(), found.ino())) {
+                continue;
+            }
+            usage.inodes += 1;
+            usage.size += found.blocks() * STAT_BLOCK;
+            if found.is_dir() {
+                for entry in fs::read_dir(&path)? {
+                    pending.push(entry?.path());
+                }
+            }
+        }
+        Ok(usage)
+    }
+
+    /// The highest number that a directory has.
+    pub(crate) fn highest(&self) -> io::Result<u64> {
+        Ok(self
+            .entries()?
+            .iter()
+            .filter_map(|name| owner_of(name))
+            .map(|id| id.0)
+            .max()
+            .unwrap_or(0))
+    }
+
+    /// The entries that nothing is at work in, with the snapshot that each belongs to. Whoever cleans up reads
+    /// the records *after* this: what is here and idle has its record by then, or never gets one.
+    pub(crate) fn idle(&self) -> io::Result<Vec<(Option<SnapshotId>, PathBuf)>> {
+        let busy: BTreeSet<_> = self.busy.lock().keys().copied().collect();
+        let mut idle = Vec::new();
+        for name in self.entries()? {
+            let owner = owner_of(&name);
+            let left_alone = match owner {
+                Some(id) => busy.contains(&id),
+                // What is being made has its mark before it has its name.
+                None => name.starts_with(TEMPORARY) && !busy.is_empty(),
+            };
+            if !left_alone {
+                idle.push((owner, self.all().join(name)));
+            }
+        }
+        Ok(idle)
+    }
+
+    fn entries(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.all())? {
+            // A name that is not text is none of ours, and is left alone.
+            names.extend(entry?.file_name().into_string());
+        }
+        Ok(names)
+    }
+}
+
+/// Deletes a directory and what is in it; one that is not there is no error.
+pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+/// The snapshot that a directory belongs to: its number, or what follows the underscore (the view that one
+/// container has of a layer).
+fn owner_of(name: &str) -> Option<SnapshotId> {
+    let number = name
+        .split_once('_')
+        .map_or(name, |(_, container)| container);
+    number.parse().ok().map(SnapshotId)
+}
+
+/// Makes a directory with exactly this mode, whatever the umask.
+fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+    fs::create_dir(path)?;
+    fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture() -> (Directories, tempfile::TempDir) {
+        let root = tempfile::tempdir().unwrap();
+        let directories = Directories::new(&root.path().join("snapshotter"));
+        directories.prepare().unwrap();
+        (directories, root)
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn an_active_snapshot_has_fs_and_work() {
+        let (directories, _root) = fixture();
+        directories
+            .create(SnapshotId(1), Kind::Active, Owner { uid: 5, gid: 6 })
+            .unwrap();
+        directories
+            .create(SnapshotId(2), Kind::View, Owner::default())
+            .unwrap();
+        assert_eq!(mode(&directories.fs(SnapshotId(1))), 0o755);
+        assert_eq!(mode(&directories.work(SnapshotId(1))), 0o711);
+        assert_eq!(mode(&directories.all()), 0o700);
+        assert_eq!(
+            directories.owner(SnapshotId(1)).unwrap(),
+            Owner { uid: 5, gid: 6 }
+        );
+        assert!(!directories.work(SnapshotId(2)).exists());
+        assert_eq!(directories.entries().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn usage_counts_blocks_of_distinct_inodes() {
+        let (directories, _root) = fixture();
+        let id = SnapshotId(1);
+        directories
+            .create(id, Kind::Active, Owner::default())
+            .unwrap();
+        let fs = directories.fs(id);
+        fs::write(fs.join("a"), vec![1; 10_000]).unwrap();
+        fs::hard_link(fs.join("a"), fs.join("b")).unwrap();
+        let sparse = fs::File::create(fs.join("sparse")).unwrap();
+        sparse.set_len(1 << 30).unwrap();
+        let usage = directories.usage(id).unwrap();
+        assert_eq!(usage.inodes, 3);
+        assert!((12_288..100_000).contains(&usage.size), "{usage:?}");
+    }
+
+    #[test]
+    fn directories_that_are_made_or_mounted_on_are_not_idle() {
+        let (directories, _root) = fixture();
+        for name in ["1", "2", "7_2", "7_9", "new-left", "odd"] {
+            fs::create_dir(directories.all().join(name)).unwrap();
+        }
+        let names = || -> BTreeSet<String> {
+            let idle = directories.idle().unwrap();
+            idle.iter()
+                .map(|(_, path)| path.file_name().unwrap().to_str().unwrap().into())
+                .collect()
+        };
+        let busy = directories.busy(SnapshotId(2));
+        let again = directories.busy(SnapshotId(2));
+        drop(again);
+        assert_eq!(names(), ["1", "7_9", "odd"].map(str::to_owned).into());
+        drop(busy);
+        assert_eq!(
+            names(),
+            ["1", "2", "7_2", "7_9", "new-left", "odd"]
+                .map(str::to_owned)
+                .into()
+        );
+        assert_eq!(directories.highest().unwrap(), 9);
+    }
+}

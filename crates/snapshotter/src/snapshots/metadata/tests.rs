@@ -1,0 +1,235 @@
+use super::*;
+
+struct Fixture {
+    metadata: Metadata,
+    root: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let metadata = Metadata::open(&root.path().join("snapshots.redb"), 0).unwrap();
+        Self { metadata, root }
+    }
+
+    fn reopened(self, used: u64) -> Self {
+        let Self { metadata, root } = self;
+        drop(metadata);
+        let metadata = Metadata::open(&root.path().join("snapshots.redb"), used).unwrap();
+        Self { metadata, root }
+    }
+
+    fn create(&self, kind: Kind, name: &str, parent: &str) -> Result<Record, MetadataError> {
+        let id = self.metadata.reserve_id();
+        let parent = (!parent.is_empty()).then_some(parent);
+        self.metadata.create(id, kind, name, parent, Labels::new())
+    }
+
+    fn commit(&self, key: &str, name: &str) -> Result<Record, MetadataError> {
+        self.metadata.commit(key, name, Commit::default())
+    }
+
+    /// Two committed snapshots, and of active ones and views one without and one with a parent.
+    fn populated() -> Self {
+        let fixture = Self::new();
+        fixture.create(Kind::Active, "tmp-1", "").unwrap();
+        fixture.commit("tmp-1", "committed-1").unwrap();
+        fixture
+            .create(Kind::Active, "tmp-2", "committed-1")
+            .unwrap();
+        fixture.commit("tmp-2", "committed-2").unwrap();
+        fixture.create(Kind::Active, "active-1", "").unwrap();
+        fixture
+            .create(Kind::Active, "active-2", "committed-2")
+            .unwrap();
+        fixture.create(Kind::View, "view-1", "").unwrap();
+        fixture.create(Kind::View, "view-2", "committed-2").unwrap();
+        fixture
+    }
+}
+
+fn labels(of: &[(&str, &str)]) -> Labels {
+    of.iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+#[test]
+fn a_chain_is_listed_from_the_top() {
+    let fixture = Fixture::populated();
+    let names: Vec<_> = fixture.metadata.chain("view-2").unwrap();
+    let names: Vec<_> = names.iter().map(|info| info.name.as_str()).collect();
+    assert_eq!(names, ["view-2", "committed-2", "committed-1"]);
+}
+
+#[test]
+fn a_name_is_given_once() {
+    let fixture = Fixture::populated();
+    for taken in ["active-1", "committed-1", "view-1"] {
+        let error = fixture.create(Kind::Active, taken, "").unwrap_err();
+        assert!(
+            matches!(error, MetadataError::AlreadyExists { .. }),
+            "{error}"
+        );
+    }
+    let error = fixture.commit("active-1", "committed-1").unwrap_err();
+    assert!(
+        matches!(error, MetadataError::AlreadyExists { .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_parent_must_exist_and_be_committed() {
+    let fixture = Fixture::populated();
+    let error = fixture.create(Kind::Active, "new", "nobody").unwrap_err();
+    assert!(matches!(error, MetadataError::NotFound { .. }), "{error}");
+    let error = fixture.create(Kind::Active, "new", "active-1").unwrap_err();
+    assert!(
+        matches!(error, MetadataError::ParentNotCommitted { .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn only_active_snapshots_are_committed() {
+    let fixture = Fixture::populated();
+    for key in ["committed-1", "view-1"] {
+        let error = fixture.commit(key, "new").unwrap_err();
+        assert!(matches!(error, MetadataError::NotActive { .. }), "{error}");
+    }
+    let error = fixture.commit("nobody", "new").unwrap_err();
+    assert!(matches!(error, MetadataError::NotFound { .. }), "{error}");
+}
+
+#[test]
+fn commit_keeps_the_id_and_replaces_the_labels() {
+    let fixture = Fixture::new();
+    let id = fixture.metadata.reserve_id();
+    let before = labels(&[("old", "1"), ("empty", "")]);
+    let active = fixture
+        .metadata
+        .create(id, Kind::Active, "key", None, before)
+        .unwrap();
+    assert_eq!(active.labels, labels(&[("old", "1")]));
+    let commit = Commit {
+        labels: labels(&[("new", "2"), ("empty", "")]),
+        ..Commit::default()
+    };
+    let committed = fixture.metadata.commit("key", "name", commit).unwrap();
+    assert_eq!((committed.id, committed.kind), (id, Kind::Committed));
+    assert_eq!(committed.labels, labels(&[("new", "2")]));
+    assert_eq!(committed.created, committed.updated);
+    assert!(fixture.metadata.find("key").unwrap().is_none());
+}
+
+#[test]
+fn a_commit_may_name_a_parent_only_where_there_is_none() {
+    let fixture = Fixture::populated();
+    let on = |parent: &str| Commit {
+        parent: Some(parent.to_owned()),
+        ..Commit::default()
+    };
+    let error = fixture
+        .metadata
+        .commit("active-2", "new", on("committed-1"))
+        .unwrap_err();
+    assert!(
+        matches!(error, MetadataError::ParentChanged { .. }),
+        "{error}"
+    );
+    let same = fixture
+        .metadata
+        .commit("active-2", "new", on("committed-2"))
+        .unwrap();
+    assert_eq!(same.parent.as_deref(), Some("committed-2"));
+    let rebased = fixture
+        .metadata
+        .commit("active-1", "rebased", on("new"))
+        .unwrap();
+    assert_eq!(rebased.parent.as_deref(), Some("new"));
+    let error = fixture.metadata.remove("new").unwrap_err();
+    assert!(
+        matches!(error, MetadataError::HasChildren { .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_snapshot_with_children_stays() {
+    let fixture = Fixture::populated();
+    let error = fixture.metadata.remove("committed-2").unwrap_err();
+    assert!(error.to_string().contains("remove"), "{error}");
+    for name in ["active-2", "view-2", "committed-2", "committed-1"] {
+        fixture.metadata.remove(name).unwrap();
+    }
+    let error = fixture.metadata.remove("committed-1").unwrap_err();
+    assert!(matches!(error, MetadataError::NotFound { .. }), "{error}");
+}
+
+#[test]
+fn an_update_touches_labels_and_the_time() {
+    let fixture = Fixture::populated();
+    let metadata = &fixture.metadata;
+    let first = metadata
+        .update(
+            "active-1",
+            &labels(&[("a", "1"), ("b", "2"), ("c", "3")]),
+            &LabelUpdate::Replace,
+        )
+        .unwrap();
+    assert!(first.updated > first.created);
+    let keys = LabelUpdate::Keys(vec!["a".to_owned(), "b".to_owned()]);
+    let second = metadata
+        .update("active-1", &labels(&[("a", "x"), ("d", "4")]), &keys)
+        .unwrap();
+    assert_eq!(second.labels, labels(&[("a", "x"), ("c", "3")]));
+}
+
+#[test]
+fn an_id_is_never_used_twice() {
+    let fixture = Fixture::new();
+    let first = fixture.create(Kind::Active, "a", "").unwrap().id;
+    fixture.metadata.remove("a").unwrap();
+    let fixture = fixture.reopened(0);
+    let second = fixture.create(Kind::Active, "a", "").unwrap().id;
+    assert!(second > first);
+    // A directory that a crash left behind without a record.
+    let fixture = fixture.reopened(70);
+    assert_eq!(
+        fixture.create(Kind::Active, "b", "").unwrap().id,
+        SnapshotId(71)
+    );
+}
+
+#[test]
+fn records_survive_reopening() {
+    let fixture = Fixture::populated();
+    let before = fixture.metadata.list(|_| true).unwrap();
+    let fixture = fixture.reopened(0);
+    assert_eq!(before, fixture.metadata.list(|_| true).unwrap());
+    assert_eq!(before.len(), 6);
+}
+
+#[test]
+fn a_child_inherits_the_owner_of_its_parent() {
+    let fixture = Fixture::new();
+    fixture.create(Kind::Active, "key", "").unwrap();
+    let owner = Owner { uid: 7, gid: 8 };
+    let commit = Commit {
+        owner: Some(owner),
+        ..Commit::default()
+    };
+    fixture.metadata.commit("key", "name", commit).unwrap();
+    assert_eq!(
+        fixture.create(Kind::Active, "child", "name").unwrap().owner,
+        owner
+    );
+}
+
+#[test]
+fn a_second_daemon_is_told_that_the_file_is_locked() {
+    let fixture = Fixture::new();
+    let error = Metadata::open(&fixture.root.path().join("snapshots.redb"), 0).unwrap_err();
+    assert!(error.to_string().contains("another daemon"), "{error}");
+}
