@@ -6,4 +6,11 @@
     reason = "numbers of tests are small"
 )]
 
+mod choice;
+mod equality;
 mod harness;
+mod integrity;
+mod outage;
+mod readers;
+mod restart;
+mod run;

@@ -146,6 +146,67 @@ pub fn convert(from: &Path, to: &Path, arguments: &[&str]) -> Result<()> {
         .map(|_| ())
 }
 
+/// Changes the zTOCs of a converted layout and everything that names them, up to `index.json`, so that all digests are
+/// right again. `change` keeps the length; it gives false for a zTOC that it leaves alone.
+pub fn change_ztocs(layout: &Path, change: impl Fn(&mut Vec<u8>) -> bool) -> Result<()> {
+    let blobs = layout.join("blobs/sha256");
+    let path = |digest: &str| blobs.join(digest.trim_start_matches("sha256:"));
+    let list = |value: &Value| -> Vec<String> {
+        let items = value.as_array().into_iter().flatten();
+        items
+            .filter_map(|item| item["digest"].as_str().map(str::to_owned))
+            .collect()
+    };
+    let parsed =
+        |digest: &str| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(path(digest))?)?) };
+    // Old digest, new digest: from the zTOCs up, each level's new ones replace the old ones in the text of the next.
+    let mut renamed: Vec<(String, String)> = Vec::new();
+    let root = layout.join("index.json");
+    for top in list(&serde_json::from_slice::<Value>(&fs::read(&root)?)?["manifests"]) {
+        let (mut indexes, mut images) = (Vec::new(), Vec::new());
+        for name in list(&parsed(&top)?["manifests"]) {
+            let manifest = parsed(&name)?;
+            if manifest["layers"][0]["mediaType"] != "application/octet-stream" {
+                images.push(name);
+                continue;
+            }
+            for ztoc in list(&manifest["layers"]) {
+                let mut bytes = fs::read(path(&ztoc))?;
+                if change(&mut bytes) {
+                    fs::write(path(&digest(&bytes)), &bytes)?;
+                    renamed.push((ztoc, digest(&bytes)));
+                }
+            }
+            indexes.push(name);
+        }
+        for name in indexes.into_iter().chain(images).chain([top]) {
+            let text = replaced(fs::read_to_string(path(&name))?, &renamed);
+            fs::write(path(&digest(text.as_bytes())), &text)?;
+            renamed.push((name, digest(text.as_bytes())));
+        }
+    }
+    let text = replaced(fs::read_to_string(&root)?, &renamed);
+    Ok(fs::write(root, text)?)
+}
+
+fn replaced(mut text: String, pairs: &[(String, String)]) -> String {
+    for (old, new) in pairs {
+        text = text.replace(old, new);
+    }
+    text
+}
+
+/// Replaces the only occurrence of `old` by `new`, of the same length; false when there is none.
+pub fn replace_once(bytes: &mut [u8], old: &[u8], new: &[u8]) -> bool {
+    match bytes.windows(old.len()).position(|window| window == old) {
+        Some(at) if old.len() == new.len() => {
+            bytes[at..at + new.len()].copy_from_slice(new);
+            true
+        }
+        _ => false,
+    }
+}
+
 /// A folder with the image's layout and a folder with its converted layout, under `folder`.
 pub fn layouts(image: &Image, folder: &Path, arguments: &[&str]) -> Result<(PathBuf, PathBuf)> {
     let (plain, converted) = (folder.join("plain"), folder.join("converted"));

@@ -9,6 +9,7 @@
 //! test`, `make e2e`), which is the last guard: what a killed test leaves behind ends with its namespaces.
 
 pub mod image;
+pub mod mapped;
 pub mod node;
 pub mod process;
 pub mod registry;

@@ -19,6 +19,7 @@ pub struct TlsRegistry {
     daemon: Daemon,
     port: u16,
     authority: PathBuf,
+    folder: PathBuf,
 }
 
 impl TlsRegistry {
@@ -44,6 +45,7 @@ impl TlsRegistry {
             daemon,
             port,
             authority,
+            folder: folder.to_path_buf(),
         })
     }
 
@@ -73,6 +75,17 @@ impl TlsRegistry {
             .env("SSL_CERT_FILE", &self.authority)
             .succeed()
             .map(|_| ())
+    }
+
+    /// The file that holds a blob; the registry serves it as it stands, so a test may change it.
+    pub fn blob_file(&self, digest: &str) -> Result<PathBuf> {
+        let hex = digest.strip_prefix("sha256:").context("a SHA-256 digest")?;
+        Ok(self
+            .folder
+            .join("blobs/docker/registry/v2/blobs/sha256")
+            .join(&hex[..2])
+            .join(hex)
+            .join("data"))
     }
 
     pub fn log(&self) -> String {

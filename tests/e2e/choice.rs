@@ -1,0 +1,101 @@
+//! Which way a layer takes: lazy, whole, or left to containerd.
+
+use anyhow::Result;
+use soci_tests::image::{Compressor, noise};
+use soci_tests::node::{OVERLAYFS, SOCI};
+use soci_tests::tar::{self, directory, file};
+use soci_tests::{Image, Layer, Site, walk};
+
+#[test]
+fn an_image_without_an_index_is_left_to_containerd() -> Result<()> {
+    let site = Site::new("")?;
+    let image = Image::runnable(&[&[file("plain", "as ever\n")]])?;
+    let reference = site.publish_plain(&image, "plain:1")?;
+    site.node.pull(&reference, SOCI)?;
+    let said = site
+        .node
+        .run(&reference, SOCI, "one", &["/bin/cat", "/plain"])?;
+    assert_eq!(said.stdout, "as ever\n", "{}", said.stderr);
+    let log = site.node.snapshotter_log();
+    assert!(log.contains("\"defer-snapshot-runtime\":\"true\""), "{log}");
+    let mounts = site.node.mounts()?;
+    assert!(
+        !mounts.iter().any(|line| line.contains(" - erofs ")),
+        "{mounts:#?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_layer_without_a_ztoc_is_pulled_whole_and_is_the_same_tree() -> Result<()> {
+    let start = walk::now();
+    let site = Site::new("")?;
+    let small: &[_] = &[
+        directory("d"),
+        file("d/small", "below the limit").mode(0o600),
+        file("e", ""),
+    ];
+    let image = Image::of(&[
+        &[file("big", noise(1, 3 << 20)), directory("d").mode(0o700)],
+        small,
+    ])?;
+    let arguments = ["--min-layer-size", "1000000", "--span-size", "65536"];
+    let reference = site.publish_with(&image, "sparse:1", &arguments)?;
+    site.node.pull(&reference, SOCI)?;
+    let log = site.node.snapshotter_log();
+    assert_eq!(
+        log.matches("remote snapshot successfully prepared.")
+            .count(),
+        1,
+        "{log}"
+    );
+    assert_eq!(
+        log.matches("local snapshot successfully prepared").count(),
+        1,
+        "{log}"
+    );
+    assert!(!log.contains("defer-snapshot-runtime"), "{log}");
+    site.node.pull(&reference, OVERLAYFS)?;
+    let views = (
+        site.node.view(&reference, OVERLAYFS)?,
+        site.node.view(&reference, SOCI)?,
+    );
+    let different = walk::differences(views.0.path(), views.1.path(), start)?;
+    assert!(different.is_empty(), "{different:#?}");
+    Ok(())
+}
+
+#[test]
+fn every_compression_that_containerd_unpacks_gives_the_same_tree() -> Result<()> {
+    let start = walk::now();
+    let site = Site::new("")?;
+    for (name, compressor) in [
+        ("gzip", Compressor::Gzip),
+        ("pigz", Compressor::Pigz),
+        ("none", Compressor::None),
+    ] {
+        let entries = [
+            directory("d"),
+            file("d/noise", noise(7, 500_000)),
+            file("d/zeros", vec![0; 700_000]),
+        ];
+        let image = Image::new(vec![Layer::compressed(tar::write(&entries), compressor)?]);
+        let reference = site.publish(&image, &format!("{name}:1"))?;
+        site.node.pull(&reference, SOCI)?;
+        site.node.pull(&reference, OVERLAYFS)?;
+        let views = (
+            site.node.view(&reference, OVERLAYFS)?,
+            site.node.view(&reference, SOCI)?,
+        );
+        let different = walk::differences(views.0.path(), views.1.path(), start)?;
+        assert!(different.is_empty(), "{name}: {different:#?}");
+    }
+    let log = site.node.snapshotter_log();
+    assert_eq!(
+        log.matches("remote snapshot successfully prepared.")
+            .count(),
+        3,
+        "{log}"
+    );
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! Nothing is shown that was not verified.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use soci_tests::image::{change_ztocs, noise, replace_once};
+use soci_tests::node::SOCI;
+use soci_tests::site::NOTHING_BEHIND;
+use soci_tests::tar::{directory, file};
+use soci_tests::{Image, Site, mapped, walk};
+
+const SIZE: usize = 2 << 20;
+
+#[test]
+fn corrupted_bytes_of_the_registry_are_never_served() -> Result<()> {
+    let site = Site::new(NOTHING_BEHIND)?;
+    let content = noise(1, SIZE);
+    let image = Image::of(&[&[file("big", &content), file("small", "untouched")]])?;
+    let reference = site.publish(&image, "corrupt:1")?;
+    let blob = site.registry.blob_file(&image.layers[0].digest())?;
+    let good = fs::read(&blob)?;
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    bad[middle] ^= 0x10;
+    fs::write(&blob, &bad)?;
+    site.node.pull(&reference, SOCI)?;
+    let view = site.node.view(&reference, SOCI)?;
+    let (right, refused) = pages(&view.join("big"), &content)?;
+    assert!(refused >= 1, "the changed span is refused");
+    assert!(right > 100, "{right} pages of other spans are served");
+    let log = site.node.snapshotter_log();
+    let told = log
+        .lines()
+        .any(|line| line.contains(&image.layers[0].digest()[..19]) && line.contains("span"));
+    assert!(told, "the log names the layer and the span:\n{log}");
+    // The registry is mended: the same pages come, and are right.
+    fs::write(&blob, &good)?;
+    let start = Instant::now();
+    while pages(&view.join("big"), &content)?.1 > 0 {
+        ensure!(
+            start.elapsed() < Duration::from_secs(30),
+            "still refused after the registry was mended"
+        );
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(fs::read(view.join("small"))?, b"untouched");
+    Ok(())
+}
+
+#[test]
+fn a_ztoc_that_lies_about_a_header_is_believed_neither_now_nor_later() -> Result<()> {
+    let mut site = Site::new("")?;
+    let image = Image::of(&[&[
+        directory("d"),
+        file("d/honest", noise(1, 300_000)),
+        file("d/was-harmless", noise(2, 300_000)).mode(0o644),
+        file("d/honest-too", noise(3, 300_000)),
+    ]])?;
+    let converted = site.converted(&image, "lie:1", &[])?;
+    change_ztocs(&converted, |ztoc| {
+        replace_once(ztoc, b"d/was-harmless", b"d/looks-useful")
+    })?;
+    let reference = site.publish_layout(&converted, "lie:1")?;
+    site.node.pull(&reference, SOCI)?;
+    let view = site.node.view(&reference, SOCI)?;
+    let check = |folder: &Path| -> Result<()> {
+        walk::drop_caches()?;
+        assert_eq!(fs::read(folder.join("d/honest"))?, noise(1, 300_000));
+        assert_eq!(fs::read(folder.join("d/honest-too"))?, noise(3, 300_000));
+        let lie = fs::read(folder.join("d/looks-useful"));
+        assert_eq!(
+            lie.err().and_then(|error| error.raw_os_error()),
+            Some(rustix::io::Errno::IO.raw_os_error())
+        );
+        Ok(())
+    };
+    check(view.path())?;
+    // All bytes are there by now, or soon; the answer is the same.
+    std::thread::sleep(Duration::from_secs(3));
+    check(view.path())?;
+    let log = site.node.snapshotter_log();
+    assert!(
+        log.contains("looks-useful") || log.contains("was-harmless"),
+        "the log names the file:\n{log}"
+    );
+    view.close()?;
+    site.node
+        .snapshotter()?
+        .terminate(Duration::from_secs(10))?;
+    site.node.start_snapshotter()?;
+    let view = site.node.view(&reference, SOCI)?;
+    check(view.path())
+}
+
+#[test]
+fn a_map_of_a_last_page_shows_zeros_behind_the_end_of_the_file() -> Result<()> {
+    let site = Site::new(NOTHING_BEHIND)?;
+    let lengths = [1_usize, 100, 511, 513, 4095, 4097, 70_001];
+    let entries: Vec<_> = lengths
+        .iter()
+        .map(|&length| file(format!("f{length}"), noise(length as u64, length)).padding(0xAA))
+        .collect();
+    let reference = site.publish(&Image::of(&[&entries])?, "maps:1")?;
+    site.node.pull(&reference, SOCI)?;
+    let view = site.node.view(&reference, SOCI)?;
+    for length in lengths {
+        let mut expected = noise(length as u64, length);
+        expected.resize(length.next_multiple_of(4096), 0);
+        let found = mapped::read(&view.join(format!("f{length}")), expected.len())?;
+        assert!(
+            found == expected,
+            "the last page of the file of {length} bytes"
+        );
+    }
+    Ok(())
+}
+
+/// How many pages of a file are right and how many are refused; a wrong page is a failed test.
+fn pages(path: &Path, content: &[u8]) -> Result<(usize, usize)> {
+    walk::drop_caches()?;
+    let file = fs::File::open(path)?;
+    let (mut right, mut refused) = (0, 0);
+    for (number, expected) in content.chunks(4096).enumerate() {
+        let mut page = vec![0; expected.len()];
+        match file.read_exact_at(&mut page, number as u64 * 4096) {
+            Ok(()) => {
+                assert!(
+                    page == expected,
+                    "page {number} was served with wrong bytes"
+                );
+                right += 1;
+            }
+            Err(error) => {
+                assert_eq!(
+                    error.raw_os_error(),
+                    Some(rustix::io::Errno::IO.raw_os_error()),
+                    "{error}"
+                );
+                refused += 1;
+            }
+        }
+    }
+    Ok((right, refused))
+}

@@ -1,0 +1,112 @@
+//! The registry goes away: for a while, and for good.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use soci_tests::image::noise;
+use soci_tests::node::SOCI;
+use soci_tests::site::NOTHING_BEHIND;
+use soci_tests::tar::{directory, file};
+use soci_tests::{Image, Site, View};
+
+const SIZE: usize = 2 << 20;
+
+fn pulled(config: &str) -> Result<(Site, View)> {
+    let site = Site::new(&format!("{NOTHING_BEHIND}{config}"))?;
+    let image = Image::of(&[&[
+        directory("d"),
+        file("d/first", noise(1, SIZE)),
+        file("d/second", noise(2, SIZE)),
+        file("d/third", noise(3, SIZE)),
+    ]])?;
+    let reference = site.publish(&image, "outage:1")?;
+    site.node.pull(&reference, SOCI)?;
+    let view = site.node.view(&reference, SOCI)?;
+    Ok((site, view))
+}
+
+#[test]
+fn reads_wait_while_the_registry_is_down_and_go_on_when_it_is_back() -> Result<()> {
+    let (site, view) = pulled("")?;
+    assert_eq!(fs::read(view.join("d/first"))?, noise(1, SIZE));
+    site.relay.cut();
+    // What is there stays there, and names and attributes need nobody.
+    assert_eq!(fs::read(view.join("d/first"))?, noise(1, SIZE));
+    assert_eq!(fs::metadata(view.join("d/third"))?.len(), SIZE as u64);
+    let path = view.join("d/second");
+    let reader = std::thread::spawn(move || fs::read(path));
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(!reader.is_finished(), "a read of missing bytes waits");
+    site.relay.restore();
+    assert_eq!(reader.join().expect("no panic")?, noise(2, SIZE));
+    Ok(())
+}
+
+#[test]
+fn reads_fail_when_the_registry_is_gone_for_good_and_nothing_wrong_is_kept() -> Result<()> {
+    let (site, view) = pulled("[blob]\nread_budget_sec = 3\n")?;
+    site.relay.cut();
+    let start = Instant::now();
+    let first = read_at(&view.join("d/first"), 0);
+    let waited = start.elapsed();
+    assert_eq!(
+        first.err().map(|error| error.raw_os_error()),
+        Some(Some(rustix::io::Errno::IO.raw_os_error()))
+    );
+    assert!(
+        (2..30).contains(&waited.as_secs()),
+        "the budget of 3 s, not {waited:?}"
+    );
+    // One clock for the outage, not one for each read.
+    let start = Instant::now();
+    for at in 1..6 {
+        assert!(read_at(&view.join("d/second"), at * 300_000).is_err());
+    }
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "further reads fail at once, not after {:?}",
+        start.elapsed()
+    );
+    site.relay.restore();
+    let start = Instant::now();
+    let content = loop {
+        match fs::read(view.join("d/first")) {
+            Ok(content) => break content,
+            Err(error) => ensure!(
+                start.elapsed() < Duration::from_secs(40),
+                "the registry is back, and still {error}"
+            ),
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    assert_eq!(content, noise(1, SIZE));
+    assert_eq!(fs::read(view.join("d/second"))?, noise(2, SIZE));
+    Ok(())
+}
+
+#[test]
+fn an_outage_in_the_middle_of_a_long_read_loses_and_changes_nothing() -> Result<()> {
+    let (site, view) = pulled("")?;
+    let path = view.join("d/third");
+    let reader = std::thread::spawn(move || fs::read(path));
+    for _ in 0..4 {
+        std::thread::sleep(Duration::from_millis(60));
+        site.relay.cut();
+        std::thread::sleep(Duration::from_millis(150));
+        site.relay.restore();
+    }
+    assert_eq!(reader.join().expect("no panic")?, noise(3, SIZE));
+    Ok(())
+}
+
+fn read_at(path: &Path, at: u64) -> std::io::Result<[u8; 4096]> {
+    let mut page = [0; 4096];
+    match fs::File::open(path)?.read_exact_at(&mut page, at) {
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(page),
+        other => other.map(|()| page),
+    }
+}

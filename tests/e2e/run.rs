@@ -1,0 +1,185 @@
+//! Convert, push, pull, run, read; and everything gone again afterwards.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use soci_tests::image::noise;
+use soci_tests::node::SOCI;
+use soci_tests::site::NOTHING_BEHIND;
+use soci_tests::tar::{directory, file, symlink, whiteout};
+use soci_tests::{Image, Site};
+
+const MEGABYTE: usize = 1 << 20;
+
+#[test]
+fn a_converted_image_runs_before_its_bytes_are_there() -> Result<()> {
+    let site = Site::new(NOTHING_BEHIND)?;
+    let image = Image::runnable(&[
+        &[
+            directory("data"),
+            file("data/big", noise(1, 8 * MEGABYTE)),
+            file("data/small", "small\n"),
+        ],
+        &[
+            file("data/small", "smaller\n"),
+            symlink("link", "data/small"),
+        ],
+    ])?;
+    let reference = site.publish(&image, "lazy:1")?;
+    site.node.pull(&reference, SOCI)?;
+    let prepared = site
+        .node
+        .snapshotter_log()
+        .matches("remote snapshot successfully prepared.")
+        .count();
+    assert_eq!(prepared, 3, "every layer is lazy");
+    let said = site
+        .node
+        .run(&reference, SOCI, "one", &["/bin/cat", "/link"])?;
+    assert_eq!(said.stdout, "smaller\n", "{}", said.stderr);
+    let delivered = site.relay.delivered();
+    assert!(
+        delivered < 6 << 20,
+        "{delivered} bytes came, and nobody has read the big file"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_container_writes_over_lazy_layers_as_over_any_others() -> Result<()> {
+    let site = Site::new(NOTHING_BEHIND)?;
+    let image = Image::runnable(&[&[
+        directory("d"),
+        file("d/change", noise(2, 300_000)),
+        file("d/remove", "gone soon"),
+        file("d/keep", "kept\n"),
+    ]])?;
+    let reference = site.publish(&image, "write:1")?;
+    site.node.pull(&reference, SOCI)?;
+    let script = "echo more >> /d/change && rm /d/remove && echo new > /d/new && ls /d && cat /d/keep && \
+                  stat -c %s /d/change";
+    let said = site
+        .node
+        .run(&reference, SOCI, "writer", &["/bin/sh", "-c", script])?;
+    assert_eq!(
+        said.stdout, "change\nkeep\nnew\nkept\n300005\n",
+        "{}",
+        said.stderr
+    );
+    let again = site
+        .node
+        .run(&reference, SOCI, "reader", &["/bin/ls", "/d"])?;
+    assert_eq!(
+        again.stdout, "change\nkeep\nremove\n",
+        "the layers themselves are as they were: {}",
+        again.stderr
+    );
+    Ok(())
+}
+
+#[test]
+fn two_containers_of_one_image_run_at_once() -> Result<()> {
+    let site = Site::new("")?;
+    let image = Image::runnable(&[&[file("shared", noise(3, 2 * MEGABYTE))]])?;
+    let reference = site.publish(&image, "twice:1")?;
+    site.node.pull(&reference, SOCI)?;
+    let script = "md5sum /shared; sleep 1; echo done";
+    let (node, reference) = (&site.node, &reference);
+    let said: Vec<_> = std::thread::scope(|scope| {
+        let runs: Vec<_> = ["left", "right"]
+            .into_iter()
+            .map(|id| {
+                scope.spawn(move || node.run(reference, SOCI, id, &["/bin/sh", "-c", script]))
+            })
+            .collect();
+        runs.into_iter()
+            .map(|run| run.join().expect("no panic"))
+            .collect::<Result<_>>()
+    })?;
+    assert_eq!(said[0].stdout, said[1].stdout, "{said:?}");
+    assert!(said[0].stdout.ends_with("done\n"), "{said:?}");
+    Ok(())
+}
+
+#[test]
+fn a_removed_image_gives_its_space_and_its_mounts_back() -> Result<()> {
+    let site = Site::new("")?;
+    let image = Image::runnable(&[&[file("big", noise(4, 8 * MEGABYTE))], &[whiteout("big")]])?;
+    let reference = site.publish(&image, "removed:1")?;
+    site.node.pull(&reference, SOCI)?;
+    let said = site.node.run(&reference, SOCI, "user", &["/bin/true"])?;
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let view = site.node.view(&reference, SOCI)?;
+    assert!(!view.join("big").exists());
+    view.close()?;
+    // The node's FUSE mount stays; layers of images do not.
+    let layers = || {
+        Ok::<_, anyhow::Error>(
+            site.node
+                .mounts()?
+                .iter()
+                .filter(|line| line.contains(" - erofs "))
+                .count(),
+        )
+    };
+    assert!(layers()? >= 3, "{:?}", site.node.mounts()?);
+    site.node.remove_image(&reference)?;
+    let start = Instant::now();
+    while layers()? > 0 || allocated(site.node.root())? > 4 << 20 {
+        ensure!(
+            start.elapsed() < Duration::from_secs(20),
+            "still {} bytes and {:#?}",
+            allocated(site.node.root())?,
+            site.node.mounts()?
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // And it can be pulled again.
+    site.node.pull(&reference, SOCI)?;
+    let said = site.node.run(&reference, SOCI, "again", &["/bin/true"])?;
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    Ok(())
+}
+
+#[test]
+fn two_images_that_share_a_layer_share_its_bytes() -> Result<()> {
+    let site = Site::new(NOTHING_BEHIND)?;
+    let shared = noise(5, 2 * MEGABYTE);
+    let one = Image::runnable(&[&[file("shared", &shared)], &[file("own", "one")]])?;
+    let two = Image::runnable(&[&[file("shared", &shared)], &[file("own", "two")]])?;
+    let (one, two) = (site.publish(&one, "one:1")?, site.publish(&two, "two:1")?);
+    site.node.pull(&one, SOCI)?;
+    let view = site.node.view(&one, SOCI)?;
+    assert_eq!(std::fs::read(view.join("shared"))?, shared);
+    site.node.pull(&two, SOCI)?;
+    let before = site.relay.delivered();
+    let view = site.node.view(&two, SOCI)?;
+    assert_eq!(std::fs::read(view.join("shared"))?, shared);
+    assert!(
+        site.relay.delivered() - before < MEGABYTE as u64,
+        "the shared layer did not come twice"
+    );
+    Ok(())
+}
+
+/// Bytes that the files below a folder take on its disk; what vanishes meanwhile counts nothing.
+fn allocated(folder: &Path) -> Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let device = std::fs::metadata(folder)?.dev();
+    let (mut sum, mut folders) = (0, vec![folder.to_path_buf()]);
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = std::fs::read_dir(&folder) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            match entry.path().symlink_metadata() {
+                Ok(meta) if meta.dev() != device => {}
+                Ok(meta) if meta.is_dir() => folders.push(entry.path()),
+                Ok(meta) => sum += meta.blocks() * 512,
+                Err(_) => {}
+            }
+        }
+    }
+    Ok(sum)
+}
