@@ -39,6 +39,7 @@ use rustix::mount::UnmountFlags;
 use session::{Connection, Handler};
 use wire::{Attributes, NodeId, Operation, Request, Unique};
 
+pub(crate) use session::FS_TYPE;
 pub use session::SessionError;
 pub use wire::WireError;
 
@@ -487,5 +488,7 @@ fn effective_timeout(default: Option<&str>, max: Option<&str>) -> Option<Duratio
     smaller.map(Duration::from_secs)
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -42,7 +42,7 @@ const WANTED: u64 = capability::ASYNC_READ
     | capability::HAS_RESEND;
 
 /// File system type and source of the mount, as operators of lazy layers look for it.
-const FS_TYPE: &str = "fuse.rawBridge";
+pub(crate) const FS_TYPE: &str = "fuse.rawBridge";
 const FS_SOURCE: &str = "soci";
 
 /// Why there is no connection.

@@ -1,7 +1,4 @@
 //! The device through the kernel: a mount in a temporary folder, files that are doubles.
-//!
-//! Whoever reads below the mount does it on a thread with its own descriptor table, as the mounting
-//! thread does, or in another process: a test that is killed must die.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -10,43 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Instant;
 
+use super::testing::{Double, LONG, apart, begin, bytes};
 use super::*;
-use crate::mount::thread::leave_descriptors;
-
-/// How long anything here may take before it counts as hanging.
-const LONG: Duration = Duration::from_secs(20);
-
-/// What a double does with a read.
-type Behaviour = Box<dyn Fn(u64, u32, ReadDone) + Send + Sync>;
-
-struct Double {
-    number: u64,
-    size: u64,
-    behaviour: Behaviour,
-}
-
-impl DeviceFile for Double {
-    fn number(&self) -> u64 {
-        self.number
-    }
-
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read(self: Arc<Self>, offset: u64, len: u32, done: ReadDone) {
-        (self.behaviour)(offset, len, done);
-    }
-}
-
-/// The byte at `offset` of every double that tells the truth.
-fn byte(offset: u64) -> u8 {
-    u8::try_from((offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) & 0xff).unwrap()
-}
-
-fn bytes(offset: u64, len: u32) -> Bytes {
-    (offset..offset + u64::from(len)).map(byte).collect()
-}
 
 /// A mounted device that goes with the value.
 struct Mounted {
@@ -95,20 +57,6 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         self.device.stop();
     }
-}
-
-/// Runs `job` on a thread without the FUSE descriptor and waits for it, but not for ever.
-fn apart<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> T {
-    begin(job).recv_timeout(LONG).expect("the kernel answers")
-}
-
-fn begin<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> mpsc::Receiver<T> {
-    let (result, finished) = mpsc::channel();
-    std::thread::spawn(move || {
-        leave_descriptors().unwrap();
-        let _ = result.send(job());
-    });
-    finished
 }
 
 fn read_at(path: &Path, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {

@@ -5,6 +5,11 @@
 //! of any content are either a [`Request`] or a [`WireError`]. The layouts are those of the
 //! kernel's `include/uapi/linux/fuse.h`, protocol 7.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the protocol is spoken inside one machine, in its own byte order"
+)]
+
 use thiserror::Error;
 
 /// Major version of the protocol; the kernel and a server must agree on it.
@@ -429,7 +434,7 @@ pub(crate) fn statfs_out(files: u64) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(
+    #![expect(
         clippy::cast_possible_truncation,
         reason = "lengths of test requests are small"
     )]
