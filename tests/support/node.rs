@@ -230,15 +230,18 @@ impl Node {
 
     /// Pulls an image as containerd does for a user; an error carries both daemons' last lines.
     pub fn pull(&self, reference: &str, snapshotter: &str) -> Result<()> {
-        self.ctr(["images", "pull", "--snapshotter", snapshotter, reference])?
-            .succeed()
-            .with_context(|| {
-                format!(
-                    "the snapshotter said:\n{}",
-                    last_lines(&self.snapshotter_log(), 30)
-                )
-            })
-            .map(|_| ())
+        let pulled = self
+            .ctr(["images", "pull", "--snapshotter", snapshotter, reference])?
+            .finish()?;
+        if pulled.code != Some(0) {
+            // Not stdout: that is a progress bar.
+            let log = last_lines(&self.snapshotter_log(), 8);
+            bail!(
+                "pull {reference}: {}\nthe snapshotter's last lines:\n{log}",
+                pulled.stderr
+            );
+        }
+        Ok(())
     }
 
     /// Removes an image and waits for the garbage collection that follows.

@@ -150,6 +150,14 @@ fn extended_attributes_are_filtered_and_applied_as_by_unpacking() -> Result<()> 
             ]),
         ),
         (
+            "an-acl-of-another-version-is-dropped",
+            base(vec![
+                file("f", "")
+                    .mode(0o640)
+                    .xattr("system.posix_acl_access", "nonsense"),
+            ]),
+        ),
+        (
             "default-acls-are-inherited",
             base(vec![
                 directory("d")
@@ -185,7 +193,8 @@ fn attributes_that_unpacking_refuses_are_refused() -> Result<()> {
         (
             "a-malformed-acl",
             base(vec![
-                file("f", "").xattr("system.posix_acl_access", "nonsense"),
+                // An unknown tag; another *version* would be dropped like an unknown namespace.
+                file("f", "").xattr("system.posix_acl_access", acl(&[(77, 7, NOBODY)])),
             ]),
         ),
     ])

@@ -103,7 +103,7 @@ fn links_and_devices_are_those_of_the_archive() -> Result<()> {
             "a-global-header-is-ignored",
             base(vec![
                 file("f", "f"),
-                file("pax_global_header", "18 comment=ignored\n").kind(b'g'),
+                file("pax_global_header", "19 comment=ignored\n").kind(b'g'),
                 file("g", "g"),
             ]),
         ),

@@ -25,7 +25,10 @@ fn markers_of_a_base_layer_are_executed() -> Result<()> {
             "base-whiteout",
             with(vec![whiteout("d/a"), whiteout("top")]),
         ),
-        ("base-whiteout-folder", with(vec![whiteout("d/sub")])),
+        (
+            "base-whiteout-folder",
+            with(vec![file("implied/x", "x"), whiteout("implied")]),
+        ),
         (
             "base-whiteout-then-file",
             with(vec![whiteout("d/a"), file("d/a", "new")]),
@@ -152,6 +155,11 @@ fn markers_that_unpacking_refuses_are_refused() -> Result<()> {
         (
             "whiteout-of-dot-dot",
             over(vec![directory("d"), file("d/.wh...", "")]),
+        ),
+        // At the end the times of the vanished folder cannot be set.
+        (
+            "base-whiteout-of-an-entry-that-is-a-folder",
+            vec![[lower(), vec![whiteout("d/sub")]].concat()],
         ),
         (
             "whiteout-without-a-name-in-a-base-layer",

@@ -115,7 +115,7 @@ fn missing_parents_are_made_as_unpacking_makes_them() -> Result<()> {
         ),
         (
             "implied-over-a-whiteout",
-            vec![lower(), vec![whiteout("own")], vec![file("own/sub/f", "f")]],
+            vec![lower(), vec![whiteout("own")], vec![file("own/f", "f")]],
         ),
         (
             "the-nearest-layer-counts",
@@ -183,7 +183,8 @@ fn an_entry_whose_path_exists_merges_or_replaces() -> Result<()> {
             base(vec![
                 directory("d"),
                 file("d/a", "a"),
-                symlink("d", "elsewhere"),
+                symlink("d", "e"),
+                directory("e"),
             ]),
         ),
         (
@@ -217,6 +218,23 @@ fn names_that_unpacking_refuses_are_refused() -> Result<()> {
         (
             "a-parent-that-is-a-fifo",
             vec![vec![fifo("p"), file("p/below", "b")]],
+        ),
+        (
+            "a-folder-that-became-a-dangling-link",
+            vec![vec![directory("d"), symlink("d", "nowhere")]],
+        ),
+        // Below a lower path that is not a folder the parent's attributes cannot be looked up.
+        (
+            "two-levels-over-a-file",
+            vec![vec![file("p", "p")], vec![file("p/q/f", "f")]],
+        ),
+        (
+            "two-levels-over-a-whiteout",
+            vec![
+                vec![file("d/e/f", "f")],
+                vec![whiteout("d")],
+                vec![file("d/e/f", "f")],
+            ],
         ),
         ("a-name-too-long", vec![vec![file("n".repeat(256), "f")]]),
     ])
