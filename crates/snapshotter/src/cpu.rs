@@ -274,7 +274,9 @@ mod tests {
         let gate = Arc::new(Mutex::new(gate));
         for _ in 0..8 {
             let gate = Arc::clone(&gate);
-            cpu.spawn(Lane::Background, move || drop(gate.lock().recv()));
+            cpu.spawn(Lane::Background, move || {
+                assert!(gate.lock().recv().is_err())
+            });
         }
         let (tell, told) = mpsc::channel();
         cpu.spawn(Lane::Now, move || tell.send(()).expect("the test waits"));

@@ -1,1 +1,571 @@
-//! A layer: ensure a range of its data, read it.
+//! A layer: ensure a range of its `data`, read it. It knows neither files of an image nor FUSE nor mount points.
+//!
+//! ```text
+//! read(range of data)
+//!   places: which bytes of the tar, and the tar headers of the files it touches that nobody has checked yet
+//!   spans:  which spans hold them; all present ─▶ bytes at once
+//!           else the read becomes a waiter of each missing span, and the span a demand
+//!   fill:   compressed bytes ─▶ digest ─▶ inflate ─▶ data, heads ─▶ present ─▶ waiters go on (all on the pool)
+//!   finish: headers agree ─▶ bytes
+//! ```
+//!
+//! What must stay true:
+//! * Nothing gets into `data` or to a reader whose span's digest did not match the zTOC.
+//! * No byte of a file is given out before its tar header agreed with the zTOC's entry; a file that disagrees is an
+//!   error for every read, and its layer is never complete.
+//! * A read is answered exactly once; it waits for the network as a value, never as a thread.
+//! * A failed span is absent again: nothing wrong is remembered, the next read tries anew.
+
+use std::{fmt, io, path::PathBuf};
+
+use bytes::Bytes;
+use soci_oci::Digest;
+use soci_ztoc::{HeaderMismatch, SpanId, VerifyError};
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    cpu::Cpu,
+    fetch::{Class, Demand, DemandError, Patience, Scheduler, Source, readahead::Readahead},
+    places::Places,
+    store::{LayerFiles, LayerKey, LayerNumber, LayerStore, ZtocFile, sources::Sources},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+mod complete;
+mod fill;
+mod headers;
+mod open;
+mod read;
+mod spans;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+pub use fill::drop_scratch;
+pub use open::{Entries, Layers, Lazy, OpenError, Whole};
+pub use stream::StreamError;
+
+use headers::Headers;
+use read::Read;
+use spans::{Demander, Effect, Event, Span};
+
+/// Takes the outcome of one read. Called once, on any thread; it must not block.
+pub type ReadDone = Box<dyn FnOnce(Result<Bytes, ReadError>) + Send>;
+
+/// A layer's `data` as the node's device sees it.
+pub trait DeviceFile: Send + Sync {
+    /// The layer's number in the store: at least 2, never used for another layer.
+    fn number(&self) -> u64;
+
+    /// Bytes of the file.
+    fn size(&self) -> u64;
+
+    /// Brings `len` bytes from `offset` on, all inside the file, and calls `done` once, from any thread, with exactly
+    /// these bytes or an error. Does not wait for the network.
+    fn read(self: Arc<Self>, offset: u64, len: u32, done: ReadDone);
+}
+
+/// What a read was about, as errors name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// The image that first named the layer.
+    pub image: Arc<str>,
+    /// The layer.
+    pub layer: Digest,
+    /// The span, if it was one.
+    pub span: Option<u32>,
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "image {}, layer {}", self.image, self.layer)?;
+        self.span.map_or(Ok(()), |span| write!(f, ", span {span}"))
+    }
+}
+
+/// Why bytes of a layer cannot be had. Cheap to clone: one failure may be told to many waiters.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    /// What the registry sent is not what the zTOC says.
+    #[error("{subject}: corrupt bytes")]
+    Corrupt {
+        /// Which span.
+        subject: Arc<Subject>,
+        /// How it differs.
+        #[source]
+        source: Arc<VerifyError>,
+    },
+    /// Its digest is right, but the zTOC's checkpoint does not lead to the bytes it promises.
+    #[error("{subject}: cannot be decoded: {reason}")]
+    Undecodable {
+        /// Which span.
+        subject: Arc<Subject>,
+        /// The decoder's account.
+        reason: Arc<str>,
+    },
+    /// A file's tar header does not agree with the zTOC.
+    #[error("{subject}: zTOC and tar header of {file} disagree")]
+    Header {
+        /// The span in which the header begins.
+        subject: Arc<Subject>,
+        /// The file.
+        file: Arc<str>,
+        /// What differs.
+        #[source]
+        source: Arc<HeaderMismatch>,
+    },
+    /// The bytes did not come.
+    #[error("{subject}: cannot be fetched")]
+    Fetch {
+        /// Which span.
+        subject: Arc<Subject>,
+        /// Why.
+        #[source]
+        source: Arc<DemandError>,
+    },
+    /// The store's files cannot be read or written.
+    #[error("{subject}: the store fails")]
+    Store {
+        /// Which layer.
+        subject: Arc<Subject>,
+        /// The system's account.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// The range does not lie in the layer's data.
+    #[error("{subject}: no bytes {start}..{end}")]
+    Outside {
+        /// Which layer.
+        subject: Arc<Subject>,
+        /// First byte asked for.
+        start: u64,
+        /// Exclusive end asked for.
+        end: u64,
+    },
+    /// The layer was removed.
+    #[error("{subject}: removed")]
+    Removed {
+        /// Which layer.
+        subject: Arc<Subject>,
+    },
+}
+
+/// How layers behave, for the node.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Tar headers are not checked (`disable_verification`). Span digests always are.
+    pub trust_headers: bool,
+    /// Fetches of a span in all before wrong bytes become an error; at least 2 are made: bytes may be
+    /// damaged on the way once. (`max_span_verification_retries` + 1)
+    pub span_fetches: u32,
+    /// How long completion pauses after a failure at first, and at most.
+    pub pause: (std::time::Duration, std::time::Duration),
+    /// How often written spans are made durable.
+    pub sync_every: std::time::Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        let seconds = std::time::Duration::from_secs;
+        Options {
+            trust_headers: false,
+            span_fetches: 2,
+            pause: (seconds(1), seconds(60)),
+            sync_every: seconds(10),
+        }
+    }
+}
+
+/// What layers share.
+#[derive(Debug)]
+struct Context {
+    cpu: Arc<Cpu>,
+    fetch: Arc<Scheduler>,
+    store: Arc<LayerStore>,
+    options: Options,
+    /// Turns of passes over whole layers.
+    passes: tokio::sync::Semaphore,
+}
+
+/// How far a layer is.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// Spans in the store.
+    pub spans_present: usize,
+    /// Spans of the layer.
+    pub spans_total: usize,
+    /// Compressed bytes fetched because a reader waited or soon would.
+    pub bytes_fetched_on_demand: u64,
+    /// Compressed bytes fetched by completion, or by pulling the layer whole.
+    pub bytes_fetched_background: u64,
+    /// Compressed bytes of the layer.
+    pub bytes_total: u64,
+    /// Spans that were guessed ahead of readers and then read; and those that were not.
+    pub guesses: (u64, u64),
+    /// Every span is durable and every header agreed.
+    pub complete: bool,
+    /// The last thing that went wrong.
+    pub last_error: Option<String>,
+}
+
+/// Who wants the layer and where it can be had.
+#[derive(Debug)]
+struct Named {
+    image: Arc<str>,
+    sources: Arc<[Source]>,
+    record: Sources,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    on_demand: AtomicU64,
+    background: AtomicU64,
+}
+
+/// One layer of the store, open. Shared by all images and mounts that have it.
+pub struct Layer {
+    context: Arc<Context>,
+    files: LayerFiles,
+    headers: Headers,
+    spans: Mutex<Vec<Span<Arc<Read>>>>,
+    ahead: Mutex<Readahead>,
+    named: Mutex<Named>,
+    counters: Counters,
+    last_error: Mutex<Option<String>>,
+    complete: watch::Sender<bool>,
+    /// A span changed, a source came, the layer closed: completion looks again.
+    changed: Notify,
+    completing: AtomicBool,
+    trouble: Mutex<complete::Trouble>,
+    closed: AtomicBool,
+}
+
+impl fmt::Debug for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Layer")
+            .field("number", &self.files.number)
+            .field("key", &self.files.key)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Bytes that readahead may ask for beyond a reader: two requests' worth.
+const AHEAD: u64 = 8 << 20;
+
+impl Layer {
+    fn new(context: Arc<Context>, files: LayerFiles, sources: Vec<Source>) -> Arc<Layer> {
+        let total = files.present.len();
+        let state = |id| {
+            if files.present.has(id) {
+                Span::Present
+            } else {
+                Span::Absent
+            }
+        };
+        let spans: Vec<_> = (0..u32::try_from(total).unwrap_or(u32::MAX))
+            .map(state)
+            .collect();
+        let known = context.options.trust_headers || files.present.is_complete();
+        let headers = Headers::new(files.places.entries(), known);
+        let average = files.sources.layer.size / (total as u64).max(1);
+        let ahead = u32::try_from(AHEAD / average.max(1))
+            .unwrap_or(16)
+            .clamp(1, 16);
+        let named = Named {
+            image: Arc::from(files.sources.image()),
+            sources: sources.into(),
+            record: files.sources.clone(),
+        };
+        let layer = Layer {
+            complete: watch::Sender::new(files.present.is_complete()),
+            headers,
+            spans: Mutex::new(spans),
+            ahead: Mutex::new(Readahead::new(ahead)),
+            named: Mutex::new(named),
+            counters: Counters::default(),
+            last_error: Mutex::default(),
+            changed: Notify::new(),
+            completing: AtomicBool::new(false),
+            trouble: Mutex::default(),
+            closed: AtomicBool::new(false),
+            context,
+            files,
+        };
+        layer.mark_empty_spans();
+        Arc::new(layer)
+    }
+
+    /// Spans without a byte of the archive (behind its end, say) need nothing.
+    fn mark_empty_spans(&self) {
+        let Some(ztoc) = &self.files.ztoc else { return };
+        let mut spans = self.spans.lock();
+        for id in ztoc.spans().ids() {
+            let empty = ztoc.spans().uncompressed(id).is_empty();
+            let Some(span) = spans.get_mut(id.0 as usize) else {
+                continue;
+            };
+            if empty && span.is_absent() {
+                *span = Span::Present;
+                if let Err(error) = self.files.present.written(id.0) {
+                    tracing::warn!(layer = %self.files.key.layer, error = %error, "a mark is not written");
+                }
+            }
+        }
+    }
+
+    /// Its stable number in the store.
+    pub fn number(&self) -> LayerNumber {
+        self.files.number
+    }
+
+    /// What it is known by.
+    pub fn key(&self) -> LayerKey {
+        self.files.key
+    }
+
+    /// Digest of the compressed layer.
+    pub fn digest(&self) -> &Digest {
+        &self.files.key.layer
+    }
+
+    /// Size of `data` in bytes, a multiple of 4 KiB.
+    pub fn data_size(&self) -> u64 {
+        self.files.places.data_size()
+    }
+
+    /// The file that a complete layer's mounts use directly.
+    pub fn data_path(&self) -> PathBuf {
+        self.files.data_path()
+    }
+
+    /// Where every file's content is in `data`: `places().data_of(entry ordinal)`.
+    pub fn places(&self) -> &Places {
+        &self.files.places
+    }
+
+    /// The EROFS image for a patch (letters and digits; empty: unpatched), if it is there and whole. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn meta(&self, patch: &str) -> io::Result<Option<PathBuf>> {
+        self.files.meta(patch)
+    }
+
+    /// Writes the EROFS image for a patch and makes it durable. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The system's and the writer's.
+    pub fn write_meta(
+        &self,
+        patch: &str,
+        content: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+    ) -> io::Result<PathBuf> {
+        self.files.write_meta(patch, content)
+    }
+
+    /// Every span is in `data` for good and every header agreed: mounts may use `data` directly.
+    pub fn is_complete(&self) -> bool {
+        *self.complete.borrow()
+    }
+
+    /// Becomes true when the layer is complete. The receiver outlives nothing: it may be dropped at any time.
+    pub fn completion(&self) -> watch::Receiver<bool> {
+        self.complete.subscribe()
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        let guesses = {
+            let ahead = self.ahead.lock();
+            (ahead.paid(), ahead.wasted())
+        };
+        Progress {
+            spans_present: self.files.present.count(),
+            spans_total: self.files.present.len(),
+            bytes_fetched_on_demand: self.counters.on_demand.load(Ordering::Relaxed),
+            bytes_fetched_background: self.counters.background.load(Ordering::Relaxed),
+            bytes_total: self.files.sources.layer.size,
+            guesses,
+            complete: self.is_complete(),
+            last_error: self.last_error.lock().clone(),
+        }
+    }
+
+    /// What the store knows about it.
+    pub fn record(&self) -> Sources {
+        self.named.lock().record.clone()
+    }
+
+    /// Whether it has a source to fetch from.
+    pub fn has_source(&self) -> bool {
+        !self.named.lock().sources.is_empty()
+    }
+
+    /// One more place to fetch from; one of the same name is replaced. What waits for a source goes on.
+    pub fn add_source(&self, source: Source) {
+        {
+            let mut named = self.named.lock();
+            let others = named
+                .sources
+                .iter()
+                .filter(|known| known.name != source.name)
+                .cloned();
+            named.sources = std::iter::once(source.clone()).chain(others).collect();
+        }
+        *self.trouble.lock() = complete::Trouble::default();
+        self.changed.notify_one();
+    }
+
+    fn subject(&self, span: Option<u32>) -> Arc<Subject> {
+        Arc::new(Subject {
+            image: self.image(),
+            layer: self.files.key.layer,
+            span,
+        })
+    }
+
+    fn image(&self) -> Arc<str> {
+        Arc::clone(&self.named.lock().image)
+    }
+
+    fn ztoc(&self) -> Option<&ZtocFile> {
+        self.files.ztoc.as_ref()
+    }
+
+    fn note_error(&self, error: &ReadError) {
+        let mut text = error.to_string();
+        let mut cause: &dyn std::error::Error = error;
+        while let Some(source) = cause.source() {
+            text.push_str(": ");
+            text.push_str(&source.to_string());
+            cause = source;
+        }
+        *self.last_error.lock() = Some(text);
+    }
+
+    /// Hands a demand for one span to the scheduler.
+    fn demand(self: &Arc<Self>, span: u32, class: Class, avoid: Option<Arc<str>>) {
+        let Some(ztoc) = self.ztoc() else { return };
+        let (image, sources) = {
+            let named = self.named.lock();
+            (Arc::clone(&named.image), Arc::clone(&named.sources))
+        };
+        let demander = if class == Class::All {
+            Demander::Patient
+        } else {
+            Demander::Urgent
+        };
+        let layer: Weak<Layer> = Arc::downgrade(self);
+        self.context.fetch.demand(Demand {
+            blob: self.files.key.layer,
+            range: ztoc.spans().compressed(SpanId(span)),
+            class,
+            image,
+            order: if class == Class::All {
+                self.files.number.0
+            } else {
+                0
+            },
+            sources,
+            avoid,
+            patience: if class == Class::All {
+                Patience::Forever
+            } else {
+                Patience::Budget
+            },
+            sink: Box::new(move |outcome| {
+                let Some(layer) = layer.upgrade() else { return };
+                match outcome {
+                    Ok(delivery) => layer.delivered(span, delivery),
+                    Err(error) => layer.not_delivered(span, demander, error),
+                }
+            }),
+        });
+    }
+
+    /// One step of one span; effects that need the scheduler are carried out, the others returned.
+    fn step(self: &Arc<Self>, span: u32, event: Event<Arc<Read>>) -> Effect<Arc<Read>> {
+        let effect = {
+            let mut spans = self.spans.lock();
+            let Some(state) = spans.get_mut(span as usize) else {
+                return Effect::None;
+            };
+            state.step(event)
+        };
+        match effect {
+            Effect::Demand(class) => {
+                self.demand(span, class, None);
+                Effect::None
+            }
+            Effect::Promote => {
+                self.promote(span);
+                Effect::None
+            }
+            other => other,
+        }
+    }
+
+    fn promote(&self, span: u32) {
+        if let Some(ztoc) = self.ztoc() {
+            let range = ztoc.spans().compressed(SpanId(span));
+            self.context
+                .fetch
+                .promote(&self.files.key.layer, range, Class::Now);
+        }
+    }
+
+    fn not_delivered(self: &Arc<Self>, span: u32, demander: Demander, error: DemandError) {
+        let error = ReadError::Fetch {
+            subject: self.subject(Some(span)),
+            source: Arc::new(error),
+        };
+        if demander == Demander::Patient {
+            self.troubled(&error);
+        } else {
+            self.note_error(&error);
+        }
+        if let Effect::Fail(waiters) = self.step(span, Event::Failed(demander)) {
+            read::fail_all(&self.context.cpu, waiters, error);
+        }
+        self.changed.notify_one();
+    }
+
+    /// The layer is removed: what waits is answered, nothing more is asked for.
+    fn close(self: &Arc<Self>) {
+        self.closed.store(true, Ordering::Release);
+        let count = self.files.present.len();
+        for span in 0..u32::try_from(count).unwrap_or(u32::MAX) {
+            for demander in [Demander::Patient, Demander::Urgent] {
+                if let Effect::Fail(waiters) = self.step(span, Event::Failed(demander)) {
+                    let error = ReadError::Removed {
+                        subject: self.subject(None),
+                    };
+                    read::fail_all(&self.context.cpu, waiters, error);
+                }
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+}
+
+impl DeviceFile for Layer {
+    fn number(&self) -> u64 {
+        self.files.number.0
+    }
+
+    fn size(&self) -> u64 {
+        self.data_size()
+    }
+
+    fn read(self: Arc<Self>, offset: u64, len: u32, done: ReadDone) {
+        let end = offset.saturating_add(u64::from(len));
+        Layer::read(&self, offset..end, done);
+    }
+}

@@ -1,0 +1,282 @@
+//! From compressed bytes to the store: digest, inflate, vectored writes, mark, waiters. On the pool.
+//!
+//! The order is in the types: only a [`VerifiedSpan`] can be decoded, and only what was decoded is written. The decoder's
+//! buffers belong to the pool's threads and are dropped when a thread has had nothing to do for a while.
+
+use std::{cell::RefCell, fs::File, io, io::IoSlice, panic::AssertUnwindSafe};
+
+use soci_ztoc::{Decoder, SpanId, VerifiedSpan, VerifyError};
+
+use super::{
+    Effect, Event, Layer, ReadError,
+    read::{self, Held},
+};
+use crate::{
+    cpu::Lane,
+    fetch::{Class, Delivery},
+    places::{BLOCK, Piece},
+    store::ZtocFile,
+    sync::{Arc, atomic::Ordering},
+};
+
+thread_local! {
+    static SCRATCH: RefCell<Option<Decoder>> = const { RefCell::new(None) };
+}
+
+/// Drops what this thread keeps for decoding: for the pool's idle hook.
+pub fn drop_scratch() {
+    SCRATCH.with(|scratch| drop(scratch.borrow_mut().take()));
+}
+
+/// Kernel limit of the slices of one vectored write.
+const MAX_SLICES: usize = 1024;
+
+/// As long as [`BLOCK`].
+static ZEROS: [u8; 4096] = [0; 4096];
+
+/// What became of a span's bytes.
+enum Filled {
+    Stored,
+    Wrong(VerifyError),
+    Undecodable(String),
+    /// Right, but the store did not take them.
+    Unstored(Held, io::Error),
+}
+
+impl Layer {
+    /// The bytes of a span came. On a thread of the network runtime.
+    pub(super) fn delivered(self: &Arc<Self>, span: u32, delivery: Delivery) {
+        let fill = matches!(self.step(span, Event::Delivered), Effect::Fill);
+        if !fill || self.is_closed() {
+            return;
+        }
+        let (counter, lane) = match delivery.class {
+            Class::All => (&self.counters.background, Lane::Background),
+            Class::Now => (&self.counters.on_demand, Lane::Now),
+            Class::Next => (&self.counters.on_demand, Lane::Background),
+        };
+        counter.fetch_add(delivery.bytes.len() as u64, Ordering::Relaxed);
+        let layer = Arc::clone(self);
+        self.context
+            .cpu
+            .spawn(lane, move || layer.fill(span, delivery));
+    }
+
+    fn fill(self: &Arc<Self>, span: u32, delivery: Delivery) {
+        let source = Arc::clone(&delivery.source);
+        let work = AssertUnwindSafe(|| self.verify_and_store(span, delivery));
+        let filled = std::panic::catch_unwind(work)
+            .unwrap_or_else(|_| Filled::Undecodable("the decoder panicked".to_owned()));
+        match filled {
+            Filled::Stored => {}
+            Filled::Wrong(error) => self.wrong(span, error, source),
+            Filled::Undecodable(reason) => {
+                let subject = self.subject(Some(span));
+                let error = ReadError::Undecodable {
+                    subject,
+                    reason: reason.into(),
+                };
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "a span cannot be used"
+                );
+                self.troubled(&error);
+                if let Effect::Fail(waiters) = self.step(span, Event::Broken) {
+                    read::fail_all(&self.context.cpu, waiters, error);
+                }
+            }
+            Filled::Unstored(held, error) => self.unstored(span, &held, error),
+        }
+        self.changed.notify_one();
+    }
+
+    fn verify_and_store(self: &Arc<Self>, span: u32, delivery: Delivery) -> Filled {
+        let Some(ztoc) = self.ztoc() else {
+            return Filled::Undecodable("the layer has no zTOC".to_owned());
+        };
+        let verified = match VerifiedSpan::verify(SpanId(span), &delivery.bytes, ztoc.spans()) {
+            Ok(verified) => verified,
+            Err(error) => return Filled::Wrong(error),
+        };
+        SCRATCH.with(|scratch| {
+            let mut scratch = scratch.borrow_mut();
+            let decoder = scratch.get_or_insert_with(Decoder::new);
+            let view = ztoc.view();
+            let checkpoint = view.checkpoint(SpanId(span));
+            let bytes = match decoder.decode(&verified, &checkpoint, ztoc.spans()) {
+                Ok(bytes) => bytes,
+                Err(error) => return Filled::Undecodable(error.to_string()),
+            };
+            self.store(ztoc, span, bytes)
+        })
+    }
+
+    /// Writes decoded bytes, marks the span, lets its waiters go on, checks the headers that are there now.
+    fn store(self: &Arc<Self>, ztoc: &ZtocFile, span: u32, bytes: &[u8]) -> Filled {
+        let tar = ztoc.spans().uncompressed(SpanId(span));
+        let held = |bytes: &[u8]| Held {
+            tar: tar.clone(),
+            bytes: Arc::new(bytes.to_vec()),
+        };
+        if let Err(error) = self.write(tar.start, bytes) {
+            return Filled::Unstored(held(bytes), error);
+        }
+        if let Err(error) = self.files.present.written(span) {
+            tracing::warn!(layer = %self.files.key.layer, span, error = %error, "a mark is not written");
+        }
+        if let Effect::Wake(waiters) = self.step(span, Event::Filled) {
+            read::wake_all(&self.context.cpu, waiters, None);
+        }
+        self.recovered();
+        self.check_headers_of(tar.clone(), bytes);
+        Filled::Stored
+    }
+
+    fn wrong(self: &Arc<Self>, span: u32, source: VerifyError, from: Arc<str>) {
+        let error = ReadError::Corrupt {
+            subject: self.subject(Some(span)),
+            source: Arc::new(source),
+        };
+        tracing::error!(
+            error = &error as &dyn std::error::Error,
+            source = &*from,
+            "span digests do not match"
+        );
+        self.note_error(&error);
+        let most = self.context.options.span_fetches.max(2);
+        let effect = {
+            let mut spans = self.spans.lock();
+            let Some(state) = spans.get_mut(span as usize) else {
+                return;
+            };
+            state.step(Event::Wrong { most })
+        };
+        match effect {
+            Effect::Demand(class) => self.demand(span, class, Some(from)),
+            Effect::Fail(waiters) => {
+                self.troubled(&error);
+                read::fail_all(&self.context.cpu, waiters, error);
+            }
+            _ => {}
+        }
+    }
+
+    fn unstored(self: &Arc<Self>, span: u32, held: &Held, error: io::Error) {
+        let full = matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        );
+        self.no_room(span, full, error);
+        if let Effect::Serve(waiters) = self.step(span, Event::NoRoom) {
+            read::wake_all(&self.context.cpu, waiters, Some(held));
+        }
+    }
+
+    /// Writes a contiguous range of the tar, in as few calls as the kernel allows.
+    fn write(&self, tar_start: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut data = Run::new(&self.files.data);
+        let mut heads = Run::new(&self.files.heads);
+        let tar_end = tar_start + bytes.len() as u64;
+        for piece in self.files.places.pieces(tar_start..tar_end) {
+            let (run, tar, place, len) = match piece {
+                Piece::Data {
+                    tar,
+                    data: place,
+                    len,
+                } => (&mut data, tar, place, len),
+                Piece::Heads {
+                    tar,
+                    heads: place,
+                    len,
+                } => (&mut heads, tar, place, len),
+            };
+            let at = usize::try_from(tar - tar_start).unwrap_or(usize::MAX);
+            let len = usize::try_from(len).unwrap_or(usize::MAX);
+            let part = bytes.get(at..at.saturating_add(len)).unwrap_or_default();
+            run.push(place, part)?;
+        }
+        data.flush()?;
+        heads.flush()
+    }
+
+    /// Checks the headers that became whole with these bytes. Those inside them need no read.
+    fn check_headers_of(self: &Arc<Self>, tar: std::ops::Range<u64>, bytes: &[u8]) {
+        if self.headers.all_known() {
+            return;
+        }
+        for entry in self.files.places.headers_in(tar.clone()) {
+            let Some(header) = self.files.places.header(entry) else {
+                continue;
+            };
+            if header.start >= tar.start && header.end <= tar.end {
+                let at = usize::try_from(header.start - tar.start).unwrap_or(usize::MAX);
+                let end = usize::try_from(header.end - tar.start).unwrap_or(usize::MAX);
+                // As below.
+                drop(self.check_header_bytes(entry, bytes.get(at..end).unwrap_or_default()));
+            } else if self.has_tar(header) {
+                // What disagrees is remembered and logged there; completion looks at the marks.
+                drop(self.check_header(entry, &[]));
+            }
+        }
+    }
+}
+
+/// Slices that follow each other in one file, gathered for one call. Gaps (the zeros behind a file's end) are written too:
+/// they are shorter than a block and cheaper than another call.
+struct Run<'a> {
+    file: &'a File,
+    start: u64,
+    end: u64,
+    slices: Vec<&'a [u8]>,
+}
+
+impl<'a> Run<'a> {
+    fn new(file: &'a File) -> Run<'a> {
+        Run {
+            file,
+            start: 0,
+            end: 0,
+            slices: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, place: u64, part: &'a [u8]) -> io::Result<()> {
+        let gap = place.checked_sub(self.end).filter(|gap| *gap < BLOCK);
+        let room = self.slices.len() + 2 <= MAX_SLICES;
+        match gap {
+            Some(gap) if room && !self.slices.is_empty() => {
+                if gap > 0 {
+                    let gap = usize::try_from(gap).unwrap_or(0);
+                    self.slices.push(&ZEROS[..gap.min(ZEROS.len())]);
+                }
+            }
+            _ => {
+                self.flush()?;
+                self.start = place;
+            }
+        }
+        self.slices.push(part);
+        self.end = place + part.len() as u64;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let mut slices: Vec<IoSlice<'_>> =
+            self.slices.iter().map(|part| IoSlice::new(part)).collect();
+        let mut slices = slices.as_mut_slice();
+        let mut at = self.start;
+        while !slices.is_empty() {
+            match rustix::io::pwritev(self.file, slices, at) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    at += written as u64;
+                    IoSlice::advance_slices(&mut slices, written);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.slices.clear();
+        Ok(())
+    }
+}

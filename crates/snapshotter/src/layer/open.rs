@@ -1,0 +1,405 @@
+//! The open layers of the node, and the tasks that belong to them.
+//!
+//! A layer is opened once and shared; two images that want the same at the same time wait for one opening. What is complete
+//! under another zTOC, or was pulled whole, is as good as the layer asked for: its tree was read off the same tar.
+
+use std::{collections::HashMap, io, sync::Arc as StdArc};
+
+use bytes::Bytes;
+use soci_oci::{Descriptor, Digest};
+use soci_ztoc::{Compression, Entry, Policy, TarScanner, TarSink, Toc};
+use tokio::{runtime::Handle, sync::OnceCell};
+use tokio_util::task::TaskTracker;
+
+use super::{Context, Layer, Options, stream};
+use crate::{
+    cpu::{Cpu, Lane, Lost},
+    fetch::{Scheduler, Source},
+    places::Piece,
+    store::{LayerFiles, LayerKey, LayerNumber, LayerStore, StoreError, sources::Origin},
+    sync::{Arc, Mutex},
+};
+
+/// A layer with a zTOC, to be opened before its bytes are here.
+#[derive(Debug)]
+pub struct Lazy {
+    /// The layer, as the manifest names it.
+    pub layer: Descriptor,
+    /// Its zTOC.
+    pub ztoc: Descriptor,
+    /// The zTOC's bytes; checked against the descriptor. Not needed if the store has the layer.
+    pub bytes: Option<Bytes>,
+    /// Who names it.
+    pub origin: Origin,
+    /// Where its bytes can be had.
+    pub source: Source,
+}
+
+/// A layer without a zTOC, to be pulled whole.
+#[derive(Debug)]
+pub struct Whole {
+    /// The layer, as the manifest names it.
+    pub layer: Descriptor,
+    /// SHA-256 of its tar, as the image's configuration names it.
+    pub diff_id: Digest,
+    /// How it is compressed.
+    pub compression: Compression,
+    /// Who names it.
+    pub origin: Origin,
+    /// Where its bytes can be had.
+    pub sources: Vec<Source>,
+}
+
+/// Why a layer cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Its files.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It was not in the store and the zTOC's bytes were not brought.
+    #[error("layer {0} is not in the store")]
+    Absent(Digest),
+    /// Pulling it whole went wrong.
+    #[error(transparent)]
+    Stream(#[from] stream::StreamError),
+    /// The pool lost the job.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+}
+
+type Cell = StdArc<OnceCell<Arc<Layer>>>;
+
+/// All open layers.
+#[derive(Debug)]
+pub struct Layers {
+    context: Arc<Context>,
+    runtime: Handle,
+    open: Mutex<HashMap<LayerKey, Cell>>,
+    tasks: TaskTracker,
+    syncer: tokio::task::AbortHandle,
+}
+
+impl Layers {
+    /// The layers of a store. Their tasks run on `runtime` until this is dropped.
+    pub fn new(
+        store: Arc<LayerStore>,
+        cpu: Arc<Cpu>,
+        fetch: Arc<Scheduler>,
+        options: Options,
+        runtime: &Handle,
+    ) -> Arc<Layers> {
+        let every = options.sync_every;
+        let passes = tokio::sync::Semaphore::new(stream::PASSES);
+        let context = Arc::new(Context {
+            cpu,
+            fetch,
+            store,
+            options,
+            passes,
+        });
+        Arc::new_cyclic(|layers: &crate::sync::Weak<Layers>| {
+            let layers = layers.clone();
+            let syncer = runtime.spawn(async move {
+                loop {
+                    tokio::time::sleep(every).await;
+                    let Some(layers) = layers.upgrade() else {
+                        return;
+                    };
+                    layers.sync_all().await;
+                }
+            });
+            Layers {
+                context,
+                runtime: runtime.clone(),
+                open: Mutex::default(),
+                tasks: TaskTracker::new(),
+                syncer: syncer.abort_handle(),
+            }
+        })
+    }
+
+    /// Where the files are.
+    pub fn store(&self) -> &Arc<LayerStore> {
+        &self.context.store
+    }
+
+    /// A layer that can be read before its bytes are here: found open, in the store, or made from the zTOC's bytes.
+    ///
+    /// # Errors
+    /// A zTOC that is not its descriptor's, malformed or not servable; a damaged layer (which is removed: try again with
+    /// the zTOC's bytes); the system's.
+    pub async fn open_lazy(&self, lazy: Lazy) -> Result<Arc<Layer>, OpenError> {
+        let Lazy {
+            layer,
+            ztoc,
+            bytes,
+            origin,
+            source,
+        } = lazy;
+        let exact = LayerKey {
+            layer: layer.digest,
+            ztoc: Some(ztoc.digest),
+        };
+        if let Some(complete) = self.complete_form(&exact).await? {
+            self.name(&complete, origin, source).await;
+            return Ok(complete);
+        }
+        let cell = self.cell(exact);
+        let opened = cell.get_or_try_init(|| async {
+            if let Some(found) = self.find_stored(exact).await? {
+                return Ok(found);
+            }
+            let bytes = bytes.ok_or(OpenError::Absent(layer.digest))?;
+            let (store, origin) = (Arc::clone(&self.context.store), origin.clone());
+            let make = move || store.create_lazy(&layer, &ztoc, bytes, origin);
+            let files = self.context.cpu.run(Lane::Background, make).await??;
+            Ok::<_, OpenError>(Layer::new(Arc::clone(&self.context), files, Vec::new()))
+        });
+        let opened = Arc::clone(opened.await?);
+        self.name(&opened, origin, source).await;
+        Ok(opened)
+    }
+
+    /// A layer that the store has, in any state of completeness, without anybody's help.
+    ///
+    /// # Errors
+    /// A damaged layer (which is removed); the system's.
+    pub async fn open_present(&self, key: &LayerKey) -> Result<Option<Arc<Layer>>, OpenError> {
+        if self.context.store.number(key).is_none() {
+            return Ok(self.get(key));
+        }
+        let cell = self.cell(*key);
+        let opened = cell.get_or_try_init(|| async {
+            self.find_stored(*key)
+                .await?
+                .ok_or(OpenError::Absent(key.layer))
+        });
+        match opened.await {
+            Ok(layer) => Ok(Some(Arc::clone(layer))),
+            Err(OpenError::Absent(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Pulls a layer whole: one ordered pass, both digests checked before anything is visible.
+    ///
+    /// # Errors
+    /// A digest that is not the one, a tar that cannot be a layer, bytes that do not come; the system's. Nothing is left
+    /// behind.
+    pub async fn stream_whole(&self, whole: Whole) -> Result<Arc<Layer>, OpenError> {
+        let key = LayerKey {
+            layer: whole.layer.digest,
+            ztoc: None,
+        };
+        if let Some(complete) = self.complete_form(&key).await? {
+            return Ok(complete);
+        }
+        let cell = self.cell(key);
+        let opened = cell.get_or_try_init(|| async {
+            if let Some(found) = self.find_stored(key).await? {
+                return Ok(found);
+            }
+            let files = stream::pull(&self.context, whole).await?;
+            Ok::<_, OpenError>(Layer::new(Arc::clone(&self.context), files, Vec::new()))
+        });
+        Ok(Arc::clone(opened.await?))
+    }
+
+    /// An open layer.
+    pub fn get(&self, key: &LayerKey) -> Option<Arc<Layer>> {
+        self.open.lock().get(key)?.get().cloned()
+    }
+
+    /// An open layer, by its number.
+    pub fn by_number(&self, number: LayerNumber) -> Option<Arc<Layer>> {
+        self.all()
+            .into_iter()
+            .find(|layer| layer.number() == number)
+    }
+
+    /// Every open layer.
+    pub fn all(&self) -> Vec<Arc<Layer>> {
+        self.open
+            .lock()
+            .values()
+            .filter_map(|cell| cell.get().cloned())
+            .collect()
+    }
+
+    /// Fetches the rest of a layer in the background. Layers are completed in the order of their numbers.
+    pub fn complete(&self, layer: &Arc<Layer>) {
+        if !layer.is_complete() {
+            self.tasks
+                .spawn_on(Arc::clone(layer).run_completion(), &self.runtime);
+        }
+    }
+
+    /// Removes a layer: reads that wait fail, its files go. Mounts on it must be gone.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn remove(&self, key: &LayerKey) -> Result<(), OpenError> {
+        let cell = self.open.lock().remove(key);
+        if let Some(layer) = cell.as_ref().and_then(|cell| cell.get()) {
+            layer.close();
+        }
+        let (store, key) = (Arc::clone(&self.context.store), *key);
+        Ok(self
+            .context
+            .cpu
+            .run(Lane::Disk, move || store.remove(&key))
+            .await??)
+    }
+
+    /// Makes what all layers have written durable: at intervals, and once before the end of the process.
+    pub async fn sync_all(&self) {
+        for layer in self.all() {
+            let job = move || (layer.sync(), layer.drop_page_cache_if_idle());
+            match self.context.cpu.run(Lane::Disk, job).await {
+                // A failure has been logged and the spans are absent again.
+                Ok((Ok(()) | Err(_), ())) => {}
+                Err(lost) => tracing::error!(error = %lost, "a sync"),
+            }
+        }
+    }
+
+    fn cell(&self, key: LayerKey) -> Cell {
+        StdArc::clone(self.open.lock().entry(key).or_default())
+    }
+
+    async fn find_stored(&self, key: LayerKey) -> Result<Option<Arc<Layer>>, OpenError> {
+        let store = Arc::clone(&self.context.store);
+        let opened = self.context.cpu.run(Lane::Background, move || {
+            let opened = store.open_layer(&key);
+            if let Err(error @ (StoreError::Damaged { .. } | StoreError::Ztoc { .. })) = &opened {
+                tracing::warn!(
+                    error = error as &dyn std::error::Error,
+                    "removing a damaged layer"
+                );
+                store.remove(&key)?;
+            }
+            opened
+        });
+        let files = match opened.await? {
+            Err(StoreError::Damaged { .. }) => None,
+            other => other?,
+        };
+        Ok(files.map(|files| Layer::new(Arc::clone(&self.context), files, Vec::new())))
+    }
+
+    /// Another form of the same layer that is complete.
+    async fn complete_form(&self, key: &LayerKey) -> Result<Option<Arc<Layer>>, OpenError> {
+        for other in self.context.store.find(&key.layer) {
+            if other == *key {
+                continue;
+            }
+            if let Some(layer) = self
+                .open_present(&other)
+                .await?
+                .filter(|layer| layer.is_complete())
+            {
+                return Ok(Some(layer));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Notes who names a layer and where it can be had.
+    async fn name(&self, layer: &Arc<Layer>, origin: Origin, source: Source) {
+        layer.add_source(source);
+        let record = {
+            let mut named = layer.named.lock();
+            if !named.record.origins.insert(origin) {
+                return;
+            }
+            named.record.clone()
+        };
+        let writer = Arc::clone(layer);
+        let write = move || writer.files.write_sources(&record);
+        let written = self.context.cpu.run(Lane::Disk, write).await;
+        if !matches!(written, Ok(Ok(()))) {
+            tracing::warn!(layer = %layer.files.key.layer, "who names the layer is not noted");
+        }
+    }
+}
+
+impl Drop for Layers {
+    fn drop(&mut self) {
+        self.syncer.abort();
+        for layer in self.all() {
+            layer.close();
+        }
+        self.tasks.close();
+    }
+}
+
+/// The entries of a layer's tar, for building its tree.
+#[derive(Debug)]
+pub struct Entries(Listed);
+
+#[derive(Debug)]
+enum Listed {
+    Ztoc(Arc<Layer>),
+    Scanned(Toc),
+}
+
+impl Entries {
+    /// All entries in the order of the tar; an entry's ordinal is what `Places::data_of` takes.
+    pub fn iter(&self) -> Box<dyn Iterator<Item = Entry<'_>> + '_> {
+        match &self.0 {
+            Listed::Scanned(toc) => Box::new(toc.entries()),
+            Listed::Ztoc(layer) => match layer.ztoc() {
+                Some(ztoc) => Box::new(ztoc.view().entries()),
+                None => Box::new(std::iter::empty()),
+            },
+        }
+    }
+}
+
+impl Layer {
+    /// The entries of its tar: the zTOC's, or for a layer pulled whole what a scan of its headers finds. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The system's; headers that do not parse any more.
+    pub fn entries(self: &Arc<Self>) -> io::Result<Entries> {
+        if self.ztoc().is_some() {
+            return Ok(Entries(Listed::Ztoc(Arc::clone(self))));
+        }
+        scan(&self.files).map(|toc| Entries(Listed::Scanned(toc)))
+    }
+}
+
+struct Listing(Toc);
+
+impl TarSink for Listing {
+    fn entry(&mut self, entry: &Entry<'_>) {
+        self.0.push(entry);
+    }
+}
+
+/// Reads the headers of a tar again, from `heads`; contents are passed over as zeros.
+fn scan(files: &LayerFiles) -> io::Result<Toc> {
+    use std::os::unix::fs::FileExt;
+    let zeros = vec![0; 1 << 16];
+    let mut buffer = vec![0; 1 << 16];
+    let (mut scanner, mut listing) = (TarScanner::new(Policy::Unpack), Listing(Toc::new()));
+    for piece in files.places.pieces(0..files.places.archive_size()) {
+        let (mut place, mut len, stored) = match piece {
+            Piece::Data { len, .. } => (0, len, false),
+            Piece::Heads { heads, len, .. } => (heads, len, true),
+        };
+        while len > 0 {
+            let step = usize::try_from(len).unwrap_or(usize::MAX).min(buffer.len());
+            let part = if stored {
+                files.heads.read_exact_at(&mut buffer[..step], place)?;
+                &buffer[..step]
+            } else {
+                &zeros[..step]
+            };
+            scanner.feed(part, &mut listing).map_err(io::Error::other)?;
+            place += step as u64;
+            len -= step as u64;
+        }
+    }
+    Ok(listing.0)
+}

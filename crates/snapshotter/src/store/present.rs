@@ -1,0 +1,250 @@
+//! Which spans are in `data`: one byte for each span, in memory and in the file `present`.
+//!
+//! | value | meaning | counts |
+//! |--|--|--|
+//! | 0 | absent | - |
+//! | 1 | its bytes were written | as long as this boot lasts |
+//! | 2 | `fdatasync` has succeeded since | for ever |
+//!
+//! The file carries the id of the boot its 1s belong to; in another boot they count as 0. A byte is written after the bytes
+//! it stands for, and one process writes it without ordering: a mark that is lost costs a second fetch, no more.
+//! A failed `fdatasync` may have lost any page written before: every 1 becomes 0. The header also says whether the layer is
+//! complete: all spans durable and every tar header found to agree.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::FileExt,
+    path::Path,
+};
+
+use super::sealed::missing_is_none;
+use crate::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+const MAGIC: &[u8; 8] = b"socipr\x00\x01";
+/// Magic, boot id (36 bytes and padding), complete, reserved.
+const HEADER: usize = 64;
+const BOOT: std::ops::Range<usize> = 8..56;
+const COMPLETE: usize = 56;
+
+const WRITTEN: u8 = 1;
+const DURABLE: u8 = 2;
+
+/// The marks of one layer.
+#[derive(Debug)]
+pub struct Present {
+    file: File,
+    spans: Box<[AtomicU8]>,
+    complete: AtomicBool,
+}
+
+impl Present {
+    /// Opens the marks of a layer of `spans` spans, or begins without any. What another boot wrote but did not make
+    /// durable is forgotten here.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn open(path: &Path, spans: usize, boot: &str) -> io::Result<Present> {
+        let found = missing_is_none(fs::read(path))?.unwrap_or_default();
+        let known = found.len() == HEADER + spans && found.get(..8) == Some(MAGIC);
+        let mut table = if known {
+            found
+        } else {
+            vec![0; HEADER + spans]
+        };
+        let mut name = [0; BOOT.end - BOOT.start];
+        let length = boot.len().min(name.len());
+        name[..length].copy_from_slice(&boot.as_bytes()[..length]);
+        if !known || table[BOOT] != name {
+            for mark in &mut table[HEADER..] {
+                *mark = if *mark == DURABLE { DURABLE } else { 0 };
+            }
+            table[..8].copy_from_slice(MAGIC);
+            table[BOOT].copy_from_slice(&name);
+            replace(path, &table)?;
+        }
+        let marks = table[HEADER..]
+            .iter()
+            .map(|mark| AtomicU8::new((*mark).min(DURABLE)))
+            .collect();
+        let file = File::options().read(true).write(true).open(path)?;
+        Ok(Present {
+            file,
+            spans: marks,
+            complete: AtomicBool::new(table[COMPLETE] == 1),
+        })
+    }
+
+    /// Number of spans.
+    pub fn len(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// Whether the layer has no spans.
+    pub fn is_empty(&self) -> bool {
+        self.spans.is_empty()
+    }
+
+    /// Whether a span is there.
+    pub fn has(&self, span: u32) -> bool {
+        self.mark(span)
+            .is_some_and(|mark| mark.load(Ordering::Acquire) != 0)
+    }
+
+    /// How many spans are there.
+    pub fn count(&self) -> usize {
+        self.spans
+            .iter()
+            .filter(|mark| mark.load(Ordering::Relaxed) != 0)
+            .count()
+    }
+
+    /// Whether everything is there, durable, and every header agreed.
+    pub fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
+    }
+
+    /// A span's bytes are written. The mark in memory counts even if the file's cannot be written.
+    ///
+    /// # Errors
+    /// The system's: the mark is lost at the end of this process.
+    pub fn written(&self, span: u32) -> io::Result<()> {
+        let Some(mark) = self.mark(span) else {
+            return Ok(());
+        };
+        mark.store(WRITTEN, Ordering::Release);
+        self.file
+            .write_all_at(&[WRITTEN], HEADER as u64 + u64::from(span))
+    }
+
+    /// The spans that are written and not durable yet.
+    pub fn volatile(&self) -> Vec<u32> {
+        let marks = (0_u32..).zip(&self.spans);
+        marks
+            .filter(|(_, mark)| mark.load(Ordering::Relaxed) == WRITTEN)
+            .map(|(id, _)| id)
+            .collect()
+    }
+
+    /// These spans were written before an `fdatasync` that has succeeded.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn durable(&self, spans: &[u32]) -> io::Result<()> {
+        for &span in spans {
+            let Some(mark) = self.mark(span) else {
+                continue;
+            };
+            let was = mark.compare_exchange(WRITTEN, DURABLE, Ordering::AcqRel, Ordering::Relaxed);
+            if was.is_ok() {
+                self.file
+                    .write_all_at(&[DURABLE], HEADER as u64 + u64::from(span))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// An `fdatasync` has failed: what was not durable is gone. Returns those spans.
+    pub fn forget_volatile(&self) -> Vec<u32> {
+        let lost = self.volatile();
+        for &span in &lost {
+            if let Some(mark) = self.mark(span) {
+                mark.store(0, Ordering::Release);
+            }
+            if let Err(error) = self
+                .file
+                .write_all_at(&[0], HEADER as u64 + u64::from(span))
+            {
+                tracing::error!(span, error = %error, "a mark of a lost span stays in the file");
+            }
+        }
+        lost
+    }
+
+    /// All spans are durable and every header agreed; true after a power loss too.
+    ///
+    /// # Errors
+    /// The system's; then it is not complete.
+    pub fn set_complete(&self) -> io::Result<()> {
+        self.file.write_all_at(&[1], COMPLETE as u64)?;
+        self.file.sync_data()?;
+        self.complete.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn mark(&self, span: u32) -> Option<&AtomicU8> {
+        self.spans.get(usize::try_from(span).ok()?)
+    }
+}
+
+fn replace(path: &Path, table: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(table)?;
+    file.sync_data()?;
+    fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_durable_marks_survive_a_reboot() {
+        let root = tempfile::tempdir().expect("a folder");
+        let path = root.path().join("present");
+        let present = Present::open(&path, 4, "boot-1").expect("opened");
+        for span in [0, 1, 3] {
+            present.written(span).expect("marked");
+        }
+        present.durable(&[1, 2]).expect("marked");
+        drop(present);
+        let same = Present::open(&path, 4, "boot-1").expect("opened");
+        assert_eq!(
+            [0, 1, 2, 3].map(|span| same.has(span)),
+            [true, true, false, true]
+        );
+        assert_eq!(same.volatile(), [0, 3]);
+        drop(same);
+        let other = Present::open(&path, 4, "boot-2").expect("opened");
+        assert_eq!(
+            [0, 1, 2, 3].map(|span| other.has(span)),
+            [false, true, false, false]
+        );
+        drop(other);
+        let back = Present::open(&path, 4, "boot-1").expect("opened");
+        assert_eq!(back.count(), 1, "a boot does not come back");
+    }
+
+    #[test]
+    fn a_failed_sync_clears_what_was_not_durable() {
+        let root = tempfile::tempdir().expect("a folder");
+        let path = root.path().join("present");
+        let present = Present::open(&path, 3, "boot").expect("opened");
+        for span in 0..3 {
+            present.written(span).expect("marked");
+        }
+        present.durable(&[1]).expect("marked");
+        assert_eq!(present.forget_volatile(), [0, 2]);
+        assert_eq!(present.count(), 1);
+        assert_eq!(Present::open(&path, 3, "boot").expect("opened").count(), 1);
+    }
+
+    #[test]
+    fn marks_of_another_shape_are_not_taken() {
+        let root = tempfile::tempdir().expect("a folder");
+        let path = root.path().join("present");
+        let present = Present::open(&path, 3, "boot").expect("opened");
+        present.written(0).expect("marked");
+        present.set_complete().expect("marked");
+        assert!(
+            Present::open(&path, 3, "boot")
+                .expect("opened")
+                .is_complete()
+        );
+        let other = Present::open(&path, 4, "boot").expect("opened");
+        assert_eq!((other.count(), other.is_complete()), (0, false));
+        fs::write(&path, b"torn").expect("written");
+        assert_eq!(Present::open(&path, 4, "boot").expect("opened").count(), 0);
+    }
+}

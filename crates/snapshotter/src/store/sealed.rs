@@ -1,0 +1,283 @@
+//! Small files that must be whole or not there: written under another name, synced, renamed, with a SHA-256 beside them.
+//!
+//! `NAME` has the content, `NAME.sum` its checksum and the boot in which it was last found right. Within one boot a
+//! file is read without hashing it again; after a reboot (a power loss may have torn it) it is hashed once.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest as _, Sha256};
+
+/// A read-only mapping of a file of the store.
+///
+/// The store's files are replaced by rename and never cut, so the bytes behind a mapping stay.
+#[derive(Debug)]
+pub struct Mapped(Option<memmap2::Mmap>);
+
+impl Mapped {
+    /// Maps a file of the store.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn open(path: &Path) -> io::Result<Mapped> {
+        let file = File::open(path)?;
+        if file.metadata()?.len() == 0 {
+            return Ok(Mapped(None));
+        }
+        #[allow(unsafe_code, reason = "mapping a file has no safe form")]
+        // SAFETY: files that are mapped are only ever replaced by rename or unlinked, by this process alone in
+        // its own folder; they are never truncated or written again, so the bytes do not change under the slice.
+        let map = unsafe { memmap2::Mmap::map(&file) }?;
+        Ok(Mapped(Some(map)))
+    }
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+/// Where sealed files lie and which boot this is.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    path: PathBuf,
+    boot: String,
+}
+
+impl Folder {
+    /// The sealed files of a folder.
+    pub fn new(path: impl Into<PathBuf>, boot: &str) -> Folder {
+        Folder {
+            path: path.into(),
+            boot: boot.to_owned(),
+        }
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// This boot's id.
+    pub fn boot(&self) -> &str {
+        &self.boot
+    }
+
+    /// Path of a file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Writes a file and its seal. On return both survive a power loss.
+    ///
+    /// # Errors
+    /// The system's; then the file that was there before, if any, is still there.
+    pub fn write(
+        &self,
+        name: &str,
+        content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let temporary = self.file(&format!("{name}.new"));
+        let mut hashing = Hashing {
+            inner: BufWriter::with_capacity(1 << 16, File::create(&temporary)?),
+            hash: Sha256::new(),
+        };
+        let written = content(&mut hashing).and_then(|()| {
+            let Hashing { inner, hash } = hashing;
+            let file = inner.into_inner().map_err(io::IntoInnerError::into_error)?;
+            file.sync_all()?;
+            Ok(hex(&hash.finalize()))
+        });
+        let sum = match written {
+            Ok(sum) => sum,
+            Err(error) => {
+                drop(fs::remove_file(&temporary));
+                return Err(error);
+            }
+        };
+        // The old seal does not fit the new content: between the two renames the file counts as torn and is made again.
+        fs::rename(&temporary, self.file(name))?;
+        self.write_sum(name, &sum)?;
+        self.sync()
+    }
+
+    /// The content of a sealed file; `None` if there is none that is whole.
+    ///
+    /// # Errors
+    /// The system's, other than that there is no such file.
+    pub fn open(&self, name: &str) -> io::Result<Option<Mapped>> {
+        let Some(sum) = missing_is_none(fs::read_to_string(self.sum(name)))? else {
+            return Ok(None);
+        };
+        let Some(mapped) = missing_is_none(Mapped::open(&self.file(name)))? else {
+            return Ok(None);
+        };
+        let mut words = sum.split_ascii_whitespace();
+        let (digest, boot) = (words.next(), words.next());
+        if digest.is_none_or(|digest| digest.len() != 64) {
+            return Ok(None);
+        }
+        if boot != Some(self.boot.as_str()) {
+            let found = hex(&Sha256::digest(mapped.as_ref()));
+            if digest != Some(found.as_str()) {
+                tracing::warn!(file = %self.file(name).display(), "a file of the store is torn");
+                return Ok(None);
+            }
+            self.write_sum(name, &found)?;
+        }
+        Ok(Some(mapped))
+    }
+
+    /// Removes a sealed file.
+    ///
+    /// # Errors
+    /// The system's, other than that there is no such file.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        missing_is_none(fs::remove_file(self.sum(name)))?;
+        missing_is_none(fs::remove_file(self.file(name)))?;
+        Ok(())
+    }
+
+    /// Makes the names in the folder survive a power loss.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn sync(&self) -> io::Result<()> {
+        File::open(&self.path)?.sync_all()
+    }
+
+    fn sum(&self, name: &str) -> PathBuf {
+        self.file(&format!("{name}.sum"))
+    }
+
+    fn write_sum(&self, name: &str, sum: &str) -> io::Result<()> {
+        let temporary = self.file(&format!("{name}.sum.new"));
+        let mut file = File::create(&temporary)?;
+        writeln!(file, "{sum} {}", self.boot)?;
+        file.sync_all()?;
+        fs::rename(&temporary, self.sum(name))
+    }
+}
+
+/// The id of this boot.
+///
+/// # Errors
+/// The system's.
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
+}
+
+pub(crate) fn missing_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+struct Hashing<W> {
+    inner: W,
+    hash: Sha256,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.hash.update(bytes.get(..written).unwrap_or_default());
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(folder: &Folder, name: &str, content: &[u8]) {
+        folder
+            .write(name, |to| to.write_all(content))
+            .expect("written");
+    }
+
+    #[test]
+    fn a_torn_file_is_found_after_a_reboot() {
+        let root = tempfile::tempdir().expect("a folder");
+        let folder = Folder::new(root.path(), "boot-1");
+        write(&folder, "meta", b"content");
+        assert_eq!(
+            folder
+                .open("meta")
+                .expect("readable")
+                .expect("whole")
+                .as_ref(),
+            b"content"
+        );
+        // A power loss leaves the name and other bytes behind.
+        fs::write(folder.file("meta"), b"con\0\0\0\0").expect("torn");
+        let rebooted = Folder::new(root.path(), "boot-2");
+        assert!(rebooted.open("meta").expect("readable").is_none());
+        write(&rebooted, "meta", b"again");
+        assert_eq!(
+            rebooted
+                .open("meta")
+                .expect("readable")
+                .expect("whole")
+                .as_ref(),
+            b"again"
+        );
+        let third = Folder::new(root.path(), "boot-3");
+        assert_eq!(
+            third
+                .open("meta")
+                .expect("readable")
+                .expect("whole")
+                .as_ref(),
+            b"again"
+        );
+    }
+
+    #[test]
+    fn without_its_seal_or_with_a_torn_seal_a_file_is_not_there() {
+        let root = tempfile::tempdir().expect("a folder");
+        let folder = Folder::new(root.path(), "boot-1");
+        assert!(folder.open("meta").expect("readable").is_none());
+        write(&folder, "meta", b"");
+        assert!(folder.open("meta").expect("readable").is_some());
+        fs::write(folder.file("meta.sum"), b"12 boot-1").expect("torn");
+        assert!(folder.open("meta").expect("readable").is_none());
+        folder.remove("meta").expect("removed");
+        folder.remove("meta").expect("removing twice is no error");
+        assert!(folder.open("meta").expect("readable").is_none());
+    }
+
+    #[test]
+    fn a_failing_writer_leaves_what_was_there() {
+        let root = tempfile::tempdir().expect("a folder");
+        let folder = Folder::new(root.path(), "boot-1");
+        write(&folder, "meta", b"old");
+        folder
+            .write("meta", |_| Err(io::Error::other("no")))
+            .expect_err("the writer's error");
+        assert_eq!(
+            folder
+                .open("meta")
+                .expect("readable")
+                .expect("whole")
+                .as_ref(),
+            b"old"
+        );
+    }
+}
