@@ -107,13 +107,7 @@ impl Digest {
     /// The hash in lower-case hexadecimal: the file name in a layout's `blobs/<algorithm>` folder.
     #[must_use]
     pub fn hex(&self) -> String {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut text = String::with_capacity(2 * self.algorithm.size());
-        for byte in self.as_bytes() {
-            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-            text.push(char::from(DIGITS[usize::from(byte & 15)]));
-        }
-        text
+        hex(self.as_bytes())
     }
 
     /// Whether these are the bytes that the digest names.
@@ -123,6 +117,17 @@ impl Digest {
         verifier.update(bytes);
         verifier.finish().is_ok()
     }
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        text.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+    text
 }
 
 impl FromStr for Digest {

@@ -1,1 +1,306 @@
-//! See the package's essay.
+//! Where blobs lie: an OCI layout folder, an archive of one, or containerd's content store.
+//!
+//! A [`ContentStore`] gives blobs by digest and takes new ones. Large blobs are never held in
+//! memory: [`ContentStore::open`] gives a reader that streams (for plain threads: it blocks), and
+//! [`Content::File`] is streamed in. What is read as a whole goes through [`ContentStore::read`],
+//! which has a limit and checks the digest.
+
+pub mod archive;
+mod archive_writer;
+pub mod containerd;
+pub mod layout;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub use archive_writer::write_archive;
+
+use crate::descriptor::Descriptor;
+use crate::digest::{Digest, DigestMismatch, VerifyingReader};
+
+/// Why a store did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No such blob.
+    #[error("content digest {0}: not found")]
+    NotFound(Digest),
+    /// No such image in containerd.
+    #[error("image {0:?}: not found")]
+    NoImage(String),
+    /// The blob is not what its digest says.
+    #[error(transparent)]
+    Digest(#[from] DigestMismatch),
+    /// The blob is not as long as it should be.
+    #[error("blob {digest} has {actual} bytes, expected {expected}")]
+    Size {
+        /// The blob.
+        digest: Digest,
+        /// Bytes that its descriptor states.
+        expected: u64,
+        /// Bytes that it has.
+        actual: u64,
+    },
+    /// A document that is too large to be one.
+    #[error("blob {digest} has {size} bytes, more than {limit} that may be read at once")]
+    TooLarge {
+        /// The blob.
+        digest: Digest,
+        /// Its bytes.
+        size: u64,
+        /// The most that the caller accepts.
+        limit: u64,
+    },
+    /// The file system refused; worded as Go does.
+    #[error("{action} {}: {}", path.display(), errno(source))]
+    Io {
+        /// The system call.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// An archive that is no tar, or one that cannot be used.
+    #[error("{0}")]
+    Archive(&'static str),
+    /// A store that cannot be written.
+    #[error("{} is only read", .0.display())]
+    ReadOnly(PathBuf),
+    /// containerd answered with an error.
+    #[error("{action}: {}", source.message())]
+    Containerd {
+        /// What was asked for.
+        action: &'static str,
+        /// The answer.
+        source: Box<tonic::Status>,
+    },
+    /// containerd cannot be reached.
+    #[error(
+        "connection error: desc = \"transport: Error while dialing: dial unix://{address}: {cause}\""
+    )]
+    Unreachable {
+        /// The socket.
+        address: String,
+        /// Why, in short.
+        cause: String,
+    },
+    /// The caller's deadline passed before there was a connection.
+    #[error(
+        "context deadline exceeded while waiting for connections to become ready: context deadline exceeded"
+    )]
+    Deadline,
+}
+
+impl StoreError {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// Whether the blob or image is not there (and nothing else is wrong).
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound(_) | Self::NoImage(_))
+    }
+}
+
+/// An operating system's error in the words of Go: the text alone, lower case.
+#[must_use]
+pub fn errno(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    match text.chars().next() {
+        Some(first) if error.raw_os_error().is_some() => {
+            first.to_lowercase().chain(text.chars().skip(1)).collect()
+        }
+        _ => text.to_owned(),
+    }
+}
+
+/// Labels of a blob, by key.
+pub type Labels = BTreeMap<String, String>;
+
+/// A blob that is open for reading, from its start.
+pub struct Blob {
+    /// Its bytes.
+    pub size: u64,
+    /// Streams them; may block, so it is for plain threads.
+    pub reader: Box<dyn Read + Send>,
+}
+
+impl Blob {
+    /// Checks the bytes against a descriptor while they are read: wrong ones end in an error.
+    pub fn verified(self, descriptor: &Descriptor) -> Result<impl Read + Send, StoreError> {
+        let Self { size, reader } = self;
+        if size != descriptor.size {
+            let digest = descriptor.digest;
+            return Err(StoreError::Size {
+                digest,
+                expected: descriptor.size,
+                actual: size,
+            });
+        }
+        Ok(VerifyingReader::new(reader, descriptor.digest, size))
+    }
+}
+
+impl fmt::Debug for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Blob")
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The bytes of a new blob.
+#[derive(Debug)]
+pub enum Content {
+    /// In memory.
+    Bytes(Bytes),
+    /// In a file, from its start to its end.
+    File(File),
+}
+
+impl Content {
+    /// The bytes one after the other.
+    pub(crate) fn into_reader(self) -> io::Result<Box<dyn Read + Send>> {
+        match self {
+            Self::Bytes(bytes) => Ok(Box::new(io::Cursor::new(bytes))),
+            Self::File(mut file) => {
+                io::Seek::rewind(&mut file)?;
+                Ok(Box::new(file))
+            }
+        }
+    }
+}
+
+/// What became of a blob that was put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    /// It is there now.
+    Stored,
+    /// It was there before.
+    AlreadyThere,
+}
+
+/// Blobs by digest.
+///
+/// A blob that was put can be read at once by the same store. Implementations check digest and size
+/// of what is put, and keep no half-written blob.
+#[async_trait]
+pub trait ContentStore: Send + Sync + fmt::Debug {
+    /// Bytes of a blob; `None` if it is not there.
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError>;
+
+    /// Opens a blob. Its reader may block and must then be used outside of the runtime's threads.
+    async fn open(&self, digest: &Digest) -> Result<Blob, StoreError>;
+
+    /// Stores a blob under its descriptor's digest.
+    async fn put(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError>;
+
+    /// Adds labels to a blob; other labels stay. Stores that collect no garbage do nothing.
+    async fn label(&self, digest: &Digest, labels: &Labels) -> Result<(), StoreError>;
+
+    /// Reads a blob of at most `limit` bytes into memory and checks its digest.
+    async fn read(&self, digest: &Digest, limit: u64) -> Result<Bytes, StoreError> {
+        let blob = self.open(digest).await?;
+        let digest = *digest;
+        blocking(move || read_whole(blob, digest, limit)).await
+    }
+}
+
+fn read_whole(blob: Blob, digest: Digest, limit: u64) -> Result<Bytes, StoreError> {
+    let Blob { size, mut reader } = blob;
+    if size > limit {
+        return Err(StoreError::TooLarge {
+            digest,
+            size,
+            limit,
+        });
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+    let path = PathBuf::from(digest.to_string());
+    reader
+        .by_ref()
+        .take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(StoreError::io("read", &path))?;
+    checked(bytes.into(), digest, size)
+}
+
+/// Bytes that are as long as they should be and hash to the digest.
+pub(crate) fn checked(bytes: Bytes, digest: Digest, size: u64) -> Result<Bytes, StoreError> {
+    let actual = bytes.len() as u64;
+    if actual != size {
+        return Err(StoreError::Size {
+            digest,
+            expected: size,
+            actual,
+        });
+    }
+    let mut verifier = crate::digest::Verifier::new(digest);
+    verifier.update(&bytes);
+    verifier.finish()?;
+    Ok(bytes)
+}
+
+/// Runs file work on the runtime's blocking threads.
+pub(crate) async fn blocking<T, F>(work: F) -> T
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        // The task is never aborted: it panicked, and so does who waits for it.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Reads from the upper store first, then from the lower; writes to the upper only. New blobs go
+/// beside an input that stays as it is.
+#[derive(Debug, Clone)]
+pub struct Stacked {
+    /// Takes what is new.
+    pub upper: Arc<dyn ContentStore>,
+    /// Is only read.
+    pub lower: Arc<dyn ContentStore>,
+}
+
+#[async_trait]
+impl ContentStore for Stacked {
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        match self.upper.size(digest).await? {
+            Some(size) => Ok(Some(size)),
+            None => self.lower.size(digest).await,
+        }
+    }
+
+    async fn open(&self, digest: &Digest) -> Result<Blob, StoreError> {
+        match self.upper.open(digest).await {
+            Err(error) if error.is_not_found() => self.lower.open(digest).await,
+            other => other,
+        }
+    }
+
+    async fn put(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError> {
+        match self.lower.size(&descriptor.digest).await? {
+            Some(size) if size == descriptor.size => Ok(Put::AlreadyThere),
+            _ => self.upper.put(descriptor, content).await,
+        }
+    }
+
+    async fn label(&self, digest: &Digest, labels: &Labels) -> Result<(), StoreError> {
+        self.upper.label(digest, labels).await
+    }
+}

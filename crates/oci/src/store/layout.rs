@@ -1,0 +1,344 @@
+//! An OCI image layout in a folder: `blobs/<algorithm>/<hex>`, `index.json`, `oci-layout`.
+//!
+//! New blobs are written under `ingest/` and renamed into place when their digest is right, so that
+//! another process sees a whole blob or none.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{Blob, Content, ContentStore, Labels, Put, StoreError, blocking};
+use crate::descriptor::Descriptor;
+use crate::digest::{Digest, Verifier};
+
+/// The content of the file `oci-layout`.
+pub const LAYOUT_FILE: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+/// The name of that file.
+pub const LAYOUT_NAME: &str = "oci-layout";
+/// The name of the index of a layout.
+pub const INDEX_NAME: &str = "index.json";
+
+/// A layout in a folder.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// A layout that may exist or not; nothing is touched.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Makes the folders and the marker file, as far as they are missing.
+    pub fn create(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let layout = Self::at(root);
+        for folder in [layout.root.join("blobs/sha256"), layout.root.join("ingest")] {
+            fs::create_dir_all(&folder).map_err(StoreError::io("mkdir", &folder))?;
+        }
+        let marker = layout.root.join(LAYOUT_NAME);
+        if !marker.exists() {
+            layout.replace(LAYOUT_NAME, LAYOUT_FILE, 0o444)?;
+        }
+        Ok(layout)
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where a blob is, or would be.
+    #[must_use]
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.root
+            .join("blobs")
+            .join(digest.algorithm().name())
+            .join(digest.hex())
+    }
+
+    /// Writes the layout's index.
+    pub fn write_index(&self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.replace(INDEX_NAME, bytes, 0o644)
+    }
+
+    /// Replaces a file of the layout's root at once.
+    fn replace(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
+        let path = self.root.join(name);
+        let mut file = self.ingest(name)?;
+        file.write_all(bytes)
+            .map_err(StoreError::io("write", &path))?;
+        persist(file, &path, mode)
+    }
+
+    fn ingest(&self, prefix: &str) -> Result<tempfile::NamedTempFile, StoreError> {
+        let folder = self.root.join("ingest");
+        fs::create_dir_all(&folder).map_err(StoreError::io("mkdir", &folder))?;
+        tempfile::Builder::new()
+            .prefix(&format!("{prefix}_"))
+            .tempfile_in(&folder)
+            .map_err(StoreError::io("open", &folder))
+    }
+
+    fn stored_size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        let path = self.blob_path(digest);
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_file() => Ok(Some(metadata.len())),
+            Ok(_) => Ok(None),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(StoreError::io("stat", &path)(error)),
+        }
+    }
+
+    /// Opens a blob as a file.
+    pub fn open_file(&self, digest: &Digest) -> Result<File, StoreError> {
+        let path = self.blob_path(digest);
+        let opened = File::open(&path).and_then(|file| {
+            let is_file = file.metadata()?.is_file();
+            if is_file {
+                Ok(file)
+            } else {
+                Err(io::ErrorKind::NotFound.into())
+            }
+        });
+        opened.map_err(|error| {
+            if is_absent(&error) {
+                StoreError::NotFound(*digest)
+            } else {
+                StoreError::io("open", &path)(error)
+            }
+        })
+    }
+
+    fn store(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError> {
+        let Descriptor { digest, size, .. } = descriptor;
+        if self.stored_size(digest)? == Some(*size) {
+            return Ok(Put::AlreadyThere);
+        }
+        let path = self.blob_path(digest);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(StoreError::io("mkdir", folder))?;
+        }
+        let mut file = self.ingest(&digest.hex())?;
+        let mut reader = content
+            .into_reader()
+            .map_err(StoreError::io("read", file.path()))?;
+        let mut verifier = Verifier::new(*digest);
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            let read = reader
+                .read(&mut buffer)
+                .map_err(StoreError::io("read", file.path()))?;
+            if read == 0 {
+                break;
+            }
+            verifier.update(&buffer[..read]);
+            file.write_all(&buffer[..read])
+                .map_err(StoreError::io("write", file.path()))?;
+        }
+        let actual = verifier.length();
+        if actual != *size {
+            return Err(StoreError::Size {
+                digest: *digest,
+                expected: *size,
+                actual,
+            });
+        }
+        verifier.finish()?;
+        persist(file, &path, 0o444)?;
+        Ok(Put::Stored)
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+/// Gives a finished file its place. It is synced first: a name that survives a power loss must not
+/// lead to an empty file.
+fn persist(file: tempfile::NamedTempFile, path: &Path, mode: u32) -> Result<(), StoreError> {
+    file.as_file()
+        .set_permissions(Permissions::from_mode(mode))
+        .map_err(StoreError::io("chmod", path))?;
+    file.as_file()
+        .sync_all()
+        .map_err(StoreError::io("sync", path))?;
+    file.persist(path)
+        .map_err(|error| StoreError::io("rename", path)(error.error))?;
+    Ok(())
+}
+
+#[async_trait]
+impl ContentStore for Layout {
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        self.stored_size(digest)
+    }
+
+    async fn open(&self, digest: &Digest) -> Result<Blob, StoreError> {
+        let file = self.open_file(digest)?;
+        let path = self.blob_path(digest);
+        let size = file
+            .metadata()
+            .map_err(StoreError::io("stat", &path))?
+            .len();
+        Ok(Blob {
+            size,
+            reader: Box::new(file),
+        })
+    }
+
+    async fn put(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError> {
+        let (layout, descriptor) = (self.clone(), descriptor.clone());
+        blocking(move || layout.store(&descriptor, content)).await
+    }
+
+    async fn label(&self, _: &Digest, _: &Labels) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// Reads a file of a layout's root, with a limit in bytes.
+pub fn read_root_file(root: &Path, name: &str, limit: u64) -> Result<Bytes, StoreError> {
+    let path = root.join(name);
+    let file = File::open(&path).map_err(StoreError::io("open", &path))?;
+    let mut bytes = Vec::new();
+    file.take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(StoreError::io("read", &path))?;
+    if bytes.len() as u64 > limit {
+        let source = io::Error::from(io::ErrorKind::FileTooLarge);
+        return Err(StoreError::Io {
+            action: "read",
+            path,
+            source,
+        });
+    }
+    Ok(bytes.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout() -> (tempfile::TempDir, Layout) {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path().join("layout")).unwrap();
+        (folder, layout)
+    }
+
+    #[tokio::test]
+    async fn blobs_come_back_and_leave_nothing_in_ingest() {
+        let (_folder, layout) = layout();
+        let descriptor = Descriptor::of("t", b"hello");
+        let content = || Content::Bytes(Bytes::from_static(b"hello"));
+        assert_eq!(layout.size(&descriptor.digest).await.unwrap(), None);
+        assert_eq!(
+            layout.put(&descriptor, content()).await.unwrap(),
+            Put::Stored
+        );
+        assert_eq!(
+            layout.put(&descriptor, content()).await.unwrap(),
+            Put::AlreadyThere
+        );
+        assert_eq!(layout.size(&descriptor.digest).await.unwrap(), Some(5));
+        assert_eq!(layout.read(&descriptor.digest, 5).await.unwrap(), "hello");
+        let mode = fs::metadata(layout.blob_path(&descriptor.digest))
+            .unwrap()
+            .permissions();
+        assert_eq!(mode.mode() & 0o777, 0o444);
+        assert_eq!(
+            fs::read_dir(layout.root().join("ingest")).unwrap().count(),
+            0
+        );
+        assert_eq!(
+            fs::read(layout.root().join(LAYOUT_NAME)).unwrap(),
+            LAYOUT_FILE
+        );
+    }
+
+    #[tokio::test]
+    async fn wrong_blobs_are_refused_and_not_kept() {
+        let (_folder, layout) = layout();
+        let descriptor = Descriptor::of("t", b"hello");
+        for (bytes, size) in [(&b"hellO"[..], 5), (b"hell", 5), (b"hello", 6)] {
+            let wrong = Descriptor {
+                size,
+                ..descriptor.clone()
+            };
+            assert!(
+                layout
+                    .put(&wrong, Content::Bytes(Bytes::from_static(bytes)))
+                    .await
+                    .is_err()
+            );
+        }
+        assert_eq!(layout.size(&descriptor.digest).await.unwrap(), None);
+        assert_eq!(
+            fs::read_dir(layout.root().join("ingest")).unwrap().count(),
+            0
+        );
+        assert!(
+            layout
+                .open(&descriptor.digest)
+                .await
+                .unwrap_err()
+                .is_not_found()
+        );
+    }
+
+    #[tokio::test]
+    async fn damaged_blobs_are_found_and_replaced() {
+        let (_folder, layout) = layout();
+        let descriptor = Descriptor::of("t", b"hello");
+        let path = layout.blob_path(&descriptor.digest);
+        fs::write(&path, b"hellO").unwrap();
+        assert!(matches!(
+            layout.read(&descriptor.digest, 9).await,
+            Err(StoreError::Digest(_))
+        ));
+        fs::write(&path, b"hell").unwrap();
+        let put = layout
+            .put(&descriptor, Content::Bytes(Bytes::from_static(b"hello")))
+            .await;
+        assert_eq!(put.unwrap(), Put::Stored);
+        assert_eq!(layout.read(&descriptor.digest, 9).await.unwrap(), "hello");
+        let limited = layout.read(&descriptor.digest, 4).await;
+        assert!(matches!(
+            limited,
+            Err(StoreError::TooLarge {
+                size: 5,
+                limit: 4,
+                ..
+            })
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_file_is_streamed_in_from_its_start() {
+        let (_folder, layout) = layout();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"hello").unwrap();
+        let descriptor = Descriptor::of("t", b"hello");
+        assert_eq!(
+            layout.put(&descriptor, Content::File(file)).await.unwrap(),
+            Put::Stored
+        );
+    }
+
+    #[tokio::test]
+    async fn a_folder_in_a_blobs_place_is_no_blob() {
+        let (_folder, layout) = layout();
+        let digest = Digest::sha256(b"x");
+        fs::create_dir(layout.blob_path(&digest)).unwrap();
+        assert_eq!(layout.size(&digest).await.unwrap(), None);
+        assert!(layout.open(&digest).await.unwrap_err().is_not_found());
+    }
+}
