@@ -6,19 +6,24 @@
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
-use sha2::{Digest, Sha256};
 use tempfile::SpooledTempFile;
 use thiserror::Error;
 
 use crate::checkpoint::Compression;
 use crate::codec::encode::{EncodeError, Parts};
 use crate::gzip::GzipError;
-use crate::gzip::walk::{Mark, Walk, WalkSink};
-use crate::plain::Slices;
 use crate::span::{Span, SpanDigest, SpanMap};
-use crate::tar::{Policy, TarEnd, TarError, TarScanner, TarSink};
-use crate::toc::{BLOCK, Entry, FileKind, Toc};
-use crate::zinfo::{self, HEADER_SIZE, MAX_RECORDS, RECORD_SIZE};
+use crate::tar::{TarEnd, TarError};
+use crate::toc::{FileKind, Toc};
+use crate::zinfo::{HEADER_SIZE, MAX_RECORDS, RECORD_SIZE};
+
+mod contents;
+mod gzip_pass;
+mod plain_pass;
+
+use contents::Found;
+use gzip_pass::GzipBuild;
+use plain_pass::PlainBuild;
 
 /// Identifier that the reference's command line writes; part of the digest.
 pub const TOOL: &str = "AWS SOCI CLI v0.2";
@@ -149,7 +154,7 @@ impl<'a> Builder<'a> {
             Compression::Plain => {
                 let mut build = PlainBuild::new(span_size);
                 while let Some(bytes) = read(&mut layer, &mut input)? {
-                    build.push(bytes)?;
+                    build.push(bytes);
                 }
                 build.finish()?
             }
@@ -292,217 +297,6 @@ impl BuiltZtoc {
     }
 }
 
-/// Scans the archive and keeps its entries.
-#[derive(Debug)]
-struct Contents {
-    scanner: TarScanner,
-    found: Found,
-}
-
-#[derive(Debug, Default)]
-struct Found {
-    toc: Toc,
-    warnings: Vec<Warning>,
-}
-
-impl TarSink for Found {
-    fn entry(&mut self, entry: &Entry<'_>) {
-        let kind = if entry.is_sparse() {
-            Some(WarningKind::Sparse)
-        } else if entry.kind != FileKind::Regular && entry.size != 0 {
-            Some(WarningKind::SizeWithoutContent {
-                size: entry.size.cast_signed(),
-            })
-        } else {
-            None
-        };
-        if let Some(kind) = kind
-            && self.warnings.len() < MAX_WARNINGS
-        {
-            self.warnings.push(Warning {
-                name: entry.name.to_vec(),
-                kind,
-            });
-        }
-        self.toc.push(entry);
-    }
-}
-
-impl Contents {
-    fn new() -> Self {
-        Self {
-            scanner: TarScanner::new(Policy::Ztoc),
-            found: Found::default(),
-        }
-    }
-
-    fn feed(&mut self, bytes: &[u8]) -> Result<(), TarError> {
-        self.scanner.feed(bytes, &mut self.found)
-    }
-
-    fn finish(self) -> Result<(Found, TarEnd), TarError> {
-        let end = self.scanner.finish()?;
-        Ok((self.found, end))
-    }
-}
-
-/// A pass over a gzip layer.
-struct GzipBuild {
-    walk: Walk,
-    sink: GzipSink,
-    hasher: Sha256,
-    /// Whether the first span has begun: the bytes before it belong to none.
-    is_hashing: bool,
-    digests: Vec<SpanDigest>,
-    /// Compressed bytes hashed or left out so far, and the last of them.
-    passed: u64,
-    last_byte: u8,
-}
-
-struct GzipSink {
-    contents: Contents,
-    records: SpooledTempFile,
-    /// Where spans begin; `digest` is filled in at the end.
-    spans: Vec<Span>,
-    /// Spans whose start has not been used for hashing yet begin here.
-    unhashed: usize,
-    /// A member without gzip header was met before the end of the archive.
-    is_foreign: bool,
-}
-
-impl WalkSink for GzipSink {
-    type Error = BuildError;
-
-    fn output(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
-        if self.is_foreign && !self.contents.scanner.has_ended() {
-            return Err(self.not_gzip());
-        }
-        Ok(self.contents.feed(bytes)?)
-    }
-
-    fn checkpoint(&mut self, mark: Mark<'_>) -> Result<(), BuildError> {
-        if self.spans.len() == MAX_RECORDS {
-            return Err(BuildError::TooManyCheckpoints);
-        }
-        let start = zinfo::gzip_record_start(mark.compressed, mark.uncompressed, mark.bits);
-        self.records.write_all(&start).map_err(BuildError::Spool)?;
-        self.records
-            .write_all(mark.window)
-            .map_err(BuildError::Spool)?;
-        self.spans.push(Span {
-            compressed: mark.compressed,
-            uncompressed: mark.uncompressed,
-            bits: mark.bits,
-            digest: [0; 32],
-        });
-        Ok(())
-    }
-
-    fn foreign_member(&mut self) {
-        self.is_foreign = true;
-    }
-}
-
-impl GzipSink {
-    /// A zlib stream passes the search for checkpoints, but as an archive its bytes are taken as they
-    /// are, and are none.
-    fn not_gzip(&self) -> BuildError {
-        TarError::InvalidHeader {
-            offset: self.contents.scanner.position() / BLOCK * BLOCK,
-        }
-        .into()
-    }
-}
-
-impl GzipBuild {
-    fn new(span_size: u64) -> Result<Self, BuildError> {
-        let sink = GzipSink {
-            contents: Contents::new(),
-            records: SpooledTempFile::new(SPOOL_SIZE),
-            spans: Vec::new(),
-            unhashed: 0,
-            is_foreign: false,
-        };
-        Ok(Self {
-            walk: Walk::new(span_size)?,
-            sink,
-            hasher: Sha256::new(),
-            is_hashing: false,
-            digests: Vec::new(),
-            passed: 0,
-            last_byte: 0,
-        })
-    }
-
-    fn push(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
-        self.walk.push(bytes, &mut self.sink)?;
-        self.hash(bytes);
-        Ok(())
-    }
-
-    /// Hashes bytes that were walked through, cut where spans begin. A span that begins inside a byte
-    /// takes that byte too, which the span before it has had.
-    fn hash(&mut self, bytes: &[u8]) {
-        let mut rest = bytes;
-        for span in &self.sink.spans[self.sink.unhashed..] {
-            // A checkpoint lies in the bytes in which it was found, or at their end.
-            let before =
-                usize::try_from(span.compressed.saturating_sub(self.passed)).unwrap_or(usize::MAX);
-            let (mine, next) = rest.split_at(before.min(rest.len()));
-            rest = next;
-            if let Some(&last) = mine.last() {
-                self.last_byte = last;
-            }
-            self.passed += mine.len() as u64;
-            if self.is_hashing {
-                self.hasher.update(mine);
-                self.digests.push(self.hasher.finalize_reset().into());
-            }
-            self.is_hashing = true;
-            if span.bits != 0 {
-                self.hasher.update([self.last_byte]);
-            }
-        }
-        self.sink.unhashed = self.sink.spans.len();
-        if self.is_hashing {
-            self.hasher.update(rest);
-        }
-        if let Some(&last) = rest.last() {
-            self.last_byte = last;
-        }
-        self.passed += rest.len() as u64;
-    }
-
-    fn finish(mut self, span_size: i64) -> Result<(Pass, Zinfo), BuildError> {
-        let layer_size = self.walk.consumed();
-        self.walk.finish()?;
-        if self.sink.is_foreign && !self.sink.contents.scanner.has_ended() {
-            return Err(self.sink.not_gzip());
-        }
-        self.digests.push(self.hasher.finalize().into());
-        let GzipSink {
-            contents,
-            records,
-            mut spans,
-            ..
-        } = self.sink;
-        for (span, digest) in spans.iter_mut().zip(&self.digests) {
-            span.digest = *digest;
-        }
-        let (found, end) = contents.finish()?;
-        let count = i32::try_from(spans.len()).map_err(|_| BuildError::TooManyCheckpoints)?;
-        let zinfo = Zinfo::Gzip {
-            header: zinfo::gzip_header(count, span_size),
-            records,
-            len: spans.len() as u64 * RECORD_SIZE as u64,
-        };
-        Ok((
-            Pass::new(found, end, spans, self.digests, layer_size),
-            zinfo,
-        ))
-    }
-}
-
 impl Pass {
     fn new(
         found: Found,
@@ -519,58 +313,5 @@ impl Pass {
             layer_size,
             archive_size: end.archive_size,
         }
-    }
-}
-
-/// A pass over an uncompressed layer.
-struct PlainBuild {
-    contents: Contents,
-    slices: Slices,
-    hasher: Sha256,
-    digests: Vec<SpanDigest>,
-}
-
-impl PlainBuild {
-    fn new(span_size: u64) -> Self {
-        Self {
-            contents: Contents::new(),
-            slices: Slices::new(span_size),
-            hasher: Sha256::new(),
-            digests: Vec::new(),
-        }
-    }
-
-    fn push(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
-        let Self {
-            slices,
-            hasher,
-            digests,
-            ..
-        } = self;
-        slices.push(bytes, |piece, is_complete| {
-            hasher.update(piece);
-            if is_complete {
-                digests.push(hasher.finalize_reset().into());
-            }
-        });
-        Ok(self.contents.feed(bytes)?)
-    }
-
-    fn finish(mut self) -> Result<(Pass, Zinfo), BuildError> {
-        let table = self.slices.table();
-        if !table.size.is_multiple_of(table.span_size) {
-            self.digests.push(self.hasher.finalize().into());
-        }
-        let starts = (0u64..).map(|index| index.saturating_mul(table.span_size));
-        let span = |(digest, start): (&SpanDigest, u64)| Span {
-            compressed: start,
-            uncompressed: start,
-            bits: 0,
-            digest: *digest,
-        };
-        let spans = self.digests.iter().zip(starts).map(span).collect();
-        let (found, end) = self.contents.finish()?;
-        let pass = Pass::new(found, end, spans, self.digests, table.size);
-        Ok((pass, Zinfo::Plain(table.encode())))
     }
 }

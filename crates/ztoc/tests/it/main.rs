@@ -1,8 +1,24 @@
 //! Tests of the package through its public face.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_wrap,
+    reason = "tests choose numbers that fit"
+)]
 
+mod archive;
+mod blocks;
+mod dialects;
+mod fuzz;
+mod golden;
+mod hostile;
+mod layer;
+mod round_trip;
+mod squeeze;
 mod vectors;
 
 use sha2::{Digest, Sha256};
+use soci_ztoc::{BuildOptions, Builder, BuiltZtoc, Compression};
 
 /// SHA-256 of `bytes` in hex.
 fn sha256(bytes: &[u8]) -> String {
@@ -10,4 +26,23 @@ fn sha256(bytes: &[u8]) -> String {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect()
+}
+
+/// Builds the zTOC of a layer in memory.
+fn build(layer: &[u8], compression: Compression, span_size: u64) -> BuiltZtoc {
+    let options = BuildOptions {
+        span_size,
+        ..BuildOptions::default()
+    };
+    Builder::new(options).build(layer, compression).unwrap()
+}
+
+/// The same, as bytes.
+fn ztoc(layer: &[u8], compression: Compression, span_size: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let size = build(layer, compression, span_size)
+        .encode(&mut bytes)
+        .unwrap();
+    assert_eq!(size, bytes.len() as u64);
+    bytes
 }

@@ -1,0 +1,75 @@
+//! The archive of a layer as a pass sees it: entries, warnings, or why it is refused.
+
+use super::{MAX_WARNINGS, Warning, WarningKind};
+use crate::tar::{Policy, TarEnd, TarError, TarScanner, TarSink};
+use crate::toc::{BLOCK, Entry, FileKind, Toc};
+
+/// Scans the archive and keeps its entries.
+///
+/// An archive that is refused does not end the pass: where the stream turns out to be damaged, that is
+/// the cause, and what the reference reports.
+#[derive(Debug)]
+pub(super) struct Contents {
+    scanner: TarScanner,
+    found: Found,
+    refused: Option<TarError>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) toc: Toc,
+    pub(super) warnings: Vec<Warning>,
+}
+
+impl TarSink for Found {
+    fn entry(&mut self, entry: &Entry<'_>) {
+        let kind = if entry.is_sparse() {
+            Some(WarningKind::Sparse)
+        } else if entry.kind != FileKind::Regular && entry.size != 0 {
+            Some(WarningKind::SizeWithoutContent {
+                size: entry.size.cast_signed(),
+            })
+        } else {
+            None
+        };
+        if let Some(kind) = kind
+            && self.warnings.len() < MAX_WARNINGS
+        {
+            let name = entry.name.to_vec();
+            self.warnings.push(Warning { name, kind });
+        }
+        self.toc.push(entry);
+    }
+}
+
+impl Contents {
+    pub(super) fn new() -> Self {
+        Self {
+            scanner: TarScanner::new(Policy::Ztoc),
+            found: Found::default(),
+            refused: None,
+        }
+    }
+
+    pub(super) fn feed(&mut self, bytes: &[u8]) {
+        if self.refused.is_none() {
+            self.refused = self.scanner.feed(bytes, &mut self.found).err();
+        }
+    }
+
+    /// Takes a member that is not gzip. A zlib stream passes the search for checkpoints, but as an
+    /// archive its bytes are taken as they are, and are none.
+    pub(super) fn refuse_foreign(&mut self) {
+        if self.refused.is_none() && !self.scanner.has_ended() {
+            let offset = self.scanner.position() / BLOCK * BLOCK;
+            self.refused = Some(TarError::InvalidHeader { offset });
+        }
+    }
+
+    pub(super) fn finish(self) -> Result<(Found, TarEnd), TarError> {
+        match self.refused {
+            Some(error) => Err(error),
+            None => Ok((self.found, self.scanner.finish()?)),
+        }
+    }
+}

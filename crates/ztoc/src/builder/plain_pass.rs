@@ -1,0 +1,61 @@
+//! A pass over an uncompressed layer: scan, hash.
+
+use sha2::{Digest, Sha256};
+
+use super::contents::Contents;
+use super::{BuildError, Pass, Zinfo};
+use crate::plain::Slices;
+use crate::span::{Span, SpanDigest};
+
+/// A pass over an uncompressed layer.
+pub(super) struct PlainBuild {
+    contents: Contents,
+    slices: Slices,
+    hasher: Sha256,
+    digests: Vec<SpanDigest>,
+}
+
+impl PlainBuild {
+    pub(super) fn new(span_size: u64) -> Self {
+        Self {
+            contents: Contents::new(),
+            slices: Slices::new(span_size),
+            hasher: Sha256::new(),
+            digests: Vec::new(),
+        }
+    }
+
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        let Self {
+            slices,
+            hasher,
+            digests,
+            ..
+        } = self;
+        slices.push(bytes, |piece, is_complete| {
+            hasher.update(piece);
+            if is_complete {
+                digests.push(hasher.finalize_reset().into());
+            }
+        });
+        self.contents.feed(bytes);
+    }
+
+    pub(super) fn finish(mut self) -> Result<(Pass, Zinfo), BuildError> {
+        let table = self.slices.table();
+        if !table.size.is_multiple_of(table.span_size) {
+            self.digests.push(self.hasher.finalize().into());
+        }
+        let starts = (0u64..).map(|index| index.saturating_mul(table.span_size));
+        let span = |(digest, start): (&SpanDigest, u64)| Span {
+            compressed: start,
+            uncompressed: start,
+            bits: 0,
+            digest: *digest,
+        };
+        let spans = self.digests.iter().zip(starts).map(span).collect();
+        let (found, end) = self.contents.finish()?;
+        let pass = Pass::new(found, end, spans, self.digests, table.size);
+        Ok((pass, Zinfo::Plain(table.encode())))
+    }
+}

@@ -1,0 +1,132 @@
+//! The bodies of the fuzz targets on stable Rust: a corpus, its mutations, and noise.
+
+use std::fs;
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+use soci_ztoc::Compression;
+
+use crate::archive::{Dialect, File, Tar};
+
+#[path = "../../../../fuzz/bodies/inflate_resume.rs"]
+mod inflate_resume;
+#[path = "../../../../fuzz/bodies/tar_scan.rs"]
+mod tar_scan;
+#[path = "../../../../fuzz/bodies/zinfo_decode.rs"]
+mod zinfo_decode;
+#[path = "../../../../fuzz/bodies/ztoc_decode.rs"]
+mod ztoc_decode;
+
+/// A change of a corpus item: overwrite, cut or repeat somewhere.
+#[derive(Debug, Clone)]
+enum Mutation {
+    Set(prop::sample::Index, u8),
+    Add(prop::sample::Index, i32),
+    Cut(prop::sample::Index),
+    Copy(prop::sample::Index, prop::sample::Index, u8),
+}
+
+fn mutations() -> impl Strategy<Value = Vec<Mutation>> {
+    let index = any::<prop::sample::Index>;
+    let one = prop_oneof![
+        8 => (index(), any::<u8>()).prop_map(|(at, value)| Mutation::Set(at, value)),
+        8 => (index(), -70_000..70_000i32).prop_map(|(at, value)| Mutation::Add(at, value)),
+        1 => index().prop_map(Mutation::Cut),
+        4 => (index(), index(), any::<u8>()).prop_map(|(from, to, len)| Mutation::Copy(from, to, len)),
+    ];
+    prop::collection::vec(one, 1..6)
+}
+
+fn mutate(mut bytes: Vec<u8>, mutations: &[Mutation]) -> Vec<u8> {
+    for mutation in mutations {
+        if bytes.is_empty() {
+            break;
+        }
+        match mutation {
+            Mutation::Set(at, value) => *at.get_mut(&mut bytes) = *value,
+            Mutation::Add(at, value) => {
+                let at = at.index(bytes.len());
+                if let Some(word) = bytes[at..].first_chunk_mut::<4>() {
+                    *word = i32::from_le_bytes(*word).wrapping_add(*value).to_le_bytes();
+                }
+            }
+            Mutation::Cut(at) => bytes.truncate(at.index(bytes.len())),
+            Mutation::Copy(from, to, len) => {
+                let (from, to) = (from.index(bytes.len()), to.index(bytes.len()));
+                let len = usize::from(*len).min(bytes.len() - from.max(to));
+                bytes.copy_within(from..from + len, to);
+            }
+        }
+    }
+    bytes
+}
+
+/// A small archive with most kinds of headers in it.
+fn archive() -> Vec<u8> {
+    let mut file = File::regular("some/where/a-file-with-a-name", &[7; 700]);
+    file.xattrs = vec![(b"user.k".to_vec(), b"\0\xffv".to_vec())];
+    let mut long = File::regular(&"long/".repeat(40), b"x");
+    long.uid = 3_000_000;
+    let mut tar = Tar::default();
+    for dialect in [Dialect::V7, Dialect::Ustar, Dialect::Pax, Dialect::Gnu] {
+        tar.file(&file.clone().limited_to(dialect), dialect);
+        tar.file(&long.clone().limited_to(dialect), dialect);
+    }
+    tar.end()
+}
+
+/// zTOCs of it, gzip and plain; the tables are where mutations should fall, so the windows are few.
+fn ztocs() -> [Vec<u8>; 2] {
+    let tar = archive();
+    [
+        crate::ztoc(&crate::squeeze::gzip(&tar), Compression::Gzip, 1 << 20),
+        crate::ztoc(&tar, Compression::Plain, 1000),
+    ]
+}
+
+#[test]
+fn the_corpus_passes_all_targets() {
+    let layers = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/layers");
+    for file in fs::read_dir(layers).unwrap() {
+        let bytes = fs::read(file.unwrap().path()).unwrap();
+        tar_scan::run(&bytes[..bytes.len().min(100_000)]);
+        inflate_resume::run(&bytes[..bytes.len().min(20_000)]);
+        ztoc_decode::run(&bytes);
+        zinfo_decode::run(&bytes);
+    }
+    ztocs().iter().for_each(|bytes| ztoc_decode::run(bytes));
+    tar_scan::run(&archive());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn prop_mutated_ztocs_do_no_harm(which in 0..2usize, mutations in mutations()) {
+        thread_local!(static ZTOCS: [Vec<u8>; 2] = ztocs());
+        let bytes = ZTOCS.with(|ztocs| ztocs[which].clone());
+        ztoc_decode::run(&mutate(bytes, &mutations));
+    }
+
+    #[test]
+    fn prop_mutated_tars_do_no_harm(mutations in mutations()) {
+        thread_local!(static TAR: Vec<u8> = archive());
+        tar_scan::run(&mutate(TAR.with(Clone::clone), &mutations));
+    }
+
+    #[test]
+    fn prop_noise_does_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        ztoc_decode::run(&bytes);
+        zinfo_decode::run(&bytes);
+        tar_scan::run(&bytes);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn prop_spans_resume(recipe in any::<[u8; 5]>(), content in prop::collection::vec(any::<u8>(), 0..9000)) {
+        inflate_resume::run(&[&recipe[..], &content].concat());
+    }
+}
