@@ -20,8 +20,8 @@ check:    ## format and lints, warnings denied
 e2e:      ## only the end-to-end tests; make e2e T=name runs some
 	@scripts/test --e2e $(T)
 
-fuzz:     ## how to run the fuzz targets for long is in fuzz/README.md; this checks that they build
-	@scripts/fuzz $(T)
+fuzz:     ## an hour of one fuzz target (nightly, cargo-fuzz): make fuzz T=ztoc_decode
+	cd fuzz && $(CARGO) +nightly fuzz run $(T) -- -max_total_time=3600
 
 bench:    ## the benchmarks of benchmark/README.md, all of them (long)
 	@benchmark/run
