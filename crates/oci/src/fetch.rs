@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 
-use crate::url::RedactedUrl;
+use crate::{registry::retry, url::RedactedUrl};
 
 /// A non-empty range of bytes that lies inside its blob. The end is exclusive.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -245,6 +245,22 @@ pub enum FetchError {
         /// How long nothing came.
         idle: Duration,
     },
+    /// Nothing came (or was taken) for the whole idle time, outside of ranges.
+    #[error("{url} is silent for {} s", idle.as_secs_f32())]
+    Silent {
+        /// Who is silent.
+        url: RedactedUrl,
+        /// For how long.
+        idle: Duration,
+    },
+    /// A document that is larger than any honest one.
+    #[error("{url} answered with more than {limit} bytes")]
+    Oversized {
+        /// Who answered.
+        url: RedactedUrl,
+        /// The limit in bytes.
+        limit: u64,
+    },
     /// The source answered, but not with the range: another part, another size, or the whole blob.
     #[error("{url} answered bytes {asked} with {got}")]
     WrongRange {
@@ -262,6 +278,8 @@ pub enum FetchError {
         status: u16,
         /// What the registry's error body says, shortened; may be empty.
         detail: String,
+        /// How long the registry asks us to stay away.
+        retry_after: Option<Duration>,
         /// Who answered.
         url: RedactedUrl,
     },
@@ -286,6 +304,9 @@ pub enum FetchError {
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+    /// There is nobody to ask.
+    #[error("no host to ask")]
+    NoHost,
     /// Redirects that never end.
     #[error("more than {limit} redirects from {url}")]
     Redirects {
@@ -332,18 +353,33 @@ impl FetchError {
         match self {
             FetchError::Short { .. }
             | FetchError::Stalled { .. }
+            | FetchError::Silent { .. }
             | FetchError::Unauthorized { .. } => true,
             FetchError::Transport { transient, .. } => *transient,
-            FetchError::Status { status, .. } => {
-                crate::registry::retry::is_transient_status(*status) || *status == 403
-            }
+            FetchError::Status { status, .. } => retry::is_transient_status(*status),
             FetchError::GaveUp { last, .. } => last.is_transient(),
             FetchError::OutsideBlob { .. }
             | FetchError::TooLong { .. }
             | FetchError::WrongRange { .. }
+            | FetchError::Oversized { .. }
+            | FetchError::NoHost
             | FetchError::Redirects { .. }
             | FetchError::BadRedirect { .. }
             | FetchError::Io { .. } => false,
+        }
+    }
+
+    /// Whether asking again within the same operation makes sense: transient, and not about who we are.
+    pub(crate) fn is_worth_repeating(&self) -> bool {
+        self.is_transient() && !matches!(self, FetchError::Unauthorized { .. })
+    }
+
+    /// How long the registry asked us to stay away.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            FetchError::Status { retry_after, .. } => *retry_after,
+            FetchError::GaveUp { last, .. } => last.retry_after(),
+            _ => None,
         }
     }
 }

@@ -1,3 +1,470 @@
-//! The registry client.
+//! The registry client: reference → descriptor → bytes, and the way back.
+//!
+//! ```text
+//! ImageRef ── hosts ──► Endpoint (one host, one image)  ── auth, exchange ──► Authorization
+//!                          │ follow redirects
+//!                          ▼
+//!                       transport (connections, TLS, limits, timeouts)
+//! ```
+//!
+//! * [`Registry::resolve`] and [`Registry::manifest`] name and bring documents, checked against their digests and capped.
+//! * [`Registry::blob`] is a [`Fetcher`]: ranges, resumed at the last byte, from mirrors and origin (see `blob`).
+//! * [`Registry::push_blob`] and [`Registry::push_manifest`] write.
+//!
+//! One value serves a whole program: connections, tokens and what is known of hosts are shared by all its users.
+//! Dropping the future of a request closes its connection. Nothing printed or returned holds a credential or a signed
+//! address: URLs are [redacted](crate::url), credentials have no text form.
 
+use std::{fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use reqwest::{
+    Method, Response,
+    header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue},
+};
+
+use crate::{
+    credentials::Credentials,
+    descriptor::Descriptor,
+    digest::Digest,
+    fetch::{FetchError, Fetcher},
+    media_type,
+    reference::ImageRef,
+    url::RedactedUrl,
+};
+
+mod auth;
+mod blob;
+mod challenge;
+mod endpoint;
+mod exchange;
+mod hosts;
+mod limit;
+mod range;
 pub mod retry;
+mod transport;
+mod upload;
+
+use auth::{Auth, Scope};
+use blob::RemoteBlob;
+use endpoint::{Call, Endpoint};
+pub use hosts::{HostError, Hosts, Mirror};
+use retry::{Attempts, Failures, RetryPolicy};
+use transport::{Transport, broken, refused};
+
+/// Largest manifest or index that is read (what registries accept, and the reference's limit).
+pub const MAX_MANIFEST: u64 = 4 << 20;
+
+/// How to speak to registries. The defaults are the reference's, where it has one.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `User-Agent` of every request.
+    pub user_agent: String,
+    /// Longest wait for a connection, TLS included.
+    pub connect_timeout: Duration,
+    /// Longest wait for the head of an answer, after connecting.
+    pub head_timeout: Duration,
+    /// Longest pause in a body. There is no limit to the whole of it.
+    pub idle_timeout: Duration,
+    /// Attempts at documents, tokens and uploads.
+    pub retry: RetryPolicy,
+    /// Attempts at ranges of blobs.
+    pub blob_retry: RetryPolicy,
+    /// Most requests under way at one host, before it says that this is too many.
+    pub most_requests: usize,
+    /// Mirrors, and who is spoken to without TLS.
+    pub hosts: Hosts,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            user_agent: concat!("soci-snapshotter/", env!("CARGO_PKG_VERSION")).to_owned(),
+            connect_timeout: Duration::from_secs(3),
+            head_timeout: Duration::from_secs(3),
+            // Long enough for a storage service to change its mind, short enough for a reader to be alive.
+            idle_timeout: Duration::from_secs(20),
+            retry: RetryPolicy::default(),
+            blob_retry: RetryPolicy::default(),
+            most_requests: 32,
+            hosts: Hosts::default(),
+        }
+    }
+}
+
+/// Why a registry did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The client cannot be made.
+    #[error("set up the registry client")]
+    Setup {
+        /// What TLS or HTTP say.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// The reference names no host that can be asked.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The reference has neither tag nor digest.
+    #[error("{image} has neither tag nor digest")]
+    NoObject {
+        /// The reference.
+        image: String,
+    },
+    /// There is no such image, manifest or blob.
+    #[error("{image}: {what} not found")]
+    NotFound {
+        /// The reference.
+        image: String,
+        /// What was asked for, in the registry's terms.
+        what: String,
+    },
+    /// Larger than what we are ready to read.
+    #[error("{what} is larger than {limit} bytes")]
+    TooLarge {
+        /// What was read.
+        what: String,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// Other bytes than the digest promises.
+    #[error("{what} came with other bytes than its digest says")]
+    WrongBytes {
+        /// What was read.
+        what: String,
+    },
+    /// The answer to a push makes no sense.
+    #[error("{url} accepted an upload without saying where to")]
+    NoUploadLocation {
+        /// Who answered.
+        url: RedactedUrl,
+    },
+    /// The bytes to push could not be read.
+    #[error("read the bytes to push")]
+    Source {
+        /// The reader's error.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
+    /// The request failed.
+    #[error("{image}: {what}")]
+    Fetch {
+        /// The reference.
+        image: String,
+        /// What was asked for.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: Box<FetchError>,
+    },
+}
+
+impl RegistryError {
+    /// Whether the same request may succeed later without anybody changing anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, RegistryError::Fetch { source, .. } if source.is_transient())
+    }
+}
+
+/// A manifest or index, byte for byte.
+#[derive(Clone, Debug)]
+pub struct RawManifest {
+    /// What the registry says it is.
+    pub media_type: String,
+    /// Its digest; checked.
+    pub digest: Digest,
+    /// The document.
+    pub bytes: Bytes,
+}
+
+/// The client. Cheap to clone; clones are the same client.
+#[derive(Clone)]
+pub struct Registry {
+    options: Arc<Options>,
+    transport: Arc<Transport>,
+    auth: Arc<Auth>,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Registry {
+    /// A client. Certificate authorities are read now, from `SSL_CERT_FILE` and `SSL_CERT_DIR` or where the distribution
+    /// keeps them; proxies are those of the environment.
+    pub fn new(
+        options: Options,
+        credentials: Arc<dyn Credentials>,
+    ) -> Result<Registry, RegistryError> {
+        let transport = Arc::new(Transport::new(&options)?);
+        let auth = Arc::new(Auth::new(
+            Arc::clone(&transport),
+            credentials,
+            options.retry,
+        ));
+        Ok(Registry {
+            options: Arc::new(options),
+            transport,
+            auth,
+        })
+    }
+
+    /// Media type, digest and size of what a reference names.
+    pub async fn resolve(&self, image: &ImageRef) -> Result<Descriptor, RegistryError> {
+        let object = object_of(image)?;
+        let what = format!("manifests/{object}");
+        let endpoints = self.endpoints(image)?;
+        let scope = Scope::pull(image.repository());
+        let found = over_hosts(&endpoints, self.options.retry, |endpoint| {
+            let (what, scope) = (what.clone(), scope.clone());
+            Box::pin(async move {
+                let mut call = Call::new(Method::HEAD, endpoint.url(&what));
+                call.headers = accept_manifests();
+                let (url, answer) = endpoint.follow(call, &scope).await?;
+                match answer.status().as_u16() {
+                    200 => Ok(descriptor_of(&answer)),
+                    // Some do not answer HEAD; GET tells.
+                    405 | 501 => Ok(None),
+                    _ => Err(refused(RedactedUrl::from(&url), answer).await),
+                }
+            })
+        })
+        .await
+        .map_err(|error| failed(image, &what, error))?;
+        match (found, image.digest()) {
+            (Some(found), None) => Ok(found),
+            (Some(found), Some(digest)) if found.digest == *digest => Ok(found),
+            _ => {
+                let manifest = self.get_manifest(image, &object).await?;
+                Ok(Descriptor::of(manifest.media_type, &manifest.bytes)).map(|mut found| {
+                    found.digest = manifest.digest;
+                    found
+                })
+            }
+        }
+    }
+
+    /// The manifest or index of this digest in the image's repository.
+    pub async fn manifest(
+        &self,
+        image: &ImageRef,
+        digest: &Digest,
+    ) -> Result<RawManifest, RegistryError> {
+        self.get_manifest(image, &digest.to_string()).await
+    }
+
+    /// A manifest by tag or digest; a digest is checked, at every host.
+    async fn get_manifest(
+        &self,
+        image: &ImageRef,
+        object: &str,
+    ) -> Result<RawManifest, RegistryError> {
+        let what = format!("manifests/{object}");
+        let endpoints = self.endpoints(image)?;
+        let scope = Scope::pull(image.repository());
+        let (media_type, bytes) = over_hosts(&endpoints, self.options.retry, |endpoint| {
+            let (what, scope) = (what.clone(), scope.clone());
+            Box::pin(async move {
+                let mut call = Call::new(Method::GET, endpoint.url(&what));
+                call.headers = accept_manifests();
+                let (url, answer) = endpoint.follow(call, &scope).await?;
+                let url = RedactedUrl::from(&url);
+                if answer.status() != reqwest::StatusCode::OK {
+                    return Err(refused(url, answer).await);
+                }
+                let media_type = media_type_of(&answer);
+                Ok((media_type, read_capped(url, answer, MAX_MANIFEST).await?))
+            })
+        })
+        .await
+        .map_err(|error| failed(image, &what, error))?;
+        let digest = match object.parse::<Digest>() {
+            Ok(digest) if digest.matches(&bytes) => digest,
+            Ok(_) => {
+                return Err(RegistryError::WrongBytes {
+                    what: format!("{image}: {what}"),
+                });
+            }
+            Err(_) => Digest::sha256(&bytes),
+        };
+        Ok(RawManifest {
+            media_type,
+            digest,
+            bytes,
+        })
+    }
+
+    /// A blob of the image's repository, to be read in ranges. Asks nobody yet.
+    pub fn blob(
+        &self,
+        image: &ImageRef,
+        blob: &Descriptor,
+    ) -> Result<Arc<dyn Fetcher>, RegistryError> {
+        Ok(Arc::new(RemoteBlob::new(
+            blob.digest,
+            blob.size,
+            Scope::pull(image.repository()),
+            self.endpoints(image)?,
+            self.options.blob_retry,
+            self.options.idle_timeout,
+        )))
+    }
+
+    /// A whole blob of at most `limit` bytes, checked.
+    pub async fn blob_bytes(
+        &self,
+        image: &ImageRef,
+        blob: &Descriptor,
+        limit: u64,
+    ) -> Result<Bytes, RegistryError> {
+        let what = format!("blobs/{}", blob.digest);
+        if blob.size > limit {
+            return Err(RegistryError::TooLarge {
+                what: format!("{image}: {what}"),
+                limit,
+            });
+        }
+        let bytes = if blob.size == 0 {
+            Bytes::new()
+        } else {
+            let body = self.blob(image, blob)?.fetch(0..blob.size).await;
+            let bytes = match body {
+                Ok(body) => body.collect().await,
+                Err(error) => Err(error),
+            };
+            bytes.map_err(|error| failed(image, &what, error))?
+        };
+        if !blob.digest.matches(&bytes) {
+            return Err(RegistryError::WrongBytes {
+                what: format!("{image}: {what}"),
+            });
+        }
+        Ok(bytes)
+    }
+
+    fn endpoints(&self, image: &ImageRef) -> Result<Vec<Arc<Endpoint>>, RegistryError> {
+        let hosts = self.options.hosts.of(image)?.into_iter();
+        hosts
+            .map(|host| Ok(Arc::new(self.endpoint(host, image)?)))
+            .collect()
+    }
+
+    fn endpoint(&self, host: hosts::Host, image: &ImageRef) -> Result<Endpoint, HostError> {
+        let (transport, auth) = (Arc::clone(&self.transport), Arc::clone(&self.auth));
+        Endpoint::new(host, image.clone(), transport, auth)
+    }
+}
+
+/// Does something at the first host that can, in rounds, as long as one of them may do better later.
+async fn over_hosts<T>(
+    endpoints: &[Arc<Endpoint>],
+    retry: RetryPolicy,
+    attempt: impl Fn(Arc<Endpoint>) -> BoxFuture<'static, Result<T, FetchError>> + Send,
+) -> Result<T, FetchError> {
+    let mut attempts = Attempts::new(retry);
+    loop {
+        let (shunned, good): (Vec<_>, Vec<_>) =
+            endpoints.iter().partition(|endpoint| endpoint.is_shunned());
+        let mut failures = Failures::default();
+        for endpoint in good.into_iter().chain(shunned) {
+            match attempt(Arc::clone(endpoint)).await {
+                Ok(done) => return Ok(done),
+                Err(error) => failures.add(error),
+            }
+        }
+        let error = failures.told();
+        if !error.is_worth_repeating() {
+            return Err(error);
+        }
+        attempts.wait(error).await?;
+    }
+}
+
+fn object_of(image: &ImageRef) -> Result<String, RegistryError> {
+    image.object().ok_or_else(|| RegistryError::NoObject {
+        image: image.to_string(),
+    })
+}
+
+/// A failed request as the caller sees it.
+fn failed(image: &ImageRef, what: &str, error: FetchError) -> RegistryError {
+    let (image, what) = (image.to_string(), what.to_owned());
+    match error {
+        FetchError::Status { status: 404, .. } => RegistryError::NotFound { image, what },
+        source => {
+            let source = Box::new(source);
+            RegistryError::Fetch {
+                image,
+                what,
+                source,
+            }
+        }
+    }
+}
+
+fn accept_manifests() -> HeaderMap {
+    let types = [
+        media_type::OCI_MANIFEST,
+        media_type::OCI_INDEX,
+        media_type::DOCKER_MANIFEST,
+        media_type::DOCKER_INDEX,
+        "*/*",
+    ];
+    let value = HeaderValue::try_from(types.join(", "));
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT, value.expect("media types make a header value"));
+    headers
+}
+
+/// Media type of a document, without parameters.
+fn media_type_of(answer: &Response) -> String {
+    let value = answer
+        .headers()
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let essence = value.and_then(|value| value.split(';').next());
+    essence.unwrap_or_default().trim().to_owned()
+}
+
+/// What the head of a manifest says; `None` if it does not say all of it.
+fn descriptor_of(answer: &Response) -> Option<Descriptor> {
+    let header = |name: &str| {
+        answer
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
+    let digest = header("docker-content-digest")?.parse::<Digest>().ok()?;
+    let size = header("content-length")?.parse::<u64>().ok()?;
+    let media_type = media_type_of(answer);
+    (!media_type.is_empty()).then(|| Descriptor::new(media_type, digest, size))
+}
+
+/// A whole body of at most `limit` bytes. Each chunk must come within the transport's patience.
+async fn read_capped(
+    url: RedactedUrl,
+    mut answer: Response,
+    limit: u64,
+) -> Result<Bytes, FetchError> {
+    /// Small documents from a server that has just answered.
+    const IDLE: Duration = Duration::from_secs(20);
+    let mut all = Vec::new();
+    loop {
+        let chunk = match tokio::time::timeout(IDLE, answer.chunk()).await {
+            Ok(chunk) => chunk.map_err(|error| broken(url.clone(), error))?,
+            Err(_) => return Err(FetchError::Silent { url, idle: IDLE }),
+        };
+        let Some(chunk) = chunk else {
+            return Ok(all.into());
+        };
+        if (all.len() + chunk.len()) as u64 > limit {
+            return Err(FetchError::Oversized { url, limit });
+        }
+        all.extend_from_slice(&chunk);
+    }
+}

@@ -6,6 +6,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::fetch::FetchError;
+
 /// Waits between attempts and their number. The defaults are the reference's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
@@ -64,14 +66,25 @@ impl Attempts {
         }
     }
 
-    /// Requests made so far, the first included.
-    pub(crate) fn made(&self) -> u32 {
-        self.made
-    }
-
     /// The last attempt was of use: the budget starts anew.
     pub(crate) fn progressed(&mut self) {
         self.in_vain = 1;
+    }
+
+    /// Waits before the next attempt, or gives up because of `failure`.
+    pub(crate) async fn wait(&mut self, failure: FetchError) -> Result<(), FetchError> {
+        match self.next(failure.retry_after()) {
+            Some(wait) => {
+                tracing::debug!(error = %failure, ?wait, "retrying request");
+                tokio::time::sleep(wait).await;
+                Ok(())
+            }
+            None if self.made == 1 => Err(failure),
+            None => Err(FetchError::GaveUp {
+                attempts: self.made,
+                last: Box::new(failure),
+            }),
+        }
     }
 
     /// Takes the next attempt: how long to wait before it, or `None` when all are used up.
@@ -83,6 +96,29 @@ impl Attempts {
         self.in_vain += 1;
         self.made += 1;
         Some(wait)
+    }
+}
+
+/// Failures of several hosts, of which one is told: that of a host which may do better later, if there is one, else the
+/// last, which is the origin's.
+#[derive(Debug, Default)]
+pub(crate) struct Failures(Option<FetchError>);
+
+impl Failures {
+    pub(crate) fn add(&mut self, error: FetchError) {
+        tracing::debug!(%error, "host passed over");
+        let kept_is_better = self
+            .0
+            .as_ref()
+            .is_some_and(|kept| kept.is_worth_repeating() && !error.is_worth_repeating());
+        if !kept_is_better {
+            self.0 = Some(error);
+        }
+    }
+
+    /// The failure to tell.
+    pub(crate) fn told(self) -> FetchError {
+        self.0.unwrap_or(FetchError::NoHost)
     }
 }
 
@@ -115,7 +151,7 @@ mod tests {
         while let Some(wait) = attempts.next(None) {
             waited += wait;
         }
-        assert_eq!(attempts.made(), 9);
+        assert_eq!(attempts.made, 9);
         assert!((Duration::from_millis(7650)..Duration::from_millis(8610)).contains(&waited));
     }
 
@@ -157,7 +193,7 @@ mod tests {
         assert!(attempts.next(None).is_none());
         attempts.progressed();
         assert!(attempts.next(None).is_some());
-        assert_eq!(attempts.made(), 3);
+        assert_eq!(attempts.made, 3);
     }
 
     #[test]

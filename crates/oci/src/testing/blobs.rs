@@ -39,7 +39,7 @@ pub(super) fn manifest(
         (_, None) => full(bytes),
         (_, wrong) => {
             let content = Content::Memory(bytes);
-            stream(shared, digest.clone(), content, 0..size, wrong)
+            stream(shared, digest, content, 0..size, wrong)
         }
     });
     set(&mut answer, "content-type", &media_type);
@@ -57,7 +57,7 @@ pub(super) fn blob(
 ) -> Answer {
     let content = {
         let inner = shared.inner();
-        let linked = inner.links.contains(&(name.to_owned(), digest.clone()));
+        let linked = inner.links.contains(&(name.to_owned(), *digest));
         inner.blobs.get(digest).filter(|_| linked).cloned()
     };
     let Some(content) = content else {
@@ -165,7 +165,7 @@ fn send(
             range = (range.start + by).min(size - 1)..(range.end + by).min(size);
         }
         Some(Wrong::UnknownTotal) => total = "*".to_owned(),
-        Some(Wrong::WrongTotal(by)) => total = (size + by).to_string(),
+        Some(Wrong::OtherTotal(by)) => total = (size + by).to_string(),
         Some(Wrong::Shorten(by)) => length_change = -i64::try_from(by).unwrap_or(i64::MAX),
         Some(Wrong::Lengthen(by)) => length_change = i64::try_from(by).unwrap_or(i64::MAX),
         _ => {}
@@ -176,7 +176,7 @@ fn send(
     } else {
         stream(
             shared,
-            digest.clone(),
+            *digest,
             content,
             range.start..range.start + length,
             wrong,
@@ -206,7 +206,7 @@ fn stream(
     let shared = Arc::clone(shared);
     let start = range.start;
     let chunks = futures_util::stream::unfold(start, move |at| {
-        let (shared, digest, content) = (Arc::clone(&shared), digest.clone(), content.clone());
+        let (shared, digest, content) = (Arc::clone(&shared), digest, content.clone());
         let (end, wrong) = (range.end, wrong.clone());
         async move {
             let mut until = (at + CHUNK).min(end);

@@ -54,7 +54,7 @@ pub enum Wrong {
     /// The right 206, with `*` for the blob's size.
     UnknownTotal,
     /// A 206 with a blob size that is this much larger than the truth.
-    WrongTotal(u64),
+    OtherTotal(u64),
 }
 
 impl Wrong {

@@ -27,12 +27,11 @@ pub(super) fn manifest(
     if object.parse::<Digest>().is_err() {
         inner
             .tags
-            .insert((name.to_owned(), object.to_owned()), digest.clone());
+            .insert((name.to_owned(), object.to_owned()), digest);
     }
-    inner.manifests.insert(
-        (name.to_owned(), digest.clone()),
-        (head.content_type.clone(), body),
-    );
+    inner
+        .manifests
+        .insert((name.to_owned(), digest), (head.content_type.clone(), body));
     drop(inner);
     created(&format!("/v2/{name}/manifests/{digest}"), &digest)
 }
@@ -51,8 +50,8 @@ pub(super) fn upload(shared: &Shared, head: &Head, name: &str, id: &str, body: &
         let mount = value("mount").and_then(|digest| digest.parse::<Digest>().ok());
         if let (Some(digest), Some(from)) = (mount, value("from")) {
             let mut inner = shared.inner();
-            if inner.links.contains(&(from.to_owned(), digest.clone())) {
-                inner.links.insert((name.to_owned(), digest.clone()));
+            if inner.links.contains(&(from.to_owned(), digest)) {
+                inner.links.insert((name.to_owned(), digest));
                 drop(inner);
                 return created(&format!("/v2/{name}/blobs/{digest}"), &digest);
             }
@@ -95,10 +94,8 @@ fn finish(shared: &Shared, name: &str, digest: &Digest, bytes: Vec<u8>) -> Answe
         );
     }
     let mut inner = shared.inner();
-    inner.links.insert((name.to_owned(), digest.clone()));
-    inner
-        .blobs
-        .insert(digest.clone(), Content::Memory(bytes.into()));
+    inner.links.insert((name.to_owned(), *digest));
+    inner.blobs.insert(*digest, Content::Memory(bytes.into()));
     drop(inner);
     created(&format!("/v2/{name}/blobs/{digest}"), digest)
 }

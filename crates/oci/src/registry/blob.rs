@@ -1,0 +1,426 @@
+//! Ranges of a blob from a registry and its mirrors.
+//!
+//! A range is one request, and as many more as it takes: a body that breaks or stalls is resumed at the first byte that
+//! has not come, so that no byte is asked for twice. Hosts are tried in order at every request, not only at the first. Where a
+//! host redirects to a storage address, that address is kept and asked directly until it refuses, then renewed.
+//!
+//! What counts as an answer: a 206 whose `Content-Range` begins at the byte asked for, of a blob of the right size.
+//! A 200 is the whole blob, never the range: if the range is near enough to its beginning the bytes before it are thrown
+//! away, else the host is of no use for it.
+
+use std::{
+    fmt,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use reqwest::{
+    Method, Response, Url,
+    header::{ACCEPT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE},
+};
+
+use super::{
+    auth::Scope,
+    endpoint::{Call, Endpoint},
+    range::ContentRange,
+    retry::{Attempts, Failures, RetryPolicy},
+    transport::{beginning, broken, refused},
+};
+use crate::{
+    digest::Digest,
+    fetch::{ByteRange, FetchError, Fetcher, RangeBody},
+    url::RedactedUrl,
+};
+
+/// Bytes of a 200 that are thrown away to get at a range: half a second of a fast line. Beyond that the same
+/// bytes would be carried over and over.
+const MAX_SKIP: u64 = 64 << 20;
+/// A body that brought this much was worth its attempt: the budget starts anew. Less, and a host that gives a byte at a
+/// time could keep a reader for ever.
+const PROGRESS: u64 = 64 << 10;
+/// An object store's refusal is short.
+const MAX_REFUSAL: usize = 16 << 10;
+
+/// A blob in a registry.
+pub(crate) struct RemoteBlob(Arc<Inner>);
+
+struct Inner {
+    digest: Digest,
+    size: u64,
+    scope: Scope,
+    sources: Vec<Source>,
+    retry: RetryPolicy,
+    idle: Duration,
+}
+
+/// One host that has the blob, and where it last sent us.
+struct Source {
+    endpoint: Arc<Endpoint>,
+    location: Mutex<Option<Url>>,
+}
+
+impl RemoteBlob {
+    /// A blob of an image, at these hosts, best first.
+    pub(crate) fn new(
+        digest: Digest,
+        size: u64,
+        scope: Scope,
+        endpoints: Vec<Arc<Endpoint>>,
+        retry: RetryPolicy,
+        idle: Duration,
+    ) -> RemoteBlob {
+        let source = |endpoint| Source {
+            endpoint,
+            location: Mutex::default(),
+        };
+        let sources = endpoints.into_iter().map(source).collect();
+        RemoteBlob(Arc::new(Inner {
+            digest,
+            size,
+            scope,
+            sources,
+            retry,
+            idle,
+        }))
+    }
+}
+
+impl fmt::Debug for RemoteBlob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteBlob")
+            .field("digest", &self.0.digest)
+            .field("size", &self.0.size)
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Fetcher for RemoteBlob {
+    fn size(&self) -> u64 {
+        self.0.size
+    }
+
+    async fn fetch(&self, range: Range<u64>) -> Result<RangeBody, FetchError> {
+        let range = ByteRange::within(range, self.0.size)?;
+        let mut attempts = Attempts::new(self.0.retry);
+        let open = self.0.open(range, &mut attempts).await?;
+        let inner = Arc::clone(&self.0);
+        let reading = Reading {
+            inner,
+            range,
+            done: 0,
+            worth: 0,
+            open: Some(open),
+            attempts,
+        };
+        Ok(RangeBody::new(
+            range,
+            futures_util::stream::unfold(reading, Reading::step),
+        ))
+    }
+}
+
+impl Inner {
+    /// A body that begins at the range's first byte, from whichever host has it first.
+    async fn open(&self, range: ByteRange, attempts: &mut Attempts) -> Result<Open, FetchError> {
+        loop {
+            let error = match self.ask_all(range).await {
+                Ok(open) => return Ok(open),
+                Err(error) => error,
+            };
+            if !error.is_worth_repeating() {
+                return Err(error);
+            }
+            attempts.wait(error).await?;
+        }
+    }
+
+    /// Every host once, those that were silent lately last.
+    async fn ask_all(&self, range: ByteRange) -> Result<Open, FetchError> {
+        let (shunned, good): (Vec<_>, Vec<_>) = self
+            .sources
+            .iter()
+            .partition(|source| source.endpoint.is_shunned());
+        let mut failures = Failures::default();
+        for source in good.into_iter().chain(shunned) {
+            match self.ask(source, range).await {
+                Ok(open) => return Ok(open),
+                Err(error) => failures.add(error),
+            }
+        }
+        Err(failures.told())
+    }
+
+    /// One host: at the storage address of last time, and if that fails, from its own address on.
+    async fn ask(&self, source: &Source, range: ByteRange) -> Result<Open, FetchError> {
+        if let Some(kept) = source.location() {
+            match self.ask_at(source, kept, range).await {
+                Ok((_, open)) => return Ok(open),
+                Err(
+                    busy @ FetchError::Status {
+                        status: 429 | 503, ..
+                    },
+                ) => return Err(busy),
+                Err(error) => {
+                    tracing::info!(%error, digest = %self.digest, "Refreshing URL and retrying...");
+                    source.set_location(None);
+                }
+            }
+        }
+        let own = source.endpoint.url(&format!("blobs/{}", self.digest));
+        let (found, open) = self.ask_at(source, own.clone(), range).await?;
+        source.set_location((found != own).then_some(found));
+        Ok(open)
+    }
+
+    async fn ask_at(
+        &self,
+        source: &Source,
+        url: Url,
+        range: ByteRange,
+    ) -> Result<(Url, Open), FetchError> {
+        let mut call = Call::new(Method::GET, url);
+        call.headers = range_headers(range);
+        let (url, answer) = source.endpoint.follow(call, &self.scope).await?;
+        let shown = RedactedUrl::from(&url);
+        match answer.status().as_u16() {
+            206 => Ok((url, Open::part(answer, shown, range, self.size)?)),
+            200 => Ok((url, Open::whole(answer, shown, range, self.size)?)),
+            400 => Err(expired_token(shown, answer).await),
+            _ => Err(refused(shown, answer).await),
+        }
+    }
+}
+
+impl Source {
+    fn location(&self) -> Option<Url> {
+        self.location
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set_location(&self, url: Option<Url>) {
+        *self.location.lock().unwrap_or_else(PoisonError::into_inner) = url;
+    }
+}
+
+fn range_headers(range: ByteRange) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let value = HeaderValue::try_from(format!("bytes={range}"));
+    headers.insert(
+        RANGE,
+        value.expect("digits and a hyphen make a header value"),
+    );
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    headers
+}
+
+/// A 400. S3 says so when the credentials inside a signed address are over; that reads as what it is, a 401.
+async fn expired_token(url: RedactedUrl, answer: Response) -> FetchError {
+    let is_xml = |value: &HeaderValue| value.as_bytes().starts_with(b"application/xml");
+    if !answer.headers().get(CONTENT_TYPE).is_some_and(is_xml) {
+        return refused(url, answer).await;
+    }
+    let body = beginning(answer, MAX_REFUSAL).await;
+    let expired = String::from_utf8_lossy(&body).contains("<Code>ExpiredToken</Code>");
+    let status = if expired { 401 } else { 400 };
+    FetchError::Status {
+        status,
+        detail: String::new(),
+        retry_after: None,
+        url,
+    }
+}
+
+/// An answer whose body is being read.
+struct Open {
+    answer: Response,
+    url: RedactedUrl,
+    /// Bytes to throw away first.
+    skip: u64,
+    /// Bytes of the range that this body will give.
+    left: u64,
+}
+
+impl Open {
+    /// A 206, if it is the range or its beginning.
+    fn part(
+        answer: Response,
+        url: RedactedUrl,
+        range: ByteRange,
+        size: u64,
+    ) -> Result<Open, FetchError> {
+        let value = answer
+            .headers()
+            .get(CONTENT_RANGE)
+            .and_then(|value| value.to_str().ok());
+        let given = value.and_then(ContentRange::parse);
+        match given.and_then(|given| given.answers(range, size)) {
+            Some(left) => Ok(Open {
+                answer,
+                url,
+                skip: 0,
+                left,
+            }),
+            None => {
+                let got = value.unwrap_or("no Content-Range");
+                let got: String = got.chars().filter(|c| !c.is_control()).take(80).collect();
+                Err(FetchError::WrongRange {
+                    asked: range,
+                    got,
+                    url,
+                })
+            }
+        }
+    }
+
+    /// A 200: the whole blob, from which the range can be cut if it is not too far in.
+    fn whole(
+        answer: Response,
+        url: RedactedUrl,
+        range: ByteRange,
+        size: u64,
+    ) -> Result<Open, FetchError> {
+        let length = answer.content_length();
+        if length.is_some_and(|length| length != size) {
+            let got = format!("{} bytes of another blob", length.unwrap_or_default());
+            return Err(FetchError::WrongRange {
+                asked: range,
+                got,
+                url,
+            });
+        }
+        if range.start() > MAX_SKIP {
+            let got = "the whole blob (it does not know ranges)".to_owned();
+            return Err(FetchError::WrongRange {
+                asked: range,
+                got,
+                url,
+            });
+        }
+        Ok(Open {
+            answer,
+            url,
+            skip: range.start(),
+            left: range.len(),
+        })
+    }
+
+    /// The next bytes of the range; `None` when the body has ended or has nothing more to give.
+    async fn next(
+        &mut self,
+        range: ByteRange,
+        idle: Duration,
+    ) -> Result<Option<Bytes>, FetchError> {
+        loop {
+            if self.left == 0 {
+                return Ok(None);
+            }
+            let chunk = tokio::time::timeout(idle, self.answer.chunk()).await;
+            let Ok(chunk) = chunk else {
+                return Err(FetchError::Stalled {
+                    range,
+                    url: self.url.clone(),
+                    idle,
+                });
+            };
+            let chunk = chunk.map_err(|error| broken(self.url.clone(), error))?;
+            let Some(mut chunk) = chunk else {
+                return Ok(None);
+            };
+            let skip = self.skip.min(chunk.len() as u64);
+            self.skip -= skip;
+            chunk = chunk.slice(in_chunk(skip)..);
+            // What is behind the range is not ours, whatever the length of the body.
+            chunk.truncate(in_chunk(self.left.min(chunk.len() as u64)));
+            self.left -= chunk.len() as u64;
+            if !chunk.is_empty() {
+                return Ok(Some(chunk));
+            }
+        }
+    }
+}
+
+/// A number that is at most a chunk's length.
+fn in_chunk(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("at most the length of a chunk in memory")
+}
+
+/// A range on its way: what has come of it, and the body that brings the rest.
+struct Reading {
+    inner: Arc<Inner>,
+    range: ByteRange,
+    done: u64,
+    /// Bytes since the last time that attempts were counted anew.
+    worth: u64,
+    open: Option<Open>,
+    attempts: Attempts,
+}
+
+impl Reading {
+    async fn step(mut self) -> Option<(Result<Bytes, FetchError>, Reading)> {
+        match self.next().await {
+            Ok(Some(chunk)) => Some((Ok(chunk), self)),
+            Ok(None) => None,
+            Err(error) => {
+                self.open = None;
+                Some((Err(error), self))
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+        while let Some(rest) = self.range.after(self.done) {
+            let open = match &mut self.open {
+                Some(open) => open,
+                None => self
+                    .open
+                    .insert(self.inner.open(rest, &mut self.attempts).await?),
+            };
+            let promised = open.left;
+            match open.next(rest, self.inner.idle).await {
+                Ok(Some(chunk)) => {
+                    self.done += chunk.len() as u64;
+                    self.worth += chunk.len() as u64;
+                    if self.worth >= PROGRESS {
+                        self.worth = 0;
+                        self.attempts.progressed();
+                    }
+                    return Ok(Some(chunk));
+                }
+                // A host may answer with less than was asked for; the rest is one more request.
+                Ok(None) if promised == 0 => self.open = None,
+                Ok(None) => {
+                    self.open = None;
+                    let received = self.done;
+                    self.resume(FetchError::Short {
+                        range: self.range,
+                        received,
+                    })
+                    .await?;
+                }
+                Err(error) => {
+                    self.open = None;
+                    self.resume(error).await?;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits before the next request, or gives the failure up to the caller.
+    async fn resume(&mut self, error: FetchError) -> Result<(), FetchError> {
+        if !error.is_transient() {
+            return Err(error);
+        }
+        tracing::debug!(
+            %error, digest = %self.inner.digest, range = %self.range, received = self.done,
+            "range broke off; resuming"
+        );
+        self.attempts.wait(error).await
+    }
+}

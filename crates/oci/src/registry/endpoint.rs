@@ -1,0 +1,336 @@
+//! One host asked about one image: addresses, credentials and redirects of a single attempt.
+
+use std::{sync::Arc, time::Duration};
+
+use reqwest::{
+    Method, Response, StatusCode, Url,
+    header::{HeaderMap, HeaderValue, LOCATION, WWW_AUTHENTICATE},
+};
+
+use super::{
+    auth::{Auth, Scope, authorize},
+    challenge::{self, Challenge},
+    hosts::{Host, HostError, Scheme},
+    transport::{Peer, Transport, beginning, refused_text},
+};
+use crate::{fetch::FetchError, reference::ImageRef, url::RedactedUrl};
+
+/// Redirects followed before it is called a loop (the reference's value).
+const MAX_REDIRECTS: usize = 10;
+/// Bytes of a refusal that are looked at.
+const MAX_REFUSAL: usize = 64 << 10;
+/// What ECR says, word for word, when a token is over.
+const ECR_EXPIRED: &str = "Your authorization token has expired. Reauthenticate and try again.";
+/// What Go's HTTPS server answers to plain HTTP.
+const SPEAKS_TLS: &str = "HTTP request to an HTTPS server";
+
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    host: Host,
+    /// The host's root without and with TLS; which of them counts may be learnt only later.
+    roots: (Url, Url),
+    image: ImageRef,
+    transport: Arc<Transport>,
+    auth: Arc<Auth>,
+    peer: Arc<Peer>,
+}
+
+/// A request whose body, if any, can be sent again.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Option<bytes::Bytes>,
+}
+
+impl Call {
+    pub(crate) fn new(method: Method, url: Url) -> Call {
+        Call {
+            method,
+            url,
+            headers: HeaderMap::new(),
+            body: None,
+        }
+    }
+}
+
+impl Endpoint {
+    pub(crate) fn new(
+        host: Host,
+        image: ImageRef,
+        transport: Arc<Transport>,
+        auth: Arc<Auth>,
+    ) -> Result<Endpoint, HostError> {
+        let root = |scheme: &str| {
+            let bad = |_| HostError::BadHost {
+                host: host.authority.clone(),
+            };
+            Url::parse(&format!("{scheme}://{}/", host.authority)).map_err(bad)
+        };
+        let roots = (root("http")?, root("https")?);
+        let peer = transport.peer(&host.authority);
+        Ok(Endpoint {
+            host,
+            roots,
+            image,
+            transport,
+            auth,
+            peer,
+        })
+    }
+
+    pub(crate) fn is_shunned(&self) -> bool {
+        self.peer.is_shunned()
+    }
+
+    fn is_plain(&self) -> bool {
+        match self.host.scheme {
+            Scheme::Https => false,
+            Scheme::Http => true,
+            Scheme::Guess => !self.peer.wants_tls(),
+        }
+    }
+
+    fn root(&self) -> &Url {
+        if self.is_plain() {
+            &self.roots.0
+        } else {
+            &self.roots.1
+        }
+    }
+
+    /// Address of something in the image's repository, such as `manifests/latest`.
+    pub(crate) fn url(&self, tail: &str) -> Url {
+        let mut url = self.root().clone();
+        url.set_path(&format!(
+            "{}/{}/{tail}",
+            self.host.path,
+            self.image.repository()
+        ));
+        if let Some(registry) = &self.host.stands_for {
+            url.query_pairs_mut().append_pair("ns", registry);
+        }
+        url
+    }
+
+    /// Whether an address is this host, and so may see its credentials.
+    fn is_ours(&self, url: &Url) -> bool {
+        self.root().origin() == url.origin()
+    }
+
+    /// One attempt at a call: proves who we are if asked, once; does not follow redirects. Any answer but a refusal for
+    /// want of credentials is the caller's to judge.
+    pub(crate) async fn send(&self, call: &Call, scope: &Scope) -> Result<Response, FetchError> {
+        if self.host.scheme != Scheme::Guess || !self.is_plain() || !self.is_ours(&call.url) {
+            return self.send_authorized(call, scope).await;
+        }
+        let answer = self.send_authorized(call, scope).await;
+        let tls = match answer {
+            Ok(answer) if answer.status() == StatusCode::BAD_REQUEST => {
+                let url = RedactedUrl::from(&call.url);
+                let text = beginning(answer, MAX_REFUSAL).await;
+                let speaks_tls = String::from_utf8_lossy(&text).contains(SPEAKS_TLS);
+                let detail = String::new();
+                let bad = FetchError::Status {
+                    status: 400,
+                    detail,
+                    retry_after: None,
+                    url,
+                };
+                if speaks_tls { bad } else { return Err(bad) }
+            }
+            Err(error @ FetchError::Transport { .. }) => error,
+            answer => return answer,
+        };
+        // Not HTTP, it seems. If HTTPS brings an answer, that is how this host is spoken to from now on.
+        let mut secure = call.clone();
+        if secure.url.set_scheme("https").is_err() {
+            return Err(tls);
+        }
+        let (url, none) = (secure.url.clone(), HeaderMap::new());
+        match self
+            .transport
+            .send(Method::HEAD, url, none, None, self.host.timeout)
+            .await
+        {
+            Ok(_) => {}
+            // A certificate that is not trusted is TLS all the same.
+            Err(
+                untrusted @ FetchError::Transport {
+                    transient: false, ..
+                },
+            ) => {
+                self.peer.set_wants_tls();
+                return Err(untrusted);
+            }
+            Err(_) => return Err(tls),
+        }
+        self.peer.set_wants_tls();
+        self.send_authorized(&secure, scope).await
+    }
+
+    async fn send_authorized(&self, call: &Call, scope: &Scope) -> Result<Response, FetchError> {
+        if !self.is_ours(&call.url) {
+            return self.send_once(call, None).await;
+        }
+        let access = self.auth.access(&self.host.authority, &self.image, scope);
+        let sent = access.header(&self.auth).await?;
+        let refusal = match self
+            .judge(self.send_once(call, sent.as_ref()).await?, &call.url)
+            .await
+        {
+            Verdict::Answered(answer) => return Ok(answer),
+            Verdict::Refused(refusal) => refusal,
+        };
+        // Without a challenge only a token can be renewed: the same password again would be refused again.
+        let had_token = sent
+            .as_ref()
+            .is_some_and(|sent| sent.as_bytes().starts_with(b"Bearer "));
+        if refusal.challenges.is_empty() && !had_token {
+            return Err(match refusal.status.as_u16() {
+                401 => access.refusal("it does not say what it wants to see"),
+                _ => refusal.error,
+            });
+        }
+        tracing::info!(
+            host = self.host.authority,
+            "Received status code: {}. Authorizing...",
+            refusal.status
+        );
+        access
+            .renew(
+                &self.auth,
+                &refusal.challenges,
+                self.is_plain(),
+                sent.as_ref(),
+            )
+            .await?;
+        let sent = access.header(&self.auth).await?;
+        match self
+            .judge(self.send_once(call, sent.as_ref()).await?, &call.url)
+            .await
+        {
+            Verdict::Answered(answer) => Ok(answer),
+            Verdict::Refused(refusal) => Err(match refusal.status.as_u16() {
+                401 => access.refusal("what we presented was refused"),
+                _ => refusal.error,
+            }),
+        }
+    }
+
+    async fn send_once(
+        &self,
+        call: &Call,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response, FetchError> {
+        let mut headers = call.headers.clone();
+        if let Some(value) = authorization {
+            authorize(&mut headers, value.clone());
+        }
+        let body = call.body.clone().map(reqwest::Body::from);
+        let (method, url) = (call.method.clone(), call.url.clone());
+        self.transport
+            .send(method, url, headers, body, self.host.timeout)
+            .await
+    }
+
+    /// A call whose body can be sent only once: with the credentials that are known, and without a second try.
+    pub(crate) async fn send_stream(
+        &self,
+        url: Url,
+        mut headers: HeaderMap,
+        body: reqwest::Body,
+        scope: &Scope,
+    ) -> Result<Response, FetchError> {
+        if self.is_ours(&url) {
+            let access = self.auth.access(&self.host.authority, &self.image, scope);
+            if let Some(value) = access.header(&self.auth).await? {
+                authorize(&mut headers, value);
+            }
+        }
+        // The head comes after the whole body, however long that takes.
+        let patience = Some(Duration::MAX);
+        self.transport
+            .send(Method::PUT, url, headers, Some(body), patience)
+            .await
+    }
+
+    /// Sorts out refusals for want of (fresh) credentials: 401, and 403, which some give for tokens that are over.
+    async fn judge(&self, answer: Response, url: &Url) -> Verdict {
+        let status = answer.status();
+        if !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            return Verdict::Answered(answer);
+        }
+        let values = answer.headers().get_all(WWW_AUTHENTICATE);
+        let texts = values.iter().filter_map(|value| value.to_str().ok());
+        let mut challenges: Vec<Challenge> = texts.flat_map(challenge::parse).collect();
+        let url = RedactedUrl::from(url);
+        let error = refused_text(url, answer, MAX_REFUSAL).await;
+        if status == StatusCode::FORBIDDEN {
+            let ecr =
+                matches!(&error, FetchError::Status { detail, .. } if detail.contains(ECR_EXPIRED));
+            if !ecr {
+                challenges.clear();
+            } else if challenges.is_empty() {
+                challenges.push(Challenge::new("basic", &[("service", "ecr.amazonaws.com")]));
+            }
+        }
+        Verdict::Refused(Refusal {
+            status,
+            challenges,
+            error,
+        })
+    }
+
+    /// A call that follows redirects, for GET and HEAD: the answer and the address that gave it.
+    pub(crate) async fn follow(
+        &self,
+        mut call: Call,
+        scope: &Scope,
+    ) -> Result<(Url, Response), FetchError> {
+        let start = RedactedUrl::from(&call.url);
+        for _ in 0..=MAX_REDIRECTS {
+            let answer = self.send(&call, scope).await?;
+            if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok((call.url, answer));
+            }
+            call.url = redirect_target(&call.url, &answer)?;
+        }
+        Err(FetchError::Redirects {
+            url: start,
+            limit: MAX_REDIRECTS,
+        })
+    }
+}
+
+/// Where a redirect points; only web addresses are followed.
+pub(crate) fn redirect_target(from: &Url, answer: &Response) -> Result<Url, FetchError> {
+    let location = answer
+        .headers()
+        .get(LOCATION)
+        .and_then(|value| value.to_str().ok());
+    let target = location.and_then(|location| from.join(location).ok());
+    match target {
+        Some(target) if matches!(target.scheme(), "http" | "https") && target.has_host() => {
+            Ok(target)
+        }
+        target => Err(FetchError::BadRedirect {
+            url: RedactedUrl::from(from),
+            target: target
+                .as_ref()
+                .map_or_else(|| RedactedUrl::new(""), RedactedUrl::from),
+        }),
+    }
+}
+
+enum Verdict {
+    Answered(Response),
+    Refused(Refusal),
+}
+
+struct Refusal {
+    status: StatusCode,
+    challenges: Vec<Challenge>,
+    error: FetchError,
+}

@@ -1,0 +1,202 @@
+//! One token exchange: what a challenge and a credential become at the registry's token endpoint.
+//!
+//! With a credential, OAuth2 by POST comes first (`password`, or `refresh_token` for an identity
+//! token); endpoints that do not know it (400, 401, 404, and 405) are asked again by GET with Basic. Without one, an
+//! anonymous GET.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::{
+    Method, Response, Url,
+    header::{CONTENT_TYPE, HeaderMap, HeaderValue},
+};
+use serde::Deserialize;
+
+use super::{
+    auth::{Scope, Token, authorize, basic, secret_header},
+    read_capped,
+    retry::{Attempts, RetryPolicy},
+    transport::{Transport, refused},
+};
+use crate::{
+    credentials::{Credential, Secret},
+    fetch::FetchError,
+    url::RedactedUrl,
+};
+
+/// What token endpoints know clients by; some keep lists (the reference's value).
+const CLIENT_ID: &str = "containerd-client";
+/// Longest answer of a token endpoint.
+const MAX_ANSWER: u64 = 4 << 20;
+/// Longest exchange, with all its attempts.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// All that an exchange needs.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    pub(crate) realm: Url,
+    pub(crate) service: String,
+    pub(crate) scope: Scope,
+    pub(crate) credential: Option<Credential>,
+    /// For messages: on whose behalf.
+    pub(crate) host: String,
+    pub(crate) repository: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct TokenAnswer {
+    token: String,
+    access_token: String,
+    expires_in: Option<f64>,
+}
+
+impl Exchange {
+    /// Gets a token; busy endpoints are asked again as the policy says.
+    pub(crate) async fn run(
+        &self,
+        transport: &Transport,
+        retry: RetryPolicy,
+    ) -> Result<Token, FetchError> {
+        let mut attempts = Attempts::new(retry);
+        let tries = async {
+            loop {
+                let error = match self.once(transport).await {
+                    Ok(token) => return Ok(token),
+                    Err(error) => error,
+                };
+                if !error.is_worth_repeating() {
+                    return Err(error);
+                }
+                attempts.wait(error).await?;
+            }
+        };
+        match tokio::time::timeout(PATIENCE, tries).await {
+            Ok(result) => result,
+            Err(_) => Err(self.refusal("its token endpoint takes too long")),
+        }
+    }
+
+    async fn once(&self, transport: &Transport) -> Result<Token, FetchError> {
+        let Some(credential) = &self.credential else {
+            let answer = self.get(transport, None).await?;
+            return self.token_of(answer).await;
+        };
+        let answer = self.post(transport, credential).await?;
+        match (answer.status().as_u16(), credential) {
+            (400 | 401 | 404 | 405, Credential::Password { user, password }) => {
+                drop(answer);
+                let login = basic(user, password);
+                let answer = self.get(transport, Some(&login)).await?;
+                self.token_of(answer).await
+            }
+            (400 | 404 | 405, Credential::Identity(_)) => {
+                Err(self.refusal("its token endpoint does not take identity tokens"))
+            }
+            _ => self.token_of(answer).await,
+        }
+    }
+
+    async fn get(
+        &self,
+        transport: &Transport,
+        login: Option<&Secret>,
+    ) -> Result<Response, FetchError> {
+        let mut url = self.realm.clone();
+        {
+            let mut query = url.query_pairs_mut();
+            if !self.service.is_empty() {
+                query.append_pair("service", &self.service);
+            }
+            for scope in self.scope.0.split(' ') {
+                query.append_pair("scope", scope);
+            }
+        }
+        let mut headers = HeaderMap::new();
+        if let Some(login) = login {
+            let value = secret_header(login.reveal());
+            let unusable = || self.refusal("our credential has characters that no header may have");
+            authorize(&mut headers, value.ok_or_else(unusable)?);
+        }
+        transport.send(Method::GET, url, headers, None, None).await
+    }
+
+    async fn post(
+        &self,
+        transport: &Transport,
+        credential: &Credential,
+    ) -> Result<Response, FetchError> {
+        // A scratch URL is the form encoder.
+        let mut form = self.realm.clone();
+        form.set_query(None);
+        {
+            let mut pairs = form.query_pairs_mut();
+            pairs.append_pair("client_id", CLIENT_ID);
+            pairs.append_pair("service", &self.service);
+            pairs.append_pair("scope", &self.scope.0);
+            match credential {
+                Credential::Password { user, password } => {
+                    pairs.append_pair("grant_type", "password");
+                    pairs.append_pair("username", user);
+                    pairs.append_pair("password", password.reveal());
+                }
+                Credential::Identity(token) => {
+                    pairs.append_pair("grant_type", "refresh_token");
+                    pairs.append_pair("refresh_token", token.reveal());
+                }
+            }
+        }
+        let body = Bytes::from(form.query().unwrap_or_default().to_owned());
+        let mut headers = HeaderMap::new();
+        let form_type = "application/x-www-form-urlencoded; charset=utf-8";
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(form_type));
+        transport
+            .send(
+                Method::POST,
+                self.realm.clone(),
+                headers,
+                Some(body.into()),
+                None,
+            )
+            .await
+    }
+
+    async fn token_of(&self, answer: Response) -> Result<Token, FetchError> {
+        let url = RedactedUrl::from(&self.realm);
+        match answer.status().as_u16() {
+            200..=299 => {}
+            401 | 403 => {
+                return Err(self.refusal(match self.credential {
+                    Some(_) => "its token endpoint refused our credentials",
+                    None => "its token endpoint refused us without credentials",
+                }));
+            }
+            _ => return Err(refused(url, answer).await),
+        }
+        let body = read_capped(url, answer, MAX_ANSWER).await?;
+        let answer: TokenAnswer = serde_json::from_slice(&body).unwrap_or_default();
+        let value = [answer.token, answer.access_token]
+            .into_iter()
+            .find(|v| !v.is_empty());
+        let Some(value) = value else {
+            return Err(self.refusal("its token endpoint gave no token"));
+        };
+        let lifetime = answer.expires_in.filter(|seconds| *seconds > 0.0);
+        let lifetime = lifetime.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        Ok(Token::new(Secret::new(value), lifetime))
+    }
+
+    fn refusal(&self, reason: &str) -> FetchError {
+        FetchError::Unauthorized {
+            host: self.host.clone(),
+            repository: self.repository.clone(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    /// The exchange ended without an outcome: its task was stopped.
+    pub(crate) fn abandoned(&self) -> FetchError {
+        self.refusal("the token exchange was stopped")
+    }
+}

@@ -1,0 +1,273 @@
+//! Where requests for an image go: mirrors first, then the registry that the name says.
+//!
+//! The plan is made from plain values ([`Hosts`]); whoever reads a configuration fills them in. Every kind of request
+//! uses the list, and moves on to the next host when one fails. A mirror never changes how the
+//! origin is spoken to.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use reqwest::Url;
+
+use crate::{reference::ImageRef, url::RedactedUrl};
+
+/// Mirrors and manners, as configured.
+#[derive(Clone, Debug, Default)]
+pub struct Hosts {
+    /// Mirrors of a registry, by its name in references (`docker.io`), best first.
+    pub mirrors: BTreeMap<String, Vec<Mirror>>,
+    /// Speak plain HTTP to every origin, not only to this machine's own.
+    pub plain_http: bool,
+}
+
+/// One mirror.
+#[derive(Clone, Debug, Default)]
+pub struct Mirror {
+    /// `host[:port][/path]`, or an address with its scheme. Without a path it is `/v2`.
+    pub host: String,
+    /// Plain HTTP, where `host` has no scheme.
+    pub insecure: bool,
+    /// Longest wait for an answer to begin and for a body to go on, in place of the general ones.
+    pub timeout: Option<Duration>,
+}
+
+/// How a host is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    Https,
+    Http,
+    /// A registry on this machine: HTTP, unless it turns out to want HTTPS.
+    Guess,
+}
+
+/// One place to ask for an image.
+#[derive(Clone, Debug)]
+pub(crate) struct Host {
+    /// Host with port, in URL form; what credentials are looked up by.
+    pub(crate) authority: String,
+    /// Path of the API, without a slash at the end: `/v2`.
+    pub(crate) path: String,
+    pub(crate) scheme: Scheme,
+    /// For a mirror, the registry that it stands in for (`ns` parameter, by which one mirror serves several registries).
+    pub(crate) stands_for: Option<String>,
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// A host that requests cannot be sent to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HostError {
+    /// The registry's name is no host.
+    #[error("{host:?} is not a registry host")]
+    BadHost {
+        /// As the reference has it.
+        host: String,
+    },
+    /// The mirror's text is no host or address.
+    #[error("mirror {mirror} of {host:?} is not host[:port][/path] or an http address")]
+    BadMirror {
+        /// The registry it is for.
+        host: String,
+        /// As configured.
+        mirror: RedactedUrl,
+    },
+}
+
+impl Hosts {
+    /// Places to ask for `image`, best first; the last is the origin. A mirror that cannot be understood is left out and
+    /// logged: it must not make its registry unreachable.
+    pub(crate) fn of(&self, image: &ImageRef) -> Result<Vec<Host>, HostError> {
+        let mut hosts = Vec::new();
+        for mirror in self.mirrors.get(image.host()).into_iter().flatten() {
+            match mirror.to_host(image.host()) {
+                Ok(host) => hosts.push(host),
+                Err(error) => tracing::warn!(%error, "mirror left out"),
+            }
+        }
+        hosts.push(self.origin(image)?);
+        Ok(hosts)
+    }
+
+    /// The registry itself, where pushes go.
+    pub(crate) fn origin(&self, image: &ImageRef) -> Result<Host, HostError> {
+        let name = match image.host() {
+            "docker.io" | "index.docker.io" => "registry-1.docker.io",
+            host => host,
+        };
+        let bad = || HostError::BadHost {
+            host: image.host().to_owned(),
+        };
+        let url = Url::parse(&format!("https://{name}/")).map_err(|_| bad())?;
+        let plain_name = url.username().is_empty() && url.password().is_none() && url.path() == "/";
+        if !plain_name || url.query().is_some() || url.fragment().is_some() {
+            return Err(bad());
+        }
+        let scheme = if self.plain_http {
+            Scheme::Http
+        } else if is_this_machine(&url) {
+            Scheme::Guess
+        } else {
+            Scheme::Https
+        };
+        Ok(Host {
+            authority: name.to_owned(),
+            path: "/v2".to_owned(),
+            scheme,
+            stands_for: None,
+            timeout: None,
+        })
+    }
+}
+
+impl Mirror {
+    fn to_host(&self, registry: &str) -> Result<Host, HostError> {
+        let bad = || HostError::BadMirror {
+            host: registry.to_owned(),
+            mirror: RedactedUrl::new(&self.host),
+        };
+        let text = self.host.trim();
+        let (explicit, rest) = match text.split_once("://") {
+            Some(("https", rest)) => (Some(Scheme::Https), rest),
+            Some(("http", rest)) => (Some(Scheme::Http), rest),
+            Some(_) => return Err(bad()),
+            // "//host" is what a URL without a scheme looks like.
+            None => (None, text.strip_prefix("//").unwrap_or(text)),
+        };
+        // Parsed with a scheme that has no default port, so that a port that is written stays.
+        let url = Url::parse(&format!("https://{rest}")).map_err(|_| bad())?;
+        let credentials = !url.username().is_empty() || url.password().is_some();
+        if credentials || url.query().is_some() || url.fragment().is_some() {
+            return Err(bad());
+        }
+        let authority = rest
+            .split('/')
+            .next()
+            .filter(|a| !a.is_empty())
+            .ok_or_else(bad)?;
+        let path = url.path().trim_end_matches('/');
+        let scheme = explicit.unwrap_or(match () {
+            () if self.insecure => Scheme::Http,
+            () if is_this_machine(&url) => Scheme::Guess,
+            () => Scheme::Https,
+        });
+        Ok(Host {
+            authority: authority.to_owned(),
+            path: if path.is_empty() {
+                "/v2".to_owned()
+            } else {
+                path.to_owned()
+            },
+            scheme,
+            stands_for: Some(registry.to_owned()),
+            timeout: self.timeout,
+        })
+    }
+}
+
+/// `localhost` and loopback addresses.
+pub(crate) fn is_this_machine(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || address
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(mirrors: &[(&str, bool)]) -> Hosts {
+        let mirror = |(host, insecure): &(&str, bool)| Mirror {
+            host: (*host).to_owned(),
+            insecure: *insecure,
+            timeout: None,
+        };
+        let mirrors = mirrors.iter().map(mirror).collect();
+        Hosts {
+            mirrors: [("docker.io".to_owned(), mirrors)].into(),
+            plain_http: false,
+        }
+    }
+
+    fn shown(hosts: &[Host]) -> Vec<String> {
+        let show = |h: &Host| format!("{:?} {}{}", h.scheme, h.authority, h.path);
+        hosts.iter().map(show).collect()
+    }
+
+    #[test]
+    fn mirrors_come_first_in_any_way_people_write_them() {
+        let hosts = hosts(&[
+            ("mirror.example", false),
+            ("mirror.example:5000", true),
+            ("10.0.0.1:5000/hub/v2/", false),
+            ("http://mirror.example/v2", false),
+            ("https://mirror.example", true),
+            ("//mirror.example/x", false),
+            ("localhost:5000", false),
+        ]);
+        let image = ImageRef::parse("ubuntu").expect("a name");
+        assert_eq!(
+            shown(&hosts.of(&image).expect("all fine")),
+            [
+                "Https mirror.example/v2",
+                "Http mirror.example:5000/v2",
+                "Https 10.0.0.1:5000/hub/v2",
+                "Http mirror.example/v2",
+                "Https mirror.example/v2",
+                "Https mirror.example/x",
+                "Guess localhost:5000/v2",
+                "Https registry-1.docker.io/v2",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_mirror_nobody_understands_is_left_out() {
+        let hosts = hosts(&[
+            ("", false),
+            ("ftp://x", false),
+            ("u:hunter2@x", false),
+            ("a b", false),
+        ]);
+        let image = ImageRef::parse("ubuntu").expect("a name");
+        assert_eq!(hosts.of(&image).expect("the origin is fine").len(), 1);
+        let mirror = Mirror {
+            host: "u:hunter2@x".to_owned(),
+            ..Mirror::default()
+        };
+        let error = mirror
+            .to_host("docker.io")
+            .expect_err("credentials do not belong there");
+        assert!(!format!("{error} {error:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn this_machine_is_asked_without_tls_first() {
+        let scheme = |name: &str| {
+            let image = ImageRef::parse(&format!("{name}/app")).expect(name);
+            Hosts::default().origin(&image).expect(name).scheme
+        };
+        for name in [
+            "localhost",
+            "localhost:5000",
+            "127.0.0.1:5000",
+            "127.8.9.1",
+            "[::1]:5000",
+        ] {
+            assert_eq!(scheme(name), Scheme::Guess, "{name}");
+        }
+        for name in ["r.example", "localhost.example", "10.0.0.1:5000"] {
+            assert_eq!(scheme(name), Scheme::Https, "{name}");
+        }
+    }
+
+    #[test]
+    fn only_a_plain_host_is_an_origin() {
+        for name in ["u@h/app:t", "h%20x/app:t", "h:99999/app:t"] {
+            if let Ok(image) = ImageRef::from_containerd(name) {
+                let origin = Hosts::default().origin(&image);
+                assert!(origin.is_err() || image.host() == "h", "{name}");
+            }
+        }
+    }
+}

@@ -1,0 +1,418 @@
+//! Tokens and passwords: asked for, shared, renewed, never shown.
+
+use std::{sync::Arc, time::Duration};
+
+use soci_oci::{
+    credentials::{Credential, DockerConfig, ForHost},
+    fetch::{FetchError, Fetcher},
+    testing::{Access, Expired, Fault, On, Redirect, Setup, TestRegistry, Wrong, noise},
+};
+
+use crate::{client, client_as, everything_said, layer, login, quick};
+
+const SECRET: &str = "hunter2-do-not-print";
+
+fn tokens(login: Option<(&str, &str)>, lifetime: Duration, oauth: bool) -> TestRegistry {
+    let login = login.map(|(user, password)| (user.to_owned(), password.to_owned()));
+    let access = Access::Token {
+        login,
+        lifetime,
+        oauth,
+    };
+    TestRegistry::with(Setup {
+        access,
+        ..Setup::default()
+    })
+}
+
+async fn read(blob: &dyn Fetcher, bytes: &[u8]) -> Result<(), FetchError> {
+    let got = blob.fetch(0..bytes.len() as u64).await?.collect().await?;
+    assert!(got == bytes);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_token_is_got_once_and_serves_all_blobs_of_the_image() {
+    let registry = tokens(None, Duration::from_secs(300), false);
+    let client = client(quick());
+    let image = registry.reference("team/app", "v1");
+    let blobs: Vec<Vec<u8>> = (0..4).map(|i| noise(i, 1000)).collect();
+    let reads = blobs.iter().map(|bytes| async {
+        registry.add_blob("team/app", bytes.clone());
+        let blob = client.blob(&image, &layer(bytes)).expect("a blob");
+        read(&*blob, bytes)
+            .await
+            .expect("an anonymous token is enough");
+    });
+    futures_util::future::join_all(reads).await;
+    assert_eq!(
+        registry.tokens_issued(),
+        1,
+        "all who need it share one exchange"
+    );
+    for bytes in &blobs {
+        let blob = client.blob(&image, &layer(bytes)).expect("a blob");
+        registry.forget_seen();
+        read(&*blob, bytes).await.expect("goes on");
+        assert_eq!(registry.requests(), 1, "no refusal on the way");
+    }
+    let scope = "service=test-registry&scope=repository%3Ateam%2Fapp%3Apull";
+    registry.revoke_tokens();
+    let blob = client.blob(&image, &layer(&blobs[0])).expect("a blob");
+    read(&*blob, &blobs[0]).await.expect("a new token is got");
+    let asked = registry
+        .seen()
+        .into_iter()
+        .find(|seen| seen.path == "/token")
+        .expect("asked");
+    assert_eq!(asked.query, scope);
+    assert_eq!(registry.tokens_issued(), 2);
+}
+
+#[tokio::test]
+async fn a_token_that_runs_out_in_the_middle_of_a_range_is_renewed() {
+    let registry = tokens(None, Duration::from_secs(300), false);
+    let bytes = noise(1, 300_000);
+    let digest = registry.add_blob("app", bytes.clone());
+    let client = client(quick());
+    let blob = client
+        .blob(&registry.reference("app", "v1"), &layer(&bytes))
+        .expect("a blob");
+    registry.fault(Fault::once(On::Blob(digest), Wrong::Cut(100_000)).after(1));
+    let mut body = blob.fetch(0..300_000).await.expect("begins");
+    let mut got = body
+        .next()
+        .await
+        .expect("goes on")
+        .expect("a chunk")
+        .to_vec();
+    registry.revoke_tokens();
+    while let Some(chunk) = body.next().await.expect("goes on with a new token") {
+        got.extend_from_slice(&chunk);
+    }
+    assert!(got == bytes);
+    assert_eq!(registry.tokens_issued(), 2);
+}
+
+#[tokio::test]
+async fn a_token_is_renewed_before_its_announced_end() {
+    let registry = tokens(None, Duration::from_secs(1), false);
+    let bytes = noise(1, 100);
+    registry.add_blob("app", bytes.clone());
+    let client = client(quick());
+    let blob = client
+        .blob(&registry.reference("app", "v1"), &layer(&bytes))
+        .expect("a blob");
+    for _ in 0..8 {
+        read(&*blob, &bytes).await.expect("goes on");
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    let refused = registry
+        .seen()
+        .iter()
+        .filter(|seen| seen.status == 401)
+        .count();
+    assert_eq!(refused, 1, "only the first request comes without a token");
+    assert!(registry.tokens_issued() >= 2);
+}
+
+#[tokio::test]
+async fn a_403_for_a_token_that_is_over_renews_it() {
+    let registry = tokens(None, Duration::from_secs(300), false);
+    let bytes = noise(1, 100);
+    let digest = registry.add_blob("app", bytes.clone());
+    let client = client(quick());
+    let blob = client
+        .blob(&registry.reference("app", "v1"), &layer(&bytes))
+        .expect("a blob");
+    read(&*blob, &bytes).await.expect("a first token");
+    registry.fault(Fault::once(On::Blob(digest), Wrong::status(403)));
+    read(&*blob, &bytes).await.expect("a second token");
+    assert_eq!(registry.tokens_issued(), 2);
+    registry.fault(Fault::always(On::Blob(digest), Wrong::status(403)));
+    let error = read(&*blob, &bytes).await.expect_err("refused for good");
+    assert!(
+        matches!(error, FetchError::Status { status: 403, .. }),
+        "{error:?}"
+    );
+    assert_eq!(registry.tokens_issued(), 3, "one renewal a request");
+}
+
+#[tokio::test]
+async fn the_words_of_ecr_mean_that_the_password_is_over() {
+    let password = |user: &str| Access::Basic {
+        user: user.to_owned(),
+        password: SECRET.to_owned(),
+    };
+    let registry = TestRegistry::with(Setup {
+        access: password("AWS"),
+        ..Setup::default()
+    });
+    let bytes = noise(1, 100);
+    let digest = registry.add_blob("app", bytes.clone());
+    let client = client_as(quick(), login(&registry, "AWS", SECRET));
+    let blob = client
+        .blob(&registry.reference("app", "v1"), &layer(&bytes))
+        .expect("a blob");
+    let body = r#"{"errors":[{"code":"DENIED","message":"Your authorization token has expired. Reauthenticate and try again."}]}"#;
+    let ecr = Wrong::Status {
+        code: 403,
+        headers: vec![],
+        body: body.to_owned(),
+    };
+    registry.fault(Fault::once(On::Blob(digest), ecr));
+    read(&*blob, &bytes)
+        .await
+        .expect("Basic is offered without a challenge");
+    let denied = Wrong::Status {
+        code: 403,
+        headers: vec![],
+        body: r#"{"errors":[{"code":"DENIED","message":"no"}]}"#.to_owned(),
+    };
+    registry.fault(Fault::once(On::Blob(digest), denied));
+    registry.forget_seen();
+    let error = read(&*blob, &bytes)
+        .await
+        .expect_err("another 403 is a refusal");
+    assert!(error.to_string().ends_with("403: DENIED no"), "{error}");
+}
+
+#[tokio::test]
+async fn passwords_work_by_basic_by_post_and_by_get() {
+    let basic = Access::Basic {
+        user: "me".to_owned(),
+        password: SECRET.to_owned(),
+    };
+    let registries = [
+        TestRegistry::with(Setup {
+            access: basic,
+            ..Setup::default()
+        }),
+        tokens(Some(("me", SECRET)), Duration::from_secs(300), true),
+        tokens(Some(("me", SECRET)), Duration::from_secs(300), false),
+    ];
+    for registry in &registries {
+        let bytes = noise(1, 100);
+        registry.add_blob("app", bytes.clone());
+        let image = registry.reference("app", "v1");
+        let client = client_as(quick(), login(registry, "me", SECRET));
+        let blob = client.blob(&image, &layer(&bytes)).expect("a blob");
+        read(&*blob, &bytes).await.expect("the password is good");
+        for wrong in [login(registry, "me", "wrong"), login(registry, "", "wrong")] {
+            let client = client_as(quick(), wrong);
+            let blob = client.blob(&image, &layer(&bytes)).expect("a blob");
+            let error = read(&*blob, &bytes).await.expect_err("the password is bad");
+            assert!(
+                matches!(error, FetchError::Unauthorized { .. }),
+                "{error:?}"
+            );
+        }
+    }
+    let posts = |r: &TestRegistry| r.seen().iter().filter(|seen| seen.method == "POST").count();
+    assert_eq!(posts(&registries[0]), 0);
+    assert!(posts(&registries[1]) >= 1);
+}
+
+#[tokio::test]
+async fn an_identity_token_is_a_refresh_token() {
+    let registry = tokens(Some(("", "refresh-me")), Duration::from_secs(300), true);
+    let bytes = noise(1, 100);
+    registry.add_blob("app", bytes.clone());
+    let client = client_as(quick(), login(&registry, "", "refresh-me"));
+    let blob = client
+        .blob(&registry.reference("app", "v1"), &layer(&bytes))
+        .expect("a blob");
+    read(&*blob, &bytes).await.expect("the token is good");
+}
+
+#[tokio::test]
+async fn the_docker_configuration_is_read_at_every_challenge() {
+    let registry = tokens(Some(("me", SECRET)), Duration::from_secs(300), false);
+    let bytes = noise(1, 100);
+    registry.add_blob("app", bytes.clone());
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("config.json");
+    let client = client_as(quick(), Arc::new(DockerConfig::at(&path)));
+    let blob = client
+        .blob(&registry.reference("app", "v1"), &layer(&bytes))
+        .expect("a blob");
+    let error = read(&*blob, &bytes).await.expect_err("nobody is logged in");
+    assert!(error.to_string().contains("without credentials"), "{error}");
+    let text = format!(
+        r#"{{"auths":{{"{}":{{"username":"me","password":"{SECRET}"}}}}}}"#,
+        registry.host()
+    );
+    std::fs::write(&path, text).expect("docker login");
+    read(&*blob, &bytes).await.expect("the login is noticed");
+}
+
+#[tokio::test]
+async fn a_caller_who_gives_up_does_not_take_the_others_down() {
+    let registry = tokens(None, Duration::from_secs(300), false);
+    registry.fault(Fault::once(
+        On::Token,
+        Wrong::Delay(Duration::from_millis(300)),
+    ));
+    let bytes = noise(1, 100);
+    registry.add_blob("app", bytes.clone());
+    let client = client(quick());
+    let blob = client
+        .blob(&registry.reference("app", "v1"), &layer(&bytes))
+        .expect("a blob");
+    let first = tokio::time::timeout(Duration::from_millis(100), read(&*blob, &bytes));
+    let second = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        read(&*blob, &bytes).await
+    };
+    let (first, second) = tokio::join!(first, second);
+    assert!(first.is_err(), "the first gave up");
+    second.expect("the second got the token of the same exchange");
+    assert_eq!(registry.tokens_issued(), 1);
+}
+
+#[tokio::test]
+async fn a_busy_token_endpoint_is_asked_again() {
+    let registry = tokens(None, Duration::from_secs(300), false);
+    registry.fault(Fault::once(On::Token, Wrong::too_many("0")));
+    registry.fault(Fault::once(On::Token, Wrong::Hangup));
+    let bytes = noise(1, 100);
+    registry.add_blob("app", bytes.clone());
+    let client = client(quick());
+    let blob = client
+        .blob(&registry.reference("app", "v1"), &layer(&bytes))
+        .expect("a blob");
+    read(&*blob, &bytes).await.expect("got in the end");
+}
+
+#[tokio::test]
+async fn strange_token_endpoints_are_refusals_not_panics() {
+    let answer = |body: &str| Wrong::Status {
+        code: 200,
+        headers: vec![],
+        body: body.to_owned(),
+    };
+    for (wrong, reason) in [
+        (answer(""), "gave no token"),
+        (answer("{\"token\":\"\"}"), "gave no token"),
+        (answer("{\"token\":\"a\\nb\"}"), "characters"),
+        (
+            answer("{\"token\":\"wrong\",\"expires_in\":-5}"),
+            "was refused",
+        ),
+        (
+            answer("{\"token\":\"wrong\",\"expires_in\":1e300}"),
+            "was refused",
+        ),
+        (Wrong::status(401), "refused us"),
+        (Wrong::status(302), "answered 302"),
+    ] {
+        let registry = tokens(None, Duration::from_secs(300), false);
+        registry.fault(Fault::always(On::Token, wrong.clone()));
+        let bytes = noise(1, 100);
+        registry.add_blob("app", bytes.clone());
+        let client = client(quick());
+        let blob = client
+            .blob(&registry.reference("app", "v1"), &layer(&bytes))
+            .expect("a blob");
+        let error = read(&*blob, &bytes).await.expect_err("no token");
+        assert!(
+            everything_said(&error).contains(reason),
+            "{wrong:?}: {error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn strange_challenges_are_refusals() {
+    for challenge in [
+        "Bearer realm=\"file:///etc/passwd\"",
+        "Bearer realm=\"not an address\"",
+        "Bearer",
+        "Negotiate",
+        "Basic realm=\"x\"",
+    ] {
+        let registry = TestRegistry::start();
+        let headers = vec![("www-authenticate", challenge.to_owned())];
+        registry.fault(Fault::always(
+            On::Any,
+            Wrong::Status {
+                code: 401,
+                headers,
+                body: String::new(),
+            },
+        ));
+        let client = client(quick());
+        let blob = client
+            .blob(&registry.reference("app", "v1"), &layer(b"x"))
+            .expect("a blob");
+        let error = read(&*blob, b"x").await.expect_err("not understood");
+        let unauthorized = matches!(error, FetchError::Unauthorized { .. });
+        assert!(unauthorized, "{challenge}: {error:?}");
+        assert_eq!(registry.requests(), 1, "not repeated");
+    }
+}
+
+#[tokio::test]
+async fn credentials_go_to_their_host_only_and_are_never_shown() {
+    let access = Access::Token {
+        login: Some(("me".to_owned(), SECRET.to_owned())),
+        lifetime: Duration::from_secs(300),
+        oauth: false,
+    };
+    let redirect = Some(Redirect {
+        uses: 1,
+        expired: Expired::Forbidden,
+    });
+    let registry = TestRegistry::with(Setup {
+        access,
+        redirect,
+        ..Setup::default()
+    });
+    let bytes = noise(1, 100);
+    registry.add_blob("app", bytes.clone());
+    let credentials = ForHost {
+        host: registry.host(),
+        credential: Credential::new("me", SECRET),
+    };
+    let client = client_as(quick(), Arc::new(credentials.clone()));
+    let blob = client
+        .blob(&registry.reference("app", "v1"), &layer(&bytes))
+        .expect("a blob");
+    for _ in 0..3 {
+        read(&*blob, &bytes)
+            .await
+            .expect("storage refuses a second credential, so none was sent");
+    }
+    for seen in registry.seen() {
+        let at_storage = seen.path.starts_with("/signed/");
+        assert!(at_storage == seen.host.starts_with("localhost"));
+        assert!(!at_storage || seen.authorization.is_none());
+    }
+    registry.fault(Fault::always(On::Any, Wrong::status(401)));
+    let mut said = everything_said(&read(&*blob, &bytes).await.expect_err("refused"));
+    registry.clear_faults();
+    registry.set_online(false);
+    said += &everything_said(&read(&*blob, &bytes).await.expect_err("nobody there"));
+    said += &format!("{client:?} {blob:?} {credentials:?}");
+    for secret in [SECRET, "do-not-print", "Bearer t", "Basic "] {
+        assert!(!said.contains(secret), "{secret} in {said}");
+    }
+}
+
+#[tokio::test]
+async fn no_credentials_are_sent_before_they_are_asked_for() {
+    let registry = TestRegistry::start();
+    let bytes = noise(1, 100);
+    registry.add_blob("app", bytes.clone());
+    let client = client_as(quick(), login(&registry, "me", SECRET));
+    let blob = client
+        .blob(&registry.reference("app", "v1"), &layer(&bytes))
+        .expect("a blob");
+    read(&*blob, &bytes).await.expect("open to everybody");
+    assert!(
+        registry
+            .seen()
+            .iter()
+            .all(|seen| seen.authorization.is_none())
+    );
+}

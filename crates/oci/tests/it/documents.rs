@@ -1,0 +1,152 @@
+//! Manifests and small blobs: named, checked, capped.
+
+use soci_oci::{
+    Digest, media_type,
+    reference::ImageRef,
+    registry::{Hosts, Options, RegistryError},
+    testing::{Fault, On, TestRegistry, Wrong},
+};
+
+use crate::{client, layer, quick};
+
+const MANIFEST: &[u8] = br#"{"schemaVersion":2}"#;
+
+#[tokio::test]
+async fn tags_and_digests_are_resolved() {
+    let registry = TestRegistry::start();
+    let put = registry.add_manifest("app", Some("v1"), media_type::OCI_MANIFEST, MANIFEST);
+    let client = client(quick());
+    let image = registry.reference("app", "v1");
+    assert_eq!(client.resolve(&image).await.expect("by tag"), put);
+    let by_digest = image.with_digest(put.digest);
+    assert_eq!(client.resolve(&by_digest).await.expect("by digest"), put);
+    let manifest = client
+        .manifest(&image, &put.digest)
+        .await
+        .expect("the document");
+    assert_eq!(manifest.media_type, media_type::OCI_MANIFEST);
+    assert_eq!(
+        (manifest.digest, &manifest.bytes[..]),
+        (put.digest, MANIFEST)
+    );
+}
+
+#[tokio::test]
+async fn a_registry_without_head_is_asked_by_get() {
+    let registry = TestRegistry::start();
+    let put = registry.add_manifest("app", Some("v1"), media_type::OCI_INDEX, MANIFEST);
+    registry.fault(Fault::once(On::Manifest, Wrong::status(405)));
+    let found = client(quick())
+        .resolve(&registry.reference("app", "v1"))
+        .await;
+    assert_eq!(found.expect("by GET"), put);
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_not_found() {
+    let registry = TestRegistry::start();
+    let client = client(quick());
+    let image = registry.reference("app", "v1");
+    let error = client.resolve(&image).await.expect_err("nothing there");
+    assert_eq!(
+        error.to_string(),
+        format!("{image}: manifests/v1 not found")
+    );
+    let missing = client.blob_bytes(&image, &layer(b"abc"), 100).await;
+    assert!(matches!(missing, Err(RegistryError::NotFound { .. })));
+    assert_eq!(registry.requests(), 2, "not repeated");
+}
+
+#[tokio::test]
+async fn a_document_is_checked_against_its_digest() {
+    let registry = TestRegistry::start();
+    let put = registry.add_manifest("app", Some("v1"), media_type::OCI_MANIFEST, MANIFEST);
+    registry.fault(Fault::once(On::Manifest, Wrong::Flip(3)));
+    let client = client(quick());
+    let image = registry.reference("app", "v1");
+    let error = client
+        .manifest(&image, &put.digest)
+        .await
+        .expect_err("flipped");
+    assert!(
+        matches!(error, RegistryError::WrongBytes { .. }),
+        "{error:?}"
+    );
+    client
+        .manifest(&image, &put.digest)
+        .await
+        .expect("right again");
+}
+
+#[tokio::test]
+async fn a_document_that_breaks_off_is_asked_for_again() {
+    let registry = TestRegistry::start();
+    let put = registry.add_manifest("app", Some("v1"), media_type::OCI_MANIFEST, MANIFEST);
+    registry.fault(Fault::once(On::Manifest, Wrong::Cut(5)));
+    registry.fault(Fault::once(On::Manifest, Wrong::status(502)));
+    let client = client(quick());
+    let manifest = client
+        .manifest(&registry.reference("app", "v1"), &put.digest)
+        .await;
+    assert_eq!(&manifest.expect("in the end").bytes[..], MANIFEST);
+    assert_eq!(registry.requests(), 3);
+}
+
+#[tokio::test]
+async fn nothing_larger_than_honest_is_read() {
+    let registry = TestRegistry::start();
+    let huge = vec![b' '; (4 << 20) + 1];
+    let put = registry.add_manifest("app", Some("v1"), media_type::OCI_MANIFEST, huge);
+    let client = client(quick());
+    let image = registry.reference("app", "v1");
+    let error = client
+        .manifest(&image, &put.digest)
+        .await
+        .expect_err("too large");
+    assert!(matches!(error, RegistryError::Fetch { .. }), "{error:?}");
+    let too_large = client.blob_bytes(&image, &layer(&[0; 101]), 100).await;
+    assert!(matches!(
+        too_large,
+        Err(RegistryError::TooLarge { limit: 100, .. })
+    ));
+}
+
+#[tokio::test]
+async fn small_blobs_come_whole() {
+    let registry = TestRegistry::start();
+    registry.add_blob("app", &b"{}"[..]);
+    let client = client(quick());
+    let image = registry.reference("app", "v1");
+    assert_eq!(
+        client
+            .blob_bytes(&image, &layer(b"{}"), 100)
+            .await
+            .expect("two bytes"),
+        "{}"
+    );
+    assert_eq!(
+        client
+            .blob_bytes(&image, &layer(b""), 100)
+            .await
+            .expect("empty"),
+        ""
+    );
+}
+
+#[tokio::test]
+async fn a_name_without_object_or_host_is_refused() {
+    let client = client(quick());
+    let image = ImageRef::from_containerd("r.example:99999/app:v1").expect("containerd takes it");
+    assert!(matches!(
+        client.resolve(&image).await,
+        Err(RegistryError::Host(_))
+    ));
+    let digest = Digest::sha256(b"");
+    assert!(client.manifest(&image, &digest).await.is_err());
+    let hosts = Hosts {
+        plain_http: true,
+        ..Hosts::default()
+    };
+    let client = crate::client(Options { hosts, ..quick() });
+    assert!(client.resolve(&image).await.is_err());
+}

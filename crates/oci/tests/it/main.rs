@@ -1,0 +1,62 @@
+//! The package from outside: the registry client against a registry that misbehaves as told.
+
+mod auth;
+mod blob;
+mod documents;
+mod push;
+mod tls;
+
+use std::{sync::Arc, time::Duration};
+
+use soci_oci::{
+    Descriptor,
+    credentials::{Anonymous, Credential, Credentials, ForHost},
+    registry::{Options, Registry, retry::RetryPolicy},
+    testing::TestRegistry,
+};
+
+/// Few attempts, short waits: what is tested is what happens, not how long it takes.
+fn quick() -> Options {
+    let retry = RetryPolicy {
+        max_retries: 3,
+        min_wait: Duration::from_millis(1),
+        max_wait: Duration::from_millis(100),
+    };
+    Options {
+        retry,
+        blob_retry: retry,
+        idle_timeout: Duration::from_millis(300),
+        head_timeout: Duration::from_secs(2),
+        ..Options::default()
+    }
+}
+
+fn client(options: Options) -> Registry {
+    client_as(options, Arc::new(Anonymous))
+}
+
+fn client_as(options: Options, credentials: Arc<dyn Credentials>) -> Registry {
+    Registry::new(options, credentials).expect("a client")
+}
+
+fn login(registry: &TestRegistry, user: &str, secret: &str) -> Arc<dyn Credentials> {
+    Arc::new(ForHost {
+        host: registry.host(),
+        credential: Credential::new(user, secret),
+    })
+}
+
+fn layer(bytes: &[u8]) -> Descriptor {
+    Descriptor::of("application/vnd.oci.image.layer.v1.tar+gzip", bytes)
+}
+
+/// An error with all its causes, in both forms: what a log may show.
+fn everything_said(error: &dyn std::error::Error) -> String {
+    let mut said = format!("{error:?} ");
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        said += &format!("{error}: ");
+        cause = error.source();
+    }
+    said
+}
