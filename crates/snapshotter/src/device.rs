@@ -36,36 +36,13 @@ use bytes::Bytes;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
+use crate::layer::{DeviceFile, ReadError};
 use session::{Connection, Handler};
 use wire::{Attributes, NodeId, Operation, Request, Unique};
 
 pub(crate) use session::FS_TYPE;
 pub use session::SessionError;
 pub use wire::WireError;
-
-/// A layer's `data` as the device sees it: the owner of the bytes implements it.
-pub trait DeviceFile: Send + Sync {
-    /// The layer's number in the store: at least 2, never used for another layer.
-    fn number(&self) -> u64;
-
-    /// Bytes of the file.
-    fn size(&self) -> u64;
-
-    /// Brings `len` bytes from `offset` on, all inside the file, and calls `done` once, from any
-    /// thread, with exactly these bytes or an error. Must not wait for the network.
-    fn read(self: Arc<Self>, offset: u64, len: u32, done: ReadDone);
-}
-
-/// Takes the outcome of one read.
-pub type ReadDone = Box<dyn FnOnce(Result<Bytes, ReadError>) + Send>;
-
-/// Why bytes of a layer cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// The bytes are not there and cannot be brought now.
-    #[error("bytes cannot be brought")]
-    Unavailable,
-}
 
 /// For how long the kernel may keep names and attributes, in seconds: nothing of them ever changes.
 const VALID_SECS: u64 = 365 * 24 * 60 * 60;
@@ -82,7 +59,8 @@ const FILE_MODE: u32 = 0o100_400;
 pub struct Device {
     mountpoint: PathBuf,
     files: Arc<Files>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// The loop's threads; none any more when the mount was taken away.
+    threads: Mutex<Option<Vec<JoinHandle<()>>>>,
 }
 
 impl Device {
@@ -111,7 +89,7 @@ impl Device {
         let device = Arc::new(Device {
             mountpoint: mountpoint.to_path_buf(),
             files: Arc::new(Files::default()),
-            threads: Mutex::default(),
+            threads: Mutex::new(Some(Vec::new())),
         });
         connection.handshake()?;
         device.serve(&Arc::new(connection), threads)?;
@@ -125,10 +103,7 @@ impl Device {
         self.files
             .running
             .fetch_add(started.len(), Ordering::SeqCst);
-        self.threads
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(started);
+        *self.threads.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
         Ok(())
     }
 
@@ -187,16 +162,9 @@ impl Device {
     /// Ends the connection: everything that waits for it gets an error, the mount goes, the threads
     /// end. EROFS mounts on it should be gone before.
     pub fn stop(&self) {
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        let threads = std::mem::take(&mut *threads);
-        if threads.is_empty() && self.files.running.load(Ordering::SeqCst) == 0 {
-            // Never served, or stopped before. A mount without a loop goes without force.
-            let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-            if let Err(error) = rustix::mount::unmount(&self.mountpoint, flags) {
-                tracing::debug!(path = %self.mountpoint.display(), %error, "no fuse mount to detach");
-            }
-            return;
-        }
+        // Held to the end: a second caller comes back when the device is stopped.
+        let mut held = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(threads) = held.take() else { return };
         // FORCE aborts the connection, which also wakes the threads; DETACH then takes the mount
         // away even if an EROFS mount still has one of its files open.
         let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
@@ -466,7 +434,13 @@ impl Drop for Parked {
 /// EROFS makes EIO of everything, and a device has no better word for any of it.
 fn errno(error: &ReadError) -> Errno {
     match error {
-        ReadError::Unavailable => Errno::IO,
+        ReadError::Corrupt { .. }
+        | ReadError::Undecodable { .. }
+        | ReadError::Header { .. }
+        | ReadError::Fetch { .. }
+        | ReadError::Store { .. }
+        | ReadError::Outside { .. }
+        | ReadError::Removed { .. } => Errno::IO,
     }
 }
 

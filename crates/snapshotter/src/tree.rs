@@ -30,7 +30,6 @@ mod build;
 mod lower;
 mod resolve;
 
-
 use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};

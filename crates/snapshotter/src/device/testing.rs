@@ -7,8 +7,9 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
+use soci_oci::Digest;
 
-use super::{DeviceFile, ReadDone};
+use crate::layer::{DeviceFile, ReadDone, ReadError, Subject};
 use crate::mount::thread::leave_descriptors;
 
 /// How long anything here may take before it counts as hanging.
@@ -60,4 +61,19 @@ pub(crate) fn begin<T: Send + 'static>(
         let _ = result.send(job());
     });
     finished
+}
+
+/// A read error, as a layer that is removed gives it.
+pub(crate) fn unavailable() -> ReadError {
+    ReadError::Removed { subject: subject() }
+}
+
+/// What the errors of these tests are about.
+pub(crate) fn subject() -> Arc<Subject> {
+    let (image, layer) = ("registry.test/image:1".into(), Digest::sha256(b"layer"));
+    Arc::new(Subject {
+        image,
+        layer,
+        span: Some(3),
+    })
 }

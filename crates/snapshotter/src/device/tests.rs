@@ -7,8 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Instant;
 
-use super::testing::{Double, LONG, apart, begin, bytes};
+use super::testing::{Double, LONG, apart, begin, bytes, subject, unavailable};
 use super::*;
+use crate::layer::ReadDone;
 
 /// A mounted device that goes with the value.
 struct Mounted {
@@ -159,7 +160,7 @@ fn an_error_is_eio_and_the_next_read_asks_again() {
     let first = AtomicUsize::new(0);
     let path = mounted.add(2, 4096, move |offset, len, done| {
         if first.fetch_add(1, Ordering::SeqCst) == 0 {
-            done(Err(ReadError::Unavailable));
+            done(Err(unavailable()));
         } else {
             at_once(offset, len, done);
         }
@@ -282,10 +283,48 @@ fn a_connection_that_is_dropped_unserved_leaves_no_mount() {
 
 #[test]
 fn every_error_of_a_layer_is_eio() {
-    let table = [(ReadError::Unavailable, Errno::IO)];
+    let io = std::io::Error::from(std::io::ErrorKind::StorageFull);
+    let table = [
+        (unavailable(), Errno::IO),
+        (
+            ReadError::Outside {
+                subject: subject(),
+                start: 1,
+                end: 2,
+            },
+            Errno::IO,
+        ),
+        (
+            ReadError::Undecodable {
+                subject: subject(),
+                reason: "window".into(),
+            },
+            Errno::IO,
+        ),
+        (
+            ReadError::Store {
+                subject: subject(),
+                source: Arc::new(io),
+            },
+            Errno::IO,
+        ),
+    ];
     for (error, expected) in table {
         assert_eq!(errno(&error), expected, "{error}");
     }
+}
+
+#[test]
+fn a_file_is_found_as_soon_as_it_is_there() {
+    let mounted = Mounted::new();
+    let path = mounted.device.path(5);
+    assert!(read_at(&path, 0, 1).is_err());
+    mounted.add(5, 4096, at_once);
+    assert_eq!(read_at(&path, 1, 100).unwrap(), bytes(1, 100));
+    mounted.device.remove(5);
+    assert!(read_at(&path, 0, 1).is_err());
+    mounted.add(5, 4096, at_once);
+    assert_eq!(read_at(&path, 2, 100).unwrap(), bytes(2, 100));
 }
 
 #[test]

@@ -21,7 +21,8 @@ use thiserror::Error;
 
 use super::thread::{MountThread, Unfinished};
 use super::{LayerImage, MountError, Supply, detach, erofs, refused};
-use crate::device::{Device, DeviceFile, ReadDone};
+use crate::device::Device;
+use crate::layer::{DeviceFile, ReadDone};
 
 /// The device file of the probe. Layers are numbered from 2 upwards and never get here.
 const PROBE_NUMBER: u64 = u64::MAX / 2;

@@ -15,8 +15,8 @@ use rustix::process::{Pid, Signal};
 use soci_erofs::{Attributes, Image, Inode, Kind, NodeId};
 
 use super::*;
-use crate::device::testing::{Double, LONG, apart, begin, bytes};
-use crate::device::{ReadDone, ReadError};
+use crate::device::testing::{Double, LONG, apart, begin, bytes, unavailable};
+use crate::layer::{DeviceFile, ReadDone};
 
 mod completion;
 mod killed;

@@ -49,7 +49,7 @@ struct Stuck {
     sized: bool,
 }
 
-impl crate::device::DeviceFile for Stuck {
+impl DeviceFile for Stuck {
     fn number(&self) -> u64 {
         2
     }

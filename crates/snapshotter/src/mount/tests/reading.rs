@@ -140,7 +140,7 @@ fn an_error_is_eio_nothing_is_cached_and_the_next_read_asks_again() {
     world.serve(
         move |layer, offset, len, done| match state.load(Ordering::SeqCst) {
             0 => done(Ok(layer.slice(offset, len))),
-            _ => done(Err(ReadError::Unavailable)),
+            _ => done(Err(unavailable())),
         },
     );
     let at = world.mount("at");
