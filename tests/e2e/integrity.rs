@@ -91,7 +91,7 @@ fn a_ztoc_that_lies_about_a_header_is_believed_neither_now_nor_later() -> Result
         .snapshotter()?
         .terminate(Duration::from_secs(10))?;
     site.node.start_snapshotter()?;
-    let view = site.node.view(&reference, SOCI)?;
+    let view = site.view_when_connected(&reference)?;
     check(view.path())
 }
 

@@ -11,6 +11,8 @@ mod equality;
 mod harness;
 mod integrity;
 mod outage;
+mod power;
 mod readers;
 mod restart;
 mod run;
+mod space;

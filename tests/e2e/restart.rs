@@ -25,7 +25,7 @@ fn wait_complete(site: &Site, layers: usize) -> Result<()> {
     while site
         .node
         .snapshotter_log()
-        .matches("layer complete")
+        .matches("layer is complete")
         .count()
         < layers
     {
@@ -72,7 +72,7 @@ fn restarted_without_registry(stop: impl FnOnce(&mut Site) -> Result<()>) -> Res
     assert_eq!(again, said.stdout);
     // And what is missing comes when the registry is back.
     site.relay.restore();
-    let view = site.node.view(&reference, SOCI)?;
+    let view = site.view_when_connected(&reference)?;
     for n in 0..4 {
         assert_eq!(fs::read(view.join(format!("d/f{n}")))?, noise(n + 1, SIZE));
     }
@@ -117,14 +117,7 @@ fn a_complete_layer_needs_no_daemon() -> Result<()> {
     site.relay.cut();
     site.node.start_snapshotter()?;
     walk::drop_caches()?;
-    let start = Instant::now();
-    let view = loop {
-        match site.node.view(&reference, SOCI) {
-            Ok(view) => break view,
-            Err(error) => ensure!(start.elapsed() < Duration::from_secs(30), "{error:#}"),
-        }
-        std::thread::sleep(Duration::from_millis(300));
-    };
+    let view = site.view_when_connected(&reference)?;
     site.node.snapshotter()?.kill(LIMIT)?;
     walk::drop_caches()?;
     for n in 0..4 {

@@ -8,6 +8,7 @@
 //! Everything a test starts or mounts belongs to a guard that ends it. The tests run inside `scripts/sandbox` (`make
 //! test`, `make e2e`), which is the last guard: what a killed test leaves behind ends with its namespaces.
 
+pub mod disk;
 pub mod image;
 pub mod mapped;
 pub mod node;
@@ -15,6 +16,7 @@ pub mod process;
 pub mod registry;
 pub mod relay;
 pub mod site;
+pub mod stored;
 pub mod tar;
 pub mod walk;
 

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::image::{self, Image};
-use crate::node::{Node, NodeOptions};
+use crate::node::{Node, NodeOptions, SOCI, View};
 use crate::registry::{HOST, TlsRegistry};
 use crate::relay::{Relay, Shape};
 
@@ -98,6 +99,18 @@ impl Site {
     pub fn publish_layout(&self, layout: &Path, name: &str) -> Result<String> {
         self.registry.push(layout, name)?;
         Ok(self.reference(name))
+    }
+
+    /// A view, as soon as containerd has found the restarted daemon again: its connection may need seconds of back-off.
+    pub fn view_when_connected(&self, reference: &str) -> Result<View> {
+        let start = Instant::now();
+        loop {
+            match self.node.view(reference, SOCI) {
+                Ok(view) => return Ok(view),
+                Err(error) if start.elapsed() > Duration::from_secs(30) => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(200)),
+            }
+        }
     }
 
     fn layout(&self, name: &str) -> Result<PathBuf> {

@@ -1,0 +1,66 @@
+//! A small disk that a test can fill.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::process::Program;
+
+/// An ext4 file system in a file, mounted until it is dropped.
+#[derive(Debug)]
+pub struct Disk {
+    at: PathBuf,
+}
+
+impl Disk {
+    /// Makes one of so many megabytes, with everything under `folder`.
+    pub fn make(folder: &Path, megabytes: u64) -> Result<Self> {
+        let (image, at) = (folder.join("disk.ext4"), folder.join("disk"));
+        fs::create_dir_all(&at)?;
+        fs::File::create(&image)?.set_len(megabytes << 20)?;
+        let mkfs = Program::at(Path::new("/sbin/mkfs.ext4"));
+        mkfs.args(["-q", "-m", "0", "-O", "^has_journal"])
+            .args([&image])
+            .succeed()?;
+        Program::at(Path::new("mount"))
+            .args(["-o", "loop"])
+            .args([&image, &at])
+            .succeed()?;
+        Ok(Self { at })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+
+    /// Takes all space but so many megabytes, until the file that is given back is removed.
+    pub fn fill(&self, leaving_megabytes: u64) -> Result<PathBuf> {
+        let (ballast, reserve) = (self.at.join("ballast"), self.at.join("reserve"));
+        let block = vec![0xA5; 1 << 20];
+        let mut kept = fs::File::create(&reserve)?;
+        for _ in 0..leaving_megabytes {
+            kept.write_all(&block)?;
+        }
+        kept.sync_all()?;
+        let mut file = fs::File::create(&ballast)?;
+        loop {
+            match file.write(&block) {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::StorageFull => break,
+                Err(error) => return Err(error).context("fill the disk"),
+            }
+        }
+        file.sync_all()?;
+        fs::remove_file(reserve)?;
+        Ok(ballast)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Mounts inside it go with it or keep it; the sandbox's end is the last word.
+        let _ = rustix::mount::unmount(&self.at, rustix::mount::UnmountFlags::DETACH);
+    }
+}

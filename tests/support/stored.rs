@@ -1,0 +1,105 @@
+//! The layer store from outside: what a power failure leaves, made by hand.
+//!
+//! Knows of the store's files what their module documents: `present` has 64 bytes of header (magic, the boot id at 8, the mark of a
+//! complete layer at 56) and a byte for each span (1 written, 2 durable); `NAME.sum` is a checksum and the boot in which it
+//! was found right.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+const HEADER: usize = 64;
+const BOOT: usize = 8;
+const COMPLETE: usize = 56;
+
+/// The folders of all layers below a daemon's state folder.
+pub fn layers(root: &Path) -> Result<Vec<PathBuf>> {
+    let (mut found, mut folders) = (Vec::new(), vec![root.to_path_buf()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
+            let entry = entry?;
+            if entry.file_name() == "present" {
+                found.push(folder.clone());
+            }
+            // Never into snapshots: they are mounts.
+            if entry.file_type()?.is_dir() && entry.file_name() != "snapshots" {
+                folders.push(entry.path());
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The marks of a layer's spans.
+pub fn marks(layer: &Path) -> Result<Vec<u8>> {
+    Ok(fs::read(layer.join("present"))?.split_off(HEADER))
+}
+
+/// As after a reboot: what the layer's files say of the boot that wrote them is not this boot.
+pub fn reboot(layer: &Path) -> Result<()> {
+    let path = layer.join("present");
+    let mut present = fs::read(&path)?;
+    present[BOOT..BOOT + 4].copy_from_slice(b"gone");
+    fs::write(&path, present)?;
+    for entry in fs::read_dir(layer)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "sum") {
+            let sum = fs::read_to_string(&path)?;
+            let digest = sum.split_ascii_whitespace().next().context("a checksum")?;
+            fs::write(
+                &path,
+                format!("{digest} 00000000-0000-0000-0000-000000000000\n"),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Nothing of the layer had reached the disk for good: no mark is durable, and the bytes are anything.
+pub fn lose_everything_volatile(layer: &Path) -> Result<()> {
+    let path = layer.join("present");
+    let mut present = fs::read(&path)?;
+    present[COMPLETE] = 0;
+    for mark in &mut present[HEADER..] {
+        *mark = (*mark).min(1);
+    }
+    fs::write(&path, present)?;
+    for name in ["data", "heads"] {
+        let file = fs::File::options().write(true).open(layer.join(name))?;
+        let (garbage, length) = (vec![0x55; 1 << 16], file.metadata()?.len());
+        let mut at = 0;
+        while at < length {
+            let piece = usize::try_from(length - at)
+                .unwrap_or(usize::MAX)
+                .min(garbage.len());
+            file.write_all_at(&garbage[..piece], at)?;
+            at += piece as u64;
+        }
+    }
+    Ok(())
+}
+
+/// A write of the layer's trees was torn: half of each image is zeros.
+pub fn tear_metas(layer: &Path) -> Result<usize> {
+    let mut torn = 0;
+    for entry in fs::read_dir(layer)? {
+        let path = entry?.path();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if name.starts_with("meta") && !name.ends_with(".sum") {
+            let mut content = fs::read(&path)?;
+            let half = content.len() / 2;
+            content[half..].fill(0);
+            // Another file under the name: the old one may still be mounted.
+            fs::remove_file(&path)?;
+            fs::write(&path, content)?;
+            torn += 1;
+        }
+    }
+    Ok(torn)
+}
