@@ -10,12 +10,13 @@ use tempfile::SpooledTempFile;
 use thiserror::Error;
 
 use crate::checkpoint::Compression;
+use crate::codec::MAX_ZTOC_SIZE;
 use crate::codec::encode::{EncodeError, Parts};
 use crate::gzip::GzipError;
 use crate::span::{Span, SpanDigest, SpanMap};
 use crate::tar::{TarEnd, TarError};
 use crate::toc::{FileKind, Toc};
-use crate::zinfo::{HEADER_SIZE, MAX_RECORDS, RECORD_SIZE};
+use crate::zinfo::{HEADER_SIZE, RECORD_SIZE};
 
 mod contents;
 mod gzip_pass;
@@ -75,7 +76,7 @@ pub enum BuildError {
     #[error("span size {0} is out of range")]
     SpanSize(u64),
     /// More checkpoints than a zTOC can hold.
-    #[error("more than {MAX_RECORDS} checkpoints; use a larger span size")]
+    #[error("more than {MAX_CHECKPOINTS} checkpoints; use a larger span size")]
     TooManyCheckpoints,
 }
 
@@ -113,6 +114,13 @@ impl std::fmt::Display for Warning {
         f.write_str("; the layer cannot be read lazily")
     }
 }
+
+/// Most checkpoints that can fit in a zTOC: one that goes on past them cannot be written in the end.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a 1 GiB limit divided by 32 KiB"
+)]
+const MAX_CHECKPOINTS: usize = MAX_ZTOC_SIZE as usize / RECORD_SIZE;
 
 /// Most warnings that are kept for a layer; the rest would say the same.
 const MAX_WARNINGS: usize = 16;

@@ -24,8 +24,6 @@ use crate::flat;
 pub(crate) const HEADER_SIZE: usize = 12;
 /// Bytes of one record.
 pub(crate) const RECORD_SIZE: usize = 8 + 8 + 1 + WINDOW;
-/// Most records that a table can have: its length must fit in 31 bits.
-pub(crate) const MAX_RECORDS: usize = (i32::MAX as usize - HEADER_SIZE) / RECORD_SIZE;
 
 /// Where version 1 takes the first checkpoint to be.
 const V1_FIRST_IN: u64 = 10;

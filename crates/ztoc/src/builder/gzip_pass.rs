@@ -6,10 +6,10 @@ use sha2::{Digest, Sha256};
 use tempfile::SpooledTempFile;
 
 use super::contents::Contents;
-use super::{BuildError, Pass, SPOOL_SIZE, Zinfo};
+use super::{BuildError, MAX_CHECKPOINTS, Pass, SPOOL_SIZE, Zinfo};
 use crate::gzip::walk::{Mark, Walk, WalkSink};
 use crate::span::{Span, SpanDigest};
-use crate::zinfo::{self, MAX_RECORDS, RECORD_SIZE};
+use crate::zinfo::{self, RECORD_SIZE};
 
 /// A pass over a gzip layer.
 pub(super) struct GzipBuild {
@@ -42,7 +42,7 @@ impl WalkSink for GzipSink {
     }
 
     fn checkpoint(&mut self, mark: Mark<'_>) -> Result<(), BuildError> {
-        if self.spans.len() == MAX_RECORDS {
+        if self.spans.len() == MAX_CHECKPOINTS {
             return Err(BuildError::TooManyCheckpoints);
         }
         let start = zinfo::gzip_record_start(mark.compressed, mark.uncompressed, mark.bits);

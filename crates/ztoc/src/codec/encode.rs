@@ -241,3 +241,111 @@ fn digest_text(digest: &SpanDigest) -> String {
             text
         })
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+    use crate::toc::{Pax, Time};
+    use crate::{BuildOptions, Builder, SpanMap, Ztoc};
+
+    const NOTHING: Entry<'_> = Entry {
+        name: b"",
+        kind: FileKind::Regular,
+        header_start: 0,
+        offset: 0,
+        size: 0,
+        link: b"",
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        uname: b"",
+        gname: b"",
+        mtime: Time::YEAR_ONE,
+        dev_major: 0,
+        dev_minor: 0,
+        pax: Pax::EMPTY,
+    };
+
+    /// The vector of the reference's own unit test: nothing set that can be left out.
+    #[test]
+    fn two_empty_files_and_a_table_of_zeros() {
+        let mut toc = Toc::new();
+        toc.push(&NOTHING);
+        toc.push(&NOTHING);
+        let parts = Parts {
+            tool: "AWS SOCI CLI",
+            toc: &toc,
+            layer_size: 2_000_000,
+            archive_size: 2_500_000,
+            digests: &[],
+            max_span_id: 3,
+            compression: None,
+            kind_word: |_| "",
+        };
+        let mut bytes = Vec::new();
+        let table = [0; 65_536];
+        let size = parts
+            .encode(&mut bytes, 65_536, |out| out.write_all(&table))
+            .unwrap();
+        assert_eq!((size, bytes.len()), (65_928, 65_928));
+        let digest: SpanDigest = Sha256::digest(&bytes).into();
+        let expected = "sha256:eba28fdf50b1b57543f57dd051b2468c1d4f57b64d2006c75aa4de1d03e6c7ec";
+        assert_eq!(digest_text(&digest), expected);
+    }
+
+    /// Writes what was read.
+    fn again(ztoc: &Ztoc<'_>) -> Vec<u8> {
+        let mut toc = Toc::new();
+        ztoc.entries().for_each(|entry| toc.push(&entry));
+        let spans: SpanMap = ztoc.spans();
+        let digests: Vec<SpanDigest> = spans.ids().map(|id| *spans.digest(id)).collect();
+        let parts = Parts {
+            tool: std::str::from_utf8(ztoc.tool()).unwrap(),
+            toc: &toc,
+            layer_size: spans.layer_size(),
+            archive_size: spans.archive_size(),
+            digests: &digests,
+            max_span_id: i32::try_from(digests.len()).unwrap() - 1,
+            compression: Some(ztoc.compression()),
+            kind_word: FileKind::as_str,
+        };
+        let table = ztoc.checkpoint_table();
+        let mut bytes = Vec::new();
+        parts
+            .encode(&mut bytes, table.len() as u64, |out| out.write_all(table))
+            .unwrap();
+        bytes
+    }
+
+    #[test]
+    fn what_was_read_is_written_as_it_stood() {
+        let layers = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/layers");
+        for (file, compression) in [
+            ("v-a.tar.gz", Compression::Gzip),
+            ("v-a.tar", Compression::Plain),
+            ("v-mm.tar.gz", Compression::Gzip),
+            ("t-part.gz", Compression::Gzip),
+        ] {
+            for span_size in [1000, 1003, 65_536] {
+                let layer = std::fs::read(format!("{layers}/{file}")).unwrap();
+                let options = BuildOptions {
+                    span_size,
+                    ..BuildOptions::default()
+                };
+                let mut built = Builder::new(options)
+                    .build(&layer[..], compression)
+                    .unwrap();
+                let mut bytes = Vec::new();
+                built.encode(&mut bytes).unwrap();
+                assert!(
+                    again(&Ztoc::parse(&bytes).unwrap()) == bytes,
+                    "{file} {span_size}"
+                );
+            }
+        }
+    }
+}

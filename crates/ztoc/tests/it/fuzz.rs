@@ -61,6 +61,18 @@ fn mutate(mut bytes: Vec<u8>, mutations: &[Mutation]) -> Vec<u8> {
     bytes
 }
 
+/// As [`mutate`], but sparing the window of a checkpoint, which any bytes may stand in.
+fn mutate_around_window(bytes: &[u8], mutations: &[Mutation]) -> Vec<u8> {
+    let window =
+        (0..bytes.len().saturating_sub(32_768)).find(|&at| bytes[at..at + 32_768] == [0; 32_768]);
+    let Some(at) = window else {
+        return mutate(bytes.to_vec(), mutations);
+    };
+    let mut rest = mutate([&bytes[..at], &bytes[at + 32_768..]].concat(), mutations);
+    let tail = rest.split_off(at.min(rest.len()));
+    [&rest[..], &[0; 32_768], &tail].concat()
+}
+
 /// A small archive with most kinds of headers in it.
 fn archive() -> Vec<u8> {
     let mut file = File::regular("some/where/a-file-with-a-name", &[7; 700]);
@@ -75,7 +87,7 @@ fn archive() -> Vec<u8> {
     tar.end()
 }
 
-/// zTOCs of it, gzip and plain; the tables are where mutations should fall, so the windows are few.
+/// zTOCs of it, gzip and plain.
 fn ztocs() -> [Vec<u8>; 2] {
     let tar = archive();
     [
@@ -105,7 +117,7 @@ proptest! {
     fn prop_mutated_ztocs_do_no_harm(which in 0..2usize, mutations in mutations()) {
         thread_local!(static ZTOCS: [Vec<u8>; 2] = ztocs());
         let bytes = ZTOCS.with(|ztocs| ztocs[which].clone());
-        ztoc_decode::run(&mutate(bytes, &mutations));
+        ztoc_decode::run(&mutate_around_window(&bytes, &mutations));
     }
 
     #[test]
