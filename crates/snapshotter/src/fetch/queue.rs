@@ -7,7 +7,7 @@
 //! |--|--|--|
 //! | ready | [`Queue::take`] puts it into a request | flying |
 //! | ready | no source can be asked now: [`Queue::park`] | parked |
-//! | parked | [`Queue::unpark`] | ready |
+//! | parked | [`Queue::unpark`], or one more waiter | ready |
 //! | flying | all its bytes came: [`Queue::finish`] | gone, its waiters answered |
 //! | flying | the request broke: [`Queue::give_back`] | ready |
 //! | flying | wanted more urgently than its request can deliver: [`Queue::promote`] | ready (the request passes over it) |
@@ -140,6 +140,15 @@ impl<T> Queue<T> {
                 piece.waiters.push(waiter);
             }
             self.raise(id, class);
+            if self
+                .pieces
+                .get(&id)
+                .is_some_and(|piece| piece.state == State::Parked)
+            {
+                // The newcomer may not have to wait for what the others wait for.
+                self.parked.retain(|parked| *parked != id);
+                self.make_ready(id);
+            }
             return;
         }
         let id = self.next;

@@ -92,7 +92,7 @@ async fn pieces_arrive_whole_and_neighbours_share_a_request() {
         let expected = &bytes[range.start as usize..range.end as usize];
         assert_eq!(&delivery.expect("bytes").bytes[..], expected, "{range:?}");
     }
-    assert_eq!(memory.requests(), [0..500_001]);
+    assert_eq!(memory.requests(), vec![0..500_001_u64; 1]);
 }
 
 #[tokio::test]

@@ -72,7 +72,7 @@ type Cell = StdArc<OnceCell<Arc<Layer>>>;
 /// All open layers.
 #[derive(Debug)]
 pub struct Layers {
-    context: Arc<Context>,
+    pub(super) context: Arc<Context>,
     runtime: Handle,
     open: Mutex<HashMap<LayerKey, Cell>>,
     tasks: TaskTracker,

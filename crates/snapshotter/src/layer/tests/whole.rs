@@ -1,0 +1,203 @@
+//! Layers pulled whole.
+
+use super::*;
+
+async fn pull(
+    life: &Life,
+    made: &Made,
+    diff_id: Digest,
+    fetcher: Arc<dyn Fetcher>,
+) -> Result<Arc<Layer>, OpenError> {
+    let whole = Whole {
+        layer: made.descriptor(),
+        diff_id,
+        compression: made.form.compression(),
+        origin: origin(),
+        sources: vec![source(fetcher)],
+    };
+    life.layers.stream_whole(whole).await
+}
+
+fn nothing_is_left(node: &Node, life: &Life) {
+    assert!(life.layers.store().list().is_empty());
+    let folders = std::fs::read_dir(node.root.path().join("layers")).expect("readable");
+    assert_eq!(
+        folders
+            .filter(|entry| entry.as_ref().is_ok_and(|entry| entry.path().is_dir()))
+            .count(),
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_pass_gives_the_same_files_as_the_lazy_way() {
+    for form in [Form::Gzip, Form::Members, Form::Plain] {
+        let made = Made::new(form, 90, 16 << 10);
+        let mut node = Node::new();
+        let life = node.start();
+        let blob = Arc::new(FaultyFetcher::new(
+            made.layer.clone(),
+            [FetchFault::Cut(1000), FetchFault::Refuse],
+        ));
+        let diff_id = Digest::sha256(&made.tar);
+        let layer = pull(&life, &made, diff_id, blob).await.expect("pulled");
+        assert!(layer.is_complete());
+        assert_eq!(
+            std::fs::read(layer.data_path()).expect("readable"),
+            made.data(),
+            "{form:?}"
+        );
+        let listed = layer.entries().expect("scanned");
+        let stated = soci_ztoc::Ztoc::parse(&made.ztoc).expect("a zTOC");
+        assert_eq!(listed.iter().count(), stated.entry_count());
+        for (found, stated) in listed.iter().zip(stated.entries()) {
+            assert_eq!(
+                (found.name, found.content(), found.mode),
+                (stated.name, stated.content(), stated.mode)
+            );
+        }
+        let key = layer.key();
+        drop((listed, layer, life));
+        node.boot = "boot-2".to_owned();
+        let life = node.start();
+        let layer = life
+            .layers
+            .open_present(&key)
+            .await
+            .expect("opens")
+            .expect("is there");
+        let bytes = read(&layer, 0..layer.data_size()).await.expect("bytes");
+        assert_eq!(&bytes[..], &made.data()[..]);
+        assert_eq!(
+            layer.entries().expect("scanned").iter().count(),
+            stated.entry_count()
+        );
+        // It serves an image that has a zTOC for it as well.
+        let lazy = life
+            .open(&made, Arc::new(MemoryBlob::new(Vec::new())))
+            .await;
+        assert!(Arc::ptr_eq(&lazy, &layer));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_visible_unless_both_digests_are_right() {
+    let made = Made::new(Form::Gzip, 90, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let diff_id = Digest::sha256(&made.tar);
+    let stream = |error: OpenError| match error {
+        OpenError::Stream(error) => error,
+        other => panic!("{other}"),
+    };
+    let blob = || Arc::new(MemoryBlob::new(made.layer.clone())) as Arc<dyn Fetcher>;
+    let error = stream(
+        pull(&life, &made, Digest::sha256(b"other"), blob())
+            .await
+            .expect_err("diff-ID"),
+    );
+    assert!(matches!(error, StreamError::DiffId { .. }), "{error}");
+    nothing_is_left(&node, &life);
+    for at in [30, made.layer.len() as u64 - 3] {
+        let flip = Arc::new(FaultyFetcher::new(
+            made.layer.clone(),
+            [FetchFault::Flip(at)],
+        ));
+        let error = stream(
+            pull(&life, &made, diff_id, flip)
+                .await
+                .expect_err("corrupt"),
+        );
+        assert!(
+            matches!(
+                error,
+                StreamError::Layer { .. } | StreamError::Gzip { .. } | StreamError::Tar { .. }
+            ),
+            "{error}"
+        );
+        nothing_is_left(&node, &life);
+    }
+    // A trailer that nothing but the digest covers.
+    let mut padded = made.clone();
+    padded.layer.truncate(made.layer.len() - 4);
+    let error = pull(
+        &life,
+        &padded,
+        diff_id,
+        Arc::new(MemoryBlob::new(padded.layer.clone())),
+    )
+    .await;
+    assert!(matches!(
+        stream(error.expect_err("truncated")),
+        StreamError::Gzip { .. }
+    ));
+    nothing_is_left(&node, &life);
+    let forbid = Arc::new(FaultyFetcher::new(made.layer.clone(), [FetchFault::Forbid]));
+    let error = stream(
+        pull(&life, &made, diff_id, forbid)
+            .await
+            .expect_err("refused"),
+    );
+    assert!(matches!(error, StreamError::Fetch { .. }), "{error}");
+    nothing_is_left(&node, &life);
+    pull(&life, &made, diff_id, blob()).await.expect("pulled");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tar_that_unpacking_refuses_is_refused() {
+    let node = Node::new();
+    let life = node.start();
+    let mut tar = made::header("contiguous", b'7', 0).to_vec();
+    tar.resize(2048, 0);
+    let made = Made {
+        form: Form::Plain,
+        layer: tar.clone(),
+        tar,
+        ztoc: Vec::new(),
+        files: Vec::new(),
+    };
+    let blob = Arc::new(MemoryBlob::new(made.layer.clone()));
+    let error = pull(&life, &made, Digest::sha256(&made.tar), blob)
+        .await
+        .expect_err("refused");
+    assert!(
+        matches!(error, OpenError::Stream(StreamError::Tar { .. })),
+        "{error}"
+    );
+    nothing_is_left(&node, &life);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_that_is_given_up_leaves_nothing() {
+    let made = Made::new(Form::Gzip, 90, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let stall = Arc::new(FaultyFetcher::new(
+        made.layer.clone(),
+        [FetchFault::Stall(100)],
+    ));
+    let pulled = pull(&life, &made, Digest::sha256(&made.tar), stall);
+    assert!(
+        tokio::time::timeout(Duration::from_millis(200), pulled)
+            .await
+            .is_err()
+    );
+    nothing_is_left(&node, &life);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_crash_left_is_swept() {
+    let node = Node::new();
+    let life = node.start();
+    let draft = life.layers.store().draft().expect("a draft");
+    let folder = node.root.path().join("layers/2");
+    assert!(folder.exists());
+    // A crash runs no destructor.
+    #[allow(clippy::mem_forget, reason = "the crash")]
+    std::mem::forget(draft);
+    drop(life);
+    let life = node.start();
+    assert!(!folder.exists());
+    let _next = life.layers.store().draft().expect("a draft");
+    assert!(!folder.exists(), "numbers are not used again");
+}
