@@ -25,10 +25,14 @@
 //! [`Refusal::TooMuchWork`].
 
 mod acl;
+#[cfg(test)]
+mod archive;
 mod attributes;
 mod build;
 mod lower;
 mod resolve;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 

@@ -150,7 +150,10 @@ pub(super) fn set_xattr(
     }
     match name {
         ACCESS | DEFAULT => return set_acl(image, node, name, value),
-        CAPABILITY if !is_capability(value) => return Err(refused()),
+        CAPABILITY => {
+            let value = capability(value).ok_or_else(refused)?;
+            return Ok(image.set_xattr(node, name, &value)?);
+        }
         b"security." => return Err(refused()),
         _ if name.starts_with(b"security.") => {}
         _ if name.starts_with(b"user.") => {
@@ -198,18 +201,28 @@ fn set_acl(image: &mut Image, node: NodeId, name: &[u8], value: &[u8]) -> Result
     Ok(image.set_xattr(node, name, &acl.to_value())?)
 }
 
-/// Whether the kernel takes the value: version 2 with 20 bytes, or 3 with 24 and a user of its own.
-fn is_capability(value: &[u8]) -> bool {
-    let word = |at: usize| {
-        let bytes = value
-            .get(at..at + 4)
-            .and_then(|bytes| bytes.first_chunk::<4>());
-        bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
+/// The value as the kernel shows it, nothing if it takes none: version 2 with 20 bytes, or 3 with 24
+/// and the user it is for. For root that is version 2 again.
+fn capability(value: &[u8]) -> Option<Vec<u8>> {
+    let (words, []) = value.as_chunks::<4>() else {
+        return None;
     };
+    let magic = u32::from_le_bytes(*words.first()?);
+    let effective = magic & 1;
     // The lowest bit says "effective".
-    match (value.len(), word(0) & !1) {
-        (20, 0x0200_0000) => true,
-        (24, 0x0300_0000) => word(20) != UNCHANGED,
-        _ => false,
+    match (words, magic & !1) {
+        ([_, _, _, _, _], 0x0200_0000) => Some(value.to_vec()),
+        ([_, body @ .., user], 0x0300_0000) if body.len() == 4 => match u32::from_le_bytes(*user) {
+            0 => Some(
+                [
+                    &(0x0200_0000 | effective).to_le_bytes(),
+                    body.as_flattened(),
+                ]
+                .concat(),
+            ),
+            UNCHANGED => None,
+            _ => Some(value.to_vec()),
+        },
+        _ => None,
     }
 }

@@ -12,8 +12,8 @@ use super::{DataBlocks, Directory, Patch, Refusal, Tree, TreeError};
 
 /// Longest path in a layer. The kernel takes 4095 bytes, the unpacker's own root comes in front.
 const MAX_PATH: usize = 3840;
-/// Steps through links and below opaque markers for a whole archive: a few seconds.
-const MAX_STEPS: u64 = 50_000_000;
+/// Steps through links and below opaque markers for a whole archive: about a second.
+const MAX_STEPS: u64 = 10_000_000;
 /// Mode of directories that are only implied, and of the root.
 const DIRECTORY_MODE: u16 = 0o755;
 
@@ -144,7 +144,7 @@ impl<'a> Builder<'a, '_> {
             self.times.push((ordinal, entry.name, mtime));
         }
         if let Some(unpacked) = &mut self.unpacked {
-            let hash = unpacked.hasher.hash_one(place.full_path());
+            let hash = unpacked.hasher.hash_one(place.full_path().as_slice());
             unpacked.paths.insert(hash);
         }
         Ok(())
@@ -251,19 +251,19 @@ impl<'a> Builder<'a, '_> {
         };
         let mut todo = vec![(place.dir, place.path.clone())];
         let mut gone = Vec::new();
-        while let Some((dir, path)) = todo.pop() {
+        while let Some((dir, mut path)) = todo.pop() {
+            let len = path.len();
             for (name, node) in self.image.children(dir) {
                 self.effort.step(1).map_err(refusal)?;
-                let place = Place {
-                    dir,
-                    path: path.clone(),
-                    name,
-                };
-                let path = place.full_path();
-                if !unpacked.paths.contains(&unpacked.hasher.hash_one(&path)) {
+                path.truncate(len);
+                push_part(&mut path, name);
+                if !unpacked
+                    .paths
+                    .contains(&unpacked.hasher.hash_one(path.as_slice()))
+                {
                     gone.push((dir, name.to_vec()));
                 } else if self.image.is_dir(node) {
-                    todo.push((node, path));
+                    todo.push((node, path.clone()));
                 }
             }
         }
@@ -302,8 +302,9 @@ impl<'a> Builder<'a, '_> {
                     dir = node;
                 }
                 Some(node) if matches!(self.image.kind(node), Kind::Symlink(_)) => {
-                    let parent = parts.join(&b'/');
-                    let resolved = root_path(&self.image, &parent, &mut self.effort)?;
+                    let name = clean(name);
+                    let parent = &name[..name.len() - last.len()];
+                    let resolved = root_path(&self.image, parent, &mut self.effort)?;
                     return self.place_below(&resolved, last, mtime).map(Some);
                 }
                 Some(_) => return Err(Refusal::ParentNotADirectory),

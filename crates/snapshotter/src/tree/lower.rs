@@ -126,7 +126,8 @@ impl Nodes for Reader<'_> {
 /// A way that unpacking would fail on, a damaged image.
 pub fn lookup_in_image(image: &Reader<'_>, path: &[u8]) -> Result<Lower, LowerError> {
     let effort = &mut Effort(MAX_STEPS);
-    let found = root_path(image, path, effort).and_then(|path| find(image, &path, effort));
+    let found = root_path(image, &[b"/", path].concat(), effort)
+        .and_then(|path| find(image, &path, effort));
     let found = found.map_err(|stop| match stop {
         Stop::NotADirectory => LowerError::NotADirectory(path.to_vec()),
         Stop::TooManyLinks | Stop::Outside | Stop::TooMuchWork => LowerError::Links(path.to_vec()),
