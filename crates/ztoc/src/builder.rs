@@ -68,7 +68,7 @@ pub enum BuildError {
     Spool(#[source] io::Error),
     /// Not sound gzip.
     #[error("could not generate gzip zinfo. {0}")]
-    Gzip(#[from] GzipError),
+    Gzip(GzipError),
     /// Not a tar that a layer can be.
     #[error(transparent)]
     Tar(#[from] TarError),
@@ -78,6 +78,12 @@ pub enum BuildError {
     /// More checkpoints than a zTOC can hold.
     #[error("more than {MAX_CHECKPOINTS} checkpoints; use a larger span size")]
     TooManyCheckpoints,
+}
+
+impl From<GzipError> for BuildError {
+    fn from(error: GzipError) -> Self {
+        Self::Gzip(error)
+    }
 }
 
 /// Something about the layer that its user should know: the zTOC is as the reference makes it, and

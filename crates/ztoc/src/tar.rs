@@ -85,7 +85,7 @@ pub enum Policy {
 pub trait TarSink {
     /// Bytes that are not the content of a file, at their offset in the stream.
     fn head(&mut self, offset: u64, bytes: &[u8]) {
-        let _: (u64, &[u8]) = (offset, bytes);
+        let _ = (offset, bytes);
     }
 
     /// The next entry. Its content, if any, follows.
@@ -93,7 +93,7 @@ pub trait TarSink {
 
     /// Content of the entry reported last, at its offset in the stream.
     fn data(&mut self, offset: u64, bytes: &[u8]) {
-        let _: (u64, &[u8]) = (offset, bytes);
+        let _ = (offset, bytes);
     }
 }
 
@@ -547,6 +547,3 @@ impl Pending {
 fn padding_of(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK
 }
-
-#[cfg(test)]
-mod tests;

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::span::{SpanDigest, SpanId, SpanMap};
 use crate::tar::{Policy, TarError, TarScanner, TarSink};
-use crate::toc::{Entry, Time, Toc};
+use crate::toc::{Entry, Toc};
 
 /// Compressed bytes of a span whose digest is that of the zTOC: the only thing that can be decoded.
 #[derive(Debug, Clone, Copy)]
@@ -145,7 +145,7 @@ pub fn verify_header(entry: &Entry<'_>, header_bytes: &[u8]) -> Result<(), Heade
         ("size", found.size == entry.size),
         (
             "modification time",
-            shown(found.mtime) == shown(entry.mtime),
+            found.mtime.as_written() == entry.mtime.as_written(),
         ),
         ("link name", found.link == entry.link),
         ("mode", found.mode == entry.mode),
@@ -163,11 +163,6 @@ pub fn verify_header(entry: &Entry<'_>, header_bytes: &[u8]) -> Result<(), Heade
         Some((field, _)) => Err(HeaderMismatch::Field(field)),
         None => Ok(()),
     }
-}
-
-/// A time as it comes out of a zTOC, which has no form for years outside 0 to 9999.
-fn shown(time: Time) -> Time {
-    Time::from_rfc3339(time.to_rfc3339().as_bytes()).unwrap_or(Time::YEAR_ONE)
 }
 
 struct FirstEntry {

@@ -42,6 +42,15 @@ impl Time {
         text
     }
 
+    /// The time as it comes back from its text form: [`Time::YEAR_ONE`] where it has none.
+    pub(crate) fn as_written(self) -> Self {
+        if (FIRST..=LAST).contains(&self.secs) {
+            self
+        } else {
+            Self::YEAR_ONE
+        }
+    }
+
     /// Reads the text form with any UTC offset; `None` where it is malformed.
     #[must_use]
     pub fn from_rfc3339(text: &[u8]) -> Option<Self> {

@@ -232,7 +232,7 @@ fn check_files(layer: &[u8], tar: &[u8], files: &[File], compression: Compressio
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn prop_files_come_back(
