@@ -1,4 +1,5 @@
 //! The snapshots service over its socket, as containerd's own suite checks an overlay snapshotter.
 
+mod device_erofs;
 mod server;
 mod suite;
