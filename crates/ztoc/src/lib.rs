@@ -20,6 +20,18 @@
 //!   bytes can give; entries ascend, do not overlap, and regular files lie within the archive.
 //! * [`TarScanner`] and [`LayerInflate`] serve those who read a layer whole.
 //!
+//! ```
+//! use soci_ztoc::{BuildOptions, Builder, Compression, Ztoc};
+//!
+//! let layer = [0u8; 1024]; // an archive without entries, not compressed
+//! let mut built = Builder::new(BuildOptions::default()).build(&layer[..], Compression::Plain)?;
+//! let mut bytes = Vec::new();
+//! built.encode(&mut bytes)?;
+//! let ztoc = Ztoc::parse(&bytes)?;
+//! assert_eq!((ztoc.entry_count(), ztoc.spans().len()), (0, 1));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! No I/O but through `Read` and `Write`, no paths, no threads. Strings are bytes.
 
 #![warn(missing_docs)]

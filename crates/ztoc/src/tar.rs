@@ -143,11 +143,11 @@ pub struct TarScanner {
     filled: usize,
     /// Bytes of padding behind the content or payload at hand.
     padding: u64,
-    /// Payload of a meta header, or a sparse map, while it is collected.
+    /// Payload of a meta header while it is collected.
     payload: Vec<u8>,
     pending: Pending,
-    /// Header whose sparse map is being collected, with the stored bytes that are left.
-    sparse: Option<(Header, u64)>,
+    /// Header whose sparse map is being collected, and the stored bytes that are left.
+    sparse: Option<(Header, u64, sparse::MapInData)>,
     /// End of the entry before, which is where the next header begins.
     header_start: u64,
     entries: u64,
@@ -391,8 +391,7 @@ impl TarScanner {
                 }
                 self.apply_sparse_names(&mut header)?;
                 if version == SparseVersion::InData {
-                    self.payload.clear();
-                    self.sparse = Some((header, stored));
+                    self.sparse = Some((header, stored, sparse::MapInData::default()));
                     self.state = State::SparseMap;
                     return Ok(());
                 }
@@ -422,21 +421,20 @@ impl TarScanner {
 
     /// A block of a sparse map that precedes the content was read.
     fn end_map_block(&mut self, sink: &mut impl TarSink) -> Result<(), TarError> {
-        let Some((header, stored)) = self.sparse.take() else {
+        let Some((header, stored, mut map)) = self.sparse.take() else {
             return Err(self.invalid());
         };
         let Some(left) = stored.checked_sub(BLOCK) else {
             return Err(TarError::UnexpectedEof { offset: self.pos });
         };
-        self.payload.extend_from_slice(&self.block);
-        if self.payload.len() > MAX_META {
-            return Err(TarError::FieldTooLong {
-                offset: self.block_start(),
-            });
+        let progress = map.push(&self.block);
+        if map.len() > MAX_META {
+            let offset = self.block_start();
+            return Err(TarError::FieldTooLong { offset });
         }
-        match sparse::map_in_data(&self.payload) {
+        match progress {
             sparse::Progress::More => {
-                self.sparse = Some((header, left));
+                self.sparse = Some((header, left, map));
                 Ok(())
             }
             sparse::Progress::Invalid => Err(self.invalid()),

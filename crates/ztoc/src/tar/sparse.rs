@@ -12,6 +12,7 @@ use super::pax::parse_decimal;
 pub(super) type Extent = (i64, i64);
 
 /// What blocks read so far make.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     More,
     Invalid,
@@ -42,31 +43,50 @@ pub(super) fn map_in_records<'r>(
 
 /// The map of version 1.0, which stands in front of the content: lines of decimal numbers, first their
 /// count, padded to whole blocks.
-pub(super) fn map_in_data(blocks: &[u8]) -> Progress {
-    let newlines = blocks.iter().filter(|&&b| b == b'\n').count() as u64;
-    if newlines == 0 {
-        return Progress::More;
-    }
-    let mut lines = blocks.split(|&b| b == b'\n');
-    let count = lines
-        .next()
-        .and_then(parse_decimal)
-        .and_then(|count| u64::try_from(count).ok());
-    let Some(wanted) = count.and_then(|count| count.checked_mul(2)) else {
-        return Progress::Invalid;
-    };
-    if newlines.saturating_sub(1) < wanted {
-        return Progress::More;
-    }
-    let mut map = Vec::new();
-    for _ in 0..wanted / 2 {
-        let offset = lines.next().and_then(parse_decimal);
-        match (offset, lines.next().and_then(parse_decimal)) {
-            (Some(offset), Some(len)) => map.push((offset, len)),
-            _ => return Progress::Invalid,
+#[derive(Debug, Default)]
+pub(super) struct MapInData {
+    text: Vec<u8>,
+    newlines: u64,
+    /// Lines that the map has, once the first of them is known.
+    lines: Option<u64>,
+}
+
+impl MapInData {
+    /// Takes the next block.
+    pub(super) fn push(&mut self, block: &[u8]) -> Progress {
+        self.text.extend_from_slice(block);
+        let newlines = block.iter().filter(|&&b| b == b'\n').count() as u64;
+        self.newlines = self.newlines.saturating_add(newlines);
+        if self.lines.is_none() && self.newlines > 0 {
+            let count = self
+                .text
+                .split(|&b| b == b'\n')
+                .next()
+                .and_then(parse_decimal);
+            let count = count.and_then(|count| u64::try_from(count).ok());
+            self.lines = count.and_then(|count| count.checked_mul(2)?.checked_add(1));
+            if self.lines.is_none() {
+                return Progress::Invalid;
+            }
+        }
+        match self.lines {
+            Some(lines) if self.newlines >= lines => self
+                .parse(lines / 2)
+                .map_or(Progress::Invalid, Progress::Done),
+            _ => Progress::More,
         }
     }
-    Progress::Done(map)
+
+    /// Bytes taken so far.
+    pub(super) fn len(&self) -> usize {
+        self.text.len()
+    }
+
+    fn parse(&self, count: u64) -> Option<Vec<Extent>> {
+        let mut lines = self.text.split(|&b| b == b'\n').skip(1);
+        let mut next = || parse_decimal(lines.next()?);
+        (0..count).map(|_| Some((next()?, next()?))).collect()
+    }
 }
 
 /// Pieces are in order, do not overlap, and lie within the file.
@@ -100,17 +120,24 @@ mod tests {
 
     #[test]
     fn a_map_in_data_may_take_several_blocks() {
-        assert!(matches!(map_in_data(b"12"), Progress::More));
-        assert!(matches!(map_in_data(b"1\n0\n"), Progress::More));
-        assert!(matches!(map_in_data(b"x\n"), Progress::Invalid));
-        assert!(matches!(map_in_data(b"-1\n"), Progress::Invalid));
-        assert!(matches!(
-            map_in_data(b"9223372036854775807\n"),
-            Progress::Invalid | Progress::More
-        ));
-        match map_in_data(b"1\n0\n7\n\0\0") {
-            Progress::Done(map) => assert_eq!(map, [(0, 7)]),
-            _ => panic!("the map is complete"),
-        }
+        let progress = |blocks: &[&[u8]]| {
+            let mut map = MapInData::default();
+            blocks.iter().map(|block| map.push(block)).last()
+        };
+        assert_eq!(progress(&[b"12"]), Some(Progress::More));
+        assert_eq!(progress(&[b"1\n0\n"]), Some(Progress::More));
+        assert_eq!(progress(&[b"x\n"]), Some(Progress::Invalid));
+        assert_eq!(progress(&[b"-1\n"]), Some(Progress::Invalid));
+        assert_eq!(progress(&[b"9223372036854775807\n"]), Some(Progress::More));
+        assert_eq!(progress(&[b"0\n\0\0"]), Some(Progress::Done(Vec::new())));
+        assert_eq!(
+            progress(&[b"1\n0\n7\n\0\0"]),
+            Some(Progress::Done(vec![(0, 7)]))
+        );
+        assert_eq!(
+            progress(&[b"1\n", b"0", b"\n7\n"]),
+            Some(Progress::Done(vec![(0, 7)]))
+        );
+        assert_eq!(progress(&[b"1\n0\nx\n"]), Some(Progress::Invalid));
     }
 }
