@@ -9,6 +9,7 @@ pub mod archive;
 mod archive_writer;
 pub mod containerd;
 pub mod layout;
+mod reachable;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,6 +22,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use archive_writer::write_archive;
+pub use reachable::{ReachableError, reachable};
 
 use crate::descriptor::Descriptor;
 use crate::digest::{Digest, DigestMismatch, VerifyingReader};
