@@ -1,1 +1,126 @@
-fn main() {}
+//! `soci`: builds, converts and inspects indexes of container images.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod convert;
+mod destination;
+mod output;
+mod source;
+
+use std::fs::DirBuilder;
+use std::future::Future;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use clap::ArgMatches;
+use soci_flags::Parsed;
+use soci_oci::store::errno;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+
+use args::{Convert, Global};
+
+/// Threads for the network; layers are read by threads of their own.
+const RUNTIME_THREADS: usize = 2;
+
+/// The user does not want the result any more.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+struct Interrupted {
+    signal: u8,
+}
+
+fn main() -> ExitCode {
+    match soci_flags::parse(args::grammar(), std::env::args_os()) {
+        Parsed::Show(text) => {
+            output::print(&text);
+            ExitCode::SUCCESS
+        }
+        Parsed::Refused(refusal) => {
+            output::complain(&refusal.stderr);
+            output::print(&refusal.stdout);
+            ExitCode::from(refusal.code)
+        }
+        Parsed::Run(matches) => {
+            output::start_log();
+            match start(&matches) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => refuse(&error),
+            }
+        }
+    }
+}
+
+fn refuse(error: &anyhow::Error) -> ExitCode {
+    output::complain(&format!("soci: {error:#}\n"));
+    match error.downcast_ref::<Interrupted>() {
+        // As a shell reports a process that a signal ended.
+        Some(Interrupted { signal }) => ExitCode::from(128 + signal),
+        None => ExitCode::from(1),
+    }
+}
+
+fn start(matches: &ArgMatches) -> Result<()> {
+    let global = Global::of(matches);
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .thread_name("soci-net")
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(limited(global.timeout, dispatch(&global, matches)));
+    end(runtime);
+    result
+}
+
+/// Does not wait for file work that nobody wants any more.
+fn end(runtime: Runtime) {
+    runtime.shutdown_background();
+}
+
+async fn dispatch(global: &Global, matches: &ArgMatches) -> Result<()> {
+    match matches.subcommand() {
+        Some(("convert", matches)) => {
+            let args = Convert::of(matches);
+            if !args.standalone {
+                make_root(&global.root)?;
+            }
+            convert::run(global, &args).await
+        }
+        // The grammar has no other command.
+        _ => Ok(()),
+    }
+}
+
+/// Every command that keeps something expects its folder.
+fn make_root(root: &Path) -> Result<()> {
+    DirBuilder::new()
+        .mode(0o700)
+        .recursive(true)
+        .create(root)
+        .map_err(|error| anyhow!("mkdir {}: {}", root.display(), errno(&error)))
+}
+
+async fn limited(timeout: Option<Duration>, work: impl Future<Output = Result<()>>) -> Result<()> {
+    match timeout {
+        None => work.await,
+        Some(timeout) => tokio::time::timeout(timeout, work)
+            .await
+            .unwrap_or_else(|_| Err(anyhow!("context deadline exceeded"))),
+    }
+}
+
+/// Runs work that leaves things to be put in order when the user interrupts it: it is dropped, and the
+/// caller goes on.
+pub(crate) async fn unless_interrupted<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = work => result,
+        _ = interrupt.recv() => Err(Interrupted { signal: 2 }.into()),
+        _ = terminate.recv() => Err(Interrupted { signal: 15 }.into()),
+    }
+}

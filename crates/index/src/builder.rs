@@ -210,13 +210,16 @@ fn joined(errors: &[LayerError]) -> String {
         .join("; ")
 }
 
-/// An error and its causes in one line.
-pub(crate) fn explain(error: &dyn std::error::Error) -> String {
+/// An error and its causes in one line; a cause that its error repeats is told once.
+fn explain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
+        let said = cause.to_string();
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
         next = cause.source();
     }
     text

@@ -57,8 +57,8 @@ impl Version {
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
     /// Not the document that it should be.
-    #[error("{0}")]
-    Document(#[source] DocumentError),
+    #[error(transparent)]
+    Document(DocumentError),
     /// The artifact type of something else.
     #[error("unknown index version: {0}")]
     Version(String),

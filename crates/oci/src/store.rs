@@ -60,14 +60,14 @@ pub enum StoreError {
         limit: u64,
     },
     /// The file system refused; worded as Go does.
-    #[error("{action} {}: {}", path.display(), errno(source))]
+    #[error("{action} {}: {}", path.display(), errno(cause))]
     Io {
         /// The system call.
         action: &'static str,
         /// On what.
         path: PathBuf,
-        /// Why.
-        source: io::Error,
+        /// Why; not a source, since the message says it in Go's words.
+        cause: io::Error,
     },
     /// An archive that is no tar, or one that cannot be used.
     #[error("{0}")]
@@ -76,12 +76,12 @@ pub enum StoreError {
     #[error("{} is only read", .0.display())]
     ReadOnly(PathBuf),
     /// containerd answered with an error.
-    #[error("{action}: {}", source.message())]
+    #[error("{action}: {}", status.message())]
     Containerd {
         /// What was asked for.
         action: &'static str,
         /// The answer.
-        source: Box<tonic::Status>,
+        status: Box<tonic::Status>,
     },
     /// containerd cannot be reached.
     #[error(
@@ -102,10 +102,10 @@ pub enum StoreError {
 
 impl StoreError {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io {
+        move |cause| Self::Io {
             action,
             path: path.to_owned(),
-            source,
+            cause,
         }
     }
 

@@ -105,11 +105,11 @@ impl Archive {
         };
         let path = self.path.join(name);
         if blob.size > limit {
-            let source = io::Error::from(io::ErrorKind::FileTooLarge);
+            let cause = io::Error::from(io::ErrorKind::FileTooLarge);
             return Err(StoreError::Io {
                 action: "read",
                 path,
-                source,
+                cause,
             });
         }
         let mut bytes = Vec::new();

@@ -538,10 +538,10 @@ async fn dial(address: &str, timeout: Option<Duration>) -> Result<Channel, Store
 
 fn header_value(text: &str) -> Result<AsciiMetadataValue, StoreError> {
     AsciiMetadataValue::try_from(text).map_err(|_| {
-        let source = Box::new(Status::invalid_argument(format!("{text:?} cannot be sent")));
+        let status = Box::new(Status::invalid_argument(format!("{text:?} cannot be sent")));
         StoreError::Containerd {
             action: "header",
-            source,
+            status,
         }
     })
 }
@@ -549,7 +549,7 @@ fn header_value(text: &str) -> Result<AsciiMetadataValue, StoreError> {
 fn failure(action: &'static str) -> impl FnOnce(Status) -> StoreError {
     move |status| StoreError::Containerd {
         action,
-        source: Box::new(status),
+        status: Box::new(status),
     }
 }
 

@@ -214,11 +214,11 @@ pub fn read_root_file(root: &Path, name: &str, limit: u64) -> Result<Bytes, Stor
         .read_to_end(&mut bytes)
         .map_err(StoreError::io("read", &path))?;
     if bytes.len() as u64 > limit {
-        let source = io::Error::from(io::ErrorKind::FileTooLarge);
+        let cause = io::Error::from(io::ErrorKind::FileTooLarge);
         return Err(StoreError::Io {
             action: "read",
             path,
-            source,
+            cause,
         });
     }
     Ok(bytes.into())

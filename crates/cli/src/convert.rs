@@ -1,0 +1,257 @@
+//! `soci convert`: an image that carries its index, in containerd or on disk.
+
+use std::io::BufWriter;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use soci_index::{ConvertOptions, Observer, Platforms};
+use soci_oci::reference::ContainerdName;
+use soci_oci::store::containerd::Containerd;
+use soci_oci::store::layout::Layout;
+use soci_oci::store::{ContentStore, Stacked, reachable, write_archive};
+use soci_oci::{Descriptor, ImageIndex, json};
+
+use crate::args::{Convert, Format, Global};
+use crate::destination::{NewFile, NewFolder};
+use crate::output::Progress;
+use crate::source::Source;
+
+/// Runs the command.
+pub(crate) async fn run(global: &Global, args: &Convert) -> Result<()> {
+    if args.image.as_os_str().is_empty() {
+        bail!("source image needs to be specified");
+    }
+    if args.destination.as_os_str().is_empty() {
+        bail!("destination needs to be specified");
+    }
+    let options = options(args)?;
+    if args.standalone {
+        standalone(args, &options).await
+    } else {
+        with_containerd(global, args, &options).await
+    }
+}
+
+fn options(args: &Convert) -> Result<ConvertOptions> {
+    for name in &args.optimizations {
+        if name != "xattr" {
+            bail!("optimization {name} is not a valid optimization [xattr]");
+        }
+    }
+    let span_size = u64::try_from(args.span_size).map_err(|_| anyhow!("span size must be >= 0"))?;
+    let min_layer_size =
+        u64::try_from(args.min_layer_size).map_err(|_| anyhow!("min layer size must be >= 0"))?;
+    let platforms = if args.all_platforms {
+        Platforms::All
+    } else if args.platforms.is_empty() {
+        Platforms::Default
+    } else {
+        let parse = |text: &String| {
+            text.parse()
+                .map_err(|error| anyhow!("could not parse platform {text}: {error}"))
+        };
+        Platforms::Listed(args.platforms.iter().map(parse).collect::<Result<_>>()?)
+    };
+    let build = soci_index::BuildOptions {
+        span_size,
+        min_layer_size,
+        mark_xattrs: !args.optimizations.is_empty(),
+        threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+    };
+    Ok(ConvertOptions { platforms, build })
+}
+
+/// The image is in containerd, and so is the copy.
+async fn with_containerd(global: &Global, args: &Convert, options: &ConvertOptions) -> Result<()> {
+    let name = |path: &Path| {
+        path.to_str()
+            .map(str::to_owned)
+            .ok_or_else(|| anyhow!("image names are UTF-8"))
+    };
+    let (image, destination) = (name(&args.image)?, name(&args.destination)?);
+    check_destination(&destination).map_err(|cause| {
+        anyhow!("the destination image must be a tagged ref of the form \"registry/repository:tag\": {cause}")
+    })?;
+    match global.content_store.as_str() {
+        "containerd" => {}
+        "soci" => tracing::warn!(
+            "convert keeps images and their indexes in containerd; --content-store soci has no effect"
+        ),
+        other => bail!("unknown content store type: {other}; must be one of [soci containerd]"),
+    }
+    let containerd =
+        Containerd::connect(&global.address, &global.namespace, global.timeout).await?;
+    let target = containerd.image(&image).await?.target;
+    let lease = containerd.lease().await?;
+    let result = async {
+        let store: Arc<dyn ContentStore> = Arc::new(lease.store());
+        let converted = convert(&store, &target, options, &Arc::new(Progress::new())).await?;
+        lease
+            .store()
+            .put_image(&destination, &converted, record_time())
+            .await?;
+        Ok(())
+    };
+    let result = crate::unless_interrupted(result).await;
+    if let Err(error) = lease.end().await {
+        tracing::warn!(%error, "the lease on the new content could not be ended; it ends in a day");
+    }
+    result
+}
+
+/// The time of the image's record, where the environment fixes it.
+fn record_time() -> Option<i64> {
+    let text = std::env::var("SOURCE_DATE_EPOCH")
+        .ok()
+        .filter(|text| !text.is_empty())?;
+    let seconds = text.parse().ok();
+    if seconds.is_none() {
+        tracing::warn!(value = text, "SOURCE_DATE_EPOCH is not a number of seconds");
+    }
+    seconds
+}
+
+fn check_destination(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err("reference cannot be empty".to_owned());
+    }
+    let parsed = ContainerdName::parse(name)
+        .map_err(|error| format!("could not parse reference: {error}"))?;
+    if !parsed.digest().is_empty() {
+        return Err("reference must not contain a digest".to_owned());
+    }
+    if parsed.tag().is_empty() {
+        return Err("reference must be tagged".to_owned());
+    }
+    Ok(())
+}
+
+/// The image is on disk, and so is the copy.
+async fn standalone(args: &Convert, options: &ConvertOptions) -> Result<()> {
+    let source = Source::open(&args.image)?;
+    let progress = Arc::new(Progress::new());
+    let work = async {
+        match args.format {
+            Format::Archive => to_archive(&source, &args.destination, options, &progress).await,
+            Format::Folder => to_folder(source, &args.destination, options, &progress).await,
+        }
+    };
+    let result = crate::unless_interrupted(work).await;
+    progress.finish();
+    result
+}
+
+async fn to_archive(
+    source: &Source,
+    destination: &Path,
+    options: &ConvertOptions,
+    progress: &Arc<Progress>,
+) -> Result<()> {
+    let (output, file) = NewFile::create(destination)?;
+    let folder = tempfile::Builder::new()
+        .prefix("soci-artifacts-")
+        .tempdir_in(temporary_base(destination))
+        .context("failed to create temp directory")?;
+    let work = Layout::create(folder.path()).context("failed to create temp directory")?;
+    let store = stacked(work, source);
+    let (converted, index) = convert_root(source, &store, options, progress).await?;
+    let blobs = reachable(store.as_ref(), &converted).await?;
+    progress.phase("writing", blobs.values().sum());
+    let out = BufWriter::with_capacity(1 << 20, file);
+    let out = write_archive(out, store.as_ref(), &blobs, &index, progress.counter()).await?;
+    let file = out
+        .into_inner()
+        .map_err(std::io::IntoInnerError::into_error);
+    output.finish(&file.context("failed to write output tar")?)
+}
+
+async fn to_folder(
+    source: Source,
+    destination: &Path,
+    options: &ConvertOptions,
+    progress: &Arc<Progress>,
+) -> Result<()> {
+    let output = NewFolder::create(destination)?;
+    let store = stacked(output.layout.clone(), &source);
+    let (_, index) = convert_root(&source, &store, options, progress).await?;
+    progress.phase("copying", 0);
+    let counter = progress.counter();
+    let copied = tokio::task::spawn_blocking(move || {
+        output.copy(&source.layout, &counter)?;
+        output.layout.write_index(&index)?;
+        output.finish()
+    });
+    copied.await?
+}
+
+fn stacked(work: Layout, source: &Source) -> Arc<dyn ContentStore> {
+    Arc::new(Stacked {
+        upper: Arc::new(work),
+        lower: source.store(),
+    })
+}
+
+/// Converts the image of a source; also gives the `index.json` of the result.
+async fn convert_root(
+    source: &Source,
+    store: &Arc<dyn ContentStore>,
+    options: &ConvertOptions,
+    progress: &Arc<Progress>,
+) -> Result<(Descriptor, Vec<u8>)> {
+    let root = source.root(store.as_ref()).await?;
+    let converted = convert(store, &root, options, progress).await?;
+    let index = json::to_vec(&ImageIndex::new(vec![converted.clone()]));
+    Ok((converted, index))
+}
+
+async fn convert(
+    store: &Arc<dyn ContentStore>,
+    target: &Descriptor,
+    options: &ConvertOptions,
+    progress: &Arc<Progress>,
+) -> Result<Descriptor> {
+    let observer: Arc<dyn Observer> = progress.clone();
+    let converted = soci_index::convert(store, target, options, &observer).await;
+    progress.finish();
+    Ok(converted?)
+}
+
+/// Where new blobs wait for the archive: the system's folder, or that of the destination.
+fn temporary_base(destination: &Path) -> PathBuf {
+    let system = std::env::temp_dir();
+    if system.is_dir() {
+        return system;
+    }
+    match destination.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations_need_a_tag_and_no_digest() {
+        let digest = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+        for (name, cause) in [
+            ("", "reference cannot be empty".to_owned()),
+            ("reg.example/app", "reference must be tagged".to_owned()),
+            (&format!("reg.example/app@{digest}"), "reference must not contain a digest".to_owned()),
+            (&format!("reg.example/app:1@{digest}"), "reference must not contain a digest".to_owned()),
+            (
+                "multi:foo",
+                "could not parse reference: parse \"dummy://multi:foo\": invalid port \":foo\" after host"
+                    .to_owned(),
+            ),
+            ("http://reg.example/app:1", "could not parse reference: invalid reference".to_owned()),
+            ("/app:1", "could not parse reference: hostname required".to_owned()),
+        ] {
+            assert_eq!(check_destination(name), Err(cause), "{name}");
+        }
+        assert_eq!(check_destination("reg.example:5000/a/b:1"), Ok(()));
+    }
+}

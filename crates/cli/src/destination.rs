@@ -1,0 +1,258 @@
+//! Results on disk: written beside their place under another name, and given the place when they are
+//! whole. What stood there before is there until then.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use soci_oci::store::archive::Archive;
+use soci_oci::store::errno;
+use soci_oci::store::layout::{INDEX_NAME, LAYOUT_NAME, Layout};
+
+use crate::source::Either;
+
+/// A file that takes its place when it is complete.
+#[derive(Debug)]
+pub(crate) struct NewFile {
+    place: PathBuf,
+    /// `None`: the place is no regular file (a pipe, a device) and is written directly.
+    temporary: Option<Temporary>,
+}
+
+impl NewFile {
+    /// Opens a file for what is to be at `path`.
+    pub(crate) fn create(path: &Path) -> Result<(Self, File)> {
+        let failed = |error: io::Error| {
+            let path = path.display();
+            anyhow::anyhow!(
+                "failed to create output tar {path}: open {path}: {}",
+                errno(&error)
+            )
+        };
+        // A link stays a link: its target is replaced.
+        let place = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        match fs::metadata(&place) {
+            Ok(metadata) if metadata.is_dir() => {
+                return Err(failed(io::Error::from_raw_os_error(21)));
+            }
+            Ok(metadata) if !metadata.is_file() => {
+                let file = OpenOptions::new()
+                    .write(true)
+                    .open(&place)
+                    .map_err(failed)?;
+                return Ok((
+                    Self {
+                        place,
+                        temporary: None,
+                    },
+                    file,
+                ));
+            }
+            _ => {}
+        }
+        let temporary = Temporary::beside(&place)?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&temporary.path);
+        let file = file.map_err(failed)?;
+        Ok((
+            Self {
+                place,
+                temporary: Some(temporary),
+            },
+            file,
+        ))
+    }
+
+    /// Gives the file its place.
+    pub(crate) fn finish(self, file: &File) -> Result<()> {
+        let Some(temporary) = self.temporary else {
+            return Ok(());
+        };
+        file.sync_all().context("failed to write output tar")?;
+        fs::rename(&temporary.path, &self.place).context("failed to write output tar")
+    }
+}
+
+/// A layout folder that takes its place when it is complete.
+#[derive(Debug)]
+pub(crate) struct NewFolder {
+    place: PathBuf,
+    temporary: Temporary,
+    pub(crate) layout: Layout,
+}
+
+impl NewFolder {
+    /// Makes a folder for what is to be at `path`. A folder there that is neither empty nor an image
+    /// is not to be lost.
+    pub(crate) fn create(path: &Path) -> Result<Self> {
+        let place = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        if place.is_dir() && !place.join(LAYOUT_NAME).is_file() {
+            let mut entries = fs::read_dir(&place)
+                .with_context(|| format!("failed to read output directory {}", path.display()))?;
+            if entries.next().is_some() {
+                bail!(
+                    "output {} is a directory that is not an OCI image layout; it is not replaced",
+                    path.display()
+                );
+            }
+        }
+        let failed = || format!("failed to create output directory {}", path.display());
+        if let Some(parent) = place.parent() {
+            fs::create_dir_all(parent).with_context(failed)?;
+        }
+        let temporary = Temporary::beside(&place)?;
+        DirBuilder::new()
+            .mode(0o755)
+            .create(&temporary.path)
+            .with_context(failed)?;
+        let layout = Layout::create(&temporary.path).with_context(failed)?;
+        Ok(Self {
+            place,
+            temporary,
+            layout,
+        })
+    }
+
+    /// Copies what the source has and this folder has not: everything, as the reference does.
+    pub(crate) fn copy(&self, source: &Either, count: &impl Fn(u64)) -> Result<()> {
+        match source {
+            Either::Folder(layout) => self.copy_folder(layout.root(), Path::new(""), count),
+            Either::Archive(archive) => self.copy_archive(archive, count),
+        }
+    }
+
+    fn copy_folder(&self, root: &Path, below: &Path, count: &impl Fn(u64)) -> Result<()> {
+        let from = root.join(below);
+        let failed = || format!("failed to copy OCI image layout from {}", root.display());
+        for entry in fs::read_dir(&from).with_context(failed)? {
+            let entry = entry.with_context(failed)?;
+            let name = below.join(entry.file_name());
+            let place = self.temporary.path.join(&name);
+            // Links to blobs and to folders of them are followed, others are kept as links.
+            let is_blob = name.starts_with("blobs");
+            let metadata = if is_blob {
+                fs::metadata(entry.path())
+            } else {
+                entry.metadata()
+            };
+            let Ok(metadata) = metadata else { continue };
+            if is_replaced(&name) || self.is_own(&entry.path()) {
+                continue;
+            }
+            if metadata.is_dir() {
+                fs::create_dir_all(&place).with_context(failed)?;
+                self.copy_folder(root, &name, count)?;
+            } else if metadata.is_file() && !place.exists() {
+                count(fs::copy(entry.path(), &place).with_context(failed)?);
+            } else if metadata.is_symlink() && fs::symlink_metadata(&place).is_err() {
+                let target = fs::read_link(entry.path()).with_context(failed)?;
+                std::os::unix::fs::symlink(target, &place).with_context(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this is the folder that is being written, which may lie inside the source.
+    fn is_own(&self, path: &Path) -> bool {
+        fs::canonicalize(path).ok() == fs::canonicalize(&self.temporary.path).ok()
+    }
+
+    fn copy_archive(&self, archive: &Archive, count: &impl Fn(u64)) -> Result<()> {
+        for name in archive.names() {
+            let relative = Path::new(name);
+            // Names were cleaned when the archive was opened; this is the place that relies on it.
+            let is_inside = relative
+                .components()
+                .all(|part| matches!(part, Component::Normal(_)));
+            let place = self.temporary.path.join(relative);
+            if !is_inside || is_replaced(relative) || place.exists() {
+                continue;
+            }
+            let failed = || format!("failed to extract {name}");
+            if let Some(parent) = place.parent() {
+                fs::create_dir_all(parent).with_context(failed)?;
+            }
+            let Some(mut blob) = archive.member(name) else {
+                continue;
+            };
+            let mut file = File::create(&place).with_context(failed)?;
+            count(io::copy(&mut blob.reader, &mut file).with_context(failed)?);
+            if relative.starts_with("blobs") {
+                file.set_permissions(Permissions::from_mode(0o444))
+                    .with_context(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the folder its place; what stood there is deleted.
+    pub(crate) fn finish(self) -> Result<()> {
+        let Self {
+            place,
+            temporary,
+            layout: _,
+        } = self;
+        let failed = || format!("failed to replace {}", place.display());
+        if fs::symlink_metadata(&place).is_err() {
+            return fs::rename(&temporary.path, &place).with_context(failed);
+        }
+        match renameat_with(CWD, &temporary.path, CWD, &place, RenameFlags::EXCHANGE) {
+            // The temporary name now has what stood there, and is removed with it.
+            Ok(()) => Ok(()),
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                let old = Temporary::beside(&place)?;
+                fs::rename(&place, &old.path).with_context(failed)?;
+                fs::rename(&temporary.path, &place).with_context(failed)
+            }
+            Err(error) => Err(error).with_context(failed),
+        }
+    }
+}
+
+/// Files of a layout that are written anew, and unfinished blobs of another process.
+fn is_replaced(name: &Path) -> bool {
+    [INDEX_NAME, LAYOUT_NAME]
+        .iter()
+        .any(|own| name == Path::new(own))
+        || name.starts_with("ingest")
+}
+
+/// A name that is removed, whatever stands there, unless it was given away.
+#[derive(Debug)]
+struct Temporary {
+    path: PathBuf,
+}
+
+impl Temporary {
+    fn beside(place: &Path) -> Result<Self> {
+        let name = place
+            .file_name()
+            .with_context(|| format!("{} cannot be written: it has no name", place.display()))?;
+        let number = std::hash::RandomState::new().build_hasher().finish();
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{number:016x}.tmp"));
+        Ok(Self {
+            path: place.with_file_name(hidden),
+        })
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let removed = match fs::symlink_metadata(&self.path) {
+            Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&self.path),
+            Ok(_) => fs::remove_file(&self.path),
+            Err(_) => return,
+        };
+        if let Err(error) = removed {
+            tracing::warn!(path = %self.path.display(), %error, "temporary files stay behind");
+        }
+    }
+}
