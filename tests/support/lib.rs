@@ -2,7 +2,7 @@
 //!
 //! A [`Node`] is what one machine runs: a containerd of its own with our daemon as its snapshotter `soci`, next to
 //! containerd's overlayfs, which is the oracle of every root file system. A [`TlsRegistry`] is a real registry behind
-//! TLS; faults come from the in-process registry of `soci-oci` or from a [`Relay`] in front of the real one. Images
+//! TLS; faults come from a [`Relay`] in front of it and from its files, which a test may change. Images
 //! are made entry by entry with [`tar`] and [`Image`], so that a test can hold anything a layer may hold.
 //!
 //! Everything a test starts or mounts belongs to a guard that ends it. The tests run inside `scripts/sandbox` (`make
