@@ -78,6 +78,9 @@ pub enum MountError {
     /// A path that the kernel's table would show in another form.
     #[error("path {} is not absolute and canonical", .0.display())]
     Path(PathBuf),
+    /// There is no mount of ours where one was to be copied from.
+    #[error("nothing that this process mounted is at {}", .0.display())]
+    NotOurs(PathBuf),
     /// Neither way of passing paths to the kernel takes these.
     #[error("paths {} and {} cannot be passed to the kernel: too long or with a comma", meta.display(), device.display())]
     Unsayable {
@@ -118,7 +121,8 @@ pub trait Mounter: Send + Sync + fmt::Debug {
     /// Mounts a layer read-only on the folder `at`. Layer mounts that lie there are detached first.
     async fn mount(&self, image: &LayerImage, at: &Path) -> Result<(), MountError>;
 
-    /// Shows at `at` what is mounted at `from`: one file system, one page cache.
+    /// Shows at `at` what is mounted at `from`: one file system, one page cache. What is at `from` must
+    /// be [ours](Mounter::is_ours).
     async fn bind(&self, from: &Path, at: &Path) -> Result<(), MountError>;
 
     /// Mounts a layer under what is mounted at each of `at` and detaches that, so that there is a

@@ -81,12 +81,11 @@ impl Made {
             .remove(at);
     }
 
-    fn get(&self, at: &Path) -> Option<MountId> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(at)
-            .copied()
+    /// Whether what a look-up of `at` finds is the mount that was made there.
+    fn is_top(&self, table: &MountTable, at: &Path) -> bool {
+        let made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let top = table.top(at).filter(|top| top.fs_type == FS_TYPE);
+        top.is_some_and(|top| made.get(at) == Some(&top.id))
     }
 }
 
@@ -127,8 +126,14 @@ impl Mounter for ErofsMounter {
     async fn bind(&self, from: &Path, at: &Path) -> Result<(), MountError> {
         let (from, at) = (plain(from)?.to_path_buf(), plain(at)?.to_path_buf());
         self.on_thread(move |made| {
+            // Else the plain folder would be shown.
+            let table = MountTable::read().map_err(MountError::Table)?;
+            if !made.is_top(&table, &from) {
+                return Err(MountError::NotOurs(from));
+            }
+            let copy = Detached::copy_of(&from)?;
             unmount_now(made, &at)?;
-            made.set(&at, Detached::copy_of(&from)?.place(&at)?);
+            made.set(&at, copy.place(&at)?);
             Ok(())
         })
         .await
@@ -150,9 +155,7 @@ impl Mounter for ErofsMounter {
     }
 
     fn is_ours(&self, table: &MountTable, at: &Path) -> bool {
-        table
-            .top(at)
-            .is_some_and(|top| top.fs_type == FS_TYPE && self.made.get(at) == Some(top.id))
+        self.made.is_top(table, at)
     }
 }
 
@@ -184,13 +187,8 @@ fn unmount_now(made: &Made, at: &Path) -> Result<(), MountError> {
 
 fn replace_now(made: &Made, image: &LayerImage, places: &[PathBuf]) -> Result<(), MountError> {
     let table = MountTable::read().map_err(MountError::Table)?;
-    let ours = |at: &&PathBuf| {
-        table
-            .top(at)
-            .is_some_and(|top| top.fs_type == FS_TYPE && made.get(at) == Some(top.id))
-    };
     let mut first: Option<&PathBuf> = None;
-    for at in places.iter().filter(ours) {
+    for at in places.iter().filter(|at| made.is_top(&table, at)) {
         let new = match first {
             Some(first) => Some(Detached::copy_of(first)?),
             None => Detached::new(image)?,

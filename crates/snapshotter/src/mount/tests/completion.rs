@@ -92,6 +92,10 @@ fn places_of_one_layer_share_what_is_cached_before_and_after_completion() {
     assert_eq!(world.reads.load(Ordering::SeqCst), reads);
 
     let unknown = world.place("unknown");
+    let error = wait(world.mounter.bind(&unknown, &second)).unwrap_err();
+    assert!(matches!(error, MountError::NotOurs(_)), "{error}");
+    assert!(world.mounter.is_ours(&world.table(), &second));
+
     let places = [first.clone(), unknown.clone(), second.clone()];
     wait(world.mounter.replace(&world.complete(), &places)).unwrap();
     let table = world.table();
