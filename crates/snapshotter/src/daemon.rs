@@ -6,21 +6,20 @@
 //!
 //! Ends: SIGINT unmounts the layers, SIGTERM leaves every mount alone. Neither drains requests.
 
+mod parts;
+
 use std::io;
-use std::num::NonZeroUsize;
-use std::thread::available_parallelism;
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tracing::info;
 
+use self::parts::Daemon;
 use crate::args::{Args, REVISION, VERSION};
 use crate::config::Config;
-use crate::cpu::Cpu;
 use crate::grpc;
 use crate::listen::{self, Inherited, Listener};
-use crate::snapshots::{self, Snapshotter};
 
 /// How the daemon was asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,16 +53,14 @@ pub fn run(args: &Args, mut inherited: Inherited) -> anyhow::Result<()> {
 
 async fn serve(args: &Args, config: &Config, listener: &Listener) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot wait for signals")?;
-    let cpu = Cpu::new(available_parallelism().unwrap_or(NonZeroUsize::MIN))
-        .context("cannot start the threads of the pool")?;
-    let options = snapshots::Options {
-        userxattr: snapshots::needs_userxattr(),
-        skip_support_check: config.service.skip_check_snapshotter_supported,
+    let daemon = tokio::select! {
+        daemon = Daemon::start(&args.root, config) => daemon?,
+        // Nothing has been served yet, and nothing mounted.
+        _ = signals.next() => return Ok(()),
     };
-    let snapshotter = Snapshotter::open(&args.root, cpu, options)?;
     let connections = UnixListenerStream::new(listener.for_runtime()?);
     let serving = tonic::transport::Server::builder()
-        .add_service(grpc::server(snapshotter.clone()))
+        .add_service(grpc::server(daemon.snapshotter.clone()))
         .serve_with_incoming(connections);
     listen::notify_ready();
     info!(
@@ -80,10 +77,11 @@ async fn serve(args: &Args, config: &Config, listener: &Listener) -> anyhow::Res
     match end {
         End::Interrupt => {
             info!("Got interrupt");
-            snapshotter.unmount_all().await?;
+            daemon.unmount().await?;
         }
         End::Terminate => info!("Got terminated"),
     }
+    daemon.sync().await;
     Ok(())
 }
 

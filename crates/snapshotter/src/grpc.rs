@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use self::filter::{Fields, FilterError, Filters};
 use self::proto::containerd::services::snapshots::v1 as api;
 use self::proto::containerd::types;
+use crate::image::explain;
 use crate::snapshots::metadata::{Info, Kind, LabelUpdate, MetadataError};
 use crate::snapshots::{Mount, SnapshotError, Snapshotter};
 
@@ -309,7 +310,7 @@ fn refused_filter(error: FilterError) -> Status {
 fn status(error: SnapshotError) -> Status {
     use MetadataError as M;
     use SnapshotError as S;
-    let text = chain(&error);
+    let text = explain(&error);
     match error {
         S::Metadata(M::NotFound { .. }) => Status::not_found(text),
         S::Metadata(M::AlreadyExists { .. }) | S::TargetExists { .. } => {
@@ -321,24 +322,14 @@ fn status(error: SnapshotError) -> Status {
         S::Metadata(M::ParentNotCommitted { .. } | M::ParentChanged { .. }) | S::Empty { .. } => {
             Status::invalid_argument(text)
         }
+        S::Unavailable { .. } => Status::unavailable(text),
         S::Metadata(M::Storage { .. } | M::Damaged { .. })
         | S::NoNamespace
         | S::Files { .. }
         | S::Folder { .. }
+        | S::Mount(_)
         | S::Lost(_) => Status::unknown(text),
     }
-}
-
-/// An error and its causes, outermost first.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,3 +1,528 @@
-//! An image: discovery once per manifest, its layers opened.
+//! Images: one answer for each about its index, and its layers opened and mounted.
+//!
+//! A layer of an image is asked for by [`Images::prepare`]:
+//!
+//! ```text
+//! ask     (`discover`, `content`) manifest ─▶ index ─▶ the layer's own zTOC; the others are fetched ahead, bounded
+//! open    (`open`) zTOC ─▶ lazy layer, or one pass over the blob ─▶ whole layer
+//! show    (`show`) entries + what lies below ─▶ tree ─▶ meta ─▶ mount at the snapshot's `fs`  (`mounts`)
+//! finish  the rest of the bytes comes behind, and the mount moves to `data`
+//! ```
+//!
+//! What an image has is asked once for (namespace, repository, manifest, index that the client gave). "No index" is
+//! remembered for a while, a registry that did not answer is not. Nothing of this belongs to the request that began
+//! it: a client that goes away stops nothing, and what came too late serves the next request.
+//!
+//! After a restart [`Images::ensure`] mounts a layer again from the store, without registry or credentials, when its
+//! snapshot is used first.
 
-pub(crate) mod verdict;
+mod content;
+mod discover;
+mod holds;
+mod mounts;
+mod open;
+mod show;
+pub mod verdict;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use soci_oci::digest::Digest;
+use soci_oci::manifest::Manifest;
+use soci_oci::reference::ImageRef;
+use soci_oci::registry::Registry;
+use tokio::sync::{OnceCell, Semaphore};
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+pub use self::content::Content;
+use self::content::{ContentError, Place};
+use self::discover::Discovery;
+pub use self::discover::Modes;
+pub(crate) use self::discover::explain;
+use self::holds::{Hold, Holds};
+pub use self::mounts::Mounts;
+use self::open::Opened;
+use self::verdict::{Subject, Verdict, Way};
+use crate::cpu::{Cpu, Lane};
+use crate::layer::{Layer, Layers};
+use crate::mount::MountError;
+use crate::mount::table::MountTable;
+use crate::snapshots::labels;
+use crate::snapshots::metadata::{Labels, LayerUse, Usage};
+use crate::store::LayerKey;
+use crate::sync::{Arc, Mutex};
+
+/// How long an image without an index is remembered: longer than a pull of its layers, shorter than a user's
+/// patience after making one.
+const NO_INDEX_LASTS: Duration = Duration::from_secs(60);
+/// Images that are remembered. Each is a few kilobytes.
+const MOST_IMAGES: usize = 256;
+
+/// Which image a request is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ImageName {
+    pub(crate) namespace: String,
+    /// The reference as containerd sent it.
+    pub(crate) text: String,
+    pub(crate) reference: ImageRef,
+    pub(crate) manifest: Digest,
+    /// The index that the client gave.
+    pub(crate) index: Option<Digest>,
+}
+
+impl ImageName {
+    /// From the labels of a request; the error says which label cannot be used.
+    pub(crate) fn from_labels(namespace: &str, of: &Labels) -> Result<Self, String> {
+        let text = labels::value(of, labels::IMAGE_REFERENCE).unwrap_or_default();
+        let reference = ImageRef::from_containerd(text)
+            .map_err(|error| format!("image reference {text:?}: {error}"))?;
+        let manifest = labels::value(of, labels::MANIFEST_DIGEST).unwrap_or_default();
+        let manifest = digest("manifest digest", manifest)?;
+        let index = labels::value(of, labels::INDEX_DIGEST);
+        let index = index.map(|text| digest("index digest", text)).transpose()?;
+        Ok(Self {
+            namespace: namespace.to_owned(),
+            text: text.to_owned(),
+            reference,
+            manifest,
+            index,
+        })
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place {
+            namespace: &self.namespace,
+            image: &self.reference,
+        }
+    }
+
+    fn key(&self) -> ImageKey {
+        ImageKey {
+            namespace: self.namespace.clone(),
+            host: self.reference.host().to_owned(),
+            repository: self.reference.repository().to_owned(),
+            manifest: self.manifest,
+            index: self.index,
+        }
+    }
+}
+
+/// The layer that labels name; the error says what is wrong with it.
+pub(crate) fn layer_of(of: &Labels) -> Result<Digest, String> {
+    digest(
+        "layer digest",
+        labels::value(of, labels::LAYER_DIGEST).unwrap_or_default(),
+    )
+}
+
+fn digest(what: &str, text: &str) -> Result<Digest, String> {
+    text.parse()
+        .map_err(|error| format!("{what} {text:?}: {error}"))
+}
+
+/// What one answer about an index is good for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct ImageKey {
+    namespace: String,
+    host: String,
+    repository: String,
+    manifest: Digest,
+    index: Option<Digest>,
+}
+
+/// What is known of one image.
+#[derive(Debug)]
+struct Image {
+    manifest: OnceCell<Manifest>,
+    discovery: OnceCell<Discovery>,
+    /// One fetch of each zTOC at a time.
+    ztocs: Mutex<HashMap<Digest, Arc<OnceCell<PathBuf>>>>,
+    verdicts: Mutex<BTreeMap<Digest, Verdict>>,
+    since: Instant,
+}
+
+impl Image {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            manifest: OnceCell::new(),
+            discovery: OnceCell::new(),
+            ztocs: Mutex::default(),
+            verdicts: Mutex::default(),
+            since: Instant::now(),
+        })
+    }
+
+    /// "No index" is believed for a while only.
+    fn is_stale(&self) -> bool {
+        matches!(self.discovery.get(), Some(Discovery::None(_)))
+            && self.since.elapsed() > NO_INDEX_LASTS
+    }
+}
+
+/// What lies below a layer, for directories that it only implies.
+#[derive(Clone, Debug)]
+pub(crate) enum Parent {
+    /// A layer of ours.
+    Layer(LayerUse),
+    /// A directory that containerd has filled.
+    Directory(PathBuf),
+}
+
+/// A layer that is wanted at a place.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) image: ImageName,
+    pub(crate) layer: Digest,
+    /// Mount point.
+    pub(crate) at: PathBuf,
+    /// Nearest first.
+    pub(crate) parents: Vec<Parent>,
+    pub(crate) subject: Subject,
+    /// Do not look for an index: the layer is too small to be worth it.
+    pub(crate) small: bool,
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub(crate) enum Attempt {
+    /// The layer is mounted.
+    Mounted(Box<Mounted>),
+    /// containerd has to unpack it.
+    Left {
+        /// Why.
+        why: String,
+        /// The image has an index; the layer could not be used all the same.
+        indexed: bool,
+    },
+}
+
+/// A layer that is mounted.
+#[derive(Debug)]
+pub(crate) struct Mounted {
+    pub(crate) layer: LayerUse,
+    pub(crate) verdict: Verdict,
+    pub(crate) usage: Usage,
+    /// Until the record says who uses the layer.
+    pub(crate) hold: Hold,
+}
+
+/// How images are dealt with.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Where an index may be looked for.
+    pub modes: Modes,
+    /// How long a request waits for index and zTOC.
+    pub patience: Duration,
+    /// zTOCs fetched ahead at once.
+    pub ahead: usize,
+    /// Fetch what nobody has read yet.
+    pub background: bool,
+    /// Layers are shown inside a user namespace.
+    pub user_namespace: bool,
+}
+
+/// The parts that images stand on.
+#[derive(Debug)]
+pub struct Parts {
+    /// Open layers.
+    pub layers: Arc<Layers>,
+    /// Their mounts.
+    pub mounts: Mounts,
+    /// Documents and zTOCs.
+    pub content: Content,
+    /// Where layers come from.
+    pub registry: Registry,
+    /// Where trees are built.
+    pub cpu: Arc<Cpu>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    parts: Parts,
+    options: Options,
+    images: Mutex<HashMap<ImageKey, Arc<Image>>>,
+    holds: Holds,
+    /// Layers whose completion is awaited.
+    watched: Mutex<BTreeSet<u64>>,
+    ahead: Arc<Semaphore>,
+    tasks: TaskTracker,
+}
+
+/// The images of this node.
+#[derive(Clone, Debug)]
+pub struct Images(Arc<Shared>);
+
+/// Why a layer could not be mounted again.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The store has it no more, and nobody could bring it.
+    #[error("{0}")]
+    Gone(String),
+    /// Its tree could not be made.
+    #[error(transparent)]
+    Show(#[from] show::ShowError),
+    /// It could not be opened.
+    #[error(transparent)]
+    Open(#[from] crate::layer::OpenError),
+}
+
+/// A snapshot whose layer is to be mounted.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) layer: LayerUse,
+    pub(crate) at: PathBuf,
+    pub(crate) labels: Labels,
+    /// Nearest first.
+    pub(crate) parents: Vec<Parent>,
+}
+
+impl Images {
+    /// Images over `parts`.
+    pub fn new(parts: Parts, options: Options) -> Self {
+        Self(Arc::new(Shared {
+            parts,
+            options,
+            images: Mutex::default(),
+            holds: Holds::default(),
+            watched: Mutex::default(),
+            ahead: Arc::new(Semaphore::new(options.ahead.min(Semaphore::MAX_PERMITS))),
+            tasks: TaskTracker::new(),
+        }))
+    }
+
+    /// What is known of an image, and a place for it where nothing is.
+    fn image(&self, name: &ImageName) -> Arc<Image> {
+        let mut images = self.0.images.lock();
+        let key = name.key();
+        if images.get(&key).is_some_and(|image| image.is_stale()) {
+            images.remove(&key);
+        }
+        if images.len() >= MOST_IMAGES && !images.contains_key(&key) {
+            let oldest = images.iter().min_by_key(|(_, image)| image.since);
+            if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
+                images.remove(&oldest);
+            }
+        }
+        Arc::clone(images.entry(key).or_insert_with(Image::new))
+    }
+
+    /// Gets a layer and mounts it, or says why containerd has to unpack it.
+    pub(crate) async fn prepare(&self, request: Request) -> Attempt {
+        let hold = self.0.holds.hold(request.layer).await;
+        let image = self.image(&request.image);
+        let opened = match self.open(&image, &request).await {
+            Ok(opened) => opened,
+            Err(left) => return self.left(&image, &request, left),
+        };
+        let Opened {
+            layer,
+            verdict,
+            indexed,
+        } = opened;
+        match self.show(&layer, &request.at, &request.parents).await {
+            Ok(patch) => {
+                debug!(
+                    "mount-point" = request.at.display().to_string(),
+                    "checking mount point"
+                );
+                image.verdicts.lock().insert(request.layer, verdict.clone());
+                let usage = match verdict.way {
+                    Way::Whole => show::usage(&layer),
+                    Way::Lazy | Way::Left => Usage::default(),
+                };
+                let layer = LayerUse {
+                    layer: layer.key(),
+                    patch,
+                };
+                Attempt::Mounted(Box::new(Mounted {
+                    layer,
+                    verdict,
+                    usage,
+                    hold,
+                }))
+            }
+            Err(error) => {
+                let why = explain(&error);
+                self.left(&image, &request, open::Left { why, indexed })
+            }
+        }
+    }
+
+    fn left(&self, image: &Image, request: &Request, left: open::Left) -> Attempt {
+        let open::Left { why, indexed } = left;
+        let why = format!("{}: layer {}: {why}", request.image.text, request.layer);
+        let verdict = Verdict {
+            way: Way::Left,
+            why: why.clone(),
+        };
+        image.verdicts.lock().insert(request.layer, verdict);
+        Attempt::Left { why, indexed }
+    }
+
+    /// Tree, image and mount of an open layer; the patch that its image is named by.
+    async fn show(
+        &self,
+        layer: &Arc<Layer>,
+        at: &Path,
+        parents: &[Parent],
+    ) -> Result<String, show::ShowError> {
+        let Shared { parts, options, .. } = &*self.0;
+        let below = show::images_below(&parts.layers, parents).await?;
+        let of = Arc::clone(layer);
+        let user_namespace = options.user_namespace;
+        let job = move || show::make_meta(&of, &below, user_namespace);
+        let (patch, meta) = parts.cpu.run(Lane::Background, job).await??;
+        parts.mounts.mount(layer, &patch, meta, at).await?;
+        self.finish_behind(layer);
+        Ok(patch)
+    }
+
+    /// Has the rest of a layer brought, and its mounts moved to `data` when it is there.
+    fn finish_behind(&self, layer: &Arc<Layer>) {
+        if layer.is_complete() || !self.0.watched.lock().insert(layer.number().0) {
+            return;
+        }
+        if self.0.options.background {
+            self.0.parts.layers.complete(layer);
+        }
+        let images = self.clone();
+        let layer = Arc::clone(layer);
+        self.0.tasks.spawn(async move {
+            let mut completion = layer.completion();
+            let done = completion.wait_for(|done| *done).await.is_ok();
+            if done && let Err(error) = images.0.parts.mounts.complete(&layer).await {
+                let (layer, error) = (layer.digest().to_string(), explain(&error));
+                warn!(
+                    layer,
+                    error, "a complete layer stays mounted through the device"
+                );
+            }
+            images.0.watched.lock().remove(&layer.number().0);
+        });
+    }
+
+    /// Mounts what is not mounted by this process, lowest first.
+    pub(crate) async fn ensure(&self, wanted: &[Wanted]) -> Result<(), (PathBuf, RestoreError)> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let table = MountTable::read().unwrap_or_else(|_| MountTable::parse(b""));
+        for wanted in wanted.iter().rev() {
+            if !self.0.parts.mounts.has(&table, &wanted.at) {
+                let done = self.restore(wanted).await;
+                done.map_err(|error| (wanted.at.clone(), error))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn restore(&self, wanted: &Wanted) -> Result<(), RestoreError> {
+        let LayerUse { layer: key, patch } = &wanted.layer;
+        let _hold = self.0.holds.hold(key.layer).await;
+        let Some(layer) = self.0.parts.layers.open_present(key).await? else {
+            return self.bring_back(wanted).await;
+        };
+        if !layer.is_complete() {
+            self.add_sources(&layer);
+        }
+        let of = Arc::clone(&layer);
+        let named = patch.clone();
+        let meta = self
+            .0
+            .parts
+            .cpu
+            .run(Lane::Background, move || of.meta(&named))
+            .await;
+        match meta
+            .map_err(show::ShowError::from)?
+            .map_err(show::ShowError::from)?
+        {
+            Some(meta) => {
+                let mounted = self
+                    .0
+                    .parts
+                    .mounts
+                    .mount(&layer, patch, meta, &wanted.at)
+                    .await;
+                mounted.map_err(show::ShowError::from)?;
+                self.finish_behind(&layer);
+            }
+            // Torn by a power loss: made again from entries and parents.
+            None => drop(self.show(&layer, &wanted.at, &wanted.parents).await?),
+        }
+        Ok(())
+    }
+
+    /// The registry again, for a layer that the store knows. Asks nobody.
+    fn add_sources(&self, layer: &Layer) {
+        let record = layer.record();
+        for origin in &record.origins {
+            match open::source(&self.0.parts.registry, &origin.reference, &record.layer) {
+                Ok(source) => layer.add_source(source),
+                Err(error) => debug!(reference = origin.reference, error, "no source"),
+            }
+        }
+    }
+
+    /// A layer that the store has lost is got as at first.
+    async fn bring_back(&self, wanted: &Wanted) -> Result<(), RestoreError> {
+        let namespace = labels::value(&wanted.labels, labels::NAMESPACE).unwrap_or_default();
+        let image =
+            ImageName::from_labels(namespace, &wanted.labels).map_err(RestoreError::Gone)?;
+        let request = Request {
+            image,
+            layer: wanted.layer.layer.layer,
+            at: wanted.at.clone(),
+            parents: wanted.parents.clone(),
+            subject: Subject::default(),
+            small: wanted.layer.layer.ztoc.is_none(),
+        };
+        let image = self.image(&request.image);
+        let opened = self.open(&image, &request).await;
+        let opened = opened.map_err(|left| RestoreError::Gone(left.why))?;
+        self.show(&opened.layer, &request.at, &request.parents)
+            .await?;
+        Ok(())
+    }
+
+    /// Takes a layer away from a mount point.
+    pub(crate) async fn unmount(&self, at: &Path) -> Result<(), MountError> {
+        self.0.parts.mounts.unmount(at).await
+    }
+
+    /// Removes layers that no record uses and nobody works with. `used` reads the records; it is called after the
+    /// layers are marked, so that what was committed before is seen.
+    pub(crate) async fn remove_unused<E>(
+        &self,
+        used: impl AsyncFnOnce() -> Result<Vec<LayerKey>, E>,
+    ) -> Result<(), E> {
+        let layers = &self.0.parts.layers;
+        let all = layers.store().list();
+        let removing = self
+            .0
+            .holds
+            .begin_removal(all.iter().map(|(_, key)| key.layer));
+        if removing.layers().is_empty() {
+            return Ok(());
+        }
+        let used: std::collections::HashSet<_> = used().await?.into_iter().collect();
+        for (number, key) in all {
+            if used.contains(&key) || !removing.layers().contains(&key.layer) {
+                continue;
+            }
+            self.0.parts.mounts.forget(number.0);
+            if let Err(error) = layers.remove(&key).await {
+                let (layer, error) = (key.layer.to_string(), explain(&error));
+                warn!(layer, error, "a layer that nobody uses is not removed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what has arrived durable, before the process ends.
+    pub async fn sync(&self) {
+        self.0.parts.layers.sync_all().await;
+    }
+}

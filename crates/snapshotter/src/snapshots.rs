@@ -1,30 +1,31 @@
 //! Snapshots: prepare, view, mounts, commit, remove, usage, walk, cleanup.
 //!
 //! Purpose: what containerd asks of a snapshotter, without knowing gRPC. Parts: `plan` decides, `metadata`
-//! remembers, `directories` and `overlay` are the files and the mounts, `restore` deals with what an earlier
-//! process left.
+//! remembers, `directories` and `overlay` are the files and the mounts; layers are the business of `image`.
 //!
 //! Order of a creation: the directory, then the record, so that whatever has a record is usable; a directory
 //! without a record is found and deleted by `cleanup`, and its number is never used again. Order of a removal:
 //! the record, then (in `cleanup`) mount and directory. A request that fails takes its own record with it.
 //!
 //! Commit, remove, stat and update are called by containerd from inside its own transactions. They never call
-//! containerd, the network or a mount of ours.
+//! containerd, the network or a mount of ours. A layer that is being prepared belongs to no request: a client that
+//! goes away stops nothing, and the next one finds the target.
 
 pub(crate) mod directories;
 pub mod labels;
+mod layer;
 pub mod metadata;
 pub(crate) mod overlay;
 pub(crate) mod plan;
-pub(crate) mod restore;
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use self::directories::Directories;
+use self::directories::{Busy, Directories};
+use self::layer::LayerWanted;
 use self::metadata::{
     Commit, Info, Kind, LabelUpdate, Labels, Metadata, MetadataError, OpenError, Record,
     SnapshotId, Usage,
@@ -32,7 +33,11 @@ use self::metadata::{
 pub use self::overlay::{Mount, Unsupported, needs_userxattr};
 use self::plan::{Facts, First};
 use crate::cpu::{Cpu, Lane, Lost};
-use crate::image::verdict;
+use crate::image::verdict::Subject;
+use crate::image::{Images, Parent, Wanted, explain};
+use crate::mount;
+use crate::mount::thread::MountThread;
+use crate::store::LayerKey;
 use crate::sync::Arc;
 
 /// Why a request was not done.
@@ -82,9 +87,20 @@ pub enum SnapshotError {
         #[source]
         source: io::Error,
     },
+    /// A layer below the snapshot cannot be mounted.
+    #[error("layer {layer:?} unavailable: {why}")]
+    Unavailable {
+        /// Id of its snapshot.
+        layer: String,
+        /// Why.
+        why: String,
+    },
     /// The work was lost: a defect of ours.
     #[error(transparent)]
     Lost(#[from] Lost),
+    /// A mount is in the way.
+    #[error(transparent)]
+    Mount(#[from] mount::MountError),
 }
 
 /// Why the snapshotter could not start.
@@ -107,13 +123,26 @@ pub enum StartError {
     },
 }
 
-/// What the snapshotter is made with.
+/// How the snapshotter behaves.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// Overlay mounts need `userxattr`.
     pub userxattr: bool,
     /// Do not try an overlay mount at start.
     pub skip_support_check: bool,
+    /// Layers smaller than this many bytes are fetched whole; 0 is off.
+    pub min_layer_size: u64,
+}
+
+/// What the snapshotter stands on.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where it waits for the disk.
+    pub cpu: Arc<Cpu>,
+    /// Where it unmounts.
+    pub mounts: MountThread,
+    /// Where layers come from; without it all are left to containerd.
+    pub images: Option<Images>,
 }
 
 /// The snapshots of one root.
@@ -126,15 +155,17 @@ pub struct Snapshotter {
 struct Shared {
     directories: Directories,
     metadata: Metadata,
-    cpu: Arc<Cpu>,
+    parts: Parts,
     options: Options,
     /// One clean-up at a time.
     cleaning: tokio::sync::Semaphore,
+    /// Layers that are being prepared.
+    tasks: TaskTracker,
 }
 
 impl Snapshotter {
-    /// Opens `<root>/snapshotter`, after checking that overlay mounts work there.
-    pub fn open(root: &Path, cpu: Arc<Cpu>, options: Options) -> Result<Self, StartError> {
+    /// Opens `<root>/snapshotter`, after checking that overlay mounts work there. `root` is canonical.
+    pub fn open(root: &Path, parts: Parts, options: Options) -> Result<Self, StartError> {
         let state = root.join("snapshotter");
         let folder = |source| StartError::Folder {
             path: state.clone(),
@@ -151,17 +182,15 @@ impl Snapshotter {
         overlay::check_directory_types(&state)?;
         let used = directories.highest().map_err(folder)?;
         let metadata = Metadata::open(&directories.database(), used)?;
-        for (path, error) in restore::detach_all(&directories.all()).map_err(folder)? {
-            let (path, error) = (path.display().to_string(), error.to_string());
-            warn!(path, error, "cannot detach the mount of an earlier process");
-        }
         let cleaning = tokio::sync::Semaphore::new(1);
+        let tasks = TaskTracker::new();
         let shared = Shared {
             directories,
             metadata,
-            cpu,
+            parts,
             options,
             cleaning,
+            tasks,
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -175,7 +204,11 @@ impl Snapshotter {
         work: impl FnOnce(&Shared) -> Result<T, SnapshotError> + Send + 'static,
     ) -> Result<T, SnapshotError> {
         let shared = Arc::clone(&self.shared);
-        self.shared.cpu.run(lane, move || work(&shared)).await?
+        self.shared
+            .parts
+            .cpu
+            .run(lane, move || work(&shared))
+            .await?
     }
 
     /// The record of a snapshot.
@@ -227,7 +260,7 @@ impl Snapshotter {
         let chain = self
             .run(Lane::Now, move |shared| Ok(shared.metadata.chain(&key)?))
             .await?;
-        self.mounts_of(&chain)
+        self.mounts_of(&chain).await
     }
 
     /// Makes a read-only snapshot on a committed one.
@@ -237,8 +270,7 @@ impl Snapshotter {
         parent: Option<String>,
         labels: Labels,
     ) -> Result<Vec<Mount>, SnapshotError> {
-        let chain = self.create(Kind::View, key, parent, labels).await?;
-        self.mounts_of(&chain)
+        self.plain(Kind::View, key, parent, labels).await
     }
 
     /// Makes a writable snapshot on a committed one, or the layer that the labels name: that is answered with
@@ -250,32 +282,48 @@ impl Snapshotter {
         parent: Option<String>,
         labels: Labels,
     ) -> Result<Vec<Mount>, SnapshotError> {
-        let target = labels::value(&labels, labels::TARGET).map(str::to_owned);
-        let known = match target.clone() {
-            Some(target) => self.is_known(target, parent.clone()).await?,
-            None => false,
+        let Some(target) = labels::value(&labels, labels::TARGET).map(str::to_owned) else {
+            return self.plain(Kind::Active, key, parent, labels).await;
         };
+        let known = self.is_known(target.clone(), parent.clone()).await?;
+        let size = labels::value(&labels, labels::LAYER_SIZE).and_then(|size| size.parse().ok());
         let facts = Facts {
-            target: target.as_deref(),
+            target: Some(&target),
             namespace: namespace.as_deref(),
             known,
             named: labels::names_a_layer(&labels),
-            able: false,
-            size: labels::value(&labels, labels::LAYER_SIZE).and_then(|size| size.parse().ok()),
-            min_layer_size: 0,
+            able: self.shared.parts.images.is_some(),
+            size,
+            min_layer_size: self.shared.options.min_layer_size,
         };
-        match plan::first(&facts) {
-            First::Plain | First::Lazy | First::Small => {}
-            First::NoNamespace => return Err(SnapshotError::NoNamespace),
-            First::Known => {
-                return Err(SnapshotError::TargetExists {
-                    target: target.unwrap_or_default(),
-                });
+        let first = plan::first(&facts);
+        let wanted = LayerWanted {
+            target,
+            namespace: namespace.unwrap_or_default(),
+            subject: Subject {
+                key,
+                parent: parent.unwrap_or_default(),
+            },
+            labels,
+            small: first == First::Small,
+        };
+        match first {
+            First::NoNamespace => Err(SnapshotError::NoNamespace),
+            First::Known => Err(SnapshotError::TargetExists {
+                target: wanted.target,
+            }),
+            First::Plain => wanted.plain(self).await,
+            First::Defer(why) => {
+                wanted.subject.deferred(&why.to_string());
+                wanted.plain(self).await
             }
-            First::Defer(why) => verdict::deferred(&key, parent.as_deref(), &why.to_string()),
+            First::Lazy | First::Small => {
+                let snapshotter = self.clone();
+                let work = async move { snapshotter.prepare_layer(wanted).await };
+                let done = self.shared.tasks.spawn(work).await;
+                done.map_err(|error| SnapshotError::Lost(Lost::Panicked(error.to_string())))?
+            }
         }
-        let chain = self.create(Kind::Active, key, parent, labels).await?;
-        self.mounts_of(&chain)
     }
 
     /// Whether a layer is committed under this name, on this parent.
@@ -291,13 +339,31 @@ impl Snapshotter {
         .await
     }
 
+    /// A snapshot that is no layer of ours.
+    async fn plain(
+        &self,
+        kind: Kind,
+        key: String,
+        parent: Option<String>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        let (chain, _busy) = self.create(kind, key, parent, labels).await?;
+        match self.mounts_of(&chain).await {
+            Ok(mounts) => Ok(mounts),
+            Err(error) => {
+                self.take_back(&chain).await;
+                Err(error)
+            }
+        }
+    }
+
     async fn create(
         &self,
         kind: Kind,
         key: String,
         parent: Option<String>,
         labels: Labels,
-    ) -> Result<Vec<Info>, SnapshotError> {
+    ) -> Result<(Vec<Info>, Busy), SnapshotError> {
         if key.is_empty() {
             return Err(SnapshotError::Empty { field: "key" });
         }
@@ -307,8 +373,31 @@ impl Snapshotter {
         .await
     }
 
-    /// The mounts of the first snapshot of a chain.
-    fn mounts_of(&self, chain: &[Info]) -> Result<Vec<Mount>, SnapshotError> {
+    /// Removes the snapshot that a failing request has made, and its directory.
+    async fn take_back(&self, chain: &[Info]) {
+        let Some(top) = chain.first().cloned() else {
+            return;
+        };
+        let done = self.run(Lane::Now, move |shared| {
+            let id = top.record.id;
+            match shared.metadata.remove(&top.name) {
+                // Somebody else has removed it already.
+                Err(MetadataError::NotFound { .. }) => {}
+                other => drop(other?),
+            }
+            shared.delete_directory(id);
+            Ok(())
+        });
+        if let Err(error) = done.await {
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "a snapshot of a failed request stays"
+            );
+        }
+    }
+
+    /// The mounts of the first snapshot of a chain. The layers below it are mounted then.
+    async fn mounts_of(&self, chain: &[Info]) -> Result<Vec<Mount>, SnapshotError> {
         let [top, parents @ ..] = chain else {
             return Ok(Vec::new());
         };
@@ -317,6 +406,7 @@ impl Snapshotter {
                 key: top.name.clone(),
             });
         }
+        self.ensure(parents).await?;
         let parents: Vec<_> = parents.iter().map(|info| info.record.id).collect();
         let Shared {
             directories,
@@ -331,6 +421,71 @@ impl Snapshotter {
             &parents,
             options.userxattr,
         )])
+    }
+
+    /// Has every layer of a chain mounted by this process.
+    async fn ensure(&self, chain: &[Info]) -> Result<(), SnapshotError> {
+        let wanted = self.wanted(chain)?;
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let unavailable = |at: &Path, why: String| {
+            let id = at.parent().and_then(Path::file_name).unwrap_or_default();
+            SnapshotError::Unavailable {
+                layer: id.to_string_lossy().into_owned(),
+                why,
+            }
+        };
+        let Some(images) = self.shared.parts.images.clone() else {
+            let why = plan::Why::Unable.to_string();
+            return Err(unavailable(&wanted[0].at, why));
+        };
+        // As its own task: a mount that was begun is known when it is made.
+        let ensured = self
+            .shared
+            .tasks
+            .spawn(async move { images.ensure(&wanted).await })
+            .await;
+        let ensured =
+            ensured.map_err(|error| SnapshotError::Lost(Lost::Panicked(error.to_string())))?;
+        ensured.map_err(|(at, error)| unavailable(&at, explain(&error)))
+    }
+
+    /// The layers of a chain, top-most first, each with what lies below it.
+    fn wanted(&self, chain: &[Info]) -> Result<Vec<Wanted>, SnapshotError> {
+        let mut wanted = Vec::new();
+        for (depth, info) in chain.iter().enumerate() {
+            let Some(layer) = info.record.layer.clone() else {
+                continue;
+            };
+            let id = info.record.id;
+            let at =
+                self.shared
+                    .directories
+                    .restore(id)
+                    .map_err(|source| SnapshotError::Files {
+                        action: "make the mount point",
+                        id,
+                        source,
+                    })?;
+            let parents = self.parents(&chain[depth + 1..]);
+            wanted.push(Wanted {
+                layer,
+                at,
+                labels: info.record.labels.clone(),
+                parents,
+            });
+        }
+        Ok(wanted)
+    }
+
+    fn parents(&self, chain: &[Info]) -> Vec<Parent> {
+        let directories = &self.shared.directories;
+        let parent = |info: &Info| match &info.record.layer {
+            Some(layer) => Parent::Layer(layer.clone()),
+            None => Parent::Directory(directories.fs(info.record.id)),
+        };
+        chain.iter().map(parent).collect()
     }
 
     /// Turns the active snapshot `key` into the committed snapshot `name`.
@@ -381,22 +536,52 @@ impl Snapshotter {
             // Never closed.
             return Ok(());
         };
-        self.run(Lane::Disk, Shared::delete_abandoned).await
+        for directory in self.run(Lane::Now, Shared::abandoned).await? {
+            self.delete(directory).await;
+        }
+        let Some(images) = &self.shared.parts.images else {
+            return Ok(());
+        };
+        images
+            .remove_unused(async || self.run(Lane::Now, Shared::used_layers).await)
+            .await
+    }
+
+    async fn delete(&self, directory: PathBuf) {
+        let path = directory.display().to_string();
+        let fs = directory.join("fs");
+        let unmounted = match &self.shared.parts.images {
+            Some(images) => images.unmount(&fs).await,
+            None => mount::detach_all_under(&self.shared.parts.mounts, &fs)
+                .await
+                .map(drop),
+        };
+        if let Err(error) = unmounted {
+            warn!(
+                path,
+                error = &error as &dyn std::error::Error,
+                "failed to unmount"
+            );
+            return;
+        }
+        let removed = self
+            .shared
+            .parts
+            .cpu
+            .run(Lane::Disk, move || directories::remove_tree(&directory));
+        let error = match removed.await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(lost) => lost.to_string(),
+        };
+        warn!(path, error, "failed to remove directory");
     }
 
     /// Takes all layers off their mount points. Records and directories stay.
     pub async fn unmount_all(&self) -> Result<(), SnapshotError> {
-        self.run(Lane::Disk, |shared| {
-            let path = shared.directories.all();
-            let failed = restore::detach_all(&path)
-                .map_err(|source| SnapshotError::Folder { path, source })?;
-            for (path, error) in failed {
-                let (path, error) = (path.display().to_string(), error.to_string());
-                warn!(path, error, "failed to unmount");
-            }
-            Ok(())
-        })
-        .await
+        let all = self.shared.directories.all();
+        mount::detach_all_under(&self.shared.parts.mounts, &all).await?;
+        Ok(())
     }
 }
 
@@ -408,7 +593,7 @@ impl Shared {
         key: &str,
         parent: Option<&str>,
         labels: Labels,
-    ) -> Result<Vec<Info>, SnapshotError> {
+    ) -> Result<(Vec<Info>, Busy), SnapshotError> {
         let below = parent
             .map(|parent| self.metadata.chain(parent))
             .transpose()?
@@ -424,7 +609,7 @@ impl Shared {
             .map(|below| below.record.owner)
             .unwrap_or_default();
         let id = self.metadata.reserve_id();
-        let _busy = self.directories.busy(id);
+        let busy = self.directories.busy(id);
         let files = |action| move |source| SnapshotError::Files { action, id, source };
         self.directories
             .create(id, kind, owner)
@@ -436,7 +621,7 @@ impl Shared {
                     record,
                 }];
                 chain.extend(below);
-                Ok(chain)
+                Ok((chain, busy))
             }
             Err(error) => {
                 self.delete_directory(id);
@@ -475,29 +660,26 @@ impl Shared {
         }
     }
 
-    fn delete_abandoned(&self) -> Result<(), SnapshotError> {
+    /// Directories that belong to no record and that nothing is at work in.
+    fn abandoned(&self) -> Result<Vec<PathBuf>, SnapshotError> {
         let path = self.directories.all();
-        let folder = |source| SnapshotError::Folder {
-            path: path.clone(),
-            source,
-        };
-        let idle = self.directories.idle().map_err(folder)?;
-        let kept: BTreeSet<_> = self.metadata.ids()?;
-        let mounted = restore::mounted(&path).map_err(folder)?;
-        for (owner, directory) in idle {
-            if owner.is_some_and(|id| kept.contains(&id)) {
-                continue;
-            }
-            let fs = directory.join("fs");
-            let detached = mounted
-                .iter()
-                .filter(|path| **path == fs)
-                .try_for_each(|path| restore::detach(path));
-            if let Err(error) = detached.and_then(|()| directories::remove_tree(&directory)) {
-                let (path, error) = (directory.display().to_string(), error.to_string());
-                warn!(path, error, "failed to remove directory");
-            }
-        }
-        Ok(())
+        let idle = self
+            .directories
+            .idle()
+            .map_err(|source| SnapshotError::Folder { path, source })?;
+        // In this order; see `Directories::idle`.
+        let kept = self.metadata.ids()?;
+        let abandoned = idle
+            .into_iter()
+            .filter(|(owner, _)| owner.is_none_or(|id| !kept.contains(&id)));
+        Ok(abandoned.map(|(_, directory)| directory).collect())
+    }
+
+    fn used_layers(&self) -> Result<Vec<LayerKey>, SnapshotError> {
+        let all = self.metadata.list(|info| info.record.layer.is_some())?;
+        Ok(all
+            .into_iter()
+            .filter_map(|info| Some(info.record.layer?.layer))
+            .collect())
     }
 }

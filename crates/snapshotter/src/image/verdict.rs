@@ -1,17 +1,82 @@
-//! What became of an image and of each layer, and why; and the lines that say so.
+//! What became of each layer, and why; and the lines that say so.
 //!
 //! Messages and keys are those of the reference, because tests and operators look for them. All values are
-//! strings.
+//! strings. The same values are what the daemon's other windows will show.
 
-use tracing::warn;
+use tracing::{info, warn};
 
-/// containerd unpacks the layer itself.
-pub(crate) fn deferred(key: &str, parent: Option<&str>, why: &str) {
-    warn!(
-        "defer-snapshot-runtime" = "true",
-        error = why,
-        key,
-        parent = parent.unwrap_or_default(),
-        "no valid SOCI index found; deferring to container runtime"
-    );
+/// How a layer got to its snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Mounted before its bytes were there.
+    Lazy,
+    /// Fetched in one pass, then mounted.
+    Whole,
+    /// Left to containerd.
+    Left,
+}
+
+/// What became of a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// How it got to its snapshot.
+    pub way: Way,
+    /// Why this way.
+    pub why: String,
+}
+
+/// The request that a line is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Subject {
+    /// Key of the snapshot.
+    pub(crate) key: String,
+    /// Name of its parent; empty without one.
+    pub(crate) parent: String,
+}
+
+impl Subject {
+    /// The layer is mounted and committed.
+    pub(crate) fn prepared(&self, verdict: &Verdict) {
+        let Self { key, parent } = self;
+        let why = &verdict.why;
+        match verdict.way {
+            Way::Lazy => info!(
+                "remote-snapshot-prepared" = "true",
+                key, parent, why, "remote snapshot successfully prepared."
+            ),
+            Way::Whole => info!(
+                "local-snapshot-prepared" = "true",
+                key, parent, why, "local snapshot successfully prepared"
+            ),
+            // Nothing was prepared.
+            Way::Left => {}
+        }
+    }
+
+    /// The layer cannot be mounted before its bytes are there.
+    pub(crate) fn not_remote(&self, error: &str) {
+        let Self { key, parent } = self;
+        warn!(
+            "remote-snapshot-prepared" = "false",
+            error, key, parent, "failed to prepare remote snapshot"
+        );
+    }
+
+    /// containerd unpacks the layer, because the image has no index that can be used.
+    pub(crate) fn deferred(&self, error: &str) {
+        let Self { key, parent } = self;
+        warn!(
+            "defer-snapshot-runtime" = "true",
+            error, key, parent, "no valid SOCI index found; deferring to container runtime"
+        );
+    }
+
+    /// containerd unpacks the layer, though the image has an index.
+    pub(crate) fn deferred_local(&self, error: &str) {
+        let Self { key, parent } = self;
+        warn!(
+            "defer-snapshot-runtime" = "true",
+            error, key, parent, "failed to prepare local snapshot; deferring to container runtime"
+        );
+    }
 }

@@ -16,6 +16,8 @@ use redb::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::store::LayerKey;
+
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
 const CHILDREN: TableDefinition<'_, (u64, u64), &str> = TableDefinition::new("children");
 const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
@@ -72,10 +74,43 @@ pub struct Usage {
 /// A snapshot whose `fs` is a mount of a layer in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerUse {
-    /// Digest of the layer.
-    pub digest: String,
+    /// The layer as the store knows it.
+    #[serde(flatten, with = "layer_key")]
+    pub layer: LayerKey,
     /// Which `meta` image of the layer is mounted.
     pub patch: String,
+}
+
+mod layer_key {
+    //! How a layer's key is written in a record.
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use soci_oci::digest::Digest;
+
+    use crate::store::LayerKey;
+
+    #[derive(Serialize, Deserialize)]
+    struct Written {
+        digest: Digest,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ztoc: Option<Digest>,
+    }
+
+    pub(super) fn serialize<S: Serializer>(key: &LayerKey, to: S) -> Result<S::Ok, S::Error> {
+        Written {
+            digest: key.layer,
+            ztoc: key.ztoc,
+        }
+        .serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<LayerKey, D::Error> {
+        let Written { digest, ztoc } = Written::deserialize(from)?;
+        Ok(LayerKey {
+            layer: digest,
+            ztoc,
+        })
+    }
 }
 
 /// One snapshot, without its name.

@@ -13,10 +13,11 @@ use soci_snapshotter::cpu::Cpu;
 use soci_snapshotter::grpc;
 use soci_snapshotter::grpc::proto::containerd::services::snapshots::v1 as api;
 use soci_snapshotter::grpc::proto::containerd::types::Mount;
-use soci_snapshotter::snapshots::{Options, Snapshotter};
+use soci_snapshotter::mount::thread::MountThread;
+use soci_snapshotter::snapshots::{Options, Parts, Snapshotter};
 use tempfile::TempDir;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -35,13 +36,7 @@ pub(crate) fn labels(of: &[(&str, &str)]) -> Labels {
 pub(crate) struct Server {
     pub(crate) client: Client,
     pub(crate) root: TempDir,
-    serving: JoinHandle<()>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.serving.abort();
-    }
+    serving: JoinSet<()>,
 }
 
 impl Server {
@@ -52,14 +47,23 @@ impl Server {
     /// A server on a root that may have been used before.
     pub(crate) async fn start_on(root: TempDir) -> Self {
         let cpu = Cpu::new(NonZeroUsize::MIN).unwrap();
-        let snapshotter = Snapshotter::open(root.path(), cpu, Options::default()).unwrap();
+        let mounts = MountThread::start().unwrap();
+        let parts = Parts {
+            cpu,
+            mounts,
+            images: None,
+        };
+        let at = root.path().canonicalize().unwrap();
+        let snapshotter = Snapshotter::open(&at, parts, Options::default()).unwrap();
         let path = root.path().join("s.sock");
         drop(std::fs::remove_file(&path));
         let connections = UnixListenerStream::new(UnixListener::bind(&path).unwrap());
         let serving = tonic::transport::Server::builder()
             .add_service(grpc::server(snapshotter))
             .serve_with_incoming(connections);
-        let serving = tokio::spawn(async move { serving.await.unwrap() });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { serving.await.unwrap() });
+        let serving = tasks;
         let connect = tower::service(path);
         let endpoint = Endpoint::from_static("http://socket");
         let channel = endpoint.connect_with_connector(connect).await.unwrap();
@@ -73,12 +77,9 @@ impl Server {
 
     /// Ends the server and gives back its root.
     pub(crate) async fn stop(mut self) -> TempDir {
-        self.serving.abort();
         // Until its parts are gone: the records are locked by whoever has them.
-        while !self.serving.is_finished() {
-            tokio::task::yield_now().await;
-        }
-        std::mem::replace(&mut self.root, TempDir::new().unwrap())
+        self.serving.shutdown().await;
+        self.root
     }
 
     pub(crate) fn directories(&self) -> PathBuf {

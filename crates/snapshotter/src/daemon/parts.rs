@@ -1,0 +1,281 @@
+//! The parts of the daemon, made from the configuration in the order in which they stand on each other.
+
+use std::fs::{self, DirBuilder};
+use std::num::NonZeroUsize;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use anyhow::Context;
+use soci_oci::credentials::DockerConfig;
+use soci_oci::registry::retry::RetryPolicy;
+use soci_oci::registry::{self, Hosts, Mirror, Registry};
+use soci_oci::store::layout::Layout;
+use tokio::runtime::Handle;
+use tracing::{error, info, warn};
+
+use crate::config::{Blob, Config, ContentStoreKind, Http, Resolver};
+use crate::cpu::Cpu;
+use crate::device::{self, Device};
+use crate::fetch::{self, Scheduler};
+use crate::image::{self, Content, Images, Modes, Mounts};
+use crate::layer::{self, Layers, drop_scratch};
+use crate::mount::thread::MountThread;
+use crate::mount::{self, Choice, Mounter};
+use crate::snapshots::{self, Snapshotter};
+use crate::store::LayerStore;
+use crate::sync::Arc;
+
+/// Threads of the node's device. They never wait; two keep a core busy while the other takes the next request.
+const DEVICE_THREADS: usize = 2;
+/// Folder of the node's device below the root.
+const DEVICE: &str = "device";
+
+/// The running parts.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    pub(super) snapshotter: Snapshotter,
+    images: Option<Images>,
+    device: Option<Arc<Device>>,
+}
+
+impl Daemon {
+    /// Starts all parts on `root`.
+    pub(super) async fn start(root: &Path, config: &Config) -> anyhow::Result<Self> {
+        let root = root_of(root)?;
+        let cores = available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let cpu = Cpu::with_idle(cores, drop_scratch).context("cannot start the pool")?;
+        let thread = MountThread::start().context("cannot start the mounting thread")?;
+        let detached = mount::detach_all_under(&thread, &root).await;
+        let detached = detached.context("cannot detach the mounts of an earlier process")?;
+        if !detached.is_empty() {
+            info!(
+                count = detached.len(),
+                "detached the mounts of an earlier process"
+            );
+        }
+        let (mounter, device) = way(&root, &thread).await;
+        let images = match (mounter, &device) {
+            (Some(mounter), Some(device)) => {
+                let mounts = Mounts::new(mounter, Arc::clone(device));
+                Some(images(&root, config, &cpu, mounts)?)
+            }
+            _ => None,
+        };
+        let options = snapshots::Options {
+            userxattr: snapshots::needs_userxattr(),
+            skip_support_check: config.service.skip_check_snapshotter_supported,
+            min_layer_size: u64::try_from(config.snapshotter.min_layer_size).unwrap_or(0),
+        };
+        let parts = snapshots::Parts {
+            cpu,
+            mounts: thread,
+            images: images.clone(),
+        };
+        let snapshotter = Snapshotter::open(&root, parts, options)?;
+        Ok(Self {
+            snapshotter,
+            images,
+            device,
+        })
+    }
+
+    /// Takes all layers and the device away.
+    pub(super) async fn unmount(&self) -> anyhow::Result<()> {
+        self.snapshotter.unmount_all().await?;
+        if let Some(device) = &self.device {
+            device.stop();
+        }
+        Ok(())
+    }
+
+    /// Makes what has arrived durable.
+    pub(super) async fn sync(&self) {
+        if let Some(images) = &self.images {
+            images.sync().await;
+        }
+    }
+}
+
+/// The root as the kernel's table of mounts shows it.
+fn root_of(root: &Path) -> anyhow::Result<PathBuf> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(root);
+    made.and_then(|()| fs::canonicalize(root))
+        .with_context(|| format!("cannot use the root directory {}", root.display()))
+}
+
+/// How this machine takes layers, with the device for it; said once, loudly where it cannot.
+async fn way(root: &Path, thread: &MountThread) -> (Option<Arc<dyn Mounter>>, Option<Arc<Device>>) {
+    let device = match Device::start(&root.join(DEVICE), DEVICE_THREADS) {
+        Ok(device) => device,
+        Err(error) => {
+            let reason = format!("{:#}", anyhow::Error::new(error));
+            unable(&reason);
+            return (None, None);
+        }
+    };
+    match mount::choose(root, &device, thread).await {
+        Choice::Way { mounter, reason } => {
+            info!(
+                way = mounter.way().to_string(),
+                reason, "layers are mounted"
+            );
+            (Some(mounter), Some(device))
+        }
+        Choice::None { reason } => {
+            unable(&reason);
+            device.stop();
+            (None, None)
+        }
+    }
+}
+
+fn unable(reason: &str) {
+    error!(
+        reason,
+        "this machine cannot mount layers: every layer is left to containerd"
+    );
+}
+
+fn images(root: &Path, config: &Config, cpu: &Arc<Cpu>, mounts: Mounts) -> anyhow::Result<Images> {
+    let options = registry_options(config);
+    let credentials = Arc::new(DockerConfig::from_env());
+    let registry = Registry::new(options, credentials)?;
+    let runtime = Handle::current();
+    let scheduler = Scheduler::start(
+        fetch::Options {
+            read_budget: read_budget(&config.blob),
+            ..fetch::Options::default()
+        },
+        &runtime,
+    );
+    let store = LayerStore::open(root, None).context("cannot open the layer store")?;
+    let retries = u32::try_from(config.blob.max_span_verification_retries).unwrap_or(u32::MAX);
+    let options = layer::Options {
+        trust_headers: config.service.disable_verification,
+        // Damage on the way happens once; it is never worth an error.
+        span_fetches: retries.saturating_add(1).max(2),
+        ..layer::Options::default()
+    };
+    let layers = Layers::new(
+        Arc::new(store),
+        Arc::clone(cpu),
+        scheduler,
+        options,
+        &runtime,
+    );
+    if config.content_store.kind() == ContentStoreKind::Containerd {
+        warn!("indexes are read from containerd, but what is fetched is kept in the own folder");
+    }
+    let own = Layout::create(root.join("content")).context("cannot open the content folder")?;
+    let containerd = config.content_store.containerd_address.clone().into();
+    let content = Content::new(own, registry.clone(), containerd);
+    let cpu = Arc::clone(cpu);
+    let parts = image::Parts {
+        layers,
+        mounts,
+        content,
+        registry,
+        cpu,
+    };
+    if config.background_fetch.disable {
+        info!("background fetch is disabled");
+    } else {
+        info!("constructing background fetcher");
+    }
+    Ok(Images::new(parts, image_options(config)))
+}
+
+fn image_options(config: &Config) -> image::Options {
+    image::Options {
+        modes: Modes {
+            v1: config.pull_modes.v1(),
+            v2: config.pull_modes.v2(),
+        },
+        // A negative time is over at once.
+        patience: seconds(config.service.mount_timeout_sec),
+        // Negative: no limit.
+        ahead: usize::try_from(config.service.max_concurrency).unwrap_or(usize::MAX),
+        background: !config.background_fetch.disable,
+        user_namespace: snapshots::needs_userxattr(),
+    }
+}
+
+/// The read budget, kept below half of the time after which the kernel aborts the whole device for one request.
+fn read_budget(blob: &Blob) -> Duration {
+    let wanted = seconds(blob.read_budget_sec);
+    let Some(limit) = device::request_timeout().map(|limit| limit / 2) else {
+        return wanted;
+    };
+    if wanted >= limit {
+        let (wanted, limit) = (wanted.as_secs(), limit.as_secs());
+        warn!(
+            wanted,
+            limit, "read_budget_sec is more than half of the kernel's request timeout"
+        );
+    }
+    // Strictly below, so that the answer comes first.
+    wanted.min(limit.saturating_sub(Duration::from_secs(1)))
+}
+
+fn registry_options(config: &Config) -> registry::Options {
+    let Http {
+        dial_timeout_msec,
+        response_header_timeout_msec,
+        ..
+    } = config.http;
+    let defaults = registry::Options::default();
+    registry::Options {
+        connect_timeout: millis(dial_timeout_msec),
+        head_timeout: millis(response_header_timeout_msec),
+        // These keys limit whole bodies in the reference, which large layers outlast. Here they limit silence, and
+        // never lengthen it.
+        idle_timeout: defaults
+            .idle_timeout
+            .min(seconds(config.blob.fetching_timeout_sec)),
+        retry: retry(
+            config.http.max_retries,
+            config.http.min_wait_msec,
+            config.http.max_wait_msec,
+        ),
+        blob_retry: retry(
+            config.blob.max_retries,
+            config.blob.min_wait_msec,
+            config.blob.max_wait_msec,
+        ),
+        hosts: hosts(&config.resolver),
+        ..defaults
+    }
+}
+
+fn retry(retries: i64, first_wait: i64, longest_wait: i64) -> RetryPolicy {
+    RetryPolicy {
+        max_retries: u32::try_from(retries).unwrap_or(0),
+        min_wait: millis(first_wait),
+        max_wait: millis(longest_wait),
+    }
+}
+
+fn hosts(resolver: &Resolver) -> Hosts {
+    let mirrors = resolver.host.iter().map(|(registry, host)| {
+        let mirrors = host.mirrors.iter().map(|mirror| Mirror {
+            host: mirror.host.clone(),
+            insecure: mirror.insecure,
+            timeout: (mirror.request_timeout_sec > 0).then(|| seconds(mirror.request_timeout_sec)),
+        });
+        (registry.clone(), mirrors.collect())
+    });
+    Hosts {
+        mirrors: mirrors.collect(),
+        ..Hosts::default()
+    }
+}
+
+fn seconds(count: i64) -> Duration {
+    Duration::from_secs(u64::try_from(count).unwrap_or(0))
+}
+
+fn millis(count: i64) -> Duration {
+    Duration::from_millis(u64::try_from(count).unwrap_or(0))
+}

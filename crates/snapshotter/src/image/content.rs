@@ -1,0 +1,244 @@
+//! Where documents and zTOCs of images come from: our own folder, containerd, the registry, in this order.
+//!
+//! What the registry sent is kept in our own folder, byte for byte, so that a restart needs nobody. containerd
+//! is only read: it has the manifest and the configuration already when it asks for a layer. It is never
+//! waited for longer than a moment, and not being there is no error.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use soci_oci::descriptor::Descriptor;
+use soci_oci::digest::Digest;
+use soci_oci::fetch::FetchError;
+use soci_oci::manifest::MAX_DOCUMENT_BYTES;
+use soci_oci::reference::ImageRef;
+use soci_oci::registry::{Registry, RegistryError};
+use soci_oci::store::containerd::Containerd;
+use soci_oci::store::layout::Layout;
+use soci_oci::store::{Content as Given, ContentStore, StoreError};
+use tokio::io::AsyncWriteExt;
+use tracing::debug;
+
+use crate::sync::Mutex;
+
+/// How long a connection to containerd may take.
+const CONTAINERD_PATIENCE: Duration = Duration::from_secs(2);
+/// After a failed connection containerd is left alone for this long.
+const CONTAINERD_PAUSE: Duration = Duration::from_secs(30);
+
+/// Why a document or zTOC is not there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ContentError {
+    /// The registry did not give it.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The bytes broke off.
+    #[error("fetching {digest}")]
+    Fetch {
+        /// The blob.
+        digest: Digest,
+        /// Why.
+        #[source]
+        source: FetchError,
+    },
+    /// Larger than anything honest.
+    #[error("{digest} is {size} bytes, more than {limit}")]
+    TooLarge {
+        /// The blob.
+        digest: Digest,
+        /// Its size by its descriptor.
+        size: u64,
+        /// The most that is taken.
+        limit: u64,
+    },
+    /// Our own folder refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A temporary file refused.
+    #[error("writing {digest}")]
+    Io {
+        /// The blob.
+        digest: Digest,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ContentError {
+    /// Whether the thing does not exist, or is not what it should be: asking again soon is of no use.
+    pub(crate) fn is_final(&self) -> bool {
+        match self {
+            Self::Registry(error) => matches!(
+                error,
+                RegistryError::NotFound { .. }
+                    | RegistryError::TooLarge { .. }
+                    | RegistryError::WrongBytes { .. }
+                    | RegistryError::Host(_)
+            ),
+            Self::TooLarge { .. } => true,
+            Self::Fetch { .. } | Self::Store(_) | Self::Io { .. } => false,
+        }
+    }
+}
+
+/// Which image is spoken of, and in which of containerd's namespaces.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) image: &'a ImageRef,
+}
+
+/// The kinds of document; registries keep them at different addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Document {
+    /// Image manifest or SOCI index.
+    Manifest,
+    /// Image configuration.
+    Config,
+}
+
+/// The sources of documents and zTOCs.
+#[derive(Debug)]
+pub struct Content {
+    own: Layout,
+    registry: Registry,
+    containerd: PathBuf,
+    connections: Mutex<Connections>,
+}
+
+#[derive(Debug, Default)]
+struct Connections {
+    by_namespace: HashMap<String, Containerd>,
+    failed: Option<Instant>,
+}
+
+impl Content {
+    /// Sources over `own`, containerd at its socket, and registries.
+    pub fn new(own: Layout, registry: Registry, containerd: PathBuf) -> Self {
+        Self {
+            own,
+            registry,
+            containerd,
+            connections: Mutex::default(),
+        }
+    }
+
+    /// A document by its descriptor; its size there may be unknown (0).
+    pub(crate) async fn document(
+        &self,
+        place: Place<'_>,
+        what: Document,
+        wanted: &Descriptor,
+    ) -> Result<Bytes, ContentError> {
+        let digest = &wanted.digest;
+        match self.own.read(digest, MAX_DOCUMENT_BYTES).await {
+            Ok(bytes) => return Ok(bytes),
+            Err(error) if error.is_not_found() => {}
+            Err(error) => debug!(digest = %digest, error = %error, "own copy cannot be used"),
+        }
+        if let Some(containerd) = self.containerd(place.namespace).await {
+            match containerd.read(digest, MAX_DOCUMENT_BYTES).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => debug!(digest = %digest, error = %error, "not taken from containerd"),
+            }
+        }
+        let bytes = match what {
+            Document::Manifest => self.registry.manifest(place.image, digest).await?.bytes,
+            Document::Config => {
+                self.registry
+                    .blob_bytes(place.image, wanted, MAX_DOCUMENT_BYTES)
+                    .await?
+            }
+        };
+        let sized = Descriptor::new(wanted.media_type.clone(), *digest, bytes.len() as u64);
+        self.own.put(&sized, Given::Bytes(bytes.clone())).await?;
+        Ok(bytes)
+    }
+
+    /// A blob as a file of our own folder, fetched if it is not there. It never lies in memory as a whole.
+    pub(crate) async fn file(
+        &self,
+        place: Place<'_>,
+        wanted: &Descriptor,
+        limit: u64,
+    ) -> Result<PathBuf, ContentError> {
+        let Descriptor { digest, size, .. } = wanted;
+        let (digest, size) = (*digest, *size);
+        if size > limit {
+            return Err(ContentError::TooLarge {
+                digest,
+                size,
+                limit,
+            });
+        }
+        if self.own.size(&digest).await? != Some(size) {
+            let file = self.fetch(place, wanted).await?;
+            // Digest and size are checked here.
+            self.own.put(wanted, Given::File(file)).await?;
+        }
+        Ok(self.own.blob_path(&digest))
+    }
+
+    async fn fetch(
+        &self,
+        place: Place<'_>,
+        wanted: &Descriptor,
+    ) -> Result<std::fs::File, ContentError> {
+        let digest = wanted.digest;
+        let io = |source| ContentError::Io { digest, source };
+        let fetch = |source| ContentError::Fetch { digest, source };
+        let file = tempfile::tempfile_in(self.own.root()).map_err(io)?;
+        let mut file = tokio::fs::File::from_std(file);
+        if wanted.size > 0 {
+            let fetcher = self.registry.blob(place.image, wanted)?;
+            let mut body = fetcher.fetch(0..wanted.size).await.map_err(fetch)?;
+            while let Some(chunk) = body.next().await.map_err(fetch)? {
+                file.write_all(&chunk).await.map_err(io)?;
+            }
+        }
+        file.flush().await.map_err(io)?;
+        Ok(file.into_std().await)
+    }
+
+    /// containerd's content store, if it can be had without waiting.
+    async fn containerd(&self, namespace: &str) -> Option<Containerd> {
+        {
+            let known = self.connections.lock();
+            if let Some(store) = known.by_namespace.get(namespace) {
+                return Some(store.clone());
+            }
+            if known
+                .failed
+                .is_some_and(|at| at.elapsed() < CONTAINERD_PAUSE)
+            {
+                return None;
+            }
+        }
+        let address = self.containerd.to_string_lossy();
+        let connected = if self.containerd.exists() {
+            Containerd::connect(&address, namespace, Some(CONTAINERD_PATIENCE))
+                .await
+                .ok()
+        } else {
+            None
+        };
+        let mut known = self.connections.lock();
+        match connected {
+            Some(store) => {
+                known
+                    .by_namespace
+                    .insert(namespace.to_owned(), store.clone());
+                Some(store)
+            }
+            None => {
+                debug!(address = %address, "containerd is not reachable");
+                known.failed = Some(Instant::now());
+                None
+            }
+        }
+    }
+}

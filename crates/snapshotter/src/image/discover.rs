@@ -1,0 +1,139 @@
+//! Which index an image has.
+//!
+//! In this order: the digest that the user gave; the one that the image's manifest names (version 2). An image
+//! without an index is an answer, not an error, and is remembered for a while; a registry that cannot be
+//! reached is an error, and is not.
+
+use std::collections::BTreeMap;
+
+use soci_index::{How, SociIndex, discover};
+use soci_oci::descriptor::Descriptor;
+use soci_oci::digest::Digest;
+use soci_oci::manifest::Manifest;
+use soci_oci::media_type;
+use tracing::{debug, info};
+
+use super::ImageName;
+use super::content::{Content, ContentError, Document};
+use super::verdict::Subject;
+
+/// Where an index may be looked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Modes {
+    /// Among what refers to the image.
+    pub v1: bool,
+    /// In the image's manifest.
+    pub v2: bool,
+}
+
+/// What is known about the index of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Discovery {
+    /// It has one.
+    Found(Index),
+    /// It has none that may be used, for this reason.
+    None(String),
+}
+
+/// The index of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Index {
+    /// Its digest.
+    pub(crate) digest: Digest,
+    /// How it was found, in words.
+    pub(crate) found: &'static str,
+    /// The zTOCs, by the digest of their layer.
+    pub(crate) ztocs: BTreeMap<Digest, Descriptor>,
+}
+
+/// Finds and reads the index of an image.
+pub(crate) async fn discover(
+    image: &ImageName,
+    manifest: &Manifest,
+    content: &Content,
+    modes: Modes,
+    subject: &Subject,
+    mountpoint: &str,
+) -> Result<Discovery, ContentError> {
+    let (digest, found) = match find(image, manifest, modes) {
+        Ok(found) => found,
+        Err(why) => return Ok(Discovery::None(why)),
+    };
+    let (key, parent) = (&subject.key, &subject.parent);
+    info!(
+        digest = digest.to_string(),
+        key, parent, mountpoint, "fetching SOCI artifacts using index descriptor"
+    );
+    let wanted = Descriptor::new(media_type::OCI_MANIFEST, digest, 0);
+    let bytes = match content
+        .document(image.place(), Document::Manifest, &wanted)
+        .await
+    {
+        Ok(bytes) => bytes,
+        Err(error) if error.is_final() => return Ok(Discovery::None(explain(&error))),
+        Err(error) => return Err(error),
+    };
+    let index = match SociIndex::parse(&bytes) {
+        Ok(index) => index,
+        Err(error) => {
+            return Ok(Discovery::None(format!(
+                "index {digest}: {}",
+                explain(&error)
+            )));
+        }
+    };
+    let ztocs = index
+        .ztocs()
+        .map(|pair| (pair.layer, pair.ztoc.clone()))
+        .collect();
+    Ok(Discovery::Found(Index {
+        digest,
+        found,
+        ztocs,
+    }))
+}
+
+/// The index's digest and how it was found, or why there is none.
+fn find(
+    image: &ImageName,
+    manifest: &Manifest,
+    modes: Modes,
+) -> Result<(Digest, &'static str), String> {
+    if let Some(digest) = image.index {
+        debug!(
+            digest = digest.to_string(),
+            "using provided soci index digest"
+        );
+        return Ok((digest, "given by the client"));
+    }
+    if !modes.v1 && !modes.v2 {
+        return Err("all lazy pull modes are disabled".to_owned());
+    }
+    if !modes.v2 {
+        info!("soci v2 is disabled");
+    } else if let discover::Discovery::Found(digest, How::Annotation | How::Stated) =
+        discover::annotated(manifest).map_err(|error| explain(&error))?
+    {
+        debug!(
+            digest = digest.to_string(),
+            "using soci v2 index annotation"
+        );
+        return Ok((digest, "named by the manifest"));
+    }
+    if !modes.v1 {
+        debug!("soci v1 is disabled");
+    }
+    Err("no valid SOCI index found: the manifest names none".to_owned())
+}
+
+/// An error with its causes.
+pub(crate) fn explain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

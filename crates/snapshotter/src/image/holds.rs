@@ -1,0 +1,142 @@
+//! Who works with a layer while no record says so: from the moment that a request begins until its snapshot is
+//! committed. Removal marks a layer first and reads the records then, so that what was committed before is
+//! found there, and what begins after waits.
+
+use std::collections::HashMap;
+
+use soci_oci::digest::Digest;
+use tokio::sync::Notify;
+
+use crate::sync::{Arc, Mutex};
+
+/// State of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// So many requests work with it.
+    Held(usize),
+    /// It is looked at for removal.
+    Removing,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    layers: Mutex<HashMap<Digest, State>>,
+    changed: Notify,
+}
+
+/// The layers that somebody works with.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Holds(Arc<Shared>);
+
+/// A layer that stays while this lives.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    layer: Digest,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut layers = self.shared.layers.lock();
+        if let Some(State::Held(count)) = layers.get_mut(&self.layer) {
+            *count -= 1;
+            if *count == 0 {
+                layers.remove(&self.layer);
+            }
+        }
+    }
+}
+
+/// Layers that nobody works with and nobody begins to work with while this lives.
+#[derive(Debug)]
+pub(crate) struct Removing {
+    layers: Vec<Digest>,
+    shared: Arc<Shared>,
+}
+
+impl Removing {
+    pub(crate) fn layers(&self) -> &[Digest] {
+        &self.layers
+    }
+}
+
+impl Drop for Removing {
+    fn drop(&mut self) {
+        let mut layers = self.shared.layers.lock();
+        for layer in &self.layers {
+            layers.remove(layer);
+        }
+        drop(layers);
+        self.shared.changed.notify_waiters();
+    }
+}
+
+impl Holds {
+    /// Keeps a layer from being removed. Waits while it is looked at for removal.
+    pub(crate) async fn hold(&self, layer: Digest) -> Hold {
+        loop {
+            let changed = self.0.changed.notified();
+            tokio::pin!(changed);
+            // Registered before the look, so that no notice is missed.
+            changed.as_mut().enable();
+            if let Some(hold) = self.try_hold(layer) {
+                return hold;
+            }
+            changed.await;
+        }
+    }
+
+    fn try_hold(&self, layer: Digest) -> Option<Hold> {
+        match self.0.layers.lock().entry(layer).or_insert(State::Held(0)) {
+            State::Held(count) => *count += 1,
+            State::Removing => return None,
+        }
+        Some(Hold {
+            layer,
+            shared: Arc::clone(&self.0),
+        })
+    }
+
+    /// Marks those of `candidates` that nobody works with.
+    pub(crate) fn begin_removal(&self, candidates: impl IntoIterator<Item = Digest>) -> Removing {
+        let mut layers = self.0.layers.lock();
+        let mut free = Vec::new();
+        for layer in candidates {
+            if let std::collections::hash_map::Entry::Vacant(entry) = layers.entry(layer) {
+                entry.insert(State::Removing);
+                free.push(layer);
+            }
+        }
+        Removing {
+            layers: free,
+            shared: Arc::clone(&self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_held_layer_is_not_removed_and_a_removed_one_is_waited_for() {
+        let holds = Holds::default();
+        let [one, two] = [b"1", b"2"].map(|bytes| Digest::sha256(bytes));
+        let first = holds.hold(one).await;
+        let again = holds.hold(one).await;
+        let removing = holds.begin_removal([one, two, two]);
+        assert_eq!(removing.layers(), [two]);
+        drop(first);
+        drop(again);
+        assert_eq!(holds.begin_removal([one, two]).layers(), [one]);
+        let waiting = holds.hold(two);
+        tokio::pin!(waiting);
+        let soon = tokio::time::timeout(Duration::from_millis(20), &mut waiting).await;
+        assert!(soon.is_err(), "the layer is being removed");
+        drop(removing);
+        drop(waiting.await);
+        assert_eq!(holds.begin_removal([two]).layers(), [two]);
+    }
+}

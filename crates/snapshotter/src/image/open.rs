@@ -1,0 +1,458 @@
+//! From a request to an open layer: the index, the zTOC, or one pass over the blob.
+
+use bytes::Bytes;
+use soci_oci::descriptor::Descriptor;
+use soci_oci::digest::Digest;
+use soci_oci::manifest::{self, ImageConfig, Manifest};
+use soci_oci::media_type::{self, LayerCompression};
+use soci_oci::reference::ImageRef;
+use soci_oci::registry::Registry;
+use soci_ztoc::{Compression, MAX_ZTOC_SIZE};
+use tracing::{debug, info};
+
+use super::content::Document;
+use super::discover::{Index, discover};
+use super::verdict::{Verdict, Way};
+use super::{Arc, ContentError, Discovery, Image, ImageName, Images, Request, explain};
+use crate::fetch::Source;
+use crate::layer::{Layer, Lazy, OpenError, Whole};
+use crate::snapshots::plan::{self, After, Found};
+use crate::store::StoreError;
+use crate::store::sealed::Mapped;
+use crate::store::sources::Origin;
+
+/// First bytes of a zstd frame.
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// An open layer, and how it was got.
+pub(super) struct Opened {
+    pub(super) layer: Arc<Layer>,
+    pub(super) verdict: Verdict,
+    /// The image has an index.
+    pub(super) indexed: bool,
+}
+
+/// Why a layer is left to containerd.
+#[derive(Debug)]
+pub(super) struct Left {
+    pub(super) why: String,
+    /// The image has an index.
+    pub(super) indexed: bool,
+}
+
+/// What the image says about the layer.
+struct Asked {
+    found: Found,
+    why: String,
+    index: Option<Index>,
+    ztoc: Option<(Descriptor, std::path::PathBuf)>,
+}
+
+impl Asked {
+    fn unindexed(found: Found, why: String) -> Self {
+        Self {
+            found,
+            why,
+            index: None,
+            ztoc: None,
+        }
+    }
+}
+
+impl Images {
+    /// Opens the layer of a request in the way that the plan says.
+    pub(super) async fn open(&self, image: &Arc<Image>, request: &Request) -> Result<Opened, Left> {
+        if request.small {
+            return self
+                .whole(image, request, None, "smaller than min_layer_size")
+                .await;
+        }
+        let asked = self.ask(image, request).await;
+        match plan::after(asked.found) {
+            After::Defer => {
+                request.subject.not_remote(&asked.why);
+                Err(Left {
+                    why: asked.why,
+                    indexed: false,
+                })
+            }
+            After::Whole => {
+                request.subject.not_remote(&asked.why);
+                self.whole(image, request, asked.index.as_ref(), &asked.why)
+                    .await
+            }
+            After::Lazy => self.lazy(image, request, asked).await,
+        }
+    }
+
+    /// Asks the image about the layer, for as long as a request may wait. What takes longer goes on.
+    async fn ask(&self, image: &Arc<Image>, request: &Request) -> Asked {
+        let (images, image) = (self.clone(), Arc::clone(image));
+        let name = request.image.clone();
+        let (layer, subject) = (request.layer, request.subject.clone());
+        let mountpoint = request.at.display().to_string();
+        let asking = self.0.tasks.spawn(async move {
+            let answer = images
+                .find_index(&image, &name, &subject, &mountpoint)
+                .await;
+            match answer {
+                Ok(Discovery::Found(index)) => images.find_ztoc(&image, &name, layer, index).await,
+                Ok(Discovery::None(why)) => Asked::unindexed(Found::NoIndex, why),
+                Err(error) => {
+                    let why = format!("unable to fetch SOCI artifacts: {}", explain(&error));
+                    Asked::unindexed(Found::Unreachable, why)
+                }
+            }
+        });
+        match tokio::time::timeout(self.0.options.patience, asking).await {
+            Ok(Ok(asked)) => asked,
+            Ok(Err(lost)) => Asked::unindexed(Found::Unreachable, lost.to_string()),
+            Err(_) => {
+                let layer = request.layer;
+                info!(
+                    layer = layer.to_string(),
+                    "timeout waiting for layer to resolve"
+                );
+                let why = format!("timeout waiting for layer {layer} to resolve");
+                Asked::unindexed(Found::Unreachable, why)
+            }
+        }
+    }
+
+    async fn find_index(
+        &self,
+        image: &Image,
+        name: &ImageName,
+        subject: &super::Subject,
+        mountpoint: &str,
+    ) -> Result<Discovery, ContentError> {
+        let modes = self.0.options.modes;
+        let manifest = self.manifest(image, name).await;
+        let content = &self.0.parts.content;
+        let discovery = image.discovery.get_or_try_init(|| async {
+            match manifest {
+                Ok(manifest) => discover(name, manifest, content, modes, subject, mountpoint).await,
+                Err(Unread::Content(error)) if !error.is_final() => Err(error),
+                Err(error) => Ok(Discovery::None(explain(&error))),
+            }
+        });
+        discovery.await.cloned()
+    }
+
+    /// The image's manifest, read once.
+    async fn manifest<'a>(
+        &self,
+        image: &'a Image,
+        name: &ImageName,
+    ) -> Result<&'a Manifest, Unread> {
+        let read = image.manifest.get_or_try_init(|| async {
+            let wanted = Descriptor::new(media_type::OCI_MANIFEST, name.manifest, 0);
+            let content = &self.0.parts.content;
+            let bytes = content
+                .document(name.place(), Document::Manifest, &wanted)
+                .await?;
+            Ok(manifest::parse(&bytes, media_type::OCI_MANIFEST)?)
+        });
+        read.await
+    }
+
+    /// The layer's zTOC as a file; those of the other layers are fetched behind it.
+    async fn find_ztoc(
+        &self,
+        image: &Arc<Image>,
+        name: &ImageName,
+        layer: Digest,
+        index: Index,
+    ) -> Asked {
+        let Some(ztoc) = index.ztocs.get(&layer).cloned() else {
+            info!(
+                layerDigest = layer.to_string(),
+                image = name.text,
+                "skipping mounting layer as FUSE mount: no ztoc for layer"
+            );
+            let why = "no ztoc for layer".to_owned();
+            return Asked {
+                found: Found::NoZtoc,
+                why,
+                index: Some(index),
+                ztoc: None,
+            };
+        };
+        let file = self.ztoc_file(image, name, &ztoc).await;
+        self.fetch_ahead(image, name, &index, layer);
+        match file {
+            Ok(file) => Asked {
+                found: Found::Ztoc,
+                why: format!("index {} {}", index.digest, index.found),
+                index: Some(index),
+                ztoc: Some((ztoc, file)),
+            },
+            Err(error) => {
+                let why = format!("zTOC {}: {}", ztoc.digest, explain(&error));
+                let found = if error.is_final() {
+                    Found::BadZtoc
+                } else {
+                    Found::Unreachable
+                };
+                Asked {
+                    found,
+                    why,
+                    index: Some(index),
+                    ztoc: None,
+                }
+            }
+        }
+    }
+
+    async fn ztoc_file(
+        &self,
+        image: &Image,
+        name: &ImageName,
+        ztoc: &Descriptor,
+    ) -> Result<std::path::PathBuf, ContentError> {
+        let cell = Arc::clone(image.ztocs.lock().entry(ztoc.digest).or_default());
+        let content = &self.0.parts.content;
+        let file = cell.get_or_try_init(|| content.file(name.place(), ztoc, MAX_ZTOC_SIZE));
+        file.await.cloned()
+    }
+
+    /// Fetches the zTOCs of the other layers, so many at once as configured. Failures are left to who needs them.
+    fn fetch_ahead(&self, image: &Arc<Image>, name: &ImageName, index: &Index, but: Digest) {
+        let others: Vec<_> = index
+            .ztocs
+            .iter()
+            .filter(|(layer, _)| **layer != but)
+            .map(|(_, ztoc)| ztoc)
+            .collect();
+        for ztoc in others {
+            if image.ztocs.lock().contains_key(&ztoc.digest) {
+                continue;
+            }
+            let (images, image) = (self.clone(), Arc::clone(image));
+            let (name, ztoc) = (name.clone(), ztoc.clone());
+            let ahead = Arc::clone(&self.0.ahead);
+            image.ztocs.lock().entry(ztoc.digest).or_default();
+            self.0.tasks.spawn(async move {
+                let Ok(_permit) = ahead.acquire().await else {
+                    return;
+                };
+                if let Err(error) = images.ztoc_file(&image, &name, &ztoc).await {
+                    let (digest, error) = (ztoc.digest.to_string(), explain(&error));
+                    debug!(digest, error, "zTOC not fetched ahead");
+                }
+            });
+        }
+    }
+
+    async fn lazy(
+        &self,
+        image: &Arc<Image>,
+        request: &Request,
+        asked: Asked,
+    ) -> Result<Opened, Left> {
+        let Asked {
+            why, index, ztoc, ..
+        } = asked;
+        let left = |why| Left { why, indexed: true };
+        let Some((ztoc, file)) = ztoc else {
+            return Err(left(why));
+        };
+        let (layer, _) = self.layer(image, request).await.map_err(left)?;
+        let registry = &self.0.parts.registry;
+        let source = source_at(registry, &request.image.reference, &layer).map_err(left)?;
+        let bytes = Mapped::open(&file).map_err(|error| left(error.to_string()))?;
+        let lazy = Lazy {
+            layer,
+            ztoc,
+            bytes: Some(Bytes::from_owner(bytes)),
+            origin: origin(&request.image, index.as_ref()),
+            source,
+        };
+        match self.0.parts.layers.open_lazy(lazy).await {
+            Ok(layer) => {
+                let verdict = Verdict {
+                    way: Way::Lazy,
+                    why,
+                };
+                Ok(Opened {
+                    layer,
+                    verdict,
+                    indexed: true,
+                })
+            }
+            Err(error) if is_bad_ztoc(&error) => {
+                let why = explain(&error);
+                request.subject.not_remote(&why);
+                self.whole(image, request, index.as_ref(), &why).await
+            }
+            Err(error) => Err(left(explain(&error))),
+        }
+    }
+
+    /// Fetches a layer in one pass.
+    async fn whole(
+        &self,
+        image: &Arc<Image>,
+        request: &Request,
+        index: Option<&Index>,
+        why: &str,
+    ) -> Result<Opened, Left> {
+        let indexed = index.is_some();
+        let left = |why: String| Left { why, indexed };
+        let mountpoint = request.at.display();
+        info!("preparing snapshot as local snapshot");
+        debug!("preparing local filesystem at mountpoint={mountpoint}");
+        let (layer, position) = self.layer(image, request).await.map_err(left)?;
+        let diff_id = self
+            .diff_id(image, &request.image, position)
+            .await
+            .map_err(left)?;
+        let registry = &self.0.parts.registry;
+        let source = source_at(registry, &request.image.reference, &layer).map_err(left)?;
+        let compression = compression(&layer, &source).await.map_err(left)?;
+        let whole = Whole {
+            layer,
+            diff_id,
+            compression,
+            origin: origin(&request.image, index),
+            sources: vec![source],
+        };
+        let opened = self.0.parts.layers.stream_whole(whole).await;
+        let layer = opened.map_err(|error| left(explain(&error)))?;
+        let verdict = Verdict {
+            way: Way::Whole,
+            why: why.to_owned(),
+        };
+        Ok(Opened {
+            layer,
+            verdict,
+            indexed,
+        })
+    }
+
+    /// The layer as the manifest names it, and its position there.
+    async fn layer(&self, image: &Image, request: &Request) -> Result<(Descriptor, usize), String> {
+        let manifest = self
+            .manifest(image, &request.image)
+            .await
+            .map_err(|error| explain(&error))?;
+        let layers = manifest.layers();
+        let position = layers
+            .iter()
+            .position(|layer| layer.digest == request.layer);
+        let position = position.ok_or_else(|| {
+            format!(
+                "manifest {} does not name the layer",
+                request.image.manifest
+            )
+        })?;
+        Ok((layers[position].clone(), position))
+    }
+
+    /// SHA-256 of the tar of the layer at this position, by the image's configuration.
+    async fn diff_id(
+        &self,
+        image: &Image,
+        name: &ImageName,
+        position: usize,
+    ) -> Result<Digest, String> {
+        let manifest = self
+            .manifest(image, name)
+            .await
+            .map_err(|error| explain(&error))?;
+        let content = &self.0.parts.content;
+        let wanted = &manifest.config;
+        let bytes = content
+            .document(name.place(), Document::Config, wanted)
+            .await;
+        let bytes = bytes.map_err(|error| explain(&error))?;
+        let config: ImageConfig =
+            manifest::parse(&bytes, &wanted.media_type).map_err(|error| explain(&error))?;
+        let diff_ids = &config.rootfs.diff_ids;
+        if diff_ids.len() != manifest.layers().len() {
+            let (layers, ids) = (manifest.layers().len(), diff_ids.len());
+            return Err(format!(
+                "manifest has {layers} layers, configuration {ids} diff-IDs"
+            ));
+        }
+        Ok(diff_ids[position])
+    }
+}
+
+/// Why a manifest cannot be read.
+#[derive(Debug, thiserror::Error)]
+enum Unread {
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    #[error("image manifest")]
+    Document(#[from] manifest::DocumentError),
+}
+
+/// Whether a zTOC is at fault, and the layer may be had without it.
+fn is_bad_ztoc(error: &OpenError) -> bool {
+    matches!(
+        error,
+        OpenError::Store(
+            StoreError::Ztoc { .. }
+                | StoreError::ZtocDigest { .. }
+                | StoreError::Size { .. }
+                | StoreError::Places { .. }
+        )
+    )
+}
+
+fn origin(image: &ImageName, index: Option<&Index>) -> Origin {
+    Origin {
+        reference: image.text.clone(),
+        manifest: image.manifest.to_string(),
+        index: index.map(|index| index.digest.to_string()),
+        found: index
+            .map(|index| index.found.to_owned())
+            .unwrap_or_default(),
+    }
+}
+
+/// The registry as a source of a layer, by the reference as containerd wrote it. Asks nobody.
+pub(super) fn source(
+    registry: &Registry,
+    reference: &str,
+    layer: &Descriptor,
+) -> Result<Source, String> {
+    let reference = ImageRef::from_containerd(reference).map_err(|error| error.to_string())?;
+    source_at(registry, &reference, layer)
+}
+
+fn source_at(registry: &Registry, image: &ImageRef, layer: &Descriptor) -> Result<Source, String> {
+    let fetcher = registry
+        .blob(image, layer)
+        .map_err(|error| explain(&error))?;
+    Ok(Source {
+        name: image.host().into(),
+        fetcher,
+    })
+}
+
+/// How a layer is compressed: by its type where that says so, else by its first bytes, as containerd does it.
+async fn compression(layer: &Descriptor, source: &Source) -> Result<Compression, String> {
+    let unsupported = || format!("media type {}: compression not supported", layer.media_type);
+    match media_type::layer_compression(&layer.media_type) {
+        Ok(LayerCompression::Gzip) => return Ok(Compression::Gzip),
+        Ok(LayerCompression::Uncompressed | LayerCompression::Unknown) => {}
+        _ => return Err(unsupported()),
+    }
+    let length = layer.size.min(ZSTD_MAGIC.len() as u64);
+    if length == 0 {
+        return Ok(Compression::Plain);
+    }
+    let body = source
+        .fetcher
+        .fetch(0..length)
+        .await
+        .map_err(|error| explain(&error))?;
+    let start = body.collect().await.map_err(|error| explain(&error))?;
+    if start.starts_with(&ZSTD_MAGIC) {
+        Err(unsupported())
+    } else {
+        Ok(Compression::sniff(&start))
+    }
+}

@@ -1,0 +1,152 @@
+//! From an open layer to the image that is mounted: its entries and what lies below become a tree, the tree
+//! becomes `meta`.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use soci_erofs::Reader;
+
+use super::Parent;
+use crate::cpu::Lost;
+use crate::layer::{Layer, Layers, OpenError};
+use crate::mount::MountError;
+use crate::snapshots::metadata::Usage;
+use crate::store::sealed::Mapped;
+use crate::sync::Arc;
+use crate::tree::{Below, Lower, LowerError, Patch, Rules, Tree, TreeError};
+
+/// Size of a block of `data`, in bytes.
+const BLOCK: u64 = 4096;
+/// Bytes of an image's identity.
+const UUID: usize = 16;
+
+/// Why a layer cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum ShowError {
+    /// Unpacking it would fail, or its outcome cannot be known.
+    #[error("the layer cannot be unpacked")]
+    Tree(#[from] TreeError),
+    /// What lies below cannot be asked.
+    #[error(transparent)]
+    Lower(#[from] LowerError),
+    /// A layer below cannot be opened.
+    #[error("a layer below")]
+    Below(#[from] OpenError),
+    /// A layer below is not in the store.
+    #[error("a layer below is not in the store")]
+    BelowGone,
+    /// The store cannot be read or written.
+    #[error("the store")]
+    Io(#[from] io::Error),
+    /// The kernel did not take it.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The work was lost: a defect of ours.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+}
+
+/// A layer below, before it is opened.
+pub(super) enum Lying {
+    Image(Arc<Layer>, String),
+    Directory(PathBuf),
+}
+
+/// The layers below, nearest first, from the store and from containerd's directories.
+pub(super) async fn images_below(
+    layers: &Layers,
+    parents: &[Parent],
+) -> Result<Vec<Lying>, ShowError> {
+    let mut below = Vec::with_capacity(parents.len());
+    for parent in parents {
+        below.push(match parent {
+            Parent::Directory(path) => Lying::Directory(path.clone()),
+            Parent::Layer(used) => {
+                let layer = layers.open_present(&used.layer).await?;
+                Lying::Image(layer.ok_or(ShowError::BelowGone)?, used.patch.clone())
+            }
+        });
+    }
+    Ok(below)
+}
+
+/// Makes the image of a layer on these layers, or finds it; its patch and its file. Blocks on the disk.
+pub(super) fn make_meta(
+    layer: &Arc<Layer>,
+    below: &[Lying],
+    user_namespace: bool,
+) -> Result<(String, PathBuf), ShowError> {
+    let rules = Rules {
+        base: below.is_empty(),
+        user_namespace,
+    };
+    let tree = build(layer, &Patch::plain(rules))?;
+    let patch = settle(&tree, below)?;
+    let key = patch.key();
+    if let Some(meta) = layer.meta(&key)? {
+        return Ok((key, meta));
+    }
+    let tree = if patch.is_plain() {
+        tree
+    } else {
+        build(layer, &patch)?
+    };
+    let meta = layer.write_meta(&key, |to| {
+        tree.image().write(to).map(drop).map_err(io::Error::other)
+    })?;
+    Ok((key, meta))
+}
+
+fn build(layer: &Arc<Layer>, patch: &Patch) -> Result<Tree, ShowError> {
+    let entries = layer.entries()?;
+    let places = layer.places();
+    let block_of = |ordinal: usize| {
+        let place = places.data_of(u32::try_from(ordinal).ok()?)?;
+        Some(place / BLOCK)
+    };
+    let mut tree = Tree::build(entries.iter(), layer.data_size() / BLOCK, block_of, patch)?;
+    let mut uuid = [0; UUID];
+    for (to, from) in uuid.iter_mut().zip(layer.digest().as_bytes()) {
+        *to = *from;
+    }
+    tree.set_uuid(uuid);
+    Ok(tree)
+}
+
+/// Asks the layers below about the directories that entries only imply. Without such a question none is opened.
+fn settle(tree: &Tree, below: &[Lying]) -> Result<Patch, ShowError> {
+    if tree.implied().next().is_none() {
+        return tree.settle(|_| Ok(Lower::Absent));
+    }
+    let mut images = Vec::new();
+    for lying in below {
+        if let Lying::Image(layer, patch) = lying {
+            let meta = layer.meta(patch)?.ok_or(ShowError::BelowGone)?;
+            images.push(Mapped::open(&meta)?);
+        }
+    }
+    let mut mapped = images.iter();
+    let mut layers = Vec::with_capacity(below.len());
+    for lying in below {
+        layers.push(match lying {
+            Lying::Directory(path) => Below::Directory(OwnedFd::from(File::open(path)?)),
+            // One was mapped for each.
+            Lying::Image(..) => {
+                let image = mapped.next().ok_or(ShowError::BelowGone)?;
+                Below::Image(Reader::open(image.as_ref()).map_err(LowerError::from)?)
+            }
+        });
+    }
+    tree.settle(|path| Ok(Lower::nearest(&layers, path)?))
+}
+
+/// What a layer that was fetched whole takes: its contents, and an inode for each entry.
+pub(super) fn usage(layer: &Layer) -> Usage {
+    let inodes = layer.places().entries() as u64 + 1;
+    Usage {
+        size: layer.data_size(),
+        inodes,
+    }
+}

@@ -1,0 +1,174 @@
+//! A request for a layer, from its record to its commit under the target.
+
+use std::path::PathBuf;
+
+use tracing::{info, warn};
+
+use super::metadata::{Commit, Info, Kind, Labels, MetadataError};
+use super::{Mount, SnapshotError, Snapshotter, labels};
+use crate::cpu::Lane;
+use crate::image::verdict::{Subject, Way};
+use crate::image::{Attempt, ImageName, Mounted, Request, layer_of};
+
+/// A layer that containerd wants committed under a name.
+#[derive(Debug)]
+pub(super) struct LayerWanted {
+    pub(super) target: String,
+    pub(super) namespace: String,
+    pub(super) subject: Subject,
+    pub(super) labels: Labels,
+    /// Not worth an index.
+    pub(super) small: bool,
+}
+
+impl LayerWanted {
+    fn parent(&self) -> Option<String> {
+        let parent = &self.subject.parent;
+        (!parent.is_empty()).then(|| parent.clone())
+    }
+
+    /// The snapshot as any other: containerd unpacks into it.
+    pub(super) async fn plain(
+        self,
+        snapshotter: &Snapshotter,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        let parent = self.parent();
+        snapshotter
+            .plain(Kind::Active, self.subject.key, parent, self.labels)
+            .await
+    }
+}
+
+impl Snapshotter {
+    /// Mounts a layer and commits it, or leaves it to containerd.
+    pub(super) async fn prepare_layer(
+        &self,
+        wanted: LayerWanted,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        let Some(images) = self.shared.parts.images.clone() else {
+            return wanted.plain(self).await;
+        };
+        let (key, labels) = (wanted.subject.key.clone(), wanted.labels.clone());
+        // Busy until the end, even if the key is removed meanwhile.
+        let (chain, _busy) = self
+            .create(Kind::Active, key, wanted.parent(), labels)
+            .await?;
+        let at = self.shared.directories.fs(chain[0].record.id);
+        let prepared = match self.request(&wanted, &chain, at.clone()) {
+            Ok(request) => match self.ensure(&chain[1..]).await {
+                Ok(()) => images.prepare(request).await,
+                Err(error) => {
+                    self.take_back(&chain).await;
+                    return Err(error);
+                }
+            },
+            Err(why) => {
+                wanted.subject.not_remote(&why);
+                Attempt::Left {
+                    why,
+                    indexed: false,
+                }
+            }
+        };
+        let done = match prepared {
+            Attempt::Mounted(mounted) => {
+                let committed = self.commit_layer(&wanted, &chain, *mounted).await;
+                if committed.as_ref().is_ok_and(|committed| *committed) {
+                    return Err(SnapshotError::TargetExists {
+                        target: wanted.target,
+                    });
+                }
+                if let Err(error) = images.unmount(&at).await {
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        "failed to unmount"
+                    );
+                }
+                committed.and(Err(SnapshotError::TargetExists {
+                    target: wanted.target,
+                }))
+            }
+            Attempt::Left { why, indexed } => {
+                if indexed {
+                    wanted.subject.deferred_local(&why);
+                } else {
+                    wanted.subject.deferred(&why);
+                }
+                self.mounts_of(&chain).await
+            }
+        };
+        if done.is_err() {
+            self.take_back(&chain).await;
+        }
+        done
+    }
+
+    fn request(
+        &self,
+        wanted: &LayerWanted,
+        chain: &[Info],
+        at: PathBuf,
+    ) -> Result<Request, String> {
+        info!("preparing filesystem mount at mountpoint={}", at.display());
+        Ok(Request {
+            image: ImageName::from_labels(&wanted.namespace, &wanted.labels)?,
+            layer: layer_of(&wanted.labels)?,
+            at,
+            parents: self.parents(&chain[1..]),
+            subject: wanted.subject.clone(),
+            small: wanted.small,
+        })
+    }
+
+    /// Commits a mounted layer under its target. False: it was there already, on the same parent.
+    async fn commit_layer(
+        &self,
+        wanted: &LayerWanted,
+        chain: &[Info],
+        mounted: Mounted,
+    ) -> Result<bool, SnapshotError> {
+        let Mounted {
+            layer,
+            verdict,
+            usage,
+            hold,
+        } = mounted;
+        let mut labels = wanted.labels.clone();
+        labels.insert(labels::NAMESPACE.to_owned(), wanted.namespace.clone());
+        if verdict.way == Way::Lazy {
+            labels.insert(labels::REMOTE.to_owned(), labels::REMOTE_VALUE.to_owned());
+        }
+        labels.insert(labels::HAS_INDEX.to_owned(), "true".to_owned());
+        let (key, target) = (wanted.subject.key.clone(), wanted.target.clone());
+        let (id, parent) = (chain[0].record.id, wanted.parent());
+        let committed = self.run(Lane::Now, move |shared| {
+            let commit = || Commit {
+                labels: labels.clone(),
+                parent: None,
+                usage,
+                owner: None,
+                layer: Some(layer.clone()),
+            };
+            match shared.metadata.commit(&key, &target, commit()) {
+                Err(MetadataError::AlreadyExists { .. }) => {}
+                other => return Ok(other.map(|_| true)?),
+            }
+            if shared.metadata.get(&target)?.parent == parent {
+                return Ok(false);
+            }
+            // The name is taken by the same layer on another parent. containerd finds a layer by target label
+            // and parent, whatever its name.
+            shared
+                .metadata
+                .commit(&key, &format!("{target}@{id}"), commit())?;
+            Ok(true)
+        });
+        let committed = committed.await;
+        // The record has it now, or nobody.
+        drop(hold);
+        if matches!(committed, Ok(true)) {
+            wanted.subject.prepared(&verdict);
+        }
+        committed
+    }
+}
