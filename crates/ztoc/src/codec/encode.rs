@@ -299,6 +299,11 @@ mod tests {
 
     /// Writes what was read.
     fn again(ztoc: &Ztoc<'_>) -> Vec<u8> {
+        with_table(ztoc, ztoc.checkpoint_table())
+    }
+
+    /// Writes what was read, with another checkpoint table.
+    fn with_table(ztoc: &Ztoc<'_>, table: &[u8]) -> Vec<u8> {
         let mut toc = Toc::new();
         ztoc.entries().for_each(|entry| toc.push(&entry));
         let spans: SpanMap = ztoc.spans();
@@ -313,12 +318,39 @@ mod tests {
             compression: Some(ztoc.compression()),
             kind_word: FileKind::as_str,
         };
-        let table = ztoc.checkpoint_table();
         let mut bytes = Vec::new();
         parts
             .encode(&mut bytes, table.len() as u64, |out| out.write_all(table))
             .unwrap();
         bytes
+    }
+
+    /// Old zTOCs leave out the first checkpoint; they stay as they are.
+    #[test]
+    fn tables_of_version_1_are_kept() {
+        let layers = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/layers");
+        let layer = std::fs::read(format!("{layers}/t-sync.gz")).unwrap();
+        let options = BuildOptions {
+            span_size: 65_536,
+            ..BuildOptions::default()
+        };
+        let mut built = Builder::new(options)
+            .build(&layer[..], Compression::Gzip)
+            .unwrap();
+        let mut bytes = Vec::new();
+        built.encode(&mut bytes).unwrap();
+        let new = Ztoc::parse(&bytes).unwrap();
+        let table = new.checkpoint_table();
+        let (header, first_record) = (12, 12 + 32_785);
+        let old = [&table[..header], &table[first_record..]].concat();
+        let old_bytes = with_table(&new, &old);
+        let ztoc = Ztoc::parse(&old_bytes).unwrap();
+        assert!(ztoc.checkpoint_table() == old);
+        assert!(again(&ztoc) == old_bytes);
+        for id in new.spans().ids() {
+            assert_eq!(ztoc.spans().compressed(id), new.spans().compressed(id));
+            assert_eq!(ztoc.spans().uncompressed(id), new.spans().uncompressed(id));
+        }
     }
 
     #[test]
