@@ -139,8 +139,8 @@ impl RangeBody {
         self.received
     }
 
-    /// The next chunk, never empty; `None` after the last byte of the range. After an error the body is over and stays
-    /// `None`-free: every further call repeats that the range is short.
+    /// The next chunk, never empty; `None` after the last byte of the range. After an error the body is over: every
+    /// further call says that the range is short.
     pub async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
         let left = self.range.len() - self.received;
         if left == 0 {

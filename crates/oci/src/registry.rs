@@ -241,10 +241,8 @@ impl Registry {
             (Some(found), Some(digest)) if found.digest == *digest => Ok(found),
             _ => {
                 let manifest = self.get_manifest(image, &object).await?;
-                Ok(Descriptor::of(manifest.media_type, &manifest.bytes)).map(|mut found| {
-                    found.digest = manifest.digest;
-                    found
-                })
+                let size = manifest.bytes.len() as u64;
+                Ok(Descriptor::new(manifest.media_type, manifest.digest, size))
             }
         }
     }

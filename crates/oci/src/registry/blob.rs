@@ -11,7 +11,7 @@
 use std::{
     fmt,
     ops::Range,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -157,22 +157,25 @@ impl Inner {
     /// One host: at the storage address of last time, and if that fails, from its own address on.
     async fn ask(&self, source: &Source, range: ByteRange) -> Result<Open, FetchError> {
         if let Some(kept) = source.location() {
-            match self.ask_at(source, kept, range).await {
+            let error = match self.ask_at(source, kept.clone(), range).await {
                 Ok((_, open)) => return Ok(open),
-                Err(
-                    busy @ FetchError::Status {
-                        status: 429 | 503, ..
-                    },
-                ) => return Err(busy),
-                Err(error) => {
-                    tracing::info!(%error, digest = %self.digest, "Refreshing URL and retrying...");
-                    source.set_location(None);
-                }
+                Err(error) => error,
+            };
+            match &error {
+                FetchError::Status {
+                    status: 429 | 503, ..
+                } => return Err(error),
+                FetchError::Status { status, .. } => tracing::info!(
+                    digest = %self.digest,
+                    "Received status code: {status}. Refreshing URL and retrying..."
+                ),
+                error => tracing::debug!(%error, digest = %self.digest, "kept address given up"),
             }
+            source.forget(&kept);
         }
         let own = source.endpoint.url(&format!("blobs/{}", self.digest));
         let (found, open) = self.ask_at(source, own.clone(), range).await?;
-        source.set_location((found != own).then_some(found));
+        source.keep((found != own).then_some(found));
         Ok(open)
     }
 
@@ -186,9 +189,34 @@ impl Inner {
         call.headers = range_headers(range);
         let (url, answer) = source.endpoint.follow(call, &self.scope).await?;
         let shown = RedactedUrl::from(&url);
+        let endpoint = Arc::clone(&source.endpoint);
         match answer.status().as_u16() {
-            206 => Ok((url, Open::part(answer, shown, range, self.size)?)),
-            200 => Ok((url, Open::whole(answer, shown, range, self.size)?)),
+            206 => {
+                let left = given_by_part(&answer, &shown, range, self.size)?;
+                Ok((
+                    url,
+                    Open {
+                        answer,
+                        url: shown,
+                        endpoint,
+                        skip: 0,
+                        left,
+                    },
+                ))
+            }
+            200 => {
+                let skip = skipped_of_whole(&answer, &shown, range, self.size)?;
+                Ok((
+                    url,
+                    Open {
+                        answer,
+                        url: shown,
+                        endpoint,
+                        skip,
+                        left: range.len(),
+                    },
+                ))
+            }
             400 => Err(expired_token(shown, answer).await),
             _ => Err(refused(shown, answer).await),
         }
@@ -196,15 +224,24 @@ impl Inner {
 }
 
 impl Source {
-    fn location(&self) -> Option<Url> {
-        self.location
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    fn kept(&self) -> MutexGuard<'_, Option<Url>> {
+        self.location.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_location(&self, url: Option<Url>) {
-        *self.location.lock().unwrap_or_else(PoisonError::into_inner) = url;
+    fn location(&self) -> Option<Url> {
+        self.kept().clone()
+    }
+
+    fn keep(&self, url: Option<Url>) {
+        *self.kept() = url;
+    }
+
+    /// Forgets this address, but not one that another reader has found meanwhile.
+    fn forget(&self, url: &Url) {
+        let mut kept = self.kept();
+        if kept.as_ref() == Some(url) {
+            *kept = None;
+        }
     }
 }
 
@@ -236,10 +273,57 @@ async fn expired_token(url: RedactedUrl, answer: Response) -> FetchError {
     }
 }
 
+/// How many bytes of the range a 206 gives, if it is an answer to it at all.
+fn given_by_part(
+    answer: &Response,
+    url: &RedactedUrl,
+    asked: ByteRange,
+    size: u64,
+) -> Result<u64, FetchError> {
+    let value = answer.headers().get(CONTENT_RANGE);
+    let value = value.and_then(|value| value.to_str().ok());
+    let given = value.and_then(ContentRange::parse);
+    given
+        .and_then(|given| given.answers(asked, size))
+        .ok_or_else(|| {
+            let got = value
+                .unwrap_or("no Content-Range")
+                .chars()
+                .filter(|c| !c.is_control());
+            FetchError::WrongRange {
+                asked,
+                got: got.take(80).collect(),
+                url: url.clone(),
+            }
+        })
+}
+
+/// How many bytes of a 200, which is the whole blob, come before the range; an error if they are too many.
+fn skipped_of_whole(
+    answer: &Response,
+    url: &RedactedUrl,
+    asked: ByteRange,
+    size: u64,
+) -> Result<u64, FetchError> {
+    let wrong = |got: String| FetchError::WrongRange {
+        asked,
+        got,
+        url: url.clone(),
+    };
+    match answer.content_length() {
+        Some(length) if length != size => Err(wrong(format!("{length} bytes of another blob"))),
+        _ if asked.start() > MAX_SKIP => {
+            Err(wrong("the whole blob (it does not know ranges)".to_owned()))
+        }
+        _ => Ok(asked.start()),
+    }
+}
+
 /// An answer whose body is being read.
 struct Open {
     answer: Response,
     url: RedactedUrl,
+    endpoint: Arc<Endpoint>,
     /// Bytes to throw away first.
     skip: u64,
     /// Bytes of the range that this body will give.
@@ -247,69 +331,6 @@ struct Open {
 }
 
 impl Open {
-    /// A 206, if it is the range or its beginning.
-    fn part(
-        answer: Response,
-        url: RedactedUrl,
-        range: ByteRange,
-        size: u64,
-    ) -> Result<Open, FetchError> {
-        let value = answer
-            .headers()
-            .get(CONTENT_RANGE)
-            .and_then(|value| value.to_str().ok());
-        let given = value.and_then(ContentRange::parse);
-        match given.and_then(|given| given.answers(range, size)) {
-            Some(left) => Ok(Open {
-                answer,
-                url,
-                skip: 0,
-                left,
-            }),
-            None => {
-                let got = value.unwrap_or("no Content-Range");
-                let got: String = got.chars().filter(|c| !c.is_control()).take(80).collect();
-                Err(FetchError::WrongRange {
-                    asked: range,
-                    got,
-                    url,
-                })
-            }
-        }
-    }
-
-    /// A 200: the whole blob, from which the range can be cut if it is not too far in.
-    fn whole(
-        answer: Response,
-        url: RedactedUrl,
-        range: ByteRange,
-        size: u64,
-    ) -> Result<Open, FetchError> {
-        let length = answer.content_length();
-        if length.is_some_and(|length| length != size) {
-            let got = format!("{} bytes of another blob", length.unwrap_or_default());
-            return Err(FetchError::WrongRange {
-                asked: range,
-                got,
-                url,
-            });
-        }
-        if range.start() > MAX_SKIP {
-            let got = "the whole blob (it does not know ranges)".to_owned();
-            return Err(FetchError::WrongRange {
-                asked: range,
-                got,
-                url,
-            });
-        }
-        Ok(Open {
-            answer,
-            url,
-            skip: range.start(),
-            left: range.len(),
-        })
-    }
-
     /// The next bytes of the range; `None` when the body has ended or has nothing more to give.
     async fn next(
         &mut self,
@@ -381,35 +402,33 @@ impl Reading {
                     .open
                     .insert(self.inner.open(rest, &mut self.attempts).await?),
             };
-            let promised = open.left;
-            match open.next(rest, self.inner.idle).await {
+            let error = match open.next(rest, self.inner.idle).await {
                 Ok(Some(chunk)) => {
-                    self.done += chunk.len() as u64;
-                    self.worth += chunk.len() as u64;
-                    if self.worth >= PROGRESS {
-                        self.worth = 0;
-                        self.attempts.progressed();
-                    }
+                    self.took(chunk.len() as u64);
                     return Ok(Some(chunk));
                 }
-                // A host may answer with less than was asked for; the rest is one more request.
-                Ok(None) if promised == 0 => self.open = None,
-                Ok(None) => {
-                    self.open = None;
-                    let received = self.done;
-                    self.resume(FetchError::Short {
-                        range: self.range,
-                        received,
-                    })
-                    .await?;
-                }
-                Err(error) => {
-                    self.open = None;
-                    self.resume(error).await?;
-                }
+                // Broken off, or answered with less than was asked for: the rest is one more request.
+                Ok(None) => FetchError::Short {
+                    range: self.range,
+                    received: self.done,
+                },
+                Err(error) => error,
+            };
+            if let Some(open) = self.open.take() {
+                open.endpoint.shun();
             }
+            self.resume(error).await?;
         }
         Ok(None)
+    }
+
+    fn took(&mut self, bytes: u64) {
+        self.done += bytes;
+        self.worth += bytes;
+        if self.worth >= PROGRESS {
+            self.worth = 0;
+            self.attempts.progressed();
+        }
     }
 
     /// Waits before the next request, or gives the failure up to the caller.

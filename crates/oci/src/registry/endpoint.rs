@@ -84,6 +84,11 @@ impl Endpoint {
         self.peer.is_shunned()
     }
 
+    /// Lets other hosts come first for a while.
+    pub(crate) fn shun(&self) {
+        self.peer.answered(false);
+    }
+
     fn is_plain(&self) -> bool {
         match self.host.scheme {
             Scheme::Https => false,
@@ -122,7 +127,9 @@ impl Endpoint {
     /// One attempt at a call: proves who we are if asked, once; does not follow redirects. Any answer but a refusal for
     /// want of credentials is the caller's to judge.
     pub(crate) async fn send(&self, call: &Call, scope: &Scope) -> Result<Response, FetchError> {
-        if self.host.scheme != Scheme::Guess || !self.is_plain() || !self.is_ours(&call.url) {
+        let known =
+            self.host.scheme != Scheme::Guess || !self.is_plain() || self.peer.speaks_plain();
+        if known || !self.is_ours(&call.url) {
             return self.send_authorized(call, scope).await;
         }
         let answer = self.send_authorized(call, scope).await;
@@ -141,7 +148,10 @@ impl Endpoint {
                 if speaks_tls { bad } else { return Err(bad) }
             }
             Err(error @ FetchError::Transport { .. }) => error,
-            answer => return answer,
+            answer => {
+                self.peer.set_speaks_plain();
+                return answer;
+            }
         };
         // Not HTTP, it seems. If HTTPS brings an answer, that is how this host is spoken to from now on.
         let mut secure = call.clone();

@@ -143,6 +143,8 @@ pub(crate) struct Peer {
     limit: Limit,
     /// A registry of this machine that turned out to want HTTPS.
     wants_tls: AtomicBool,
+    /// One that has answered without TLS.
+    speaks_plain: AtomicBool,
     /// Until when others are asked first.
     shunned: Mutex<Option<Instant>>,
 }
@@ -152,6 +154,7 @@ impl Peer {
         Peer {
             limit: Limit::new(most_requests),
             wants_tls: AtomicBool::new(false),
+            speaks_plain: AtomicBool::new(false),
             shunned: Mutex::default(),
         }
     }
@@ -164,13 +167,22 @@ impl Peer {
         self.wants_tls.store(true, Ordering::Relaxed);
     }
 
+    pub(crate) fn speaks_plain(&self) -> bool {
+        self.speaks_plain.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_speaks_plain(&self) {
+        self.speaks_plain.store(true, Ordering::Relaxed);
+    }
+
     /// Did not answer lately: another host, if there is one, should be asked before it.
     pub(crate) fn is_shunned(&self) -> bool {
         let shunned = self.shunned.lock().unwrap_or_else(PoisonError::into_inner);
         shunned.is_some_and(|until| Instant::now() < until)
     }
 
-    fn answered(&self, did: bool) {
+    /// Notes whether it gave what it should have.
+    pub(crate) fn answered(&self, did: bool) {
         let until = if did {
             None
         } else {

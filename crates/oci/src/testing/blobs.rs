@@ -164,6 +164,7 @@ fn send(
         Some(Wrong::ShiftRange(by)) => {
             range = (range.start + by).min(size - 1)..(range.end + by).min(size);
         }
+        Some(Wrong::GiveAtMost(most)) => range.end = range.end.min(range.start + most),
         Some(Wrong::UnknownTotal) => total = "*".to_owned(),
         Some(Wrong::OtherTotal(by)) => total = (size + by).to_string(),
         Some(Wrong::Shorten(by)) => length_change = -i64::try_from(by).unwrap_or(i64::MAX),

@@ -51,6 +51,8 @@ pub enum Wrong {
     IgnoreRange,
     /// A 206 with another range, this much further on.
     ShiftRange(u64),
+    /// A 206 with at most this many bytes of the range, and says so: a server may do that.
+    GiveAtMost(u64),
     /// The right 206, with `*` for the blob's size.
     UnknownTotal,
     /// A 206 with a blob size that is this much larger than the truth.

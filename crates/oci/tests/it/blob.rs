@@ -184,6 +184,27 @@ async fn a_body_that_breaks_for_ever_without_progress_ends_in_an_error() {
 }
 
 #[tokio::test]
+async fn an_answer_with_less_than_was_asked_for_is_completed_by_more_requests() {
+    let case = plain();
+    case.always(Wrong::GiveAtMost(70_000));
+    case.assert_right(5..SIZE).await;
+    let starts: Vec<u64> = case
+        .registry
+        .ranges(&case.digest)
+        .iter()
+        .map(|r| r.start)
+        .collect();
+    assert_eq!(starts, [5, 70_005, 140_005, 210_005, 280_005]);
+    case.registry.clear_faults();
+    case.always(Wrong::GiveAtMost(1));
+    let error = case
+        .get(0..SIZE)
+        .await
+        .expect_err("a byte at a time is no service");
+    assert!(matches!(error, FetchError::GaveUp { .. }), "{error:?}");
+}
+
+#[tokio::test]
 async fn a_refusal_is_told_at_once() {
     let case = plain();
     let status = |code, body: &str| Wrong::Status {
@@ -341,8 +362,6 @@ async fn a_redirect_is_kept_until_it_runs_out_then_renewed() {
 #[tokio::test]
 async fn a_redirect_that_runs_out_inside_a_range_is_renewed_inside_it() {
     let case = redirecting(1, Expired::Forbidden);
-    case.fault(Wrong::Cut(1)); // The redirect itself has no body to cut; the script counts it.
-    case.registry.clear_faults();
     case.registry
         .fault(Fault::once(On::Signed, Wrong::Cut(100_000)));
     case.assert_right(0..SIZE).await;
@@ -598,6 +617,29 @@ async fn the_next_host_is_asked_when_one_fails_at_any_time() {
     mirror.set_online(true);
     mirror.fault(Fault::always(On::Any, Wrong::status(404)));
     assert!(all(5..10).await == case.bytes[5..10]);
+}
+
+#[tokio::test]
+async fn a_mirror_that_breaks_every_body_does_not_use_up_the_patience() {
+    let case = plain();
+    let mirror = TestRegistry::start();
+    mirror.add_blob("app", case.bytes.clone());
+    mirror.fault(Fault::always(On::Any, Wrong::Cut(10)));
+    let mirrors = vec![Mirror {
+        host: mirror.host(),
+        insecure: true,
+        timeout: None,
+    }];
+    let hosts = Hosts {
+        mirrors: [(case.registry.host(), mirrors)].into(),
+        plain_http: false,
+    };
+    let client = client(Options { hosts, ..quick() });
+    let image = case.registry.reference("app", "v1");
+    let blob = client.blob(&image, &layer(&case.bytes)).expect("a blob");
+    let body = blob.fetch(0..SIZE as u64).await.expect("begins");
+    assert!(body.collect().await.expect("the origin brings it") == case.bytes);
+    assert_eq!(case.registry.ranges(&case.digest)[0].start, 10);
 }
 
 #[tokio::test]
