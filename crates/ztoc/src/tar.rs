@@ -153,6 +153,8 @@ pub struct TarScanner {
     entries: u64,
     name: Vec<u8>,
     link: Vec<u8>,
+    uname: Vec<u8>,
+    gname: Vec<u8>,
     packed_pax: Vec<u8>,
 }
 
@@ -182,6 +184,8 @@ impl TarScanner {
             entries: 0,
             name: Vec::new(),
             link: Vec::new(),
+            uname: Vec::new(),
+            gname: Vec::new(),
             packed_pax: Vec::new(),
         }
     }
@@ -360,6 +364,15 @@ impl TarScanner {
     fn begin_entry(&mut self, mut header: Header, sink: &mut impl TarSink) -> Result<(), TarError> {
         header::name(&self.block, header.format, &mut self.name);
         header::cut_at_nul(header::LINKNAME.of(&self.block)).clone_into(&mut self.link);
+        let pax = &self.pending.pax;
+        let uname = pax
+            .text(b"uname")
+            .unwrap_or_else(|| header.uname(&self.block));
+        uname.clone_into(&mut self.uname);
+        let gname = pax
+            .text(b"gname")
+            .unwrap_or_else(|| header.gname(&self.block));
+        gname.clone_into(&mut self.gname);
         self.pending
             .pax
             .apply(&mut header, &mut self.name, &mut self.link)
@@ -475,16 +488,6 @@ impl TarScanner {
             }
         };
         self.pending.pax.pack(&mut self.packed_pax);
-        let uname = self
-            .pending
-            .pax
-            .text(b"uname")
-            .unwrap_or_else(|| header.uname(&self.block));
-        let gname = self
-            .pending
-            .pax
-            .text(b"gname")
-            .unwrap_or_else(|| header.gname(&self.block));
         sink.entry(&Entry {
             name: &self.name,
             kind,
@@ -495,8 +498,8 @@ impl TarScanner {
             mode: header.mode,
             uid: header.uid,
             gid: header.gid,
-            uname,
-            gname,
+            uname: &self.uname,
+            gname: &self.gname,
             mtime: header.mtime,
             dev_major: header.dev_major,
             dev_minor: header.dev_minor,

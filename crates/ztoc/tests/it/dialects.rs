@@ -314,10 +314,10 @@ fn sparse(records: &[(&str, &str)], stored: &[u8]) -> Vec<u8> {
         .map(|(k, v)| (k.as_bytes().to_vec(), v.as_bytes().to_vec()))
         .collect();
     tar.pax(&records);
-    tar.raw(
-        &mut header(USTAR, b"stored-name", b'0', stored.len() as u64),
-        stored,
-    );
+    let mut stored_header = header(USTAR, b"stored-name", b'0', stored.len() as u64);
+    stored_header.put(265, b"owner");
+    stored_header.put(297, b"group");
+    tar.raw(&mut stored_header, stored);
     tar.file(&File::regular("next", b"n"), Dialect::Ustar);
     tar.end()
 }
@@ -360,6 +360,12 @@ fn sparse_files_pass_with_a_warning() {
     let first = sink.toc.get(0).unwrap();
     // Header of the PAX records, their block, the header, the map.
     assert_eq!((first.offset, first.size), (2048, 9));
+    // The strings are those of the header, though the map came between.
+    assert_eq!(
+        (first.name, first.uname),
+        (&b"stored-name"[..], &b"owner"[..])
+    );
+    assert_eq!(first.gname, b"group");
     assert_eq!(sink.data, b"abcn");
 
     let built = crate::build(&in_data, Compression::Plain, 4096);
