@@ -30,6 +30,8 @@ mod archive;
 mod attributes;
 mod build;
 mod lower;
+#[cfg(test)]
+mod model;
 mod resolve;
 #[cfg(test)]
 mod tests;
