@@ -138,13 +138,15 @@ fn a_file_that_was_removed_is_gone_also_for_those_who_have_it_open() {
     let mounted = Mounted::new();
     let path = mounted.add(2, 8192, at_once);
     let (go_on, wait) = mpsc::channel();
+    let (opened, is_open) = mpsc::channel();
     let reopened = path.clone();
     let read = begin(move || {
         let file = File::open(path).unwrap();
+        opened.send(()).unwrap();
         wait.recv().unwrap();
         file.read_at(&mut [0; 4096], 0)
     });
-    read_at(&reopened, 0, 1).unwrap();
+    is_open.recv_timeout(LONG).unwrap();
     mounted.device.remove(2);
     go_on.send(()).unwrap();
     assert_eq!(
