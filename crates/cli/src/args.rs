@@ -1,5 +1,6 @@
 //! The whole grammar: commands, flags, defaults, help.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -101,7 +102,7 @@ fn global_flags() -> [Arg; 6] {
             .help("Where artifacts are kept: containerd or soci"),
         Arg::new("root")
             .long("root")
-            .value_parser(clap::value_parser!(PathBuf))
+            .value_parser(clap::value_parser!(OsString))
             .value_name("FOLDER")
             .default_value(DEFAULT_ROOT)
             .help("Folder for the state of soci"),
@@ -117,11 +118,11 @@ fn convert_command() -> Command {
         .help("With --standalone: write a tar (oci-archive) or a folder (oci-dir)");
     let image = Arg::new("image_ref")
         .value_name("image_ref")
-        .value_parser(clap::value_parser!(PathBuf))
+        .value_parser(clap::value_parser!(OsString))
         .help("The image: a name in containerd, or a path");
     let destination = Arg::new("dest_ref")
         .value_name("dest_ref")
-        .value_parser(clap::value_parser!(PathBuf))
+        .value_parser(clap::value_parser!(OsString))
         .help("The copy: a name with a tag, or a path");
     Command::new("convert")
         .about("Make a copy of an image that starts lazily")
@@ -207,8 +208,8 @@ impl Global {
             value.cloned().unwrap_or_else(|| default.to_owned())
         };
         let root = matches
-            .get_one::<PathBuf>("root")
-            .filter(|root| !root.as_os_str().is_empty());
+            .get_one::<OsString>("root")
+            .filter(|root| !root.is_empty());
         Self {
             address: or("address", DEFAULT_ADDRESS),
             namespace: or("namespace", DEFAULT_NAMESPACE),
@@ -217,7 +218,7 @@ impl Global {
                 .copied()
                 .filter(|timeout| *timeout != Duration::ZERO),
             content_store: or("content-store", "containerd"),
-            root: root.cloned().unwrap_or_else(|| PathBuf::from(DEFAULT_ROOT)),
+            root: root.map_or_else(|| PathBuf::from(DEFAULT_ROOT), PathBuf::from),
         }
     }
 }
@@ -240,8 +241,8 @@ impl Convert {
     pub(crate) fn of(matches: &ArgMatches) -> Self {
         let path = |name| {
             matches
-                .get_one::<PathBuf>(name)
-                .cloned()
+                .get_one::<OsString>(name)
+                .map(PathBuf::from)
                 .unwrap_or_default()
         };
         let is = |name| matches.get_one::<bool>(name).copied().unwrap_or_default();

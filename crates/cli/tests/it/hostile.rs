@@ -1,0 +1,148 @@
+//! Inputs made to harm.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use crate::soci::{blob, convert, converted, member, names, one_layer, read_json, tar, tar_of};
+
+fn image(layout: &Path) {
+    one_layer(layout, &tar(&[member("f", b'0', "", b"content")]), false);
+}
+
+#[test]
+fn members_of_an_archive_stay_inside_the_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    image(&path("in"));
+    fs::write(path("secret"), "secret").unwrap();
+    let good = tar_of(&path("in"));
+    let mut archive = Vec::new();
+    for (name, kind, link) in [
+        ("../escaped", b'0', ""),
+        ("blobs/../../escaped", b'0', ""),
+        ("extra", b'2', "../secret"),
+        ("extra/through", b'0', ""),
+        ("dir", b'2', "/tmp"),
+        ("dir/through", b'0', ""),
+        ("hard", b'1', "../secret"),
+        ("/absolute", b'0', ""),
+    ] {
+        archive.extend(member(
+            name,
+            kind,
+            link,
+            if kind == b'0' { b"x" } else { b"" },
+        ));
+    }
+    archive.extend(good);
+    fs::write(path("in.tar"), archive).unwrap();
+    converted(&["--format", "oci-dir"], &path("in.tar"), &path("out"));
+    assert_eq!(names(folder.path()), ["in", "in.tar", "out", "secret"]);
+    assert_eq!(
+        names(&path("out")),
+        [
+            "absolute",
+            "blobs",
+            "dir",
+            "extra",
+            "index.json",
+            "ingest",
+            "oci-layout"
+        ]
+    );
+    assert!(path("out/dir").is_dir() && !path("out/dir").is_symlink());
+    assert!(!Path::new("/tmp/through").exists());
+}
+
+#[test]
+fn blobs_that_are_links_are_read_but_only_as_what_they_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    image(&path("in"));
+    let index = read_json(&path("in").join("index.json"));
+    let manifest = blob(
+        &path("in"),
+        index["manifests"][0]["digest"].as_str().unwrap(),
+    );
+    fs::rename(&manifest, path("elsewhere")).unwrap();
+    symlink(path("elsewhere"), &manifest).unwrap();
+    converted(&["--format", "oci-dir"], &path("in"), &path("out"));
+    fs::write(path("elsewhere"), "secret").unwrap();
+    let ran = convert(&["--format", "oci-dir"], &path("in"), &path("out2"));
+    assert_eq!(ran.code, Some(1));
+    assert!(
+        ran.stderr.contains("digest mismatch") && !ran.stderr.contains("secret"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn digests_cannot_name_paths() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in");
+    image(&input);
+    for digest in ["sha256:../../../../../etc/passwd", "../x:00", "sha256:", ""] {
+        let index = format!(
+            r#"{{"manifests":[{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{digest}","size":1}}]}}"#
+        );
+        fs::write(input.join("index.json"), index).unwrap();
+        let ran = convert(&[], &input, &folder.path().join("out.tar"));
+        assert_eq!(ran.code, Some(1));
+        assert!(
+            ran.stderr
+                .starts_with("soci: unmarshal index.json: invalid checksum"),
+            "{ran:?}"
+        );
+    }
+}
+
+#[test]
+fn damaged_archives_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    image(&path("in"));
+    let good = tar_of(&path("in"));
+    let input = path("in.tar");
+    let shown = input.display();
+    for (bytes, message) in [
+        (&[0x1f; 1024][..], "archive/tar: invalid tar header"),
+        (&good[..520], "unexpected EOF"),
+        (&[1; 10], "unexpected EOF"),
+    ] {
+        fs::write(&input, bytes).unwrap();
+        let ran = convert(&[], &input, &path("out.tar"));
+        assert_eq!(
+            ran.stderr,
+            format!("soci: failed to extract OCI tar {shown}: {message}\n")
+        );
+        assert_eq!(ran.code, Some(1));
+    }
+    fs::write(&input, b"").unwrap();
+    let ran = convert(&[], &input, &path("out.tar"));
+    assert!(
+        ran.stderr
+            .starts_with(&format!("soci: failed to read index.json from {shown}: "))
+    );
+    assert!(!path("out.tar").exists());
+}
+
+#[test]
+fn a_layer_that_is_not_what_its_digest_says_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let layer = tar(&[member("f", b'0', "", b"content")]);
+    one_layer(&path("in"), &layer, false);
+    let digest = soci_oci::Digest::sha256(&layer).to_string();
+    fs::write(
+        blob(&path("in"), &digest),
+        tar(&[member("f", b'0', "", b"CONTENT")]),
+    )
+    .unwrap();
+    let ran = convert(&[], &path("in"), &path("out.tar"));
+    assert_eq!(ran.code, Some(1));
+    assert!(
+        ran.stderr.contains(&digest) && ran.stderr.contains("digest mismatch"),
+        "{ran:?}"
+    );
+}

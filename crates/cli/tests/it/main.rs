@@ -1,0 +1,7 @@
+//! The real program: what it writes, says and exits with.
+
+mod command_line;
+mod golden;
+mod hostile;
+mod layouts;
+mod soci;

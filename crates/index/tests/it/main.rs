@@ -1,0 +1,4 @@
+//! Conversion of images in a layout on disk.
+
+mod convert;
+mod image;
