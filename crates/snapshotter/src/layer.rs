@@ -16,16 +16,18 @@
 //! * A read is answered exactly once; it waits for the network as a value, never as a thread.
 //! * A failed span is absent again: nothing wrong is remembered, the next read tries anew.
 
-use std::{fmt, io, path::PathBuf};
+use std::{collections::HashMap, fmt, io, path::PathBuf};
 
 use bytes::Bytes;
 use soci_oci::Digest;
-use soci_ztoc::{HeaderMismatch, SpanId, VerifyError};
+use soci_ztoc::SpanId;
 use tokio::sync::{Notify, watch};
 
 use crate::{
     cpu::Cpu,
-    fetch::{Class, Demand, DemandError, Patience, Scheduler, Source, readahead::Readahead},
+    fetch::{
+        Class, Delivery, Demand, DemandError, Patience, Scheduler, Source, readahead::Readahead,
+    },
     places::Places,
     store::{LayerFiles, LayerKey, LayerNumber, LayerStore, ZtocFile, sources::Sources},
     sync::{
@@ -35,6 +37,7 @@ use crate::{
 };
 
 mod complete;
+mod error;
 mod fill;
 mod headers;
 mod open;
@@ -44,6 +47,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+pub use error::{ReadError, Subject};
 pub use fill::drop_scratch;
 pub use open::{Entries, Layers, Lazy, OpenError, Whole};
 pub use stream::StreamError;
@@ -66,91 +70,6 @@ pub trait DeviceFile: Send + Sync {
     /// Brings `len` bytes from `offset` on, all inside the file, and calls `done` once, from any thread, with exactly
     /// these bytes or an error. Does not wait for the network.
     fn read(self: Arc<Self>, offset: u64, len: u32, done: ReadDone);
-}
-
-/// What a read was about, as errors name it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Subject {
-    /// The image that first named the layer.
-    pub image: Arc<str>,
-    /// The layer.
-    pub layer: Digest,
-    /// The span, if it was one.
-    pub span: Option<u32>,
-}
-
-impl fmt::Display for Subject {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "image {}, layer {}", self.image, self.layer)?;
-        self.span.map_or(Ok(()), |span| write!(f, ", span {span}"))
-    }
-}
-
-/// Why bytes of a layer cannot be had. Cheap to clone: one failure may be told to many waiters.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum ReadError {
-    /// What the registry sent is not what the zTOC says.
-    #[error("{subject}: corrupt bytes")]
-    Corrupt {
-        /// Which span.
-        subject: Arc<Subject>,
-        /// How it differs.
-        #[source]
-        source: Arc<VerifyError>,
-    },
-    /// Its digest is right, but the zTOC's checkpoint does not lead to the bytes it promises.
-    #[error("{subject}: cannot be decoded: {reason}")]
-    Undecodable {
-        /// Which span.
-        subject: Arc<Subject>,
-        /// The decoder's account.
-        reason: Arc<str>,
-    },
-    /// A file's tar header does not agree with the zTOC.
-    #[error("{subject}: zTOC and tar header of {file} disagree")]
-    Header {
-        /// The span in which the header begins.
-        subject: Arc<Subject>,
-        /// The file.
-        file: Arc<str>,
-        /// What differs.
-        #[source]
-        source: Arc<HeaderMismatch>,
-    },
-    /// The bytes did not come.
-    #[error("{subject}: cannot be fetched")]
-    Fetch {
-        /// Which span.
-        subject: Arc<Subject>,
-        /// Why.
-        #[source]
-        source: Arc<DemandError>,
-    },
-    /// The store's files cannot be read or written.
-    #[error("{subject}: the store fails")]
-    Store {
-        /// Which layer.
-        subject: Arc<Subject>,
-        /// The system's account.
-        #[source]
-        source: Arc<io::Error>,
-    },
-    /// The range does not lie in the layer's data.
-    #[error("{subject}: no bytes {start}..{end}")]
-    Outside {
-        /// Which layer.
-        subject: Arc<Subject>,
-        /// First byte asked for.
-        start: u64,
-        /// Exclusive end asked for.
-        end: u64,
-    },
-    /// The layer was removed.
-    #[error("{subject}: removed")]
-    Removed {
-        /// Which layer.
-        subject: Arc<Subject>,
-    },
 }
 
 /// How layers behave, for the node.
@@ -231,6 +150,8 @@ pub struct Layer {
     files: LayerFiles,
     headers: Headers,
     spans: Mutex<Vec<Span<Arc<Read>>>>,
+    /// Bytes that came and wait for the pool, by span. Bounded by the scheduler's permits.
+    arrived: Mutex<HashMap<u32, Delivery>>,
     ahead: Mutex<Readahead>,
     named: Mutex<Named>,
     counters: Counters,
@@ -283,6 +204,7 @@ impl Layer {
             complete: watch::Sender::new(files.present.is_complete()),
             headers,
             spans: Mutex::new(spans),
+            arrived: Mutex::default(),
             ahead: Mutex::new(Readahead::new(ahead)),
             named: Mutex::new(named),
             counters: Counters::default(),
@@ -495,17 +417,17 @@ impl Layer {
             };
             state.step(event)
         };
+        self.carry_out(span, effect)
+    }
+
+    fn carry_out(self: &Arc<Self>, span: u32, effect: Effect<Arc<Read>>) -> Effect<Arc<Read>> {
         match effect {
-            Effect::Demand(class) => {
-                self.demand(span, class, None);
-                Effect::None
-            }
-            Effect::Promote => {
-                self.promote(span);
-                Effect::None
-            }
-            other => other,
+            Effect::Demand(class) => self.demand(span, class, None),
+            Effect::Promote => self.promote(span),
+            Effect::Hurry => self.hurry(span),
+            other => return other,
         }
+        Effect::None
     }
 
     fn promote(&self, span: u32) {

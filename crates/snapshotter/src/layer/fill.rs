@@ -46,8 +46,7 @@ enum Filled {
 impl Layer {
     /// The bytes of a span came. On a thread of the network runtime.
     pub(super) fn delivered(self: &Arc<Self>, span: u32, delivery: Delivery) {
-        let fill = matches!(self.step(span, Event::Delivered), Effect::Fill);
-        if !fill || self.is_closed() {
+        if !matches!(self.step(span, Event::Delivered), Effect::Fill) {
             return;
         }
         let (counter, lane) = match delivery.class {
@@ -56,13 +55,23 @@ impl Layer {
             Class::Next => (&self.counters.on_demand, Lane::Background),
         };
         counter.fetch_add(delivery.bytes.len() as u64, Ordering::Relaxed);
+        self.arrived.lock().insert(span, delivery);
         let layer = Arc::clone(self);
-        self.context
-            .cpu
-            .spawn(lane, move || layer.fill(span, delivery));
+        self.context.cpu.spawn(lane, move || layer.fill(span));
     }
 
-    fn fill(self: &Arc<Self>, span: u32, delivery: Delivery) {
+    /// A reader waits for a span whose bytes came: whichever job is first fills it.
+    pub(super) fn hurry(self: &Arc<Self>, span: u32) {
+        if self.arrived.lock().contains_key(&span) {
+            let layer = Arc::clone(self);
+            self.context.cpu.spawn(Lane::Now, move || layer.fill(span));
+        }
+    }
+
+    fn fill(self: &Arc<Self>, span: u32) {
+        let Some(delivery) = self.arrived.lock().remove(&span) else {
+            return;
+        };
         let source = Arc::clone(&delivery.source);
         let work = AssertUnwindSafe(|| self.verify_and_store(span, delivery));
         let filled = std::panic::catch_unwind(work)

@@ -141,7 +141,8 @@ impl Layers {
             ztoc: Some(ztoc.digest),
         };
         if let Some(complete) = self.complete_form(&exact).await? {
-            self.name(&complete, origin, source).await;
+            complete.add_source(source);
+            self.name(&complete, origin).await;
             return Ok(complete);
         }
         let cell = self.cell(exact);
@@ -156,7 +157,8 @@ impl Layers {
             Ok::<_, OpenError>(Layer::new(Arc::clone(&self.context), files, Vec::new()))
         });
         let opened = Arc::clone(opened.await?);
-        self.name(&opened, origin, source).await;
+        opened.add_source(source);
+        self.name(&opened, origin).await;
         Ok(opened)
     }
 
@@ -192,8 +194,10 @@ impl Layers {
             ztoc: None,
         };
         if let Some(complete) = self.complete_form(&key).await? {
+            self.name(&complete, whole.origin).await;
             return Ok(complete);
         }
+        let origin = whole.origin.clone();
         let cell = self.cell(key);
         let opened = cell.get_or_try_init(|| async {
             if let Some(found) = self.find_stored(key).await? {
@@ -202,7 +206,9 @@ impl Layers {
             let files = stream::pull(&self.context, whole).await?;
             Ok::<_, OpenError>(Layer::new(Arc::clone(&self.context), files, Vec::new()))
         });
-        Ok(Arc::clone(opened.await?))
+        let opened = Arc::clone(opened.await?);
+        self.name(&opened, origin).await;
+        Ok(opened)
     }
 
     /// An open layer.
@@ -304,9 +310,8 @@ impl Layers {
         Ok(None)
     }
 
-    /// Notes who names a layer and where it can be had.
-    async fn name(&self, layer: &Arc<Layer>, origin: Origin, source: Source) {
-        layer.add_source(source);
+    /// Notes who names a layer.
+    async fn name(&self, layer: &Arc<Layer>, origin: Origin) {
         let record = {
             let mut named = layer.named.lock();
             if !named.record.origins.insert(origin) {

@@ -191,11 +191,7 @@ impl Layer {
                 .spawn(Lane::Now, move || read.arrived(None));
         }
         for (id, effect) in effects {
-            match effect {
-                Effect::Demand(class) => self.demand(id, class, None),
-                Effect::Promote => self.promote(id),
-                _ => {}
-            }
+            self.carry_out(id, effect);
         }
         if self.is_closed() {
             self.close();

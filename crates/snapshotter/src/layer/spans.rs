@@ -14,7 +14,8 @@
 //! | fetching | delivered | filling | fill |
 //! | fetching | urgent demand failed | fetching if patient, else absent | fail waiters |
 //! | fetching | patient demand failed | fetching if urgent, else absent | fail waiters if absent |
-//! | filling | want | filling | - |
+//! | filling | want now | filling | hurry: the background may have it in its queue |
+//! | filling | want next or all | filling | - |
 //! | filling | filled | present | wake waiters |
 //! | filling | wrong bytes, tries left | fetching | demand again |
 //! | filling | wrong bytes, none left; undecodable | absent | fail waiters |
@@ -82,6 +83,8 @@ pub(crate) enum Effect<W> {
     Promote,
     /// Verify and inflate the bytes that came.
     Fill,
+    /// A reader waits for bytes that came: before those of the background.
+    Hurry,
     /// It is there already: the waiter is handed back.
     Ready(W),
     /// These may go on.
@@ -156,7 +159,11 @@ impl<W> Span<W> {
             }
             Span::Filling { waiters, .. } => {
                 waiters.extend(waiter);
-                Effect::None
+                if class == Class::Now {
+                    Effect::Hurry
+                } else {
+                    Effect::None
+                }
             }
             Span::Present => waiter.map_or(Effect::None, Effect::Ready),
         }
@@ -261,7 +268,7 @@ mod tests {
             Effect::None,
             "the second of two equal deliveries"
         );
-        assert_eq!(span.step(Event::Want(Class::Now, Some(3))), Effect::None);
+        assert_eq!(span.step(Event::Want(Class::Now, Some(3))), Effect::Hurry);
         assert_eq!(span.step(Event::Filled), Effect::Wake(vec![1, 2, 3]));
         assert_eq!(
             span.step(Event::Want(Class::Now, Some(4))),
@@ -369,7 +376,7 @@ mod tests {
                     Effect::Promote => prop_assert!(urgent),
                     Effect::Ready(waiter) => answered.push(waiter),
                     Effect::Wake(waiters) | Effect::Fail(waiters) | Effect::Serve(waiters) => answered.extend(waiters),
-                    Effect::Fill | Effect::None => {}
+                    Effect::Fill | Effect::Hurry | Effect::None => {}
                 }
                 if let Span::Fetching { patient: p, urgent: u, waiters, .. } = &span {
                     prop_assert_eq!((*p, u.is_some()), (patient, urgent), "states follow the demands");
