@@ -30,7 +30,10 @@ use tokio::{
     time::Instant,
 };
 
-use crate::sync::{Arc, Mutex};
+use crate::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
 
 mod driver;
 mod flight;
@@ -194,7 +197,7 @@ impl Default for Options {
         Options {
             all_requests: 6,
             all_requests_per_image: 3,
-            urgent_requests: 32,
+            urgent_requests: 16,
             all_request_bytes: 8 << 20,
             urgent_request_bytes: 4 << 20,
             all_memory: 16 << 20,
@@ -294,6 +297,8 @@ struct Shared {
     wake: Notify,
     /// A paused body may go on.
     gate: Notify,
+    /// Guards that are out.
+    held_back: AtomicUsize,
     all_memory: Arc<Semaphore>,
     urgent_memory: Arc<Semaphore>,
 }
@@ -328,6 +333,7 @@ impl Scheduler {
             }),
             wake: Notify::new(),
             gate: Notify::new(),
+            held_back: AtomicUsize::new(0),
             all_memory: permits(options.all_memory),
             urgent_memory: permits(options.urgent_memory),
             options,
@@ -389,6 +395,12 @@ impl Scheduler {
         }
     }
 
+    /// While the guard lives, bodies of class `All` are read as if a reader waited for its first byte.
+    pub fn hold_back(&self) -> HoldBack {
+        self.shared.held_back.fetch_add(1, Ordering::Relaxed);
+        HoldBack(Arc::clone(&self.shared))
+    }
+
     /// Ends every request and fails what waits.
     pub fn close(&self) {
         self.driver.abort();
@@ -403,6 +415,22 @@ impl Scheduler {
         for waiter in left.into_iter().flat_map(|piece| piece.waiters) {
             (waiter.sink)(Err(DemandError::Closed));
         }
+    }
+}
+
+/// See [`Scheduler::hold_back`].
+pub struct HoldBack(Arc<Shared>);
+
+impl fmt::Debug for HoldBack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HoldBack")
+    }
+}
+
+impl Drop for HoldBack {
+    fn drop(&mut self) {
+        self.0.held_back.fetch_sub(1, Ordering::Relaxed);
+        self.0.gate.notify_waiters();
     }
 }
 

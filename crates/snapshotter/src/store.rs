@@ -20,6 +20,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io::{self, Write},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -214,6 +215,9 @@ impl LayerStore {
     pub fn open(root: &Path, boot: Option<&str>) -> Result<LayerStore, StoreError> {
         let root = root.join("layers");
         fs::create_dir_all(&root).map_err(StoreError::io(&root))?;
+        // Contents of images: nobody but us has business here.
+        let private = fs::Permissions::from_mode(0o700);
+        fs::set_permissions(&root, private).map_err(StoreError::io(&root))?;
         let boot = match boot {
             Some(boot) => boot.to_owned(),
             None => sealed::boot_id().map_err(StoreError::io(Path::new("/proc")))?,
@@ -469,14 +473,17 @@ impl LayerStore {
         })
     }
 
-    /// Removes a layer. Its space comes back when the last open file of it is closed.
+    /// Takes a layer out of the list at once: who asks for it from now on makes a new one. Its files stay until
+    /// [`LayerStore::delete`].
+    pub fn forget(&self, key: &LayerKey) -> Option<LayerNumber> {
+        self.known.lock().by_key.remove(key)
+    }
+
+    /// Deletes the files of a forgotten layer. Their space comes back when the last open file is closed.
     ///
     /// # Errors
-    /// The system's; the layer is not found any more, what is left is swept at the next start.
-    pub fn remove(&self, key: &LayerKey) -> Result<(), StoreError> {
-        let Some(number) = self.known.lock().by_key.remove(key) else {
-            return Ok(());
-        };
+    /// The system's; what is left is swept at the next start.
+    pub fn delete(&self, number: LayerNumber) -> Result<(), StoreError> {
         let path = self.root.join(number.to_string());
         // Without it the folder is no layer, whatever happens below.
         missing_is_none(fs::remove_file(path.join(sources::NAME)))

@@ -240,7 +240,8 @@ impl Shared {
         if state.queue.flight_class(flight) != Some(Class::All) {
             return true;
         }
-        let (mut reader, mut oldest) = (false, flight);
+        let mut reader = self.held_back.load(Ordering::Relaxed) > 0;
+        let mut oldest = flight;
         for (&other, last) in &state.received {
             match state.queue.flight_class(other) {
                 Some(Class::Now) => match last {

@@ -355,3 +355,90 @@ async fn closing_answers_everybody() {
     asker.ask(0..1000, Class::Now, Patience::Budget);
     assert!(matches!(asker.hear().await.1, Err(DemandError::Closed)));
 }
+
+/// Sends a chunk at once whenever it is asked, and counts them.
+#[derive(Debug)]
+struct Counted {
+    bytes: Vec<u8>,
+    chunks: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+#[async_trait]
+impl Fetcher for Counted {
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    async fn fetch(&self, range: Range<u64>) -> Result<RangeBody, FetchError> {
+        let bytes = Bytes::copy_from_slice(&self.bytes[range.start as usize..range.end as usize]);
+        let counter = Arc::clone(&self.chunks);
+        let chunks = futures_util::stream::unfold(bytes, move |mut rest| {
+            let counter = Arc::clone(&counter);
+            async move {
+                if rest.is_empty() {
+                    return None;
+                }
+                // A chunk of a tenth of a second.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                let part = rest.split_to(1000.min(rest.len()));
+                Some((Ok(part), rest))
+            }
+        });
+        Ok(RangeBody::new(
+            ByteRange::within(range, self.size())?,
+            chunks,
+        ))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_line_is_the_readers_while_its_bytes_arrive() {
+    let (bytes, digest) = blob();
+    let chunks = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = || chunks.load(std::sync::atomic::Ordering::SeqCst);
+    let counted = Counted {
+        bytes: bytes.clone(),
+        chunks: Arc::clone(&chunks),
+    };
+    let mut asker = Asker::new(
+        Options::default(),
+        digest,
+        vec![source("a", Arc::new(counted))],
+    );
+    for i in 0..3 {
+        asker.ask(
+            i * 300_000..i * 300_000 + 200_000,
+            Class::All,
+            Patience::Forever,
+        );
+    }
+    tokio::time::sleep(Duration::from_millis(1050)).await;
+    let free = count();
+    assert!(
+        (27..=30).contains(&free),
+        "three bodies side by side: {free}"
+    );
+    // A reader's body of 50 chunks: five seconds.
+    let own = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let reader = Counted { bytes, chunks: own };
+    asker.sources = Arc::from([source("b", Arc::new(reader) as Arc<dyn Fetcher>)]);
+    let before = count();
+    asker.ask(250_000..300_000, Class::Now, Patience::Budget);
+    assert_eq!(asker.hear().await.0, 250_000..300_000);
+    let beside = count() - before;
+    assert!(beside <= 6, "only what was under way already: {beside}");
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    assert!(count() - before - beside >= 25, "then they go on");
+    // Held back: one of them goes on.
+    let guard = asker.scheduler.hold_back();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let before = count();
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    assert!(
+        (9..=11).contains(&(count() - before)),
+        "{}",
+        count() - before
+    );
+    drop(guard);
+}

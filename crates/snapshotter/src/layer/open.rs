@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::{Context, Layer, Options, stream};
 use crate::{
     cpu::{Cpu, Lane, Lost},
-    fetch::{Scheduler, Source},
+    fetch::{HoldBack, Scheduler, Source},
     places::Piece,
     store::{LayerFiles, LayerKey, LayerNumber, LayerStore, StoreError, sources::Origin},
     sync::{Arc, Mutex},
@@ -245,16 +245,27 @@ impl Layers {
     /// # Errors
     /// The system's.
     pub async fn remove(&self, key: &LayerKey) -> Result<(), OpenError> {
-        let cell = self.open.lock().remove(key);
+        let (cell, number) = {
+            let mut open = self.open.lock();
+            // Both at once, so that nobody finds the files of a layer that is being removed.
+            (open.remove(key), self.context.store.forget(key))
+        };
         if let Some(layer) = cell.as_ref().and_then(|cell| cell.get()) {
             layer.close();
         }
-        let (store, key) = (Arc::clone(&self.context.store), *key);
+        let Some(number) = number else { return Ok(()) };
+        let store = Arc::clone(&self.context.store);
         Ok(self
             .context
             .cpu
-            .run(Lane::Disk, move || store.remove(&key))
+            .run(Lane::Disk, move || store.delete(number))
             .await??)
+    }
+
+    /// While the guard lives, completion leaves most of the line to others: for transfers that a container's start waits
+    /// for and that do not go through the scheduler (zTOCs, manifests).
+    pub fn hold_back(&self) -> HoldBack {
+        self.context.fetch.hold_back()
     }
 
     /// Makes what all layers have written durable: at intervals, and once before the end of the process.
@@ -282,7 +293,9 @@ impl Layers {
                     error = error as &dyn std::error::Error,
                     "removing a damaged layer"
                 );
-                store.remove(&key)?;
+                store
+                    .forget(&key)
+                    .map_or(Ok(()), |number| store.delete(number))?;
             }
             opened
         });
