@@ -75,9 +75,9 @@ fn every_compression_that_containerd_unpacks_gives_the_same_tree() -> Result<()>
         ("none", Compressor::None),
     ] {
         let entries = [
-            directory("d"),
-            file("d/noise", noise(7, 500_000)),
-            file("d/zeros", vec![0; 700_000]),
+            directory(name),
+            file("noise", noise(7, 500_000)),
+            file("zeros", vec![0; 700_000]),
         ];
         let image = Image::new(vec![Layer::compressed(tar::write(&entries), compressor)?]);
         let reference = site.publish(&image, &format!("{name}:1"))?;

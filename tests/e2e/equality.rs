@@ -1,5 +1,8 @@
 //! The same image unpacked by containerd and mounted by us, path by path. One case for every rule of how containerd
 //! applies an archive: on a base layer, on a layer with parents, and where it refuses.
+//!
+//! Every case is run twice: with a zTOC for each layer, and with none, so that the tree comes once from the table of contents
+//! and once from the stream.
 
 mod attributes;
 mod kinds;
@@ -8,21 +11,34 @@ mod names;
 mod real;
 
 use anyhow::{Context, Result};
+use soci_tests::image::noise;
 use soci_tests::node::{OVERLAYFS, SOCI};
-use soci_tests::tar::Entry;
-use soci_tests::{Image, Site, walk};
+use soci_tests::tar::{Entry, file};
+use soci_tests::{Image, Layer, Site, walk};
 
 /// A named image: the entries of its layers from the lowest up.
 type Case = (&'static str, Vec<Vec<Entry>>);
 
-/// Every image must show the same under both snapshotters, and all of it lazily.
-fn assert_equal(cases: Vec<Case>) -> Result<()> {
+/// How the layers of a case come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Each with a zTOC.
+    Lazy,
+    /// Without; a large layer on top has the image's only zTOC.
+    Whole,
+}
+
+/// Smaller than the layer on top, larger than any layer of a case.
+const WHOLE: [&str; 2] = ["--min-layer-size", "5000000"];
+
+/// Every image must show the same under both snapshotters, and none may be left to containerd.
+fn assert_equal(way: Way, cases: Vec<Case>) -> Result<()> {
     let start = walk::now();
     let site = Site::new("")?;
     let mut lines = Vec::new();
     for (name, layers) in cases {
         let before = site.node.snapshotter_log().len();
-        match differences(&site, name, &layers, start) {
+        match differences(&site, way, name, &layers, start) {
             Ok(different) => {
                 lines.extend(different.into_iter().map(|line| format!("{name}: {line}")))
             }
@@ -43,11 +59,14 @@ fn assert_equal(cases: Vec<Case>) -> Result<()> {
     Ok(())
 }
 
-fn differences(site: &Site, name: &str, layers: &[Vec<Entry>], start: i64) -> Result<Vec<String>> {
-    let lists: Vec<&[Entry]> = layers.iter().map(Vec::as_slice).collect();
-    let reference = site
-        .publish(&Image::of(&lists)?, &format!("{name}:1"))
-        .context("publish")?;
+fn differences(
+    site: &Site,
+    way: Way,
+    name: &str,
+    layers: &[Vec<Entry>],
+    start: i64,
+) -> Result<Vec<String>> {
+    let reference = publish(site, way, name, layers).context("publish")?;
     site.node
         .pull(&reference, OVERLAYFS)
         .context("pull by the oracle")?;
@@ -59,13 +78,25 @@ fn differences(site: &Site, name: &str, layers: &[Vec<Entry>], start: i64) -> Re
     walk::differences(views.0.path(), views.1.path(), start)
 }
 
+fn publish(site: &Site, way: Way, name: &str, layers: &[Vec<Entry>]) -> Result<String> {
+    let mut all = layers
+        .iter()
+        .map(|entries| Layer::of(entries))
+        .collect::<Result<Vec<_>>>()?;
+    let tag = format!("{name}:1");
+    if way == Way::Lazy {
+        return site.publish(&Image::new(all), &tag);
+    }
+    all.push(Layer::of(&[file("on-top", noise(99, 6_000_000))])?);
+    site.publish_with(&Image::new(all), &tag, &WHOLE)
+}
+
 /// Every image must be refused under both: what unpacking refuses is not served as if it were fine.
-fn assert_refused(cases: Vec<Case>) -> Result<()> {
+fn assert_refused(way: Way, cases: Vec<Case>) -> Result<()> {
     let site = Site::new("")?;
     let mut lines = Vec::new();
     for (name, layers) in cases {
-        let lists: Vec<&[Entry]> = layers.iter().map(Vec::as_slice).collect();
-        let reference = site.publish(&Image::of(&lists)?, &format!("{name}:1"))?;
+        let reference = publish(&site, way, name, &layers)?;
         if site.node.pull(&reference, OVERLAYFS).is_ok() {
             lines.push(format!("{name}: the oracle takes it"));
         }
@@ -75,4 +106,49 @@ fn assert_refused(cases: Vec<Case>) -> Result<()> {
     }
     assert!(lines.is_empty(), "{}", lines.join("\n"));
     Ok(())
+}
+
+#[test]
+fn layers_without_a_ztoc_follow_the_same_rules_for_markers_and_names() -> Result<()> {
+    assert_equal(
+        Way::Whole,
+        [
+            markers::of_a_base_layer(),
+            markers::of_a_layer_with_parents(),
+            names::cleaned(),
+            names::implied(),
+            names::repeated(),
+        ]
+        .concat(),
+    )
+}
+
+#[test]
+fn layers_without_a_ztoc_follow_the_same_rules_for_kinds_and_attributes() -> Result<()> {
+    assert_equal(
+        Way::Whole,
+        [
+            kinds::sizes(),
+            kinds::links_and_devices(),
+            kinds::only_without_an_index(),
+            attributes::plain(),
+            attributes::extended(),
+        ]
+        .concat(),
+    )
+}
+
+#[test]
+fn layers_without_a_ztoc_that_unpacking_refuses_are_refused() -> Result<()> {
+    assert_refused(
+        Way::Whole,
+        [
+            markers::refused(),
+            names::refused(),
+            kinds::refused(),
+            kinds::refused_by_convert_too(),
+            attributes::refused(),
+        ]
+        .concat(),
+    )
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use soci_tests::image::{change_ztocs, noise, replace_once};
+use soci_tests::image::{change_ztocs, noise, rename_entry};
 use soci_tests::node::SOCI;
 use soci_tests::site::NOTHING_BEHIND;
 use soci_tests::tar::{directory, file};
@@ -61,7 +61,7 @@ fn a_ztoc_that_lies_about_a_header_is_believed_neither_now_nor_later() -> Result
     ]])?;
     let converted = site.converted(&image, "lie:1", &[])?;
     change_ztocs(&converted, |ztoc| {
-        replace_once(ztoc, b"d/was-harmless", b"d/looks-useful")
+        rename_entry(ztoc, "d/was-harmless", "d/looks-useful")
     })?;
     let reference = site.publish_layout(&converted, "lie:1")?;
     site.node.pull(&reference, SOCI)?;

@@ -22,11 +22,20 @@ fn reads_are_answered_from_memory_while_the_disk_is_full_and_the_layer_completes
         root: Some(disk.path().join("soci")),
         ..NodeOptions::default()
     };
-    let site = Site::with(options, Shape::default())?;
+    // Slow enough that the pull and the view are there before the disk is full.
+    let slow = Shape {
+        rate: Some(5_000_000),
+        ..Shape::default()
+    };
+    let site = Site::with(options, slow)?;
     let entries: Vec<Entry> = (0..FILES)
         .map(|n| file(format!("f{n}"), noise(n + 1, SIZE)))
         .collect();
-    let reference = site.publish(&Image::of(&[&entries])?, "full:1")?;
+    let reference = site.publish_with(
+        &Image::of(&[&entries])?,
+        "full:1",
+        &["--min-layer-size", "0", "--span-size", "1048576"],
+    )?;
     // Room for the snapshot, the zTOC and the tree, not for 24 MB of content.
     let ballast = disk.fill(10)?;
     site.node.pull(&reference, SOCI)?;

@@ -196,11 +196,19 @@ fn replaced(mut text: String, pairs: &[(String, String)]) -> String {
     text
 }
 
-/// Replaces the only occurrence of `old` by `new`, of the same length; false when there is none.
-pub fn replace_once(bytes: &mut [u8], old: &[u8], new: &[u8]) -> bool {
-    match bytes.windows(old.len()).position(|window| window == old) {
+/// Renames an entry of a zTOC, to a name of the same length; false when it has no such entry. Checkpoints hold the name
+/// too, in windows of the tar; the entry's string is the one behind its length.
+pub fn rename_entry(ztoc: &mut [u8], old: &str, new: &str) -> bool {
+    let length = u32::try_from(old.len())
+        .expect("a short name")
+        .to_le_bytes();
+    let string = [&length[..], old.as_bytes()].concat();
+    match ztoc
+        .windows(string.len())
+        .position(|window| window == string)
+    {
         Some(at) if old.len() == new.len() => {
-            bytes[at..at + new.len()].copy_from_slice(new);
+            ztoc[at + length.len()..at + string.len()].copy_from_slice(new.as_bytes());
             true
         }
         _ => false,

@@ -83,7 +83,11 @@ impl Node {
     /// The same with further environment variables.
     pub fn start_snapshotter_with(&mut self, environment: &[(&str, &str)]) -> Result<()> {
         let config = self.folder.join("soci.toml");
-        fs::write(&config, &self.options.config)?;
+        let containerd = format!(
+            "[content_store]\ncontainerd_address = \"{}\"\n",
+            self.containerd_socket().display()
+        );
+        fs::write(&config, format!("{}{containerd}", self.options.config))?;
         let mut program = Program::ours("soci-snapshotter-grpc")?
             .args(["--log-level", "debug", "--address"])
             .args([self.snapshotter_socket()])

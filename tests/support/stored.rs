@@ -16,17 +16,13 @@ const COMPLETE: usize = 56;
 
 /// The folders of all layers below a daemon's state folder.
 pub fn layers(root: &Path) -> Result<Vec<PathBuf>> {
-    let (mut found, mut folders) = (Vec::new(), vec![root.to_path_buf()]);
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
-            let entry = entry?;
-            if entry.file_name() == "present" {
-                found.push(folder.clone());
-            }
-            // Never into snapshots: they are mounts.
-            if entry.file_type()?.is_dir() && entry.file_name() != "snapshots" {
-                folders.push(entry.path());
-            }
+    // Nowhere else: beside it are mounts, and after a kill nobody serves them.
+    let store = root.join("layers");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&store).with_context(|| format!("list {}", store.display()))? {
+        let folder = entry?.path();
+        if folder.join("present").exists() {
+            found.push(folder);
         }
     }
     Ok(found)

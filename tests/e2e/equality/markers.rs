@@ -3,7 +3,7 @@
 use anyhow::Result;
 use soci_tests::tar::{Entry, directory, file, opaque, symlink, whiteout};
 
-use super::{assert_equal, assert_refused};
+use super::{Case, Way, assert_equal, assert_refused};
 
 fn lower() -> Vec<Entry> {
     vec![
@@ -17,10 +17,9 @@ fn lower() -> Vec<Entry> {
     ]
 }
 
-#[test]
-fn markers_of_a_base_layer_are_executed() -> Result<()> {
+pub(super) fn of_a_base_layer() -> Vec<Case> {
     let with = |more: Vec<Entry>| vec![[lower(), more].concat()];
-    assert_equal(vec![
+    vec![
         (
             "base-whiteout",
             with(vec![whiteout("d/a"), whiteout("top")]),
@@ -46,13 +45,17 @@ fn markers_of_a_base_layer_are_executed() -> Result<()> {
             "base-whiteout-of-a-marker",
             with(vec![file("d/.wh..wh.x", "")]),
         ),
-    ])
+    ]
 }
 
 #[test]
-fn markers_of_a_layer_with_parents_hide_what_is_below() -> Result<()> {
+fn markers_of_a_base_layer_are_executed() -> Result<()> {
+    assert_equal(Way::Lazy, of_a_base_layer())
+}
+
+pub(super) fn of_a_layer_with_parents() -> Vec<Case> {
     let over = |more: Vec<Entry>| vec![lower(), more];
-    assert_equal(vec![
+    vec![
         (
             "whiteout",
             over(vec![directory("d"), whiteout("d/a"), whiteout("top")]),
@@ -129,13 +132,17 @@ fn markers_of_a_layer_with_parents_hide_what_is_below() -> Result<()> {
                 vec![file("d/top", "t")],
             ],
         ),
-    ])
+    ]
 }
 
 #[test]
-fn markers_that_unpacking_refuses_are_refused() -> Result<()> {
+fn markers_of_a_layer_with_parents_hide_what_is_below() -> Result<()> {
+    assert_equal(Way::Lazy, of_a_layer_with_parents())
+}
+
+pub(super) fn refused() -> Vec<Case> {
     let over = |more: Vec<Entry>| vec![lower(), more];
-    assert_refused(vec![
+    vec![
         (
             "whiteout-after-the-file",
             over(vec![directory("d"), file("d/a", "a"), whiteout("d/a")]),
@@ -165,5 +172,10 @@ fn markers_that_unpacking_refuses_are_refused() -> Result<()> {
             "whiteout-without-a-name-in-a-base-layer",
             vec![vec![directory("d"), file("d/.wh.", "")]],
         ),
-    ])
+    ]
+}
+
+#[test]
+fn markers_that_unpacking_refuses_are_refused() -> Result<()> {
+    assert_refused(Way::Lazy, refused())
 }

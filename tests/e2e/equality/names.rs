@@ -3,13 +3,12 @@
 use anyhow::Result;
 use soci_tests::tar::{Entry, directory, fifo, file, hardlink, symlink, whiteout};
 
-use super::{assert_equal, assert_refused};
+use super::{Case, Way, assert_equal, assert_refused};
 
-#[test]
-fn names_are_cleaned_and_links_of_the_same_layer_are_followed() -> Result<()> {
+pub(super) fn cleaned() -> Vec<Case> {
     let base = |entries: Vec<Entry>| vec![entries];
     let long = "n".repeat(255);
-    assert_equal(vec![
+    vec![
         (
             "cleaned",
             base(vec![
@@ -73,11 +72,15 @@ fn names_are_cleaned_and_links_of_the_same_layer_are_followed() -> Result<()> {
                     .collect(),
             ),
         ),
-    ])
+    ]
 }
 
 #[test]
-fn missing_parents_are_made_as_unpacking_makes_them() -> Result<()> {
+fn names_are_cleaned_and_links_of_the_same_layer_are_followed() -> Result<()> {
+    assert_equal(Way::Lazy, cleaned())
+}
+
+pub(super) fn implied() -> Vec<Case> {
     let lower = || {
         vec![
             directory("tmp").mode(0o1777),
@@ -92,7 +95,7 @@ fn missing_parents_are_made_as_unpacking_makes_them() -> Result<()> {
             file("plain", "p"),
         ]
     };
-    assert_equal(vec![
+    vec![
         (
             "implied-in-a-base-layer",
             vec![vec![file("a/b/c/f", "f").owner(9, 9), fifo("a/x/p")]],
@@ -137,13 +140,17 @@ fn missing_parents_are_made_as_unpacking_makes_them() -> Result<()> {
             "hard-link-in-an-implied-folder",
             vec![lower(), vec![file("f", "f"), hardlink("tmp/h", "f")]],
         ),
-    ])
+    ]
 }
 
 #[test]
-fn an_entry_whose_path_exists_merges_or_replaces() -> Result<()> {
+fn missing_parents_are_made_as_unpacking_makes_them() -> Result<()> {
+    assert_equal(Way::Lazy, implied())
+}
+
+pub(super) fn repeated() -> Vec<Case> {
     let base = |entries: Vec<Entry>| vec![entries];
-    assert_equal(vec![
+    vec![
         (
             "folders-merge",
             base(vec![
@@ -205,12 +212,16 @@ fn an_entry_whose_path_exists_merges_or_replaces() -> Result<()> {
                 hardlink("c", "a"),
             ]),
         ),
-    ])
+    ]
 }
 
 #[test]
-fn names_that_unpacking_refuses_are_refused() -> Result<()> {
-    assert_refused(vec![
+fn an_entry_whose_path_exists_merges_or_replaces() -> Result<()> {
+    assert_equal(Way::Lazy, repeated())
+}
+
+pub(super) fn refused() -> Vec<Case> {
+    vec![
         (
             "a-parent-that-is-a-file",
             vec![vec![file("f", "f"), file("f/below", "b")]],
@@ -237,5 +248,10 @@ fn names_that_unpacking_refuses_are_refused() -> Result<()> {
             ],
         ),
         ("a-name-too-long", vec![vec![file("n".repeat(256), "f")]]),
-    ])
+    ]
+}
+
+#[test]
+fn names_that_unpacking_refuses_are_refused() -> Result<()> {
+    assert_refused(Way::Lazy, refused())
 }
