@@ -22,6 +22,8 @@
 //! assert_eq!(build.get_one("force"), Some(&false));
 //! ```
 
+#![warn(missing_docs)]
+
 mod normalise;
 mod refusal;
 mod values;

@@ -6,6 +6,8 @@
 //!
 //! [`builder`] makes indexes from layers, [`convert`] makes an image that carries its own.
 
+#![warn(missing_docs)]
+
 pub mod builder;
 pub mod convert;
 pub mod discover;

@@ -118,4 +118,21 @@ mod tests {
             "a\u{fffd}\u{fffd}b\u{fffd}"
         );
     }
+
+    proptest::proptest! {
+        #[test]
+        fn prop_texts_come_back(text in "\\PC{0,20}|[<>&\u{2028}\u{2029}\"\\\\]{0,9}") {
+            let json = to_vec(&text);
+            proptest::prop_assert!(!json.iter().any(|byte| b"<>&".contains(byte)));
+            proptest::prop_assert_eq!(from_slice::<String>(&json).unwrap(), text);
+        }
+
+        #[test]
+        fn prop_any_bytes_are_a_text_or_an_error(bytes: Vec<u8>) {
+            let quoted = [b"\"".as_slice(), &bytes, b"\""].concat();
+            if let Ok(text) = from_slice::<String>(&quoted) {
+                proptest::prop_assert_eq!(from_slice::<String>(&to_vec(&text)).unwrap(), text);
+            }
+        }
+    }
 }

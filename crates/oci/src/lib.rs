@@ -8,6 +8,8 @@
 //! [`store`]: an OCI layout on disk or containerd's content store. HTTP, TLS and the containerd
 //! client live in this package and only here.
 
+#![warn(missing_docs)]
+
 pub mod credentials;
 pub mod descriptor;
 pub mod digest;

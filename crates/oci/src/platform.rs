@@ -471,4 +471,24 @@ mod tests {
         let read: Platform = crate::json::from_slice(br#"{"os":null,"os.features":null}"#).unwrap();
         assert_eq!(read, Platform::default());
     }
+
+    proptest::proptest! {
+        /// What is read can be shown and read again, and means the same.
+        #[test]
+        fn prop_specifiers_survive_their_own_spelling(
+            specifier in "(linux|windows|macos|x)(/(amd64|aarch64|arm|armel|i386|y)(/v?[1-9])?)?"
+        ) {
+            if let Ok(platform) = specifier.parse::<Platform>() {
+                let again: Platform = platform.to_string().parse().unwrap();
+                proptest::prop_assert!(platform.matches(&again) && again.matches(&platform));
+                let normal = platform.normalised();
+                proptest::prop_assert_eq!(normal.normalised(), normal);
+            }
+        }
+
+        #[test]
+        fn prop_any_text_is_a_platform_or_an_error(text in "\\PC{0,20}") {
+            let _: Result<Platform, PlatformError> = text.parse();
+        }
+    }
 }

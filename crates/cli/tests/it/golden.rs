@@ -60,7 +60,7 @@ fn every_layer_gives_the_references_digests_or_its_refusal() {
 }
 
 /// gzip without compression, as the specification's vectors have it.
-fn stored_gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn stored_gzip(bytes: &[u8]) -> Vec<u8> {
     let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
     let mut blocks = bytes.chunks(65535).peekable();
     while let Some(block) = blocks.next() {

@@ -4,4 +4,5 @@ mod command_line;
 mod golden;
 mod hostile;
 mod layouts;
+mod memory;
 mod soci;

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use proptest::prelude::*;
 use soci_flags::{Parsed, Refusal, duration, integer, list, parse, switch, text};
 
 fn grammar() -> Command {
@@ -379,4 +380,49 @@ fn a_command_that_runs_by_itself_takes_words_it_has_no_room_for() {
         matches.subcommand().unwrap().1.subcommand_name(),
         Some("dump")
     );
+}
+
+proptest! {
+    /// Whatever is typed, there is an answer: run, show, or refuse with something to say.
+    #[test]
+    fn prop_every_command_line_has_an_answer(
+        words in prop::collection::vec(
+            prop_oneof![
+                Just("build".to_owned()), Just("index".to_owned()), Just("ls".to_owned()),
+                Just("--".to_owned()), Just("-".to_owned()), Just("help".to_owned()),
+                Just("--size".to_owned()), Just("-p".to_owned()), Just("--force".to_owned()),
+                "-{0,3}[a-z=]{0,8}", "\\PC{0,6}",
+            ],
+            0..8,
+        )
+    ) {
+        let line: Vec<OsString> =
+            std::iter::once("tool".into()).chain(words.iter().map(OsString::from)).collect();
+        match parse(grammar(), line) {
+            Parsed::Run(matches) => prop_assert!(matches.subcommand().is_some()),
+            Parsed::Show(text) => prop_assert!(!text.is_empty()),
+            Parsed::Refused(refusal) => {
+                prop_assert!(matches!(refusal.code, 1 | 3) && !refusal.stderr.is_empty());
+            }
+        }
+    }
+
+    /// Every value arrives as it was typed, wherever it stands and whatever it looks like.
+    #[test]
+    fn prop_values_arrive_as_typed(value in "\\PC{0,12}", joined: bool) {
+        let mut line = vec![OsString::from("tool"), "build".into()];
+        if joined {
+            line.push(format!("--address={value}").into());
+        } else {
+            line.extend([OsString::from("-a"), value.clone().into()]);
+        }
+        let Parsed::Run(matches) = parse(grammar(), line) else { panic!("a good line") };
+        prop_assert_eq!(matches.get_one::<String>("address"), Some(&value));
+    }
+
+    #[test]
+    fn prop_integers_round_trip(value: i64) {
+        prop_assert_eq!(soci_flags::parse_integer(&value.to_string()), Ok(value));
+        prop_assert_eq!(soci_flags::parse_integer(&format!("0x{:x}", value >> 1 & i64::MAX)), Ok(value >> 1 & i64::MAX));
+    }
 }

@@ -1,5 +1,7 @@
 use std::io::Seek as _;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::store::archive_writer::{Writer, header, octal, pax_line, write_archive};
 use crate::store::layout::{INDEX_NAME, Layout};
@@ -244,4 +246,45 @@ fn sizes_beyond_eight_gib_need_an_extended_header() {
     assert_eq!(&writer.out[1024 + 124..1024 + 136], b"00000000000\0");
     assert_eq!(pax_line("path", &"x".repeat(90)).len(), 99);
     assert_eq!(pax_line("path", &"x".repeat(91)).len(), 101);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Bytes of any kind are an archive or an error, and what is found lies inside the file.
+    #[test]
+    fn prop_any_bytes_are_an_archive_or_an_error(
+        names in prop::collection::vec("[a-c./]{1,12}", 1..6),
+        kinds in prop::collection::vec(prop::sample::select(&b"0127xLKg5S"[..]), 6),
+        flips in prop::collection::vec((0_usize..8000, any::<u8>()), 0..4),
+        cut in 0_usize..8000,
+    ) {
+        let mut bytes = Vec::new();
+        for (name, kind) in names.iter().zip(kinds) {
+            let data = pax_line("path", name);
+            let size = if matches!(kind, b'1' | b'2' | b'5') { 0 } else { data.len() as u64 };
+            let mut block = header(name, kind, 0o644, size);
+            block[157..157 + name.len()].copy_from_slice(name.as_bytes());
+            seal(&mut block);
+            bytes.extend(block);
+            if size > 0 {
+                bytes.extend(data);
+            }
+            bytes.resize(bytes.len().next_multiple_of(512), 0);
+        }
+        bytes.extend([0; 1024]);
+        for (at, value) in flips {
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte ^= value;
+            }
+        }
+        bytes.truncate(cut.max(512));
+        if let Ok(archive) = opened(&bytes) {
+            for name in archive.names().map(str::to_owned).collect::<Vec<_>>() {
+                prop_assert!(name.split('/').all(|part| !matches!(part, "" | "." | "..")), "{name}");
+                let read = archive.read_member(&name, 1 << 20).unwrap().unwrap();
+                prop_assert!(read.len() <= bytes.len());
+            }
+        }
+    }
 }

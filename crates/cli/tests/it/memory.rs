@@ -1,0 +1,80 @@
+//! How much memory a conversion takes.
+
+use std::fs;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use soci_oci::Digest;
+
+use crate::golden::stored_gzip;
+use crate::soci::{command, member, names, one_layer_with};
+
+const FILES: usize = 50_000;
+/// A multiple of 512, so that no padding follows.
+const FILE_SIZE: usize = 120 << 10;
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = Command::new("gzip")
+        .arg("-1n")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    gzip.stdin.take().unwrap().write_all(bytes).unwrap();
+    let output = gzip.wait_with_output().unwrap();
+    assert!(output.status.success());
+    output.stdout
+}
+
+/// 6 GB of tar in 50,000 files. Each header and each file is a member of its own, so that the blob
+/// is small and quickly made.
+fn layer() -> Vec<u8> {
+    let content = gzip(&vec![0; FILE_SIZE]);
+    let mut layer = Vec::new();
+    for number in 0..FILES {
+        let name = format!("usr/lib/python3/site-packages/package/module_{number:05}.py");
+        let mut header = member(&name, b'0', "", &[]);
+        header[124..135].copy_from_slice(format!("{FILE_SIZE:011o}").as_bytes());
+        header[148..156].fill(b' ');
+        let sum: u64 = header.iter().map(|&byte| u64::from(byte)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        layer.extend(stored_gzip(&header));
+        layer.extend(&content);
+    }
+    layer.extend(stored_gzip(&[0; 1024]));
+    layer
+}
+
+/// Most bytes of memory that a process has had at once so far.
+fn peak(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib << 10)
+}
+
+#[test]
+fn a_layer_of_six_gigabytes_and_fifty_thousand_files_takes_64_mib_at_most() {
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (folder.path().join("in"), folder.path().join("out"));
+    one_layer_with(&input, &layer(), true, &Digest::sha256(b"").to_string());
+    let mut soci = command()
+        .args(["convert", "--standalone", "--format=oci-dir"])
+        .args([&input, &output])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut most = 0;
+    let status = loop {
+        most = peak(soci.id()).unwrap_or(0).max(most);
+        if let Some(status) = soci.try_wait().unwrap() {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert!(status.success());
+    assert!(names(&output.join("blobs/sha256")).len() >= 7);
+    assert!(most > 4 << 20, "the memory was not measured");
+    assert!(most <= 64 << 20, "peak {} MiB", most >> 20);
+}
