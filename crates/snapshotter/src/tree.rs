@@ -199,19 +199,6 @@ pub enum Refusal {
     Image(#[from] ImageError),
 }
 
-/// Where the archive's entries get their place on the device.
-pub trait DataBlocks {
-    /// The first 4 KiB block of the content of the entry with this ordinal, for regular files that
-    /// are not empty.
-    fn block_of(&mut self, ordinal: usize) -> Option<u64>;
-}
-
-impl<F: FnMut(usize) -> Option<u64>> DataBlocks for F {
-    fn block_of(&mut self, ordinal: usize) -> Option<u64> {
-        self(ordinal)
-    }
-}
-
 /// What unpacking would leave.
 #[derive(Debug)]
 pub struct Tree {
@@ -223,14 +210,15 @@ pub struct Tree {
 
 impl Tree {
     /// Applies the entries of an archive in order. `blocks` is the size of the layer's data in 4 KiB
-    /// blocks.
+    /// blocks; `block_of` gives the first block of the content of the entry with an ordinal, counted
+    /// from 0, and is asked for regular files that are not empty.
     ///
     /// # Errors
     /// Where unpacking would fail, and where it cannot be known what it would do.
     pub fn build<'a>(
         entries: impl IntoIterator<Item = Entry<'a>>,
         blocks: u64,
-        block_of: impl DataBlocks,
+        block_of: impl FnMut(usize) -> Option<u64>,
         patch: &Patch,
     ) -> Result<Self, TreeError> {
         build::build(entries, blocks, block_of, patch)

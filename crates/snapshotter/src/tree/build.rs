@@ -8,7 +8,7 @@ use soci_ztoc::{Entry, FileKind};
 
 use super::attributes::{bounded, chmod, chown, create, set_time, set_xattr};
 use super::resolve::{Effort, Stop, clean, components, find, root_path};
-use super::{DataBlocks, Directory, Patch, Refusal, Tree, TreeError};
+use super::{Directory, Patch, Refusal, Tree, TreeError};
 
 /// Longest path in a layer. The kernel takes 4095 bytes, the unpacker's own root comes in front.
 const MAX_PATH: usize = 3840;
@@ -23,7 +23,7 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 pub(super) fn build<'a>(
     entries: impl IntoIterator<Item = Entry<'a>>,
     blocks: u64,
-    mut block_of: impl DataBlocks,
+    mut block_of: impl FnMut(usize) -> Option<u64>,
     patch: &Patch,
 ) -> Result<Tree, TreeError> {
     let entries = entries.into_iter();
@@ -51,7 +51,7 @@ pub(super) fn build<'a>(
     for (ordinal, entry) in entries.enumerate() {
         let refused = |refusal| at(ordinal, entry.name, refusal);
         builder
-            .apply(ordinal, &entry, || block_of.block_of(ordinal))
+            .apply(ordinal, &entry, || block_of(ordinal))
             .map_err(refused)?;
     }
     builder
