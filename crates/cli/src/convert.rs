@@ -4,6 +4,7 @@ use std::io::BufWriter;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use soci_index::{ConvertOptions, Observer, Platforms};
@@ -14,7 +15,7 @@ use soci_oci::store::{ContentStore, Stacked, reachable, write_archive};
 use soci_oci::{Descriptor, ImageIndex, json};
 
 use crate::args::{Convert, Format, Global};
-use crate::destination::{NewFile, NewFolder};
+use crate::destination::{Copier, NewFile, NewFolder};
 use crate::output::Progress;
 use crate::source::Source;
 
@@ -154,17 +155,20 @@ async fn to_archive(
         .prefix("soci-artifacts-")
         .tempdir_in(temporary_base(destination))
         .context("failed to create temp directory")?;
-    let work = Layout::create(folder.path()).context("failed to create temp directory")?;
+    let work = Layout::create(folder.path())
+        .context("failed to create temp directory")?
+        .unsynced();
     let store = stacked(work, source);
     let (converted, index) = convert_root(source, &store, options, progress).await?;
     let blobs = reachable(store.as_ref(), &converted).await?;
-    progress.phase("writing", blobs.values().sum());
+    progress.phase("writing", Some(blobs.values().sum()));
     let out = BufWriter::with_capacity(1 << 20, file);
     let out = write_archive(out, store.as_ref(), &blobs, &index, progress.counter()).await?;
-    let file = out
+    let written = out
         .into_inner()
         .map_err(std::io::IntoInnerError::into_error);
-    output.finish(&file.context("failed to write output tar")?)
+    drop(written.context("failed to write output tar")?);
+    output.finish()
 }
 
 async fn to_folder(
@@ -176,14 +180,27 @@ async fn to_folder(
     let output = NewFolder::create(destination)?;
     let store = stacked(output.layout.clone(), &source);
     let (_, index) = convert_root(&source, &store, options, progress).await?;
-    progress.phase("copying", 0);
-    let counter = progress.counter();
+    progress.phase("copying", None);
+    let stop = StopOnDrop(Arc::default());
+    let copier = Copier {
+        stop: Arc::clone(&stop.0),
+        count: Box::new(progress.counter()),
+    };
     let copied = tokio::task::spawn_blocking(move || {
-        output.copy(&source.layout, &counter)?;
+        output.copy(&source.layout, &copier)?;
         output.layout.write_index(&index)?;
         output.finish()
     });
     copied.await?
+}
+
+/// Ends work on another thread when whoever waits for it goes away.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn stacked(work: Layout, source: &Source) -> Arc<dyn ContentStore> {

@@ -3,15 +3,18 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::hash::{BuildHasher as _, Hasher as _};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use soci_oci::Descriptor;
 use soci_oci::store::archive::Archive;
-use soci_oci::store::errno;
 use soci_oci::store::layout::{INDEX_NAME, LAYOUT_NAME, Layout};
+use soci_oci::store::{Content, errno};
 
 use crate::source::Either;
 
@@ -70,11 +73,10 @@ impl NewFile {
     }
 
     /// Gives the file its place.
-    pub(crate) fn finish(self, file: &File) -> Result<()> {
+    pub(crate) fn finish(self) -> Result<()> {
         let Some(temporary) = self.temporary else {
             return Ok(());
         };
-        file.sync_all().context("failed to write output tar")?;
         fs::rename(&temporary.path, &self.place).context("failed to write output tar")
     }
 }
@@ -111,7 +113,9 @@ impl NewFolder {
             .mode(0o755)
             .create(&temporary.path)
             .with_context(failed)?;
-        let layout = Layout::create(&temporary.path).with_context(failed)?;
+        let layout = Layout::create(&temporary.path)
+            .with_context(failed)?
+            .unsynced();
         Ok(Self {
             place,
             temporary,
@@ -120,41 +124,71 @@ impl NewFolder {
     }
 
     /// Copies what the source has and this folder has not: everything, as the reference does.
-    pub(crate) fn copy(&self, source: &Either, count: &impl Fn(u64)) -> Result<()> {
+    pub(crate) fn copy(&self, source: &Either, copier: &Copier) -> Result<()> {
         match source {
-            Either::Folder(layout) => self.copy_folder(layout.root(), Path::new(""), count),
-            Either::Archive(archive) => self.copy_archive(archive, count),
+            Either::Folder(layout) => self.copy_folder(layout, Path::new(""), copier),
+            Either::Archive(archive) => self.copy_archive(archive, copier),
         }
     }
 
-    fn copy_folder(&self, root: &Path, below: &Path, count: &impl Fn(u64)) -> Result<()> {
-        let from = root.join(below);
-        let failed = || format!("failed to copy OCI image layout from {}", root.display());
-        for entry in fs::read_dir(&from).with_context(failed)? {
+    /// Copies a folder of a layout. Links stay links, but those to blobs are followed.
+    fn copy_folder(&self, from: &Layout, below: &Path, copier: &Copier) -> Result<()> {
+        let failed = || {
+            format!(
+                "failed to copy OCI image layout from {}",
+                from.root().display()
+            )
+        };
+        for entry in fs::read_dir(from.root().join(below)).with_context(failed)? {
             let entry = entry.with_context(failed)?;
             let name = below.join(entry.file_name());
             let place = self.temporary.path.join(&name);
-            // Links to blobs and to folders of them are followed, others are kept as links.
-            let is_blob = name.starts_with("blobs");
-            let metadata = if is_blob {
-                fs::metadata(entry.path())
-            } else {
-                entry.metadata()
-            };
-            let Ok(metadata) = metadata else { continue };
+            let kind = entry.file_type().with_context(failed)?;
             if is_replaced(&name) || self.is_own(&entry.path()) {
                 continue;
             }
-            if metadata.is_dir() {
+            if kind.is_dir() {
                 fs::create_dir_all(&place).with_context(failed)?;
-                self.copy_folder(root, &name, count)?;
-            } else if metadata.is_file() && !place.exists() {
-                count(fs::copy(entry.path(), &place).with_context(failed)?);
-            } else if metadata.is_symlink() && fs::symlink_metadata(&place).is_err() {
+                self.copy_folder(from, &name, copier)?;
+            } else if kind.is_file() && !place.exists() {
+                let file = File::open(entry.path()).with_context(failed)?;
+                let mode = file.metadata().with_context(failed)?.permissions();
+                copier.copy(file, &place, mode).with_context(failed)?;
+            } else if kind.is_symlink() && name.starts_with("blobs") {
+                self.copy_linked(from, &name)?;
+            } else if kind.is_symlink() && fs::symlink_metadata(&place).is_err() {
                 let target = fs::read_link(entry.path()).with_context(failed)?;
                 std::os::unix::fs::symlink(target, &place).with_context(failed)?;
             }
         }
+        Ok(())
+    }
+
+    /// Copies blobs that are reached through a link (to one, to a folder of them, to all). A link may
+    /// lead anywhere, so only what its name's digest describes is taken.
+    fn copy_linked(&self, from: &Layout, name: &Path) -> Result<()> {
+        let path = from.root().join(name);
+        if path.is_dir() {
+            if name.components().count() > 2 {
+                return Ok(());
+            }
+            let failed = || format!("failed to read {}", path.display());
+            for entry in fs::read_dir(&path).with_context(failed)? {
+                self.copy_linked(from, &name.join(entry.with_context(failed)?.file_name()))?;
+            }
+            return Ok(());
+        }
+        let parts: Vec<_> = name.iter().map(|part| part.to_string_lossy()).collect();
+        let digest = match parts.as_slice() {
+            [_, algorithm, hex] => format!("{algorithm}:{hex}").parse().ok(),
+            _ => None,
+        };
+        let Some(digest) = digest.filter(|_| path.is_file()) else {
+            return Ok(());
+        };
+        let file = from.open_file(&digest)?;
+        let blob = Descriptor::new("", digest, file.metadata()?.len());
+        self.layout.store(&blob, Content::File(file))?;
         Ok(())
     }
 
@@ -163,7 +197,7 @@ impl NewFolder {
         fs::canonicalize(path).ok() == fs::canonicalize(&self.temporary.path).ok()
     }
 
-    fn copy_archive(&self, archive: &Archive, count: &impl Fn(u64)) -> Result<()> {
+    fn copy_archive(&self, archive: &Archive, copier: &Copier) -> Result<()> {
         for name in archive.names() {
             let relative = Path::new(name);
             // Names were cleaned when the archive was opened; this is the place that relies on it.
@@ -178,15 +212,18 @@ impl NewFolder {
             if let Some(parent) = place.parent() {
                 fs::create_dir_all(parent).with_context(failed)?;
             }
-            let Some(mut blob) = archive.member(name) else {
+            let Some(blob) = archive.member(name) else {
                 continue;
             };
-            let mut file = File::create(&place).with_context(failed)?;
-            count(io::copy(&mut blob.reader, &mut file).with_context(failed)?);
-            if relative.starts_with("blobs") {
-                file.set_permissions(Permissions::from_mode(0o444))
-                    .with_context(failed)?;
-            }
+            let mode = if relative.starts_with("blobs") {
+                0o444
+            } else {
+                0o644
+            };
+            let mode = Permissions::from_mode(mode);
+            copier
+                .copy(blob.reader, &place, mode)
+                .with_context(failed)?;
         }
         Ok(())
     }
@@ -211,6 +248,32 @@ impl NewFolder {
                 fs::rename(&temporary.path, &place).with_context(failed)
             }
             Err(error) => Err(error).with_context(failed),
+        }
+    }
+}
+
+/// Copies files until it is told to stop.
+pub(crate) struct Copier {
+    /// Set when nobody wants the copies any more.
+    pub(crate) stop: Arc<AtomicBool>,
+    /// Is told how many bytes were copied.
+    pub(crate) count: Box<dyn Fn(u64) + Send>,
+}
+
+impl Copier {
+    fn copy<R: Read>(&self, mut from: R, to: &Path, mode: Permissions) -> io::Result<()> {
+        /// Bytes after which to look whether to stop.
+        const STEP: u64 = 32 << 20;
+        let mut file = File::create(to)?;
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let copied = io::copy(&mut from.by_ref().take(STEP), &mut file)?;
+            if copied == 0 {
+                return file.set_permissions(mode);
+            }
+            (self.count)(copied);
         }
     }
 }

@@ -76,9 +76,9 @@ fn start(matches: &ArgMatches) -> Result<()> {
     result
 }
 
-/// Does not wait for file work that nobody wants any more.
+/// File work that nobody wants any more ends soon, and then removes what it made.
 fn end(runtime: Runtime) {
-    runtime.shutdown_background();
+    runtime.shutdown_timeout(Duration::from_secs(2));
 }
 
 async fn dispatch(global: &Global, matches: &ArgMatches) -> Result<()> {

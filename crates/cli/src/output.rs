@@ -99,18 +99,21 @@ impl Progress {
             ProgressDrawTarget::hidden()
         };
         let bar = ProgressBar::with_draw_target(Some(0), target);
-        let template = "{msg} [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
-        }
         Self { bar }
     }
 
-    /// A phase of its own.
-    pub(crate) fn phase(&self, name: &'static str, bytes: u64) {
+    /// A phase of its own; how many bytes it has may be unknown.
+    pub(crate) fn phase(&self, name: &'static str, bytes: Option<u64>) {
+        let template = match bytes {
+            Some(_) => "{msg} [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+            None => "{msg} {bytes} {bytes_per_sec}",
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.set_style(style.progress_chars("=> "));
+        }
         self.bar.reset();
         self.bar.set_message(name);
-        self.bar.set_length(bytes);
+        self.bar.set_length(bytes.unwrap_or_default());
     }
 
     /// A counter for the current phase.
@@ -126,7 +129,7 @@ impl Progress {
 
 impl Observer for Progress {
     fn planned(&self, bytes: u64) {
-        self.phase("indexing", bytes);
+        self.phase("indexing", Some(bytes));
         if bytes > 0 {
             self.bar.enable_steady_tick(Duration::from_millis(200));
         }

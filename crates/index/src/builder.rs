@@ -197,6 +197,9 @@ pub enum BuildError {
     /// Some layers should have a zTOC and cannot.
     #[error("errors encountered while building soci layers; {}", joined(.0))]
     Layers(Vec<LayerError>),
+    /// A thread panicked.
+    #[error("a thread that builds ztocs ended without a result")]
+    Lost,
     /// No thread could be started.
     #[error("start a thread")]
     Thread(#[source] io::Error),
@@ -451,7 +454,7 @@ impl Results {
             match self.incoming.recv().await {
                 Some((number, Ok(made))) => self.slots[number] = Some(made),
                 Some((_, Err(first))) => return Err(self.errors(first).await),
-                None => return Err(BuildError::Layers(Vec::new())),
+                None => return Err(BuildError::Lost),
             }
         }
     }

@@ -78,6 +78,50 @@ fn blobs_that_are_links_are_read_but_only_as_what_they_are_named() {
 }
 
 #[test]
+fn links_in_a_folder_of_blobs_do_not_lead_to_other_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    image(&path("in"));
+    fs::create_dir_all(path("private/deep")).unwrap();
+    fs::write(path("private/secret"), "secret").unwrap();
+    fs::write(path("private/deep/secret"), "secret").unwrap();
+    symlink(path("private"), path("in/blobs/other")).unwrap();
+    symlink(path("private"), path("in/blobs/sha256/other")).unwrap();
+    symlink(path("private/secret"), path("in/blobs/sha256/name")).unwrap();
+    converted(&["--format", "oci-dir"], &path("in"), &path("out"));
+    assert_eq!(names(&path("out/blobs")), ["sha256"]);
+    assert!(
+        names(&path("out/blobs/sha256"))
+            .iter()
+            .all(|name| name.len() == 64)
+    );
+    // A name of the right form is a promise that is checked.
+    symlink(
+        path("private/secret"),
+        path("in/blobs/sha256").join("0".repeat(64)),
+    )
+    .unwrap();
+    let ran = convert(&["--format", "oci-dir"], &path("in"), &path("out2"));
+    assert!(ran.stderr.contains("digest mismatch"), "{ran:?}");
+    assert!(!path("out2").exists());
+}
+
+#[test]
+fn a_folder_of_blobs_may_be_a_link() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    image(&path("in"));
+    fs::rename(path("in/blobs"), path("blobs")).unwrap();
+    symlink("../blobs", path("in/blobs")).unwrap();
+    let before = names(&path("blobs/sha256"));
+    converted(&["--format", "oci-dir"], &path("in"), &path("out"));
+    assert_eq!(names(&path("blobs/sha256")), before);
+    let after = names(&path("out/blobs/sha256"));
+    assert!(before.iter().all(|name| after.contains(name)) && after.len() > before.len());
+    assert!(!path("out/blobs").is_symlink());
+}
+
+#[test]
 fn digests_cannot_name_paths() {
     let folder = tempfile::tempdir().unwrap();
     let input = folder.path().join("in");

@@ -26,12 +26,25 @@ pub const INDEX_NAME: &str = "index.json";
 #[derive(Debug, Clone)]
 pub struct Layout {
     root: PathBuf,
+    sync: bool,
 }
 
 impl Layout {
     /// A layout that may exist or not; nothing is touched.
     pub fn at(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self {
+            root: root.into(),
+            sync: true,
+        }
+    }
+
+    /// Does not wait for the disk: for a layout that is only a step on the way to something else.
+    #[must_use]
+    pub fn unsynced(self) -> Self {
+        Self {
+            sync: false,
+            ..self
+        }
     }
 
     /// Makes the folders and the marker file, as far as they are missing.
@@ -73,7 +86,7 @@ impl Layout {
         let mut file = self.ingest(name)?;
         file.write_all(bytes)
             .map_err(StoreError::io("write", &path))?;
-        persist(file, &path, mode)
+        self.persist(file, &path, mode)
     }
 
     fn ingest(&self, prefix: &str) -> Result<tempfile::NamedTempFile, StoreError> {
@@ -115,7 +128,8 @@ impl Layout {
         })
     }
 
-    fn store(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError> {
+    /// [`ContentStore::put`] for plain threads.
+    pub fn store(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError> {
         let Descriptor { digest, size, .. } = descriptor;
         if self.stored_size(digest)? == Some(*size) {
             return Ok(Put::AlreadyThere);
@@ -150,8 +164,29 @@ impl Layout {
             });
         }
         verifier.finish()?;
-        persist(file, &path, 0o444)?;
+        self.persist(file, &path, 0o444)?;
         Ok(Put::Stored)
+    }
+
+    /// Gives a finished file its place. It is synced first: a name that survives a power loss must
+    /// not lead to an empty file.
+    fn persist(
+        &self,
+        file: tempfile::NamedTempFile,
+        path: &Path,
+        mode: u32,
+    ) -> Result<(), StoreError> {
+        file.as_file()
+            .set_permissions(Permissions::from_mode(mode))
+            .map_err(StoreError::io("chmod", path))?;
+        if self.sync {
+            file.as_file()
+                .sync_all()
+                .map_err(StoreError::io("sync", path))?;
+        }
+        file.persist(path)
+            .map_err(|error| StoreError::io("rename", path)(error.error))?;
+        Ok(())
     }
 }
 
@@ -160,20 +195,6 @@ fn is_absent(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
     )
-}
-
-/// Gives a finished file its place. It is synced first: a name that survives a power loss must not
-/// lead to an empty file.
-fn persist(file: tempfile::NamedTempFile, path: &Path, mode: u32) -> Result<(), StoreError> {
-    file.as_file()
-        .set_permissions(Permissions::from_mode(mode))
-        .map_err(StoreError::io("chmod", path))?;
-    file.as_file()
-        .sync_all()
-        .map_err(StoreError::io("sync", path))?;
-    file.persist(path)
-        .map_err(|error| StoreError::io("rename", path)(error.error))?;
-    Ok(())
 }
 
 #[async_trait]
