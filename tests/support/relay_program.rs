@@ -1,17 +1,14 @@
-//! A link of a given shape in front of a registry: the relay of the end-to-end tests as a program.
+//! The [`Relay`] as a program, for the demo and the benchmarks.
 //!
-//! usage: relay LISTEN TO ROUND-TRIP-MS MEGABYTES-A-SECOND MEGABYTES-A-SECOND-A-CONNECTION
+//! usage: soci-test-relay LISTEN TO ROUND-TRIP-MS MEGABYTES-A-SECOND MEGABYTES-A-SECOND-A-CONNECTION
 //!
 //! Runs until it is killed.
-
-#[allow(dead_code, reason = "the tests use more of it")]
-#[path = "../../../tests/support/relay.rs"]
-mod relay;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use soci_tests::{Relay, Shape};
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -21,13 +18,12 @@ fn main() -> Result<()> {
     let round_trip = Duration::from_millis(next("round trip in milliseconds")?.parse()?);
     let rate = next("megabytes a second")?.parse::<u64>()? * 1_000_000;
     let connection_rate = next("megabytes a second a connection")?.parse::<u64>()? * 1_000_000;
-    let shape = relay::Shape {
+    let shape = Shape {
         round_trip,
         rate: Some(rate),
         connection_rate: Some(connection_rate),
     };
-    let relay = relay::Relay::start(listen, to, shape)?;
-    println!("{}", relay.address());
+    let _relay = Relay::start(listen, to, shape)?;
     loop {
         std::thread::park();
     }
