@@ -375,37 +375,35 @@ impl Layer {
             let named = self.named.lock();
             (Arc::clone(&named.image), Arc::clone(&named.sources))
         };
-        let demander = if class == Class::All {
-            Demander::Patient
-        } else {
-            Demander::Urgent
+        let (demander, patience, order) = match class {
+            Class::All => (Demander::Patient, Patience::Forever, self.files.number.0),
+            Class::Now | Class::Next => (Demander::Urgent, Patience::Budget, 0),
         };
         let layer: Weak<Layer> = Arc::downgrade(self);
+        let asked = Arc::clone(&sources);
         self.context.fetch.demand(Demand {
             blob: self.files.key.layer,
             range: ztoc.spans().compressed(SpanId(span)),
             class,
             image,
-            order: if class == Class::All {
-                self.files.number.0
-            } else {
-                0
-            },
+            order,
             sources,
             avoid,
-            patience: if class == Class::All {
-                Patience::Forever
-            } else {
-                Patience::Budget
-            },
+            patience,
             sink: Box::new(move |outcome| {
                 let Some(layer) = layer.upgrade() else { return };
                 match outcome {
                     Ok(delivery) => layer.delivered(span, delivery),
+                    // The demand is older than the sources: who has joined it since deserves the new ones.
+                    Err(_) if layer.has_other_sources(&asked) => layer.demand(span, class, None),
                     Err(error) => layer.not_delivered(span, demander, error),
                 }
             }),
         });
+    }
+
+    fn has_other_sources(&self, asked: &Arc<[Source]>) -> bool {
+        !self.is_closed() && !Arc::ptr_eq(&self.named.lock().sources, asked)
     }
 
     /// One step of one span; effects that need the scheduler are carried out, the others returned.

@@ -24,7 +24,7 @@ pub const BLOCK: u64 = 4096;
 /// The largest `data`: EROFS counts a device's blocks in 32 bits.
 const MAX_DATA: u64 = BLOCK << 32;
 
-const MAGIC: &[u8; 8] = b"socipl\x00\x01";
+const MAGIC: &[u8; 8] = b"socipl\x00\x02";
 const HEADER: usize = 64;
 const FILE: usize = 32;
 const HEAD: usize = 16;
@@ -115,11 +115,12 @@ pub enum PlaceError {
 /// # Errors
 /// Entries that overlap, leave the archive or need too much room.
 pub fn plan(
-    entries: impl Iterator<Item = Planned>,
+    entries: impl ExactSizeIterator<Item = Planned>,
     archive_size: u64,
 ) -> Result<Vec<u8>, PlaceError> {
-    let mut files = Vec::new();
-    let mut headers = Vec::new();
+    let headers = entries.len().checked_mul(HEAD).ok_or(PlaceError::TooMany)?;
+    let mut table = Vec::with_capacity(HEADER + headers + entries.len() * FILE);
+    table.resize(HEADER + headers, 0);
     let (mut free, mut data, mut content) = (0_u64, 0_u64, 0_u64);
     let mut count = 0_u32;
     for planned in entries {
@@ -145,12 +146,14 @@ pub fn plan(
             .checked_add(size)
             .filter(|end| *end <= archive_size)
             .ok_or(outside)?;
-        headers.extend_from_slice(&header.start.to_le_bytes());
-        headers.extend_from_slice(&header.end.to_le_bytes());
+        let at = HEADER + entry as usize * HEAD;
+        let slot = table.get_mut(at..at + HEAD).ok_or(PlaceError::TooMany)?;
+        slot[..8].copy_from_slice(&header.start.to_le_bytes());
+        slot[8..].copy_from_slice(&header.end.to_le_bytes());
         free = end;
         if size > 0 {
             for number in [offset, data, offset - content, u64::from(entry)] {
-                files.extend_from_slice(&number.to_le_bytes());
+                table.extend_from_slice(&number.to_le_bytes());
             }
             content += size;
             data = size
@@ -160,18 +163,18 @@ pub fn plan(
                 .ok_or(PlaceError::TooLarge)?;
         }
     }
-    let mut table = Vec::with_capacity(HEADER + files.len() + headers.len());
-    table.extend_from_slice(MAGIC);
-    let counts = [(files.len() / FILE) as u64, u64::from(count)];
-    for number in counts
-        .into_iter()
-        .chain([archive_size, data, archive_size - content])
-    {
-        table.extend_from_slice(&number.to_le_bytes());
+    let files = (table.len() - HEADER - headers) / FILE;
+    let numbers = [
+        files as u64,
+        u64::from(count),
+        archive_size,
+        data,
+        archive_size - content,
+    ];
+    table[..8].copy_from_slice(MAGIC);
+    for (slot, number) in table[8..HEADER].chunks_exact_mut(8).zip(numbers) {
+        slot.copy_from_slice(&number.to_le_bytes());
     }
-    table.resize(HEADER, 0);
-    table.extend_from_slice(&files);
-    table.extend_from_slice(&headers);
     Ok(table)
 }
 
@@ -278,7 +281,7 @@ impl Places {
     /// The bytes of the tar that are the header of an entry.
     pub fn header(&self, entry: usize) -> Option<Range<u64>> {
         (entry < self.entries).then(|| {
-            let at = HEADER + self.files * FILE + entry * HEAD;
+            let at = HEADER + entry * HEAD;
             word(self.bytes(), at)..word(self.bytes(), at + 8)
         })
     }
@@ -392,7 +395,7 @@ impl Places {
         if index >= self.files {
             return [self.archive_size, self.data_size, self.heads_size, u64::MAX];
         }
-        let at = HEADER + index * FILE;
+        let at = HEADER + self.entries * HEAD + index * FILE;
         [0, 8, 16, 24].map(|field| word(self.bytes(), at + field))
     }
 }

@@ -61,7 +61,7 @@ impl Present {
             }
             table[..8].copy_from_slice(MAGIC);
             table[BOOT].copy_from_slice(&name);
-            replace(path, &table)?;
+            replace(path, &table, known)?;
         }
         let marks = table[HEADER..]
             .iter()
@@ -177,11 +177,14 @@ impl Present {
     }
 }
 
-fn replace(path: &Path, table: &[u8]) -> io::Result<()> {
+/// `durable` if there is something to lose: marks that a power loss removes cost a second fetch.
+fn replace(path: &Path, table: &[u8], durable: bool) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let mut file = File::create(&temporary)?;
     file.write_all(table)?;
-    file.sync_data()?;
+    if durable {
+        file.sync_data()?;
+    }
     fs::rename(&temporary, path)
 }
 

@@ -1,7 +1,8 @@
-//! Small files that must be whole or not there: written under another name, synced, renamed, with a SHA-256 beside them.
+//! Small files that must be whole or not there: written under another name, synced, renamed, and sealed with a SHA-256.
 //!
-//! `NAME` has the content, `NAME.sum` its checksum and the boot in which it was last found right. Within one boot a
-//! file is read without hashing it again; after a reboot (a power loss may have torn it) it is hashed once.
+//! The seal is an extended attribute of the file (`user.soci.seal`): its checksum and the boot in which it was last found
+//! right, so that one fsync covers content and seal. Within one boot a file is read without hashing it again; after a
+//! reboot (a power loss may have torn it) it is hashed once.
 
 use std::{
     fs::{self, File},
@@ -10,6 +11,8 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
+
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// A read-only mapping of a file of the store.
 ///
@@ -23,14 +26,17 @@ impl Mapped {
     /// # Errors
     /// The system's.
     pub fn open(path: &Path) -> io::Result<Mapped> {
-        let file = File::open(path)?;
+        Mapped::of(&File::open(path)?)
+    }
+
+    fn of(file: &File) -> io::Result<Mapped> {
         if file.metadata()?.len() == 0 {
             return Ok(Mapped(None));
         }
         #[allow(unsafe_code, reason = "mapping a file has no safe form")]
         // SAFETY: files that are mapped are only ever replaced by rename or unlinked, by this process alone in
         // its own folder; they are never truncated or written again, so the bytes do not change under the slice.
-        let map = unsafe { memmap2::Mmap::map(&file) }?;
+        let map = unsafe { memmap2::Mmap::map(file) }?;
         Ok(Mapped(Some(map)))
     }
 }
@@ -40,6 +46,9 @@ impl AsRef<[u8]> for Mapped {
         self.0.as_deref().unwrap_or_default()
     }
 }
+
+/// The extended attribute with checksum and boot.
+const SEAL: &str = "user.soci.seal";
 
 /// Where sealed files lie and which boot this is.
 #[derive(Clone, Debug)]
@@ -72,7 +81,8 @@ impl Folder {
         self.path.join(name)
     }
 
-    /// Writes a file and its seal. On return both survive a power loss.
+    /// Writes a file with its seal and returns the SHA-256 of its content in hex. Content and seal survive a power loss on
+    /// return; the name does after [`Folder::sync`].
     ///
     /// # Errors
     /// The system's; then the file that was there before, if any, is still there.
@@ -80,8 +90,11 @@ impl Folder {
         &self,
         name: &str,
         content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let temporary = self.file(&format!("{name}.new"));
+    ) -> io::Result<String> {
+        // Two writers of one name do not meet.
+        static WRITES: AtomicU64 = AtomicU64::new(0);
+        let write = WRITES.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.file(&format!("{name}.{write}.new"));
         let mut hashing = Hashing {
             inner: BufWriter::with_capacity(1 << 16, File::create(&temporary)?),
             hash: Sha256::new(),
@@ -89,20 +102,21 @@ impl Folder {
         let written = content(&mut hashing).and_then(|()| {
             let Hashing { inner, hash } = hashing;
             let file = inner.into_inner().map_err(io::IntoInnerError::into_error)?;
+            let sum = hex(&hash.finalize());
+            self.seal(&file, &sum)?;
             file.sync_all()?;
-            Ok(hex(&hash.finalize()))
+            Ok(sum)
         });
-        let sum = match written {
-            Ok(sum) => sum,
+        match written {
+            Ok(sum) => {
+                fs::rename(&temporary, self.file(name))?;
+                Ok(sum)
+            }
             Err(error) => {
                 drop(fs::remove_file(&temporary));
-                return Err(error);
+                Err(error)
             }
-        };
-        // The old seal does not fit the new content: between the two renames the file counts as torn and is made again.
-        fs::rename(&temporary, self.file(name))?;
-        self.write_sum(name, &sum)?;
-        self.sync()
+        }
     }
 
     /// The content of a sealed file; `None` if there is none that is whole.
@@ -110,26 +124,37 @@ impl Folder {
     /// # Errors
     /// The system's, other than that there is no such file.
     pub fn open(&self, name: &str) -> io::Result<Option<Mapped>> {
-        let Some(sum) = missing_is_none(fs::read_to_string(self.sum(name)))? else {
+        let path = self.file(name);
+        let Some(file) = missing_is_none(File::open(&path))? else {
             return Ok(None);
         };
-        let Some(mapped) = missing_is_none(Mapped::open(&self.file(name)))? else {
+        let mut seal = [0; 256];
+        let length = match rustix::fs::fgetxattr(&file, SEAL, &mut seal) {
+            Ok(length) => length,
+            Err(rustix::io::Errno::NODATA) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        let seal = seal
+            .get(..length)
+            .and_then(|seal| std::str::from_utf8(seal).ok());
+        let Some((sum, boot)) = seal.and_then(|seal| seal.split_once(' ')) else {
             return Ok(None);
         };
-        let mut words = sum.split_ascii_whitespace();
-        let (digest, boot) = (words.next(), words.next());
-        if digest.is_none_or(|digest| digest.len() != 64) {
-            return Ok(None);
-        }
-        if boot != Some(self.boot.as_str()) {
-            let found = hex(&Sha256::digest(mapped.as_ref()));
-            if digest != Some(found.as_str()) {
-                tracing::warn!(file = %self.file(name).display(), "a file of the store is torn");
+        let mapped = Mapped::of(&file)?;
+        if boot != self.boot {
+            if sum != hex(&Sha256::digest(mapped.as_ref())) {
+                tracing::warn!(file = %path.display(), "a file of the store is torn");
                 return Ok(None);
             }
-            self.write_sum(name, &found)?;
+            self.seal(&file, sum)?;
         }
         Ok(Some(mapped))
+    }
+
+    fn seal(&self, file: &File, sum: &str) -> io::Result<()> {
+        let seal = format!("{sum} {}", self.boot);
+        let flags = rustix::fs::XattrFlags::empty();
+        Ok(rustix::fs::fsetxattr(file, SEAL, seal.as_bytes(), flags)?)
     }
 
     /// Removes a sealed file.
@@ -137,7 +162,6 @@ impl Folder {
     /// # Errors
     /// The system's, other than that there is no such file.
     pub fn remove(&self, name: &str) -> io::Result<()> {
-        missing_is_none(fs::remove_file(self.sum(name)))?;
         missing_is_none(fs::remove_file(self.file(name)))?;
         Ok(())
     }
@@ -148,18 +172,6 @@ impl Folder {
     /// The system's.
     pub fn sync(&self) -> io::Result<()> {
         File::open(&self.path)?.sync_all()
-    }
-
-    fn sum(&self, name: &str) -> PathBuf {
-        self.file(&format!("{name}.sum"))
-    }
-
-    fn write_sum(&self, name: &str, sum: &str) -> io::Result<()> {
-        let temporary = self.file(&format!("{name}.sum.new"));
-        let mut file = File::create(&temporary)?;
-        writeln!(file, "{sum} {}", self.boot)?;
-        file.sync_all()?;
-        fs::rename(&temporary, self.sum(name))
     }
 }
 
@@ -256,7 +268,11 @@ mod tests {
         assert!(folder.open("meta").expect("readable").is_none());
         write(&folder, "meta", b"");
         assert!(folder.open("meta").expect("readable").is_some());
-        fs::write(folder.file("meta.sum"), b"12 boot-1").expect("torn");
+        let file = File::open(folder.file("meta")).expect("is there");
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::fsetxattr(&file, SEAL, b"torn", flags).expect("set");
+        assert!(folder.open("meta").expect("readable").is_none());
+        rustix::fs::fremovexattr(&file, SEAL).expect("removed");
         assert!(folder.open("meta").expect("readable").is_none());
         folder.remove("meta").expect("removed");
         folder.remove("meta").expect("removing twice is no error");

@@ -54,12 +54,13 @@ impl Sources {
         Ok(serde_json::from_slice(bytes.as_ref()).ok())
     }
 
-    /// Writes the file.
+    /// Writes the file. On return it, and every file that was written to the folder before, survives a power loss.
     ///
     /// # Errors
     /// The system's.
     pub fn write(&self, folder: &Folder) -> io::Result<()> {
-        folder.write(NAME, |to| Ok(serde_json::to_writer(to, self)?))
+        folder.write(NAME, |to| Ok(serde_json::to_writer(to, self)?))?;
+        folder.sync()
     }
 
     /// A name for logs and errors: the first image that named the layer.
