@@ -16,9 +16,12 @@
 //! After a restart [`Images::ensure`] mounts a layer again from the store, without registry or credentials, when its
 //! snapshot is used first.
 
+mod after;
 mod content;
 mod discover;
 mod holds;
+pub mod labels;
+mod layer_use;
 mod mounts;
 mod open;
 mod show;
@@ -42,15 +45,16 @@ use self::discover::Discovery;
 pub use self::discover::Modes;
 pub(crate) use self::discover::explain;
 use self::holds::{Hold, Holds};
+use self::labels::Labels;
+pub use self::layer_use::LayerUse;
 pub use self::mounts::Mounts;
 use self::open::Opened;
+pub(crate) use self::show::Footprint;
 use self::verdict::{Subject, Verdict, Way};
 use crate::cpu::{Cpu, Lane};
 use crate::layer::{Layer, Layers};
 use crate::mount::MountError;
 use crate::mount::table::MountTable;
-use crate::snapshots::labels;
-use crate::snapshots::metadata::{Labels, LayerUse, Usage};
 use crate::store::LayerKey;
 use crate::sync::{Arc, Mutex};
 
@@ -203,7 +207,7 @@ pub(crate) enum Attempt {
 pub(crate) struct Mounted {
     pub(crate) layer: LayerUse,
     pub(crate) verdict: Verdict,
-    pub(crate) usage: Usage,
+    pub(crate) usage: Footprint,
     /// Until the record says who uses the layer.
     pub(crate) hold: Hold,
 }
@@ -329,8 +333,8 @@ impl Images {
                 );
                 image.verdicts.lock().insert(request.layer, verdict.clone());
                 let usage = match verdict.way {
-                    Way::Whole => show::usage(&layer),
-                    Way::Lazy | Way::Left => Usage::default(),
+                    Way::Whole => show::footprint(&layer),
+                    Way::Lazy | Way::Left => Footprint::default(),
                 };
                 let layer = LayerUse {
                     layer: layer.key(),

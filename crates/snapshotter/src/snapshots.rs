@@ -12,7 +12,6 @@
 //! goes away stops nothing, and the next one finds the target.
 
 pub(crate) mod directories;
-pub mod labels;
 mod layer;
 pub mod metadata;
 pub(crate) mod overlay;
@@ -33,6 +32,7 @@ use self::metadata::{
 pub use self::overlay::{Mount, Unsupported, needs_userxattr};
 use self::plan::{Facts, First};
 use crate::cpu::{Cpu, Lane, Lost};
+use crate::image::labels;
 use crate::image::verdict::Subject;
 use crate::image::{Images, Parent, Wanted, explain};
 use crate::mount;

@@ -10,13 +10,13 @@ use soci_oci::registry::Registry;
 use soci_ztoc::{Compression, MAX_ZTOC_SIZE};
 use tracing::{debug, info};
 
+use super::after::{After, Found, after};
 use super::content::Document;
 use super::discover::{Index, discover};
 use super::verdict::{Verdict, Way};
 use super::{Arc, ContentError, Discovery, Image, ImageName, Images, Request, explain};
 use crate::fetch::Source;
 use crate::layer::{Layer, Lazy, OpenError, Whole};
-use crate::snapshots::plan::{self, After, Found};
 use crate::store::StoreError;
 use crate::store::sealed::Mapped;
 use crate::store::sources::Origin;
@@ -68,7 +68,7 @@ impl Images {
                 .await;
         }
         let asked = self.ask(image, request).await;
-        match plan::after(asked.found) {
+        match after(asked.found) {
             After::Defer => {
                 request.subject.not_remote(&asked.why);
                 Err(Left {

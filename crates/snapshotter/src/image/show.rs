@@ -12,7 +12,6 @@ use super::Parent;
 use crate::cpu::Lost;
 use crate::layer::{Layer, Layers, OpenError};
 use crate::mount::MountError;
-use crate::snapshots::metadata::Usage;
 use crate::store::sealed::Mapped;
 use crate::sync::Arc;
 use crate::tree::{Below, Lower, LowerError, Patch, Rules, Tree, TreeError};
@@ -142,11 +141,20 @@ fn settle(tree: &Tree, below: &[Lying]) -> Result<Patch, ShowError> {
     tree.settle(|path| Ok(Lower::nearest(&layers, path)?))
 }
 
-/// What a layer that was fetched whole takes: its contents, and an inode for each entry.
-pub(super) fn usage(layer: &Layer) -> Usage {
+/// What a layer counts as taking on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Footprint {
+    /// Bytes of its contents.
+    pub(crate) bytes: u64,
+    /// Its entries and its root.
+    pub(crate) inodes: u64,
+}
+
+/// The footprint of a layer that was fetched whole.
+pub(super) fn footprint(layer: &Layer) -> Footprint {
     let inodes = layer.places().entries() as u64 + 1;
-    Usage {
-        size: layer.data_size(),
+    Footprint {
+        bytes: layer.data_size(),
         inodes,
     }
 }

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use tracing::{info, warn};
 
-use super::metadata::{Commit, Info, Kind, Labels, MetadataError};
-use super::{Mount, SnapshotError, Snapshotter, labels};
+use super::metadata::{Commit, Info, Kind, Labels, MetadataError, Usage};
+use super::{Mount, SnapshotError, Snapshotter};
 use crate::cpu::Lane;
+use crate::image::labels;
 use crate::image::verdict::{Subject, Way};
 use crate::image::{Attempt, ImageName, Mounted, Request, layer_of};
 
@@ -139,6 +140,10 @@ impl Snapshotter {
             labels.insert(labels::REMOTE.to_owned(), labels::REMOTE_VALUE.to_owned());
         }
         labels.insert(labels::HAS_INDEX.to_owned(), "true".to_owned());
+        let usage = Usage {
+            size: usage.bytes,
+            inodes: usage.inodes,
+        };
         let (key, target) = (wanted.subject.key.clone(), wanted.target.clone());
         let (id, parent) = (chain[0].record.id, wanted.parent());
         let committed = self.run(Lane::Now, move |shared| {

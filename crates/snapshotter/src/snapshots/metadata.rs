@@ -5,7 +5,7 @@
 //! memory only: no file tree is walked, no daemon asked and no mount made inside one. The reference did, and
 //! deadlocked with containerd, which calls us from inside its own transactions. Every commit is durable.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -16,7 +16,8 @@ use redb::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::store::LayerKey;
+pub use crate::image::LayerUse;
+pub use crate::image::labels::Labels;
 
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
 const CHILDREN: TableDefinition<'_, (u64, u64), &str> = TableDefinition::new("children");
@@ -25,9 +26,6 @@ const NEXT_ID: &str = "next_id";
 const SCHEMA: &str = "schema";
 /// Version of the records; a file of a newer one is not touched.
 const SCHEMA_VERSION: u64 = 1;
-
-/// Labels of a snapshot, or of a request.
-pub type Labels = BTreeMap<String, String>;
 
 /// The number of a snapshot and the name of its directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -69,48 +67,6 @@ pub struct Usage {
     pub size: u64,
     /// Inodes, the root directory included.
     pub inodes: u64,
-}
-
-/// A snapshot whose `fs` is a mount of a layer in the store.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LayerUse {
-    /// The layer as the store knows it.
-    #[serde(flatten, with = "layer_key")]
-    pub layer: LayerKey,
-    /// Which `meta` image of the layer is mounted.
-    pub patch: String,
-}
-
-mod layer_key {
-    //! How a layer's key is written in a record.
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-    use soci_oci::digest::Digest;
-
-    use crate::store::LayerKey;
-
-    #[derive(Serialize, Deserialize)]
-    struct Written {
-        digest: Digest,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        ztoc: Option<Digest>,
-    }
-
-    pub(super) fn serialize<S: Serializer>(key: &LayerKey, to: S) -> Result<S::Ok, S::Error> {
-        Written {
-            digest: key.layer,
-            ztoc: key.ztoc,
-        }
-        .serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<LayerKey, D::Error> {
-        let Written { digest, ztoc } = Written::deserialize(from)?;
-        Ok(LayerKey {
-            layer: digest,
-            ztoc,
-        })
-    }
 }
 
 /// One snapshot, without its name.

@@ -1,4 +1,4 @@
-//! What Prepare will do: pure decisions, before and after the image was asked.
+//! What Prepare will do with a request: a pure decision, before the image is asked. (`image::after` has the one after.)
 //!
 //! Three ways to get a layer, from the best to the one that always works: **lazy** (mounted now, bytes come when
 //! they are read), **whole** (fetched in one pass, then mounted), **deferred** (containerd gets mounts and
@@ -65,41 +65,6 @@ pub(crate) fn first(facts: &Facts<'_>) -> First {
         First::Small
     } else {
         First::Lazy
-    }
-}
-
-/// What the image says about one of its layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
-    /// It has an index, and the index a zTOC of this layer.
-    Ztoc,
-    /// It has an index without a zTOC of this layer.
-    NoZtoc,
-    /// The zTOC is there, and breaks the rules of its format.
-    BadZtoc,
-    /// It has no index that we may use.
-    NoIndex,
-    /// Nobody could be asked, or not in time.
-    Unreachable,
-}
-
-/// What to do with a layer of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum After {
-    /// Mount it now.
-    Lazy,
-    /// Fetch all of it, then mount it.
-    Whole,
-    /// Let containerd unpack it.
-    Defer,
-}
-
-/// Decides after the image was asked.
-pub(crate) fn after(found: Found) -> After {
-    match found {
-        Found::Ztoc => After::Lazy,
-        Found::NoZtoc | Found::BadZtoc => After::Whole,
-        Found::NoIndex | Found::Unreachable => After::Defer,
     }
 }
 
@@ -218,20 +183,6 @@ mod tests {
         ];
         for (facts, wanted) in cases {
             assert_eq!(first(&facts), wanted, "{facts:?}");
-        }
-    }
-
-    #[test]
-    fn layers_are_decided_by_the_table() {
-        let cases = [
-            (Found::Ztoc, After::Lazy),
-            (Found::NoZtoc, After::Whole),
-            (Found::BadZtoc, After::Whole),
-            (Found::NoIndex, After::Defer),
-            (Found::Unreachable, After::Defer),
-        ];
-        for (found, wanted) in cases {
-            assert_eq!(after(found), wanted);
         }
     }
 }

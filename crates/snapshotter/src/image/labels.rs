@@ -1,6 +1,9 @@
 //! The labels that we read and write. Every other label is kept as it is.
 
-use super::metadata::Labels;
+use std::collections::BTreeMap;
+
+/// Labels of a snapshot, or of a request.
+pub type Labels = BTreeMap<String, String>;
 
 /// Name under which containerd wants the layer committed; its presence asks for a remote snapshot.
 pub const TARGET: &str = "containerd.io/snapshot.ref";
