@@ -31,6 +31,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use soci_oci::digest::Digest;
 use soci_oci::manifest::Manifest;
 use soci_oci::reference::ImageRef;
@@ -56,11 +57,14 @@ use crate::layer::{Layer, Layers};
 use crate::mount::MountError;
 use crate::mount::table::MountTable;
 use crate::store::LayerKey;
+use crate::sync::atomic::AtomicBool;
 use crate::sync::{Arc, Mutex};
 
 /// How long an image without an index is remembered: longer than a pull of its layers, shorter than a user's
 /// patience after making one.
 const NO_INDEX_LASTS: Duration = Duration::from_secs(60);
+/// How long the rest is remembered. zTOCs that were fetched ahead and not used take space that long.
+const PULL_LASTS: Duration = Duration::from_secs(3600);
 /// Images that are remembered. Each is a few kilobytes.
 const MOST_IMAGES: usize = 256;
 
@@ -142,7 +146,9 @@ struct Image {
     manifest: OnceCell<Manifest>,
     discovery: OnceCell<Discovery>,
     /// One fetch of each zTOC at a time.
-    ztocs: Mutex<HashMap<Digest, Arc<OnceCell<PathBuf>>>>,
+    ztocs: Mutex<HashMap<Digest, Arc<OnceCell<Bytes>>>>,
+    /// They are being fetched for all layers.
+    ahead: AtomicBool,
     verdicts: Mutex<BTreeMap<Digest, Verdict>>,
     since: Instant,
 }
@@ -153,15 +159,19 @@ impl Image {
             manifest: OnceCell::new(),
             discovery: OnceCell::new(),
             ztocs: Mutex::default(),
+            ahead: AtomicBool::new(false),
             verdicts: Mutex::default(),
             since: Instant::now(),
         })
     }
 
-    /// "No index" is believed for a while only.
+    /// "No index" is believed for a while only; anything else as long as a pull may take.
     fn is_stale(&self) -> bool {
-        matches!(self.discovery.get(), Some(Discovery::None(_)))
-            && self.since.elapsed() > NO_INDEX_LASTS
+        let lasts = match self.discovery.get() {
+            Some(Discovery::None(_)) => NO_INDEX_LASTS,
+            Some(Discovery::Found(_)) | None => PULL_LASTS,
+        };
+        self.since.elapsed() > lasts
     }
 }
 
@@ -300,9 +310,7 @@ impl Images {
     fn image(&self, name: &ImageName) -> Arc<Image> {
         let mut images = self.0.images.lock();
         let key = name.key();
-        if images.get(&key).is_some_and(|image| image.is_stale()) {
-            images.remove(&key);
-        }
+        images.retain(|_, image| !image.is_stale());
         if images.len() >= MOST_IMAGES && !images.contains_key(&key) {
             let oldest = images.iter().min_by_key(|(_, image)| image.since);
             if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {

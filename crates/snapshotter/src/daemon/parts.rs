@@ -166,11 +166,11 @@ fn images(root: &Path, config: &Config, cpu: &Arc<Cpu>, mounts: Mounts) -> anyho
         &runtime,
     );
     if config.content_store.kind() == ContentStoreKind::Containerd {
-        warn!("indexes are read from containerd, but what is fetched is kept in the own folder");
+        info!("indexes and zTOCs are read from containerd where it has them");
     }
     let own = Layout::create(root.join("content")).context("cannot open the content folder")?;
     let containerd = config.content_store.containerd_address.clone().into();
-    let content = Content::new(own, registry.clone(), containerd);
+    let content = Content::new(own, registry.clone(), containerd, Arc::clone(cpu));
     let cpu = Arc::clone(cpu);
     let parts = image::Parts {
         layers,

@@ -1,10 +1,13 @@
 //! Where documents and zTOCs of images come from: our own folder, containerd, the registry, in this order.
 //!
-//! What the registry sent is kept in our own folder, byte for byte, so that a restart needs nobody. containerd
-//! is only read: it has the manifest and the configuration already when it asks for a layer. It is never
-//! waited for longer than a moment, and not being there is no error.
+//! containerd has the manifest and the configuration already when it asks for a layer, and often the index and
+//! the zTOCs as well. It is never waited for longer than a moment, and not being there is no error. The folder
+//! is filled by `soci` and only read here: what a layer needs to go on is in the layer store, with the layer.
+
+#![allow(unsafe_code, reason = "zTOCs are mapped: `map`")]
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -18,11 +21,12 @@ use soci_oci::reference::ImageRef;
 use soci_oci::registry::{Registry, RegistryError};
 use soci_oci::store::containerd::Containerd;
 use soci_oci::store::layout::Layout;
-use soci_oci::store::{Content as Given, ContentStore, StoreError};
+use soci_oci::store::{ContentStore, StoreError};
 use tokio::io::AsyncWriteExt;
 use tracing::debug;
 
-use crate::sync::Mutex;
+use crate::cpu::{Cpu, Lane};
+use crate::sync::{Arc, Mutex};
 
 /// How long a connection to containerd may take.
 const CONTAINERD_PATIENCE: Duration = Duration::from_secs(2);
@@ -101,6 +105,18 @@ pub(crate) enum Document {
     Config,
 }
 
+/// Maps a file. Nobody writes to it any more: it has no name, or its name is its digest.
+fn map(file: &File) -> io::Result<Bytes> {
+    if file.metadata()?.len() == 0 {
+        return Ok(Bytes::new());
+    }
+    // JUSTIFICATION: zTOCs are large and read in part.
+    // SAFETY: the file is not changed while it is mapped: either only this process has it, or it is a blob of
+    // a content store, which are replaced as a whole and never written to.
+    let mapped = unsafe { memmap2::Mmap::map(file) }?;
+    Ok(Bytes::from_owner(mapped))
+}
+
 /// The sources of documents and zTOCs.
 #[derive(Debug)]
 pub struct Content {
@@ -108,6 +124,7 @@ pub struct Content {
     registry: Registry,
     containerd: PathBuf,
     connections: Mutex<Connections>,
+    cpu: Arc<Cpu>,
 }
 
 #[derive(Debug, Default)]
@@ -118,12 +135,13 @@ struct Connections {
 
 impl Content {
     /// Sources over `own`, containerd at its socket, and registries.
-    pub fn new(own: Layout, registry: Registry, containerd: PathBuf) -> Self {
+    pub fn new(own: Layout, registry: Registry, containerd: PathBuf, cpu: Arc<Cpu>) -> Self {
         Self {
             own,
             registry,
             containerd,
             connections: Mutex::default(),
+            cpu,
         }
     }
 
@@ -154,18 +172,16 @@ impl Content {
                     .await?
             }
         };
-        let sized = Descriptor::new(wanted.media_type.clone(), *digest, bytes.len() as u64);
-        self.own.put(&sized, Given::Bytes(bytes.clone())).await?;
         Ok(bytes)
     }
 
-    /// A blob as a file of our own folder, fetched if it is not there. It never lies in memory as a whole.
-    pub(crate) async fn file(
+    /// A blob, mapped from a file: it never lies in memory as a whole. Its digest is checked by who reads it.
+    pub(crate) async fn blob(
         &self,
         place: Place<'_>,
         wanted: &Descriptor,
         limit: u64,
-    ) -> Result<PathBuf, ContentError> {
+    ) -> Result<Bytes, ContentError> {
         let Descriptor { digest, size, .. } = wanted;
         let (digest, size) = (*digest, *size);
         if size > limit {
@@ -175,24 +191,40 @@ impl Content {
                 limit,
             });
         }
-        if self.own.size(&digest).await? != Some(size) {
-            let file = self.fetch(place, wanted).await?;
-            // Digest and size are checked here.
-            self.own.put(wanted, Given::File(file)).await?;
+        let io = |source| ContentError::Io { digest, source };
+        if self.own.size(&digest).await.ok().flatten() == Some(size) {
+            return map(&self.own.open_file(&digest)?).map_err(io);
         }
-        Ok(self.own.blob_path(&digest))
+        if let Some(containerd) = self.containerd(place.namespace).await
+            && matches!(containerd.size(&digest).await, Ok(Some(found)) if found == size)
+        {
+            match self.copy(&containerd, digest).await {
+                Ok(file) => return map(&file).map_err(io),
+                Err(error) => debug!(digest = %digest, error = %error, "not taken from containerd"),
+            }
+        }
+        let file = self.fetch(place, wanted).await?;
+        map(&file).map_err(io)
     }
 
-    async fn fetch(
-        &self,
-        place: Place<'_>,
-        wanted: &Descriptor,
-    ) -> Result<std::fs::File, ContentError> {
+    /// A blob of containerd in a file without a name.
+    async fn copy(&self, containerd: &Containerd, digest: Digest) -> Result<File, ContentError> {
+        let mut blob = containerd.open(&digest).await?;
+        let io = |source| ContentError::Io { digest, source };
+        let mut file = self.temporary().map_err(io)?;
+        let copied = self.cpu.run(Lane::Disk, move || {
+            io::copy(&mut blob.reader, &mut file)?;
+            Ok(file)
+        });
+        copied.await.map_err(io::Error::other).flatten().map_err(io)
+    }
+
+    /// A blob of the registry in a file without a name.
+    async fn fetch(&self, place: Place<'_>, wanted: &Descriptor) -> Result<File, ContentError> {
         let digest = wanted.digest;
         let io = |source| ContentError::Io { digest, source };
         let fetch = |source| ContentError::Fetch { digest, source };
-        let file = tempfile::tempfile_in(self.own.root()).map_err(io)?;
-        let mut file = tokio::fs::File::from_std(file);
+        let mut file = tokio::fs::File::from_std(self.temporary().map_err(io)?);
         if wanted.size > 0 {
             let fetcher = self.registry.blob(place.image, wanted)?;
             let mut body = fetcher.fetch(0..wanted.size).await.map_err(fetch)?;
@@ -202,6 +234,11 @@ impl Content {
         }
         file.flush().await.map_err(io)?;
         Ok(file.into_std().await)
+    }
+
+    /// A file on the disk of the store that is gone when nobody has it open.
+    fn temporary(&self) -> io::Result<File> {
+        tempfile::tempfile_in(self.own.root())
     }
 
     /// containerd's content store, if it can be had without waiting.

@@ -17,9 +17,9 @@ use super::verdict::{Verdict, Way};
 use super::{Arc, ContentError, Discovery, Image, ImageName, Images, Request, explain};
 use crate::fetch::Source;
 use crate::layer::{Layer, Lazy, OpenError, Whole};
-use crate::store::StoreError;
-use crate::store::sealed::Mapped;
 use crate::store::sources::Origin;
+use crate::store::{LayerKey, StoreError};
+use crate::sync::atomic::Ordering;
 
 /// First bytes of a zstd frame.
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
@@ -45,7 +45,8 @@ struct Asked {
     found: Found,
     why: String,
     index: Option<Index>,
-    ztoc: Option<(Descriptor, std::path::PathBuf)>,
+    /// Without bytes where the store has the layer.
+    ztoc: Option<(Descriptor, Option<Bytes>)>,
 }
 
 impl Asked {
@@ -156,7 +157,7 @@ impl Images {
         read.await
     }
 
-    /// The layer's zTOC as a file; those of the other layers are fetched behind it.
+    /// The layer's zTOC; those of the other layers are fetched behind it.
     async fn find_ztoc(
         &self,
         image: &Arc<Image>,
@@ -178,14 +179,18 @@ impl Images {
                 ztoc: None,
             };
         };
-        let file = self.ztoc_file(image, name, &ztoc).await;
-        self.fetch_ahead(image, name, &index, layer);
-        match file {
-            Ok(file) => Asked {
+        let bytes = if self.is_stored(layer, &ztoc) {
+            Ok(None)
+        } else {
+            self.ztoc(image, name, &ztoc).await.map(Some)
+        };
+        self.fetch_ahead(image, name, &index);
+        match bytes {
+            Ok(bytes) => Asked {
                 found: Found::Ztoc,
                 why: format!("index {} {}", index.digest, index.found),
                 index: Some(index),
-                ztoc: Some((ztoc, file)),
+                ztoc: Some((ztoc, bytes)),
             },
             Err(error) => {
                 let why = format!("zTOC {}: {}", ztoc.digest, explain(&error));
@@ -204,39 +209,43 @@ impl Images {
         }
     }
 
-    async fn ztoc_file(
+    async fn ztoc(
         &self,
         image: &Image,
         name: &ImageName,
         ztoc: &Descriptor,
-    ) -> Result<std::path::PathBuf, ContentError> {
+    ) -> Result<Bytes, ContentError> {
         let cell = Arc::clone(image.ztocs.lock().entry(ztoc.digest).or_default());
         let content = &self.0.parts.content;
-        let file = cell.get_or_try_init(|| content.file(name.place(), ztoc, MAX_ZTOC_SIZE));
-        file.await.cloned()
+        let bytes = cell.get_or_try_init(|| content.blob(name.place(), ztoc, MAX_ZTOC_SIZE));
+        bytes.await.cloned()
     }
 
-    /// Fetches the zTOCs of the other layers, so many at once as configured. Failures are left to who needs them.
-    fn fetch_ahead(&self, image: &Arc<Image>, name: &ImageName, index: &Index, but: Digest) {
-        let others: Vec<_> = index
-            .ztocs
-            .iter()
-            .filter(|(layer, _)| **layer != but)
-            .map(|(_, ztoc)| ztoc)
-            .collect();
-        for ztoc in others {
-            if image.ztocs.lock().contains_key(&ztoc.digest) {
+    fn is_stored(&self, layer: Digest, ztoc: &Descriptor) -> bool {
+        let key = LayerKey {
+            layer,
+            ztoc: Some(ztoc.digest),
+        };
+        self.0.parts.layers.store().number(&key).is_some()
+    }
+
+    /// Fetches the zTOCs of all layers, so many at once as configured. Failures are left to who needs them.
+    fn fetch_ahead(&self, image: &Arc<Image>, name: &ImageName, index: &Index) {
+        if image.ahead.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        for (layer, ztoc) in &index.ztocs {
+            if self.is_stored(*layer, ztoc) || image.ztocs.lock().contains_key(&ztoc.digest) {
                 continue;
             }
             let (images, image) = (self.clone(), Arc::clone(image));
             let (name, ztoc) = (name.clone(), ztoc.clone());
             let ahead = Arc::clone(&self.0.ahead);
-            image.ztocs.lock().entry(ztoc.digest).or_default();
             self.0.tasks.spawn(async move {
                 let Ok(_permit) = ahead.acquire().await else {
                     return;
                 };
-                if let Err(error) = images.ztoc_file(&image, &name, &ztoc).await {
+                if let Err(error) = images.ztoc(&image, &name, &ztoc).await {
                     let (digest, error) = (ztoc.digest.to_string(), explain(&error));
                     debug!(digest, error, "zTOC not fetched ahead");
                 }
@@ -254,22 +263,24 @@ impl Images {
             why, index, ztoc, ..
         } = asked;
         let left = |why| Left { why, indexed: true };
-        let Some((ztoc, file)) = ztoc else {
+        let Some((ztoc, bytes)) = ztoc else {
             return Err(left(why));
         };
         let (layer, _) = self.layer(image, request).await.map_err(left)?;
         let registry = &self.0.parts.registry;
         let source = source_at(registry, &request.image.reference, &layer).map_err(left)?;
-        let bytes = Mapped::open(&file).map_err(|error| left(error.to_string()))?;
+        let digest = ztoc.digest;
         let lazy = Lazy {
             layer,
             ztoc,
-            bytes: Some(Bytes::from_owner(bytes)),
+            bytes,
             origin: origin(&request.image, index.as_ref()),
             source,
         };
         match self.0.parts.layers.open_lazy(lazy).await {
             Ok(layer) => {
+                // The store has its own copy.
+                image.ztocs.lock().remove(&digest);
                 let verdict = Verdict {
                     way: Way::Lazy,
                     why,
