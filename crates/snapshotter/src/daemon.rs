@@ -8,6 +8,8 @@
 
 mod parts;
 
+pub use self::parts::Daemon;
+
 use std::io;
 
 use anyhow::Context;
@@ -15,7 +17,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tracing::info;
 
-use self::parts::Daemon;
 use crate::args::{Args, REVISION, VERSION};
 use crate::config::Config;
 use crate::grpc;

@@ -258,6 +258,8 @@ struct Shared {
     options: Options,
     images: Mutex<HashMap<ImageKey, Arc<Image>>>,
     holds: Holds,
+    /// Whose turn it is to make an image of a layer, by its number.
+    showing: Mutex<HashMap<u64, Arc<Semaphore>>>,
     /// Layers whose completion is awaited.
     watched: Mutex<BTreeSet<u64>>,
     ahead: Arc<Semaphore>,
@@ -300,6 +302,7 @@ impl Images {
             options,
             images: Mutex::default(),
             holds: Holds::default(),
+            showing: Mutex::default(),
             watched: Mutex::default(),
             ahead: Arc::new(Semaphore::new(options.ahead.min(Semaphore::MAX_PERMITS))),
             tasks: TaskTracker::new(),
@@ -381,6 +384,15 @@ impl Images {
         parents: &[Parent],
     ) -> Result<String, show::ShowError> {
         let Shared { parts, options, .. } = &*self.0;
+        // Two requests for one layer usually want the same image: the second finds it.
+        let turn = Arc::clone(
+            self.0
+                .showing
+                .lock()
+                .entry(layer.number().0)
+                .or_insert_with(|| Arc::new(Semaphore::new(1))),
+        );
+        let _turn = turn.acquire().await;
         let below = show::images_below(&parts.layers, parents).await?;
         let of = Arc::clone(layer);
         let user_namespace = options.user_namespace;
@@ -525,6 +537,7 @@ impl Images {
                 continue;
             }
             self.0.parts.mounts.forget(number.0);
+            self.0.showing.lock().remove(&number.0);
             if let Err(error) = layers.remove(&key).await {
                 let (layer, error) = (key.layer.to_string(), explain(&error));
                 warn!(layer, error, "a layer that nobody uses is not removed");

@@ -34,15 +34,16 @@ const DEVICE: &str = "device";
 
 /// The running parts.
 #[derive(Debug)]
-pub(super) struct Daemon {
-    pub(super) snapshotter: Snapshotter,
+pub struct Daemon {
+    /// What containerd is served from.
+    pub snapshotter: Snapshotter,
     images: Option<Images>,
     device: Option<Arc<Device>>,
 }
 
 impl Daemon {
     /// Starts all parts on `root`.
-    pub(super) async fn start(root: &Path, config: &Config) -> anyhow::Result<Self> {
+    pub async fn start(root: &Path, config: &Config) -> anyhow::Result<Self> {
         let root = root_of(root)?;
         let cores = available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let cpu = Cpu::with_idle(cores, drop_scratch).context("cannot start the pool")?;
@@ -82,7 +83,7 @@ impl Daemon {
     }
 
     /// Takes all layers and the device away.
-    pub(super) async fn unmount(&self) -> anyhow::Result<()> {
+    pub async fn unmount(&self) -> anyhow::Result<()> {
         self.snapshotter.unmount_all().await?;
         if let Some(device) = &self.device {
             device.stop();
@@ -91,7 +92,7 @@ impl Daemon {
     }
 
     /// Makes what has arrived durable.
-    pub(super) async fn sync(&self) {
+    pub async fn sync(&self) {
         if let Some(images) = &self.images {
             images.sync().await;
         }

@@ -9,7 +9,9 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_string, fsmount, fsopen, mount_bind_recursive, mount_remount, move_mount, unmount,
 };
+use soci_snapshotter::config::Config;
 use soci_snapshotter::cpu::Cpu;
+use soci_snapshotter::daemon::Daemon;
 use soci_snapshotter::grpc;
 use soci_snapshotter::grpc::proto::containerd::services::snapshots::v1 as api;
 use soci_snapshotter::grpc::proto::containerd::types::Mount;
@@ -35,8 +37,9 @@ pub(crate) fn labels(of: &[(&str, &str)]) -> Labels {
 /// A daemon's service on a root of its own.
 pub(crate) struct Server {
     pub(crate) client: Client,
-    pub(crate) root: TempDir,
     serving: JoinSet<()>,
+    daemon: Option<Daemon>,
+    pub(crate) root: TempDir,
 }
 
 impl Server {
@@ -44,7 +47,7 @@ impl Server {
         Self::start_on(TempDir::new().unwrap()).await
     }
 
-    /// A server on a root that may have been used before.
+    /// A server without layers, on a root that may have been used before.
     pub(crate) async fn start_on(root: TempDir) -> Self {
         let cpu = Cpu::new(NonZeroUsize::MIN).unwrap();
         let mounts = MountThread::start().unwrap();
@@ -55,6 +58,16 @@ impl Server {
         };
         let at = root.path().canonicalize().unwrap();
         let snapshotter = Snapshotter::open(&at, parts, Options::default()).unwrap();
+        Self::serve(root, snapshotter, None).await
+    }
+
+    /// All of the daemon.
+    pub(crate) async fn daemon_on(root: TempDir, config: &Config) -> Self {
+        let daemon = Daemon::start(root.path(), config).await.unwrap();
+        Self::serve(root, daemon.snapshotter.clone(), Some(daemon)).await
+    }
+
+    async fn serve(root: TempDir, snapshotter: Snapshotter, daemon: Option<Daemon>) -> Self {
         let path = root.path().join("s.sock");
         drop(std::fs::remove_file(&path));
         let connections = UnixListenerStream::new(UnixListener::bind(&path).unwrap());
@@ -70,8 +83,17 @@ impl Server {
         let client = Client::new(channel);
         Self {
             client,
-            root,
             serving,
+            daemon,
+            root,
+        }
+    }
+
+    /// Unmounts the layers, as an interrupt does it.
+    pub(crate) async fn interrupt(mut self) {
+        self.serving.shutdown().await;
+        if let Some(daemon) = self.daemon.take() {
+            daemon.unmount().await.unwrap();
         }
     }
 
@@ -79,6 +101,7 @@ impl Server {
     pub(crate) async fn stop(mut self) -> TempDir {
         // Until its parts are gone: the records are locked by whoever has them.
         self.serving.shutdown().await;
+        drop(self.daemon.take());
         self.root
     }
 
@@ -117,11 +140,13 @@ impl Server {
         &self,
         namespace: &'static str,
         key: &str,
+        parent: &str,
         labels: Labels,
     ) -> Result<Vec<Mount>, Status> {
-        let key = key.to_owned();
+        let (key, parent) = (key.to_owned(), parent.to_owned());
         let message = api::PrepareSnapshotRequest {
             key,
+            parent,
             labels,
             ..Default::default()
         };

@@ -382,7 +382,10 @@ async fn a_layer_without_the_labels_of_its_image_is_left_to_containerd() {
         Code::Unknown
     );
     assert_eq!(code(server.stat("key").await), Code::NotFound);
-    let mounts = server.prepare_in("default", "key", target()).await.unwrap();
+    let mounts = server
+        .prepare_in("default", "key", "", target())
+        .await
+        .unwrap();
     assert_eq!(mounts[0].r#type, "bind");
     // Once it is committed under its target, the next one is told so.
     server
@@ -390,7 +393,7 @@ async fn a_layer_without_the_labels_of_its_image_is_left_to_containerd() {
         .await
         .unwrap();
     let error = server
-        .prepare_in("default", "key-2", target())
+        .prepare_in("default", "key-2", "", target())
         .await
         .unwrap_err();
     assert_eq!(error.code(), Code::AlreadyExists);

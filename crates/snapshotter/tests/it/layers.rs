@@ -1,0 +1,344 @@
+//! Layers of images: mounted before their bytes are there, fetched whole, or left to containerd.
+
+use std::fs;
+use std::time::Duration;
+
+use soci_oci::testing::{TestRegistry, noise};
+use soci_snapshotter::config::Config;
+use tempfile::TempDir;
+use tonic::{Code, Status};
+
+use crate::image::{Image, Shape, file, tar};
+use crate::server::{Labels, Mounted, Server};
+
+/// Longer than anything here takes.
+const LONG: Duration = Duration::from_secs(30);
+
+async fn daemon() -> Server {
+    Server::daemon_on(TempDir::new().unwrap(), &Config::default()).await
+}
+
+fn big() -> Vec<u8> {
+    noise(1, 300_000)
+}
+
+fn tars() -> Vec<Vec<u8>> {
+    vec![
+        tar(&[file("a", b"one"), file("big", &big())]),
+        tar(&[file("a", b"two"), file("d/b", b"three")]),
+    ]
+}
+
+/// Asks for the layers of an image as containerd does, until one is not taken.
+async fn pull(server: &Server, image: &Image, labels: impl Fn(usize) -> Labels) -> Vec<Status> {
+    let mut parent = String::new();
+    let mut said = Vec::new();
+    for layer in 0..image.layers.len() {
+        let key = format!("extract-{layer}");
+        match server
+            .prepare_in("default", &key, &parent, labels(layer))
+            .await
+        {
+            Ok(mounts) => panic!("layer {layer} is left: {mounts:?}"),
+            Err(status) => said.push(status),
+        }
+        parent = image.target(layer);
+    }
+    said
+}
+
+async fn pull_all(server: &Server, image: &Image) {
+    for status in pull(server, image, |layer| image.labels(layer)).await {
+        assert_eq!(status.code(), Code::AlreadyExists, "{status}");
+        assert!(
+            status.message().starts_with("target snapshot \"sha256:"),
+            "{status}"
+        );
+    }
+}
+
+/// Waits until something holds that comes by itself.
+async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let end = tokio::time::Instant::now() + LONG;
+    while !holds().await {
+        assert!(tokio::time::Instant::now() < end, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn check_content(root: &std::path::Path) {
+    assert_eq!(fs::read(root.join("a")).unwrap(), b"two");
+    assert_eq!(fs::read(root.join("d/b")).unwrap(), b"three");
+    assert_eq!(fs::read(root.join("big")).unwrap(), big());
+}
+
+fn mounts_below(server: &Server) -> usize {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let folder = server.directories().display().to_string();
+    table.lines().filter(|line| line.contains(&folder)).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_indexed_image_is_committed_at_once_and_reads_right() {
+    let registry = TestRegistry::start();
+    let image = Image::publish(&registry, &tars(), Shape::default());
+    let server = daemon().await;
+    pull_all(&server, &image).await;
+    let top = server.stat(&image.target(1)).await.unwrap();
+    assert_eq!(top.parent, image.target(0));
+    let mut wanted = image.labels(1);
+    for (key, value) in [
+        ("containerd.io/snapshot/remote", "remote snapshot"),
+        ("containerd.io/snapshot/remote/namespace", "default"),
+        (
+            "containerd.io/snapshot/remote/has.soci.index.digest",
+            "true",
+        ),
+    ] {
+        wanted.insert(key.to_owned(), value.to_owned());
+    }
+    assert_eq!(top.labels, wanted);
+    assert_eq!(
+        server.stat("extract-1").await.unwrap_err().code(),
+        Code::NotFound
+    );
+    let view = server.viewed(&image.target(1)).await;
+    check_content(view.path());
+    let writable = Mounted::new(&server.prepare("container", &image.target(1)).await.unwrap());
+    fs::write(writable.path().join("a"), b"changed").unwrap();
+    assert_eq!(fs::read(view.path().join("a")).unwrap(), b"two");
+    drop((writable, view));
+    server.interrupt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn manifest_index_and_ztocs_are_asked_for_once() {
+    let registry = TestRegistry::start();
+    let image = Image::publish(&registry, &tars(), Shape::default());
+    let server = daemon().await;
+    pull_all(&server, &image).await;
+    for digest in [image.manifest, image.index].iter().chain(&image.ztocs) {
+        let of = |seen: &&soci_oci::testing::Seen| seen.path.contains(&digest.to_string());
+        let seen: Vec<_> = registry.seen();
+        assert_eq!(seen.iter().filter(of).count(), 1, "{digest}: {seen:#?}");
+    }
+    server.interrupt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_without_a_ztoc_is_fetched_whole() {
+    let registry = TestRegistry::start();
+    for shape in [
+        Shape {
+            without: Some(0),
+            ..Shape::default()
+        },
+        Shape {
+            rubbish: Some(0),
+            ..Shape::default()
+        },
+    ] {
+        let image = Image::publish(&registry, &tars(), shape);
+        let server = daemon().await;
+        pull_all(&server, &image).await;
+        let remote = async |layer| {
+            let labels = server.stat(&image.target(layer)).await.unwrap().labels;
+            labels.contains_key("containerd.io/snapshot/remote")
+        };
+        assert!(!remote(0).await && remote(1).await, "{shape:?}");
+        let usage = server.usage(&image.target(0)).await.unwrap();
+        assert!(usage.size >= 300_000 && usage.inodes == 3, "{usage:?}");
+        // It needs no registry any more.
+        registry.set_online(false);
+        let view = server.view("bottom", &image.target(0)).await.unwrap();
+        let view = Mounted::new(&view);
+        assert_eq!(fs::read(view.path().join("big")).unwrap(), big());
+        drop(view);
+        registry.set_online(true);
+        server.interrupt().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_an_index_is_left_to_containerd_and_remembered() {
+    let registry = TestRegistry::start();
+    let image = Image::publish(
+        &registry,
+        &tars(),
+        Shape {
+            unnamed: true,
+            ..Shape::default()
+        },
+    );
+    let server = daemon().await;
+    let mounts = server
+        .prepare_in("default", "one", "", image.labels(0))
+        .await
+        .unwrap();
+    assert_eq!(mounts[0].r#type, "bind");
+    // As containerd unpacks it.
+    fs::write(std::path::Path::new(&mounts[0].source).join("a"), b"one").unwrap();
+    server.commit("layer-0", "one").await.unwrap();
+    let asked = registry.requests();
+    let mounts = server
+        .prepare_in("default", "two", "layer-0", image.labels(1))
+        .await
+        .unwrap();
+    assert_eq!(mounts[0].r#type, "overlay");
+    assert_eq!(registry.requests(), asked, "nobody is asked again");
+    assert_eq!(mounts_below(&server), 0);
+    // The client may know an index that the manifest does not name.
+    let with_index = |layer: usize| {
+        let mut labels = image.labels(layer);
+        let key = "containerd.io/snapshot/remote/soci.index.digest".to_owned();
+        labels.insert(key, image.index.to_string());
+        labels
+    };
+    for status in pull(&server, &image, with_index).await {
+        assert_eq!(status.code(), Code::AlreadyExists, "{status}");
+    }
+    server.interrupt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_did_not_answer_is_asked_again() {
+    let registry = TestRegistry::start();
+    let image = Image::publish(&registry, &tars(), Shape::default());
+    let mut config = Config::default();
+    config.http.max_retries = -1;
+    let server = Server::daemon_on(TempDir::new().unwrap(), &config).await;
+    registry.set_online(false);
+    let mounts = server
+        .prepare_in("default", "one", "", image.labels(0))
+        .await
+        .unwrap();
+    assert_eq!(mounts[0].r#type, "bind");
+    registry.set_online(true);
+    pull_all(&server, &image).await;
+    server.interrupt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restart_layers_are_mounted_without_a_registry() {
+    let registry = TestRegistry::start();
+    let image = Image::publish(&registry, &tars(), Shape::default());
+    let server = daemon().await;
+    pull_all(&server, &image).await;
+    let view = server.viewed(&image.target(1)).await;
+    check_content(view.path());
+    drop(view);
+    server
+        .remove(&format!("{}-view", image.target(1)))
+        .await
+        .unwrap();
+    registry.set_online(false);
+    let server = Server::daemon_on(server.stop().await, &Config::default()).await;
+    assert_eq!(
+        mounts_below(&server),
+        0,
+        "nothing is mounted before it is used"
+    );
+    let view = server.viewed(&image.target(1)).await;
+    check_content(view.path());
+    drop(view);
+    server.interrupt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removed_layers_leave_neither_mounts_nor_files() {
+    let registry = TestRegistry::start();
+    let image = Image::publish(&registry, &tars(), Shape::default());
+    let server = daemon().await;
+    pull_all(&server, &image).await;
+    assert_eq!(mounts_below(&server), 2);
+    server.cleanup().await.unwrap();
+    assert_eq!(mounts_below(&server), 2, "what is used stays");
+    server.remove(&image.target(1)).await.unwrap();
+    server.cleanup().await.unwrap();
+    assert_eq!(mounts_below(&server), 1);
+    let layers = || {
+        let entries = fs::read_dir(server.root.path().join("layers")).unwrap();
+        entries
+            .filter(|entry| entry.as_ref().unwrap().path().is_dir())
+            .count()
+    };
+    assert_eq!(layers(), 1);
+    server.remove(&image.target(0)).await.unwrap();
+    server.cleanup().await.unwrap();
+    assert_eq!((mounts_below(&server), layers()), (0, 0));
+    pull_all(&server, &image).await;
+    server.interrupt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_on_another_parent_is_found_by_containerd_all_the_same() {
+    let registry = TestRegistry::start();
+    let image = Image::publish(&registry, &tars(), Shape::default());
+    let server = daemon().await;
+    pull_all(&server, &image).await;
+    // Another namespace, whose lower layer containerd has unpacked itself.
+    server
+        .layer("other/1/lower", "", |root| {
+            fs::write(root.join("a"), b"x").unwrap()
+        })
+        .await;
+    let labels = image.labels(1);
+    let said = server
+        .prepare_in("other", "extract", "other/1/lower", labels)
+        .await
+        .unwrap_err();
+    assert_eq!(said.code(), Code::AlreadyExists, "{said}");
+    let filter = format!(
+        r#"labels."containerd.io/snapshot.ref"=={},parent==other/1/lower"#,
+        format_args!("\"{}\"", image.target(1)),
+    )
+    .replace("parent==other/1/lower", r#"parent=="other/1/lower""#);
+    let names = server.names(&[&filter]).await;
+    assert_eq!(names.len(), 1, "{names:?}");
+    assert_ne!(names[0], image.target(1));
+    server.interrupt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_away_stops_nothing() {
+    let registry = TestRegistry::start();
+    let image = Image::publish(
+        &registry,
+        &tars(),
+        Shape {
+            without: Some(0),
+            ..Shape::default()
+        },
+    );
+    let server = daemon().await;
+    let asked = server.prepare_in("default", "gone", "", image.labels(0));
+    let gave_up = tokio::time::timeout(Duration::from_millis(1), asked).await;
+    assert!(gave_up.is_err(), "the layer was there within a millisecond");
+    let target = image.target(0);
+    until("the layer is committed", || async {
+        server.stat(&target).await.is_ok()
+    })
+    .await;
+    let again = server
+        .prepare_in("default", "again", "", image.labels(0))
+        .await
+        .unwrap_err();
+    assert_eq!(again.code(), Code::AlreadyExists);
+    server.interrupt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_asked_for_twice_at_once_are_mounted_once() {
+    let registry = TestRegistry::start();
+    let image = Image::publish(&registry, &tars(), Shape::default());
+    let server = daemon().await;
+    let ask = |key: &'static str| server.prepare_in("default", key, "", image.labels(0));
+    let (one, two) = tokio::join!(ask("one"), ask("two"));
+    for said in [one, two] {
+        assert_eq!(said.unwrap_err().code(), Code::AlreadyExists);
+    }
+    assert_eq!(server.names(&[]).await, [image.target(0)]);
+    server.cleanup().await.unwrap();
+    assert_eq!(mounts_below(&server), 1);
+    server.interrupt().await;
+}
