@@ -8,6 +8,7 @@
 pub mod archive;
 mod archive_writer;
 pub mod containerd;
+mod ingest;
 pub mod layout;
 mod reachable;
 

@@ -3,11 +3,13 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::soci::{
-    blob, convert, converted, index, member, names, one_layer, put, read_json, tar, tar_of,
+    blob, command, convert, converted, index, member, names, one_layer, put, read_json, tar, tar_of,
 };
 
 fn image(layout: &Path) {
@@ -173,6 +175,73 @@ fn a_conversion_that_fails_leaves_everything_as_it_was() {
     assert_eq!(fs::read(path("old.tar")).unwrap(), b"old");
     assert!(path("old/oci-layout").is_file());
     assert_eq!(names(folder.path()), ["in", "old", "old.tar"]);
+}
+
+#[test]
+fn an_interrupted_conversion_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    one_layer(
+        &path("in"),
+        &tar(&[member("f", b'0', "", b"content")]),
+        false,
+    );
+    // A layer that takes much longer than the test waits.
+    let index = read_json(&path("in/index.json"));
+    let manifest = read_json(&blob(
+        &path("in"),
+        index["manifests"][0]["digest"].as_str().unwrap(),
+    ));
+    let layer = manifest["layers"][0]["digest"].as_str().unwrap();
+    let size: u64 = 1 << 40;
+    fs::OpenOptions::new()
+        .write(true)
+        .open(blob(&path("in"), layer))
+        .and_then(|file| file.set_len(size))
+        .unwrap();
+    let mut manifest = manifest.clone();
+    manifest["layers"][0]["size"] = json!(size);
+    let bytes = manifest.to_string().into_bytes();
+    let manifest = json!({
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": put(&path("in"), &bytes),
+        "size": bytes.len(),
+    });
+    crate::soci::index(&path("in"), &[manifest]);
+    for (signal, code, format) in [("-INT", 130, "oci-archive"), ("-TERM", 143, "oci-dir")] {
+        fs::create_dir_all(path("tmp")).unwrap();
+        let mut soci = command()
+            .env("TMPDIR", path("tmp"))
+            .args([
+                "convert",
+                "--standalone",
+                "--min-layer-size=0",
+                "--format",
+                format,
+            ])
+            .args([path("in"), path("out")])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let started = Instant::now();
+        while names(folder.path()).len() < 3 {
+            assert!(
+                started.elapsed() < Duration::from_secs(30),
+                "nothing was begun"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let killed = Command::new("kill")
+            .args([signal, &soci.id().to_string()])
+            .status();
+        assert!(killed.unwrap().success());
+        assert_eq!(soci.wait().unwrap().code(), Some(code));
+        let stderr = std::io::read_to_string(soci.stderr.take().unwrap()).unwrap();
+        assert_eq!(stderr, "soci: interrupted\n");
+        assert_eq!(names(folder.path()), ["in", "tmp"]);
+        assert!(names(&path("tmp")).is_empty());
+    }
 }
 
 #[test]
