@@ -4,12 +4,12 @@
 //!
 //! | lane | served by | for |
 //! |--|--|--|
-//! | [`Lane::Now`] | every pool thread before anything else, and one thread of its own | a reader waits |
-//! | [`Lane::Background`] | as many threads as there are cores | completion, whole layers, building trees |
+//! | [`Lane::Now`] | a thread for each core | a reader waits |
+//! | [`Lane::Background`] | a thread for each core, of lower priority | completion, whole layers, building trees |
 //! | [`Lane::Disk`] | one thread | syncs and removals: work that waits for the disk for seconds |
 //!
-//! The thread that takes `Now` jobs only is what keeps readers from waiting behind spans of the background that are
-//! being inflated: it competes with them for the cores instead.
+//! Readers never wait behind spans of the background that are being inflated: their threads are their own, and the
+//! kernel gives the cores to them, and to the containers, first.
 //!
 //! The queues have no length of their own: each is as long as what its producers may have outstanding (parked reads of
 //! the kernel; spans whose bytes hold permits of the fetch scheduler; one sync for each layer). A job that panics
@@ -26,6 +26,9 @@ use crate::sync::{Arc, Condvar, Mutex};
 
 /// An idle thread gives its scratch memory back after this long; jemalloc's own decay is of the same order.
 const IDLE: Duration = Duration::from_secs(1);
+
+/// Priority of the background's threads: about a quarter of a core against one busy thread of a container.
+const NICE: i32 = 5;
 
 /// Which queue a job waits in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,16 +64,16 @@ struct Queues {
 
 #[derive(Clone, Copy)]
 enum Role {
-    General,
-    NowOnly,
+    Now,
+    Background,
     Disk,
 }
 
 impl Queues {
     fn next(&mut self, role: Role) -> Option<Job> {
         match role {
-            Role::General => self.now.pop_front().or_else(|| self.background.pop_front()),
-            Role::NowOnly => self.now.pop_front(),
+            Role::Now => self.now.pop_front(),
+            Role::Background => self.background.pop_front(),
             Role::Disk => self.disk.pop_front(),
         }
     }
@@ -78,9 +81,9 @@ impl Queues {
 
 struct Shared {
     queues: Mutex<Queues>,
-    /// Wakes the threads of the pool; the disk thread has its own condition so that `notify_one` never hits the wrong one.
-    pool: Condvar,
-    now_only: Condvar,
+    /// One condition for each lane, so that `notify_one` never wakes a thread of another.
+    now: Condvar,
+    background: Condvar,
     disk: Condvar,
     idle: fn(),
 }
@@ -100,7 +103,7 @@ impl std::fmt::Debug for Cpu {
 }
 
 impl Cpu {
-    /// Starts `cores` general threads, one for `Now` alone and one for the disk.
+    /// Starts `cores` threads for each of `Now` and `Background`, and one for the disk.
     ///
     /// # Errors
     /// The system's, if it gives no thread.
@@ -116,17 +119,17 @@ impl Cpu {
         let mut cpu = Cpu {
             shared: Arc::new(Shared {
                 queues: Mutex::new(Queues::default()),
-                pool: Condvar::new(),
-                now_only: Condvar::new(),
+                now: Condvar::new(),
+                background: Condvar::new(),
                 disk: Condvar::new(),
                 idle,
             }),
-            threads: Vec::with_capacity(cores.get() + 2),
+            threads: Vec::with_capacity(2 * cores.get() + 1),
         };
         for core in 0..cores.get() {
-            cpu.start(format!("soci-cpu-{core}"), Role::General)?;
+            cpu.start(format!("soci-now-{core}"), Role::Now)?;
+            cpu.start(format!("soci-back-{core}"), Role::Background)?;
         }
-        cpu.start("soci-cpu-now".to_owned(), Role::NowOnly)?;
         cpu.start("soci-disk".to_owned(), Role::Disk)?;
         Ok(Arc::new(cpu))
     }
@@ -148,13 +151,12 @@ impl Cpu {
             Lane::Now => {
                 queues.now.push_back(Box::new(job));
                 drop(queues);
-                self.shared.now_only.notify_one();
-                self.shared.pool.notify_one();
+                self.shared.now.notify_one();
             }
             Lane::Background => {
                 queues.background.push_back(Box::new(job));
                 drop(queues);
-                self.shared.pool.notify_one();
+                self.shared.background.notify_one();
             }
             Lane::Disk => {
                 queues.disk.push_back(Box::new(job));
@@ -188,8 +190,8 @@ impl Cpu {
 impl Drop for Cpu {
     fn drop(&mut self) {
         self.shared.queues.lock().closed = true;
-        self.shared.pool.notify_all();
-        self.shared.now_only.notify_all();
+        self.shared.now.notify_all();
+        self.shared.background.notify_all();
         self.shared.disk.notify_all();
         let me = thread::current().id();
         for thread in self.threads.drain(..) {
@@ -203,10 +205,15 @@ impl Drop for Cpu {
 
 fn work(shared: &Shared, role: Role) {
     let condition = match role {
-        Role::General => &shared.pool,
-        Role::NowOnly => &shared.now_only,
+        Role::Now => &shared.now,
+        Role::Background => &shared.background,
         Role::Disk => &shared.disk,
     };
+    if matches!(role, Role::Background)
+        && let Err(error) = rustix::process::nice(NICE)
+    {
+        tracing::debug!(error = %error, "the background runs with full priority");
+    }
     let mut rested = true;
     let mut queues = shared.queues.lock();
     loop {
@@ -281,7 +288,7 @@ mod tests {
         let (tell, told) = mpsc::channel();
         cpu.spawn(Lane::Now, move || tell.send(()).expect("the test waits"));
         told.recv_timeout(Duration::from_secs(10))
-            .expect("both general threads are stuck");
+            .expect("only the background is stuck");
         drop(release);
     }
 

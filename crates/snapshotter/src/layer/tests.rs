@@ -2,6 +2,10 @@
     clippy::cast_possible_truncation,
     reason = "offsets of small test layers"
 )]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test waits for every task that it spawns"
+)]
 
 use std::{num::NonZeroUsize, os::unix::fs::FileExt, time::Duration};
 
