@@ -1,14 +1,17 @@
 //! Composition root: arguments and configuration become parts; parts serve until a signal.
 //!
-//! Order of the start: descriptors and limits, the socket, configuration, the parts, serving, and then systemd
-//! is told. From the moment the socket is there a client waits instead of failing; nothing of the start needs
+//! Order of the start: descriptors and limits, configuration, the root (one daemon has it), the socket, the parts,
+//! serving, and then systemd is told. From the moment the socket is there a client waits instead of failing; nothing of the start needs
 //! a registry or containerd.
 //!
-//! Ends: SIGINT unmounts the layers, SIGTERM leaves every mount alone. Neither drains requests.
+//! Ends: SIGINT unmounts the layers, SIGTERM leaves their mounts alone: those on `data` go on without us. The node's
+//! device goes with the process either way. Neither drains requests.
 
 mod parts;
+mod root;
 
 pub use self::parts::Daemon;
+pub use self::root::Root;
 
 use std::io;
 
@@ -38,13 +41,14 @@ pub fn run(args: &Args, mut inherited: Inherited) -> anyhow::Result<()> {
     );
     let config = Config::load(&args.config)?;
     listen::raise_open_files().context("cannot raise the limit of open files")?;
+    let root = Root::take(&args.root)?;
     let listener = Listener::open(&args.address.parse()?, &mut inherited)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("soci-net")
         .build()
         .context("cannot start the network threads")?;
-    let done = runtime.block_on(serve(args, &config, &listener));
+    let done = runtime.block_on(serve(args, root, &config, &listener));
     listen::notify_stopping();
     info!("Exiting");
     // Requests in flight are not waited for.
@@ -52,10 +56,15 @@ pub fn run(args: &Args, mut inherited: Inherited) -> anyhow::Result<()> {
     done
 }
 
-async fn serve(args: &Args, config: &Config, listener: &Listener) -> anyhow::Result<()> {
+async fn serve(
+    args: &Args,
+    root: Root,
+    config: &Config,
+    listener: &Listener,
+) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot wait for signals")?;
     let daemon = tokio::select! {
-        daemon = Daemon::start(&args.root, config) => daemon?,
+        daemon = Daemon::start(root, config) => daemon?,
         // Nothing has been served yet, and nothing mounted.
         _ = signals.next() => return Ok(()),
     };

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -87,7 +87,24 @@ pub enum ListenError {
 #[derive(Debug)]
 pub struct Listener {
     socket: StdListener,
-    made: Option<PathBuf>,
+    made: Option<Made>,
+}
+
+/// A socket's name, and which file had it when the socket was made.
+#[derive(Debug)]
+struct Made {
+    path: PathBuf,
+    file: (u64, u64),
+}
+
+impl Made {
+    fn at(path: &Path) -> io::Result<Self> {
+        let found = fs::symlink_metadata(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            file: (found.dev(), found.ino()),
+        })
+    }
 }
 
 impl Listener {
@@ -147,9 +164,10 @@ impl Listener {
         }
         let socket = StdListener::bind(path).map_err(io)?;
         socket.set_nonblocking(true).map_err(io)?;
+        let made = Made::at(path).map_err(io)?;
         Ok(Self {
             socket,
-            made: Some(path.to_owned()),
+            made: Some(made),
         })
     }
 
@@ -161,9 +179,11 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Some(path) = &self.made {
-            // The path may have been taken over by a later daemon or be gone: either is fine.
-            let _ = fs::remove_file(path);
+        // A later daemon may have taken the name over: then it is not ours to unlink.
+        if let Some(made) = &self.made
+            && Made::at(&made.path).is_ok_and(|found| found.file == made.file)
+        {
+            let _ = fs::remove_file(&made.path);
         }
     }
 }
@@ -253,6 +273,7 @@ mod tests {
         // As a daemon that was killed leaves it.
         let second = open(&address).unwrap();
         drop(first);
+        assert!(path.exists(), "the name belongs to the second now");
         drop(second);
         assert!(!path.exists());
         fs::write(path, b"").unwrap();

@@ -1,9 +1,7 @@
 //! The parts of the daemon, made from the configuration in the order in which they stand on each other.
 
-use std::fs::{self, DirBuilder};
 use std::num::NonZeroUsize;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
@@ -15,6 +13,7 @@ use soci_oci::store::layout::Layout;
 use tokio::runtime::Handle;
 use tracing::{error, info, warn};
 
+use super::root::Root;
 use crate::config::{Blob, Config, ContentStoreKind, Http, Resolver};
 use crate::cpu::Cpu;
 use crate::device::{self, Device};
@@ -39,12 +38,15 @@ pub struct Daemon {
     pub snapshotter: Snapshotter,
     images: Option<Images>,
     device: Option<Arc<Device>>,
+    /// Held for its drop, after everything else.
+    _root: Root,
 }
 
 impl Daemon {
     /// Starts all parts on `root`.
-    pub async fn start(root: &Path, config: &Config) -> anyhow::Result<Self> {
-        let root = root_of(root)?;
+    pub async fn start(root: Root, config: &Config) -> anyhow::Result<Self> {
+        let lock = root;
+        let root = lock.path().to_owned();
         let cores = available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let cpu = Cpu::with_idle(cores, drop_scratch).context("cannot start the pool")?;
         let thread = MountThread::start().context("cannot start the mounting thread")?;
@@ -79,6 +81,7 @@ impl Daemon {
             snapshotter,
             images,
             device,
+            _root: lock,
         })
     }
 
@@ -97,13 +100,6 @@ impl Daemon {
             images.sync().await;
         }
     }
-}
-
-/// The root as the kernel's table of mounts shows it.
-fn root_of(root: &Path) -> anyhow::Result<PathBuf> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(root);
-    made.and_then(|()| fs::canonicalize(root))
-        .with_context(|| format!("cannot use the root directory {}", root.display()))
 }
 
 /// How this machine takes layers, with the device for it; said once, loudly where it cannot.

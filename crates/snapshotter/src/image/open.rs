@@ -93,6 +93,8 @@ impl Images {
         let (layer, subject) = (request.layer, request.subject.clone());
         let mountpoint = request.at.display().to_string();
         let asking = self.0.tasks.spawn(async move {
+            // A start waits for this, and it does not go through the scheduler.
+            let _line = images.0.parts.layers.hold_back();
             let answer = images
                 .find_index(&image, &name, &subject, &mountpoint)
                 .await;

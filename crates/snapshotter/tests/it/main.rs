@@ -3,5 +3,6 @@
 mod device_erofs;
 mod image;
 mod layers;
+mod process;
 mod server;
 mod suite;

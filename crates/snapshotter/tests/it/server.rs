@@ -11,7 +11,7 @@ use rustix::mount::{
 };
 use soci_snapshotter::config::Config;
 use soci_snapshotter::cpu::Cpu;
-use soci_snapshotter::daemon::Daemon;
+use soci_snapshotter::daemon::{Daemon, Root};
 use soci_snapshotter::grpc;
 use soci_snapshotter::grpc::proto::containerd::services::snapshots::v1 as api;
 use soci_snapshotter::grpc::proto::containerd::types::Mount;
@@ -63,7 +63,8 @@ impl Server {
 
     /// All of the daemon.
     pub(crate) async fn daemon_on(root: TempDir, config: &Config) -> Self {
-        let daemon = Daemon::start(root.path(), config).await.unwrap();
+        let taken = Root::take(root.path()).unwrap();
+        let daemon = Daemon::start(taken, config).await.unwrap();
         Self::serve(root, daemon.snapshotter.clone(), Some(daemon)).await
     }
 
