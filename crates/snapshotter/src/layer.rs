@@ -161,6 +161,8 @@ pub struct Layer {
     changed: Notify,
     completing: AtomicBool,
     trouble: Mutex<complete::Trouble>,
+    /// When its bytes need not be kept warm any more; none if it was complete when it was opened.
+    settles: Mutex<Option<tokio::time::Instant>>,
     closed: AtomicBool,
 }
 
@@ -212,6 +214,7 @@ impl Layer {
             changed: Notify::new(),
             completing: AtomicBool::new(false),
             trouble: Mutex::default(),
+            settles: Mutex::default(),
             closed: AtomicBool::new(false),
             context,
             files,

@@ -24,6 +24,9 @@ const LOOK_FOR_ROOM: Duration = Duration::from_secs(2);
 /// A safety net: completion looks again even if nobody told it to.
 const LOOK: Duration = Duration::from_secs(30);
 
+/// How long after its completion a layer's bytes are kept in the page cache for who has not read them yet.
+const SETTLE: Duration = Duration::from_secs(20);
+
 /// Why completion is not asking now.
 #[derive(Debug, Default)]
 pub(super) struct Trouble {
@@ -160,6 +163,7 @@ impl Layer {
             return Ok(false);
         }
         self.files.present.set_complete()?;
+        *self.settles.lock() = Some(Instant::now() + SETTLE);
         self.complete.send_replace(true);
         tracing::info!(layer = %self.files.key.layer, image = &*self.image(), "layer is complete");
         Ok(true)
@@ -237,17 +241,18 @@ impl Layer {
         }
     }
 
-    /// Lets the page cache forget the second copy of what mounts have read: EROFS has its own. Not while completion still
-    /// writes: what nobody has read yet is wanted warm. Blocks on the disk.
-    pub(super) fn drop_page_cache_if_idle(&self) {
-        if !self.is_complete() {
-            return;
-        }
-        let advice = rustix::fs::Advice::DontNeed;
+    /// Lets the page cache forget the second copy of what mounts have read: EROFS has its own. Not soon after completion:
+    /// what a start has not read yet is wanted warm. Blocks on the disk.
+    pub(super) fn drop_second_copy(&self) {
         for file in [&self.files.data, &self.files.heads] {
-            if let Err(error) = rustix::fs::fadvise(file, 0, None, advice) {
+            if let Err(error) = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed) {
                 tracing::debug!(layer = %self.files.key.layer, error = %error, "page cache");
             }
         }
+    }
+
+    /// Whether it has been complete for so long that its start is over.
+    pub(super) fn has_settled(&self) -> bool {
+        self.is_complete() && self.settles.lock().is_none_or(|at| at <= Instant::now())
     }
 }

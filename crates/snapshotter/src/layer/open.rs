@@ -8,7 +8,7 @@ use std::{collections::HashMap, io, sync::Arc as StdArc};
 use bytes::Bytes;
 use soci_oci::{Descriptor, Digest};
 use soci_ztoc::{Compression, Entry, Policy, TarScanner, TarSink, Toc};
-use tokio::{runtime::Handle, sync::OnceCell};
+use tokio::{runtime::Handle, sync::OnceCell, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{Context, Layer, Options, stream};
@@ -67,6 +67,9 @@ pub enum OpenError {
     Lost(#[from] Lost),
 }
 
+/// How often the page cache's second copies of settled layers are dropped. Without any this costs two calls a layer.
+const LOOK: std::time::Duration = std::time::Duration::from_secs(3);
+
 type Cell = StdArc<OnceCell<Arc<Layer>>>;
 
 /// All open layers.
@@ -100,12 +103,17 @@ impl Layers {
         Arc::new_cyclic(|layers: &crate::sync::Weak<Layers>| {
             let layers = layers.clone();
             let syncer = runtime.spawn(async move {
+                let mut next_sync = Instant::now() + every;
                 loop {
-                    tokio::time::sleep(every).await;
+                    tokio::time::sleep(LOOK.min(every)).await;
                     let Some(layers) = layers.upgrade() else {
                         return;
                     };
-                    layers.sync_all().await;
+                    if next_sync <= Instant::now() {
+                        layers.sync_all().await;
+                        next_sync = Instant::now() + every;
+                    }
+                    layers.drop_second_copies().await;
                 }
             });
             Layers {
@@ -271,12 +279,20 @@ impl Layers {
     /// Makes what all layers have written durable: at intervals, and once before the end of the process.
     pub async fn sync_all(&self) {
         for layer in self.all() {
-            let job = move || (layer.sync(), layer.drop_page_cache_if_idle());
-            match self.context.cpu.run(Lane::Disk, job).await {
+            match self.context.cpu.run(Lane::Disk, move || layer.sync()).await {
                 // A failure has been logged and the spans are absent again.
-                Ok((Ok(()) | Err(_), ())) => {}
+                Ok(Ok(()) | Err(_)) => {}
                 Err(lost) => tracing::error!(error = %lost, "a sync"),
             }
+        }
+    }
+
+    async fn drop_second_copies(&self) {
+        let mut settled = self.all();
+        settled.retain(|layer| layer.has_settled());
+        let job = move || settled.iter().for_each(|layer| layer.drop_second_copy());
+        if let Err(lost) = self.context.cpu.run(Lane::Disk, job).await {
+            tracing::error!(error = %lost, "the page cache");
         }
     }
 
