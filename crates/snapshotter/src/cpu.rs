@@ -4,8 +4,8 @@
 //!
 //! | lane | served by | for |
 //! |--|--|--|
-//! | [`Lane::Now`] | a thread for each core | a reader waits |
-//! | [`Lane::Background`] | a thread for each core, of lower priority | completion, whole layers, building trees |
+//! | [`Lane::Now`] | a thread for each core | a reader waits, or the mount of a layer |
+//! | [`Lane::Background`] | a thread for each core, of lower priority | completion, whole layers |
 //! | [`Lane::Disk`] | one thread | syncs and removals: work that waits for the disk for seconds |
 //!
 //! Readers never wait behind spans of the background that are being inflated: their threads are their own, and the
@@ -33,7 +33,7 @@ const NICE: i32 = 5;
 /// Which queue a job waits in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
-    /// A reader waits for it.
+    /// A reader waits for it, or the mount of a layer.
     Now,
     /// Nobody waits for it.
     Background,

@@ -184,6 +184,15 @@ pub(crate) enum Parent {
     Directory(PathBuf),
 }
 
+/// How many of `parents` show the same image of the same layer.
+fn copies_below(parents: &[Parent], layer: LayerKey, patch: &str) -> usize {
+    let same = |parent: &&Parent| match parent {
+        Parent::Layer(used) => used.layer == layer && used.patch == patch,
+        Parent::Directory(_) => false,
+    };
+    parents.iter().filter(same).count()
+}
+
 /// A layer that is wanted at a place.
 #[derive(Debug)]
 pub(crate) struct Request {
@@ -397,8 +406,10 @@ impl Images {
         let of = Arc::clone(layer);
         let user_namespace = options.user_namespace;
         let job = move || show::make_meta(&of, &below, user_namespace);
-        let (patch, meta) = parts.cpu.run(Lane::Background, job).await??;
-        parts.mounts.mount(layer, &patch, meta, at).await?;
+        // A pull waits for it.
+        let (patch, meta) = parts.cpu.run(Lane::Now, job).await??;
+        let copy = copies_below(parents, layer.key(), &patch);
+        parts.mounts.mount(layer, &patch, copy, meta, at).await?;
         self.finish_behind(layer);
         Ok(patch)
     }
@@ -457,18 +468,19 @@ impl Images {
             .0
             .parts
             .cpu
-            .run(Lane::Background, move || of.meta(&named))
+            .run(Lane::Now, move || of.meta(&named))
             .await;
         match meta
             .map_err(show::ShowError::from)?
             .map_err(show::ShowError::from)?
         {
             Some(meta) => {
+                let copy = copies_below(&wanted.parents, *key, patch);
                 let mounted = self
                     .0
                     .parts
                     .mounts
-                    .mount(&layer, patch, meta, &wanted.at)
+                    .mount(&layer, patch, copy, meta, &wanted.at)
                     .await;
                 mounted.map_err(show::ShowError::from)?;
                 self.finish_behind(&layer);

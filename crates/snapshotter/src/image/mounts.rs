@@ -22,6 +22,7 @@ use crate::sync::{Arc, Mutex};
 struct Shown {
     layer: LayerKey,
     patch: String,
+    copy: usize,
 }
 
 #[derive(Debug)]
@@ -63,10 +64,14 @@ impl Mounts {
     }
 
     /// Shows a layer at `at`, through the image `meta` of `patch`.
+    ///
+    /// `copy` counts the parents that show the same image: overlayfs refuses one root twice in a chain, so an
+    /// image with the same layer twice gets a file system for each.
     pub(crate) async fn mount(
         &self,
         layer: &Arc<Layer>,
         patch: &str,
+        copy: usize,
         meta: PathBuf,
         at: &Path,
     ) -> Result<(), MountError> {
@@ -74,6 +79,7 @@ impl Mounts {
         let shown = Shown {
             layer: layer.key(),
             patch: patch.to_owned(),
+            copy,
         };
         let first = self.first_place(&shown);
         let supply = match first {

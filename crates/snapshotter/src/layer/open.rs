@@ -161,7 +161,7 @@ impl Layers {
             let bytes = bytes.ok_or(OpenError::Absent(layer.digest))?;
             let (store, origin) = (Arc::clone(&self.context.store), origin.clone());
             let make = move || store.create_lazy(&layer, &ztoc, bytes, origin);
-            let files = self.context.cpu.run(Lane::Background, make).await??;
+            let files = self.context.cpu.run(Lane::Now, make).await??;
             Ok::<_, OpenError>(Layer::new(Arc::clone(&self.context), files, Vec::new()))
         });
         let opened = Arc::clone(opened.await?);
@@ -302,7 +302,7 @@ impl Layers {
 
     async fn find_stored(&self, key: LayerKey) -> Result<Option<Arc<Layer>>, OpenError> {
         let store = Arc::clone(&self.context.store);
-        let opened = self.context.cpu.run(Lane::Background, move || {
+        let opened = self.context.cpu.run(Lane::Now, move || {
             let opened = store.open_layer(&key);
             if let Err(error @ (StoreError::Damaged { .. } | StoreError::Ztoc { .. })) = &opened {
                 tracing::warn!(
