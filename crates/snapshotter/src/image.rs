@@ -416,25 +416,29 @@ impl Images {
 
     /// Has the rest of a layer brought, and its mounts moved to `data` when it is there.
     fn finish_behind(&self, layer: &Arc<Layer>) {
-        if layer.is_complete() || !self.0.watched.lock().insert(layer.number().0) {
+        let number = layer.number().0;
+        if !self.0.watched.lock().insert(number) {
             return;
         }
         if self.0.options.background {
             self.0.parts.layers.complete(layer);
         }
         let images = self.clone();
-        let layer = Arc::clone(layer);
+        let mut completion = layer.completion();
+        // Whoever waits for a layer does not keep it: the files of a removed one go with its last owner.
+        let layer = Arc::downgrade(layer);
         self.0.tasks.spawn(async move {
-            let mut completion = layer.completion();
             let done = completion.wait_for(|done| *done).await.is_ok();
-            if done && let Err(error) = images.0.parts.mounts.complete(&layer).await {
+            if let Some(layer) = layer.upgrade().filter(|_| done)
+                && let Err(error) = images.0.parts.mounts.complete(&layer).await
+            {
                 let (layer, error) = (layer.digest().to_string(), explain(&error));
                 warn!(
                     layer,
                     error, "a complete layer stays mounted through the device"
                 );
             }
-            images.0.watched.lock().remove(&layer.number().0);
+            images.0.watched.lock().remove(&number);
         });
     }
 

@@ -12,22 +12,23 @@
 //! goes away stops nothing, and the next one finds the target.
 
 pub(crate) mod directories;
+mod error;
 mod layer;
 pub mod metadata;
 pub(crate) mod overlay;
 pub(crate) mod plan;
+mod record;
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use self::directories::{Busy, Directories};
+pub use self::error::{SnapshotError, StartError};
 use self::layer::LayerWanted;
 use self::metadata::{
-    Commit, Info, Kind, LabelUpdate, Labels, Metadata, MetadataError, OpenError, Record,
-    SnapshotId, Usage,
+    Commit, Info, Kind, LabelUpdate, Labels, Metadata, MetadataError, Record, SnapshotId, Usage,
 };
 pub use self::overlay::{Mount, Unsupported, needs_userxattr};
 use self::plan::{Facts, First};
@@ -39,89 +40,6 @@ use crate::mount;
 use crate::mount::thread::MountThread;
 use crate::store::LayerKey;
 use crate::sync::Arc;
-
-/// Why a request was not done.
-#[derive(Debug, thiserror::Error)]
-pub enum SnapshotError {
-    /// The records refuse it.
-    #[error(transparent)]
-    Metadata(#[from] MetadataError),
-    /// The layer is there under the name that was asked for: containerd's signal for "done".
-    #[error("target snapshot {target:?}")]
-    TargetExists {
-        /// The name.
-        target: String,
-    },
-    /// A layer needs a namespace.
-    #[error("context has no namespace attached")]
-    NoNamespace,
-    /// A committed snapshot has no mounts of its own.
-    #[error("snapshot {key:?} is not active and not a view")]
-    NotMountable {
-        /// Its name.
-        key: String,
-    },
-    /// Neither key nor name may be empty.
-    #[error("{field} is empty")]
-    Empty {
-        /// The field of the request.
-        field: &'static str,
-    },
-    /// A file or directory of the snapshot cannot be used.
-    #[error("cannot {action} of snapshot {id}")]
-    Files {
-        /// What was attempted.
-        action: &'static str,
-        /// The snapshot.
-        id: SnapshotId,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
-    /// The folder of all snapshots cannot be used.
-    #[error("cannot read {}", path.display())]
-    Folder {
-        /// The folder.
-        path: PathBuf,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
-    /// A layer below the snapshot cannot be mounted.
-    #[error("layer {layer:?} unavailable: {why}")]
-    Unavailable {
-        /// Id of its snapshot.
-        layer: String,
-        /// Why.
-        why: String,
-    },
-    /// The work was lost: a defect of ours.
-    #[error(transparent)]
-    Lost(#[from] Lost),
-    /// A mount is in the way.
-    #[error(transparent)]
-    Mount(#[from] mount::MountError),
-}
-
-/// Why the snapshotter could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Its records cannot be opened.
-    #[error(transparent)]
-    Records(#[from] OpenError),
-    /// The machine cannot do what plain snapshots need.
-    #[error(transparent)]
-    Unsupported(#[from] Unsupported),
-    /// A folder cannot be made or read.
-    #[error("cannot use {}", path.display())]
-    Folder {
-        /// The folder.
-        path: PathBuf,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// How the snapshotter behaves.
 #[derive(Clone, Copy, Debug, Default)]
@@ -500,9 +418,9 @@ impl Snapshotter {
             return Err(SnapshotError::Empty { field: "name" });
         }
         let measured = key.clone();
-        // Measured before the transaction and on the lane of long work.
+        // Measured before the transaction. containerd waits inside one of its own, so not on the lane of the background.
         let (usage, owner) = self
-            .run(Lane::Background, move |shared| {
+            .run(Lane::Now, move |shared| {
                 let record = shared.metadata.get(&measured)?;
                 Ok((shared.measure(&record)?, shared.owner(&record)?))
             })

@@ -294,6 +294,8 @@ impl Images {
                 })
             }
             Err(error) if is_bad_ztoc(&error) => {
+                // Perhaps only damaged on the way: the next request fetches it again.
+                image.ztocs.lock().remove(&digest);
                 let why = explain(&error);
                 request.subject.not_remote(&why);
                 self.whole(image, request, index.as_ref(), &why).await

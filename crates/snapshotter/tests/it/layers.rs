@@ -271,6 +271,29 @@ async fn removed_layers_leave_neither_mounts_nor_files() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_space_of_a_removed_layer_comes_back_though_it_was_never_complete() {
+    let registry = TestRegistry::start();
+    let image = Image::publish(&registry, &tars(), Shape::default());
+    let mut config = Config::default();
+    config.background_fetch.disable = true;
+    let server = Server::daemon_on(TempDir::new().unwrap(), &config).await;
+    pull_all(&server, &image).await;
+    let open = || {
+        let folder = server.root.path().join("layers");
+        let files = fs::read_dir("/proc/self/fd").unwrap();
+        let files = files.filter_map(|file| fs::read_link(file.unwrap().path()).ok());
+        files.filter(|file| file.starts_with(&folder)).count()
+    };
+    assert!(open() > 0, "both layers are open");
+    for layer in [1, 0] {
+        server.remove(&image.target(layer)).await.unwrap();
+    }
+    server.cleanup().await.unwrap();
+    until("no file of the layers is open", async || open() == 0).await;
+    server.interrupt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_target_on_another_parent_is_found_by_containerd_all_the_same() {
     let registry = TestRegistry::start();
     let image = Image::publish(&registry, &tars(), Shape::default());
