@@ -46,6 +46,10 @@ pub struct LayerNumber(pub u64);
 
 const FIRST_NUMBER: u64 = 2;
 
+/// The largest span that is served, compressed and not: it lies in memory while it is filled. Spans have 4 MiB by default and
+/// end a deflate block later, a few MiB at most; a hostile zTOC must not take the node's memory.
+const MAX_SPAN: u64 = 128 << 20;
+
 impl std::fmt::Display for LayerNumber {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.fmt(f)
@@ -89,6 +93,16 @@ pub enum StoreError {
         /// What is wrong with it.
         #[source]
         source: soci_ztoc::DecodeError,
+    },
+    /// A span that would have to lie in memory as a whole is too large for that.
+    #[error("zTOC of {layer}: span {span} has {bytes} bytes, more than {MAX_SPAN}")]
+    Span {
+        /// The layer.
+        layer: Box<Digest>,
+        /// The span.
+        span: u32,
+        /// Its size, compressed or not.
+        bytes: u64,
     },
     /// The zTOC is about a layer of another size.
     #[error("zTOC of {layer} is for a layer of {ztoc} bytes, not {size}")]
@@ -641,6 +655,18 @@ fn read_ztoc(layer: &Digest, bytes: Mapped) -> Result<ZtocFile, StoreError> {
     let ztoc = Ztoc::parse(bytes.as_ref()).map_err(wrong)?;
     ztoc.check_servable().map_err(wrong)?;
     let shape = ztoc.detach();
+    let spans = shape.spans();
+    for id in spans.ids() {
+        let (packed, plain) = (spans.compressed(id), spans.uncompressed(id));
+        let bytes = (packed.end - packed.start).max(plain.end - plain.start);
+        if bytes > MAX_SPAN {
+            return Err(StoreError::Span {
+                layer: Box::new(*layer),
+                span: id.0,
+                bytes,
+            });
+        }
+    }
     Ok(ZtocFile { bytes, shape })
 }
 

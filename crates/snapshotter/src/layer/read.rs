@@ -221,7 +221,9 @@ impl Layer {
                 Mark::Disagreed => return Err(entry),
                 Mark::Unknown => {
                     checked = false;
-                    if let Some(header) = self.files.places.header(entry) {
+                    let header = self.files.places.header(entry).unwrap_or(0..0);
+                    // A larger one is refused without a look at it.
+                    if header.end - header.start <= MAX_HEADER {
                         need(header);
                     }
                 }

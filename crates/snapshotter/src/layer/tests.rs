@@ -647,6 +647,29 @@ async fn a_ztoc_that_is_not_the_one_or_not_for_the_layer_is_refused() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_span_that_does_not_fit_in_memory_is_refused() {
+    use std::io::Read as _;
+    let content = 129_u64 << 20;
+    let header = made::header("big", b'0', content);
+    let tar = header.chain(std::io::repeat(0).take(content + 1024));
+    let options = soci_ztoc::BuildOptions {
+        span_size: 1 << 30,
+        ..Default::default()
+    };
+    let built = soci_ztoc::Builder::new(options).build(tar, soci_ztoc::Compression::Plain);
+    let mut ztoc = Vec::new();
+    built.expect("a zTOC").encode(&mut ztoc).expect("encoded");
+    let layer = soci_oci::Descriptor::new("layer", Digest::sha256(b"big"), content + 1536);
+    let named = soci_oci::Descriptor::of("ztoc", &ztoc);
+    let node = Node::new();
+    let store = LayerStore::open(node.root.path(), Some("boot")).expect("a store");
+    let error = store
+        .create_lazy(&layer, &named, &ztoc, origin())
+        .expect_err("too large");
+    assert!(matches!(error, StoreError::Span { span: 0, .. }), "{error}");
+}
+
 /// A small file system of its own; none where this process may not mount.
 struct SmallDisk(TempDir);
 
