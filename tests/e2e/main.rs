@@ -7,6 +7,7 @@
 )]
 
 mod choice;
+mod convert;
 mod equality;
 mod harness;
 mod integrity;

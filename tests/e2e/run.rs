@@ -104,6 +104,26 @@ fn two_containers_of_one_image_run_at_once() -> Result<()> {
 }
 
 #[test]
+fn a_layer_that_an_image_has_twice_is_there_twice() -> Result<()> {
+    let mut site = Site::new(NOTHING_BEHIND)?;
+    let image = Image::runnable(&[&[], &[file("between", "both\n")], &[]])?;
+    let reference = site.publish(&image, "repeated:1")?;
+    site.node.pull(&reference, SOCI)?;
+    let read = |site: &Site, id| {
+        site.node
+            .run(&reference, SOCI, id, &["/bin/cat", "/between"])
+    };
+    let said = read(&site, "first")?;
+    assert_eq!(said.stdout, "both\n", "{}", said.stderr);
+    site.node.snapshotter()?.kill(Duration::from_secs(10))?;
+    site.node.start_snapshotter()?;
+    site.view_when_connected(&reference)?.close()?;
+    let said = read(&site, "second")?;
+    assert_eq!(said.stdout, "both\n", "after a restart: {}", said.stderr);
+    Ok(())
+}
+
+#[test]
 fn a_removed_image_gives_its_space_and_its_mounts_back() -> Result<()> {
     let site = Site::new("")?;
     let image = Image::runnable(&[&[file("big", noise(4, 8 * MEGABYTE))], &[whiteout("big")]])?;
