@@ -423,14 +423,16 @@ impl Images {
         if self.0.options.background {
             self.0.parts.layers.complete(layer);
         }
-        let images = self.clone();
         let mut completion = layer.completion();
-        // Whoever waits for a layer does not keep it: the files of a removed one go with its last owner.
-        let layer = Arc::downgrade(layer);
+        // Whoever waits for a layer keeps neither it nor us: the files of a removed one go with its last owner.
+        let (images, layer) = (Arc::downgrade(&self.0), Arc::downgrade(layer));
         self.0.tasks.spawn(async move {
             let done = completion.wait_for(|done| *done).await.is_ok();
+            let Some(images) = images.upgrade() else {
+                return;
+            };
             if let Some(layer) = layer.upgrade().filter(|_| done)
-                && let Err(error) = images.0.parts.mounts.complete(&layer).await
+                && let Err(error) = images.parts.mounts.complete(&layer).await
             {
                 let (layer, error) = (layer.digest().to_string(), explain(&error));
                 warn!(
@@ -438,7 +440,7 @@ impl Images {
                     error, "a complete layer stays mounted through the device"
                 );
             }
-            images.0.watched.lock().remove(&number);
+            images.watched.lock().remove(&number);
         });
     }
 

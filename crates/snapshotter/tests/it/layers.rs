@@ -294,6 +294,25 @@ async fn the_space_of_a_removed_layer_comes_back_though_it_was_never_complete() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_may_have_a_layer_twice() {
+    let registry = TestRegistry::start();
+    let [bottom, top] = <[_; 2]>::try_from(tars()).unwrap();
+    let empty = tar(&[]);
+    let tars = [bottom, empty.clone(), top, empty];
+    let image = Image::publish(&registry, &tars, Shape::default());
+    let server = daemon().await;
+    pull_all(&server, &image).await;
+    let view = server.viewed(&image.target(3)).await;
+    check_content(view.path());
+    drop(view);
+    let server = Server::daemon_on(server.stop().await, &Config::default()).await;
+    let again = Mounted::new(&server.prepare("container", &image.target(3)).await.unwrap());
+    check_content(again.path());
+    drop(again);
+    server.interrupt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_target_on_another_parent_is_found_by_containerd_all_the_same() {
     let registry = TestRegistry::start();
     let image = Image::publish(&registry, &tars(), Shape::default());

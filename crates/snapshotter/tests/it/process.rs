@@ -11,7 +11,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use soci_oci::testing::{Access, Setup, TestRegistry};
 use tempfile::TempDir;
+
+use crate::image::{Image, Shape, file, tar};
+use crate::server::{connect, prepare_request};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_soci-snapshotter-grpc");
 
@@ -249,6 +253,56 @@ fn systemd_is_told_and_its_socket_is_used_and_left() {
     assert_eq!(running.end(Signal::TERM).code(), Some(0));
     assert!(notice().contains("STOPPING=1"));
     assert!(place.path("activated.sock").exists());
+}
+
+/// What no line of an ordinary pull may contain, in any case.
+const SECRET_WORDS: [&str; 8] = [
+    "password",
+    "passwd",
+    "secret",
+    "credential",
+    "token",
+    "api_key",
+    "bearer",
+    "basic auth",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_with_a_password_says_no_secret_words() {
+    let access = Access::Token {
+        login: Some(("somebody".to_owned(), "p4ssw0rd".to_owned())),
+        lifetime: Duration::from_secs(60),
+        oauth: true,
+    };
+    let registry = TestRegistry::with(Setup {
+        access,
+        ..Setup::default()
+    });
+    let image = Image::publish(&registry, &[tar(&[file("a", b"a")])], Shape::default());
+    let place = Place::new();
+    // somebody:p4ssw0rd
+    let auths = format!(
+        r#"{{"auths":{{"{}":{{"auth":"c29tZWJvZHk6cDRzc3cwcmQ="}}}}}}"#,
+        registry.host()
+    );
+    fs::write(place.path("config.json"), auths).unwrap();
+    let mut command = place.command();
+    command
+        .arg("--log-level=debug")
+        .env("DOCKER_CONFIG", place.folder.path());
+    let mut running = Running::start(command);
+    let mut client = connect(place.path("s/s.sock")).await;
+    let request = prepare_request("default", "key", "", image.labels(0));
+    let said = client.prepare(request).await.unwrap_err();
+    assert_eq!(said.code(), tonic::Code::AlreadyExists, "{said}");
+    running.end(Signal::INT);
+    assert!(running.has("remote snapshot successfully prepared."));
+    for line in &running.said {
+        let text = format!("{line:?}").to_lowercase();
+        for word in SECRET_WORDS.iter().chain(&["p4ssw0rd", "somebody"]) {
+            assert!(!text.contains(word), "{word}: {text}");
+        }
+    }
 }
 
 #[test]

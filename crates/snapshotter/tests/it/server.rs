@@ -34,6 +34,35 @@ pub(crate) fn labels(of: &[(&str, &str)]) -> Labels {
         .collect()
 }
 
+/// A client of the socket at `path`.
+pub(crate) async fn connect(path: PathBuf) -> Client {
+    let connect = tower::service(path);
+    let endpoint = Endpoint::from_static("http://socket");
+    Client::new(endpoint.connect_with_connector(connect).await.unwrap())
+}
+
+/// A Prepare in a namespace of containerd.
+pub(crate) fn prepare_request(
+    namespace: &'static str,
+    key: &str,
+    parent: &str,
+    labels: Labels,
+) -> Request<api::PrepareSnapshotRequest> {
+    let (key, parent) = (key.to_owned(), parent.to_owned());
+    let message = api::PrepareSnapshotRequest {
+        key,
+        parent,
+        labels,
+        ..Default::default()
+    };
+    let mut request = Request::new(message);
+    let namespace = namespace.parse().unwrap();
+    request
+        .metadata_mut()
+        .insert("containerd-namespace", namespace);
+    request
+}
+
 /// A daemon's service on a root of its own.
 pub(crate) struct Server {
     pub(crate) client: Client,
@@ -78,10 +107,7 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { serving.await.unwrap() });
         let serving = tasks;
-        let connect = tower::service(path);
-        let endpoint = Endpoint::from_static("http://socket");
-        let channel = endpoint.connect_with_connector(connect).await.unwrap();
-        let client = Client::new(channel);
+        let client = connect(path).await;
         Self {
             client,
             serving,
@@ -98,12 +124,32 @@ impl Server {
         }
     }
 
-    /// Ends the server and gives back its root.
-    pub(crate) async fn stop(mut self) -> TempDir {
-        // Until its parts are gone: the records are locked by whoever has them.
-        self.serving.shutdown().await;
-        drop(self.daemon.take());
-        self.root
+    /// Ends the server as a termination does, and gives back its root. Mounts of layers stay.
+    pub(crate) async fn stop(self) -> TempDir {
+        let Self {
+            client,
+            mut serving,
+            daemon,
+            root,
+        } = self;
+        // Until its parts are gone: the records are locked by whoever has them (each connection too), and the device is
+        // taken away by the last one.
+        drop(client);
+        serving.shutdown().await;
+        drop(daemon);
+        let device = root.path().join("device").display().to_string();
+        let mounted = || {
+            std::fs::read_to_string("/proc/self/mountinfo")
+                .unwrap()
+                .contains(&device)
+        };
+        for _ in 0..1000 {
+            if !mounted() {
+                return root;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("the device is still mounted");
     }
 
     pub(crate) fn directories(&self) -> PathBuf {
@@ -144,17 +190,7 @@ impl Server {
         parent: &str,
         labels: Labels,
     ) -> Result<Vec<Mount>, Status> {
-        let (key, parent) = (key.to_owned(), parent.to_owned());
-        let message = api::PrepareSnapshotRequest {
-            key,
-            parent,
-            labels,
-            ..Default::default()
-        };
-        let mut request = Request::new(message);
-        request
-            .metadata_mut()
-            .insert("containerd-namespace", namespace.parse().unwrap());
+        let request = prepare_request(namespace, key, parent, labels);
         Ok(self
             .client
             .clone()
