@@ -27,7 +27,7 @@ mod open;
 mod show;
 pub mod verdict;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -149,7 +149,6 @@ struct Image {
     ztocs: Mutex<HashMap<Digest, Arc<OnceCell<Bytes>>>>,
     /// They are being fetched for all layers.
     ahead: AtomicBool,
-    verdicts: Mutex<BTreeMap<Digest, Verdict>>,
     since: Instant,
 }
 
@@ -160,7 +159,6 @@ impl Image {
             discovery: OnceCell::new(),
             ztocs: Mutex::default(),
             ahead: AtomicBool::new(false),
-            verdicts: Mutex::default(),
             since: Instant::now(),
         })
     }
@@ -338,7 +336,7 @@ impl Images {
         let image = self.image(&request.image);
         let opened = match self.open(&image, &request).await {
             Ok(opened) => opened,
-            Err(left) => return self.left(&image, &request, left),
+            Err(left) => return left.into_attempt(&request),
         };
         let Opened {
             layer,
@@ -351,10 +349,9 @@ impl Images {
                     "mount-point" = request.at.display().to_string(),
                     "checking mount point"
                 );
-                image.verdicts.lock().insert(request.layer, verdict.clone());
                 let usage = match verdict.way {
                     Way::Whole => show::footprint(&layer),
-                    Way::Lazy | Way::Left => Footprint::default(),
+                    Way::Lazy => Footprint::default(),
                 };
                 let layer = LayerUse {
                     layer: layer.key(),
@@ -369,20 +366,9 @@ impl Images {
             }
             Err(error) => {
                 let why = explain(&error);
-                self.left(&image, &request, open::Left { why, indexed })
+                open::Left { why, indexed }.into_attempt(&request)
             }
         }
-    }
-
-    fn left(&self, image: &Image, request: &Request, left: open::Left) -> Attempt {
-        let open::Left { why, indexed } = left;
-        let why = format!("{}: layer {}: {why}", request.image.text, request.layer);
-        let verdict = Verdict {
-            way: Way::Left,
-            why: why.clone(),
-        };
-        image.verdicts.lock().insert(request.layer, verdict);
-        Attempt::Left { why, indexed }
     }
 
     /// Tree, image and mount of an open layer; the patch that its image is named by.

@@ -14,7 +14,7 @@ use super::after::{After, Found, after};
 use super::content::Document;
 use super::discover::{Index, discover};
 use super::verdict::{Verdict, Way};
-use super::{Arc, ContentError, Discovery, Image, ImageName, Images, Request, explain};
+use super::{Arc, Attempt, ContentError, Discovery, Image, ImageName, Images, Request, explain};
 use crate::fetch::Source;
 use crate::layer::{Layer, Lazy, OpenError, Whole};
 use crate::store::sources::Origin;
@@ -38,6 +38,15 @@ pub(super) struct Left {
     pub(super) why: String,
     /// The image has an index.
     pub(super) indexed: bool,
+}
+
+impl Left {
+    /// The answer to the request, naming image and layer.
+    pub(super) fn into_attempt(self, request: &Request) -> Attempt {
+        let Self { why, indexed } = self;
+        let why = format!("{}: layer {}: {why}", request.image.text, request.layer);
+        Attempt::Left { why, indexed }
+    }
 }
 
 /// What the image says about the layer.

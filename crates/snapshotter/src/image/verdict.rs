@@ -1,7 +1,7 @@
 //! What became of each layer, and why; and the lines that say so.
 //!
 //! Messages and keys are those of the reference, because tests and operators look for them. All values are
-//! strings. The same values are what the daemon's other windows will show.
+//! strings.
 
 use tracing::{info, warn};
 
@@ -12,11 +12,9 @@ pub enum Way {
     Lazy,
     /// Fetched in one pass, then mounted.
     Whole,
-    /// Left to containerd.
-    Left,
 }
 
-/// What became of a layer.
+/// What became of a layer that is mounted. One that is not is left to containerd, with a reason in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// How it got to its snapshot.
@@ -48,8 +46,6 @@ impl Subject {
                 "local-snapshot-prepared" = "true",
                 key, parent, why, "local snapshot successfully prepared"
             ),
-            // Nothing was prepared.
-            Way::Left => {}
         }
     }
 
