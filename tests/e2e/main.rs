@@ -1,11 +1,6 @@
 //! The built programs with a real containerd, runc and a registry behind TLS. Each test has a node of its own; see
 //! `soci_tests` for the parts. Run them with `make e2e` (or `make e2e T=words-of-a-name`).
 
-#![allow(
-    clippy::cast_possible_truncation,
-    reason = "numbers of tests are small"
-)]
-
 mod choice;
 mod convert;
 mod equality;
