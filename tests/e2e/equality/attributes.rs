@@ -87,49 +87,56 @@ fn owners_modes_and_times_are_those_of_the_archive() -> Result<()> {
 }
 
 pub(super) fn extended() -> Vec<Case> {
+    [xattrs(), inherited_and_acls()].concat()
+}
+
+fn xattrs() -> Vec<Case> {
     let binary: Vec<u8> = (0..=255).collect();
     let capability: Vec<u8> = [0x0200_0001_u32, 1 << 10, 0, 0, 0]
         .iter()
         .flat_map(|word| word.to_le_bytes())
         .collect();
+    vec![(
+        "xattrs",
+        base(vec![
+            file("user", "")
+                .xattr("user.a", "1")
+                .xattr("user.empty", "")
+                .xattr("user.binary", binary),
+            file("large", "").xattr("user.large", vec![b'x'; 3000]),
+            directory("folder").xattr("user.on.folder", "yes"),
+            file("trusted", "")
+                .xattr("trusted.hidden", "1")
+                .xattr("user.shown", "1"),
+            directory("opaque-by-hand").xattr("trusted.overlay.opaque", "y"),
+            directory("user-overlay").xattr("user.overlay.opaque", "y"),
+            file("unknown", "")
+                .xattr("nonsense.name", "1")
+                .xattr("user.k", "v"),
+            symlink("on-a-link", "x").xattr("user.dropped", "1"),
+            fifo("on-a-pipe").xattr("user.dropped", "1"),
+            char_device("on-a-device", 1, 3).xattr("user.dropped", "1"),
+            file("capability", "x")
+                .mode(0o755)
+                .xattr("security.capability", &capability),
+            file("chowned-capability", "x")
+                .owner(5, 5)
+                .mode(0o755)
+                .xattr("security.capability", &capability),
+            file("many", "")
+                .xattr("user.1", "1")
+                .xattr("user.2", "2")
+                .xattr("user.3", "3"),
+            file("many-too", "")
+                .xattr("user.1", "1")
+                .xattr("user.2", "2")
+                .xattr("user.3", "3"),
+        ]),
+    )]
+}
+
+fn inherited_and_acls() -> Vec<Case> {
     vec![
-        (
-            "xattrs",
-            base(vec![
-                file("user", "")
-                    .xattr("user.a", "1")
-                    .xattr("user.empty", "")
-                    .xattr("user.binary", binary),
-                file("large", "").xattr("user.large", vec![b'x'; 3000]),
-                directory("folder").xattr("user.on.folder", "yes"),
-                file("trusted", "")
-                    .xattr("trusted.hidden", "1")
-                    .xattr("user.shown", "1"),
-                directory("opaque-by-hand").xattr("trusted.overlay.opaque", "y"),
-                directory("user-overlay").xattr("user.overlay.opaque", "y"),
-                file("unknown", "")
-                    .xattr("nonsense.name", "1")
-                    .xattr("user.k", "v"),
-                symlink("on-a-link", "x").xattr("user.dropped", "1"),
-                fifo("on-a-pipe").xattr("user.dropped", "1"),
-                char_device("on-a-device", 1, 3).xattr("user.dropped", "1"),
-                file("capability", "x")
-                    .mode(0o755)
-                    .xattr("security.capability", &capability),
-                file("chowned-capability", "x")
-                    .owner(5, 5)
-                    .mode(0o755)
-                    .xattr("security.capability", &capability),
-                file("many", "")
-                    .xattr("user.1", "1")
-                    .xattr("user.2", "2")
-                    .xattr("user.3", "3"),
-                file("many-too", "")
-                    .xattr("user.1", "1")
-                    .xattr("user.2", "2")
-                    .xattr("user.3", "3"),
-            ]),
-        ),
         (
             "acls",
             base(vec![
