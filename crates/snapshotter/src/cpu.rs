@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 
 use crate::sync::{Arc, Condvar, Mutex};
 
-/// An idle thread gives its scratch memory back after this long; jemalloc's own decay is of the same order.
+/// An idle thread gives its scratch memory back after this long.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// Priority of the background's threads: about a quarter of a core against one busy thread of a container.

@@ -159,6 +159,13 @@ impl ZtocFile {
     pub fn spans(&self) -> &soci_ztoc::SpanMap {
         self.shape.spans()
     }
+
+    /// The layer is complete: entries and windows are hardly needed any more, and need not count as memory.
+    pub fn release(&self) {
+        if let Err(error) = self.bytes.release() {
+            tracing::debug!(error = %error, "a zTOC stays in memory");
+        }
+    }
 }
 
 /// One layer's files, open.

@@ -163,6 +163,9 @@ impl Layer {
             return Ok(false);
         }
         self.files.present.set_complete()?;
+        if let Some(ztoc) = self.ztoc() {
+            ztoc.release();
+        }
         *self.settles.lock() = Some(Instant::now() + SETTLE);
         self.complete.send_replace(true);
         tracing::info!(layer = %self.files.key.layer, image = &*self.image(), "layer is complete");

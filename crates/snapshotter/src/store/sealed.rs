@@ -39,6 +39,24 @@ impl Mapped {
         let map = unsafe { memmap2::Mmap::map(file) }?;
         Ok(Mapped(Some(map)))
     }
+
+    /// Takes the file's pages out of the process; a later access maps them again.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn release(&self) -> io::Result<()> {
+        let Some(map) = &self.0 else { return Ok(()) };
+        // JUSTIFICATION: the safe advices keep the pages counted as ours.
+        #[allow(
+            unsafe_code,
+            reason = "memmap2 has this advice for every kind of mapping"
+        )]
+        // SAFETY: the mapping is a shared, read-only one of a file that does not change: the pages hold nothing
+        // that the file does not.
+        unsafe {
+            map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed)
+        }
+    }
 }
 
 impl AsRef<[u8]> for Mapped {
