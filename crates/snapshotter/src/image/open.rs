@@ -421,6 +421,7 @@ fn is_bad_ztoc(error: &OpenError) -> bool {
                 | StoreError::ZtocDigest { .. }
                 | StoreError::Size { .. }
                 | StoreError::Places { .. }
+                | StoreError::Span { .. }
         )
     )
 }

@@ -55,6 +55,8 @@ pub(crate) struct Shape {
     pub(crate) without: Option<usize>,
     /// The zTOC of this layer is rubbish.
     pub(crate) rubbish: Option<usize>,
+    /// Span size of the zTOCs; small unless said otherwise.
+    pub(crate) span: Option<u64>,
 }
 
 /// An image in the registry.
@@ -75,7 +77,7 @@ impl Image {
             if shape.without == Some(number) {
                 continue;
             }
-            let mut ztoc = ztoc(tar);
+            let mut ztoc = ztoc(tar, shape.span.unwrap_or(SPAN));
             if shape.rubbish == Some(number) {
                 ztoc.iter_mut().for_each(|byte| *byte = !*byte);
             }
@@ -139,9 +141,9 @@ impl Image {
     }
 }
 
-fn ztoc(tar: &[u8]) -> Vec<u8> {
+fn ztoc(tar: &[u8], span_size: u64) -> Vec<u8> {
     let options = BuildOptions {
-        span_size: SPAN,
+        span_size,
         ..BuildOptions::default()
     };
     let mut built = Builder::new(options)

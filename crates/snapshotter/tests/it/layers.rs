@@ -160,6 +160,28 @@ async fn a_layer_without_a_ztoc_is_fetched_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_layer_whose_spans_are_too_large_to_hold_is_fetched_whole() {
+    let registry = TestRegistry::start();
+    let shape = Shape {
+        span: Some(256 << 20),
+        ..Shape::default()
+    };
+    let tars = [tar(&[
+        file("a", b"one"),
+        file("zeros", &vec![0; 130 << 20]),
+    ])];
+    let image = Image::publish(&registry, &tars, shape);
+    let server = daemon().await;
+    pull_all(&server, &image).await;
+    let labels = server.stat(&image.target(0)).await.unwrap().labels;
+    assert!(!labels.contains_key("containerd.io/snapshot/remote"));
+    let view = server.viewed(&image.target(0)).await;
+    assert_eq!(fs::read(view.path().join("a")).unwrap(), b"one");
+    drop(view);
+    server.interrupt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_image_without_an_index_is_left_to_containerd_and_remembered() {
     let registry = TestRegistry::start();
     let image = Image::publish(
