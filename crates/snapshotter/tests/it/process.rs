@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -223,14 +223,11 @@ fn systemd_is_told_and_its_socket_is_used_and_left() {
         .set_read_timeout(Some(Duration::from_secs(20)))
         .unwrap();
     let activated = UnixListener::bind(place.path("activated.sock")).unwrap();
-    let number = activated.as_raw_fd();
     let mut shell = Command::new("/bin/sh");
     // LISTEN_PID has to be the daemon's own number: only what becomes the daemon knows it.
     shell
         .arg("-c")
-        .arg(format!(
-            "exec 3<&{number}; export LISTEN_PID=$$; exec \"$@\""
-        ))
+        .arg("exec 3<&0 </dev/null; export LISTEN_PID=$$; exec \"$@\"")
         .arg0("sh")
         .arg("sh")
         .arg(PROGRAM)
@@ -240,8 +237,9 @@ fn systemd_is_told_and_its_socket_is_used_and_left() {
         .arg(place.path("config.toml"))
         .env("LISTEN_FDS", "1")
         .env("NOTIFY_SOCKET", place.path("notify"))
+        // Not by its number: shells take one digit there.
+        .stdin(OwnedFd::from(activated.try_clone().unwrap()))
         .stderr(Stdio::piped());
-    rustix::io::fcntl_setfd(&activated, rustix::io::FdFlags::empty()).unwrap();
     let mut running = Running::start(shell);
     let notice = || {
         let mut text = [0; 256];
