@@ -5,7 +5,27 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use soci_flags::{integer, list, switch, text};
+use soci_flags::{switch, text};
+
+mod convert;
+mod create;
+mod groups;
+mod index;
+mod maintain;
+mod prefetch;
+mod push;
+mod verify;
+mod ztoc;
+
+pub(crate) use convert::{Convert, Format};
+pub(crate) use create::Create;
+pub(crate) use groups::{Platforms, PrefetchFiles, RegistryAccess, Ztocs};
+pub(crate) use index::{IndexInfo, IndexList, IndexRemove};
+pub(crate) use maintain::Completion;
+pub(crate) use prefetch::{PrefetchInfo, PrefetchList};
+pub(crate) use push::{ExistingIndex, Push};
+pub(crate) use verify::Verify;
+pub(crate) use ztoc::{ZtocGetFile, ZtocInfo, ZtocList};
 
 /// What `git describe` said when this was built; release builds set it.
 const VERSION: &str = match option_env!("SOCI_VERSION") {
@@ -35,27 +55,6 @@ Examples:
 
 `soci help <command>` explains a command.";
 
-const CONVERT_LONG: &str = "\
-Makes a copy of an image that nodes with the SOCI snapshotter can start at once.
-
-The copy has the same layers and, for each platform, an index of them: what files they hold and where
-in the compressed layer each can be read. Only manifests are rewritten, so the copy runs everywhere the
-original does. The same image and flags always give the same digests.
-
-With containerd (the default), <image_ref> is the name of an image in containerd and <dest_ref> the name
-to give to the copy; it needs a tag and may be the same name. Nothing is pulled or pushed.
-
-With --standalone, <image_ref> is an OCI image layout, a folder or an uncompressed tar of one, and
-<dest_ref> the file or folder to write. containerd and root rights are not needed.";
-
-const CONVERT_EXAMPLES: &str = "\
-Examples:
-  soci convert docker.io/library/python:3.13 registry.example/python:3.13-soci
-  soci convert --all-platforms registry.example/app:1 registry.example/app:1
-  soci convert --standalone --format oci-dir --platform linux/amd64,linux/arm64 app/ app-soci/
-
-Layers below --min-layer-size are not indexed: they are pulled whole, which is quicker for small ones.";
-
 /// The grammar of the program.
 pub(crate) fn grammar() -> Command {
     let version: &'static str = Box::leak(format!("{VERSION} {REVISION}").into_boxed_str());
@@ -72,10 +71,20 @@ pub(crate) fn grammar() -> Command {
         .subcommand_value_name("command")
         .arg(version_flag.help("Print the version"))
         .args(global_flags().map(|arg| arg.global(true).help_heading("Global options")))
-        .subcommand(convert_command())
+        .subcommands([
+            create::command(),
+            convert::command(),
+            push::command(),
+            index::command(),
+            ztoc::command(),
+            prefetch::command(),
+            verify::command(),
+            maintain::rebuild_db_command(),
+            maintain::completion_command(),
+        ])
 }
 
-fn global_flags() -> [Arg; 6] {
+fn global_flags() -> [Arg; 7] {
     [
         text("address")
             .short('a')
@@ -106,84 +115,83 @@ fn global_flags() -> [Arg; 6] {
             .value_name("FOLDER")
             .default_value(DEFAULT_ROOT)
             .help("Folder for the state of soci"),
+        text("progress")
+            .value_parser(parse_progress)
+            .value_name("KIND")
+            .default_value("auto")
+            .help("How to tell what long work is at: auto (bars on a terminal, else nothing), plain (lines) or none"),
     ]
 }
 
-fn convert_command() -> Command {
-    let format = Arg::new("format")
-        .long("format")
-        .value_parser(parse_format)
-        .value_name("FORMAT")
-        .default_value("oci-archive")
-        .help("With --standalone: write a tar (oci-archive) or a folder (oci-dir)");
-    let image = Arg::new("image_ref")
-        .value_name("image_ref")
-        .value_parser(clap::value_parser!(OsString))
-        .help("The image: a name in containerd, or a path");
-    let destination = Arg::new("dest_ref")
-        .value_name("dest_ref")
-        .value_parser(clap::value_parser!(OsString))
-        .help("The copy: a name with a tag, or a path");
-    Command::new("convert")
-        .about("Make a copy of an image that starts lazily")
-        .long_about(CONVERT_LONG)
-        .after_help(CONVERT_EXAMPLES)
-        .arg(image)
-        .arg(destination)
-        .arg(switch("standalone").help("Work on files, without containerd"))
-        .arg(format)
-        .args(platform_flags())
-        .args(ztoc_flags())
-}
-
-fn platform_flags() -> [Arg; 2] {
-    [
-        switch("all-platforms").help("Index every platform of the image"),
-        list("platform").short('p').value_name("PLATFORM").help(
-            "Index this platform, for instance linux/arm64; may be repeated (default: the host's)",
-        ),
-    ]
-}
-
-fn ztoc_flags() -> [Arg; 4] {
-    let number = |name| {
-        Arg::new(name)
-            .long(name)
-            .value_parser(integer())
-            .value_name("BYTES")
-    };
-    [
-        number("span-size").default_value("4194304").help(
-            "Uncompressed bytes that can be read on their own; smaller is finer and costs more",
-        ),
-        number("min-layer-size")
-            .default_value("10485760")
-            .help("Do not index layers of fewer bytes"),
-        list("optimizations")
-            .value_name("NAME")
-            .help("Optional optimization; may be repeated (known: xattr)"),
-        switch("force")
-            .short('f')
-            .help("Build again what was built before"),
-    ]
-}
-
-/// What `convert` writes without containerd.
+/// How long work tells what it is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Format {
-    /// An uncompressed tar.
-    Archive,
-    /// A folder.
-    Folder,
+pub(crate) enum ProgressKind {
+    /// Bars if standard error is a terminal.
+    Auto,
+    /// A line on standard error now and then.
+    Plain,
+    /// Nothing.
+    None,
 }
 
-fn parse_format(text: &str) -> Result<Format, String> {
+fn parse_progress(text: &str) -> Result<ProgressKind, String> {
     match text {
-        "oci-archive" => Ok(Format::Archive),
-        "oci-dir" => Ok(Format::Folder),
-        _ => Err(format!(
-            "unsupported output format \"{text}\": must be \"oci-archive\" or \"oci-dir\""
-        )),
+        "auto" => Ok(ProgressKind::Auto),
+        "plain" => Ok(ProgressKind::Plain),
+        "none" => Ok(ProgressKind::None),
+        _ => Err("must be one of [auto plain none]".to_owned()),
+    }
+}
+
+/// A positional argument; which of them are needed is said by the commands, in the reference's words.
+fn positional(name: &'static str) -> Arg {
+    Arg::new(name)
+        .value_name(name)
+        .value_parser(clap::value_parser!(OsString))
+}
+
+/// `--json` of the commands that end with one object on standard output.
+fn json_flag() -> Arg {
+    switch("json").help("Print one JSON object at the end instead of lines")
+}
+
+/// Reads values of a command that has the flags asked for.
+#[derive(Debug, Clone, Copy)]
+struct Values<'a>(&'a ArgMatches);
+
+impl Values<'_> {
+    fn is(self, name: &str) -> bool {
+        self.0.get_one::<bool>(name).copied().unwrap_or_default()
+    }
+
+    fn number(self, name: &str) -> i64 {
+        self.0.get_one::<i64>(name).copied().unwrap_or_default()
+    }
+
+    fn text(self, name: &str) -> String {
+        self.0.get_one::<String>(name).cloned().unwrap_or_default()
+    }
+
+    fn texts(self, name: &str) -> Vec<String> {
+        let values = self.0.get_many::<String>(name).unwrap_or_default();
+        values.cloned().collect()
+    }
+
+    fn path(self, name: &str) -> PathBuf {
+        let value = self.0.get_one::<OsString>(name);
+        value.map(PathBuf::from).unwrap_or_default()
+    }
+
+    /// A positional argument that is no path: references and digests. Bytes that are no UTF-8 become U+FFFD.
+    fn word(self, name: &str) -> String {
+        self.path(name).to_string_lossy().into_owned()
+    }
+
+    fn words(self, name: &str) -> Vec<String> {
+        let values = self.0.get_many::<OsString>(name).unwrap_or_default();
+        values
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect()
     }
 }
 
@@ -196,6 +204,8 @@ pub(crate) struct Global {
     pub(crate) timeout: Option<Duration>,
     pub(crate) content_store: String,
     pub(crate) root: PathBuf,
+    pub(crate) debug: bool,
+    pub(crate) progress: ProgressKind,
 }
 
 impl Global {
@@ -219,54 +229,11 @@ impl Global {
                 .filter(|timeout| *timeout != Duration::ZERO),
             content_store: or("content-store", "containerd"),
             root: root.map_or_else(|| PathBuf::from(DEFAULT_ROOT), PathBuf::from),
-        }
-    }
-}
-
-/// Values of `convert`.
-#[derive(Debug, Clone)]
-pub(crate) struct Convert {
-    pub(crate) image: PathBuf,
-    pub(crate) destination: PathBuf,
-    pub(crate) standalone: bool,
-    pub(crate) format: Format,
-    pub(crate) all_platforms: bool,
-    pub(crate) platforms: Vec<String>,
-    pub(crate) span_size: i64,
-    pub(crate) min_layer_size: i64,
-    pub(crate) optimizations: Vec<String>,
-}
-
-impl Convert {
-    pub(crate) fn of(matches: &ArgMatches) -> Self {
-        let path = |name| {
-            matches
-                .get_one::<OsString>(name)
-                .map(PathBuf::from)
-                .unwrap_or_default()
-        };
-        let is = |name| matches.get_one::<bool>(name).copied().unwrap_or_default();
-        let number = |name| matches.get_one::<i64>(name).copied().unwrap_or_default();
-        let texts = |name| {
-            matches
-                .get_many::<String>(name)
-                .unwrap_or_default()
-                .cloned()
-                .collect::<Vec<_>>()
-        };
-        Self {
-            image: path("image_ref"),
-            destination: path("dest_ref"),
-            standalone: is("standalone"),
-            format: matches
-                .get_one("format")
+            debug: Values(matches).is("debug"),
+            progress: matches
+                .get_one("progress")
                 .copied()
-                .unwrap_or(Format::Archive),
-            all_platforms: is("all-platforms"),
-            platforms: texts("platform"),
-            span_size: number("span-size"),
-            min_layer_size: number("min-layer-size"),
-            optimizations: texts("optimizations"),
+                .unwrap_or(ProgressKind::Auto),
         }
     }
 }

@@ -1,23 +1,19 @@
 //! `soci convert`: an image that carries its index, in containerd or on disk.
 
-use std::io::BufWriter;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use soci_index::{ConvertOptions, Observer, Platforms};
+use soci_oci::Descriptor;
 use soci_oci::reference::ContainerdName;
+use soci_oci::store::ContentStore;
 use soci_oci::store::containerd::Containerd;
-use soci_oci::store::layout::Layout;
-use soci_oci::store::{ContentStore, Stacked, reachable, write_archive};
-use soci_oci::{Descriptor, ImageIndex, json};
 
-use crate::args::{Convert, Format, Global};
-use crate::destination::{Copier, NewFile, NewFolder};
+use crate::args::{Convert, Global};
 use crate::output::Progress;
-use crate::source::Source;
+use crate::standalone;
 
 /// Runs the command.
 pub(crate) async fn run(global: &Global, args: &Convert) -> Result<()> {
@@ -29,36 +25,43 @@ pub(crate) async fn run(global: &Global, args: &Convert) -> Result<()> {
     }
     let options = options(args)?;
     if args.standalone {
-        standalone(args, &options).await
+        standalone::convert_image(args, &options).await
     } else {
         with_containerd(global, args, &options).await
     }
 }
 
 fn options(args: &Convert) -> Result<ConvertOptions> {
-    for name in &args.optimizations {
+    for name in &args.ztocs.optimizations {
         if name != "xattr" {
             bail!("optimization {name} is not a valid optimization [xattr]");
         }
     }
-    let span_size = u64::try_from(args.span_size).map_err(|_| anyhow!("span size must be >= 0"))?;
-    let min_layer_size =
-        u64::try_from(args.min_layer_size).map_err(|_| anyhow!("min layer size must be >= 0"))?;
-    let platforms = if args.all_platforms {
+    let span_size =
+        u64::try_from(args.ztocs.span_size).map_err(|_| anyhow!("span size must be >= 0"))?;
+    let min_layer_size = u64::try_from(args.ztocs.min_layer_size)
+        .map_err(|_| anyhow!("min layer size must be >= 0"))?;
+    let platforms = if args.platforms.all {
         Platforms::All
-    } else if args.platforms.is_empty() {
+    } else if args.platforms.listed.is_empty() {
         Platforms::Default
     } else {
         let parse = |text: &String| {
             text.parse()
                 .map_err(|error| anyhow!("could not parse platform {text}: {error}"))
         };
-        Platforms::Listed(args.platforms.iter().map(parse).collect::<Result<_>>()?)
+        Platforms::Listed(
+            args.platforms
+                .listed
+                .iter()
+                .map(parse)
+                .collect::<Result<_>>()?,
+        )
     };
     let build = soci_index::BuildOptions {
         span_size,
         min_layer_size,
-        mark_xattrs: !args.optimizations.is_empty(),
+        mark_xattrs: !args.ztocs.optimizations.is_empty(),
         threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
     };
     Ok(ConvertOptions { platforms, build })
@@ -129,101 +132,8 @@ fn check_destination(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The image is on disk, and so is the copy.
-async fn standalone(args: &Convert, options: &ConvertOptions) -> Result<()> {
-    let source = Source::open(&args.image)?;
-    let progress = Arc::new(Progress::new());
-    let work = async {
-        match args.format {
-            Format::Archive => to_archive(&source, &args.destination, options, &progress).await,
-            Format::Folder => to_folder(source, &args.destination, options, &progress).await,
-        }
-    };
-    let result = crate::unless_interrupted(work).await;
-    progress.finish();
-    result
-}
-
-async fn to_archive(
-    source: &Source,
-    destination: &Path,
-    options: &ConvertOptions,
-    progress: &Arc<Progress>,
-) -> Result<()> {
-    let (output, file) = NewFile::create(destination)?;
-    let folder = tempfile::Builder::new()
-        .prefix("soci-artifacts-")
-        .tempdir_in(temporary_base(destination))
-        .context("failed to create temp directory")?;
-    let work = Layout::create(folder.path())
-        .context("failed to create temp directory")?
-        .unsynced();
-    let store = stacked(work, source);
-    let (converted, index) = convert_root(source, &store, options, progress).await?;
-    let blobs = reachable(store.as_ref(), &converted).await?;
-    progress.phase("writing", Some(blobs.values().sum()));
-    let out = BufWriter::with_capacity(1 << 20, file);
-    let out = write_archive(out, store.as_ref(), &blobs, &index, progress.counter()).await?;
-    let written = out
-        .into_inner()
-        .map_err(std::io::IntoInnerError::into_error);
-    drop(written.context("failed to write output tar")?);
-    output.finish()
-}
-
-async fn to_folder(
-    source: Source,
-    destination: &Path,
-    options: &ConvertOptions,
-    progress: &Arc<Progress>,
-) -> Result<()> {
-    let output = NewFolder::create(destination)?;
-    let store = stacked(output.layout.clone(), &source);
-    let (_, index) = convert_root(&source, &store, options, progress).await?;
-    progress.phase("copying", None);
-    let stop = StopOnDrop(Arc::default());
-    let copier = Copier {
-        stop: Arc::clone(&stop.0),
-        count: Box::new(progress.counter()),
-    };
-    let copied = tokio::task::spawn_blocking(move || {
-        output.copy(&source.layout, &copier)?;
-        output.layout.write_index(&index)?;
-        output.finish()
-    });
-    copied.await?
-}
-
-/// Ends work on another thread when whoever waits for it goes away.
-struct StopOnDrop(Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-fn stacked(work: Layout, source: &Source) -> Arc<dyn ContentStore> {
-    Arc::new(Stacked {
-        upper: Arc::new(work),
-        lower: source.store(),
-    })
-}
-
-/// Converts the image of a source; also gives the `index.json` of the result.
-async fn convert_root(
-    source: &Source,
-    store: &Arc<dyn ContentStore>,
-    options: &ConvertOptions,
-    progress: &Arc<Progress>,
-) -> Result<(Descriptor, Vec<u8>)> {
-    let root = source.root(store.as_ref()).await?;
-    let converted = convert(store, &root, options, progress).await?;
-    let index = json::to_vec(&ImageIndex::new(vec![converted.clone()]));
-    Ok((converted, index))
-}
-
-async fn convert(
+/// Converts and tells about it.
+pub(crate) async fn convert(
     store: &Arc<dyn ContentStore>,
     target: &Descriptor,
     options: &ConvertOptions,
@@ -233,18 +143,6 @@ async fn convert(
     let converted = soci_index::convert(store, target, options, &observer).await;
     progress.finish();
     Ok(converted?)
-}
-
-/// Where new blobs wait for the archive: the system's folder, or that of the destination.
-fn temporary_base(destination: &Path) -> PathBuf {
-    let system = std::env::temp_dir();
-    if system.is_dir() {
-        return system;
-    }
-    match destination.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    }
 }
 
 #[cfg(test)]

@@ -3,10 +3,20 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod completion;
 mod convert;
+mod create;
 mod destination;
+mod index;
 mod output;
+mod prefetch;
+mod push;
+mod rebuild_db;
 mod source;
+mod standalone;
+mod state;
+mod verify;
+mod ztoc;
 
 use std::fs::DirBuilder;
 use std::future::Future;
@@ -22,7 +32,10 @@ use soci_oci::store::errno;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
-use args::{Convert, Global};
+use args::{
+    Completion, Convert, Create, Global, IndexInfo, IndexList, IndexRemove, PrefetchInfo,
+    PrefetchList, Push, Verify, ZtocGetFile, ZtocInfo, ZtocList,
+};
 
 /// Threads for the network; layers are read by threads of their own.
 const RUNTIME_THREADS: usize = 2;
@@ -82,16 +95,47 @@ fn end(runtime: Runtime) {
 }
 
 async fn dispatch(global: &Global, matches: &ArgMatches) -> Result<()> {
-    match matches.subcommand() {
-        Some(("convert", matches)) => {
-            let args = Convert::of(matches);
-            if !args.standalone {
-                make_root(&global.root)?;
-            }
-            convert::run(global, &args).await
-        }
+    let (name, matches) = innermost(matches);
+    if needs_root(&name, matches) {
+        make_root(&global.root)?;
+    }
+    match name.as_str() {
+        "create" => create::run(global, &Create::of(matches)).await,
+        "convert" => convert::run(global, &Convert::of(matches)).await,
+        "push" => push::run(global, &Push::of(matches)).await,
+        "index list" => index::list(global, &IndexList::of(matches)).await,
+        "index info" => index::info(global, &IndexInfo::of(matches)).await,
+        "index remove" => index::remove(global, &IndexRemove::of(matches)).await,
+        "ztoc list" => ztoc::list(global, &ZtocList::of(matches)).await,
+        "ztoc info" => ztoc::info(global, &ZtocInfo::of(matches)).await,
+        "ztoc get-file" => ztoc::get_file(global, &ZtocGetFile::of(matches)).await,
+        "prefetch list" => prefetch::list(global, &PrefetchList::of(matches)).await,
+        "prefetch info" => prefetch::info(global, &PrefetchInfo::of(matches)).await,
+        "verify" => verify::run(global, &Verify::of(matches)).await,
+        "rebuild-db" => rebuild_db::run(global).await,
+        "completion" => completion::run(&Completion::of(matches)),
         // The grammar has no other command.
         _ => Ok(()),
+    }
+}
+
+/// The command that was asked for, as its names, and its values.
+fn innermost(mut matches: &ArgMatches) -> (String, &ArgMatches) {
+    let mut names = Vec::new();
+    while let Some((name, inner)) = matches.subcommand() {
+        names.push(name);
+        matches = inner;
+    }
+    (names.join(" "), matches)
+}
+
+/// Whether the command keeps something under the root folder.
+fn needs_root(name: &str, matches: &ArgMatches) -> bool {
+    let standalone = || matches.get_one("standalone") == Some(&true);
+    match name {
+        "create" | "convert" => !standalone(),
+        "verify" | "completion" => false,
+        _ => true,
     }
 }
 

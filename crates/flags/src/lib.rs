@@ -34,7 +34,8 @@ use clap::{ArgMatches, Command};
 
 pub use refusal::Refusal;
 pub use values::{
-    IntegerError, duration, integer, list, parse_bool, parse_duration, parse_integer, switch, text,
+    IntegerError, duration, integer, list, parse_bool, parse_duration, parse_integer,
+    parse_unsigned, switch, text, unsigned,
 };
 
 use normalise::Wish;

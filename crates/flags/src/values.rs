@@ -43,6 +43,12 @@ pub fn integer() -> ValueParser {
     ValueParser::new(parse_integer)
 }
 
+/// Parser of an integer that is not negative, spelled as [`integer`]'s, for [`Arg::value_parser`].
+#[must_use]
+pub fn unsigned() -> ValueParser {
+    ValueParser::new(parse_unsigned)
+}
+
 /// Parser of a duration ([`parse_duration`]) for [`Arg::value_parser`]; the value is a [`Duration`],
 /// zero for negative ones.
 #[must_use]
@@ -66,25 +72,51 @@ pub fn parse_bool(text: &str) -> Result<bool, &'static str> {
 
 /// Why a text is no 64-bit integer, in the words of Go's `strconv`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum IntegerError {
-    /// Not a number.
-    #[error("strconv.ParseInt: parsing {0:?}: invalid syntax")]
-    Syntax(String),
-    /// A number that does not fit.
-    #[error("strconv.ParseInt: parsing {0:?}: value out of range")]
-    Range(String),
+#[error("strconv.{parser}: parsing {text:?}: {cause}")]
+pub struct IntegerError {
+    parser: &'static str,
+    text: String,
+    cause: &'static str,
 }
+
+const SYNTAX: &str = "invalid syntax";
+const RANGE: &str = "value out of range";
 
 /// An integer as a Go literal: a sign, a prefix `0x`, `0o`, `0b` or `0` (octal), and underscores
 /// between digits.
 pub fn parse_integer(text: &str) -> Result<i64, IntegerError> {
-    let syntax = || IntegerError::Syntax(text.to_owned());
-    let (negative, rest) = match text.as_bytes().first() {
+    let (negative, digits) = match text.as_bytes().first() {
         Some(b'-') => (true, &text[1..]),
         Some(b'+') => (false, &text[1..]),
         _ => (false, text),
     };
-    let lower = rest.to_ascii_lowercase();
+    let signed = magnitude(digits).and_then(|value| {
+        let signed = if negative {
+            0_i64.checked_sub_unsigned(value)
+        } else {
+            i64::try_from(value).ok()
+        };
+        signed.ok_or(RANGE)
+    });
+    signed.map_err(|cause| IntegerError {
+        parser: "ParseInt",
+        text: text.to_owned(),
+        cause,
+    })
+}
+
+/// As [`parse_integer`], without a sign.
+pub fn parse_unsigned(text: &str) -> Result<u64, IntegerError> {
+    magnitude(text).map_err(|cause| IntegerError {
+        parser: "ParseUint",
+        text: text.to_owned(),
+        cause,
+    })
+}
+
+/// The value of a literal without a sign.
+fn magnitude(text: &str) -> Result<u64, &'static str> {
+    let lower = text.to_ascii_lowercase();
     let (base, digits, prefixed) = if let Some(digits) = lower.strip_prefix("0x") {
         (16, digits, true)
     } else if let Some(digits) = lower.strip_prefix("0o") {
@@ -102,26 +134,21 @@ pub fn parse_integer(text: &str) -> Result<i64, IntegerError> {
     for character in digits.chars() {
         if character == '_' {
             if !may_separate {
-                return Err(syntax());
+                return Err(SYNTAX);
             }
             may_separate = false;
             continue;
         }
-        let digit = character.to_digit(base).ok_or_else(syntax)?;
+        let digit = character.to_digit(base).ok_or(SYNTAX)?;
         may_separate = true;
         value = value
             .and_then(|value| value.checked_mul(u64::from(base)))
             .and_then(|value| value.checked_add(u64::from(digit)));
     }
     if digits.is_empty() || digits.ends_with('_') {
-        return Err(syntax());
+        return Err(SYNTAX);
     }
-    let signed = match value {
-        Some(value) if negative => 0_i64.checked_sub_unsigned(value),
-        Some(value) => i64::try_from(value).ok(),
-        None => None,
-    };
-    signed.ok_or_else(|| IntegerError::Range(text.to_owned()))
+    value.ok_or(RANGE)
 }
 
 /// A duration as Go writes it (`1h2m3.5s`, `300ms`; a unit is needed except for zero), in
@@ -222,26 +249,23 @@ mod tests {
         for text in [
             "", "-", "x", "1k", "1_", "_1", "1__0", "0x", "0x_", "08", "1.5", " 1", "--1", "0b2",
         ] {
-            assert_eq!(
-                parse_integer(text),
-                Err(IntegerError::Syntax(text.to_owned())),
-                "{text}"
-            );
+            assert_eq!(parse_integer(text).unwrap_err().cause, SYNTAX, "{text}");
         }
         for text in [
             "9223372036854775808",
             "-9223372036854775809",
             "99999999999999999999999",
         ] {
-            assert_eq!(
-                parse_integer(text),
-                Err(IntegerError::Range(text.to_owned())),
-                "{text}"
-            );
+            assert_eq!(parse_integer(text).unwrap_err().cause, RANGE, "{text}");
         }
         assert_eq!(
             parse_integer("x").unwrap_err().to_string(),
             "strconv.ParseInt: parsing \"x\": invalid syntax"
+        );
+        assert_eq!(parse_unsigned("0b1_1"), Ok(3));
+        assert_eq!(
+            parse_unsigned("-1").unwrap_err().to_string(),
+            "strconv.ParseUint: parsing \"-1\": invalid syntax"
         );
     }
 

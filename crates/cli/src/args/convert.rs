@@ -1,0 +1,123 @@
+//! `soci convert`: its flags and its help.
+
+use std::path::PathBuf;
+
+use clap::{Arg, ArgMatches, Command};
+use soci_flags::{list, switch};
+
+use super::groups::{Platforms, PrefetchFiles, RegistryAccess, Ztocs};
+use super::groups::{platform_flags, prefetch_flags, registry_flags, ztoc_flags};
+use super::{Values, json_flag, positional};
+
+const CONVERT_LONG: &str = "\
+Makes a copy of an image that nodes with the SOCI snapshotter can start at once.
+
+The copy has the same layers and, for each platform, an index of them: what files they hold and where
+in the compressed layer each can be read. Only manifests are rewritten, so the copy runs everywhere the
+original does. The same image and flags always give the same digests.
+
+With containerd (the default), <image_ref> is the name of an image in containerd and <dest_ref> the name
+to give to the copy; it needs a tag and may be the same name. Nothing is pulled or pushed.
+
+With --standalone, <image_ref> is an OCI image layout, a folder or an uncompressed tar of one, and
+<dest_ref> the file or folder to write. containerd and root rights are not needed.";
+
+const CONVERT_EXAMPLES: &str = "\
+Examples:
+  soci convert docker.io/library/python:3.13 registry.example/python:3.13-soci
+  soci convert --all-platforms registry.example/app:1 registry.example/app:1
+  soci convert --standalone --format oci-dir --platform linux/amd64,linux/arm64 app/ app-soci/
+
+Layers below --min-layer-size are not indexed: they are pulled whole, which is quicker for small ones.";
+
+pub(super) fn command() -> Command {
+    let format = Arg::new("format")
+        .long("format")
+        .value_parser(parse_format)
+        .value_name("FORMAT")
+        .default_value("oci-archive")
+        .help("With --standalone: write a tar (oci-archive) or a folder (oci-dir)");
+    let image = positional("image_ref")
+        .help("The image: a name in containerd, or with --standalone a path or transport");
+    let destination = positional("dest_ref")
+        .help("The copy: a name with a tag, or with --standalone a path or transport");
+    Command::new("convert")
+        .about("Make a copy of an image that starts lazily")
+        .long_about(CONVERT_LONG)
+        .after_help(CONVERT_EXAMPLES)
+        .arg(image)
+        .arg(destination)
+        .arg(switch("standalone").help("Work on files, without containerd"))
+        .arg(format)
+        .arg(switch("allow-empty").help(
+            "With --standalone: an image without a layer to index is copied as it is, not an error",
+        ))
+        .arg(list("reuse-from").value_name("REF").help(
+            "With --standalone: take over zTOCs that this image in a registry has; may be repeated",
+        ))
+        .arg(switch("strict").help("Exit with code 4 if a layer that should have a zTOC has none"))
+        .arg(json_flag())
+        .args(platform_flags())
+        .args(ztoc_flags())
+        .args(prefetch_flags())
+        .args(registry_flags())
+}
+
+/// What `convert` writes without containerd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// An uncompressed tar.
+    Archive,
+    /// A folder.
+    Folder,
+}
+
+fn parse_format(text: &str) -> Result<Format, String> {
+    match text {
+        "oci-archive" => Ok(Format::Archive),
+        "oci-dir" => Ok(Format::Folder),
+        _ => Err(format!(
+            "unsupported output format \"{text}\": must be \"oci-archive\" or \"oci-dir\""
+        )),
+    }
+}
+
+/// Values of `convert`.
+#[derive(Debug, Clone)]
+pub(crate) struct Convert {
+    pub(crate) image: PathBuf,
+    pub(crate) destination: PathBuf,
+    pub(crate) standalone: bool,
+    pub(crate) format: Format,
+    pub(crate) allow_empty: bool,
+    pub(crate) reuse_from: Vec<String>,
+    pub(crate) strict: bool,
+    pub(crate) json: bool,
+    pub(crate) platforms: Platforms,
+    pub(crate) ztocs: Ztocs,
+    pub(crate) prefetch: PrefetchFiles,
+    pub(crate) registry: RegistryAccess,
+}
+
+impl Convert {
+    pub(crate) fn of(matches: &ArgMatches) -> Self {
+        let values = Values(matches);
+        Self {
+            image: values.path("image_ref"),
+            destination: values.path("dest_ref"),
+            standalone: values.is("standalone"),
+            format: matches
+                .get_one("format")
+                .copied()
+                .unwrap_or(Format::Archive),
+            allow_empty: values.is("allow-empty"),
+            reuse_from: values.texts("reuse-from"),
+            strict: values.is("strict"),
+            json: values.is("json"),
+            platforms: Platforms::of(matches),
+            ztocs: Ztocs::of(matches),
+            prefetch: PrefetchFiles::of(matches),
+            registry: RegistryAccess::of(matches),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! `soci create`: its flags and its help.
+
+use std::path::PathBuf;
+
+use clap::{ArgMatches, Command};
+use soci_flags::{list, switch};
+
+use super::groups::{Platforms, PrefetchFiles, RegistryAccess, Ztocs};
+use super::groups::{platform_flags, prefetch_flags, registry_flags, ztoc_flags};
+use super::{Values, json_flag, positional};
+
+const LONG: &str = "\
+Builds a version 1 index of an image: an artifact beside the image that refers to it. The image itself
+stays as it is. The index is kept with the image in containerd; `soci push` sends it to the registry.
+
+Version 1 indexes are found by asking the registry for what refers to an image, which must be switched
+on in the snapshotter. `soci convert` makes images that carry their index, and is the better choice.
+
+With --standalone, <image_ref> is docker://registry/repository:tag; the index is pushed to the same
+repository. containerd and root rights are not needed.";
+
+const EXAMPLES: &str = "\
+Examples:
+  soci create registry.example/app:1 && soci push registry.example/app:1
+  soci create --standalone docker://registry.example/app:1";
+
+pub(super) fn command() -> Command {
+    Command::new("create")
+        .about("Build an index beside an image")
+        .long_about(LONG)
+        .after_help(EXAMPLES)
+        .arg(
+            positional("image_ref")
+                .help("The image: a name in containerd, or with --standalone docker://..."),
+        )
+        .arg(switch("standalone").help("Work on a registry, without containerd"))
+        .arg(list("reuse-from").value_name("REF").help(
+            "With --standalone: take over zTOCs that this image in a registry has; may be repeated",
+        ))
+        .arg(switch("strict").help("Exit with code 4 if a layer that should have a zTOC has none"))
+        .arg(json_flag())
+        .args(platform_flags())
+        .args(ztoc_flags())
+        .args(prefetch_flags())
+        .args(registry_flags())
+}
+
+/// Values of `create`.
+#[derive(Debug, Clone)]
+pub(crate) struct Create {
+    pub(crate) image: PathBuf,
+    pub(crate) standalone: bool,
+    pub(crate) reuse_from: Vec<String>,
+    pub(crate) strict: bool,
+    pub(crate) json: bool,
+    pub(crate) platforms: Platforms,
+    pub(crate) ztocs: Ztocs,
+    pub(crate) prefetch: PrefetchFiles,
+    pub(crate) registry: RegistryAccess,
+}
+
+impl Create {
+    pub(crate) fn of(matches: &ArgMatches) -> Self {
+        let values = Values(matches);
+        Self {
+            image: values.path("image_ref"),
+            standalone: values.is("standalone"),
+            reuse_from: values.texts("reuse-from"),
+            strict: values.is("strict"),
+            json: values.is("json"),
+            platforms: Platforms::of(matches),
+            ztocs: Ztocs::of(matches),
+            prefetch: PrefetchFiles::of(matches),
+            registry: RegistryAccess::of(matches),
+        }
+    }
+}

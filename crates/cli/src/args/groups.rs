@@ -1,0 +1,174 @@
+//! Groups of flags that several commands share.
+
+use std::path::PathBuf;
+
+use clap::{Arg, ArgMatches};
+use soci_flags::{integer, list, switch};
+
+use super::Values;
+
+/// Flags for which platforms of an image are meant.
+pub(super) fn platform_flags() -> [Arg; 2] {
+    [
+        switch("all-platforms").help("Take every platform of the image"),
+        list("platform").short('p').value_name("PLATFORM").help(
+            "Take this platform, for instance linux/arm64; may be repeated (default: the host's)",
+        ),
+    ]
+}
+
+/// As the flags say it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Platforms {
+    pub(crate) all: bool,
+    pub(crate) listed: Vec<String>,
+}
+
+impl Platforms {
+    pub(super) fn of(matches: &ArgMatches) -> Self {
+        let values = Values(matches);
+        Self {
+            all: values.is("all-platforms"),
+            listed: values.texts("platform"),
+        }
+    }
+}
+
+/// Flags for how zTOCs are built and which are taken over.
+pub(super) fn ztoc_flags() -> [Arg; 4] {
+    let number = |name| {
+        Arg::new(name)
+            .long(name)
+            .value_parser(integer())
+            .value_name("BYTES")
+    };
+    [
+        number("span-size").default_value("4194304").help(
+            "Uncompressed bytes that can be read on their own; smaller is finer and costs more",
+        ),
+        number("min-layer-size")
+            .default_value("10485760")
+            .help("Do not index layers of fewer bytes"),
+        list("optimizations")
+            .value_name("NAME")
+            .help("Optional optimization; may be repeated (known: xattr)"),
+        switch("force")
+            .short('f')
+            .help("Build again what was built before"),
+    ]
+}
+
+/// As the flags say it; not checked yet.
+#[derive(Debug, Clone)]
+pub(crate) struct Ztocs {
+    pub(crate) span_size: i64,
+    pub(crate) min_layer_size: i64,
+    pub(crate) optimizations: Vec<String>,
+    pub(crate) force: bool,
+}
+
+impl Ztocs {
+    pub(super) fn of(matches: &ArgMatches) -> Self {
+        let values = Values(matches);
+        Self {
+            span_size: values.number("span-size"),
+            min_layer_size: values.number("min-layer-size"),
+            optimizations: values.texts("optimizations"),
+            force: values.is("force"),
+        }
+    }
+}
+
+/// Flags for which files are to be there first.
+pub(super) fn prefetch_flags() -> [Arg; 2] {
+    [
+        list("prefetch-file")
+            .value_name("PATH")
+            .help("Have nodes fetch this file of the image first; may be repeated"),
+        Arg::new("prefetch-files-json")
+            .long("prefetch-files-json")
+            .value_parser(clap::value_parser!(PathBuf))
+            .value_name("FILE")
+            .help("Also the files in this JSON array of paths"),
+    ]
+}
+
+/// As the flags say it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PrefetchFiles {
+    pub(crate) files: Vec<String>,
+    /// A file with an array of paths.
+    pub(crate) json: Option<PathBuf>,
+}
+
+impl PrefetchFiles {
+    pub(super) fn of(matches: &ArgMatches) -> Self {
+        let json = matches.get_one::<PathBuf>("prefetch-files-json");
+        Self {
+            files: Values(matches).texts("prefetch-file"),
+            json: json.filter(|path| !path.as_os_str().is_empty()).cloned(),
+        }
+    }
+}
+
+/// Flags for registries, as `push` has them.
+pub(super) fn registry_flags() -> [Arg; 8] {
+    use soci_flags::text;
+    [
+        text("user")
+            .short('u')
+            .value_name("NAME[:PASSWORD]")
+            .help("Who to be at the registry (default: what docker's configuration says)"),
+        switch("plain-http").help("Speak HTTP without TLS"),
+        switch("skip-verify")
+            .short('k')
+            .help("Do not check the registry's certificate"),
+        text("hosts-dir")
+            .value_name("FOLDERS")
+            .help("Folders with containerd's <host>/hosts.toml, separated by commas"),
+        text("tlscacert")
+            .value_name("FILE")
+            .help("Trust this certificate authority as well"),
+        text("tlscert")
+            .value_name("FILE")
+            .help("Certificate to show to the registry"),
+        text("tlskey").value_name("FILE").help("Its key"),
+        text("refresh")
+            .value_name("TOKEN")
+            .help("Refresh token for the registry's token server"),
+    ]
+}
+
+/// As the flags say it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RegistryAccess {
+    pub(crate) user: String,
+    pub(crate) plain_http: bool,
+    pub(crate) skip_verify: bool,
+    pub(crate) hosts_dirs: Vec<PathBuf>,
+    pub(crate) ca: Option<PathBuf>,
+    pub(crate) cert: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
+    pub(crate) refresh: String,
+}
+
+impl RegistryAccess {
+    pub(super) fn of(matches: &ArgMatches) -> Self {
+        let values = Values(matches);
+        let file = |name| {
+            Some(PathBuf::from(values.text(name))).filter(|path| !path.as_os_str().is_empty())
+        };
+        let folders = values.text("hosts-dir");
+        let folders = folders.split(',').filter(|folder| !folder.is_empty());
+        Self {
+            user: values.text("user"),
+            plain_http: values.is("plain-http"),
+            skip_verify: values.is("skip-verify"),
+            hosts_dirs: folders.map(PathBuf::from).collect(),
+            ca: file("tlscacert"),
+            cert: file("tlscert"),
+            key: file("tlskey"),
+            refresh: values.text("refresh"),
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! `soci rebuild-db` and `soci completion`.
+
+use clap::{ArgMatches, Command};
+
+use super::{Values, positional};
+
+const REBUILD_LONG: &str = "\
+Makes the records of what was built agree with what the content store has: records of what is gone are
+dropped, indexes without a record are recorded.";
+
+pub(super) fn rebuild_db_command() -> Command {
+    Command::new("rebuild-db")
+        .about("Make the records of indexes agree with the content store")
+        .long_about(REBUILD_LONG)
+        .after_help("Example:\n  soci rebuild-db")
+}
+
+pub(super) fn completion_command() -> Command {
+    Command::new("completion")
+        .about("Print a script that completes commands and flags in a shell")
+        .after_help("Examples:\n  source <(soci completion bash)\n  soci completion zsh > ~/.zfunc/_soci\n  soci completion fish > ~/.config/fish/completions/soci.fish")
+        .arg(positional("shell").help("bash, zsh or fish"))
+}
+
+/// Values of `completion`.
+#[derive(Debug, Clone)]
+pub(crate) struct Completion {
+    pub(crate) shell: String,
+}
+
+impl Completion {
+    pub(crate) fn of(matches: &ArgMatches) -> Self {
+        Self {
+            shell: Values(matches).word("shell"),
+        }
+    }
+}

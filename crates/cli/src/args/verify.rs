@@ -1,0 +1,55 @@
+//! `soci verify`: its flags and its help.
+
+use clap::{ArgMatches, Command};
+use soci_flags::switch;
+
+use super::groups::{Platforms, RegistryAccess, platform_flags, registry_flags};
+use super::{Values, json_flag, positional};
+
+const LONG: &str = "\
+Checks an image and its index against each other and says in one line each what is wrong: digests and
+sizes, that every zTOC fits its layer, that its files lie one behind the other, and with --deep that
+every span of every layer has its digest and every file its tar header. Exit code 1 if anything is.
+
+The image is docker://registry/repository:tag, a path or one of the other transports of
+`soci convert --standalone`, or else the name of an image in containerd.";
+
+const EXAMPLES: &str = "\
+Examples:
+  soci verify docker://registry.example/app:1-soci
+  soci verify --deep app-soci.tar";
+
+pub(super) fn command() -> Command {
+    Command::new("verify")
+        .about("Check an image and its index against each other")
+        .long_about(LONG)
+        .after_help(EXAMPLES)
+        .arg(positional("image_ref").help("The image"))
+        .arg(switch("deep").help("Read every layer"))
+        .arg(json_flag())
+        .args(platform_flags())
+        .args(registry_flags())
+}
+
+/// Values of `verify`.
+#[derive(Debug, Clone)]
+pub(crate) struct Verify {
+    pub(crate) image: std::path::PathBuf,
+    pub(crate) deep: bool,
+    pub(crate) json: bool,
+    pub(crate) platforms: Platforms,
+    pub(crate) registry: RegistryAccess,
+}
+
+impl Verify {
+    pub(crate) fn of(matches: &ArgMatches) -> Self {
+        let values = Values(matches);
+        Self {
+            image: values.path("image_ref"),
+            deep: values.is("deep"),
+            json: values.is("json"),
+            platforms: Platforms::of(matches),
+            registry: RegistryAccess::of(matches),
+        }
+    }
+}
