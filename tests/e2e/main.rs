@@ -11,4 +11,5 @@ mod power;
 mod readers;
 mod restart;
 mod run;
+mod series;
 mod space;

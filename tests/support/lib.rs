@@ -8,6 +8,7 @@
 //! Everything a test starts or mounts belongs to a guard that ends it. The tests run inside `scripts/sandbox` (`make
 //! test`, `make e2e`), which is the last guard: what a killed test leaves behind ends with its namespaces.
 
+pub mod containerd;
 pub mod disk;
 pub mod image;
 pub mod mapped;
@@ -20,6 +21,7 @@ pub mod stored;
 pub mod tar;
 pub mod walk;
 
+pub use containerd::Series;
 pub use image::{Compressor, Image, Layer};
 pub use node::{Node, NodeOptions, View};
 pub use process::{Daemon, Program};

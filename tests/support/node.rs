@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::containerd::{Places, Series, pull_by_cri};
 use crate::process::{Daemon, Finished, Program};
 
 /// The name under which containerd knows our daemon.
@@ -28,6 +29,8 @@ pub struct NodeOptions {
     pub root: Option<PathBuf>,
     /// Only containerd, with its own snapshotters.
     pub oracle_only: bool,
+    /// Which containerd.
+    pub series: Series,
 }
 
 /// A containerd and a snapshotter with folders and sockets of their own.
@@ -117,8 +120,9 @@ impl Node {
     pub fn start_containerd(&mut self) -> Result<()> {
         let config = self.folder.join("containerd.toml");
         fs::write(&config, self.containerd_config())?;
-        let program = Program::tool("containerd")?.args([Path::new("--config"), &config]);
-        let tools = crate::process::tool("containerd")?;
+        let containerd = self.options.series.program("containerd");
+        let program = Program::tool(&containerd)?.args([Path::new("--config"), &config]);
+        let tools = crate::process::tool(&containerd)?;
         let path = format!(
             "{}:{}",
             tools.parent().unwrap_or(Path::new("/")).display(),
@@ -142,46 +146,15 @@ impl Node {
     }
 
     fn containerd_config(&self) -> String {
-        let disabled = [
-            "cri.v1.images",
-            "cri.v1.runtime",
-            "grpc.v1.cri",
-            "nri.v1.nri",
-            "snapshotter.v1.blockfile",
-            "snapshotter.v1.btrfs",
-            "snapshotter.v1.devmapper",
-            "snapshotter.v1.erofs",
-            "snapshotter.v1.zfs",
-        ]
-        .map(|plugin| format!("\"io.containerd.{plugin}\""))
-        .join(", ");
-        let snapshotters = if self.options.oracle_only {
-            &[OVERLAYFS][..]
-        } else {
-            &[OVERLAYFS, SOCI]
+        let places = Places {
+            root: self.folder.join("containerd"),
+            state: self.sockets.join("state"),
+            socket: &self.containerd_socket(),
+            soci_socket: &self.snapshotter_socket(),
+            soci_root: &self.root,
         };
-        let unpack: String = snapshotters
-            .iter()
-            .map(|snapshotter| {
-                format!(
-                    "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
-                 platform = \"linux/amd64\"\nsnapshotter = \"{snapshotter}\"\n"
-                )
-            })
-            .collect();
-        format!(
-            "version = 3\nroot = \"{root}\"\nstate = \"{sockets}/state\"\ndisabled_plugins = [{disabled}]\n\
-             [grpc]\naddress = \"{socket}\"\n\
-             [ttrpc]\naddress = \"{socket}.ttrpc\"\n\
-             [proxy_plugins.soci]\ntype = \"snapshot\"\naddress = \"{soci}\"\n\
-             [proxy_plugins.soci.exports]\nroot = \"{soci_root}\"\nenable_remote_snapshot_annotations = \"true\"\n\
-             {unpack}",
-            root = self.folder.join("containerd").display(),
-            sockets = self.sockets.display(),
-            socket = self.containerd_socket().display(),
-            soci = self.snapshotter_socket().display(),
-            soci_root = self.root.display(),
-        )
+        let options = &self.options;
+        options.series.config(&places, options.oracle_only)
     }
 
     pub fn containerd_socket(&self) -> PathBuf {
@@ -227,13 +200,32 @@ impl Node {
         arguments: impl IntoIterator<Item = S>,
     ) -> Result<Program> {
         let socket = self.containerd_socket();
-        Ok(Program::tool("ctr")?
+        let series = self.options.series;
+        // An older ctr speaks to registries itself.
+        Ok(self
+            .trusting(Program::tool(&series.program("ctr"))?)
             .args([Path::new("--address"), &socket])
+            .args(["--namespace", series.namespace()])
+            .args(arguments))
+    }
+
+    /// `soci` with this containerd's address and a root folder of its own.
+    pub fn soci<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<Program> {
+        let (socket, root) = (self.containerd_socket(), self.folder.join("soci-cli"));
+        Ok(Program::ours("soci")?
+            .args([Path::new("--address"), &socket, Path::new("--root"), &root])
+            .args(["--namespace", self.options.series.namespace()])
             .args(arguments))
     }
 
     /// Pulls an image as containerd does for a user; an error carries both daemons' last lines.
     pub fn pull(&self, reference: &str, snapshotter: &str) -> Result<()> {
+        if self.options.series == Series::V1_7 && snapshotter == SOCI {
+            return pull_by_cri(&self.containerd_socket(), reference);
+        }
         let pulled = self
             .ctr(["images", "pull", "--snapshotter", snapshotter, reference])?
             .finish()?;
@@ -283,6 +275,7 @@ impl Node {
         Ok(View {
             target,
             socket: self.containerd_socket(),
+            series: self.options.series,
             snapshotter: snapshotter.to_owned(),
             mounted: true,
         })
@@ -327,6 +320,7 @@ impl Drop for Node {
 pub struct View {
     target: PathBuf,
     socket: PathBuf,
+    series: Series,
     snapshotter: String,
     mounted: bool,
 }
@@ -347,8 +341,9 @@ impl View {
     }
 
     fn unmount(&self) -> Result<()> {
-        Program::tool("ctr")?
+        Program::tool(&self.series.program("ctr"))?
             .args([Path::new("--address"), &self.socket])
+            .args(["--namespace", self.series.namespace()])
             .args([
                 "images",
                 "unmount",
