@@ -1,8 +1,10 @@
-//! What commands work on: containerd, connected to when first needed, and the content store for new blobs.
+//! What commands work on: containerd, connected to when first needed, the content store
+//! for new blobs, and the records.
 
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
+use soci_index::Artifacts;
 use soci_oci::store::ContentStore;
 use soci_oci::store::containerd::Containerd;
 use tokio::sync::OnceCell;
@@ -38,5 +40,9 @@ impl<'a> State<'a> {
             "containerd" => Ok(Arc::new(self.containerd().await?.clone())),
             other => bail!("unknown content store type: {other}; must be one of [soci containerd]"),
         }
+    }
+    /// The records of what was built. Its operations wait for other processes: not for long, but blocking.
+    pub(crate) fn artifacts(&self) -> Artifacts {
+        Artifacts::at(&self.global.root)
     }
 }

@@ -4,15 +4,18 @@
 //! manifest as its subject and is found among the manifest's referrers; a version 2 index is named by
 //! an annotation of the manifest, and both lie in one OCI index ([`discover`]).
 //!
-//! [`builder`] makes indexes from layers, [`convert`] makes an image that carries its own.
+//! [`builder`] makes indexes from layers, [`convert`] makes an image that carries its own, [`artifacts`]
+//! records what was made on this machine.
 
 #![warn(missing_docs)]
 
+pub mod artifacts;
 pub mod builder;
 pub mod convert;
 pub mod discover;
 pub mod model;
 
+pub use artifacts::{Artifacts, ArtifactsError};
 pub use builder::{BuildError, BuildOptions, LayerError, Note, Observer};
 pub use convert::{ConvertError, ConvertOptions, Platforms, convert};
 pub use discover::{BadDigest, Discovery, How};

@@ -1,0 +1,186 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use redb::Database;
+
+use super::*;
+
+fn root() -> (tempfile::TempDir, Artifacts) {
+    let folder = tempfile::tempdir().unwrap();
+    let artifacts = Artifacts::at(folder.path());
+    (folder, artifacts)
+}
+
+fn entry(name: &str, kind: Kind) -> Entry {
+    Entry {
+        digest: Digest::sha256(name.as_bytes()),
+        size: 35_808,
+        location: "somewhere".to_owned(),
+        oci_digest: Digest::sha256(b"layer").to_string(),
+        image_digest: String::new(),
+        platform: "linux/arm64/v8".to_owned(),
+        kind,
+        media_type: "application/octet-stream".to_owned(),
+        artifact_type: String::new(),
+        created_at: Some(now()),
+        span_size: 4 << 20,
+    }
+}
+
+#[test]
+fn what_is_put_comes_back_by_digest_and_in_order() {
+    let (_folder, artifacts) = root();
+    let mut entries = vec![entry("b", Kind::Layer), entry("a", Kind::Index)];
+    entries[0].platform = "\u{fffd}<\0\n".to_owned();
+    entries[0].created_at = None;
+    artifacts.put(&entries).unwrap();
+    for wanted in &entries {
+        assert_eq!(artifacts.get(&wanted.digest).unwrap(), *wanted);
+    }
+    entries.sort_by_key(|entry| entry.digest);
+    assert_eq!(artifacts.all().unwrap(), entries);
+}
+
+#[test]
+fn a_record_is_overwritten_as_a_whole() {
+    let (_folder, artifacts) = root();
+    let first = entry("a", Kind::Index);
+    let second = Entry {
+        kind: Kind::Layer,
+        platform: String::new(),
+        span_size: 0,
+        ..first.clone()
+    };
+    artifacts.put(&[first]).unwrap();
+    artifacts.put(std::slice::from_ref(&second)).unwrap();
+    assert_eq!(artifacts.all().unwrap(), [second]);
+}
+
+#[test]
+fn reading_what_was_never_written_makes_no_file() {
+    let (folder, artifacts) = root();
+    assert_eq!(artifacts.all().unwrap(), []);
+    artifacts.put(&[]).unwrap();
+    artifacts.remove(&[Digest::sha256(b"a")]).unwrap();
+    let error = artifacts.get(&Digest::sha256(b"a")).unwrap_err();
+    assert_eq!(error.to_string(), "soci_artifacts not found");
+    let error = artifacts.remove_index(&Digest::sha256(b"a")).unwrap_err();
+    assert_eq!(error.to_string(), "soci_artifacts not found");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn errors_have_the_references_texts() {
+    let (_folder, artifacts) = root();
+    let (layer, absent) = (entry("l", Kind::Layer), Digest::sha256(b"absent"));
+    artifacts.put(std::slice::from_ref(&layer)).unwrap();
+    assert_eq!(
+        artifacts.get(&absent).unwrap_err().to_string(),
+        format!("couldn't retrieve artifact for {absent}, not found")
+    );
+    assert_eq!(
+        artifacts.remove_index(&absent).unwrap_err().to_string(),
+        format!("the index of the digest {absent} doesn't exist")
+    );
+    assert_eq!(
+        artifacts
+            .remove_index(&layer.digest)
+            .unwrap_err()
+            .to_string(),
+        format!(
+            "the digest {} does not correspond to an index",
+            layer.digest
+        )
+    );
+}
+
+#[test]
+fn removed_records_are_gone_and_the_file_stays_one_that_was_written() {
+    let (_folder, artifacts) = root();
+    let index = entry("i", Kind::Index);
+    artifacts.put(std::slice::from_ref(&index)).unwrap();
+    artifacts.remove_index(&index.digest).unwrap();
+    assert_eq!(artifacts.all().unwrap(), []);
+    let error = artifacts.get(&index.digest).unwrap_err();
+    assert!(matches!(error, ArtifactsError::NotFound(_)), "{error}");
+}
+
+#[test]
+fn the_file_is_private() {
+    let (folder, artifacts) = root();
+    artifacts.put(&[entry("a", Kind::Index)]).unwrap();
+    let mode = fs::metadata(artifacts.path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_file_that_is_no_database_is_not_available() {
+    let (_folder, artifacts) = root();
+    fs::write(artifacts.path(), "not a database").unwrap();
+    let entry = entry("a", Kind::Index);
+    for error in [
+        artifacts.all().unwrap_err(),
+        artifacts.put(&[entry]).unwrap_err(),
+    ] {
+        assert_eq!(error.to_string(), "artifacts.db is not available");
+    }
+    assert_eq!(fs::read(artifacts.path()).unwrap(), b"not a database");
+}
+
+#[test]
+fn a_file_of_a_later_version_is_not_touched() {
+    let (_folder, artifacts) = root();
+    artifacts.put(&[entry("a", Kind::Index)]).unwrap();
+    let database = Database::open(artifacts.path()).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction
+        .open_table(redb::TableDefinition::<&str, u64>::new("numbers"))
+        .unwrap()
+        .insert("schema", 2)
+        .unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    for error in [
+        artifacts.all().unwrap_err(),
+        artifacts.put(&[entry("b", Kind::Index)]).unwrap_err(),
+    ] {
+        assert!(matches!(error, ArtifactsError::Unavailable), "{error}");
+    }
+}
+
+#[test]
+fn a_file_in_use_is_waited_for() {
+    let (_folder, artifacts) = root();
+    artifacts.put(&[entry("a", Kind::Index)]).unwrap();
+    let holder = Database::open(artifacts.path()).unwrap();
+    let reader = std::thread::spawn({
+        let artifacts = artifacts.clone();
+        move || artifacts.all().map(|all| all.len())
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(!reader.is_finished());
+    drop(holder);
+    assert_eq!(reader.join().unwrap().unwrap(), 1);
+}
+
+#[test]
+fn writers_at_the_same_time_lose_nothing() {
+    let (_folder, artifacts) = root();
+    let threads: Vec<_> = (0..8)
+        .map(|thread| {
+            let artifacts = artifacts.clone();
+            std::thread::spawn(move || {
+                for round in 0..4 {
+                    let entry = entry(&format!("{thread} {round}"), Kind::Layer);
+                    artifacts.put(&[entry]).unwrap();
+                    artifacts.all().unwrap();
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert_eq!(artifacts.all().unwrap().len(), 32);
+}
