@@ -12,13 +12,19 @@ pub mod conformance;
 mod fault;
 mod fetchers;
 mod push;
+mod referrers;
 mod registry;
 mod serve;
+mod setup;
+mod state;
+mod target;
 
 pub use access::Access;
 pub use fault::{Fault, On, Wrong};
 pub use fetchers::{FaultyFetcher, FetchFault, MemoryBlob};
-pub use registry::{Expired, Redirect, Seen, Setup, TestRegistry};
+pub use registry::TestRegistry;
+pub use setup::{Expired, Redirect, Referrers, Setup};
+pub use state::Seen;
 
 /// Bytes that look like nothing in particular and are the same at every call: byte `i` depends on `i` and `seed` only.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {

@@ -6,8 +6,8 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use hyper::{Method, StatusCode, header};
 
 use super::{
-    registry::Shared,
     serve::{Answer, Head, text},
+    state::Shared,
 };
 
 /// How the test registry wants to be asked.
@@ -44,7 +44,11 @@ pub(super) struct Token {
 
 /// `None` if the request may pass, else the refusal.
 pub(super) fn refusal(shared: &Shared, head: &Head, repository: Option<&str>) -> Option<Answer> {
-    let push = !matches!(head.method, Method::GET | Method::HEAD);
+    let action = match head.method {
+        Method::GET | Method::HEAD => "pull",
+        Method::DELETE => "delete",
+        _ => "push",
+    };
     let challenge = match &shared.setup.access {
         Access::Open => return None,
         Access::Basic { user, password } => {
@@ -54,27 +58,21 @@ pub(super) fn refusal(shared: &Shared, head: &Head, repository: Option<&str>) ->
             "Basic realm=\"test registry\"".to_owned()
         }
         Access::Token { .. } => {
-            let action = if push { "push" } else { "pull" };
-            let presented = head
-                .authorization
-                .as_deref()
-                .and_then(|a| a.strip_prefix("Bearer "));
-            let good = presented.is_some_and(|value| {
-                let now = Instant::now();
-                shared.inner().tokens.iter().any(|token| {
-                    token.value == value
-                        && token.until > now
-                        && repository.is_none_or(|name| {
-                            token.scopes.iter().any(|scope| allows(scope, name, action))
-                        })
-                })
+            let presented = bearer(head);
+            let good = presented.is_some_and(|_| {
+                repository.map_or_else(
+                    || granted(shared, head, |_| true),
+                    |name| may(shared, head, name, action),
+                )
             });
             if good {
                 return None;
             }
             let scope = match repository {
-                Some(name) if push => format!(",scope=\"repository:{name}:pull,push\""),
-                Some(name) => format!(",scope=\"repository:{name}:pull\""),
+                Some(name) if action == "push" => {
+                    format!(",scope=\"repository:{name}:pull,push\"")
+                }
+                Some(name) => format!(",scope=\"repository:{name}:{action}\""),
                 None => String::new(),
             };
             let error = if presented.is_some() {
@@ -97,6 +95,29 @@ pub(super) fn refusal(shared: &Shared, head: &Head, repository: Option<&str>) ->
         .headers_mut()
         .insert(header::WWW_AUTHENTICATE, challenge);
     Some(answer)
+}
+
+fn bearer(head: &Head) -> Option<&str> {
+    head.authorization.as_deref()?.strip_prefix("Bearer ")
+}
+
+/// Whether a token of this request is good and grants what `scopes` look for.
+fn granted(shared: &Shared, head: &Head, scopes: impl Fn(&[String]) -> bool) -> bool {
+    let now = Instant::now();
+    let presented = bearer(head);
+    let inner = shared.inner();
+    let mut tokens = inner.tokens.iter();
+    tokens.any(|token| {
+        Some(token.value.as_str()) == presented && token.until > now && scopes(&token.scopes)
+    })
+}
+
+/// Whether a request's token, where tokens are asked for, grants this of a repository.
+pub(super) fn may(shared: &Shared, head: &Head, repository: &str, action: &str) -> bool {
+    !matches!(shared.setup.access, Access::Token { .. })
+        || granted(shared, head, |scopes| {
+            scopes.iter().any(|scope| allows(scope, repository, action))
+        })
 }
 
 fn allows(scope: &str, repository: &str, action: &str) -> bool {

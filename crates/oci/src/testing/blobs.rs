@@ -9,8 +9,9 @@ use hyper::{Method, Response, StatusCode, body::Frame, header};
 use super::{
     access::pairs,
     fault::Wrong,
-    registry::{Content, Expired, Shared},
     serve::{Answer, Body, Head, full, text},
+    setup::Expired,
+    state::{Content, Shared},
 };
 use crate::digest::Digest;
 

@@ -1,16 +1,22 @@
-//! What the test registry takes: uploads in any of the ways clients use, and manifests.
+//! What the test registry takes: uploads in any of the ways clients use, manifests, and deletions.
 
 use bytes::Bytes;
 use hyper::{Method, StatusCode, header};
 
 use super::{
-    access::pairs,
-    registry::{Content, Shared},
+    access::{self, pairs},
     serve::{Answer, Head, text},
+    setup::Referrers,
+    state::{Content, Inner, Shared},
 };
-use crate::digest::Digest;
+use crate::{
+    descriptor::Descriptor,
+    digest::Digest,
+    json,
+    manifest::{ImageIndex, Manifest},
+};
 
-/// PUT of a manifest by tag or digest.
+/// PUT of a manifest by tag or digest. What it consists of must be there, as real registries ask; its subject need not.
 pub(super) fn manifest(
     shared: &Shared,
     head: &Head,
@@ -23,17 +29,98 @@ pub(super) fn manifest(
         Ok(_) => return text(StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
         Err(_) => Digest::sha256(&body),
     };
+    let document: Option<Manifest> = json::from_slice(&body).ok();
+    let subject = document
+        .as_ref()
+        .and_then(|manifest| manifest.subject.clone());
+    let index: Option<ImageIndex> = json::from_slice(&body).ok();
     let mut inner = shared.inner();
+    if let Some(missing) = inner.missing(name, document.as_ref(), index.as_ref()) {
+        let error = format!(
+            r#"{{"errors":[{{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown to registry: {missing}"}}]}}"#
+        );
+        return text(StatusCode::BAD_REQUEST, &error);
+    }
     if object.parse::<Digest>().is_err() {
-        inner
-            .tags
-            .insert((name.to_owned(), object.to_owned()), digest);
+        let tag = (name.to_owned(), object.to_owned());
+        inner.tags.insert(tag, digest);
     }
     inner
         .manifests
         .insert((name.to_owned(), digest), (head.content_type.clone(), body));
     drop(inner);
-    created(&format!("/v2/{name}/manifests/{digest}"), &digest)
+    let mut answer = created(&format!("/v2/{name}/manifests/{digest}"), &digest);
+    if let (Some(subject), Referrers::Api { .. }) = (subject, &shared.setup.referrers) {
+        let subject = header_value(&subject.digest.to_string());
+        answer.headers_mut().insert("oci-subject", subject);
+    }
+    answer
+}
+
+/// DELETE of a manifest with its tags, or of a tag.
+pub(super) fn delete(shared: &Shared, name: &str, object: &str) -> Answer {
+    if shared.setup.keeps_all {
+        return unsupported();
+    }
+    let mut inner = shared.inner();
+    let gone = match object.parse::<Digest>() {
+        Ok(digest) => {
+            let of_manifest =
+                |repository: &str, target: &Digest| repository == name && *target == digest;
+            inner
+                .tags
+                .retain(|(repository, _), target| !of_manifest(repository, target));
+            inner.manifests.remove(&(name.to_owned(), digest)).is_some()
+        }
+        Err(_) => {
+            let tag = (name.to_owned(), object.to_owned());
+            inner.tags.remove(&tag).is_some()
+        }
+    };
+    deleted(gone, "MANIFEST_UNKNOWN")
+}
+
+/// DELETE of a repository's blob; others may still show it.
+pub(super) fn delete_blob(shared: &Shared, name: &str, digest: &Digest) -> Answer {
+    if shared.setup.keeps_all {
+        return unsupported();
+    }
+    let gone = shared.inner().links.remove(&(name.to_owned(), *digest));
+    deleted(gone, "BLOB_UNKNOWN")
+}
+
+fn unsupported() -> Answer {
+    text(
+        StatusCode::METHOD_NOT_ALLOWED,
+        r#"{"errors":[{"code":"UNSUPPORTED","message":"The operation is unsupported."}]}"#,
+    )
+}
+
+fn deleted(was_there: bool, otherwise: &str) -> Answer {
+    if was_there {
+        return text(StatusCode::ACCEPTED, "");
+    }
+    let error = format!(r#"{{"errors":[{{"code":"{otherwise}","message":"not here"}}]}}"#);
+    text(StatusCode::NOT_FOUND, &error)
+}
+
+/// GET of an upload: how far it is.
+pub(super) fn state(shared: &Shared, name: &str, id: &str) -> Answer {
+    let size = shared.inner().uploads.get(id).map(Vec::len);
+    let Some(size) = size else {
+        return text(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN");
+    };
+    let mut answer = accepted(name, id, size);
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    answer
+}
+
+/// DELETE of an upload: it is forgotten.
+pub(super) fn cancel(shared: &Shared, id: &str) -> Answer {
+    match shared.inner().uploads.remove(id) {
+        Some(_) => text(StatusCode::NO_CONTENT, ""),
+        None => text(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
+    }
 }
 
 /// POST begins (and may mount, or be everything), PATCH adds, PUT adds and ends.
@@ -48,13 +135,10 @@ pub(super) fn upload(shared: &Shared, head: &Head, name: &str, id: &str, body: &
     let digest = value("digest").and_then(|digest| digest.parse::<Digest>().ok());
     if head.method == Method::POST {
         let mount = value("mount").and_then(|digest| digest.parse::<Digest>().ok());
-        if let (Some(digest), Some(from)) = (mount, value("from")) {
-            let mut inner = shared.inner();
-            if inner.links.contains(&(from.to_owned(), digest)) {
-                inner.links.insert((name.to_owned(), digest));
-                drop(inner);
-                return created(&format!("/v2/{name}/blobs/{digest}"), &digest);
-            }
+        if let (Some(digest), Some(from)) = (mount, value("from"))
+            && mounted(shared, head, name, &digest, from)
+        {
+            return created(&format!("/v2/{name}/blobs/{digest}"), &digest);
         }
         if let Some(digest) = digest {
             return finish(shared, name, &digest, body.to_vec());
@@ -71,10 +155,19 @@ pub(super) fn upload(shared: &Shared, head: &Head, name: &str, id: &str, body: &
         let Some(upload) = inner.uploads.get_mut(id) else {
             return text(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN");
         };
-        upload.extend_from_slice(body);
+        let in_place = head
+            .part_start
+            .is_none_or(|start| start == upload.len() as u64);
+        if in_place {
+            upload.extend_from_slice(body);
+        }
         let size = upload.len();
         drop(inner);
-        return accepted(name, id, size);
+        let mut answer = accepted(name, id, size);
+        if !in_place {
+            *answer.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+        }
+        return answer;
     }
     let Some(mut bytes) = shared.inner().uploads.remove(id) else {
         return text(StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN");
@@ -84,6 +177,19 @@ pub(super) fn upload(shared: &Shared, head: &Head, name: &str, id: &str, body: &
         Some(digest) => finish(shared, name, &digest, bytes),
         None => text(StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
     }
+}
+
+/// Mounts, if it is done here, the blob is there, and who asks may read it there.
+fn mounted(shared: &Shared, head: &Head, name: &str, digest: &Digest, from: &str) -> bool {
+    if shared.setup.mounts_nothing || !access::may(shared, head, from, "pull") {
+        return false;
+    }
+    let mut inner = shared.inner();
+    let there = inner.links.contains(&(from.to_owned(), *digest));
+    if there {
+        inner.links.insert((name.to_owned(), *digest));
+    }
+    there
 }
 
 fn finish(shared: &Shared, name: &str, digest: &Digest, bytes: Vec<u8>) -> Answer {
@@ -98,6 +204,31 @@ fn finish(shared: &Shared, name: &str, digest: &Digest, bytes: Vec<u8>) -> Answe
     inner.blobs.insert(*digest, Content::Memory(bytes.into()));
     drop(inner);
     created(&format!("/v2/{name}/blobs/{digest}"), digest)
+}
+
+impl Inner {
+    /// The first blob or manifest that a document names as its part and that the repository has not.
+    fn missing(
+        &self,
+        name: &str,
+        manifest: Option<&Manifest>,
+        index: Option<&ImageIndex>,
+    ) -> Option<Digest> {
+        let has_blob = |part: &&Descriptor| self.links.contains(&(name.to_owned(), part.digest));
+        let has_manifest =
+            |part: &&Descriptor| self.manifests.contains_key(&(name.to_owned(), part.digest));
+        let blobs =
+            manifest.map(|manifest| std::iter::once(&manifest.config).chain(manifest.layers()));
+        let mut blobs = blobs
+            .into_iter()
+            .flatten()
+            .filter(|part| part.urls.is_empty());
+        let members = index.map(ImageIndex::manifests).unwrap_or_default();
+        blobs
+            .find(|part| !has_blob(part))
+            .or_else(|| members.iter().find(|part| !has_manifest(part)))
+            .map(|part| part.digest)
+    }
 }
 
 fn accepted(name: &str, id: &str, size: usize) -> Answer {
@@ -121,6 +252,6 @@ fn created(location: &str, digest: &Digest) -> Answer {
     answer
 }
 
-fn header_value(text: &str) -> header::HeaderValue {
+pub(super) fn header_value(text: &str) -> header::HeaderValue {
     header::HeaderValue::from_str(text).expect("our own header values are text")
 }

@@ -17,10 +17,10 @@ use tokio::{
 use super::{
     access, blobs,
     fault::{Asked, Wrong},
-    push,
-    registry::{Order, Seen, Shared},
+    push, referrers,
+    state::{Order, Seen, Shared},
+    target::Target,
 };
-use crate::digest::Digest;
 
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 pub(super) type Answer = Response<Body>;
@@ -33,64 +33,8 @@ pub(super) struct Head {
     pub(super) authorization: Option<String>,
     pub(super) range: Option<std::ops::Range<u64>>,
     pub(super) content_type: String,
-}
-
-/// What a request is about.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Target {
-    Ping,
-    Token,
-    Signed(Digest),
-    Manifest(String, String),
-    Blob(String, Digest),
-    Upload(String, String),
-    Tags(String),
-    Unknown,
-}
-
-impl Target {
-    pub(super) fn of(path: &str) -> Target {
-        if path == "/token" {
-            return Target::Token;
-        }
-        if let Some(digest) = path.strip_prefix("/signed/") {
-            return digest.parse().map_or(Target::Unknown, Target::Signed);
-        }
-        let Some(rest) = path.strip_prefix("/v2/") else {
-            return if path == "/v2" {
-                Target::Ping
-            } else {
-                Target::Unknown
-            };
-        };
-        if rest.is_empty() {
-            return Target::Ping;
-        }
-        if let Some(name) = rest.strip_suffix("/tags/list") {
-            return Target::Tags(name.to_owned());
-        }
-        if let Some((name, id)) = rest.rsplit_once("/blobs/uploads/") {
-            return Target::Upload(name.to_owned(), id.to_owned());
-        }
-        if let Some((name, digest)) = rest.rsplit_once("/blobs/") {
-            let blob = |digest| Target::Blob(name.to_owned(), digest);
-            return digest.parse().map_or(Target::Unknown, blob);
-        }
-        match rest.rsplit_once("/manifests/") {
-            Some((name, object)) => Target::Manifest(name.to_owned(), object.to_owned()),
-            None => Target::Unknown,
-        }
-    }
-
-    fn repository(&self) -> Option<&str> {
-        match self {
-            Target::Manifest(name, _)
-            | Target::Blob(name, _)
-            | Target::Upload(name, _)
-            | Target::Tags(name) => Some(name),
-            Target::Ping | Target::Token | Target::Signed(_) | Target::Unknown => None,
-        }
-    }
+    /// First byte of a part of an upload, where the request says it.
+    pub(super) part_start: Option<u64>,
 }
 
 /// Binds without listening: that holds the port while nobody is served.
@@ -231,9 +175,9 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answ
             }
             Some(Wrong::Delay(wait)) => {
                 tokio::time::sleep(wait).await;
-                dispatch(shared, &head, &target, request, None).await
+                dispatch(shared, &head, &target, (number, request), None).await
             }
-            wrong => dispatch(shared, &head, &target, request, wrong).await,
+            wrong => dispatch(shared, &head, &target, (number, request), wrong).await,
         }
     };
     if let Some(seen) = shared.inner().seen.get_mut(number) {
@@ -264,6 +208,8 @@ fn arrive(
         authorization: head.authorization.clone(),
         host: header(header::HOST),
         user_agent: header(header::USER_AGENT),
+        content_type: head.content_type.clone(),
+        received: 0,
         status: 0,
     };
     let mut inner = shared.inner();
@@ -289,7 +235,7 @@ async fn dispatch(
     shared: &Arc<Shared>,
     head: &Head,
     target: &Target,
-    request: Request<Incoming>,
+    request: (usize, Request<Incoming>),
     wrong: Option<Wrong>,
 ) -> Answer {
     let open = matches!(target, Target::Token | Target::Signed(_));
@@ -299,7 +245,7 @@ async fn dispatch(
     match (target, head.method.as_str()) {
         (Target::Ping, "GET" | "HEAD") => text(StatusCode::OK, "{}"),
         (Target::Token, "GET" | "POST") => {
-            let body = read_all(request).await;
+            let body = read_all(shared, request).await;
             access::token(shared, head, &body)
         }
         (Target::Signed(digest), "GET") => blobs::signed(shared, head, digest, wrong),
@@ -311,24 +257,32 @@ async fn dispatch(
         }
         (Target::Tags(name), "GET") => tags(shared, name),
         (Target::Manifest(name, object), "PUT") => {
-            let body = read_all(request).await;
+            let body = read_all(shared, request).await;
             push::manifest(shared, head, name, object, body)
         }
         (Target::Upload(name, id), "POST" | "PATCH" | "PUT") => {
-            let body = read_all(request).await;
+            let body = read_all(shared, request).await;
             push::upload(shared, head, name, id, &body)
         }
+        (Target::Upload(name, id), "GET") => push::state(shared, name, id),
+        (Target::Upload(_, id), "DELETE") => push::cancel(shared, id),
+        (Target::Referrers(name, subject), "GET") => referrers::list(shared, head, name, subject),
+        (Target::Manifest(name, object), "DELETE") => push::delete(shared, name, object),
+        (Target::Blob(name, digest), "DELETE") => push::delete_blob(shared, name, digest),
         (Target::Unknown, _) => text(StatusCode::NOT_FOUND, "unknown path"),
         _ => text(StatusCode::METHOD_NOT_ALLOWED, "not with this method"),
     }
 }
 
 /// A request's body. A broken one counts as what had come of it: the digest check finds it.
-async fn read_all(request: Request<Incoming>) -> Bytes {
+async fn read_all(shared: &Shared, (number, request): (usize, Request<Incoming>)) -> Bytes {
     let mut all = Vec::new();
     let mut stream = request.into_body().into_data_stream();
     while let Some(Ok(chunk)) = stream.next().await {
         all.extend_from_slice(&chunk);
+        if let Some(seen) = shared.inner().seen.get_mut(number) {
+            seen.received += chunk.len() as u64;
+        }
     }
     all.into()
 }
@@ -348,16 +302,13 @@ fn head_of(request: &Request<Incoming>) -> Head {
         authorization: text(header::AUTHORIZATION),
         range: text(header::RANGE).as_deref().and_then(blobs::parse_range),
         content_type: text(header::CONTENT_TYPE).unwrap_or_default(),
+        part_start: text(header::CONTENT_RANGE)
+            .and_then(|range| range.split('-').next()?.parse().ok()),
     }
 }
 
 fn tags(shared: &Shared, name: &str) -> Answer {
-    let inner = shared.inner();
-    let of_name = inner
-        .tags
-        .keys()
-        .filter(|(repository, _)| repository == name);
-    let tags: Vec<&str> = of_name.map(|(_, tag)| tag.as_str()).collect();
+    let tags = shared.inner().tags(name);
     text(
         StatusCode::OK,
         &serde_json::json!({ "name": name, "tags": tags }).to_string(),
