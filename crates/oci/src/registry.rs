@@ -10,6 +10,7 @@
 //! * [`Registry::resolve`] and [`Registry::manifest`] name and bring documents, checked against their digests and capped.
 //! * [`Registry::blob`] is a [`Fetcher`]: ranges, resumed at the last byte, from mirrors and origin (see `blob`).
 //! * [`Registry::push_blob`] and [`Registry::push_manifest`] write.
+//! * [`Registry::referrers`] finds what refers to a manifest, [`Registry::push_referrer`] writes it to be found.
 //!
 //! One value serves a whole program: connections, tokens and what is known of hosts are shared by all its users.
 //! Dropping the future of a request closes its connection. Nothing printed or returned holds a credential or a signed
@@ -38,10 +39,12 @@ mod auth;
 mod blob;
 mod challenge;
 mod endpoint;
+mod error;
 mod exchange;
 mod hosts;
 mod limit;
 mod range;
+mod referrers;
 pub mod retry;
 mod transport;
 mod upload;
@@ -49,7 +52,10 @@ mod upload;
 use auth::{Auth, Scope};
 use blob::RemoteBlob;
 use endpoint::{Call, Endpoint};
+pub use error::RegistryError;
+use error::failed;
 pub use hosts::{HostError, Hosts, Mirror};
+pub use referrers::Listing;
 use retry::{Attempts, Failures, RetryPolicy};
 use transport::{Transport, broken, refused};
 
@@ -93,80 +99,6 @@ impl Default for Options {
     }
 }
 
-/// Why a registry did not do what it was asked.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum RegistryError {
-    /// The client cannot be made.
-    #[error("set up the registry client")]
-    Setup {
-        /// What TLS or HTTP say.
-        #[source]
-        source: Arc<dyn std::error::Error + Send + Sync>,
-    },
-    /// The reference names no host that can be asked.
-    #[error(transparent)]
-    Host(#[from] HostError),
-    /// The reference has neither tag nor digest.
-    #[error("{image} has neither tag nor digest")]
-    NoObject {
-        /// The reference.
-        image: String,
-    },
-    /// There is no such image, manifest or blob.
-    #[error("{image}: {what} not found")]
-    NotFound {
-        /// The reference.
-        image: String,
-        /// What was asked for, in the registry's terms.
-        what: String,
-    },
-    /// Larger than what we are ready to read.
-    #[error("{what} is larger than {limit} bytes")]
-    TooLarge {
-        /// What was read.
-        what: String,
-        /// The limit in bytes.
-        limit: u64,
-    },
-    /// Other bytes than the digest promises.
-    #[error("{what} came with other bytes than its digest says")]
-    WrongBytes {
-        /// What was read.
-        what: String,
-    },
-    /// The answer to a push makes no sense.
-    #[error("{url} accepted an upload without saying where to")]
-    NoUploadLocation {
-        /// Who answered.
-        url: RedactedUrl,
-    },
-    /// The bytes to push could not be read.
-    #[error("read the bytes to push")]
-    Source {
-        /// The reader's error.
-        #[source]
-        source: Arc<std::io::Error>,
-    },
-    /// The request failed.
-    #[error("{image}: {what}")]
-    Fetch {
-        /// The reference.
-        image: String,
-        /// What was asked for.
-        what: String,
-        /// Why it failed.
-        #[source]
-        source: Box<FetchError>,
-    },
-}
-
-impl RegistryError {
-    /// Whether the same request may succeed later without anybody changing anything.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, RegistryError::Fetch { source, .. } if source.is_transient())
-    }
-}
-
 /// A manifest or index, byte for byte.
 #[derive(Clone, Debug)]
 pub struct RawManifest {
@@ -184,6 +116,7 @@ pub struct Registry {
     options: Arc<Options>,
     transport: Arc<Transport>,
     auth: Arc<Auth>,
+    listing: Arc<referrers::Known>,
 }
 
 impl fmt::Debug for Registry {
@@ -211,6 +144,7 @@ impl Registry {
             options: Arc::new(options),
             transport,
             auth,
+            listing: Arc::default(),
         })
     }
 
@@ -262,10 +196,20 @@ impl Registry {
         image: &ImageRef,
         object: &str,
     ) -> Result<RawManifest, RegistryError> {
-        let what = format!("manifests/{object}");
         let endpoints = self.endpoints(image)?;
         let scope = Scope::pull(image.repository());
-        let (media_type, bytes) = over_hosts(&endpoints, self.options.retry, |endpoint| {
+        self.get_manifest_at(&endpoints, image, object, scope).await
+    }
+
+    async fn get_manifest_at(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        image: &ImageRef,
+        object: &str,
+        scope: Scope,
+    ) -> Result<RawManifest, RegistryError> {
+        let what = format!("manifests/{object}");
+        let (media_type, bytes) = over_hosts(endpoints, self.options.retry, |endpoint| {
             let (what, scope) = (what.clone(), scope.clone());
             Box::pin(async move {
                 let mut call = Call::new(Method::GET, endpoint.url(&what));
@@ -387,22 +331,6 @@ fn object_of(image: &ImageRef) -> Result<String, RegistryError> {
     image.object().ok_or_else(|| RegistryError::NoObject {
         image: image.to_string(),
     })
-}
-
-/// A failed request as the caller sees it.
-fn failed(image: &ImageRef, what: &str, error: FetchError) -> RegistryError {
-    let (image, what) = (image.to_string(), what.to_owned());
-    match error {
-        FetchError::Status { status: 404, .. } => RegistryError::NotFound { image, what },
-        source => {
-            let source = Box::new(source);
-            RegistryError::Fetch {
-                image,
-                what,
-                source,
-            }
-        }
-    }
 }
 
 fn accept_manifests() -> HeaderMap {

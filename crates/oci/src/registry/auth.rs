@@ -43,6 +43,11 @@ impl Scope {
         Scope(format!("repository:{repository}:pull"))
     }
 
+    /// Also delete, which fewer may.
+    pub(crate) fn delete(repository: &str) -> Scope {
+        Scope(format!("repository:{repository}:pull,push,delete"))
+    }
+
     /// Push to one repository, and pull from another to mount a blob from there.
     pub(crate) fn push(repository: &str, mount_from: Option<&str>) -> Scope {
         let push = format!("repository:{repository}:pull,push");

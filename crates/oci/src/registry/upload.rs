@@ -143,6 +143,17 @@ impl Registry {
         media_type: &str,
         bytes: Bytes,
     ) -> Result<Digest, RegistryError> {
+        let put = self.put_manifest(image, object, media_type, bytes).await?;
+        Ok(put.digest)
+    }
+
+    pub(super) async fn put_manifest(
+        &self,
+        image: &ImageRef,
+        object: &str,
+        media_type: &str,
+        bytes: Bytes,
+    ) -> Result<PutManifest, RegistryError> {
         let what = format!("manifests/{object}");
         let digest = match object.parse::<Digest>() {
             Ok(digest) if digest.matches(&bytes) => digest,
@@ -169,18 +180,28 @@ impl Registry {
                 }
                 let answer = endpoint.send(&call, &scope).await?;
                 match answer.status().as_u16() {
-                    200..=299 => Ok(()),
+                    200..=299 => Ok(answer.headers().contains_key("oci-subject")),
                     _ => Err(refused(RedactedUrl::from(&call.url), answer).await),
                 }
             })
         });
-        pushed.await.map_err(|error| failed(image, &what, error))?;
-        Ok(digest)
+        let has_subject = pushed.await.map_err(|error| failed(image, &what, error))?;
+        Ok(PutManifest {
+            digest,
+            has_subject,
+        })
     }
 
-    fn origin(&self, image: &ImageRef) -> Result<Endpoint, RegistryError> {
+    pub(super) fn origin(&self, image: &ImageRef) -> Result<Endpoint, RegistryError> {
         Ok(self.endpoint(self.options.hosts.origin(image)?, image)?)
     }
+}
+
+/// A manifest that was written.
+pub(super) struct PutManifest {
+    pub(super) digest: Digest,
+    /// The registry has seen that it names a subject, and lists it there.
+    pub(super) has_subject: bool,
 }
 
 /// Begins an upload; the answer is a 201 or a 202.

@@ -4,6 +4,7 @@ mod auth;
 mod blob;
 mod documents;
 mod push;
+mod referrers;
 mod tls;
 
 use std::{sync::Arc, time::Duration};
