@@ -10,6 +10,9 @@
 //! * behind, `refusal`: every kind of error that clap has becomes the message, the streams and the
 //!   exit code of the reference.
 //!
+//! What a grammar says about itself is read off it as [`pages`]: the help that is shown, and what programs
+//! make manual pages and completions of.
+//!
 //! [`switch`], [`text`] and [`list`] make arguments that behave as the reference's of that type, and
 //! [`integer`] and [`duration`] parse Go's spelling of such values. Both programs use this package.
 //!
@@ -24,6 +27,7 @@
 
 #![warn(missing_docs)]
 
+mod help;
 mod normalise;
 mod refusal;
 mod values;
@@ -32,10 +36,11 @@ use std::ffi::OsString;
 
 use clap::{ArgMatches, Command};
 
+pub use help::{Flag, Page, pages};
 pub use refusal::Refusal;
 pub use values::{
-    IntegerError, duration, integer, list, parse_bool, parse_duration, parse_integer,
-    parse_unsigned, switch, text, unsigned,
+    IntegerError, duration, integer, known, list, parse_bool, parse_duration, parse_integer,
+    parse_unsigned, switch, text, trimmed, unsigned,
 };
 
 use normalise::Wish;

@@ -3,6 +3,7 @@
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use crate::help::pages;
 use crate::normalise::{Normal, Problem, Reason};
 
 /// Everything a program prints before it gives up on its command line.
@@ -16,16 +17,20 @@ pub struct Refusal {
     pub code: u8,
 }
 
-/// The long help of the command with this path of names.
+/// The help of the command with this path of names, aliases among them.
 pub(crate) fn help(grammar: &Command, path: &[String]) -> String {
     let mut command = grammar;
+    let mut names = vec![grammar.get_name().to_owned()];
     for name in path {
         let Some(sub) = command.find_subcommand(name) else {
             break;
         };
         command = sub;
+        names.push(sub.get_name().to_owned());
     }
-    command.clone().render_long_help().to_string()
+    let mut pages = pages(grammar).into_iter();
+    let page = pages.find(|page| page.path == names);
+    page.map(|page| page.text()).unwrap_or_default()
 }
 
 pub(crate) fn of_problem(grammar: &Command, problem: &Problem) -> Refusal {

@@ -1,9 +1,10 @@
 //! Arguments and values with the meaning that Go's libraries give them.
 
+use std::ffi::OsStr;
 use std::time::Duration;
 
-use clap::builder::{TypedValueParser, ValueParser};
-use clap::{Arg, ArgAction};
+use clap::builder::{PossibleValue, TypedValueParser, ValueParser};
+use clap::{Arg, ArgAction, Command};
 
 /// A flag that is true when it is there, and takes a value only behind `=`.
 #[must_use]
@@ -29,12 +30,17 @@ pub fn text(name: &'static str) -> Arg {
 /// A flag that may be repeated and whose values are split at commas, blanks around them cut.
 #[must_use]
 pub fn list(name: &'static str) -> Arg {
-    let trimmed = clap::builder::StringValueParser::new().map(|value| value.trim().to_owned());
     Arg::new(name)
         .long(name)
         .action(ArgAction::Append)
         .value_delimiter(',')
-        .value_parser(ValueParser::new(trimmed))
+        .value_parser(ValueParser::new(trimmed()))
+}
+
+/// Parser of the values of a [`list`].
+#[must_use]
+pub fn trimmed() -> impl TypedValueParser<Value = String> {
+    clap::builder::StringValueParser::new().map(|value| value.trim().to_owned())
 }
 
 /// Parser of a 64-bit integer ([`parse_integer`]) for [`Arg::value_parser`].
@@ -59,6 +65,38 @@ pub fn duration() -> ValueParser {
             u64::try_from(nanoseconds).unwrap_or(0),
         ))
     })
+}
+
+/// The parser `inner`, of whose values these are known; which are good is said by `inner` alone.
+pub fn known<P: TypedValueParser>(
+    words: &'static [&'static str],
+    inner: P,
+) -> impl TypedValueParser<Value = P::Value> {
+    Known { words, inner }
+}
+
+#[derive(Debug, Clone)]
+struct Known<P> {
+    words: &'static [&'static str],
+    inner: P,
+}
+
+impl<P: TypedValueParser> TypedValueParser for Known<P> {
+    type Value = P::Value;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<Self::Value, clap::Error> {
+        self.inner.parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let words = self.words.iter().copied();
+        Some(Box::new(words.map(PossibleValue::new)))
+    }
 }
 
 /// A boolean in the spellings that Go takes.

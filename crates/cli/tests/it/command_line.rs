@@ -121,7 +121,11 @@ fn usage_errors_show_help_and_exit_1() {
             format!("Incorrect Usage: {message}\n\nsoci: {message}\n")
         );
         assert_eq!(ran.code, Some(1));
-        assert!(ran.stdout.contains("Usage: soci convert"), "{}", ran.stdout);
+        assert!(
+            ran.stdout.contains("USAGE:\n   soci convert "),
+            "{}",
+            ran.stdout
+        );
     }
 }
 
@@ -150,7 +154,7 @@ fn help_teaches_and_goes_to_standard_output() {
             "convert",
             "--address",
             "CONTAINERD_ADDRESS",
-            "Examples:",
+            "EXAMPLES:",
             "soci convert ",
         ] {
             assert!(ran.stdout.contains(part), "{part}: {}", ran.stdout);
@@ -162,14 +166,10 @@ fn help_teaches_and_goes_to_standard_output() {
         "--standalone",
         "--platform",
         "4194304",
-        "Examples:",
+        "EXAMPLES:",
         "oci-dir",
     ] {
-        assert!(
-            ran.stdout.contains(part) || part == "<image_ref>",
-            "{part}: {}",
-            ran.stdout
-        );
+        assert!(ran.stdout.contains(part), "{part}: {}", ran.stdout);
     }
     assert_eq!(ran, run(["convert", "a", "--help"]));
 }
