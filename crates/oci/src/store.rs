@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -73,6 +74,9 @@ pub enum StoreError {
     /// An archive that is no tar, or one that cannot be used.
     #[error("{0}")]
     Archive(&'static str),
+    /// A store that does not know what it has.
+    #[error("the store cannot list its blobs")]
+    Unlisted,
     /// A store that cannot be written.
     #[error("{} is only read", .0.display())]
     ReadOnly(PathBuf),
@@ -214,12 +218,48 @@ pub trait ContentStore: Send + Sync + fmt::Debug {
     /// Adds labels to a blob; other labels stay. Stores that collect no garbage do nothing.
     async fn label(&self, digest: &Digest, labels: &Labels) -> Result<(), StoreError>;
 
+    /// Takes a blob away; it is fine if it is not there. Stores that only grow do nothing.
+    async fn delete(&self, _digest: &Digest) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Every blob that is there, and its bytes.
+    async fn list(&self) -> Result<Vec<(Digest, u64)>, StoreError> {
+        Err(StoreError::Unlisted)
+    }
+
+    /// Reads a part of a blob into memory. Nothing is checked but that the part is there.
+    async fn read_range(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let blob = self.open(digest).await?;
+        let digest = *digest;
+        blocking(move || read_part(blob, digest, &range)).await
+    }
+
     /// Reads a blob of at most `limit` bytes into memory and checks its digest.
     async fn read(&self, digest: &Digest, limit: u64) -> Result<Bytes, StoreError> {
         let blob = self.open(digest).await?;
         let digest = *digest;
         blocking(move || read_whole(blob, digest, limit)).await
     }
+}
+
+fn read_part(blob: Blob, digest: Digest, range: &Range<u64>) -> Result<Bytes, StoreError> {
+    let Blob { size, mut reader } = blob;
+    let path = PathBuf::from(digest.to_string());
+    let failed = StoreError::io("read", &path);
+    let mut part = Vec::new();
+    let length = range.end.saturating_sub(range.start);
+    io::copy(&mut reader.by_ref().take(range.start), &mut io::sink())
+        .and_then(|_| reader.take(length).read_to_end(&mut part))
+        .map_err(failed)?;
+    if part.len() as u64 != length {
+        return Err(StoreError::Size {
+            digest,
+            expected: range.end,
+            actual: size,
+        });
+    }
+    Ok(part.into())
 }
 
 fn read_whole(blob: Blob, digest: Digest, limit: u64) -> Result<Bytes, StoreError> {
@@ -305,5 +345,16 @@ impl ContentStore for Stacked {
 
     async fn label(&self, digest: &Digest, labels: &Labels) -> Result<(), StoreError> {
         self.upper.label(digest, labels).await
+    }
+
+    async fn delete(&self, digest: &Digest) -> Result<(), StoreError> {
+        self.upper.delete(digest).await
+    }
+
+    async fn read_range(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes, StoreError> {
+        match self.upper.read_range(digest, range.clone()).await {
+            Err(error) if error.is_not_found() => self.lower.read_range(digest, range).await,
+            other => other,
+        }
     }
 }

@@ -3,9 +3,13 @@
 //! New blobs are written under `ingest/` and renamed into place when their digest is right, so that
 //! another process sees a whole blob or none.
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt as _;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -128,6 +132,43 @@ impl Layout {
         })
     }
 
+    fn part(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let file = self.open_file(digest)?;
+        let path = self.blob_path(digest);
+        let actual = file
+            .metadata()
+            .map_err(StoreError::io("stat", &path))?
+            .len();
+        if range.start > range.end || range.end > actual {
+            return Err(StoreError::Size {
+                digest: *digest,
+                expected: range.end,
+                actual,
+            });
+        }
+        let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        let mut part = vec![0; length];
+        file.read_exact_at(&mut part, range.start)
+            .map_err(StoreError::io("read", &path))?;
+        Ok(part.into())
+    }
+
+    /// Every file under `blobs` whose place is that of a blob, and its bytes.
+    fn blobs(&self) -> Result<Vec<(Digest, u64)>, StoreError> {
+        let mut found = Vec::new();
+        for (algorithm, folder) in entries(&self.root.join("blobs"))? {
+            for (hex, _) in entries(&folder)? {
+                let Ok(digest) = format!("{algorithm}:{hex}").parse() else {
+                    continue;
+                };
+                if let Some(size) = self.stored_size(&digest)? {
+                    found.push((digest, size));
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// [`ContentStore::put`] for plain threads.
     pub fn store(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError> {
         let Descriptor { digest, size, .. } = descriptor;
@@ -190,6 +231,23 @@ impl Layout {
     }
 }
 
+/// Names in a folder that are text, and where they are; none if it is no folder.
+fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>, StoreError> {
+    let failed = || StoreError::io("open", folder);
+    let entries = match fs::read_dir(folder) {
+        Err(error) if is_absent(&error) => return Ok(Vec::new()),
+        other => other.map_err(failed())?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed())?;
+        if let Ok(name) = entry.file_name().into_string() {
+            found.push((name, entry.path()));
+        }
+    }
+    Ok(found)
+}
+
 fn is_absent(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -224,6 +282,16 @@ impl ContentStore for Layout {
     async fn label(&self, _: &Digest, _: &Labels) -> Result<(), StoreError> {
         Ok(())
     }
+
+    async fn list(&self) -> Result<Vec<(Digest, u64)>, StoreError> {
+        let layout = self.clone();
+        blocking(move || layout.blobs()).await
+    }
+
+    async fn read_range(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let (layout, digest) = (self.clone(), *digest);
+        blocking(move || layout.part(&digest, range)).await
+    }
 }
 
 /// Reads a file of a layout's root, with a limit in bytes.
@@ -243,123 +311,4 @@ pub fn read_root_file(root: &Path, name: &str, limit: u64) -> Result<Bytes, Stor
         });
     }
     Ok(bytes.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn layout() -> (tempfile::TempDir, Layout) {
-        let folder = tempfile::tempdir().unwrap();
-        let layout = Layout::create(folder.path().join("layout")).unwrap();
-        (folder, layout)
-    }
-
-    #[tokio::test]
-    async fn blobs_come_back_and_leave_nothing_in_ingest() {
-        let (_folder, layout) = layout();
-        let descriptor = Descriptor::of("t", b"hello");
-        let content = || Content::Bytes(Bytes::from_static(b"hello"));
-        assert_eq!(layout.size(&descriptor.digest).await.unwrap(), None);
-        assert_eq!(
-            layout.put(&descriptor, content()).await.unwrap(),
-            Put::Stored
-        );
-        assert_eq!(
-            layout.put(&descriptor, content()).await.unwrap(),
-            Put::AlreadyThere
-        );
-        assert_eq!(layout.size(&descriptor.digest).await.unwrap(), Some(5));
-        assert_eq!(layout.read(&descriptor.digest, 5).await.unwrap(), "hello");
-        let mode = fs::metadata(layout.blob_path(&descriptor.digest))
-            .unwrap()
-            .permissions();
-        assert_eq!(mode.mode() & 0o777, 0o444);
-        assert_eq!(
-            fs::read_dir(layout.root().join("ingest")).unwrap().count(),
-            0
-        );
-        assert_eq!(
-            fs::read(layout.root().join(LAYOUT_NAME)).unwrap(),
-            LAYOUT_FILE
-        );
-    }
-
-    #[tokio::test]
-    async fn wrong_blobs_are_refused_and_not_kept() {
-        let (_folder, layout) = layout();
-        let descriptor = Descriptor::of("t", b"hello");
-        for (bytes, size) in [(&b"hellO"[..], 5), (b"hell", 5), (b"hello", 6)] {
-            let wrong = Descriptor {
-                size,
-                ..descriptor.clone()
-            };
-            assert!(
-                layout
-                    .put(&wrong, Content::Bytes(Bytes::from_static(bytes)))
-                    .await
-                    .is_err()
-            );
-        }
-        assert_eq!(layout.size(&descriptor.digest).await.unwrap(), None);
-        assert_eq!(
-            fs::read_dir(layout.root().join("ingest")).unwrap().count(),
-            0
-        );
-        assert!(
-            layout
-                .open(&descriptor.digest)
-                .await
-                .unwrap_err()
-                .is_not_found()
-        );
-    }
-
-    #[tokio::test]
-    async fn damaged_blobs_are_found_and_replaced() {
-        let (_folder, layout) = layout();
-        let descriptor = Descriptor::of("t", b"hello");
-        let path = layout.blob_path(&descriptor.digest);
-        fs::write(&path, b"hellO").unwrap();
-        assert!(matches!(
-            layout.read(&descriptor.digest, 9).await,
-            Err(StoreError::Digest(_))
-        ));
-        fs::write(&path, b"hell").unwrap();
-        let put = layout
-            .put(&descriptor, Content::Bytes(Bytes::from_static(b"hello")))
-            .await;
-        assert_eq!(put.unwrap(), Put::Stored);
-        assert_eq!(layout.read(&descriptor.digest, 9).await.unwrap(), "hello");
-        let limited = layout.read(&descriptor.digest, 4).await;
-        assert!(matches!(
-            limited,
-            Err(StoreError::TooLarge {
-                size: 5,
-                limit: 4,
-                ..
-            })
-        ));
-    }
-
-    #[tokio::test]
-    async fn a_file_is_streamed_in_from_its_start() {
-        let (_folder, layout) = layout();
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(b"hello").unwrap();
-        let descriptor = Descriptor::of("t", b"hello");
-        assert_eq!(
-            layout.put(&descriptor, Content::File(file)).await.unwrap(),
-            Put::Stored
-        );
-    }
-
-    #[tokio::test]
-    async fn a_folder_in_a_blobs_place_is_no_blob() {
-        let (_folder, layout) = layout();
-        let digest = Digest::sha256(b"x");
-        fs::create_dir(layout.blob_path(&digest)).unwrap();
-        assert_eq!(layout.size(&digest).await.unwrap(), None);
-        assert!(layout.open(&digest).await.unwrap_err().is_not_found());
-    }
 }
