@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use soci_index::Artifacts;
 use soci_oci::store::ContentStore;
 use soci_oci::store::containerd::Containerd;
+use soci_oci::store::local::LocalStore;
 use tokio::sync::OnceCell;
 
 use crate::args::Global;
@@ -38,9 +39,11 @@ impl<'a> State<'a> {
     pub(crate) async fn content(&self) -> Result<Arc<dyn ContentStore>> {
         match self.global.content_store.as_str() {
             "containerd" => Ok(Arc::new(self.containerd().await?.clone())),
+            "soci" => Ok(Arc::new(LocalStore::at(&self.global.root))),
             other => bail!("unknown content store type: {other}; must be one of [soci containerd]"),
         }
     }
+
     /// The records of what was built. Its operations wait for other processes: not for long, but blocking.
     pub(crate) fn artifacts(&self) -> Artifacts {
         Artifacts::at(&self.global.root)

@@ -10,6 +10,7 @@ mod archive_writer;
 pub mod containerd;
 mod ingest;
 pub mod layout;
+pub mod local;
 mod reachable;
 
 use std::collections::BTreeMap;
