@@ -3,7 +3,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO ?= cargo
 
-.PHONY: help demo test check e2e fuzz bench build install tools clean
+.PHONY: help demo test check e2e fuzz bench build man install tools clean
 
 help:     ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -29,8 +29,12 @@ bench:    ## the benchmarks of benchmark/README.md, all of them (long)
 build:    ## release binaries in target/release
 	$(CARGO) build --release --locked -p soci-cli -p soci-snapshotter
 
-install:  build  ## both programs to $(DESTDIR)$(PREFIX)/bin
+man:      build  ## manual pages of every command in target/man
+	target/release/soci man target/man
+
+install:  man  ## both programs to $(DESTDIR)$(PREFIX)/bin, their pages to share/man/man1
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin target/release/soci target/release/soci-snapshotter-grpc
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man1 target/man/*.1
 
 tools:    ## containerd, registry, crane, erofs-utils under target/tools
 	@scripts/tools

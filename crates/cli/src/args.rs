@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
-use soci_flags::{switch, text};
+use clap::builder::StringValueParser;
+use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint};
+use soci_flags::{known, switch, text};
 
 mod convert;
 mod create;
@@ -21,14 +22,14 @@ pub(crate) use convert::{Convert, Format};
 pub(crate) use create::Create;
 pub(crate) use groups::{Platforms, PrefetchFiles, RegistryAccess, Ztocs};
 pub(crate) use index::{IndexInfo, IndexList, IndexRemove};
-pub(crate) use maintain::Completion;
+pub(crate) use maintain::{Completion, Man};
 pub(crate) use prefetch::{PrefetchInfo, PrefetchList};
 pub(crate) use push::{ExistingIndex, Push};
 pub(crate) use verify::Verify;
 pub(crate) use ztoc::{ZtocGetFile, ZtocInfo, ZtocList};
 
 /// What `git describe` said when this was built; release builds set it.
-const VERSION: &str = match option_env!("SOCI_VERSION") {
+pub(crate) const VERSION: &str = match option_env!("SOCI_VERSION") {
     Some(version) => version,
     None => concat!("v", env!("CARGO_PKG_VERSION")),
 };
@@ -81,6 +82,7 @@ pub(crate) fn grammar() -> Command {
             verify::command(),
             maintain::rebuild_db_command(),
             maintain::completion_command(),
+            maintain::man_command(),
         ])
 }
 
@@ -90,6 +92,7 @@ fn global_flags() -> [Arg; 7] {
             .short('a')
             .env("CONTAINERD_ADDRESS")
             .value_name("SOCKET")
+            .value_hint(ValueHint::FilePath)
             .default_value(DEFAULT_ADDRESS)
             .help("Socket of containerd"),
         text("namespace")
@@ -107,16 +110,18 @@ fn global_flags() -> [Arg; 7] {
         switch("debug").help("Say more"),
         text("content-store")
             .value_name("STORE")
+            .value_parser(known(&["containerd", "soci"], StringValueParser::new()))
             .default_value("containerd")
-            .help("Where artifacts are kept: containerd or soci"),
+            .help("Where artifacts are kept: containerd or soci (a folder below --root)"),
         Arg::new("root")
             .long("root")
             .value_parser(clap::value_parser!(OsString))
             .value_name("FOLDER")
+            .value_hint(ValueHint::DirPath)
             .default_value(DEFAULT_ROOT)
             .help("Folder for the state of soci"),
         text("progress")
-            .value_parser(parse_progress)
+            .value_parser(known(&["auto", "plain", "none"], parse_progress))
             .value_name("KIND")
             .default_value("auto")
             .help("How to tell what long work is at: auto (bars on a terminal, else nothing), plain (lines) or none"),

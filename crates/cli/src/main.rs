@@ -8,6 +8,7 @@ mod convert;
 mod create;
 mod destination;
 mod index;
+mod man;
 mod output;
 mod prefetch;
 mod push;
@@ -33,7 +34,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use args::{
-    Completion, Convert, Create, Global, IndexInfo, IndexList, IndexRemove, PrefetchInfo,
+    Completion, Convert, Create, Global, IndexInfo, IndexList, IndexRemove, Man, PrefetchInfo,
     PrefetchList, Push, Verify, ZtocGetFile, ZtocInfo, ZtocList,
 };
 
@@ -114,6 +115,7 @@ async fn dispatch(global: &Global, matches: &ArgMatches) -> Result<()> {
         "verify" => verify::run(global, &Verify::of(matches)).await,
         "rebuild-db" => rebuild_db::run(global).await,
         "completion" => completion::run(&Completion::of(matches)),
+        "man" => man::run(&Man::of(matches)),
         // The grammar has no other command.
         _ => Ok(()),
     }
@@ -134,7 +136,7 @@ fn needs_root(name: &str, matches: &ArgMatches) -> bool {
     let standalone = || matches.get_one("standalone") == Some(&true);
     match name {
         "create" | "convert" => !standalone(),
-        "verify" | "completion" => false,
+        "verify" | "completion" | "man" => false,
         _ => true,
     }
 }

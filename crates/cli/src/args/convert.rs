@@ -33,7 +33,7 @@ Layers below --min-layer-size are not indexed: they are pulled whole, which is q
 pub(super) fn command() -> Command {
     let format = Arg::new("format")
         .long("format")
-        .value_parser(parse_format)
+        .value_parser(soci_flags::known(&["oci-archive", "oci-dir"], parse_format))
         .value_name("FORMAT")
         .default_value("oci-archive")
         .help("With --standalone: write a tar (oci-archive) or a folder (oci-dir)");

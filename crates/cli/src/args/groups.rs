@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Arg, ArgMatches};
+use clap::{Arg, ArgMatches, ValueHint};
 use soci_flags::{integer, list, switch};
 
 use super::Values;
@@ -51,6 +51,7 @@ pub(super) fn ztoc_flags() -> [Arg; 4] {
             .help("Do not index layers of fewer bytes"),
         list("optimizations")
             .value_name("NAME")
+            .value_parser(soci_flags::known(&["xattr"], soci_flags::trimmed()))
             .help("Optional optimization; may be repeated (known: xattr)"),
         switch("force")
             .short('f')
@@ -89,6 +90,7 @@ pub(super) fn prefetch_flags() -> [Arg; 2] {
             .long("prefetch-files-json")
             .value_parser(clap::value_parser!(PathBuf))
             .value_name("FILE")
+            .value_hint(ValueHint::FilePath)
             .help("Also the files in this JSON array of paths"),
     ]
 }
@@ -125,14 +127,20 @@ pub(super) fn registry_flags() -> [Arg; 8] {
             .help("Do not check the registry's certificate"),
         text("hosts-dir")
             .value_name("FOLDERS")
+            .value_hint(ValueHint::DirPath)
             .help("Folders with containerd's <host>/hosts.toml, separated by commas"),
         text("tlscacert")
             .value_name("FILE")
+            .value_hint(ValueHint::FilePath)
             .help("Trust this certificate authority as well"),
         text("tlscert")
             .value_name("FILE")
+            .value_hint(ValueHint::FilePath)
             .help("Certificate to show to the registry"),
-        text("tlskey").value_name("FILE").help("Its key"),
+        text("tlskey")
+            .value_name("FILE")
+            .value_hint(ValueHint::FilePath)
+            .help("Its key"),
         text("refresh")
             .value_name("TOKEN")
             .help("Refresh token for the registry's token server"),

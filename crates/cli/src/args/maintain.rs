@@ -1,6 +1,10 @@
-//! `soci rebuild-db` and `soci completion`.
+//! `soci rebuild-db`, `soci completion` and `soci man`.
 
+use std::path::PathBuf;
+
+use clap::builder::OsStringValueParser;
 use clap::{ArgMatches, Command};
+use soci_flags::known;
 
 use super::{Values, positional};
 
@@ -19,7 +23,33 @@ pub(super) fn completion_command() -> Command {
     Command::new("completion")
         .about("Print a script that completes commands and flags in a shell")
         .after_help("Examples:\n  source <(soci completion bash)\n  soci completion zsh > ~/.zfunc/_soci\n  soci completion fish > ~/.config/fish/completions/soci.fish")
-        .arg(positional("shell").help("bash, zsh or fish"))
+        .arg(
+            positional("shell")
+                .value_parser(known(&["bash", "zsh", "fish"], OsStringValueParser::new()))
+                .help("bash, zsh or fish"),
+        )
+}
+
+/// For `make man`; users have the pages.
+pub(super) fn man_command() -> Command {
+    Command::new("man")
+        .hide(true)
+        .about("Write manual pages")
+        .arg(positional("folder").help("Where to write them"))
+}
+
+/// Values of `man`.
+#[derive(Debug, Clone)]
+pub(crate) struct Man {
+    pub(crate) folder: PathBuf,
+}
+
+impl Man {
+    pub(crate) fn of(matches: &ArgMatches) -> Self {
+        Self {
+            folder: Values(matches).path("folder"),
+        }
+    }
 }
 
 /// Values of `completion`.

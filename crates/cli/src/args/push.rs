@@ -1,7 +1,8 @@
 //! `soci push`: its flags and its help.
 
+use clap::builder::StringValueParser;
 use clap::{Arg, ArgMatches, Command};
-use soci_flags::{switch, text};
+use soci_flags::{known, switch, text};
 
 use super::groups::{Platforms, RegistryAccess, platform_flags, registry_flags};
 use super::{Values, json_flag, positional};
@@ -25,6 +26,7 @@ pub(super) fn command() -> Command {
         .args(platform_flags())
         .arg(
             text("existing-index")
+                .value_parser(known(&["warn", "skip", "allow"], StringValueParser::new()))
                 .value_name("WHAT")
                 .default_value("warn")
                 .help("If the registry has an index of the image: warn, skip or allow"),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command, ValueHint};
 use soci_flags::{switch, text};
 
 use super::{Values, json_flag, positional};
@@ -63,6 +63,7 @@ fn get_file_command() -> Command {
                 .short('o')
                 .value_parser(clap::value_parser!(PathBuf))
                 .value_name("FILE")
+                .value_hint(ValueHint::FilePath)
                 .help("Write there (default: standard output, and a newline behind)"),
         )
 }

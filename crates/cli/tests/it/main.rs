@@ -5,4 +5,5 @@ mod golden;
 mod hostile;
 mod layouts;
 mod memory;
+mod shells;
 mod soci;

@@ -1,0 +1,116 @@
+//! `soci man`, which help does not mention: manual pages, for whoever installs the program.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, bail};
+use soci_flags::{Flag, Page, pages};
+
+use crate::args::{self, Man};
+
+const EXIT_STATUS: &str = "\
+.SH EXIT STATUS
+.TP
+.B 0
+What was asked for is done.
+.TP
+.B 1
+It is not; standard error says why. Of \\fBsoci verify\\fR also: something is wrong with the image.
+.TP
+.B 3
+There is no such command.
+.TP
+.B 4
+With \\fB\\-\\-strict\\fR: a layer that should have a zTOC has none.
+.TP
+.B 128+n
+Ended by signal n.
+";
+
+/// Runs the command: a page for each command, into a folder.
+pub(crate) fn run(args: &Man) -> Result<()> {
+    if args.folder.as_os_str().is_empty() {
+        bail!("please name a folder for the pages");
+    }
+    let shown = || format!("write manual pages to {}", args.folder.display());
+    fs::create_dir_all(&args.folder).with_context(shown)?;
+    let pages = pages(&args::grammar());
+    for page in &pages {
+        let file = args.folder.join(format!("{}.1", page.path.join("-")));
+        fs::write(file, roff(page, &pages)).with_context(shown)?;
+    }
+    Ok(())
+}
+
+fn roff(page: &Page, all: &[Page]) -> String {
+    let name = page.path.join("-");
+    let version = args::VERSION;
+    let mut out = format!(
+        ".TH {} 1 \"\" \"soci {version}\" \"User Commands\"\n.SH NAME\n{} \\- {}\n.SH SYNOPSIS\n.B {}\n[options] {}\n",
+        name.to_uppercase(),
+        escaped(&name),
+        escaped(&page.about),
+        escaped(&page.name()),
+        escaped(&page.operands),
+    );
+    if !page.description.is_empty() {
+        let paragraphs = page.description.split("\n\n").map(lines);
+        let paragraphs = paragraphs.collect::<Vec<_>>().join("\n.PP\n");
+        out += &format!(".SH DESCRIPTION\n{paragraphs}\n");
+    }
+    let commands = page.commands.iter();
+    let commands = commands.map(|(names, about)| (names.join(", "), about.clone()));
+    out += &list("COMMANDS", commands);
+    out += &list("ARGUMENTS", page.arguments.iter().cloned());
+    let rows = |flags: &[Flag]| -> Vec<(String, String)> {
+        let rows = flags.iter().map(|flag| (flag.names(), flag.explained()));
+        rows.collect()
+    };
+    out += &list("OPTIONS", rows(&page.options));
+    out += &list("GLOBAL OPTIONS", rows(&page.shared));
+    if !page.examples.is_empty() {
+        let examples = page.examples.lines().skip(1).collect::<Vec<_>>().join("\n");
+        out += &format!(".SH EXAMPLES\n.nf\n{}\n.fi\n", lines(&examples));
+    }
+    out + EXIT_STATUS + &see_also(page, all)
+}
+
+/// The page above and those below.
+fn see_also(page: &Page, all: &[Page]) -> String {
+    let below = |path: &[String]| path.split_last().map(|(_, above)| above.to_vec());
+    let related = all.iter().filter(|other| {
+        below(&other.path).as_ref() == Some(&page.path)
+            || below(&page.path).as_ref() == Some(&other.path)
+    });
+    let names: Vec<String> = related
+        .map(|other| format!("\\fB{}\\fR(1)", escaped(&other.path.join("-"))))
+        .collect();
+    format!(".SH SEE ALSO\n{}\n", names.join(", "))
+}
+
+fn list(title: &str, rows: impl IntoIterator<Item = (String, String)>) -> String {
+    let mut out = String::new();
+    for (name, text) in rows {
+        out += &format!(".TP\n.B {}\n{}\n", escaped(&name), lines(&text));
+    }
+    if out.is_empty() {
+        return out;
+    }
+    format!(".SH {title}\n{out}")
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\e").replace('-', "\\-")
+}
+
+/// Text whose lines are no requests, however they begin.
+fn lines(text: &str) -> String {
+    let line = |line: &str| {
+        let guard = if line.starts_with(['.', '\'']) {
+            "\\&"
+        } else {
+            ""
+        };
+        format!("{guard}{}", escaped(line))
+    };
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
