@@ -284,7 +284,7 @@ pub enum FetchError {
         url: RedactedUrl,
     },
     /// Credentials are missing or were refused.
-    #[error("{host} does not let us read {repository}: {reason}")]
+    #[error("{host} does not let us into {repository}: {reason}")]
     Unauthorized {
         /// Registry host.
         host: String,

@@ -46,6 +46,7 @@ mod limit;
 mod range;
 mod referrers;
 pub mod retry;
+mod trace;
 mod transport;
 mod upload;
 
@@ -57,7 +58,9 @@ use error::failed;
 pub use hosts::{HostError, Hosts, Mirror};
 pub use referrers::Listing;
 use retry::{Attempts, Failures, RetryPolicy};
+pub use trace::{Trace, Traffic};
 use transport::{Transport, broken, refused};
+pub use upload::{BlobSource, BlobStream, FromStore, Sent, Uploaded};
 
 /// Largest manifest or index that is read (what registries accept, and the reference's limit).
 pub const MAX_MANIFEST: u64 = 4 << 20;
@@ -81,6 +84,8 @@ pub struct Options {
     pub most_requests: usize,
     /// Mirrors, and who is spoken to without TLS.
     pub hosts: Hosts,
+    /// Is told of every request.
+    pub trace: Option<Trace>,
 }
 
 impl Default for Options {
@@ -95,6 +100,7 @@ impl Default for Options {
             blob_retry: RetryPolicy::default(),
             most_requests: 32,
             hosts: Hosts::default(),
+            trace: None,
         }
     }
 }

@@ -148,7 +148,7 @@ pub struct Blob {
 
 impl Blob {
     /// Checks the bytes against a descriptor while they are read: wrong ones end in an error.
-    pub fn verified(self, descriptor: &Descriptor) -> Result<impl Read + Send, StoreError> {
+    pub fn verified(self, descriptor: &Descriptor) -> Result<impl Read + Send + use<>, StoreError> {
         let Self { size, reader } = self;
         if size != descriptor.size {
             let digest = descriptor.digest;

@@ -16,7 +16,7 @@ use super::{
 use crate::{fetch::FetchError, reference::ImageRef, url::RedactedUrl};
 
 /// Redirects followed before it is called a loop (the reference's value).
-const MAX_REDIRECTS: usize = 10;
+pub(crate) const MAX_REDIRECTS: usize = 10;
 /// Bytes of a refusal that are looked at.
 const MAX_REFUSAL: usize = 64 << 10;
 /// What ECR says, word for word, when a token is over.

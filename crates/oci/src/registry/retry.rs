@@ -30,6 +30,13 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
+    /// For commands that somebody waits for: fewer attempts, further apart. The reference's values for pushing.
+    pub const COMMAND: RetryPolicy = RetryPolicy {
+        max_retries: 5,
+        min_wait: Duration::from_millis(250),
+        max_wait: Duration::from_secs(3),
+    };
+
     /// Wait before retry number `retry` (0 for the first), without jitter.
     fn base(&self, retry: u32, retry_after: Option<Duration>) -> Duration {
         match retry_after {

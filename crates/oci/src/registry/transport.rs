@@ -20,6 +20,7 @@ use super::{
     Options, RegistryError, hosts,
     limit::Limit,
     retry::{is_transient_status, retry_after},
+    trace::{Trace, Traffic},
 };
 use crate::{fetch::FetchError, url::RedactedUrl};
 
@@ -53,6 +54,7 @@ pub(crate) struct Transport {
     peers: Mutex<HashMap<String, Arc<Peer>>>,
     head_timeout: Duration,
     most_requests: usize,
+    trace: Option<Trace>,
 }
 
 impl Transport {
@@ -79,6 +81,7 @@ impl Transport {
             peers: Mutex::default(),
             head_timeout: options.connect_timeout.saturating_add(options.head_timeout),
             most_requests: options.most_requests,
+            trace: options.trace.clone(),
         })
     }
 
@@ -100,19 +103,29 @@ impl Transport {
         } else {
             &self.client
         };
-        let mut request = client.request(method, url).headers(headers);
+        self.tell(|| Traffic::Request {
+            method: method.as_str(),
+            url: &shown,
+        });
+        let mut request = client.request(method.clone(), url).headers(headers);
         if let Some(body) = body {
             request = request.body(body);
         }
         let patience = timeout.unwrap_or(self.head_timeout);
         let answer = match tokio::time::timeout(patience, request.send()).await {
-            Ok(answer) => answer.map_err(|error| broken(shown, error)),
+            Ok(answer) => answer.map_err(|error| broken(shown.clone(), error)),
             Err(_) => Err(FetchError::Transport {
-                url: shown,
+                url: shown.clone(),
                 transient: true,
                 source: Arc::new(std::io::Error::from(std::io::ErrorKind::TimedOut)),
             }),
         };
+        self.tell(|| match &answer {
+            Ok(answer) => Traffic::Answer {
+                status: answer.status(),
+            },
+            Err(error) => Traffic::Failed { error },
+        });
         match &answer {
             Ok(answer) if matches!(answer.status().as_u16(), 429 | 503) => permit.overloaded(),
             Ok(_) => permit.good(),
@@ -120,6 +133,12 @@ impl Transport {
         }
         peer.answered(answer.is_ok());
         answer
+    }
+
+    fn tell<'a>(&self, traffic: impl FnOnce() -> Traffic<'a>) {
+        if let Some(trace) = &self.trace {
+            trace.tell(&traffic());
+        }
     }
 
     /// What is known of a host; kept as long as this value.

@@ -1,13 +1,13 @@
-//! Writing to a registry. Pushes go to the origin, never to a mirror.
+//! Writing to a registry. Pushes go to the origin, never to a mirror, and credentials only there: an upload that the
+//! registry sends elsewhere goes without.
+//!
+//! A blob is sent in one request, as its bytes come. [`Registry::upload_blob`] looks first whether it must be sent at
+//! all, and repeats what breaks; [`Registry::push_blob`] sends what can be read only once.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{io, sync::Arc};
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
+use futures_util::Stream;
 use reqwest::{
     Method, Response, Url,
     header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue},
@@ -16,14 +16,34 @@ use reqwest::{
 use super::{
     Registry, RegistryError,
     auth::Scope,
-    endpoint::{Call, Endpoint, redirect_target},
+    endpoint::{Call, Endpoint, MAX_REDIRECTS, redirect_target},
     failed, over_hosts,
+    retry::Attempts,
     transport::refused,
 };
 use crate::{
     descriptor::Descriptor, digest::Digest, fetch::FetchError, reference::ImageRef,
     url::RedactedUrl,
 };
+
+mod body;
+
+pub use body::{BlobSource, BlobStream, FromStore, Sent};
+use body::{Progress, Tally, watched};
+
+/// Repositories that are asked for a blob before it is sent.
+const MAX_MOUNTS: usize = 2;
+
+/// What became of a blob that a repository should have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uploaded {
+    /// It had it.
+    AlreadyThere,
+    /// It was taken over from another repository of the registry.
+    Mounted,
+    /// It was sent.
+    Sent,
+}
 
 impl Registry {
     /// Whether the repository has this blob.
@@ -70,16 +90,71 @@ impl Registry {
         from: &str,
     ) -> Result<bool, RegistryError> {
         let what = format!("blobs/{digest} from {from}");
-        let scope = Scope::push(image.repository(), Some(from));
         let endpoint = self.origin(image)?;
-        let mut url = endpoint.url("blobs/uploads/");
-        url.query_pairs_mut()
-            .append_pair("mount", &digest.to_string())
-            .append_pair("from", from);
-        let answer = begin(&endpoint, url, &scope).await;
+        let answer = mount(&endpoint, image, digest, from).await;
         let answer = answer.map_err(|error| failed(image, &what, error))?;
         // 202 is an upload that was begun instead; left alone, it is swept by the registry.
         Ok(answer.status().as_u16() == 201)
+    }
+
+    /// Sees to it that the repository has a blob: nothing is sent that is there already or that another repository of
+    /// the registry (`mount_from`, as far as known) can give. A broken upload begins again.
+    pub async fn upload_blob(
+        &self,
+        image: &ImageRef,
+        blob: &Descriptor,
+        mount_from: &[String],
+        source: &dyn BlobSource,
+        sent: Sent,
+    ) -> Result<Uploaded, RegistryError> {
+        if self.has_blob(image, &blob.digest).await? {
+            return Ok(Uploaded::AlreadyThere);
+        }
+        let what = format!("blobs/{}", blob.digest);
+        let endpoint = self.origin(image)?;
+        let mut begun = None;
+        let others = mount_from.iter().filter(|from| *from != image.repository());
+        for from in others.take(MAX_MOUNTS) {
+            match mount(&endpoint, image, &blob.digest, from).await {
+                Ok(answer) if answer.status().as_u16() == 201 => return Ok(Uploaded::Mounted),
+                // An upload begun instead, which is what comes next.
+                Ok(answer) => begun = Some(answer),
+                Err(error) => tracing::debug!(%error, from, "blob not mounted"),
+            }
+        }
+        let tally = Arc::new(Tally::new(sent));
+        let scope = Scope::push(image.repository(), None);
+        let mut attempts = Attempts::new(self.options.retry);
+        let mut renewed = false;
+        loop {
+            let attempt = Attempt {
+                registry: self,
+                endpoint: &endpoint,
+                scope: &scope,
+                blob,
+                tally: &tally,
+            };
+            let error = match attempt.run(begun.take(), source).await {
+                Ok(()) => return Ok(Uploaded::Sent),
+                Err(Broken::Registry(error)) => return Err(error),
+                Err(Broken::Fetch(error)) => error,
+            };
+            // A token that ran out on the way: beginning anew brings another, once.
+            let was_refused = matches!(&error, FetchError::Status { status: 401, .. });
+            if was_refused && !renewed {
+                renewed = true;
+                continue;
+            }
+            if !error.is_worth_repeating() {
+                return Err(failed(image, &what, error));
+            }
+            let waited = attempts.wait(error).await;
+            waited.map_err(|error| failed(image, &what, error))?;
+            // Perhaps only the answer was lost.
+            if self.has_blob(image, &blob.digest).await? {
+                return Ok(Uploaded::Sent);
+            }
+        }
     }
 
     /// Uploads a blob of known size and digest in one request, as its bytes come. The source can be read only once, so a
@@ -95,44 +170,45 @@ impl Registry {
         let endpoint = self.origin(image)?;
         let begun = begin(&endpoint, endpoint.url("blobs/uploads/"), &scope).await;
         let begun = begun.map_err(|error| failed(image, &what, error))?;
-        let own = begun.url().clone();
-        let Ok(mut url) = redirect_target(&own, &begun) else {
-            return Err(RegistryError::NoUploadLocation {
-                url: RedactedUrl::from(&own),
-            });
-        };
-        drop(begun);
-        url.query_pairs_mut()
-            .append_pair("digest", &blob.digest.to_string());
-        let upload = Upload::new(bytes);
-        let body = reqwest::Body::wrap_stream(upload.stream);
+        let url = upload_url(&begun, &blob.digest)?;
+        let (body, progress) = watched(bytes, blob.size, None);
+        let answer = self
+            .put(&endpoint, &scope, url, blob.size, (body, progress))
+            .await;
+        let answer = answer.map_err(|error| error.of(image, &what))?;
+        filed(answer)
+            .await
+            .map_err(|error| failed(image, &what, error))
+    }
+
+    /// Sends a body; the answer may be anything.
+    async fn put(
+        &self,
+        endpoint: &Endpoint,
+        scope: &Scope,
+        url: Url,
+        size: u64,
+        (body, progress): (reqwest::Body, Progress),
+    ) -> Result<Response, Broken> {
         let mut headers = HeaderMap::new();
         headers.insert(
             CONTENT_TYPE,
             HeaderValue::from_static("application/octet-stream"),
         );
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(blob.size));
-        let sent = endpoint.send_stream(url.clone(), headers, body, &scope);
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
+        let idle = self.options.idle_timeout;
+        let sent = endpoint.send_stream(url.clone(), headers, body, scope);
         let answer = tokio::select! {
             answer = sent => answer,
-            () = upload.progress.stalls(self.options.idle_timeout) => Err(FetchError::Silent {
+            () = progress.stalls(idle) => Err(FetchError::Silent {
                 url: RedactedUrl::from(&url),
-                idle: self.options.idle_timeout,
+                idle,
             }),
         };
-        if let Some(source) = upload.progress.source_error() {
-            return Err(RegistryError::Source { source });
+        if let Some(source) = progress.source_error() {
+            return Err(Broken::Registry(RegistryError::Source { source }));
         }
-        let answer = answer.map_err(|error| failed(image, &what, error))?;
-        if answer.status().as_u16() == 201 {
-            return Ok(());
-        }
-        let error = refused(RedactedUrl::from(&url), answer).await;
-        Err(RegistryError::Fetch {
-            image: image.to_string(),
-            what,
-            source: Box::new(error),
-        })
+        answer.map_err(Broken::Fetch)
     }
 
     /// Writes a manifest or index under a tag or its digest; returns its digest.
@@ -204,79 +280,117 @@ pub(super) struct PutManifest {
     pub(super) has_subject: bool,
 }
 
+/// One attempt at an upload that can be repeated.
+struct Attempt<'a> {
+    registry: &'a Registry,
+    endpoint: &'a Endpoint,
+    scope: &'a Scope,
+    blob: &'a Descriptor,
+    tally: &'a Arc<Tally>,
+}
+
+/// Why an attempt failed.
+enum Broken {
+    /// The request: another may do better.
+    Fetch(FetchError),
+    /// Something that no other attempt changes.
+    Registry(RegistryError),
+}
+
+impl Broken {
+    fn of(self, image: &ImageRef, what: &str) -> RegistryError {
+        match self {
+            Broken::Fetch(error) => failed(image, what, error),
+            Broken::Registry(error) => error,
+        }
+    }
+}
+
+impl Attempt<'_> {
+    async fn run(&self, begun: Option<Response>, source: &dyn BlobSource) -> Result<(), Broken> {
+        let begun = match begun {
+            Some(begun) => begun,
+            None => begin(
+                self.endpoint,
+                self.endpoint.url("blobs/uploads/"),
+                self.scope,
+            )
+            .await
+            .map_err(Broken::Fetch)?,
+        };
+        let mut url = upload_url(&begun, &self.blob.digest).map_err(Broken::Registry)?;
+        drop(begun);
+        for _ in 0..=MAX_REDIRECTS {
+            let bytes = source.open().await.map_err(|error| {
+                let source = Arc::new(error);
+                Broken::Registry(RegistryError::Source { source })
+            })?;
+            let body = watched(bytes, self.blob.size, Some(Arc::clone(self.tally)));
+            let sent =
+                self.registry
+                    .put(self.endpoint, self.scope, url.clone(), self.blob.size, body);
+            let answer = sent.await?;
+            if !matches!(answer.status().as_u16(), 307 | 308) {
+                return filed(answer).await.map_err(Broken::Fetch);
+            }
+            url = redirect_target(&url, &answer).map_err(Broken::Fetch)?;
+        }
+        Err(Broken::Fetch(FetchError::Redirects {
+            url: RedactedUrl::from(&url),
+            limit: MAX_REDIRECTS,
+        }))
+    }
+}
+
+/// Whether an upload has become a blob.
+async fn filed(answer: Response) -> Result<(), FetchError> {
+    match answer.status().as_u16() {
+        200 | 201 | 204 => Ok(()),
+        _ => Err(refused(RedactedUrl::from(&answer.url().clone()), answer).await),
+    }
+}
+
+async fn mount(
+    endpoint: &Endpoint,
+    image: &ImageRef,
+    digest: &Digest,
+    from: &str,
+) -> Result<Response, FetchError> {
+    let scope = Scope::push(image.repository(), Some(from));
+    let mut url = endpoint.url("blobs/uploads/");
+    url.query_pairs_mut()
+        .append_pair("mount", &digest.to_string())
+        .append_pair("from", from);
+    begin(endpoint, url, &scope).await
+}
+
 /// Begins an upload; the answer is a 201 or a 202.
 async fn begin(endpoint: &Endpoint, url: Url, scope: &Scope) -> Result<Response, FetchError> {
-    let call = Call {
+    let mut call = Call {
         body: Some(Bytes::new()),
         ..Call::new(Method::POST, url)
     };
-    let answer = endpoint.send(&call, scope).await?;
-    match answer.status().as_u16() {
-        201 | 202 => Ok(answer),
-        _ => Err(refused(RedactedUrl::from(&call.url), answer).await),
-    }
-}
-
-/// What an upload's body has come to; shared by the body and who waits for the answer.
-#[derive(Clone)]
-struct Progress(Arc<Mutex<State>>);
-
-struct State {
-    last: Instant,
-    error: Option<Arc<io::Error>>,
-}
-
-struct Upload<S> {
-    stream: S,
-    progress: Progress,
-}
-
-impl Upload<()> {
-    fn new(
-        bytes: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
-    ) -> Upload<impl Stream<Item = io::Result<Bytes>> + Send + 'static> {
-        let progress = Progress(Arc::new(Mutex::new(State {
-            last: Instant::now(),
-            error: None,
-        })));
-        let seen = progress.clone();
-        Upload {
-            stream: bytes.map(move |chunk| seen.note(chunk)),
-            progress,
+    for _ in 0..=MAX_REDIRECTS {
+        let answer = endpoint.send(&call, scope).await?;
+        match answer.status().as_u16() {
+            201 | 202 => return Ok(answer),
+            307 | 308 => call.url = redirect_target(&call.url, &answer)?,
+            _ => return Err(refused(RedactedUrl::from(&call.url), answer).await),
         }
     }
+    Err(FetchError::Redirects {
+        url: RedactedUrl::from(&call.url),
+        limit: MAX_REDIRECTS,
+    })
 }
 
-impl Progress {
-    fn note(&self, chunk: io::Result<Bytes>) -> io::Result<Bytes> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.last = Instant::now();
-        chunk.map_err(|error| {
-            let kind = error.kind();
-            state.error = Some(Arc::new(error));
-            kind.into()
-        })
-    }
-
-    fn source_error(&self) -> Option<Arc<io::Error>> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .error
-            .clone()
-    }
-
-    /// Ends when no chunk was taken for `idle`.
-    async fn stalls(&self, idle: Duration) {
-        loop {
-            let quiet = {
-                let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-                state.last.elapsed()
-            };
-            match idle.checked_sub(quiet) {
-                Some(rest) if !rest.is_zero() => tokio::time::sleep(rest).await,
-                _ => return,
-            }
-        }
-    }
+/// Where an upload that was begun goes.
+fn upload_url(begun: &Response, digest: &Digest) -> Result<Url, RegistryError> {
+    let mut url =
+        redirect_target(begun.url(), begun).map_err(|_| RegistryError::NoUploadLocation {
+            url: RedactedUrl::from(begun.url()),
+        })?;
+    url.query_pairs_mut()
+        .append_pair("digest", &digest.to_string());
+    Ok(url)
 }

@@ -6,6 +6,7 @@ mod documents;
 mod push;
 mod referrers;
 mod tls;
+mod upload;
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,0 +1,204 @@
+//! The bytes of an upload on their way: counted, watched, and where they come from.
+
+use std::{
+    io::{self, Read},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use tokio::sync::mpsc;
+
+use crate::{descriptor::Descriptor, store::ContentStore};
+
+/// Bytes per chunk read from a store; a few of them wait for the network at a time.
+const CHUNK: usize = 256 << 10;
+/// Chunks read ahead.
+const AHEAD: usize = 2;
+/// How long a registry may take to file away what it has received: some copy it to another place first.
+const FILING: Duration = Duration::from_secs(600);
+
+/// The bytes of a blob, from its first.
+pub type BlobStream = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
+
+/// Where the bytes of a blob come from, as often as an upload needs them.
+#[async_trait]
+pub trait BlobSource: Send + Sync {
+    /// Opens the blob at its start.
+    async fn open(&self) -> io::Result<BlobStream>;
+}
+
+/// A blob in memory.
+#[async_trait]
+impl BlobSource for Bytes {
+    async fn open(&self) -> io::Result<BlobStream> {
+        Ok(Box::pin(stream::iter([Ok(self.clone())])))
+    }
+}
+
+/// A blob in a store; its bytes are checked against the descriptor on the way.
+#[derive(Clone, Debug)]
+pub struct FromStore {
+    /// Has it.
+    pub store: Arc<dyn ContentStore>,
+    /// What it is.
+    pub blob: Descriptor,
+}
+
+#[async_trait]
+impl BlobSource for FromStore {
+    async fn open(&self) -> io::Result<BlobStream> {
+        let blob = self.store.open(&self.blob.digest).await;
+        let reader = blob.and_then(|blob| blob.verified(&self.blob));
+        let reader = reader.map_err(io::Error::other)?;
+        let (chunks, mut received) = mpsc::channel(AHEAD);
+        tokio::task::spawn_blocking(move || read(reader, &chunks));
+        let received = stream::poll_fn(move |cx| received.poll_recv(cx));
+        Ok(Box::pin(received))
+    }
+}
+
+/// Reads to the end, as long as somebody wants it.
+fn read(mut reader: impl Read, chunks: &mpsc::Sender<io::Result<Bytes>>) {
+    loop {
+        let mut chunk = Vec::with_capacity(CHUNK);
+        let taken = reader.by_ref().take(CHUNK as u64).read_to_end(&mut chunk);
+        let chunk = match taken {
+            Ok(0) => return,
+            Ok(_) => Ok(Bytes::from(chunk)),
+            Err(error) => Err(error),
+        };
+        let broken = chunk.is_err();
+        if chunks.blocking_send(chunk).is_err() || broken {
+            return;
+        }
+    }
+}
+
+/// Is told how many more bytes of a blob went out; those of a repeated upload are told once.
+pub type Sent = Arc<dyn Fn(u64) + Send + Sync>;
+
+/// Tells the bytes of all attempts at one upload as if there were only one.
+pub(super) struct Tally {
+    tell: Sent,
+    most: Mutex<u64>,
+}
+
+impl Tally {
+    pub(super) fn new(tell: Sent) -> Tally {
+        Tally {
+            tell,
+            most: Mutex::default(),
+        }
+    }
+
+    fn reached(&self, bytes: u64) {
+        let more = {
+            let mut most = self.most.lock().unwrap_or_else(PoisonError::into_inner);
+            let more = bytes.saturating_sub(*most);
+            *most += more;
+            more
+        };
+        if more > 0 {
+            (self.tell)(more);
+        }
+    }
+}
+
+/// What an upload's body has come to; shared by the body and who waits for the answer.
+#[derive(Clone)]
+pub(super) struct Progress(Arc<Mutex<State>>);
+
+struct State {
+    size: u64,
+    taken: u64,
+    last: Instant,
+    error: Option<Arc<io::Error>>,
+}
+
+/// A body of exactly `size` bytes and what can be known of it.
+pub(super) fn watched(
+    bytes: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    size: u64,
+    tally: Option<Arc<Tally>>,
+) -> (reqwest::Body, Progress) {
+    let progress = Progress(Arc::new(Mutex::new(State {
+        size,
+        taken: 0,
+        last: Instant::now(),
+        error: None,
+    })));
+    let (seen, ending) = (progress.clone(), progress.clone());
+    let body = bytes.map(move |chunk| {
+        let taken = seen.note(chunk);
+        if let (Ok((_, all)), Some(tally)) = (&taken, &tally) {
+            tally.reached(*all);
+        }
+        taken.map(|(chunk, _)| chunk)
+    });
+    let end = stream::once(async move { ending.end().map(|()| Bytes::new()) });
+    (reqwest::Body::wrap_stream(body.chain(end)), progress)
+}
+
+impl Progress {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, chunk: io::Result<Bytes>) -> io::Result<(Bytes, u64)> {
+        let mut state = self.state();
+        state.last = Instant::now();
+        let chunk = chunk.map_err(|error| state.fail(error))?;
+        state.taken += chunk.len() as u64;
+        if state.taken > state.size {
+            let text = format!("more than the {} bytes of the blob", state.size);
+            return Err(state.fail(io::Error::new(io::ErrorKind::InvalidData, text)));
+        }
+        Ok((chunk, state.taken))
+    }
+
+    fn end(&self) -> io::Result<()> {
+        let mut state = self.state();
+        if state.taken == state.size || state.error.is_some() {
+            return Ok(());
+        }
+        let text = format!("{} of the {} bytes of the blob", state.taken, state.size);
+        Err(state.fail(io::Error::new(io::ErrorKind::UnexpectedEof, text)))
+    }
+
+    /// What was wrong with the source, if that is why an upload failed.
+    pub(super) fn source_error(&self) -> Option<Arc<io::Error>> {
+        self.state().error.clone()
+    }
+
+    /// Ends when no chunk was taken for `idle`, or no answer came long after the last.
+    pub(super) async fn stalls(&self, idle: Duration) {
+        loop {
+            let (quiet, patience) = {
+                let state = self.state();
+                let all = state.taken >= state.size;
+                (
+                    state.last.elapsed(),
+                    if all { idle.max(FILING) } else { idle },
+                )
+            };
+            match patience.checked_sub(quiet) {
+                // Not the whole rest: the last chunk may be taken meanwhile, and more patience begin.
+                Some(rest) if !rest.is_zero() => tokio::time::sleep(rest.min(idle)).await,
+                _ => return,
+            }
+        }
+    }
+}
+
+impl State {
+    /// Keeps an error of the source, and gives one of its kind.
+    fn fail(&mut self, error: io::Error) -> io::Error {
+        let kind = error.kind();
+        self.error = Some(Arc::new(error));
+        kind.into()
+    }
+}
