@@ -2,6 +2,8 @@
 //!
 //! * [`inflate`] is the one module with `unsafe`: the C-shaped functions of zlib-rs behind a safe type.
 //! * [`walk`] runs through a layer once and finds the places where a decoder can begin again.
+//! * [`run`] inflates members of a layer ahead of the walk, which takes them over; [`pieces`] are what
+//!   several threads read from.
 //! * [`graft`] turns a span into a stream of its own, for a decoder that takes whole buffers.
 //! * [`decode`] gives a span's bytes, by graft where it can and streaming where it must.
 //! * [`layer`] inflates a whole layer, no checkpoints.
@@ -12,6 +14,8 @@ pub(crate) mod decode;
 mod graft;
 mod inflate;
 pub(crate) mod layer;
+pub(crate) mod pieces;
+pub(crate) mod run;
 pub(crate) mod walk;
 
 /// A stream that is not sound gzip. Codes in the texts are the reference's.

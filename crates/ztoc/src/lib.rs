@@ -32,7 +32,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! No I/O but through `Read` and `Write`, no paths, no threads. Strings are bytes.
+//! No I/O but through `Read` and `Write`, no paths; threads only where [`BuildOptions::threads`] asks for
+//! them, and none outlives the call. Strings are bytes.
 
 #![warn(missing_docs)]
 

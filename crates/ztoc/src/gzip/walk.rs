@@ -10,6 +10,7 @@
 
 use super::GzipError;
 use super::inflate::{At, Failure, Inflate, Stop, Wrapper};
+use super::run::Run;
 use crate::checkpoint::WINDOW;
 
 /// Room for output behind the history. Large enough that moving 32 KiB per filling does not show,
@@ -42,6 +43,22 @@ pub(crate) trait WalkSink {
     fn checkpoint(&mut self, mark: Mark<'_>) -> Result<(), Self::Error>;
     /// A member begins that is not gzip but may be zlib.
     fn foreign_member(&mut self);
+}
+
+/// How much a layer is compressed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ratio {
+    consumed: u64,
+    produced: u64,
+}
+
+impl Ratio {
+    /// Compressed bytes that give about so much output.
+    pub(crate) fn compressed(self, output: u64) -> u64 {
+        let scaled =
+            u128::from(output) * u128::from(self.consumed) / u128::from(self.produced.max(1));
+        u64::try_from(scaled).unwrap_or(u64::MAX)
+    }
 }
 
 /// The walk.
@@ -92,25 +109,95 @@ impl Walk {
         mut input: &[u8],
         sink: &mut S,
     ) -> Result<(), S::Error> {
-        let mut has_more = true;
-        while has_more || !input.is_empty() {
-            if self.member != Member::Inside {
-                let Some(&first) = input.first() else { break };
-                if self.member == Member::Ended {
-                    self.inflate
-                        .reset()
-                        .map_err(|failure| self.error(failure))?;
-                }
-                self.member = Member::Inside;
-                if first != 0x1f {
-                    sink.foreign_member();
-                }
-            }
-            let (taken, more) = self.step(input, sink)?;
+        loop {
+            let taken = self.advance(input, sink)?;
             input = input.get(taken..).unwrap_or_default();
-            has_more = more;
+            if input.is_empty() {
+                return Ok(());
+            }
         }
-        Ok(())
+    }
+
+    /// Takes the next compressed bytes up to the end of a member. Returns how many.
+    pub(crate) fn advance<S: WalkSink>(
+        &mut self,
+        input: &[u8],
+        sink: &mut S,
+    ) -> Result<usize, S::Error> {
+        let Some(&first) = input.first() else {
+            return Ok(0);
+        };
+        if self.member != Member::Inside {
+            if self.member == Member::Ended {
+                self.inflate
+                    .reset()
+                    .map_err(|failure| self.error(failure))?;
+            }
+            self.member = Member::Inside;
+            if first != 0x1f {
+                sink.foreign_member();
+            }
+        }
+        let mut taken = 0;
+        loop {
+            let rest = input.get(taken..).unwrap_or_default();
+            let (step, has_more) = self.step(rest, sink)?;
+            taken += step;
+            let is_used_up = taken == input.len() && !has_more;
+            if is_used_up || self.member == Member::Ended {
+                return Ok(taken);
+            }
+        }
+    }
+
+    /// Whether a member has ended and nothing of the next was taken.
+    pub(crate) fn is_between_members(&self) -> bool {
+        self.member == Member::Ended
+    }
+
+    /// Takes over the members of a run that begin where the walk is. Returns whether there are any.
+    pub(crate) fn take_over<S: WalkSink>(
+        &mut self,
+        run: &Run,
+        sink: &mut S,
+    ) -> Result<bool, S::Error> {
+        let rest = match run.from(self.consumed) {
+            Some(rest) if self.is_between_members() => rest,
+            _ => return Ok(false),
+        };
+        let before = self.produced;
+        let mut done = 0;
+        for place in rest.places {
+            let until = place.output - rest.base;
+            let produced = before + until as u64;
+            if self.is_due(produced) {
+                self.follow(rest.output.get(done..until).unwrap_or_default(), sink)?;
+                done = until;
+                self.mark(place.bit, sink)?;
+            }
+        }
+        self.follow(rest.output.get(done..).unwrap_or_default(), sink)?;
+        self.consumed = rest.end;
+        Ok(true)
+    }
+
+    /// Hands on output that was inflated elsewhere, and keeps the end of it as history.
+    fn follow<S: WalkSink>(&mut self, output: &[u8], sink: &mut S) -> Result<(), S::Error> {
+        let last = output
+            .get(output.len().saturating_sub(WINDOW)..)
+            .unwrap_or(output);
+        if self.buffer.len() - self.filled < last.len() {
+            self.buffer
+                .copy_within(self.filled - WINDOW..self.filled, 0);
+            self.filled = WINDOW;
+        }
+        self.buffer[self.filled..self.filled + last.len()].copy_from_slice(last);
+        self.filled += last.len();
+        self.produced += output.len() as u64;
+        if output.is_empty() {
+            return Ok(());
+        }
+        sink.output(output)
     }
 
     /// One call of the decoder. Returns the input it took, and whether it may have more to do without
@@ -154,23 +241,29 @@ impl Walk {
         }
         match step.at {
             At::End => self.member = Member::Ended,
-            At::Boundary { held } if stop == Stop::Block => self.boundary(held, sink)?,
+            At::Boundary { held } if stop == Stop::Block && self.is_due(self.produced) => {
+                // Bits that the decoder holds were taken from the input but not used.
+                self.mark(self.consumed * 8 - u64::from(held), sink)?;
+            }
             At::Boundary { .. } | At::Inside => {}
         }
         let has_more = step.produced == room || step.at != At::Inside;
         Ok((step.consumed, has_more && !(is_idle && input.is_empty())))
     }
 
-    fn boundary<S: WalkSink>(&mut self, held: u8, sink: &mut S) -> Result<(), S::Error> {
-        if self.produced != 0 && self.produced - self.marked <= self.span_size {
-            return Ok(());
-        }
+    /// Whether a checkpoint is due where it can be and there was so much output.
+    fn is_due(&self, produced: u64) -> bool {
+        produced == 0 || produced - self.marked > self.span_size
+    }
+
+    /// Makes a checkpoint behind all output, at this bit of the layer.
+    fn mark<S: WalkSink>(&mut self, bit: u64, sink: &mut S) -> Result<(), S::Error> {
         self.marked = self.produced;
+        let compressed = bit.div_ceil(8);
         sink.checkpoint(Mark {
-            // Whole bytes that the decoder holds were taken from the input but not used.
-            compressed: self.consumed - u64::from(held / 8),
+            compressed,
             uncompressed: self.produced,
-            bits: held % 8,
+            bits: u8::try_from(compressed * 8 - bit).unwrap_or(0),
             window: &self.buffer[self.filled - WINDOW..self.filled],
         })
     }
@@ -178,6 +271,14 @@ impl Walk {
     /// Compressed bytes taken so far.
     pub(crate) fn consumed(&self) -> u64 {
         self.consumed
+    }
+
+    /// How much of the layer was compressed to how much so far.
+    pub(crate) fn ratio(&self) -> Ratio {
+        Ratio {
+            consumed: self.consumed,
+            produced: self.produced,
+        }
     }
 
     /// Ends the stream, which must end with a member.

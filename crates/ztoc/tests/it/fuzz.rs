@@ -8,6 +8,8 @@ use soci_ztoc::Compression;
 
 use crate::archive::{Dialect, File, Tar};
 
+#[path = "../../../../fuzz/bodies/build_parallel.rs"]
+pub(crate) mod build_parallel;
 #[path = "../../../../fuzz/bodies/inflate_resume.rs"]
 mod inflate_resume;
 #[path = "../../../../fuzz/bodies/tar_scan.rs"]
@@ -103,6 +105,8 @@ fn the_corpus_passes_all_targets() {
         let bytes = fs::read(file.unwrap().path()).unwrap();
         tar_scan::run(&bytes[..bytes.len().min(100_000)]);
         inflate_resume::run(&bytes[..bytes.len().min(20_000)]);
+        build_parallel::run(&bytes[..bytes.len().min(20_000)]);
+        build_parallel::assert_same(&bytes, 100_000, 3);
         ztoc_decode::run(&bytes);
         zinfo_decode::run(&bytes);
     }
@@ -140,5 +144,10 @@ proptest! {
     #[test]
     fn prop_spans_resume(recipe in any::<[u8; 5]>(), content in prop::collection::vec(any::<u8>(), 0..9000)) {
         inflate_resume::run(&[&recipe[..], &content].concat());
+    }
+
+    #[test]
+    fn prop_threads_make_no_difference(recipe in any::<[u8; 4]>(), content in prop::collection::vec(any::<u8>(), 0..3000)) {
+        build_parallel::run(&[&recipe[..], &content].concat());
     }
 }

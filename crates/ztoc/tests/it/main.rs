@@ -13,6 +13,7 @@ mod fuzz;
 mod golden;
 mod hostile;
 mod layer;
+mod parallel;
 mod round_trip;
 mod squeeze;
 mod vectors;

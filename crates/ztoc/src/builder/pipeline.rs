@@ -1,0 +1,256 @@
+//! A pass by several threads: reading, walking and hashing at once.
+//!
+//! ```text
+//! caller: read --pieces--> walk: inflate, scan --pieces, where spans begin--> hash
+//!    ^                        |     ^                                           |
+//!    |                     orders  runs                                         |
+//!    |                        v     |                                           |
+//!    |                        crew, for a layer of several members              |
+//!    +---------------------------- buffers -------------------------------------+
+//! ```
+//!
+//! All channels are bounded, or carry only what came through a bounded one. Bytes are walked through in
+//! order by one thread, so the result, errors included, is that of [`GzipBuild::push`].
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::thread::{self, Builder, Scope, ScopedJoinHandle};
+
+use super::BuildError;
+use super::crew::Crew;
+use super::gzip_pass::{GzipBuild, GzipSink};
+use super::plain_pass::PlainBuild;
+use super::span_hash::{SpanHasher, SpanStart};
+use crate::gzip::pieces::{PIECE, Piece, Pieces};
+use crate::gzip::walk::Walk;
+
+/// Pieces that wait between two threads: enough that one can be late for a moment.
+const QUEUE: usize = 8;
+
+/// A piece that was walked through, and where spans begin in it.
+type Walked = (Piece, Vec<SpanStart>);
+
+/// Passes a gzip layer with up to `threads` threads at work. Returns whether it did: not where threads
+/// cannot be started, and then nothing was read.
+pub(super) fn gzip(
+    build: &mut GzipBuild,
+    layer: &mut impl Read,
+    threads: usize,
+) -> Result<bool, BuildError> {
+    let GzipBuild { walk, sink, hasher } = build;
+    thread::scope(|scope| {
+        let (pieces_in, pieces) = sync_channel(QUEUE);
+        let (walked_in, walked) = sync_channel(QUEUE);
+        let (buffers_in, buffers) = channel();
+        let hashing = spawn(scope, "ztoc-hash", move || {
+            hash(hasher, &walked, &buffers_in);
+        });
+        let walking = spawn(scope, "ztoc-walk", move || {
+            Walker::new(walk, sink, pieces, walked_in).run(|| Crew::start(scope, threads))
+        });
+        let (Ok(hashing), Ok(walking)) = (hashing, walking) else {
+            return Ok(false);
+        };
+        let read = feed(layer, pieces_in, &buffers);
+        let walked = join(walking);
+        join(hashing);
+        // What is wrong with the bytes was there before the bytes that could not be read.
+        walked.and(read).map(|()| true)
+    })
+}
+
+/// Passes an uncompressed layer: reading overlaps with the rest. Returns as [`gzip`] does.
+pub(super) fn plain(build: &mut PlainBuild, layer: &mut impl Read) -> Result<bool, BuildError> {
+    thread::scope(|scope| {
+        let (pieces_in, pieces) = sync_channel::<Piece>(QUEUE);
+        let (buffers_in, buffers) = channel();
+        let scanning = spawn(scope, "ztoc-scan", move || {
+            for piece in pieces {
+                build.push(&piece);
+                reuse(piece, &buffers_in);
+            }
+        });
+        let Ok(scanning) = scanning else {
+            return Ok(false);
+        };
+        let read = feed(layer, pieces_in, &buffers);
+        join(scanning);
+        read.map(|()| true)
+    })
+}
+
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> io::Result<ScopedJoinHandle<'scope, T>> {
+    Builder::new()
+        .name(name.to_owned())
+        .spawn_scoped(scope, work)
+}
+
+fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Reads the layer to its end, or until nobody takes its bytes any more.
+fn feed(
+    layer: &mut impl Read,
+    pieces: SyncSender<Piece>,
+    buffers: &Receiver<Vec<u8>>,
+) -> Result<(), BuildError> {
+    loop {
+        let mut buffer = buffers.try_recv().unwrap_or_default();
+        buffer.resize(PIECE, 0);
+        let mut filled = 0;
+        let read = loop {
+            match super::read(layer, buffer.get_mut(filled..).unwrap_or_default()) {
+                Ok(Some(bytes)) => filled += bytes.len(),
+                end => break end.map(drop),
+            }
+            if filled == PIECE {
+                break Ok(());
+            }
+        };
+        buffer.truncate(filled);
+        let is_last = filled < PIECE;
+        if filled > 0 && pieces.send(Arc::new(buffer)).is_err() {
+            return Ok(());
+        }
+        read?;
+        if is_last {
+            return Ok(());
+        }
+    }
+}
+
+fn hash(hasher: &mut SpanHasher, walked: &Receiver<Walked>, buffers: &Sender<Vec<u8>>) {
+    for (piece, starts) in walked {
+        hasher.hash(&piece, starts);
+        reuse(piece, buffers);
+    }
+}
+
+/// Hands the buffer of a piece back, if nobody else has it and it is still wanted.
+fn reuse(piece: Piece, buffers: &Sender<Vec<u8>>) {
+    if let Some(buffer) = Arc::into_inner(piece) {
+        buffers.send(buffer).unwrap_or_default();
+    }
+}
+
+/// Walks through the layer.
+struct Walker<'b> {
+    walk: &'b mut Walk,
+    sink: &'b mut GzipSink,
+    pieces: Receiver<Piece>,
+    walked: SyncSender<Walked>,
+    /// Bytes that were read and are not behind the walk.
+    ahead: Pieces,
+    has_ended: bool,
+}
+
+impl<'b> Walker<'b> {
+    fn new(
+        walk: &'b mut Walk,
+        sink: &'b mut GzipSink,
+        pieces: Receiver<Piece>,
+        walked: SyncSender<Walked>,
+    ) -> Self {
+        Self {
+            walk,
+            sink,
+            pieces,
+            walked,
+            ahead: Pieces::default(),
+            has_ended: false,
+        }
+    }
+
+    /// Walks to the end of the bytes. `start` is called when a second member begins.
+    fn run(mut self, start: impl Fn() -> Option<Crew>) -> Result<(), BuildError> {
+        let mut crew = None;
+        while self.read_ahead(self.walk.consumed() + 1) {
+            if self.walk.is_between_members()
+                && let Some(crew) = crew.get_or_insert_with(&start)
+            {
+                self.take_over(crew)?;
+            }
+            let at = self.walk.consumed();
+            self.walk.advance(self.ahead.at(at), self.sink)?;
+            self.release();
+        }
+        Ok(())
+    }
+
+    /// Goes on with what the crew inflates, as far as that leads.
+    fn take_over(&mut self, crew: &mut Crew) -> Result<(), BuildError> {
+        if crew.rests() {
+            return Ok(());
+        }
+        loop {
+            self.give_orders(crew);
+            let Some(run) = crew.take(self.walk.consumed()) else {
+                return Ok(());
+            };
+            let was_right = self.walk.take_over(&run, self.sink)?;
+            self.release();
+            crew.learn(run, was_right);
+            if !was_right {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Keeps the crew busy as far as bytes are there, and waits for bytes where it has nothing to do.
+    fn give_orders(&mut self, crew: &mut Crew) {
+        let at = self.walk.consumed();
+        let ratio = self.walk.ratio();
+        while let Some(until) = crew.wants(at, ratio) {
+            let are_there = if crew.has_ordered(at) {
+                self.read_ahead_at_once(until)
+            } else {
+                self.read_ahead(until)
+            };
+            if !(are_there || self.has_ended) || !crew.order(&self.ahead, at, ratio) {
+                return;
+            }
+        }
+    }
+
+    /// Reads so far that there are bytes up to `until`. Returns whether there are.
+    fn read_ahead(&mut self, until: u64) -> bool {
+        while self.ahead.end() < until && !self.has_ended {
+            match self.pieces.recv() {
+                Ok(piece) => self.ahead.push(piece),
+                Err(_) => self.has_ended = true,
+            }
+        }
+        self.ahead.end() >= until
+    }
+
+    /// The same without waiting.
+    fn read_ahead_at_once(&mut self, until: u64) -> bool {
+        while self.ahead.end() < until {
+            match self.pieces.try_recv() {
+                Ok(piece) => self.ahead.push(piece),
+                Err(error) => {
+                    self.has_ended |= error == TryRecvError::Disconnected;
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Hands on the pieces that the walk has behind it.
+    fn release(&mut self) {
+        while let Some((piece, end)) = self.ahead.pop_before(self.walk.consumed()) {
+            let starts = self.sink.starts(end).collect();
+            // Nobody takes it only after a panic, which `join` goes on with.
+            self.walked.send((piece, starts)).unwrap_or_default();
+        }
+    }
+}
