@@ -6,15 +6,21 @@
 //! There is one record for each digest. Every operation opens the file (`artifacts.redb` in the root folder),
 //! does one transaction in memory and closes it again, so that a long build never keeps others from reading;
 //! a file that somebody else has open is waited for, for a few seconds. Where the reference left its
-//! `artifacts.db`, the first use takes its records over; that file is only ever read.
+//! `artifacts.db`, the first use takes its records over; that file is only ever read. One that cannot be read
+//! is an error that names it, since to begin without it would look as if everything were lost; rebuilding the
+//! records begins without it.
 
+mod bolt;
 mod file;
+mod import;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use bolt::BoltError;
+pub use import::{Imported, parse_reference};
 use serde::{Deserialize, Serialize};
 use soci_oci::Digest;
 use soci_ztoc::Time;
@@ -209,6 +215,12 @@ impl Artifacts {
         }
     }
 
+    /// Makes sure that there are records, if need be without the reference's that cannot be read: for whoever is
+    /// about to rebuild them.
+    pub fn begin(&self) -> Result<(), ArtifactsError> {
+        self.ensure(Unreadable::LeftOut).map(drop)
+    }
+
     fn entry(&self, key: &str, bytes: &[u8]) -> Result<Entry, ArtifactsError> {
         Row::decode(key, bytes).map_err(|source| ArtifactsError::Damaged {
             path: self.path(),
@@ -216,6 +228,13 @@ impl Artifacts {
             source,
         })
     }
+}
+
+/// What an `artifacts.db` means that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unreadable {
+    Refused,
+    LeftOut,
 }
 
 /// An entry as it is kept: JSON, fields at their zero value left out. Its digest is the key.

@@ -15,7 +15,7 @@ use redb::{
     TableDefinition, TableError, WriteTransaction,
 };
 
-use super::{Artifacts, ArtifactsError};
+use super::{Artifacts, ArtifactsError, Imported, Row, Unreadable, import};
 
 /// The file's name under the root folder.
 const NAME: &str = "artifacts.redb";
@@ -113,7 +113,7 @@ impl Artifacts {
     /// Begins to read; `None` if nothing was ever recorded.
     pub(super) fn reader(&self) -> Result<Option<Reader>, ArtifactsError> {
         let path = self.path();
-        if !self.exists()? {
+        if !self.exists()? && !self.take_over()? {
             return Ok(None);
         }
         let (transaction, database): (ReadTransaction, Box<dyn std::any::Any>) =
@@ -141,9 +141,7 @@ impl Artifacts {
     /// Begins to write; the file is made if there is none.
     pub(super) fn writer(&self) -> Result<Writer, ArtifactsError> {
         let path = self.path();
-        if !self.exists()? {
-            self.make()?;
-        }
+        self.ensure(Unreadable::Refused)?;
         let database = self.open()?;
         self.check_schema(&begin_read(&database, &path)?)?;
         Ok(Writer {
@@ -164,8 +162,35 @@ impl Artifacts {
         path.try_exists().map_err(|error| self.unusable(&error))
     }
 
+    /// Makes the file if there is none.
+    pub(super) fn ensure(&self, unreadable: Unreadable) -> Result<(), ArtifactsError> {
+        if self.exists()? {
+            return Ok(());
+        }
+        let imported = match self.reference() {
+            Err(ArtifactsError::Unavailable) if unreadable == Unreadable::LeftOut => None,
+            other => other?,
+        };
+        self.make(imported.as_ref())
+    }
+
+    /// Makes the file if the reference left records; whether it did.
+    fn take_over(&self) -> Result<bool, ArtifactsError> {
+        match self.reference()? {
+            Some(imported) => self.make(Some(&imported)).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// The reference's records.
+    fn reference(&self) -> Result<Option<Imported>, ArtifactsError> {
+        let path = self.root.join(import::NAME);
+        let imported = import::read(&path, PATIENCE);
+        imported.map_err(|error| error.reported(&path, PATIENCE))
+    }
+
     /// Makes the file, whole at once.
-    fn make(&self) -> Result<(), ArtifactsError> {
+    fn make(&self, imported: Option<&Imported>) -> Result<(), ArtifactsError> {
         let path = self.path();
         let failed = |error: io::Error| self.unusable(&error);
         let draft = tempfile::Builder::new()
@@ -175,19 +200,44 @@ impl Artifacts {
             .map_err(failed)?;
         let file: File = draft.as_file().try_clone().map_err(failed)?;
         let database = options().create_file(file).attempt(&path, "create")?;
-        let transaction = begin_write(&database, &path)?;
+        self.fill(&database, imported)?;
+        drop(database);
+        match draft.persist_noclobber(&path) {
+            Ok(_) => {}
+            // Somebody else was first, with the same records.
+            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            Err(error) => return Err(failed(error.error)),
+        }
+        if let Some(Imported { entries, skipped }) = imported {
+            let (source, count) = (self.root.join(import::NAME), entries.len());
+            tracing::info!("took {count} records over from {}", source.display());
+            if *skipped > 0 {
+                tracing::warn!(
+                    "left {skipped} damaged records of {} out; `soci rebuild-db` finds what is still there",
+                    source.display()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn fill(&self, database: &Database, imported: Option<&Imported>) -> Result<(), ArtifactsError> {
+        let path = self.path();
+        let transaction = begin_write(database, &path)?;
         {
             let mut numbers = transaction.open_table(NUMBERS).attempt(&path, "create")?;
             let old = numbers.insert(SCHEMA, SCHEMA_VERSION);
             old.map(drop).attempt(&path, "create")?;
         }
-        transaction.commit().attempt(&path, "create")?;
-        drop(database);
-        match draft.persist_noclobber(&path) {
-            Ok(_) => Ok(()),
-            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Err(error) => Err(failed(error.error)),
+        if let Some(imported) = imported {
+            let mut rows = transaction.open_table(ROWS).attempt(&path, "create")?;
+            for entry in &imported.entries {
+                let (key, row) = (entry.digest.to_string(), Row::encode(entry));
+                let old = rows.insert(key.as_str(), row.as_slice());
+                old.map(drop).attempt(&path, "write a record")?;
+            }
         }
+        transaction.commit().attempt(&path, "create")
     }
 
     /// Tries to open as long as another process has the file.
@@ -229,7 +279,10 @@ impl Artifacts {
 
     /// What the reference does: the reason goes to the log.
     fn unusable(&self, cause: &dyn std::fmt::Display) -> ArtifactsError {
-        tracing::error!("can't open {}: {cause}", self.path().display());
+        tracing::error!(
+            "can't open {}: {cause}; moved away, `soci rebuild-db` makes a new one",
+            self.path().display()
+        );
         ArtifactsError::Unavailable
     }
 }

@@ -1,3 +1,6 @@
+mod import;
+mod writer;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 

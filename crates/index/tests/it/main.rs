@@ -1,4 +1,5 @@
 //! Conversion of images in a layout on disk.
 
 mod convert;
+mod fuzz;
 mod image;
