@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
-use soci_index::{ConvertOptions, Observer, Platforms};
+use soci_index::{ConvertOptions, Converted, Means, Platforms, prefetch};
 use soci_oci::Descriptor;
 use soci_oci::reference::ContainerdName;
 use soci_oci::store::ContentStore;
@@ -63,8 +63,13 @@ fn options(args: &Convert) -> Result<ConvertOptions> {
         min_layer_size,
         mark_xattrs: !args.ztocs.optimizations.is_empty(),
         threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        prefetch: prefetch::paths(&args.prefetch.files, args.prefetch.json.as_deref())?,
     };
-    Ok(ConvertOptions { platforms, build })
+    Ok(ConvertOptions {
+        platforms,
+        build,
+        allow_empty: args.standalone && args.allow_empty,
+    })
 }
 
 /// The image is in containerd, and so is the copy.
@@ -94,7 +99,7 @@ async fn with_containerd(global: &Global, args: &Convert, options: &ConvertOptio
         let converted = convert(&store, &target, options, &Arc::new(Progress::new())).await?;
         lease
             .store()
-            .put_image(&destination, &converted, record_time())
+            .put_image(&destination, &converted.image, record_time())
             .await?;
         Ok(())
     };
@@ -138,9 +143,15 @@ pub(crate) async fn convert(
     target: &Descriptor,
     options: &ConvertOptions,
     progress: &Arc<Progress>,
-) -> Result<Descriptor> {
-    let observer: Arc<dyn Observer> = progress.clone();
-    let converted = soci_index::convert(store, target, options, &observer).await;
+) -> Result<Converted> {
+    let means = Means {
+        source: Arc::clone(store),
+        store: Arc::clone(store),
+        known: Vec::new(),
+        records: None,
+        observer: progress.clone(),
+    };
+    let converted = soci_index::convert(&means, target, options).await;
     progress.finish();
     Ok(converted?)
 }

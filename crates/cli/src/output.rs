@@ -8,7 +8,8 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use soci_index::{Note, Observer};
+use soci_index::{Note, Observer, Stage};
+use soci_oci::Descriptor;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
@@ -135,14 +136,19 @@ impl Observer for Progress {
         }
     }
 
-    fn read(&self, bytes: u64) {
+    fn stage(&self, _: &Descriptor, _: Stage) {}
+
+    fn read(&self, _: &Descriptor, bytes: u64) {
         self.bar.inc(bytes);
     }
 
     fn note(&self, note: &Note) {
-        self.bar.suspend(|| match note {
-            Note::Warning { .. } => tracing::warn!("{note}"),
-            _ => print(&format!("{note}\n")),
+        self.bar.suspend(|| {
+            if note.is_warning() {
+                tracing::warn!("{note}");
+            } else {
+                print(&format!("{note}\n"));
+            }
         });
     }
 }

@@ -106,7 +106,7 @@ async fn convert_root(
     progress: &Arc<Progress>,
 ) -> Result<(Descriptor, Vec<u8>)> {
     let root = source.root(store.as_ref()).await?;
-    let converted = convert(store, &root, options, progress).await?;
+    let converted = convert(store, &root, options, progress).await?.image;
     let index = json::to_vec(&ImageIndex::new(vec![converted.clone()]));
     Ok((converted, index))
 }

@@ -11,26 +11,16 @@
 //! there.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use bytes::Bytes;
-use soci_oci::manifest::{self, DocumentError, MAX_DOCUMENT_BYTES};
-use soci_oci::store::{Content, ContentStore, Labels, StoreError};
-use soci_oci::{Descriptor, Digest, ImageConfig, ImageIndex, Manifest, Platform, json, media_type};
+use soci_oci::store::StoreError;
+use soci_oci::{Descriptor, Digest, Manifest, Platform, json, media_type};
 
-use crate::builder::{self, BuildError, BuildOptions, Observer};
-use crate::model::{ARTIFACT_TYPE_V2, CONFIG, INDEX_DIGEST, MANIFEST_DIGEST, SociIndex};
-
-/// Which platforms of an image get an index.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Platforms {
-    /// This machine's, or the only one that the image is for.
-    Default,
-    /// Every platform of the image.
-    All,
-    /// These.
-    Listed(Vec<Platform>),
-}
+use crate::artifacts::{ArtifactsError, Entry};
+use crate::blobs::{put, put_index, references};
+use crate::builder::{self, BuildError, BuildOptions, Means, Parts};
+use crate::image::{Image, ImageError, Part, Platforms};
+use crate::model::{ARTIFACT_TYPE_V2, INDEX_DIGEST, MANIFEST_DIGEST, SociIndex, Version};
+use crate::records::{self, IndexOf};
 
 /// What a conversion is asked for.
 #[derive(Debug, Clone)]
@@ -39,230 +29,164 @@ pub struct ConvertOptions {
     pub platforms: Platforms,
     /// How the indexes are built.
     pub build: BuildOptions,
+    /// An image without a layer to index is its own result, not an error.
+    pub allow_empty: bool,
 }
 
 /// Why an image was not converted.
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {
-    /// Nothing says what the image runs on.
-    #[error("image does not support any platforms")]
-    NoPlatforms,
-    /// The image is not for this platform.
-    #[error("image manifest for {0}: not found")]
-    NoManifest(Platform),
-    /// A member of the image's index without a platform.
-    #[error("manifest should have proper platform")]
-    PlatformMissing,
-    /// Neither a manifest nor an index.
-    #[error("{digest} is no image: media type {media_type:?}")]
-    NoImage {
-        /// What was to be converted.
-        digest: Digest,
-        /// Its media type.
-        media_type: String,
-    },
-    /// The store does not give or take something.
+    /// The source is no image for these platforms.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The store does not take something.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A document is not what it should be.
-    #[error("{digest}")]
-    Document {
-        /// The document.
-        digest: Digest,
-        /// What is wrong with it.
-        #[source]
-        source: Box<DocumentError>,
-    },
     /// An index could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// What was made could not be recorded.
+    #[error(transparent)]
+    Records(#[from] ArtifactsError),
+}
+
+/// A converted image.
+#[derive(Debug, Clone)]
+pub struct Converted {
+    /// The new image; the source where nothing was to be indexed.
+    pub image: Descriptor,
+    /// What became of each platform that was asked for, in order.
+    pub platforms: Vec<ConvertedPlatform>,
+}
+
+/// See [`Converted`].
+#[derive(Debug, Clone)]
+pub struct ConvertedPlatform {
+    /// As it was asked for.
+    pub platform: Platform,
+    /// The source's manifest.
+    pub source: Digest,
+    /// Its SOCI index and the manifest that names it; `None` if no layer has a zTOC.
+    pub index: Option<BoundIndex>,
+    /// What became of its layers.
+    pub parts: Parts,
+}
+
+/// An index and its manifest.
+#[derive(Debug, Clone)]
+pub struct BoundIndex {
+    /// The SOCI index.
+    pub index: Descriptor,
+    /// The manifest that names it.
+    pub manifest: Digest,
 }
 
 /// Converts the image that `target` describes; everything new is put into the store and labelled so
-/// that it stays as long as the result does. The result's descriptor is returned.
+/// that it stays as long as the result does.
 pub async fn convert(
-    store: &Arc<dyn ContentStore>,
+    means: &Means,
     target: &Descriptor,
     options: &ConvertOptions,
-    observer: &Arc<dyn Observer>,
-) -> Result<Descriptor, ConvertError> {
-    let conversion = Conversion {
-        store: Arc::clone(store),
-    };
-    let (base, default) = conversion.base(target).await?;
-    let all = conversion.platforms(&base).await?;
-    if all.is_empty() {
-        return Err(ConvertError::NoPlatforms);
+) -> Result<Converted, ConvertError> {
+    let mut image = Image::open(&means.source, target).await?;
+    media_type::OCI_INDEX.clone_into(&mut image.index.media_type);
+    let mut sources = Vec::new();
+    for platform in image.wanted(&options.platforms).await? {
+        sources.push(image.part(platform).await?);
     }
-    let wanted = match &options.platforms {
-        Platforms::Default => vec![default.unwrap_or_else(Platform::host)],
-        Platforms::All => all,
-        Platforms::Listed(listed) => listed.clone(),
-    };
-    let mut parts = Vec::new();
-    for platform in distinct(wanted) {
-        parts.push(conversion.part(&base, platform).await?);
-    }
-    let manifests: Vec<Manifest> = parts.iter().map(|part| part.manifest.clone()).collect();
-    let built = builder::build(store, &manifests, options.build, observer).await?;
+    let manifests: Vec<Manifest> = sources.iter().map(|part| part.manifest.clone()).collect();
+    let built = builder::build(means, &manifests, &options.build).await?;
     let mut indexed = Vec::new();
-    for (part, index) in parts.into_iter().zip(built) {
-        match index {
-            Ok(index) => indexed.push((part, index)),
-            Err(BuildError::Empty) => {}
-            Err(error) => return Err(error.into()),
+    for (number, (source, parts)) in sources.iter().zip(&built).enumerate() {
+        if let Some(index) = parts.index(Version::V2, None) {
+            indexed.push(Indexed {
+                number,
+                source,
+                index,
+            });
         }
     }
-    if indexed.is_empty() {
-        return Err(BuildError::Empty.into());
-    }
-    conversion.bind(base, indexed).await
+    let mut bound = BTreeMap::new();
+    let result = if !indexed.is_empty() {
+        let (result, indexes) = Binding { means, image }.bind(&indexed).await?;
+        bound.extend(indexes);
+        result
+    } else if options.allow_empty {
+        target.clone()
+    } else {
+        return Err(Parts::nothing(&built).into());
+    };
+    let platform = |(number, (source, parts)): (usize, (Part, Parts))| ConvertedPlatform {
+        platform: source.platform,
+        source: source.descriptor.digest,
+        index: bound.remove(&number),
+        parts,
+    };
+    let platforms = sources.into_iter().zip(built).enumerate();
+    Ok(Converted {
+        image: result,
+        platforms: platforms.map(platform).collect(),
+    })
 }
 
-/// The first of each group that means the same.
-fn distinct(platforms: Vec<Platform>) -> Vec<Platform> {
-    let mut kept: Vec<Platform> = Vec::new();
-    for platform in platforms {
-        if !kept.iter().any(|known| platform.matches(known)) {
-            kept.push(platform);
-        }
-    }
-    kept
+/// A platform that has an index.
+struct Indexed<'a> {
+    /// Its place among the platforms that were asked for.
+    number: usize,
+    source: &'a Part,
+    index: SociIndex,
 }
 
-/// What a platform of the source is made of.
-struct Part {
-    /// As it was asked for.
-    platform: Platform,
-    /// The source's manifest for it.
-    digest: Digest,
-    manifest: Manifest,
+type Bound = Vec<(usize, BoundIndex)>;
+
+/// Writes the SOCI indexes, the manifests that name them, and the index of all.
+struct Binding<'a> {
+    means: &'a Means,
+    image: Image,
 }
 
-struct Conversion {
-    store: Arc<dyn ContentStore>,
-}
-
-impl Conversion {
-    /// The index to start from, and the platform that a single manifest is for.
-    async fn base(
-        &self,
-        target: &Descriptor,
-    ) -> Result<(ImageIndex, Option<Platform>), ConvertError> {
-        if media_type::is_index(&target.media_type) {
-            let mut base: ImageIndex = self.document(target).await?;
-            media_type::OCI_INDEX.clone_into(&mut base.media_type);
-            return Ok((base, None));
-        }
-        if !media_type::is_manifest(&target.media_type) {
-            let (digest, media_type) = (target.digest, target.media_type.clone());
-            return Err(ConvertError::NoImage { digest, media_type });
-        }
-        let platform = match &target.platform {
-            Some(platform) if platform.is_unknown() => return Err(ConvertError::NoPlatforms),
-            Some(platform) => platform.clone(),
-            None => self.config_platform(target).await?,
-        };
-        let target = Descriptor {
-            platform: Some(platform.clone()),
-            ..target.clone()
-        };
-        Ok((ImageIndex::new(vec![target]), Some(platform)))
-    }
-
-    /// All platforms of an index, in order. Members without one are asked for it.
-    async fn platforms(&self, base: &ImageIndex) -> Result<Vec<Platform>, ConvertError> {
-        let mut platforms = Vec::new();
-        for member in base.manifests() {
-            match &member.platform {
-                Some(platform) if platform.is_unknown() => {}
-                Some(platform) => platforms.push(platform.clone()),
-                None if media_type::is_manifest(&member.media_type) => {
-                    platforms.push(self.config_platform(member).await?);
-                }
-                None => {}
-            }
-        }
-        Ok(platforms)
-    }
-
-    /// The platform that a manifest's configuration states, normalised.
-    async fn config_platform(&self, target: &Descriptor) -> Result<Platform, ConvertError> {
-        let manifest: Manifest = self.document(target).await?;
-        let config: ImageConfig = self.document(&manifest.config).await?;
-        Ok(config.platform.normalised())
-    }
-
-    /// The manifest for a platform: the first that matches.
-    async fn part(&self, base: &ImageIndex, platform: Platform) -> Result<Part, ConvertError> {
-        for member in base.manifests() {
-            let offered = member
-                .platform
-                .as_ref()
-                .ok_or(ConvertError::PlatformMissing)?;
-            if platform.matches(offered) {
-                let manifest = self.document(member).await?;
-                return Ok(Part {
-                    platform,
-                    digest: member.digest,
-                    manifest,
-                });
-            }
-        }
-        Err(ConvertError::NoManifest(platform))
-    }
-
-    /// Writes the SOCI indexes, the manifests that name them, and the index of all.
-    async fn bind(
-        &self,
-        mut base: ImageIndex,
-        indexed: Vec<(Part, SociIndex)>,
-    ) -> Result<Descriptor, ConvertError> {
+impl Binding<'_> {
+    async fn bind(self, indexed: &[Indexed<'_>]) -> Result<(Descriptor, Bound), ConvertError> {
         let mut entries = Vec::new();
         let mut by_manifest = BTreeMap::new();
-        for (part, index) in &indexed {
-            let descriptor = self.put_soci_index(index).await?;
-            by_manifest.insert(part.digest, descriptor.digest);
+        for Indexed { source, index, .. } in indexed {
+            let descriptor = put_index(&self.means.store, index).await?;
+            by_manifest.insert(source.descriptor.digest, descriptor.digest);
             entries.push(Descriptor {
-                platform: Some(part.platform.clone()),
-                artifact_type: ARTIFACT_TYPE_V2.to_owned(),
+                platform: Some(source.platform.clone()),
                 ..descriptor
             });
         }
         let mut rewritten = BTreeMap::new();
+        let mut base = self.image.index.clone();
         let mut members = base.manifests.take().unwrap_or_default();
         for member in &mut members {
             let source = member.digest;
             self.rewrite(member, by_manifest.get(&source)).await?;
             rewritten.entry(source).or_insert(member.digest);
         }
-        for (mut entry, (part, _)) in entries.into_iter().zip(&indexed) {
-            let manifest = rewritten.get(&part.digest).unwrap_or(&part.digest);
+        let mut bound = Bound::new();
+        for (mut entry, Indexed { number, source, .. }) in entries.into_iter().zip(indexed) {
+            let source_digest = source.descriptor.digest;
+            let manifest = *rewritten.get(&source_digest).unwrap_or(&source_digest);
             entry.annotations = [(MANIFEST_DIGEST.to_owned(), manifest.to_string())].into();
+            let index = entry.clone();
+            bound.push((*number, BoundIndex { index, manifest }));
             match members
                 .iter_mut()
-                .find(|member| is_index_for(member, &part.platform))
+                .find(|member| is_index_for(member, &source.platform))
             {
                 Some(old) => *old = entry,
                 None => members.push(entry),
             }
         }
+        let labels = references("m.", &members);
         base.manifests = Some(members);
-        let labels = references("m.", base.manifests());
-        self.put(media_type::OCI_INDEX, json::to_vec(&base), labels)
-            .await
-    }
-
-    /// Puts a SOCI index and its configuration.
-    async fn put_soci_index(&self, index: &SociIndex) -> Result<Descriptor, ConvertError> {
-        let config = Descriptor::of(index.version().artifact_type(), CONFIG);
-        self.store
-            .put(&config, Content::Bytes(Bytes::from_static(CONFIG)))
-            .await?;
-        let mut labels = references("ztoc.", index.blobs());
-        labels.extend(references("config", [&config]));
-        self.put(media_type::OCI_MANIFEST, index.to_bytes(), labels)
-            .await
+        let store = &self.means.store;
+        let image = put(store, media_type::OCI_INDEX, json::to_vec(&base), labels).await?;
+        let entries = entries_of(&image.digest, base.manifests(), indexed);
+        records::write(self.means.records.as_ref(), entries).await?;
+        Ok((image, bound))
     }
 
     /// Makes a member's manifest an OCI manifest that names its SOCI index, if it has one. Members
@@ -276,8 +200,8 @@ impl Conversion {
         if index.is_none() && (is_old_index || !media_type::is_manifest(&member.media_type)) {
             return Ok(());
         }
-        let mut manifest: Manifest = match self.document(member).await {
-            Err(ConvertError::Store(error)) if error.is_not_found() && index.is_none() => {
+        let mut manifest: Manifest = match self.image.document(member).await {
+            Err(ImageError::Store(error)) if error.is_not_found() && index.is_none() => {
                 return Ok(());
             }
             other => other?,
@@ -291,9 +215,8 @@ impl Conversion {
         }
         let mut labels = references("l.", manifest.layers());
         labels.extend(references("config", [&manifest.config]));
-        let new = self
-            .put(media_type::OCI_MANIFEST, json::to_vec(&manifest), labels)
-            .await?;
+        let bytes = json::to_vec(&manifest);
+        let new = put(&self.means.store, media_type::OCI_MANIFEST, bytes, labels).await?;
         member.media_type = new.media_type;
         member.digest = new.digest;
         member.size = new.size;
@@ -302,28 +225,6 @@ impl Conversion {
         member.data.clear();
         Ok(())
     }
-
-    async fn put(
-        &self,
-        media_type: &str,
-        bytes: Vec<u8>,
-        labels: Labels,
-    ) -> Result<Descriptor, ConvertError> {
-        let descriptor = Descriptor::of(media_type, &bytes);
-        self.store
-            .put(&descriptor, Content::Bytes(bytes.into()))
-            .await?;
-        self.store.label(&descriptor.digest, &labels).await?;
-        Ok(descriptor)
-    }
-
-    async fn document<T: manifest::Kind>(&self, from: &Descriptor) -> Result<T, ConvertError> {
-        let bytes = self.store.read(&from.digest, MAX_DOCUMENT_BYTES).await?;
-        manifest::parse(&bytes, &from.media_type).map_err(|source| ConvertError::Document {
-            digest: from.digest,
-            source: Box::new(source),
-        })
-    }
 }
 
 fn is_index_for(member: &Descriptor, platform: &Platform) -> bool {
@@ -331,19 +232,32 @@ fn is_index_for(member: &Descriptor, platform: &Platform) -> bool {
     member.artifact_type == ARTIFACT_TYPE_V2 && offered.is_some_and(|it| platform.matches(it))
 }
 
-/// Labels that keep blobs alive in containerd as long as the labelled one: `<name>` for one blob, or
-/// `<name><number>` for a name that ends in a dot.
-fn references<'a>(name: &str, blobs: impl IntoIterator<Item = &'a Descriptor>) -> Labels {
-    let label = |(number, blob): (usize, &Descriptor)| {
-        let number = if name.ends_with('.') {
-            number.to_string()
-        } else {
-            String::new()
+/// What the records say of the indexes of a new image. One that two platforms share has one record, of
+/// the last of them. Old indexes that stay belong to the new image from now on.
+fn entries_of(image: &Digest, members: &[Descriptor], indexed: &[Indexed<'_>]) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for member in members {
+        if member.artifact_type != ARTIFACT_TYPE_V2 {
+            continue;
+        }
+        let Some(platform) = &member.platform else {
+            continue;
         };
-        (
-            format!("containerd.io/gc.ref.content.{name}{number}"),
-            blob.digest.to_string(),
-        )
-    };
-    blobs.into_iter().enumerate().map(label).collect()
+        let named = member.annotation(MANIFEST_DIGEST);
+        let Some(manifest) = named.and_then(|text| text.parse::<Digest>().ok()) else {
+            continue;
+        };
+        let new = indexed
+            .iter()
+            .find(|it| is_index_for(member, &it.source.platform));
+        let of = IndexOf {
+            version: Version::V2,
+            built_for: new.map_or(&manifest, |it| &it.source.descriptor.digest),
+            manifest: &manifest,
+            image,
+            platform: platform.to_string(),
+        };
+        entries.push(records::index(member.digest, member.size, of));
+    }
+    entries
 }

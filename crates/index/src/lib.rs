@@ -4,23 +4,36 @@
 //! manifest as its subject and is found among the manifest's referrers; a version 2 index is named by
 //! an annotation of the manifest, and both lie in one OCI index ([`discover`]).
 //!
-//! [`builder`] makes indexes from layers, [`convert`] makes an image that carries its own, [`artifacts`]
+//! [`builder`] makes zTOCs of layers, or takes over those that exist ([`reuse`]), and [`prefetch`] artifacts;
+//! [`create`] makes an index beside an image, [`convert`] an image that carries its own; [`artifacts`]
 //! records what was made on this machine.
 
 #![warn(missing_docs)]
 
 pub mod artifacts;
+mod blobs;
 pub mod builder;
 pub mod convert;
+pub mod create;
 pub mod discover;
+mod image;
 pub mod model;
+pub mod prefetch;
+mod records;
+pub mod reuse;
 
 pub use artifacts::{Artifacts, ArtifactsError};
-pub use builder::{BuildError, BuildOptions, LayerError, Note, Observer};
-pub use convert::{ConvertError, ConvertOptions, Platforms, convert};
+pub use builder::{BuildError, BuildOptions, LayerError, LayerOutcome, Means, Note, Observer};
+pub use builder::{Outcome, Parts, Skip, Stage};
+pub use convert::{
+    BoundIndex, ConvertError, ConvertOptions, Converted, ConvertedPlatform, convert,
+};
+pub use create::{CreateError, CreateOptions, CreatedIndex, Creation, create};
 pub use discover::{BadDigest, Discovery, How};
+pub use image::{ImageError, Platforms};
 pub use model::{
     ARTIFACT_TYPE_V1, ARTIFACT_TYPE_V2, BUILD_TOOL, CONFIG, DISABLE_XATTRS, INDEX_DIGEST,
     IndexError, LAYER_DIGEST, LAYER_MEDIA_TYPE, LayerZtoc, MANIFEST_DIGEST, PREFETCH_MEDIA_TYPE,
     SPAN_SIZE, SociIndex, Version, ZTOC_MEDIA_TYPE,
 };
+pub use reuse::{KnownError, KnownZtocs, RecordedZtocs};

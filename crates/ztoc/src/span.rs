@@ -140,6 +140,15 @@ impl SpanMap {
         id(first)..id(past.max(first + 1))
     }
 
+    /// The span that an offset of the uncompressed stream is counted to: the last one that begins at or
+    /// before it, also behind the archive's end. `None` if there is no span.
+    #[must_use]
+    pub fn at(&self, offset: u64) -> Option<SpanId> {
+        let past = self.spans.partition_point(|s| s.uncompressed <= offset);
+        let last = past.max(1).min(self.spans.len()).checked_sub(1)?;
+        u32::try_from(last).ok().map(SpanId)
+    }
+
     pub(crate) fn bits(&self, id: SpanId) -> u8 {
         self.span(id).bits
     }
@@ -183,6 +192,23 @@ mod tests {
         let map = map(&[(10, 0, 0), (30, 0, 0), (90, 700, 0)], 105, 2048);
         assert_eq!(map.uncompressed(SpanId(0)), 0..0);
         assert_eq!(map.covering(0..10), 1..2);
+        assert_eq!(map.at(0), Some(SpanId(1)));
+    }
+
+    #[test]
+    fn every_offset_is_counted_to_a_span() {
+        let map = map(&[(10, 0, 0), (30, 1000, 0), (90, 5000, 0)], 105, 2048);
+        for (offset, span) in [
+            (0, 0),
+            (999, 0),
+            (1000, 1),
+            (2048, 1),
+            (5000, 2),
+            (u64::MAX, 2),
+        ] {
+            assert_eq!(map.at(offset), Some(SpanId(span)), "{offset}");
+        }
+        assert_eq!(SpanMap::new(Vec::new(), 0, 0).at(0), None);
     }
 
     #[test]

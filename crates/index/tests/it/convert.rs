@@ -12,6 +12,7 @@ fn all() -> ConvertOptions {
     ConvertOptions {
         platforms: Platforms::All,
         build: build_options(),
+        allow_empty: false,
     }
 }
 
@@ -20,21 +21,21 @@ fn listed(platforms: &[&str]) -> ConvertOptions {
     ConvertOptions {
         platforms: Platforms::Listed(platforms),
         build: build_options(),
+        allow_empty: false,
     }
 }
 
 async fn converted(images: &Images, target: &Descriptor, options: &ConvertOptions) -> ImageIndex {
-    let result = convert(&images.store, target, options, &images.observer())
+    let result = convert(&images.means(), target, options)
         .await
-        .unwrap();
+        .unwrap()
+        .image;
     assert_eq!(result.media_type, media_type::OCI_INDEX);
     images.read(&result.digest).await
 }
 
 async fn refused(images: &Images, target: &Descriptor, options: &ConvertOptions) -> ConvertError {
-    convert(&images.store, target, options, &images.observer())
-        .await
-        .unwrap_err()
+    convert(&images.means(), target, options).await.unwrap_err()
 }
 
 /// An image for two platforms with an attestation, as buildkit makes it.
@@ -117,12 +118,11 @@ async fn a_layer_that_platforms_share_is_read_once() {
 async fn converting_again_changes_nothing() {
     let images = Images::new();
     let (target, _) = two_platforms(&images).await;
-    let once = convert(&images.store, &target, &all(), &images.observer())
+    let once = convert(&images.means(), &target, &all())
         .await
-        .unwrap();
-    let twice = convert(&images.store, &once, &all(), &images.observer())
-        .await
-        .unwrap();
+        .unwrap()
+        .image;
+    let twice = convert(&images.means(), &once, &all()).await.unwrap().image;
     assert_eq!(once, twice);
 }
 
@@ -130,9 +130,10 @@ async fn converting_again_changes_nothing() {
 async fn an_old_index_that_is_not_replaced_is_left_alone() {
     let images = Images::new();
     let (target, _) = two_platforms(&images).await;
-    let once = convert(&images.store, &target, &all(), &images.observer())
+    let once = convert(&images.means(), &target, &all())
         .await
-        .unwrap();
+        .unwrap()
+        .image;
     let before: ImageIndex = images.read(&once.digest).await;
     let again = converted(&images, &once, &listed(&["linux/amd64"])).await;
     assert_eq!(again.manifests(), before.manifests());
@@ -169,6 +170,7 @@ async fn a_single_manifest_gets_the_platform_of_its_configuration() {
     let default = ConvertOptions {
         platforms: Platforms::Default,
         build: build_options(),
+        allow_empty: false,
     };
     let index = converted(&images, &target, &default).await;
     assert_eq!(index.manifests().len(), 2);

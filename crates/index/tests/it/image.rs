@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use soci_index::{BuildOptions, Note, Observer};
+use soci_index::{BuildOptions, Means, Note, Observer, Stage};
 use soci_oci::manifest::{Document, Kind};
 use soci_oci::store::layout::Layout;
 use soci_oci::store::{Content, ContentStore};
@@ -25,7 +25,8 @@ struct Told {
 
 impl Observer for Told {
     fn planned(&self, _: u64) {}
-    fn read(&self, _: u64) {}
+    fn stage(&self, _: &Descriptor, _: Stage) {}
+    fn read(&self, _: &Descriptor, _: u64) {}
     fn note(&self, note: &Note) {
         self.notes.lock().unwrap().push(note.to_string());
     }
@@ -44,8 +45,15 @@ impl Images {
         }
     }
 
-    pub(crate) fn observer(&self) -> Arc<dyn Observer> {
-        self.told.clone()
+    /// Builds everything anew and records nothing.
+    pub(crate) fn means(&self) -> Means {
+        Means {
+            source: Arc::clone(&self.store),
+            store: Arc::clone(&self.store),
+            known: Vec::new(),
+            records: None,
+            observer: self.told.clone(),
+        }
     }
 
     pub(crate) fn notes(&self) -> Vec<String> {

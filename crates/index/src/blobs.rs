@@ -1,0 +1,60 @@
+//! Indexes and manifests on their way into a store, with the labels that keep what they refer to.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use soci_oci::store::{Content, ContentStore, Labels, StoreError};
+use soci_oci::{Descriptor, media_type};
+
+use crate::model::{CONFIG, SociIndex};
+
+/// Puts a document and labels it.
+pub(crate) async fn put(
+    store: &Arc<dyn ContentStore>,
+    media_type: &str,
+    bytes: Vec<u8>,
+    labels: Labels,
+) -> Result<Descriptor, StoreError> {
+    let descriptor = Descriptor::of(media_type, &bytes);
+    store.put(&descriptor, Content::Bytes(bytes.into())).await?;
+    store.label(&descriptor.digest, &labels).await?;
+    Ok(descriptor)
+}
+
+/// Puts a SOCI index and its configuration. The descriptor says of which version the index is.
+pub(crate) async fn put_index(
+    store: &Arc<dyn ContentStore>,
+    index: &SociIndex,
+) -> Result<Descriptor, StoreError> {
+    let config = Descriptor::of(index.version().artifact_type(), CONFIG);
+    let content = Content::Bytes(Bytes::from_static(CONFIG));
+    store.put(&config, content).await?;
+    let mut labels = references("ztoc.", index.blobs());
+    labels.extend(references("config", [&config]));
+    let mut descriptor = put(store, media_type::OCI_MANIFEST, index.to_bytes(), labels).await?;
+    index
+        .version()
+        .artifact_type()
+        .clone_into(&mut descriptor.artifact_type);
+    Ok(descriptor)
+}
+
+/// Labels that keep blobs alive in containerd as long as the labelled one: `<name>` for one blob, or
+/// `<name><number>` for a name that ends in a dot.
+pub(crate) fn references<'a>(
+    name: &str,
+    blobs: impl IntoIterator<Item = &'a Descriptor>,
+) -> Labels {
+    let label = |(number, blob): (usize, &Descriptor)| {
+        let number = if name.ends_with('.') {
+            number.to_string()
+        } else {
+            String::new()
+        };
+        (
+            format!("containerd.io/gc.ref.content.{name}{number}"),
+            blob.digest.to_string(),
+        )
+    };
+    blobs.into_iter().enumerate().map(label).collect()
+}

@@ -1,0 +1,132 @@
+//! The threads that index layers: one list of jobs, the largest first, so that no core waits while there
+//! is work.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::error::{BuildError, LayerError};
+use super::layer::{self, Made};
+use super::plan::Job;
+use super::{BuildOptions, Means};
+use crate::reuse::Budget;
+
+/// The results of the jobs, as they come in. Dropping it makes the threads give up.
+pub(super) struct Results {
+    slots: Vec<Option<Made>>,
+    incoming: mpsc::Receiver<(usize, Result<Made, LayerError>)>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Results {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Results {
+    pub(super) fn start(
+        jobs: Vec<Job>,
+        means: &Means,
+        options: &BuildOptions,
+    ) -> Result<Self, BuildError> {
+        let planned = jobs.iter().map(|job| job.layer.size);
+        means.observer.planned(planned.fold(0, u64::saturating_add));
+        let mut order: Vec<usize> = (0..jobs.len()).collect();
+        order.sort_by_key(|&job| std::cmp::Reverse(jobs[job].layer.size));
+        // Room for every result: a thread never waits for the reader of results.
+        let (sender, incoming) = mpsc::channel(jobs.len().max(1));
+        let slots = jobs.iter().map(|_| None).collect();
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads = options.threads.get().min(jobs.len());
+        let work = Arc::new(Work {
+            jobs,
+            order,
+            next: AtomicUsize::new(0),
+            means: means.clone(),
+            options: options.clone(),
+            stop: Arc::clone(&stop),
+            runtime: Handle::current(),
+            budget: Budget::new(),
+        });
+        let results = Self {
+            slots,
+            incoming,
+            stop,
+        };
+        for number in 0..threads {
+            let (work, sender) = (Arc::clone(&work), sender.clone());
+            thread::Builder::new()
+                .name(format!("ztoc-{number}"))
+                .spawn(move || work.run(&sender))
+                .map_err(BuildError::Thread)?;
+        }
+        Ok(results)
+    }
+
+    /// The result of a job, waiting for it. An error that any job had meanwhile comes first.
+    pub(super) async fn get(&mut self, job: usize) -> Result<Made, BuildError> {
+        loop {
+            if let Some(made) = &self.slots[job] {
+                return Ok(made.clone());
+            }
+            match self.incoming.recv().await {
+                Some((number, Ok(made))) => self.slots[number] = Some(made),
+                Some((_, Err(first))) => return Err(self.errors(first).await),
+                None => return Err(BuildError::Lost),
+            }
+        }
+    }
+
+    /// Stops what is not finished and collects what else went wrong.
+    async fn errors(&mut self, first: LayerError) -> BuildError {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut errors = vec![first];
+        while let Some((_, result)) = self.incoming.recv().await {
+            errors.extend(result.err());
+        }
+        errors.retain(|error| !matches!(error, LayerError::Stopped(_)));
+        BuildError::Layers(errors)
+    }
+}
+
+/// What the threads share.
+pub(super) struct Work {
+    jobs: Vec<Job>,
+    /// Numbers of jobs, the largest layer first.
+    order: Vec<usize>,
+    next: AtomicUsize,
+    pub(super) means: Means,
+    pub(super) options: BuildOptions,
+    stop: Arc<AtomicBool>,
+    /// Drives what is asynchronous for the threads.
+    pub(super) runtime: Handle,
+    /// Memory for zTOCs that are looked at whether they fit.
+    pub(super) budget: Budget,
+}
+
+impl Work {
+    fn run(&self, results: &mpsc::Sender<(usize, Result<Made, LayerError>)>) {
+        while !self.stopped() {
+            let at = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(&number) = self.order.get(at) else {
+                break;
+            };
+            let result = layer::index(self, &self.jobs[number]);
+            if result.is_err() {
+                self.stop.store(true, Ordering::Relaxed);
+            }
+            if results.blocking_send((number, result)).is_err() {
+                break;
+            }
+        }
+    }
+
+    /// Whether nobody wants results any more.
+    pub(super) fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,250 @@
+//! One layer: its zTOC taken over or built, and stored.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write as _};
+use std::time::{Duration, Instant};
+
+use soci_oci::digest::Sha256Writer;
+use soci_oci::store::{Content, StoreError};
+use soci_oci::{Descriptor, Digest};
+use soci_ztoc::{BuiltZtoc, Compression, Entry, SpanMap, TarError};
+
+use super::error::LayerError;
+use super::jobs::Work;
+use super::outcome::Stage;
+use super::plan::Job;
+use crate::model::ZTOC_MEDIA_TYPE;
+use crate::prefetch::{self, SpanRange};
+use crate::records;
+use crate::reuse::{self, Wanted};
+
+/// A whiteout that makes a folder opaque ends so; it stands for an extended attribute.
+const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
+
+/// What a job made.
+#[derive(Debug, Clone)]
+pub(super) struct Made {
+    pub(super) result: Result<MadeZtoc, TarError>,
+    pub(super) warnings: Vec<soci_ztoc::Warning>,
+    /// Why zTOCs that were known were not taken over.
+    pub(super) rejected: Vec<String>,
+    pub(super) time: Duration,
+}
+
+/// A zTOC that is in the store, and what the index says about it.
+#[derive(Debug, Clone)]
+pub(super) struct MadeZtoc {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) is_reused: bool,
+    pub(super) facts: Facts,
+}
+
+/// What is asked of a table of contents while it is at hand.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub(super) no_xattrs: bool,
+    /// Spans of the files that are to be prefetched, in the order of the options.
+    pub(super) wanted: Vec<Option<SpanRange>>,
+}
+
+/// A zTOC to be looked at, however it came.
+struct View<'a, E> {
+    entries: E,
+    spans: &'a SpanMap,
+    compression: Compression,
+    span_size: u64,
+}
+
+/// Makes the zTOC of a layer.
+pub(super) fn index(work: &Work, job: &Job) -> Result<Made, LayerError> {
+    let started = Instant::now();
+    let observer = &work.means.observer;
+    observer.stage(&job.layer, Stage::Begun);
+    let mut rejected = Vec::new();
+    let (result, warnings) = match take_over(work, job, &mut rejected)? {
+        Some(made) => (Ok(made), Vec::new()),
+        None => build(work, job)?,
+    };
+    observer.stage(&job.layer, Stage::Done);
+    Ok(Made {
+        result,
+        warnings,
+        rejected,
+        time: started.elapsed(),
+    })
+}
+
+/// The first known zTOC that fits, stored. What does not fit is told, and costs nothing but time.
+fn take_over(
+    work: &Work,
+    job: &Job,
+    rejected: &mut Vec<String>,
+) -> Result<Option<MadeZtoc>, LayerError> {
+    let layer = job.layer.digest;
+    let wanted = Wanted {
+        layer: &job.layer,
+        compression: job.compression,
+        span_size: work.options.span_size,
+    };
+    for known in &work.means.known {
+        if work.stopped() {
+            return Err(LayerError::Stopped(layer));
+        }
+        let found = reuse::find(known.as_ref(), &wanted, &work.budget, &work.runtime);
+        rejected.extend(found.rejected);
+        let Some(fit) = found.fit else { continue };
+        work.means.observer.stage(&job.layer, Stage::Storing);
+        let facts = facts(
+            work,
+            View {
+                entries: fit.ztoc().entries(),
+                spans: &fit.ztoc().spans(),
+                compression: job.compression,
+                span_size: work.options.span_size,
+            },
+        );
+        let ztoc = fit.descriptor.clone();
+        let permit = fit.permit;
+        put(work, layer, &ztoc, Content::Bytes(fit.bytes.into()))?;
+        drop(permit);
+        return Ok(Some(MadeZtoc {
+            digest: ztoc.digest,
+            size: ztoc.size,
+            is_reused: true,
+            facts,
+        }));
+    }
+    Ok(None)
+}
+
+type Built = (Result<MadeZtoc, TarError>, Vec<soci_ztoc::Warning>);
+
+fn build(work: &Work, job: &Job) -> Result<Built, LayerError> {
+    let layer = job.layer.digest;
+    let blob = work
+        .runtime
+        .block_on(work.means.source.open(&layer))
+        .map_err(store_error(layer))?;
+    let reader = Watched {
+        inner: blob.verified(&job.layer).map_err(store_error(layer))?,
+        layer: &job.layer,
+        work,
+    };
+    let options = soci_ztoc::BuildOptions {
+        span_size: work.options.span_size,
+        ..soci_ztoc::BuildOptions::default()
+    };
+    let built = soci_ztoc::Builder::new(options).build(reader, job.compression);
+    if work.stopped() {
+        return Err(LayerError::Stopped(layer));
+    }
+    let mut built = match built {
+        Ok(built) => built,
+        Err(soci_ztoc::BuildError::Tar(error @ TarError::Unsupported { .. })) => {
+            return Ok((Err(error), Vec::new()));
+        }
+        Err(source) => return Err(LayerError::Build { layer, source }),
+    };
+    work.means.observer.stage(&job.layer, Stage::Storing);
+    let (file, digest, size) = write(&mut built, layer)?;
+    let ztoc = Descriptor::new(ZTOC_MEDIA_TYPE, digest, size);
+    put(work, layer, &ztoc, Content::File(file))?;
+    record(work, layer, &ztoc)?;
+    let spans = built.spans();
+    let view = View {
+        entries: built.toc().entries(),
+        spans: &spans,
+        compression: job.compression,
+        span_size: work.options.span_size,
+    };
+    let made = MadeZtoc {
+        digest,
+        size,
+        is_reused: false,
+        facts: facts(work, view),
+    };
+    Ok((Ok(made), built.warnings().to_vec()))
+}
+
+fn store_error(layer: Digest) -> impl Fn(StoreError) -> LayerError {
+    move |source| LayerError::Store {
+        layer,
+        source: Box::new(source),
+    }
+}
+
+fn put(work: &Work, layer: Digest, ztoc: &Descriptor, content: Content) -> Result<(), LayerError> {
+    let put = work.means.store.put(ztoc, content);
+    work.runtime
+        .block_on(put)
+        .map(drop)
+        .map_err(store_error(layer))
+}
+
+/// At once, so that the work is not lost though another layer fails.
+fn record(work: &Work, layer: Digest, ztoc: &Descriptor) -> Result<(), LayerError> {
+    let entry = records::ztoc(&layer, ztoc, work.options.span_size);
+    let Some(records) = &work.means.records else {
+        return Ok(());
+    };
+    records.put(&[entry]).map_err(|source| LayerError::Records {
+        layer,
+        source: Box::new(source),
+    })
+}
+
+fn write(built: &mut BuiltZtoc, layer: Digest) -> Result<(File, Digest, u64), LayerError> {
+    let temporary = |source| LayerError::Temporary { layer, source };
+    let file = tempfile::tempfile().map_err(temporary)?;
+    let mut out = Sha256Writer::new(BufWriter::with_capacity(256 << 10, file));
+    built
+        .encode(&mut out)
+        .map_err(|source| LayerError::Encode { layer, source })?;
+    out.flush().map_err(temporary)?;
+    let (out, digest, size) = out.finish();
+    let file = out
+        .into_inner()
+        .map_err(|error| temporary(error.into_error()))?;
+    Ok((file, digest, size))
+}
+
+fn facts<'e>(work: &Work, view: View<'_, impl Iterator<Item = Entry<'e>>>) -> Facts {
+    let mut search = prefetch::Search::new(&work.options.prefetch);
+    let mut no_xattrs = true;
+    let View {
+        entries,
+        spans,
+        compression,
+        span_size,
+    } = view;
+    for entry in entries {
+        no_xattrs &= entry.xattrs().next().is_none() && !entry.name.ends_with(OPAQUE_MARKER);
+        search.see(&entry, |offset| match compression {
+            Compression::Plain => offset.checked_div(span_size),
+            Compression::Gzip => spans.at(offset).map(|span| u64::from(span.0)),
+        });
+    }
+    Facts {
+        no_xattrs,
+        wanted: search.finish(),
+    }
+}
+
+/// Counts what is read, and ends with an error when nobody wants it any more.
+struct Watched<'a, R> {
+    inner: R,
+    layer: &'a Descriptor,
+    work: &'a Work,
+}
+
+impl<R: Read> Read for Watched<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.work.stopped() {
+            return Err(io::Error::other("given up"));
+        }
+        let read = self.inner.read(buffer)?;
+        self.work.means.observer.read(self.layer, read as u64);
+        Ok(read)
+    }
+}

@@ -1,0 +1,93 @@
+//! What is written into the records when something was built.
+
+use soci_oci::{Descriptor, Digest, media_type};
+
+use crate::artifacts::{Artifacts, ArtifactsError, Entry, Kind, now};
+use crate::model::Version;
+use crate::prefetch::PrefetchArtifact;
+
+/// An entry that says only what every entry says.
+fn entry(kind: Kind, blob: &Descriptor) -> Entry {
+    Entry {
+        digest: blob.digest,
+        size: blob.size,
+        location: String::new(),
+        oci_digest: String::new(),
+        image_digest: String::new(),
+        platform: String::new(),
+        kind,
+        media_type: blob.media_type.clone(),
+        artifact_type: String::new(),
+        created_at: Some(now()),
+        span_size: 0,
+    }
+}
+
+/// A zTOC of a layer.
+pub(crate) fn ztoc(layer: &Digest, ztoc: &Descriptor, span_size: u64) -> Entry {
+    Entry {
+        location: layer.to_string(),
+        oci_digest: layer.to_string(),
+        span_size,
+        ..entry(Kind::Layer, ztoc)
+    }
+}
+
+/// A prefetch artifact.
+pub(crate) fn prefetch(artifact: &PrefetchArtifact) -> Entry {
+    Entry {
+        oci_digest: artifact.layer.to_string(),
+        ..entry(Kind::Prefetch, &artifact.descriptor)
+    }
+}
+
+/// An index, and what it belongs to.
+#[derive(Debug)]
+pub(crate) struct IndexOf<'a> {
+    pub(crate) version: Version,
+    /// The manifest that the index was built for.
+    pub(crate) built_for: &'a Digest,
+    /// The manifest that it belongs to.
+    pub(crate) manifest: &'a Digest,
+    /// What the image's name stands for.
+    pub(crate) image: &'a Digest,
+    pub(crate) platform: String,
+}
+
+/// An index.
+pub(crate) fn index(digest: Digest, size: u64, of: IndexOf<'_>) -> Entry {
+    let IndexOf {
+        version,
+        built_for,
+        manifest,
+        image,
+        platform,
+    } = of;
+    Entry {
+        location: built_for.to_string(),
+        oci_digest: manifest.to_string(),
+        image_digest: image.to_string(),
+        platform,
+        artifact_type: version.artifact_type().to_owned(),
+        ..entry(
+            Kind::Index,
+            &Descriptor::new(media_type::OCI_MANIFEST, digest, size),
+        )
+    }
+}
+
+/// Writes entries where there are records at all. Waiting for another process happens elsewhere than on
+/// the runtime's own threads.
+pub(crate) async fn write(
+    records: Option<&Artifacts>,
+    entries: Vec<Entry>,
+) -> Result<(), ArtifactsError> {
+    match records.cloned() {
+        Some(records) if !entries.is_empty() => {
+            let written = tokio::task::spawn_blocking(move || records.put(&entries)).await;
+            // The task is never aborted: it panicked, and so does who waits for it.
+            written.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+        }
+        _ => Ok(()),
+    }
+}
