@@ -6,7 +6,7 @@
 //!
 //! [`builder`] makes zTOCs of layers, or takes over those that exist ([`reuse`]), and [`prefetch`] artifacts;
 //! [`create`] makes an index beside an image, [`convert`] an image that carries its own; [`artifacts`]
-//! records what was made on this machine.
+//! records what was made on this machine; [`push`] sends what was created to a registry.
 
 #![warn(missing_docs)]
 
@@ -19,6 +19,7 @@ pub mod discover;
 mod image;
 pub mod model;
 pub mod prefetch;
+pub mod push;
 mod records;
 pub mod reuse;
 

@@ -224,6 +224,11 @@ pub trait ContentStore: Send + Sync + fmt::Debug {
         Ok(())
     }
 
+    /// Repositories of this registry host that are known to have the blob.
+    async fn repositories(&self, _: &Digest, _host: &str) -> Result<Vec<String>, StoreError> {
+        Ok(Vec::new())
+    }
+
     /// Every blob that is there, and its bytes.
     async fn list(&self) -> Result<Vec<(Digest, u64)>, StoreError> {
         Err(StoreError::Unlisted)
@@ -350,6 +355,12 @@ impl ContentStore for Stacked {
 
     async fn delete(&self, digest: &Digest) -> Result<(), StoreError> {
         self.upper.delete(digest).await
+    }
+
+    async fn repositories(&self, digest: &Digest, host: &str) -> Result<Vec<String>, StoreError> {
+        let mut known = self.upper.repositories(digest, host).await?;
+        known.extend(self.lower.repositories(digest, host).await?);
+        Ok(known)
     }
 
     async fn read_range(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes, StoreError> {

@@ -3,3 +3,5 @@
 mod convert;
 mod fuzz;
 mod image;
+mod push;
+mod select;

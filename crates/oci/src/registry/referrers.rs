@@ -73,6 +73,11 @@ fn key(image: &ImageRef) -> (String, String) {
 }
 
 impl Registry {
+    /// Who lists referrers in the image's repository, if that was learnt.
+    pub fn listing(&self, image: &ImageRef) -> Option<Listing> {
+        self.listing.get(image)
+    }
+
     /// Manifests of the image's repository that name `subject` and are of this artifact type, in the registry's order.
     /// A repository that the registry does not know is [`RegistryError::NotFound`].
     pub async fn referrers(

@@ -27,6 +27,7 @@ use crate::{
 };
 
 mod body;
+mod manifest;
 
 pub use body::{BlobSource, BlobStream, FromStore, Sent};
 use body::{Progress, Tally, watched};
@@ -110,6 +111,18 @@ impl Registry {
         if self.has_blob(image, &blob.digest).await? {
             return Ok(Uploaded::AlreadyThere);
         }
+        self.send_blob(image, blob, mount_from, source, sent).await
+    }
+
+    /// The same for a blob of which is known that the repository has it not.
+    pub async fn send_blob(
+        &self,
+        image: &ImageRef,
+        blob: &Descriptor,
+        mount_from: &[String],
+        source: &dyn BlobSource,
+        sent: Sent,
+    ) -> Result<Uploaded, RegistryError> {
         let what = format!("blobs/{}", blob.digest);
         let endpoint = self.origin(image)?;
         let mut begun = None;
@@ -211,73 +224,9 @@ impl Registry {
         answer.map_err(Broken::Fetch)
     }
 
-    /// Writes a manifest or index under a tag or its digest; returns its digest.
-    pub async fn push_manifest(
-        &self,
-        image: &ImageRef,
-        object: &str,
-        media_type: &str,
-        bytes: Bytes,
-    ) -> Result<Digest, RegistryError> {
-        let put = self.put_manifest(image, object, media_type, bytes).await?;
-        Ok(put.digest)
-    }
-
-    pub(super) async fn put_manifest(
-        &self,
-        image: &ImageRef,
-        object: &str,
-        media_type: &str,
-        bytes: Bytes,
-    ) -> Result<PutManifest, RegistryError> {
-        let what = format!("manifests/{object}");
-        let digest = match object.parse::<Digest>() {
-            Ok(digest) if digest.matches(&bytes) => digest,
-            Ok(_) => {
-                return Err(RegistryError::WrongBytes {
-                    what: format!("{image}: {what}"),
-                });
-            }
-            Err(_) => Digest::sha256(&bytes),
-        };
-        let scope = Scope::push(image.repository(), None);
-        let origin = [Arc::new(self.origin(image)?)];
-        let pushed = over_hosts(&origin, self.options.retry, |endpoint| {
-            let (what, scope) = (what.clone(), scope.clone());
-            let (media_type, bytes) = (media_type.to_owned(), bytes.clone());
-            Box::pin(async move {
-                let url = endpoint.url(&what);
-                let mut call = Call {
-                    body: Some(bytes),
-                    ..Call::new(Method::PUT, url)
-                };
-                if let Ok(media_type) = HeaderValue::try_from(media_type) {
-                    call.headers.insert(CONTENT_TYPE, media_type);
-                }
-                let answer = endpoint.send(&call, &scope).await?;
-                match answer.status().as_u16() {
-                    200..=299 => Ok(answer.headers().contains_key("oci-subject")),
-                    _ => Err(refused(RedactedUrl::from(&call.url), answer).await),
-                }
-            })
-        });
-        let has_subject = pushed.await.map_err(|error| failed(image, &what, error))?;
-        Ok(PutManifest {
-            digest,
-            has_subject,
-        })
-    }
-
     pub(super) fn origin(&self, image: &ImageRef) -> Result<Endpoint, RegistryError> {
         Ok(self.endpoint(self.options.hosts.origin(image)?, image)?)
     }
-}
-
-/// A manifest that was written.
-pub(super) struct PutManifest {
-    pub(super) digest: Digest,
-    /// The registry has seen that it names a subject, and lists it there.
-    pub(super) has_subject: bool,
 }
 
 /// One attempt at an upload that can be repeated.

@@ -13,7 +13,22 @@ use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::store::{Blob, Content, ContentStore, Labels, Put, StoreError, checked, ingest};
 
+/// Label of a blob that names the repositories that it was pulled from or pushed to, by registry host.
+const SOURCE_LABEL: &str = "containerd.io/distribution.source";
+
 impl Containerd {
+    /// What containerd knows of a blob, if it is there.
+    async fn info(&self, digest: &Digest) -> Result<Option<content::Info>, StoreError> {
+        let request = self.request(content::InfoRequest {
+            digest: digest.to_string(),
+        });
+        match self.content().info(request).await {
+            Ok(answer) => Ok(Some(answer.into_inner().info.unwrap_or_default())),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(failure("stat content")(status)),
+        }
+    }
+
     async fn stream(
         &self,
         digest: &Digest,
@@ -88,17 +103,16 @@ impl Read for StreamReader {
 #[async_trait]
 impl ContentStore for Containerd {
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        let request = self.request(content::InfoRequest {
-            digest: digest.to_string(),
-        });
-        match self.content().info(request).await {
-            Ok(answer) => {
-                let info = answer.into_inner().info.unwrap_or_default();
-                Ok(Some(u64::try_from(info.size).unwrap_or(0)))
-            }
-            Err(status) if status.code() == Code::NotFound => Ok(None),
-            Err(status) => Err(failure("stat content")(status)),
-        }
+        let info = self.info(digest).await?;
+        Ok(info.map(|info| u64::try_from(info.size).unwrap_or(0)))
+    }
+
+    async fn repositories(&self, digest: &Digest, host: &str) -> Result<Vec<String>, StoreError> {
+        let label = format!("{SOURCE_LABEL}.{host}");
+        let info = self.info(digest).await?.unwrap_or_default();
+        let known = info.labels.get(&label).map_or("", |known| known);
+        let known = known.split(',').filter(|repository| !repository.is_empty());
+        Ok(known.map(str::to_owned).collect())
     }
 
     async fn open(&self, digest: &Digest) -> Result<Blob, StoreError> {

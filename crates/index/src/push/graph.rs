@@ -1,0 +1,284 @@
+//! Copying an index with everything that it refers to, children before parents.
+//!
+//! Each digest is copied once, whoever refers to it: whoever comes second waits for the first. A place among the
+//! uploads is held while a blob or manifest is looked for or sent, never while its children are.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, try_join_all};
+use soci_oci::manifest::{self, ImageIndex, Manifest};
+use soci_oci::reference::ImageRef;
+use soci_oci::registry::{FromStore, Listing, MAX_MANIFEST, Registry, Sent, Uploaded};
+use soci_oci::store::{ContentStore, StoreError};
+use soci_oci::{Descriptor, Digest, media_type};
+use tokio::sync::{OnceCell, Semaphore};
+
+use super::{GraphError, Note, Outcome, PushObserver, PushedNode};
+use crate::model::LAYER_DIGEST;
+
+/// What helps when a part of the index is gone.
+const CREATE_AGAIN: &str = "`soci create` makes it again";
+/// What helps when a part of the image is gone.
+const PUSH_IMAGE: &str = "push the image first, or pull all of it";
+
+type Done = Arc<OnceCell<()>>;
+
+pub(super) struct Graph<'a> {
+    registry: &'a Registry,
+    image: &'a ImageRef,
+    store: &'a Arc<dyn ContentStore>,
+    observer: &'a Arc<dyn PushObserver>,
+    places: Semaphore,
+    begun: Mutex<HashMap<Digest, Done>>,
+    nodes: Mutex<Vec<PushedNode>>,
+}
+
+/// Something to copy, and what it is to the index.
+#[derive(Clone)]
+struct Node {
+    blob: Descriptor,
+    of_index: bool,
+}
+
+impl<'a> Graph<'a> {
+    pub(super) fn new(
+        registry: &'a Registry,
+        image: &'a ImageRef,
+        store: &'a Arc<dyn ContentStore>,
+        observer: &'a Arc<dyn PushObserver>,
+        uploads: usize,
+    ) -> Self {
+        Self {
+            registry,
+            image,
+            store,
+            observer,
+            places: Semaphore::new(uploads.clamp(1, Semaphore::MAX_PERMITS)),
+            begun: Mutex::default(),
+            nodes: Mutex::default(),
+        }
+    }
+
+    /// Copies the index; one that is there is skipped, if it is also `listed` where it is looked for.
+    pub(super) async fn push_index(
+        self,
+        index: &Descriptor,
+        listed: bool,
+    ) -> Result<(Option<Listing>, Vec<PushedNode>), GraphError> {
+        let there = self
+            .registry
+            .has_manifest(self.image, &index.digest)
+            .await?;
+        let listing = if there && listed {
+            self.skipped(index);
+            self.registry.listing(self.image)
+        } else {
+            Some(self.copy_index(index).await?)
+        };
+        let nodes = self.nodes.into_inner();
+        Ok((listing, nodes.unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    async fn copy_index(&self, index: &Descriptor) -> Result<Listing, GraphError> {
+        let root = Node {
+            blob: index.clone(),
+            of_index: true,
+        };
+        let bytes = self.read(&root, "index").await?;
+        let manifest: Manifest = parse(index, &bytes)?;
+        self.observer.note(&Note::Pushing(index.digest));
+        let subject = manifest.subject.as_ref().map(of_image);
+        let parts = std::iter::once(&manifest.config).chain(manifest.layers());
+        let parts = parts.map(|part| Node {
+            blob: part.clone(),
+            of_index: true,
+        });
+        self.copy_all(subject.into_iter().chain(parts)).await?;
+        let place = self.place().await;
+        let listing = self
+            .registry
+            .push_referrer(self.image, &index.media_type, bytes)
+            .await?;
+        drop(place);
+        self.pushed(index, Outcome::Pushed);
+        Ok(listing)
+    }
+
+    async fn copy_all(&self, nodes: impl Iterator<Item = Node>) -> Result<(), GraphError> {
+        try_join_all(nodes.map(|node| self.copy(node)))
+            .await
+            .map(drop)
+    }
+
+    /// Copies what was not copied or begun before.
+    fn copy(&self, node: Node) -> BoxFuture<'_, Result<(), GraphError>> {
+        Box::pin(async move {
+            let done = {
+                let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+                Arc::clone(begun.entry(node.blob.digest).or_default())
+            };
+            let copied = done.get_or_try_init(|| async {
+                if is_document(&node.blob) {
+                    self.copy_manifest(&node).await
+                } else {
+                    self.copy_blob(&node).await
+                }
+            });
+            copied.await.map(drop)
+        })
+    }
+
+    /// A manifest or index of the image, and all that it consists of.
+    async fn copy_manifest(&self, node: &Node) -> Result<(), GraphError> {
+        let blob = &node.blob;
+        let place = self.place().await;
+        if self.registry.has_manifest(self.image, &blob.digest).await? {
+            self.skipped(blob);
+            return Ok(());
+        }
+        let bytes = self.read(node, "image manifest").await?;
+        drop(place);
+        self.observer.note(&Note::Pushing(blob.digest));
+        let parts: Vec<Node> = if media_type::is_index(&blob.media_type) {
+            let index: ImageIndex = parse(blob, &bytes)?;
+            index.manifests().iter().map(of_image).collect()
+        } else {
+            let manifest: Manifest = parse(blob, &bytes)?;
+            let config = std::iter::once(&manifest.config);
+            config.chain(manifest.layers()).map(of_image).collect()
+        };
+        self.copy_all(parts.into_iter()).await?;
+        let place = self.place().await;
+        let object = blob.digest.to_string();
+        self.registry
+            .push_manifest(self.image, &object, &blob.media_type, bytes)
+            .await?;
+        drop(place);
+        self.pushed(blob, Outcome::Pushed);
+        Ok(())
+    }
+
+    async fn copy_blob(&self, node: &Node) -> Result<(), GraphError> {
+        let blob = &node.blob;
+        let place = self.place().await;
+        if self.registry.has_blob(self.image, &blob.digest).await? {
+            self.skipped(blob);
+            return Ok(());
+        }
+        if self.store.size(&blob.digest).await?.is_none() {
+            if !blob.urls.is_empty() {
+                // Lies elsewhere for everybody, and need not be in a registry.
+                return Ok(());
+            }
+            return Err(node.missing("blob"));
+        }
+        self.observer.note(&Note::Pushing(blob.digest));
+        let others = self.known_repositories(blob).await?;
+        let source = FromStore {
+            store: Arc::clone(self.store),
+            blob: blob.clone(),
+        };
+        let sent = self.counter(blob.size);
+        let uploaded = self
+            .registry
+            .send_blob(self.image, blob, &others, &source, sent);
+        let outcome = match uploaded.await? {
+            Uploaded::AlreadyThere => Outcome::Skipped,
+            Uploaded::Mounted => Outcome::Mounted,
+            Uploaded::Sent => Outcome::Pushed,
+        };
+        drop(place);
+        self.pushed(blob, outcome);
+        Ok(())
+    }
+
+    /// Repositories of the same registry that have the blob or, for a zTOC, its layer: where that is, an index may be.
+    async fn known_repositories(&self, blob: &Descriptor) -> Result<Vec<String>, GraphError> {
+        let host = self.image.host();
+        let mut known = self.store.repositories(&blob.digest, host).await?;
+        let layer = blob.annotation(LAYER_DIGEST);
+        if let Some(layer) = layer.and_then(|layer| layer.parse().ok()) {
+            known.extend(self.store.repositories(&layer, host).await?);
+        }
+        known.dedup();
+        Ok(known)
+    }
+
+    /// Tells the bytes of one upload, and at the first of them how many there will be.
+    fn counter(&self, size: u64) -> Sent {
+        let observer = Arc::clone(self.observer);
+        let begun = std::sync::Once::new();
+        Arc::new(move |bytes| {
+            begun.call_once(|| observer.planned(size));
+            observer.sent(bytes);
+        })
+    }
+
+    async fn read(&self, node: &Node, what: &'static str) -> Result<Bytes, GraphError> {
+        match self.store.read(&node.blob.digest, MAX_MANIFEST).await {
+            Err(StoreError::NotFound(_)) => Err(node.missing(what)),
+            read => Ok(read?),
+        }
+    }
+
+    async fn place(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        // Never closed; and if it were, there would be no limit.
+        self.places.acquire().await.ok()
+    }
+
+    fn skipped(&self, blob: &Descriptor) {
+        self.observer.note(&Note::Skipped(blob.digest));
+        self.keep(blob, Outcome::Skipped);
+    }
+
+    fn pushed(&self, blob: &Descriptor, outcome: Outcome) {
+        self.observer.note(&Note::Pushed(blob.digest));
+        self.keep(blob, outcome);
+    }
+
+    fn keep(&self, blob: &Descriptor, outcome: Outcome) {
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes.push(PushedNode {
+            blob: blob.clone(),
+            outcome,
+        });
+    }
+}
+
+impl Node {
+    fn missing(&self, what: &'static str) -> GraphError {
+        GraphError::Missing {
+            what: if self.of_index && what == "blob" {
+                "zTOC"
+            } else {
+                what
+            },
+            digest: self.blob.digest,
+            remedy: if self.of_index {
+                CREATE_AGAIN
+            } else {
+                PUSH_IMAGE
+            },
+        }
+    }
+}
+
+fn of_image(blob: &Descriptor) -> Node {
+    Node {
+        blob: blob.clone(),
+        of_index: false,
+    }
+}
+
+fn is_document(blob: &Descriptor) -> bool {
+    media_type::is_manifest(&blob.media_type) || media_type::is_index(&blob.media_type)
+}
+
+fn parse<T: manifest::Kind>(blob: &Descriptor, bytes: &[u8]) -> Result<T, GraphError> {
+    manifest::parse(bytes, &blob.media_type).map_err(|source| GraphError::Document {
+        digest: blob.digest,
+        source: Box::new(source),
+    })
+}
