@@ -123,6 +123,11 @@ impl Progress {
         move |bytes| bar.inc(bytes)
     }
 
+    /// Prints while the bar is out of the way.
+    pub(crate) fn aside(&self, print: impl FnOnce()) {
+        self.bar.suspend(print);
+    }
+
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
     }

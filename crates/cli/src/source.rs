@@ -60,7 +60,8 @@ impl Source {
         }
     }
 
-    fn index_json(&self) -> Result<Bytes> {
+    /// `index.json`, as it stands.
+    pub(crate) fn index_json(&self) -> Result<Bytes> {
         let bytes = match &self.layout {
             Either::Folder(layout) => read_root_file(layout.root(), INDEX_NAME, MAX_DOCUMENT_BYTES),
             Either::Archive(archive) => archive

@@ -1,10 +1,210 @@
-//! `soci verify`: an image and its index against each other.
+//! `soci verify`: an image and its indexes against each other.
 
-use anyhow::{Result, bail};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use indicatif::HumanBytes;
+use soci_index::ARTIFACT_TYPE_V1;
+use soci_index::artifacts::Kind;
+use soci_index::verify::{Finding, Report, Summary, Verification};
+use soci_oci::store::layout::Layout;
+use soci_oci::store::{Content, ContentStore, Stacked};
+use soci_oci::{Descriptor, Digest, ImageIndex, Platform, json, media_type};
 
 use crate::args::{Global, Verify};
+use crate::output::{self, Progress};
+use crate::source::Source;
+use crate::state::State;
+
+/// An image, wherever it is.
+struct Image {
+    store: Arc<dyn ContentStore>,
+    target: Descriptor,
+    /// Version 1 indexes that are said to belong to a manifest.
+    referrers: Vec<(Digest, Descriptor)>,
+    /// containerd has only those layers that were unpacked.
+    may_lack_layers: bool,
+    /// Holds what was made for the occasion.
+    _work: Option<tempfile::TempDir>,
+}
 
 /// Runs the command.
-pub(crate) async fn run(_global: &Global, _args: &Verify) -> Result<()> {
-    bail!("not there yet")
+pub(crate) async fn run(global: &Global, args: &Verify) -> Result<()> {
+    if args.image.as_os_str().is_empty() {
+        bail!("please provide an image to verify");
+    }
+    let platforms = args.platforms.iter().map(|text| {
+        let platform = text.parse::<Platform>();
+        platform.map_err(|error| anyhow!("could not parse platform {text}: {error}"))
+    });
+    let platforms: Vec<Platform> = platforms.collect::<Result<_>>()?;
+    let image = open(global, args).await?;
+    let progress = Arc::new(Progress::new());
+    if args.deep {
+        progress.phase("reading", None);
+    }
+    let count = progress.counter();
+    let verification = Verification {
+        store: image.store,
+        deep: args.deep,
+        platforms,
+        may_lack_layers: image.may_lack_layers,
+        referrers: image.referrers,
+        progress: Arc::new(count),
+    };
+    let mut problems = Vec::new();
+    let mut found = |finding: Finding| {
+        if args.json {
+            problems.push(finding);
+        } else {
+            progress.aside(|| output::print(&format!("{finding}\n")));
+        }
+    };
+    let work = async { Ok(verification.run(&image.target, &mut found).await?) };
+    let summary = crate::unless_interrupted(work).await;
+    progress.finish();
+    let summary = summary?;
+    let name = args.image.to_string_lossy().into_owned();
+    if args.json {
+        let report = Report {
+            image: name.clone(),
+            digest: image.target.digest,
+            ok: summary.problems == 0,
+            problems,
+            checked: summary,
+        };
+        let report = json::to_vec(&report);
+        output::print(&format!("{}\n", String::from_utf8_lossy(&report)));
+    } else {
+        output::print(&format!("{}\n", told(&summary)));
+    }
+    match summary.problems {
+        0 => Ok(()),
+        1 => bail!("{name}: 1 problem found"),
+        problems => bail!("{name}: {problems} problems found"),
+    }
+}
+
+/// What was looked at, in one line.
+fn told(summary: &Summary) -> String {
+    let of = |count: usize, what: &str, many: &str| {
+        format!("{count} {}", if count == 1 { what } else { many })
+    };
+    let mut text = format!(
+        "checked {}, {}, {} of {}",
+        of(summary.manifests, "manifest", "manifests"),
+        of(summary.indexes, "SOCI index", "SOCI indexes"),
+        of(summary.ztocs, "zTOC", "zTOCs"),
+        of(summary.layers, "layer", "layers"),
+    );
+    if summary.prefetches > 0 {
+        text += &format!(
+            ", {}",
+            of(
+                summary.prefetches,
+                "prefetch artifact",
+                "prefetch artifacts"
+            )
+        );
+    }
+    if summary.bytes > 0 {
+        text += &format!(", read {}", HumanBytes(summary.bytes));
+    }
+    if summary.absent > 0 {
+        text += &format!(
+            "; {} not there",
+            of(summary.absent, "manifest is", "manifests are")
+        );
+    }
+    let verdict = match summary.problems {
+        0 => "all is well".to_owned(),
+        count => of(count, "problem", "problems"),
+    };
+    format!("{text}: {verdict}")
+}
+
+async fn open(global: &Global, args: &Verify) -> Result<Image> {
+    if args.image.exists() {
+        return on_disk(&args.image).await;
+    }
+    let Some(name) = args.image.to_str() else {
+        bail!("image names are UTF-8");
+    };
+    in_containerd(global, name).await
+}
+
+/// A layout: its only image, or everything that its `index.json` lists.
+async fn on_disk(path: &Path) -> Result<Image> {
+    let source = Source::open(path)?;
+    let bytes = source.index_json()?;
+    let index: ImageIndex = json::from_slice(&bytes).context("unmarshal index.json")?;
+    let lower = source.store();
+    let (store, target, work) = match index.manifests() {
+        [] => bail!("index.json contains no manifests"),
+        [only] => (lower, only.clone(), None),
+        _ => {
+            // The list itself is the image then.
+            let work = tempfile::tempdir().context("failed to create temp directory")?;
+            let upper: Arc<dyn ContentStore> = Arc::new(Layout::create(work.path())?.unsynced());
+            let target = Descriptor::of(media_type::OCI_INDEX, &bytes);
+            upper.put(&target, Content::Bytes(bytes)).await?;
+            let store: Arc<dyn ContentStore> = Arc::new(Stacked { upper, lower });
+            (store, target, Some(work))
+        }
+    };
+    Ok(Image {
+        store,
+        target,
+        referrers: Vec::new(),
+        may_lack_layers: false,
+        _work: work,
+    })
+}
+
+async fn in_containerd(global: &Global, name: &str) -> Result<Image> {
+    let state = State::new(global);
+    let containerd = state.containerd().await?;
+    let target = containerd.image(name).await?.target;
+    let store: Arc<dyn ContentStore> = Arc::new(Stacked {
+        upper: state.content().await?,
+        lower: Arc::new(containerd.clone()),
+    });
+    let referrers = recorded(&state, store.as_ref()).await?;
+    Ok(Image {
+        store,
+        target,
+        referrers,
+        may_lack_layers: true,
+        _work: None,
+    })
+}
+
+/// The version 1 indexes of the records that are still there; for a manifest that has none left, the
+/// newest that was.
+async fn recorded(
+    state: &State<'_>,
+    store: &dyn ContentStore,
+) -> Result<Vec<(Digest, Descriptor)>> {
+    let artifacts = state.artifacts();
+    let mut entries = tokio::task::spawn_blocking(move || artifacts.all()).await??;
+    entries.retain(|it| it.kind == Kind::Index && it.artifact_type == ARTIFACT_TYPE_V1);
+    entries.sort_by_key(|entry| std::cmp::Reverse(entry.created_at));
+    let (mut present, mut gone) = (Vec::new(), Vec::new());
+    for entry in &entries {
+        let Ok(manifest) = entry.oci_digest.parse::<Digest>() else {
+            continue;
+        };
+        let index = Descriptor::new(media_type::OCI_MANIFEST, entry.digest, entry.size);
+        match store.size(&entry.digest).await? {
+            Some(_) => present.push((manifest, index)),
+            None => gone.push((manifest, index)),
+        }
+    }
+    for (manifest, index) in gone {
+        if !present.iter().any(|(known, _)| *known == manifest) {
+            present.push((manifest, index));
+        }
+    }
+    Ok(present)
 }

@@ -35,6 +35,7 @@ mod plan;
 
 pub(crate) use error::explain;
 pub use error::{BuildError, LayerError};
+pub(crate) use layer::OPAQUE_MARKER;
 pub use outcome::{LayerOutcome, Note, Observer, Outcome, Skip, Stage};
 
 use jobs::Results;

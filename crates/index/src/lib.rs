@@ -22,6 +22,7 @@ pub mod prefetch;
 pub mod push;
 mod records;
 pub mod reuse;
+pub mod verify;
 
 pub use artifacts::{Artifacts, ArtifactsError};
 pub use builder::{BuildError, BuildOptions, LayerError, LayerOutcome, Means, Note, Observer};

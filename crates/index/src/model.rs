@@ -132,6 +132,12 @@ impl SociIndex {
         self.manifest.subject.as_ref()
     }
 
+    /// What stands in the place of a configuration; its media type is the version.
+    #[must_use]
+    pub fn config(&self) -> &Descriptor {
+        &self.manifest.config
+    }
+
     /// Everything that the index refers to, in order: zTOCs, then prefetch artifacts.
     #[must_use]
     pub fn blobs(&self) -> &[Descriptor] {

@@ -51,7 +51,7 @@ pub use gzip::layer::LayerInflate;
 pub use span::{SpanDigest, SpanId, SpanMap};
 pub use tar::{Policy, TarEnd, TarError, TarScanner, TarSink};
 pub use toc::{Entries, Entry, FileKind, Pax, Time, Toc};
-pub use verify::{HeaderMismatch, VerifiedSpan, VerifyError, verify_header};
+pub use verify::{HeaderMismatch, VerifiedSpan, VerifyError, disagreement, verify_header};
 pub use zinfo::{GzipTable, PlainTable, Row, ZinfoError};
 
 mod builder;

@@ -141,6 +141,15 @@ pub fn verify_header(entry: &Entry<'_>, header_bytes: &[u8]) -> Result<(), Heade
             found: found.offset,
         });
     }
+    match disagreement(&found, entry) {
+        Some(field) => Err(HeaderMismatch::Field(field)),
+        None => Ok(()),
+    }
+}
+
+/// The first thing that two descriptions of an entry say differently, its place in the archive aside.
+#[must_use]
+pub fn disagreement(found: &Entry<'_>, entry: &Entry<'_>) -> Option<&'static str> {
     let fields = [
         ("size", found.size == entry.size),
         (
@@ -159,10 +168,8 @@ pub fn verify_header(entry: &Entry<'_>, header_bytes: &[u8]) -> Result<(), Heade
         ("extended attributes", found.xattrs().eq(entry.xattrs())),
         ("name", found.name == entry.name),
     ];
-    match fields.into_iter().find(|(_, agrees)| !agrees) {
-        Some((field, _)) => Err(HeaderMismatch::Field(field)),
-        None => Ok(()),
-    }
+    let wrong = fields.into_iter().find(|(_, agrees)| !agrees);
+    wrong.map(|(field, _)| field)
 }
 
 struct FirstEntry {

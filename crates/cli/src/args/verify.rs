@@ -1,9 +1,9 @@
 //! `soci verify`: its flags and its help.
 
 use clap::{ArgMatches, Command};
-use soci_flags::switch;
+use soci_flags::{list, switch};
 
-use super::groups::{Platforms, RegistryAccess, platform_flags, registry_flags};
+use super::groups::{RegistryAccess, registry_flags};
 use super::{Values, json_flag, positional};
 
 const LONG: &str = "\
@@ -27,7 +27,12 @@ pub(super) fn command() -> Command {
         .arg(positional("image_ref").help("The image"))
         .arg(switch("deep").help("Read every layer"))
         .arg(json_flag())
-        .args(platform_flags())
+        .arg(
+            list("platform")
+                .short('p')
+                .value_name("PLATFORM")
+                .help("Only this platform; may be repeated (default: all that are there)"),
+        )
         .args(registry_flags())
 }
 
@@ -37,7 +42,7 @@ pub(crate) struct Verify {
     pub(crate) image: std::path::PathBuf,
     pub(crate) deep: bool,
     pub(crate) json: bool,
-    pub(crate) platforms: Platforms,
+    pub(crate) platforms: Vec<String>,
     pub(crate) registry: RegistryAccess,
 }
 
@@ -48,7 +53,7 @@ impl Verify {
             image: values.path("image_ref"),
             deep: values.is("deep"),
             json: values.is("json"),
-            platforms: Platforms::of(matches),
+            platforms: values.texts("platform"),
             registry: RegistryAccess::of(matches),
         }
     }

@@ -7,3 +7,4 @@ mod layouts;
 mod memory;
 mod shells;
 mod soci;
+mod verify;

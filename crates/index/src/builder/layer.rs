@@ -19,7 +19,7 @@ use crate::records;
 use crate::reuse::{self, Wanted};
 
 /// A whiteout that makes a folder opaque ends so; it stands for an extended attribute.
-const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
+pub(crate) const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 
 /// What a job made.
 #[derive(Debug, Clone)]

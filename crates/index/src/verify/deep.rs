@@ -1,0 +1,322 @@
+//! A layer against its zTOC, byte by byte: one pass that hashes the layer, hashes every span where the
+//! zTOC says that it lies, and builds a zTOC anew, with which the old one is compared.
+
+use std::io::{self, Read, Write as _};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use soci_oci::digest::{Sha256Writer, Verifier};
+use soci_oci::store::{Blob, StoreError};
+use soci_oci::{Descriptor, Digest, Manifest};
+use soci_ztoc::{
+    BuildError, BuildOptions, Builder, BuiltZtoc, Checkpoint, SpanId, SpanMap, Ztoc, disagreement,
+};
+
+use super::{Part, Problem, Walk, blob_problem};
+
+/// How many spans, and how many entries, of a layer are told one by one.
+const TOLD: usize = 5;
+
+impl Walk<'_> {
+    /// Reads a layer, for its zTOC if it has a usable one.
+    pub(super) async fn read_layer(
+        &mut self,
+        layer: &Descriptor,
+        ztoc: Option<(Digest, Bytes)>,
+    ) -> Result<(), StoreError> {
+        let key = (layer.digest, ztoc.as_ref().map(|(digest, _)| *digest));
+        if !self.read.insert(key) {
+            return Ok(());
+        }
+        let blob = match self.options.store.open(&layer.digest).await {
+            Ok(blob) => blob,
+            Err(error) => {
+                let problem = blob_problem(error)?;
+                // A layer that must be there was missed already.
+                if self.options.may_lack_layers || !matches!(problem, Problem::Missing) {
+                    self.tell(Part::Layer, layer.digest, problem);
+                }
+                return Ok(());
+            }
+        };
+        let (digest, bytes) = ztoc.unzip();
+        let job = Job {
+            layer: layer.clone(),
+            blob,
+            ztoc: bytes,
+            progress: Arc::clone(&self.options.progress),
+        };
+        let outcome = tokio::task::spawn_blocking(move || job.run()).await;
+        let outcome = outcome.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        self.summary.bytes += outcome.bytes;
+        for problem in outcome.layer {
+            self.tell(Part::Layer, layer.digest, problem);
+        }
+        for problem in outcome.ztoc {
+            if let Some(digest) = digest {
+                self.tell_of(Part::Ztoc, digest, Some(layer.digest), problem);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the layers that have no zTOC, if all are to be read.
+    pub(super) async fn rest_of_layers(&mut self, manifest: &Manifest) -> Result<(), StoreError> {
+        if !self.options.deep {
+            return Ok(());
+        }
+        for layer in manifest.layers() {
+            if !self.read.iter().any(|(read, _)| *read == layer.digest) {
+                self.read_layer(layer, None).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a pass found.
+#[derive(Default)]
+struct Outcome {
+    bytes: u64,
+    layer: Vec<Problem>,
+    ztoc: Vec<Problem>,
+}
+
+struct Job {
+    layer: Descriptor,
+    blob: Blob,
+    ztoc: Option<Bytes>,
+    progress: Arc<dyn Fn(u64) + Send + Sync>,
+}
+
+impl Job {
+    fn run(self) -> Outcome {
+        let parsed = self
+            .ztoc
+            .as_deref()
+            .and_then(|bytes| Ztoc::parse(bytes).ok());
+        let mut reader = Watched {
+            inner: self.blob.reader,
+            whole: Verifier::new(self.layer.digest),
+            spans: parsed.as_ref().map(|ztoc| Spans::new(ztoc.spans())),
+            progress: self.progress,
+        };
+        let built = parsed.as_ref().map(|ztoc| {
+            let options = BuildOptions {
+                span_size: ztoc.span_size(),
+                ..BuildOptions::default()
+            };
+            Builder::new(options).build(&mut reader, ztoc.compression())
+        });
+        // A builder that gave up has not read everything.
+        let rest = io::copy(&mut reader, &mut io::sink());
+        let mut outcome = Outcome {
+            bytes: reader.whole.length(),
+            ..Outcome::default()
+        };
+        if outcome.bytes != self.layer.size && rest.is_ok() {
+            let problem = Problem::Size(self.layer.size, outcome.bytes);
+            outcome.layer.push(problem);
+        }
+        if let Err(error) = &rest {
+            outcome.layer.push(Problem::Broken(error.to_string()));
+        } else if let Err(mismatch) = reader.whole.finish() {
+            outcome.layer.push(Problem::Digest(*mismatch.actual));
+        }
+        outcome.ztoc = reader.spans.map(Spans::finish).unwrap_or_default();
+        if let (Some(ztoc), Some(built)) = (&parsed, built) {
+            compare(ztoc, built, &mut outcome);
+        }
+        outcome
+    }
+}
+
+/// Adds what the zTOC says otherwise than the layer. A layer that is not the right one was told
+/// already, and its zTOC is not to blame.
+fn compare(ztoc: &Ztoc<'_>, built: Result<BuiltZtoc, BuildError>, outcome: &mut Outcome) {
+    if !outcome.layer.is_empty() {
+        return;
+    }
+    match built {
+        Ok(built) => outcome.ztoc.extend(differences(ztoc, built)),
+        Err(error) => outcome.layer.push(Problem::Layer(Box::new(error))),
+    }
+}
+
+fn differences(ztoc: &Ztoc<'_>, mut built: BuiltZtoc) -> Vec<Problem> {
+    let mut problems = entries(ztoc, &built);
+    let (own, other) = (ztoc.spans(), built.spans());
+    let mut count = |what, own: u64, other: u64| {
+        if own != other {
+            problems.push(Problem::Count(what, own, other));
+        }
+        own == other
+    };
+    count(
+        "bytes uncompressed",
+        own.archive_size(),
+        other.archive_size(),
+    );
+    if !count("spans", own.len() as u64, other.len() as u64) {
+        return problems;
+    }
+    // The state at a checkpoint is only in the bytes.
+    let mut bytes = Vec::new();
+    if built.encode(&mut bytes).is_ok()
+        && let Ok(made) = Ztoc::parse(&bytes)
+    {
+        let wrong = own.ids().filter(|&id| !same_span(ztoc, &made, id));
+        problems.extend(wrong.take(TOLD).map(|id| Problem::Checkpoint(id.0)));
+    }
+    problems
+}
+
+fn same_span(ztoc: &Ztoc<'_>, made: &Ztoc<'_>, id: SpanId) -> bool {
+    let (own, other) = (ztoc.spans(), made.spans());
+    // Old zTOCs do not state where the first span begins.
+    let begins = id.0 == 0 || own.compressed(id).start == other.compressed(id).start;
+    begins
+        && own.uncompressed(id).start == other.uncompressed(id).start
+        && state(&ztoc.checkpoint(id)) == state(&made.checkpoint(id))
+}
+
+/// Bits and window; a window of zeros may be left out.
+fn state<'a>(checkpoint: &Checkpoint<'a>) -> Option<(u8, &'a [u8])> {
+    match *checkpoint {
+        Checkpoint::Plain => None,
+        Checkpoint::Gzip { bits, window } => {
+            let zeros = window.iter().all(|&byte| byte == 0);
+            Some((bits, if zeros { &[] } else { window }))
+        }
+    }
+}
+
+fn entries(ztoc: &Ztoc<'_>, built: &BuiltZtoc) -> Vec<Problem> {
+    let (own, other) = (ztoc.entry_count(), built.toc().len());
+    let mut problems = Vec::new();
+    let mut more = 0;
+    for (number, (entry, found)) in ztoc.entries().zip(built.toc().entries()).enumerate() {
+        let place = (entry.offset != found.offset).then_some("place of its content");
+        let Some(field) = disagreement(&found, &entry).or(place) else {
+            continue;
+        };
+        if problems.len() < TOLD {
+            let name = String::from_utf8_lossy(entry.name).into_owned();
+            problems.push(Problem::Entry(number, name, field));
+        } else {
+            more += 1;
+        }
+    }
+    if more > 0 {
+        problems.push(Problem::MoreEntries(more));
+    }
+    if own != other {
+        problems.push(Problem::Count("entries", own as u64, other as u64));
+    }
+    problems
+}
+
+/// Passes a layer on and hashes it.
+struct Watched {
+    inner: Box<dyn Read + Send>,
+    whole: Verifier,
+    spans: Option<Spans>,
+    progress: Arc<dyn Fn(u64) + Send + Sync>,
+}
+
+impl Read for Watched {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        let bytes = &buffer[..read];
+        self.whole.update(bytes);
+        if let Some(spans) = &mut self.spans {
+            spans.update(bytes);
+        }
+        (self.progress)(read as u64);
+        Ok(read)
+    }
+}
+
+/// Hashes spans where a zTOC says that they lie. Two of them may share a byte.
+struct Spans {
+    map: SpanMap,
+    /// The span that the next bytes belong to.
+    next: u32,
+    hash: Sha256Writer<io::Sink>,
+    /// Bytes of the layer so far.
+    at: u64,
+    last: u8,
+    problems: Vec<Problem>,
+    more: usize,
+}
+
+impl Spans {
+    fn new(map: SpanMap) -> Self {
+        Self {
+            map,
+            next: 0,
+            hash: Sha256Writer::new(io::sink()),
+            at: 0,
+            last: 0,
+            problems: Vec::new(),
+            more: 0,
+        }
+    }
+
+    fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && (self.next as usize) < self.map.len() {
+            let range = self.map.compressed(SpanId(self.next));
+            let until = if self.at < range.start {
+                range.start
+            } else {
+                range.end
+            };
+            let take =
+                usize::try_from(until - self.at).map_or(bytes.len(), |it| it.min(bytes.len()));
+            let (part, rest) = bytes.split_at(take);
+            if self.at >= range.start {
+                self.hash(part);
+            }
+            self.at += take as u64;
+            self.last = part.last().copied().unwrap_or(self.last);
+            bytes = rest;
+            if self.at == range.end {
+                self.end_of_span();
+            }
+        }
+    }
+
+    fn hash(&mut self, bytes: &[u8]) {
+        // Sinks take everything.
+        self.hash.write_all(bytes).unwrap_or_default();
+    }
+
+    fn end_of_span(&mut self) {
+        let hash = std::mem::replace(&mut self.hash, Sha256Writer::new(io::sink()));
+        let (_, found, _) = hash.finish();
+        let expected = Digest::from_sha256(*self.map.digest(SpanId(self.next)));
+        if found == expected {
+        } else if self.problems.len() < TOLD {
+            self.problems
+                .push(Problem::Span(self.next, found, expected));
+        } else {
+            self.more += 1;
+        }
+        self.next += 1;
+        if (self.next as usize) < self.map.len()
+            && self.map.compressed(SpanId(self.next)).start < self.at
+        {
+            self.hash(&[self.last]);
+        }
+    }
+
+    fn finish(mut self) -> Vec<Problem> {
+        if self.more > 0 {
+            self.problems.push(Problem::MoreSpans(self.more));
+        }
+        if (self.next as usize) < self.map.len() {
+            self.problems.push(Problem::ShortLayer(self.next));
+        }
+        self.problems
+    }
+}
