@@ -41,11 +41,13 @@ mod challenge;
 mod endpoint;
 mod error;
 mod exchange;
+mod host_files;
 mod hosts;
 mod limit;
 mod range;
 mod referrers;
 pub mod retry;
+mod tls;
 mod trace;
 mod transport;
 mod upload;
@@ -55,9 +57,11 @@ use blob::RemoteBlob;
 use endpoint::{Call, Endpoint};
 pub use error::RegistryError;
 use error::failed;
+use hosts::Doing;
 pub use hosts::{HostError, Hosts, Mirror};
 pub use referrers::Listing;
 use retry::{Attempts, Failures, RetryPolicy};
+pub use tls::{Identity, Tls, TlsError};
 pub use trace::{Trace, Traffic};
 use transport::{Transport, broken, refused};
 pub use upload::{BlobSource, BlobStream, FromStore, Sent, Uploaded};
@@ -86,6 +90,8 @@ pub struct Options {
     pub hosts: Hosts,
     /// Is told of every request.
     pub trace: Option<Trace>,
+    /// What to trust and to show, where a host's own settings do not say otherwise.
+    pub tls: Tls,
 }
 
 impl Default for Options {
@@ -101,6 +107,7 @@ impl Default for Options {
             most_requests: 32,
             hosts: Hosts::default(),
             trace: None,
+            tls: Tls::default(),
         }
     }
 }
@@ -141,11 +148,7 @@ impl Registry {
         credentials: Arc<dyn Credentials>,
     ) -> Result<Registry, RegistryError> {
         let transport = Arc::new(Transport::new(&options)?);
-        let auth = Arc::new(Auth::new(
-            Arc::clone(&transport),
-            credentials,
-            options.retry,
-        ));
+        let auth = Arc::new(Auth::new(credentials, options.retry));
         Ok(Registry {
             options: Arc::new(options),
             transport,
@@ -158,7 +161,7 @@ impl Registry {
     pub async fn resolve(&self, image: &ImageRef) -> Result<Descriptor, RegistryError> {
         let object = object_of(image)?;
         let what = format!("manifests/{object}");
-        let endpoints = self.endpoints(image)?;
+        let endpoints = self.endpoints(image, doing(&object))?;
         let scope = Scope::pull(image.repository());
         let found = over_hosts(&endpoints, self.options.retry, |endpoint| {
             let (what, scope) = (what.clone(), scope.clone());
@@ -202,7 +205,7 @@ impl Registry {
         image: &ImageRef,
         object: &str,
     ) -> Result<RawManifest, RegistryError> {
-        let endpoints = self.endpoints(image)?;
+        let endpoints = self.endpoints(image, doing(object))?;
         let scope = Scope::pull(image.repository());
         self.get_manifest_at(&endpoints, image, object, scope).await
     }
@@ -257,7 +260,7 @@ impl Registry {
             blob.digest,
             blob.size,
             Scope::pull(image.repository()),
-            self.endpoints(image)?,
+            self.endpoints(image, Doing::Pull)?,
             self.options.blob_retry,
             self.options.idle_timeout,
         )))
@@ -295,16 +298,33 @@ impl Registry {
         Ok(bytes)
     }
 
-    fn endpoints(&self, image: &ImageRef) -> Result<Vec<Arc<Endpoint>>, RegistryError> {
-        let hosts = self.options.hosts.of(image)?.into_iter();
+    fn endpoints(
+        &self,
+        image: &ImageRef,
+        doing: Doing,
+    ) -> Result<Vec<Arc<Endpoint>>, RegistryError> {
+        let hosts = self.options.hosts.of(image, doing)?.into_iter();
         hosts
             .map(|host| Ok(Arc::new(self.endpoint(host, image)?)))
             .collect()
     }
 
-    fn endpoint(&self, host: hosts::Host, image: &ImageRef) -> Result<Endpoint, HostError> {
-        let (transport, auth) = (Arc::clone(&self.transport), Arc::clone(&self.auth));
-        Endpoint::new(host, image.clone(), transport, auth)
+    fn endpoint(&self, host: hosts::Host, image: &ImageRef) -> Result<Endpoint, RegistryError> {
+        let transport = match host.tls.of(&self.options.tls) {
+            None => Arc::clone(&self.transport),
+            Some(tls) => Arc::new(self.transport.with_tls(&tls)?),
+        };
+        let auth = Arc::clone(&self.auth);
+        Ok(Endpoint::new(host, image.clone(), transport, auth)?)
+    }
+}
+
+/// What asking for a manifest by this name is.
+fn doing(object: &str) -> Doing {
+    if object.parse::<Digest>().is_ok() {
+        Doing::Pull
+    } else {
+        Doing::Resolve
     }
 }
 

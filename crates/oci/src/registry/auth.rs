@@ -110,7 +110,6 @@ impl Cell {
 type CellKey = (String, String, Scope, Option<[u8; 32]>);
 
 pub(crate) struct Auth {
-    transport: Arc<Transport>,
     credentials: Arc<dyn Credentials>,
     retry: RetryPolicy,
     cells: Mutex<HashMap<CellKey, Arc<Cell>>>,
@@ -128,13 +127,8 @@ impl fmt::Debug for Auth {
 }
 
 impl Auth {
-    pub(crate) fn new(
-        transport: Arc<Transport>,
-        credentials: Arc<dyn Credentials>,
-        retry: RetryPolicy,
-    ) -> Auth {
+    pub(crate) fn new(credentials: Arc<dyn Credentials>, retry: RetryPolicy) -> Auth {
         Auth {
-            transport,
             credentials,
             retry,
             cells: Mutex::default(),
@@ -192,11 +186,11 @@ impl Auth {
         }
         let (done, running) = watch::channel(None);
         state.running = Some(running.clone());
-        let (cell, transport, retry) = (Arc::clone(cell), Arc::clone(&self.transport), self.retry);
+        let (cell, retry) = (Arc::clone(cell), self.retry);
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
-            let outcome = cell.exchange.run(&transport, retry).await.map(Arc::new);
+            let outcome = cell.exchange.run(retry).await.map(Arc::new);
             let mut state = cell.state();
             state.running = None;
             if let Ok(token) = &outcome {
@@ -240,7 +234,8 @@ pub(crate) struct Access {
 
 #[derive(Clone)]
 enum Known {
-    Basic(Secret),
+    /// A header that stays as it is.
+    Fixed(Secret),
     Bearer(Arc<Cell>),
 }
 
@@ -272,7 +267,7 @@ impl Access {
         let known = self.known().clone();
         match known {
             None => Ok(None),
-            Some(Known::Basic(value)) => self.usable(secret_header(value.reveal())),
+            Some(Known::Fixed(value)) => self.usable(secret_header(value.reveal())),
             Some(Known::Bearer(cell)) => {
                 let token = auth.token(&cell, None).await?;
                 self.usable(secret_header(&format!("Bearer {}", token.value.reveal())))
@@ -290,6 +285,7 @@ impl Access {
     pub(crate) async fn renew(
         &self,
         auth: &Auth,
+        transport: &Arc<Transport>,
         challenges: &[Challenge],
         plain: bool,
         sent: Option<&HeaderValue>,
@@ -298,15 +294,21 @@ impl Access {
         let refused = refused.and_then(|value| value.strip_prefix("Bearer "));
         let by_scheme = |scheme: &str| challenges.iter().find(|c| c.scheme == scheme);
         let known = if let Some(bearer) = by_scheme("bearer") {
-            let credential = auth.credentials.get(&self.host, &self.image).await;
-            let exchange = self.exchange(bearer, plain, credential)?;
-            Known::Bearer(auth.cell(exchange))
+            match auth.credentials.get(&self.host, &self.image).await {
+                Some(Credential::Bearer(token)) => {
+                    Known::Fixed(Secret::new(format!("Bearer {}", token.reveal())))
+                }
+                credential => {
+                    let exchange = self.exchange(transport, bearer, plain, credential)?;
+                    Known::Bearer(auth.cell(exchange))
+                }
+            }
         } else if by_scheme("basic").is_some() {
             match auth.credentials.get(&self.host, &self.image).await {
                 Some(Credential::Password { user, password }) => {
-                    Known::Basic(basic(&user, &password))
+                    Known::Fixed(basic(&user, &password))
                 }
-                Some(Credential::Identity(_)) => {
+                Some(Credential::Identity(_) | Credential::Bearer(_)) => {
                     return Err(self.refusal("it wants a password, and we have a token"));
                 }
                 None => return Err(self.refusal("it wants a password, and we have none")),
@@ -324,6 +326,7 @@ impl Access {
 
     fn exchange(
         &self,
+        transport: &Arc<Transport>,
         bearer: &Challenge,
         plain: bool,
         credential: Option<Credential>,
@@ -339,6 +342,7 @@ impl Access {
             return Err(self.refusal("it wants our credentials sent without TLS"));
         }
         Ok(Exchange {
+            transport: Arc::clone(transport),
             realm,
             service: bearer.param("service").unwrap_or_default().to_owned(),
             scope: self.scope.clone(),

@@ -211,6 +211,7 @@ impl Endpoint {
         access
             .renew(
                 &self.auth,
+                &self.transport,
                 &refusal.challenges,
                 self.is_plain(),
                 sent.as_ref(),
@@ -235,6 +236,9 @@ impl Endpoint {
         authorization: Option<&HeaderValue>,
     ) -> Result<Response, FetchError> {
         let mut headers = call.headers.clone();
+        if self.is_ours(&call.url) {
+            headers.extend(self.host.headers.clone());
+        }
         if let Some(value) = authorization {
             authorize(&mut headers, value.clone());
         }
@@ -254,6 +258,7 @@ impl Endpoint {
         scope: &Scope,
     ) -> Result<Response, FetchError> {
         if self.is_ours(&url) {
+            headers.extend(self.host.headers.clone());
             let access = self.auth.access(&self.host.authority, &self.image, scope);
             if let Some(value) = access.header(&self.auth).await? {
                 authorize(&mut headers, value);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::HostError;
+use super::{HostError, TlsError};
 use crate::{fetch::FetchError, reference::ImageRef, url::RedactedUrl};
 
 /// Why a registry did not do what it was asked.
@@ -15,6 +15,9 @@ pub enum RegistryError {
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+    /// Certificates or keys cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The reference names no host that can be asked.
     #[error(transparent)]
     Host(#[from] HostError),

@@ -4,7 +4,7 @@
 //! token); endpoints that do not know it (400, 401, 404, and 405) are asked again by GET with Basic. Without one, an
 //! anonymous GET.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use reqwest::{
@@ -35,6 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// All that an exchange needs.
 #[derive(Debug)]
 pub(crate) struct Exchange {
+    /// With the TLS settings of the registry, whose realm it is.
+    pub(crate) transport: Arc<Transport>,
     pub(crate) realm: Url,
     pub(crate) service: String,
     pub(crate) scope: Scope,
@@ -54,15 +56,11 @@ struct TokenAnswer {
 
 impl Exchange {
     /// Gets a token; busy endpoints are asked again as the policy says.
-    pub(crate) async fn run(
-        &self,
-        transport: &Transport,
-        retry: RetryPolicy,
-    ) -> Result<Token, FetchError> {
+    pub(crate) async fn run(&self, retry: RetryPolicy) -> Result<Token, FetchError> {
         let mut attempts = Attempts::new(retry);
         let tries = async {
             loop {
-                let error = match self.once(transport).await {
+                let error = match self.once().await {
                     Ok(token) => return Ok(token),
                     Err(error) => error,
                 };
@@ -78,31 +76,27 @@ impl Exchange {
         }
     }
 
-    async fn once(&self, transport: &Transport) -> Result<Token, FetchError> {
+    async fn once(&self) -> Result<Token, FetchError> {
         let Some(credential) = &self.credential else {
-            let answer = self.get(transport, None).await?;
+            let answer = self.get(None).await?;
             return self.token_of(answer).await;
         };
-        let answer = self.post(transport, credential).await?;
+        let answer = self.post(credential).await?;
         match (answer.status().as_u16(), credential) {
             (400 | 401 | 404 | 405, Credential::Password { user, password }) => {
                 drop(answer);
                 let login = basic(user, password);
-                let answer = self.get(transport, Some(&login)).await?;
+                let answer = self.get(Some(&login)).await?;
                 self.token_of(answer).await
             }
-            (400 | 404 | 405, Credential::Identity(_)) => {
+            (400 | 404 | 405, Credential::Identity(_) | Credential::Bearer(_)) => {
                 Err(self.refusal("its token endpoint does not take identity tokens"))
             }
             _ => self.token_of(answer).await,
         }
     }
 
-    async fn get(
-        &self,
-        transport: &Transport,
-        login: Option<&Secret>,
-    ) -> Result<Response, FetchError> {
+    async fn get(&self, login: Option<&Secret>) -> Result<Response, FetchError> {
         let mut url = self.realm.clone();
         {
             let mut query = url.query_pairs_mut();
@@ -119,14 +113,12 @@ impl Exchange {
             let unusable = || self.refusal("our credential has characters that no header may have");
             authorize(&mut headers, value.ok_or_else(unusable)?);
         }
-        transport.send(Method::GET, url, headers, None, None).await
+        self.transport
+            .send(Method::GET, url, headers, None, None)
+            .await
     }
 
-    async fn post(
-        &self,
-        transport: &Transport,
-        credential: &Credential,
-    ) -> Result<Response, FetchError> {
+    async fn post(&self, credential: &Credential) -> Result<Response, FetchError> {
         // A scratch URL is the form encoder.
         let mut form = self.realm.clone();
         form.set_query(None);
@@ -141,7 +133,7 @@ impl Exchange {
                     pairs.append_pair("username", user);
                     pairs.append_pair("password", password.reveal());
                 }
-                Credential::Identity(token) => {
+                Credential::Identity(token) | Credential::Bearer(token) => {
                     pairs.append_pair("grant_type", "refresh_token");
                     pairs.append_pair("refresh_token", token.reveal());
                 }
@@ -151,7 +143,7 @@ impl Exchange {
         let mut headers = HeaderMap::new();
         let form_type = "application/x-www-form-urlencoded; charset=utf-8";
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(form_type));
-        transport
+        self.transport
             .send(
                 Method::POST,
                 self.realm.clone(),

@@ -4,10 +4,16 @@
 //! uses the list, and moves on to the next host when one fails. A mirror never changes how the
 //! origin is spoken to.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
-use reqwest::Url;
+use reqwest::{Url, header::HeaderMap};
 
+use super::host_files::{self, Can, Place, TlsChange};
 use crate::{reference::ImageRef, url::RedactedUrl};
 
 /// Mirrors and manners, as configured.
@@ -17,6 +23,18 @@ pub struct Hosts {
     pub mirrors: BTreeMap<String, Vec<Mirror>>,
     /// Speak plain HTTP to every origin, not only to this machine's own.
     pub plain_http: bool,
+    /// What the administrator's files say of a registry; in place of its mirrors.
+    configured: BTreeMap<String, Vec<Place>>,
+}
+
+/// What is to be done at a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doing {
+    /// Ask what a tag stands for.
+    Resolve,
+    /// Read by digest.
+    Pull,
+    Push,
 }
 
 /// One mirror.
@@ -50,6 +68,9 @@ pub(crate) struct Host {
     /// For a mirror, the registry that it stands in for (`ns` parameter, by which one mirror serves several registries).
     pub(crate) stands_for: Option<String>,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) tls: TlsChange,
+    /// Sent with every request to this host.
+    pub(crate) headers: HeaderMap,
 }
 
 /// A host that requests cannot be sent to.
@@ -60,6 +81,14 @@ pub enum HostError {
     BadHost {
         /// As the reference has it.
         host: String,
+    },
+    /// The administrator's files name nobody for this.
+    #[error("hosts.toml of {host:?} names no host that may {doing}")]
+    NotAllowed {
+        /// The registry.
+        host: String,
+        /// The capability that is missing.
+        doing: &'static str,
     },
     /// The mirror's text is no host or address.
     #[error("mirror {mirror} of {host:?} is not host[:port][/path] or an http address")]
@@ -72,9 +101,41 @@ pub enum HostError {
 }
 
 impl Hosts {
+    /// Reads what containerd's `hosts.toml` and docker's `certs.d` in these folders say of a registry. Folders that are not
+    /// there are no error.
+    pub fn read_folders(&mut self, folders: &[PathBuf], registry: &str) {
+        if let Some(places) = host_files::load(folders, registry) {
+            self.configured.insert(registry.to_owned(), places);
+        }
+    }
+
+    /// The hosts (with port) that are the registry of this image: where its name leads, and where pushes go.
+    pub fn own_hosts(&self, image: &ImageRef) -> Result<BTreeSet<String>, HostError> {
+        let named = self.named(image)?.authority;
+        let pushed = self.of(image, Doing::Push)?.into_iter();
+        Ok(pushed.map(|host| host.authority).chain([named]).collect())
+    }
+
     /// Places to ask for `image`, best first; the last is the origin. A mirror that cannot be understood is left out and
     /// logged: it must not make its registry unreachable.
-    pub(crate) fn of(&self, image: &ImageRef) -> Result<Vec<Host>, HostError> {
+    pub(crate) fn of(&self, image: &ImageRef, doing: Doing) -> Result<Vec<Host>, HostError> {
+        let named = self.named(image)?;
+        if let Some(places) = self.configured.get(image.host()) {
+            let good = places.iter().filter(|place| place.can.allows(doing));
+            let hosts: Vec<Host> = good
+                .map(|place| place.to_host(&named, image.host()))
+                .collect();
+            return match hosts.is_empty() {
+                false => Ok(hosts),
+                true => Err(HostError::NotAllowed {
+                    host: image.host().to_owned(),
+                    doing: doing.name(),
+                }),
+            };
+        }
+        if doing == Doing::Push {
+            return Ok(vec![named]);
+        }
         let mut hosts = Vec::new();
         for mirror in self.mirrors.get(image.host()).into_iter().flatten() {
             match mirror.to_host(image.host()) {
@@ -82,12 +143,18 @@ impl Hosts {
                 Err(error) => tracing::warn!(%error, "mirror left out"),
             }
         }
-        hosts.push(self.origin(image)?);
+        hosts.push(named);
         Ok(hosts)
     }
 
     /// The registry itself, where pushes go.
     pub(crate) fn origin(&self, image: &ImageRef) -> Result<Host, HostError> {
+        let first = self.of(image, Doing::Push)?.into_iter().next();
+        first.map_or_else(|| self.named(image), Ok)
+    }
+
+    /// The registry where its name says that it is.
+    fn named(&self, image: &ImageRef) -> Result<Host, HostError> {
         let name = match image.host() {
             "docker.io" | "index.docker.io" => "registry-1.docker.io",
             host => host,
@@ -113,7 +180,47 @@ impl Hosts {
             scheme,
             stands_for: None,
             timeout: None,
+            tls: TlsChange::default(),
+            headers: HeaderMap::new(),
         })
+    }
+}
+
+impl Doing {
+    fn name(self) -> &'static str {
+        match self {
+            Doing::Resolve => "resolve",
+            Doing::Pull => "pull",
+            Doing::Push => "push",
+        }
+    }
+}
+
+impl Can {
+    fn allows(self, doing: Doing) -> bool {
+        match doing {
+            Doing::Resolve => self.resolve,
+            Doing::Pull => self.pull,
+            Doing::Push => self.push,
+        }
+    }
+}
+
+impl Place {
+    fn to_host(&self, named: &Host, registry: &str) -> Host {
+        let mut host = match &self.address {
+            None => named.clone(),
+            Some((scheme, authority, path)) => Host {
+                stands_for: (*authority != named.authority).then(|| registry.to_owned()),
+                authority: authority.clone(),
+                path: path.clone(),
+                scheme: *scheme,
+                ..named.clone()
+            },
+        };
+        host.tls = self.tls.clone();
+        host.headers = self.headers.clone();
+        host
     }
 }
 
@@ -158,6 +265,8 @@ impl Mirror {
             scheme,
             stands_for: Some(registry.to_owned()),
             timeout: self.timeout,
+            tls: TlsChange::default(),
+            headers: HeaderMap::new(),
         })
     }
 }
@@ -185,7 +294,7 @@ mod tests {
         let mirrors = mirrors.iter().map(mirror).collect();
         Hosts {
             mirrors: [("docker.io".to_owned(), mirrors)].into(),
-            plain_http: false,
+            ..Hosts::default()
         }
     }
 
@@ -207,7 +316,7 @@ mod tests {
         ]);
         let image = ImageRef::parse("ubuntu").expect("a name");
         assert_eq!(
-            shown(&hosts.of(&image).expect("all fine")),
+            shown(&hosts.of(&image, Doing::Pull).expect("all fine")),
             [
                 "Https mirror.example/v2",
                 "Http mirror.example:5000/v2",
@@ -230,7 +339,13 @@ mod tests {
             ("a b", false),
         ]);
         let image = ImageRef::parse("ubuntu").expect("a name");
-        assert_eq!(hosts.of(&image).expect("the origin is fine").len(), 1);
+        assert_eq!(
+            hosts
+                .of(&image, Doing::Pull)
+                .expect("the origin is fine")
+                .len(),
+            1
+        );
         let mirror = Mirror {
             host: "u:hunter2@x".to_owned(),
             ..Mirror::default()

@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashMap,
-    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -14,12 +13,13 @@ use std::{
 };
 
 use reqwest::{Client, Method, Response, Url, header::HeaderMap};
-use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
+use rustls::RootCertStore;
 
 use super::{
     Options, RegistryError, hosts,
     limit::Limit,
     retry::{is_transient_status, retry_after},
+    tls::{Roots, Tls, client_config, is_about_certificates},
     trace::{Trace, Traffic},
 };
 use crate::{fetch::FetchError, url::RedactedUrl};
@@ -35,53 +35,72 @@ const MAX_DETAIL: usize = 16 << 10;
 /// Characters of an error's text that are worth telling.
 const SHOWN_DETAIL: usize = 200;
 
-/// Where distributions keep their certificates in one file.
-const CA_FILES: [&str; 5] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
-/// Where they keep them one by one.
-const CA_FOLDERS: [&str; 2] = ["/etc/ssl/certs", "/etc/pki/tls/certs"];
-
+/// Requests to hosts that want the same TLS. Those of one [`Transport::new`] share what is known of hosts.
 #[derive(Debug)]
 pub(crate) struct Transport {
-    client: Client,
+    clients: Arc<Clients>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Clients {
+    proxied: Client,
     /// For this machine's own registries: never through a proxy.
     direct: Client,
-    peers: Mutex<HashMap<String, Arc<Peer>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    user_agent: String,
+    connect_timeout: Duration,
     head_timeout: Duration,
     most_requests: usize,
     trace: Option<Trace>,
+    roots: RootCertStore,
+    peers: Mutex<HashMap<String, Arc<Peer>>>,
+    /// As many as there are different settings of hosts in the configuration.
+    variants: Mutex<HashMap<Tls, Arc<Clients>>>,
 }
 
 impl Transport {
     pub(crate) fn new(options: &Options) -> Result<Transport, RegistryError> {
-        let tls = client_config(Roots::from_env())?;
-        let builder = || {
-            Client::builder()
-                .tls_backend_preconfigured(tls.clone())
-                .user_agent(options.user_agent.clone())
-                .redirect(reqwest::redirect::Policy::none())
-                .referer(false)
-                .connect_timeout(options.connect_timeout)
-                .pool_idle_timeout(POOL_IDLE)
-                .http1_only()
-        };
-        let build = |builder: reqwest::ClientBuilder| {
-            builder.build().map_err(|error| RegistryError::Setup {
-                source: Arc::new(error),
-            })
-        };
-        Ok(Transport {
-            client: build(builder())?,
-            direct: build(builder().no_proxy())?,
-            peers: Mutex::default(),
+        let shared = Shared {
+            user_agent: options.user_agent.clone(),
+            connect_timeout: options.connect_timeout,
             head_timeout: options.connect_timeout.saturating_add(options.head_timeout),
             most_requests: options.most_requests,
             trace: options.trace.clone(),
+            roots: Roots::from_env().load(),
+            peers: Mutex::default(),
+            variants: Mutex::default(),
+        };
+        Ok(Transport {
+            clients: Arc::new(shared.clients(&options.tls)?),
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// The same with other TLS settings.
+    pub(crate) fn with_tls(&self, tls: &Tls) -> Result<Transport, RegistryError> {
+        let shared = Arc::clone(&self.shared);
+        let variants = || {
+            shared
+                .variants
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        let known = variants().get(tls).cloned();
+        let clients = match known {
+            Some(clients) => clients,
+            None => {
+                let clients = Arc::new(shared.clients(tls)?);
+                variants().insert(tls.clone(), Arc::clone(&clients));
+                clients
+            }
+        };
+        Ok(Transport {
+            clients,
+            shared: Arc::clone(&shared),
         })
     }
 
@@ -99,9 +118,9 @@ impl Transport {
         let peer = self.peer(url.authority());
         let permit = peer.limit.acquire().await;
         let client = if hosts::is_this_machine(&url) {
-            &self.direct
+            &self.clients.direct
         } else {
-            &self.client
+            &self.clients.proxied
         };
         self.tell(|| Traffic::Request {
             method: method.as_str(),
@@ -111,7 +130,7 @@ impl Transport {
         if let Some(body) = body {
             request = request.body(body);
         }
-        let patience = timeout.unwrap_or(self.head_timeout);
+        let patience = timeout.unwrap_or(self.shared.head_timeout);
         let answer = match tokio::time::timeout(patience, request.send()).await {
             Ok(answer) => answer.map_err(|error| broken(shown.clone(), error)),
             Err(_) => Err(FetchError::Transport {
@@ -136,23 +155,49 @@ impl Transport {
     }
 
     fn tell<'a>(&self, traffic: impl FnOnce() -> Traffic<'a>) {
-        if let Some(trace) = &self.trace {
+        if let Some(trace) = &self.shared.trace {
             trace.tell(&traffic());
         }
     }
 
     /// What is known of a host; kept as long as this value.
     pub(crate) fn peer(&self, authority: &str) -> Arc<Peer> {
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = &self.shared;
+        let mut peers = shared.peers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(peer) = peers.get(authority) {
             return Arc::clone(peer);
         }
         if peers.len() >= MANY_PEERS {
             peers.retain(|_, peer| Arc::strong_count(peer) > 1);
         }
-        let peer = Arc::new(Peer::new(self.most_requests));
+        let peer = Arc::new(Peer::new(shared.most_requests));
         peers.insert(authority.to_owned(), Arc::clone(&peer));
         peer
+    }
+}
+
+impl Shared {
+    fn clients(&self, tls: &Tls) -> Result<Clients, RegistryError> {
+        let tls = client_config(&self.roots, tls)?;
+        let builder = || {
+            Client::builder()
+                .tls_backend_preconfigured(tls.clone())
+                .user_agent(self.user_agent.clone())
+                .redirect(reqwest::redirect::Policy::none())
+                .referer(false)
+                .connect_timeout(self.connect_timeout)
+                .pool_idle_timeout(POOL_IDLE)
+                .http1_only()
+        };
+        let build = |builder: reqwest::ClientBuilder| {
+            builder.build().map_err(|error| RegistryError::Setup {
+                source: Arc::new(error),
+            })
+        };
+        Ok(Clients {
+            proxied: build(builder())?,
+            direct: build(builder().no_proxy())?,
+        })
     }
 }
 
@@ -213,30 +258,12 @@ impl Peer {
 
 /// A transport's error, without the URL that it would print.
 pub(crate) fn broken(url: RedactedUrl, error: reqwest::Error) -> FetchError {
-    let transient = !error.is_builder() && !is_bad_certificate(&error);
+    let transient = !error.is_builder() && !is_about_certificates(&error);
     FetchError::Transport {
         url,
         transient,
         source: Arc::new(error.without_url()),
     }
-}
-
-fn is_bad_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref::<rustls::Error>() {
-            return true;
-        }
-        // An I/O error keeps what it wraps out of `source`, and TLS errors come wrapped in one.
-        let wrapped = error
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref);
-        cause = match wrapped {
-            Some(inner) => Some(inner as &(dyn std::error::Error + 'static)),
-            None => error.source(),
-        };
-    }
-    false
 }
 
 /// An answer that is no success, as an error with what the registry says about it.
@@ -308,93 +335,4 @@ pub(crate) async fn beginning(mut answer: Response, most: usize) -> Vec<u8> {
     }
     body.truncate(most);
     body
-}
-
-/// Places to load certificate authorities from.
-#[derive(Debug)]
-struct Roots {
-    file: Option<PathBuf>,
-    folders: Vec<PathBuf>,
-}
-
-impl Roots {
-    /// `SSL_CERT_FILE` replaces the distribution's file, `SSL_CERT_DIR` (several, separated by colons) its folders; each
-    /// without touching the other.
-    fn from_env() -> Roots {
-        let file = match std::env::var_os("SSL_CERT_FILE").filter(|file| !file.is_empty()) {
-            Some(file) => Some(PathBuf::from(file)),
-            None => CA_FILES
-                .iter()
-                .map(PathBuf::from)
-                .find(|file| file.is_file()),
-        };
-        let folders = match std::env::var_os("SSL_CERT_DIR").filter(|folders| !folders.is_empty()) {
-            Some(folders) => std::env::split_paths(&folders).collect(),
-            None => CA_FOLDERS.iter().map(PathBuf::from).collect(),
-        };
-        Roots { file, folders }
-    }
-
-    /// All certificates that can be read; what cannot is logged, and no authority at all is not an error: there may be
-    /// nothing but plain HTTP to do.
-    fn load(&self) -> RootCertStore {
-        let mut certificates: Vec<CertificateDer<'static>> = Vec::new();
-        let mut add = |file: Option<&Path>, folder: Option<&Path>| {
-            let found = rustls_native_certs::load_certs_from_paths(file, folder);
-            for error in &found.errors {
-                tracing::debug!(%error, "certificate authority left out");
-            }
-            certificates.extend(found.certs);
-        };
-        add(self.file.as_deref(), None);
-        for folder in self.folders.iter().filter(|folder| folder.is_dir()) {
-            add(None, Some(folder));
-        }
-        certificates.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
-        certificates.dedup();
-        let mut roots = RootCertStore::empty();
-        let (_, ignored) = roots.add_parsable_certificates(certificates);
-        if ignored > 0 {
-            tracing::debug!(ignored, "certificate authorities that cannot be parsed");
-        }
-        roots
-    }
-}
-
-/// TLS with aws-lc-rs, named here and made the process's default: a second provider would make the choice a run-time
-/// accident.
-fn client_config(roots: Roots) -> Result<ClientConfig, RegistryError> {
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    // Already installed by an earlier registry: the same one.
-    drop(provider.clone().install_default());
-    let config = ClientConfig::builder_with_provider(Arc::new(provider))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| RegistryError::Setup {
-            source: Arc::new(error),
-        })?;
-    Ok(config
-        .with_root_certificates(roots.load())
-        .with_no_client_auth())
-}
-
-#[cfg(all(test, feature = "testing"))]
-mod tests {
-    use super::*;
-    use crate::testing::TestRegistry;
-
-    #[test]
-    fn authorities_come_from_the_file_and_every_folder() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path().join("test-ca.crt");
-        std::fs::write(&path, TestRegistry::ca_pem()).expect("write the authority");
-        std::fs::write(folder.path().join("broken.crt"), "no certificate").expect("write junk");
-        let count = |file: Option<PathBuf>, folders: &[&Path]| {
-            let folders = folders.iter().map(|f| (*f).to_owned()).collect();
-            Roots { file, folders }.load().len()
-        };
-        assert_eq!(count(Some(path.clone()), &[]), 1);
-        assert_eq!(count(None, &[Path::new("/no/such"), folder.path()]), 1);
-        assert_eq!(count(Some(path), &[folder.path()]), 1, "the same one twice");
-        assert_eq!(count(Some(PathBuf::from("/no/such")), &[]), 0);
-    }
 }

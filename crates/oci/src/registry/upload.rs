@@ -225,7 +225,7 @@ impl Registry {
     }
 
     pub(super) fn origin(&self, image: &ImageRef) -> Result<Endpoint, RegistryError> {
-        Ok(self.endpoint(self.options.hosts.origin(image)?, image)?)
+        self.endpoint(self.options.hosts.origin(image)?, image)
     }
 }
 

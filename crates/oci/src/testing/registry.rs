@@ -67,6 +67,14 @@ impl TestRegistry {
         include_str!("tls/ca.pem")
     }
 
+    /// A certificate that the registry accepts, and its key.
+    pub fn client_pem() -> (&'static str, &'static str) {
+        (
+            include_str!("tls/client.pem"),
+            include_str!("tls/client.key"),
+        )
+    }
+
     /// Name of a tag of a repository here.
     pub fn reference(&self, repository: &str, tag: &str) -> ImageRef {
         ImageRef::parse(&format!("{}/{repository}:{tag}", self.host()))

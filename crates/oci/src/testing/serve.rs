@@ -76,7 +76,7 @@ pub(super) fn run(shared: &Arc<Shared>, _anchor: TcpSocket, mut orders: watch::R
 /// Serves until the order changes; then every connection breaks.
 async fn serve(shared: &Arc<Shared>, listener: &TcpListener, orders: &mut watch::Receiver<Order>) {
     let mut connections = JoinSet::new();
-    let tls = shared.setup.tls.then(tls_acceptor);
+    let tls = (shared.setup.tls).then(|| tls_acceptor(shared.setup.wants_certificate));
     loop {
         tokio::select! {
             accepted = listener.accept() => {
@@ -106,18 +106,35 @@ async fn serve(shared: &Arc<Shared>, listener: &TcpListener, orders: &mut watch:
     }
 }
 
-fn tls_acceptor() -> tokio_rustls::TlsAcceptor {
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+fn tls_acceptor(wants_certificate: bool) -> tokio_rustls::TlsAcceptor {
+    use rustls::{
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+        server::WebPkiClientVerifier,
+    };
 
     let chain = CertificateDer::pem_slice_iter(include_bytes!("tls/server.pem"))
         .collect::<Result<Vec<_>, _>>()
         .expect("our own certificate");
     let key = PrivateKeyDer::from_pem_slice(include_bytes!("tls/server.key")).expect("our own key");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
+    let mut clients = rustls::RootCertStore::empty();
+    let authority = CertificateDer::from_pem_slice(include_bytes!("tls/client-ca.pem"));
+    clients
+        .add(authority.expect("our own authority"))
+        .expect("an authority for clients");
+    let roots = Arc::new(clients);
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
+        .build()
+        .expect("there is an authority");
+    let builder = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .expect("the provider has the default versions")
-        .with_no_client_auth()
+        .expect("the provider has the default versions");
+    let builder = if wants_certificate {
+        builder.with_client_cert_verifier(verifier)
+    } else {
+        builder.with_no_client_auth()
+    };
+    let config = builder
         .with_single_cert(chain, key)
         .expect("certificate and key belong together");
     Arc::new(config).into()

@@ -62,6 +62,8 @@ pub struct Setup {
     pub port: u16,
     /// HTTPS with a certificate for `localhost` and 127.0.0.1 by [`TestRegistry::ca_pem`].
     pub tls: bool,
+    /// With TLS: only who shows [`TestRegistry::client_pem`] gets a connection.
+    pub wants_certificate: bool,
     /// Who may use it.
     pub access: Access,
     /// Time from a request's arrival to its answer.

@@ -1,0 +1,354 @@
+//! containerd's `hosts.toml` and docker's `certs.d`: how the administrator of this machine wants a registry to be reached.
+//!
+//! In each folder that is given, a registry `r.example:5000` has a folder of its own, named so, or `r.example_5000_`, or
+//! `_default` for all that have none; the first that exists counts. With a `hosts.toml` in it, that says which hosts are asked, in
+//! the order of the file, and last the registry itself (`server`). Without one, `*.crt` are authorities and `*.cert` with
+//! `*.key` what to show. A file that cannot be understood is as good as none, as for containerd: it says so in the log.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use reqwest::{
+    Url,
+    header::{HeaderMap, HeaderName, HeaderValue},
+};
+use serde::Deserialize;
+use toml::de::DeTable;
+
+use super::{
+    hosts::Scheme,
+    tls::{Identity, Tls},
+};
+
+/// The file with a registry's hosts.
+const FILE: &str = "hosts.toml";
+/// The folder of registries that have none of their own.
+const DEFAULT: &str = "_default";
+/// Longest file that is read.
+const MAX_FILE: u64 = 1 << 20;
+
+/// One place to ask, as the administrator describes it.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    /// Scheme, host with port, and path of the API; `None`: the registry as its name says.
+    pub(crate) address: Option<(Scheme, String, String)>,
+    pub(crate) can: Can,
+    pub(crate) tls: TlsChange,
+    pub(crate) headers: HeaderMap,
+}
+
+/// What a host is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Can {
+    pub(crate) pull: bool,
+    pub(crate) resolve: bool,
+    pub(crate) push: bool,
+}
+
+impl Can {
+    pub(crate) const ALL: Can = Can {
+        pull: true,
+        resolve: true,
+        push: true,
+    };
+}
+
+/// What a host's TLS has that others have not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TlsChange {
+    authorities: Vec<PathBuf>,
+    identity: Option<Identity>,
+    skip_verify: Option<bool>,
+}
+
+impl TlsChange {
+    /// These settings with the changes; `None` if there are no changes.
+    pub(crate) fn of(&self, base: &Tls) -> Option<Tls> {
+        if *self == TlsChange::default() {
+            return None;
+        }
+        let mut tls = base.clone();
+        tls.authorities.extend(self.authorities.iter().cloned());
+        tls.identity = self.identity.clone().or(tls.identity);
+        tls.skip_verify = self.skip_verify.unwrap_or(tls.skip_verify);
+        Some(tls)
+    }
+}
+
+/// Places for a registry, best first, from the first folder that knows it; `None` if none does.
+pub(crate) fn load(folders: &[PathBuf], registry: &str) -> Option<Vec<Place>> {
+    let folder = folders
+        .iter()
+        .flat_map(|root| names_of(registry).map(|name| root.join(name)))
+        .find(|folder| folder.is_dir())?;
+    let path = folder.join(FILE);
+    let places = match read(&path) {
+        Ok(text) if text.is_empty() => Ok(None),
+        Ok(text) => parse(&folder, &text).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.to_string()),
+    };
+    match places {
+        Ok(Some(places)) => return Some(places),
+        Ok(None) => {}
+        Err(problem) => tracing::warn!(path = %path.display(), problem, "file left out"),
+    }
+    match certificates(&folder) {
+        Ok(tls) => Some(vec![Place {
+            address: None,
+            can: Can::ALL,
+            tls,
+            headers: HeaderMap::new(),
+        }]),
+        Err(error) => {
+            tracing::warn!(path = %folder.display(), %error, "folder left out");
+            None
+        }
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    if fs::metadata(path)?.len() > MAX_FILE {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    fs::read_to_string(path)
+}
+
+/// Names of a registry's folder. A registry's name is no path: `..` must not lead anywhere.
+fn names_of(registry: &str) -> impl Iterator<Item = String> {
+    let usable = !registry.is_empty() && !registry.contains('/') && !registry.starts_with('.');
+    let own = usable.then(|| registry.to_owned());
+    let spelt = registry
+        .rsplit_once(':')
+        .filter(|(host, _)| usable && !host.is_empty());
+    let spelt = spelt.map(|(host, port)| format!("{host}_{port}_"));
+    own.into_iter().chain(spelt).chain([DEFAULT.to_owned()])
+}
+
+/// The files of docker's layout, in the order of their names.
+fn certificates(folder: &Path) -> io::Result<TlsChange> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        names.push(entry?.path());
+    }
+    names.sort();
+    let with = |extension: &str| {
+        let has = |path: &&PathBuf| path.extension().is_some_and(|it| it == extension);
+        names.iter().filter(has).cloned().collect::<Vec<_>>()
+    };
+    let identity = with("cert").into_iter().map(|certificate| Identity {
+        key: Some(certificate.with_extension("key")),
+        certificate,
+    });
+    Ok(TlsChange {
+        authorities: with("crt"),
+        identity: only(identity, folder),
+        skip_verify: None,
+    })
+}
+
+/// The first of several: a connection shows one.
+fn only(mut identities: impl Iterator<Item = Identity>, folder: &Path) -> Option<Identity> {
+    let first = identities.next();
+    if identities.next().is_some() {
+        tracing::warn!(folder = %folder.display(), "several client certificates; the first is used");
+    }
+    first
+}
+
+#[derive(Deserialize)]
+struct File {
+    #[serde(default)]
+    server: String,
+    #[serde(default)]
+    host: BTreeMap<String, Settings>,
+    #[serde(flatten)]
+    own: Settings,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Settings {
+    capabilities: Vec<String>,
+    ca: Texts,
+    client: Clients,
+    skip_verify: Option<bool>,
+    header: BTreeMap<String, Texts>,
+    override_path: bool,
+}
+
+/// One or several.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Texts {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Default for Texts {
+    fn default() -> Texts {
+        Texts::Several(Vec::new())
+    }
+}
+
+impl Texts {
+    fn into_vec(self) -> Vec<String> {
+        match self {
+            Texts::One(text) => vec![text],
+            Texts::Several(texts) => texts,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Clients {
+    One(String),
+    Several(Vec<Pair>),
+}
+
+impl Default for Clients {
+    fn default() -> Clients {
+        Clients::Several(Vec::new())
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Pair {
+    Together(String),
+    Apart(String, String),
+}
+
+fn parse(folder: &Path, text: &str) -> Result<Vec<Place>, String> {
+    let File {
+        server,
+        mut host,
+        own,
+    } = toml::from_str(text).map_err(|error| error.message().to_owned())?;
+    let mut places = Vec::new();
+    for name in in_order(text) {
+        if let Some(settings) = host.remove(&name) {
+            places.push(place(&name, settings, folder)?);
+        }
+    }
+    places.push(place(&server, own, folder)?);
+    Ok(places)
+}
+
+/// The hosts as the file has them: the order is their rank.
+fn in_order(text: &str) -> Vec<String> {
+    let Ok(table) = DeTable::parse(text) else {
+        return Vec::new();
+    };
+    let hosts = table
+        .get_ref()
+        .get("host")
+        .and_then(|hosts| hosts.get_ref().as_table());
+    let mut names: Vec<_> = hosts
+        .into_iter()
+        .flat_map(|hosts| hosts.keys())
+        .map(|name| (name.span().start, name.get_ref().to_string()))
+        .collect();
+    names.sort();
+    names.into_iter().map(|(_, name)| name).collect()
+}
+
+fn place(server: &str, settings: Settings, folder: &Path) -> Result<Place, String> {
+    let identity = |pair| match pair {
+        Pair::Together(file) => Identity {
+            certificate: folder.join(file),
+            key: None,
+        },
+        Pair::Apart(certificate, key) => Identity {
+            certificate: folder.join(certificate),
+            key: (!key.is_empty()).then(|| folder.join(&key)),
+        },
+    };
+    let pairs = match settings.client {
+        Clients::One(file) => vec![Pair::Together(file)],
+        Clients::Several(pairs) => pairs,
+    };
+    let authorities = settings.ca.into_vec().into_iter();
+    Ok(Place {
+        address: address(server, settings.override_path)?,
+        can: capabilities(&settings.capabilities)?,
+        tls: TlsChange {
+            authorities: authorities.map(|file| folder.join(file)).collect(),
+            identity: only(pairs.into_iter().map(identity), folder),
+            skip_verify: settings.skip_verify,
+        },
+        headers: headers(settings.header)?,
+    })
+}
+
+fn address(server: &str, override_path: bool) -> Result<Option<(Scheme, String, String)>, String> {
+    if server.is_empty() {
+        return Ok(None);
+    }
+    let bad = || format!("{server:?} is no address of a registry");
+    let (scheme, rest) = match server.split_once("://") {
+        Some(("https", rest)) => (Scheme::Https, rest),
+        Some(("http", rest)) => (Scheme::Http, rest),
+        Some(_) => return Err(bad()),
+        None => (Scheme::Https, server),
+    };
+    // Parsed with one scheme only, so that a port that is written stays.
+    let url = Url::parse(&format!("https://{rest}")).map_err(|_| bad())?;
+    let authority = rest.split('/').next().unwrap_or_default();
+    if !url.username().is_empty()
+        || url.password().is_some()
+        || url.query().is_some()
+        || authority.is_empty()
+    {
+        return Err("an address has a user, a password or a query".to_owned());
+    }
+    let path = url.path().trim_end_matches('/');
+    let path = if override_path || path.ends_with("/v2") {
+        path.to_owned()
+    } else {
+        format!("{path}/v2")
+    };
+    Ok(Some((scheme, authority.to_owned(), path)))
+}
+
+fn capabilities(names: &[String]) -> Result<Can, String> {
+    if names.is_empty() {
+        return Ok(Can::ALL);
+    }
+    let mut can = Can {
+        pull: false,
+        resolve: false,
+        push: false,
+    };
+    for name in names {
+        match name.to_lowercase().as_str() {
+            "pull" => can.pull = true,
+            "resolve" => can.resolve = true,
+            "push" => can.push = true,
+            _ => return Err(format!("unknown capability {name:?}")),
+        }
+    }
+    Ok(can)
+}
+
+/// Values are never shown: some are tokens.
+fn headers(texts: BTreeMap<String, Texts>) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    for (name, values) in texts {
+        let bad = || format!("header {name:?} cannot be sent");
+        let key = HeaderName::try_from(&name).map_err(|_| bad())?;
+        for value in values.into_vec() {
+            let mut value = HeaderValue::try_from(value).map_err(|_| bad())?;
+            value.set_sensitive(true);
+            headers.append(key.clone(), value);
+        }
+    }
+    Ok(headers)
+}
+
+#[cfg(test)]
+mod tests;

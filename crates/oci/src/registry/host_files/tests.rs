@@ -1,0 +1,195 @@
+use super::*;
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+fn write(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().expect("a folder")).expect("make it");
+    fs::write(path, text).expect("write");
+}
+
+fn shown(places: &[Place]) -> Vec<String> {
+    let letter = |yes: bool, letter| if yes { letter } else { '-' };
+    let show = |place: &Place| {
+        let Can {
+            pull,
+            resolve,
+            push,
+        } = place.can;
+        let can: String = [letter(pull, 'P'), letter(resolve, 'R'), letter(push, 'U')]
+            .iter()
+            .collect();
+        let address = match &place.address {
+            Some((scheme, host, path)) => format!("{scheme:?} {host}{path}"),
+            None => "itself".to_owned(),
+        };
+        format!("{can} {address}")
+    };
+    places.iter().map(show).collect()
+}
+
+fn places(text: &str) -> Vec<String> {
+    shown(&parse(Path::new("/d"), text).expect(text))
+}
+
+#[test]
+fn hosts_come_in_the_order_of_the_file_and_the_registry_last() {
+    let text = r#"
+server = "https://r.example"
+[host."https://z.example/v2"]
+  capabilities = ["pull", "Resolve"]
+[host."a.example:5000"]
+  capabilities = ["push"]
+[host."http://b.example/some/path/"]
+[host."https://c.example/api"]
+  override_path = true
+[host."https://d.example/"]
+  override_path = true
+"#;
+    assert_eq!(
+        places(text),
+        [
+            "PR- Https z.example/v2",
+            "--U Https a.example:5000/v2",
+            "PRU Http b.example/some/path/v2",
+            "PRU Https c.example/api",
+            "PRU Https d.example",
+            "PRU Https r.example/v2",
+        ]
+    );
+    assert_eq!(places("capabilities = ['pull']"), ["P-- itself"]);
+    assert_eq!(places("[plugins.other]\nx = 1"), ["PRU itself"]);
+}
+
+#[test]
+fn certificates_have_three_forms_and_are_beside_the_file() {
+    let text = r#"
+ca = "ca.pem"
+client = "both.pem"
+[host.a]
+  ca = ["one.pem", "/etc/two.pem"]
+  client = [["c.pem", "k.pem"]]
+  skip_verify = true
+[host.b]
+  client = ["x.pem"]
+[host.c]
+  client = [["c.pem", ""]]
+"#;
+    let all = parse(Path::new("/d"), text).expect(text);
+    let tls: Vec<Tls> = all
+        .iter()
+        .map(|it| it.tls.of(&Tls::default()).expect("changes"))
+        .collect();
+    let identity = |certificate: &str, key: Option<&str>| {
+        let certificate = PathBuf::from(certificate);
+        Some(Identity {
+            certificate,
+            key: key.map(PathBuf::from),
+        })
+    };
+    assert_eq!(
+        tls[0].authorities,
+        [Path::new("/d/one.pem"), Path::new("/etc/two.pem")]
+    );
+    assert_eq!(tls[0].identity, identity("/d/c.pem", Some("/d/k.pem")));
+    assert!(tls[0].skip_verify);
+    assert_eq!(tls[1].identity, identity("/d/x.pem", None));
+    assert_eq!(tls[2].identity, identity("/d/c.pem", None));
+    assert_eq!(tls[3].authorities, [Path::new("/d/ca.pem")]);
+    assert_eq!(tls[3].identity, identity("/d/both.pem", None));
+}
+
+#[test]
+fn a_hosts_own_word_on_verification_counts() {
+    let base = Tls {
+        skip_verify: true,
+        ..Tls::default()
+    };
+    let all = parse(Path::new("/d"), "skip_verify = false\n[host.a]\n").expect("fine");
+    assert_eq!(all[0].tls.of(&base), None);
+    assert_eq!(all[1].tls.of(&base), Some(Tls::default()));
+}
+
+#[test]
+fn headers_are_sent_and_not_shown() {
+    let text = "[host.a.header]\n x-one = 'hunter2'\n x-two = ['a', 'hunter2']\n";
+    let all = parse(Path::new("/d"), text).expect(text);
+    assert_eq!(all[0].headers.get("x-one").expect("one"), "hunter2");
+    assert_eq!(all[0].headers.get_all("x-two").iter().count(), 2);
+    assert!(!format!("{all:?}").contains("hunter2"));
+}
+
+#[test]
+fn what_cannot_be_understood_is_no_setting() {
+    for text in [
+        "server = 1",
+        "[host.a",
+        "[host.a]\ncapabilities = ['fly']",
+        "[host.'ftp://a']",
+        "[host.'https://u:hunter2@a']",
+        "[host.a]\nca = 1",
+        "[host.a]\nclient = [['a']]",
+        "[host.a.header]\n'x y' = 'hunter2'",
+    ] {
+        let problem = parse(Path::new("/d"), text).expect_err(text);
+        assert!(!problem.contains("hunter2"), "{problem}");
+        let root = folder();
+        write(&root.path().join("r.example/hosts.toml"), text);
+        let found = load(&[root.path().to_owned()], "r.example").expect("the folder is there");
+        assert_eq!(shown(&found), ["PRU itself"], "{text}");
+    }
+}
+
+#[test]
+fn a_registry_has_one_folder_by_several_names() {
+    let (first, second) = (folder(), folder());
+    let folders = [
+        PathBuf::from("/no/such"),
+        first.path().to_owned(),
+        second.path().to_owned(),
+    ];
+    let server = |name: &str| {
+        let found = load(&folders, name)?;
+        found
+            .last()?
+            .address
+            .as_ref()
+            .map(|(_, host, _)| host.clone())
+    };
+    assert!(load(&folders, "r.example:5000").is_none());
+    write(
+        &second.path().join("r.example:5000/hosts.toml"),
+        "server = 'colon'",
+    );
+    assert_eq!(server("r.example:5000").as_deref(), Some("colon"));
+    write(&first.path().join("_default/hosts.toml"), "server = 'any'");
+    assert_eq!(server("r.example:5000").as_deref(), Some("any"));
+    write(
+        &first.path().join("r.example_5000_/hosts.toml"),
+        "server = 'spelt'",
+    );
+    assert_eq!(server("r.example:5000").as_deref(), Some("spelt"));
+    assert_eq!(server("other").as_deref(), Some("any"));
+    assert_eq!(server("..").as_deref(), Some("any"));
+}
+
+#[test]
+fn without_a_file_certificates_are_where_docker_has_them() {
+    let root = folder();
+    let own = root.path().join("r.example");
+    for name in ["ca.crt", "b.crt", "client.cert", "client.key", "readme"] {
+        write(&own.join(name), "x");
+    }
+    let found = load(&[root.path().to_owned()], "r.example").expect("the folder is there");
+    assert_eq!(shown(&found), ["PRU itself"]);
+    let tls = found[0].tls.of(&Tls::default()).expect("changes");
+    assert_eq!(tls.authorities, [own.join("b.crt"), own.join("ca.crt")]);
+    assert_eq!(
+        tls.identity,
+        Some(Identity {
+            certificate: own.join("client.cert"),
+            key: Some(own.join("client.key")),
+        })
+    );
+}

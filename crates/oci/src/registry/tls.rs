@@ -1,0 +1,305 @@
+//! TLS: whom we trust, and what we show.
+//!
+//! The system's authorities, and those that a caller or a host's own settings add. One provider, aws-lc-rs, named here.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustls::{
+    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem, pem::PemObject},
+};
+
+/// Where distributions keep their certificates in one file.
+const CA_FILES: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+/// Where they keep them one by one.
+const CA_FOLDERS: [&str; 2] = ["/etc/ssl/certs", "/etc/pki/tls/certs"];
+
+/// What a caller wants to be different from the system's TLS.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Tls {
+    /// Files with certificate authorities that are trusted beside the system's.
+    pub authorities: Vec<PathBuf>,
+    /// What to show to registries that ask for a certificate.
+    pub identity: Option<Identity>,
+    /// Believe any certificate.
+    pub skip_verify: bool,
+}
+
+/// A certificate of our own and its key, in PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// File with the certificate and those between it and its authority.
+    pub certificate: PathBuf,
+    /// File with the key; `None` if it is in the same file.
+    pub key: Option<PathBuf>,
+}
+
+/// Why TLS cannot be set up as wanted.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's account.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// A file with nothing of use.
+    #[error("{} has no {what} in PEM form", path.display())]
+    Nothing {
+        /// The file.
+        path: PathBuf,
+        /// What was looked for.
+        what: &'static str,
+    },
+    /// A file with something that TLS does not take.
+    #[error("{} cannot be used for TLS", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What TLS says.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// The provider has no protocol version: a mistake of the build.
+    #[error("TLS without protocol versions")]
+    Versions(#[source] Arc<rustls::Error>),
+}
+
+/// A configuration: the system's authorities and what the caller wants besides.
+pub(super) fn client_config(roots: &RootCertStore, tls: &Tls) -> Result<ClientConfig, TlsError> {
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    // Already installed by an earlier registry: the same one. A second provider would make the choice a run-time accident.
+    drop(provider.clone().install_default());
+    let provider = Arc::new(provider);
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TlsError::Versions(Arc::new(error)))?;
+    let builder = if tls.skip_verify {
+        let anybody = Arc::new(Anybody(provider));
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(anybody)
+    } else {
+        let mut roots = roots.clone();
+        for path in &tls.authorities {
+            add_authorities(&mut roots, path)?;
+        }
+        builder.with_root_certificates(roots)
+    };
+    let Some(identity) = &tls.identity else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let (chain, key) = identity.load()?;
+    let config = builder.with_client_auth_cert(chain, key);
+    config.map_err(|error| unusable(&identity.certificate)(error))
+}
+
+fn add_authorities(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(unusable(path))?;
+    }
+    Ok(())
+}
+
+impl Identity {
+    fn load(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+        let chain = certificates(&self.certificate)?;
+        let path = self.key.as_ref().unwrap_or(&self.certificate);
+        let key = PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| match error {
+            pem::Error::NoItemsFound => TlsError::Nothing {
+                path: path.clone(),
+                what: "private key",
+            },
+            error => unusable(path)(error),
+        })?;
+        Ok((chain, key))
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
+    let found = found.map_err(unusable(path))?;
+    if found.is_empty() {
+        return Err(TlsError::Nothing {
+            path: path.to_owned(),
+            what: "certificate",
+        });
+    }
+    Ok(found)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    std::fs::read(path).map_err(|error| TlsError::Read {
+        path: path.to_owned(),
+        source: Arc::new(error),
+    })
+}
+
+fn unusable<E: std::error::Error + Send + Sync + 'static>(
+    path: &Path,
+) -> impl FnOnce(E) -> TlsError {
+    move |error| TlsError::Unusable {
+        path: path.to_owned(),
+        source: Arc::new(error),
+    }
+}
+
+/// Believes that every server is who it says, and still checks that it holds the key of what it shows.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, known)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, known)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Whether an error says that certificates are in the way, ours or theirs: another attempt would end the same.
+pub(super) fn is_about_certificates(error: &(dyn std::error::Error + 'static)) -> bool {
+    use rustls::AlertDescription as Alert;
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        match error.downcast_ref::<rustls::Error>() {
+            Some(rustls::Error::InvalidCertificate(_)) => return true,
+            Some(rustls::Error::AlertReceived(
+                Alert::CertificateRequired
+                | Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::AccessDenied,
+            )) => return true,
+            _ => {}
+        }
+        // An I/O error keeps what it wraps out of `source`, and TLS errors come wrapped in one.
+        let wrapped = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        cause = match wrapped {
+            Some(inner) => Some(inner as &(dyn std::error::Error + 'static)),
+            None => error.source(),
+        };
+    }
+    false
+}
+
+/// Places to load certificate authorities from.
+#[derive(Debug)]
+pub(super) struct Roots {
+    file: Option<PathBuf>,
+    folders: Vec<PathBuf>,
+}
+
+impl Roots {
+    /// `SSL_CERT_FILE` replaces the distribution's file, `SSL_CERT_DIR` (several, separated by colons) its folders; each
+    /// without touching the other.
+    pub(super) fn from_env() -> Roots {
+        let file = match std::env::var_os("SSL_CERT_FILE").filter(|file| !file.is_empty()) {
+            Some(file) => Some(PathBuf::from(file)),
+            None => CA_FILES
+                .iter()
+                .map(PathBuf::from)
+                .find(|file| file.is_file()),
+        };
+        let folders = match std::env::var_os("SSL_CERT_DIR").filter(|folders| !folders.is_empty()) {
+            Some(folders) => std::env::split_paths(&folders).collect(),
+            None => CA_FOLDERS.iter().map(PathBuf::from).collect(),
+        };
+        Roots { file, folders }
+    }
+
+    /// All certificates that can be read; what cannot is logged, and no authority at all is not an error: there may be
+    /// nothing but plain HTTP to do.
+    pub(super) fn load(&self) -> RootCertStore {
+        let mut certificates: Vec<CertificateDer<'static>> = Vec::new();
+        let mut add = |file: Option<&Path>, folder: Option<&Path>| {
+            let found = rustls_native_certs::load_certs_from_paths(file, folder);
+            for error in &found.errors {
+                tracing::debug!(%error, "certificate authority left out");
+            }
+            certificates.extend(found.certs);
+        };
+        add(self.file.as_deref(), None);
+        for folder in self.folders.iter().filter(|folder| folder.is_dir()) {
+            add(None, Some(folder));
+        }
+        certificates.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
+        certificates.dedup();
+        let mut roots = RootCertStore::empty();
+        let (_, ignored) = roots.add_parsable_certificates(certificates);
+        if ignored > 0 {
+            tracing::debug!(ignored, "certificate authorities that cannot be parsed");
+        }
+        roots
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::testing::TestRegistry;
+
+    #[test]
+    fn authorities_come_from_the_file_and_every_folder() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("test-ca.crt");
+        std::fs::write(&path, TestRegistry::ca_pem()).expect("write the authority");
+        std::fs::write(folder.path().join("broken.crt"), "no certificate").expect("write junk");
+        let count = |file: Option<PathBuf>, folders: &[&Path]| {
+            let folders = folders.iter().map(|f| (*f).to_owned()).collect();
+            Roots { file, folders }.load().len()
+        };
+        assert_eq!(count(Some(path.clone()), &[]), 1);
+        assert_eq!(count(None, &[Path::new("/no/such"), folder.path()]), 1);
+        assert_eq!(count(Some(path), &[folder.path()]), 1, "the same one twice");
+        assert_eq!(count(Some(PathBuf::from("/no/such")), &[]), 0);
+    }
+}
