@@ -58,7 +58,7 @@ use endpoint::{Call, Endpoint};
 pub use error::RegistryError;
 use error::failed;
 use hosts::Doing;
-pub use hosts::{HostError, Hosts, Mirror};
+pub use hosts::{Configured, HostError, Hosts, Mirror};
 pub use referrers::Listing;
 use retry::{Attempts, Failures, RetryPolicy};
 pub use tls::{Identity, Tls, TlsError};

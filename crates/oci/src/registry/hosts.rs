@@ -23,9 +23,13 @@ pub struct Hosts {
     pub mirrors: BTreeMap<String, Vec<Mirror>>,
     /// Speak plain HTTP to every origin, not only to this machine's own.
     pub plain_http: bool,
-    /// What the administrator's files say of a registry; in place of its mirrors.
-    configured: BTreeMap<String, Vec<Place>>,
+    /// What the administrator's files say of registries; in place of their mirrors.
+    pub configured: Configured,
 }
+
+/// What [`Hosts::read_folders`] has found.
+#[derive(Clone, Debug, Default)]
+pub struct Configured(BTreeMap<String, Vec<Place>>);
 
 /// What is to be done at a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +109,7 @@ impl Hosts {
     /// there are no error.
     pub fn read_folders(&mut self, folders: &[PathBuf], registry: &str) {
         if let Some(places) = host_files::load(folders, registry) {
-            self.configured.insert(registry.to_owned(), places);
+            self.configured.0.insert(registry.to_owned(), places);
         }
     }
 
@@ -120,7 +124,7 @@ impl Hosts {
     /// logged: it must not make its registry unreachable.
     pub(crate) fn of(&self, image: &ImageRef, doing: Doing) -> Result<Vec<Host>, HostError> {
         let named = self.named(image)?;
-        if let Some(places) = self.configured.get(image.host()) {
+        if let Some(places) = self.configured.0.get(image.host()) {
             let good = places.iter().filter(|place| place.can.allows(doing));
             let hosts: Vec<Host> = good
                 .map(|place| place.to_host(&named, image.host()))

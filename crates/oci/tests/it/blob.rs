@@ -580,7 +580,7 @@ async fn the_next_host_is_asked_when_one_fails_at_any_time() {
     ];
     let hosts = Hosts {
         mirrors: [(case.registry.host(), mirrors)].into(),
-        plain_http: false,
+        ..Hosts::default()
     };
     let client = client(Options { hosts, ..quick() });
     let image = case.registry.reference("app", "v1");
@@ -632,7 +632,7 @@ async fn a_mirror_that_breaks_every_body_does_not_use_up_the_patience() {
     }];
     let hosts = Hosts {
         mirrors: [(case.registry.host(), mirrors)].into(),
-        plain_http: false,
+        ..Hosts::default()
     };
     let client = client(Options { hosts, ..quick() });
     let image = case.registry.reference("app", "v1");

@@ -1,5 +1,6 @@
 //! The package from outside: the registry client against a registry that misbehaves as told.
 
+mod access;
 mod auth;
 mod blob;
 mod documents;

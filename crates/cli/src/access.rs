@@ -1,0 +1,125 @@
+//! How registries are reached, as the flags say.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use soci_oci::credentials::{Chain, Credential, Credentials, DockerConfig, ForRegistry, Secret};
+use soci_oci::reference::ImageRef;
+use soci_oci::registry::{Hosts, Identity, Options, Registry, Tls};
+
+use crate::args::RegistryAccess;
+
+/// No container waits for the answer: a registry far away gets its time.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Registries check everything that a manifest names before they answer.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A client for the registries of these images. Who the flags say that we are is for the registry of the first; at the others
+/// we are who docker's configuration says.
+pub(crate) fn registry(flags: &RegistryAccess, images: &[&ImageRef]) -> Result<Registry> {
+    let mut hosts = Hosts {
+        plain_http: flags.plain_http,
+        ..Hosts::default()
+    };
+    let names: BTreeSet<&str> = images.iter().map(|image| image.host()).collect();
+    for name in names {
+        hosts.read_folders(&flags.hosts_dirs, name);
+    }
+    let mut sources: Vec<Arc<dyn Credentials>> = Vec::new();
+    if let (Some(credential), Some(image)) = (credential(flags), images.first()) {
+        sources.push(Arc::new(ForRegistry {
+            registry: image.host().to_owned(),
+            hosts: hosts.own_hosts(image)?,
+            credential,
+        }));
+    }
+    sources.push(Arc::new(DockerConfig::from_env()));
+    let options = Options {
+        user_agent: concat!("soci/", env!("CARGO_PKG_VERSION")).to_owned(),
+        hosts,
+        tls: tls(flags)?,
+        connect_timeout: CONNECT_TIMEOUT,
+        head_timeout: HEAD_TIMEOUT,
+        ..Options::default()
+    };
+    Ok(Registry::new(options, Arc::new(Chain(sources)))?)
+}
+
+fn tls(flags: &RegistryAccess) -> Result<Tls> {
+    let identity = match (&flags.cert, &flags.key) {
+        (Some(certificate), key) => Some(Identity {
+            certificate: certificate.clone(),
+            key: key.clone(),
+        }),
+        (None, None) => None,
+        (None, Some(key)) => {
+            let missing = || format!("--tlskey {} needs --tlscert as well", key.display());
+            return None.with_context(missing);
+        }
+    };
+    Ok(Tls {
+        authorities: flags.ca.iter().cloned().collect(),
+        identity,
+        skip_verify: flags.skip_verify,
+    })
+}
+
+/// Who the flags say that we are: a refresh token, or a name and what follows its first colon.
+fn credential(flags: &RegistryAccess) -> Option<Credential> {
+    if !flags.refresh.is_empty() {
+        return Some(Credential::Identity(Secret::new(flags.refresh.as_str())));
+    }
+    let (name, password) = match flags.user.split_once(':') {
+        // A colon in the first place is part of the name.
+        Some((name, password)) if !name.is_empty() => (name, password),
+        _ => (flags.user.as_str(), ""),
+    };
+    if name.is_empty() {
+        return None;
+    }
+    if password.is_empty() {
+        tracing::warn!("--user {name} comes without a password; write --user {name}:PASSWORD");
+    }
+    Some(Credential::new(name, password))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(user: &str, refresh: &str) -> Option<Credential> {
+        credential(&RegistryAccess {
+            user: user.to_owned(),
+            refresh: refresh.to_owned(),
+            ..RegistryAccess::default()
+        })
+    }
+
+    #[test]
+    fn a_user_ends_at_the_first_colon_that_is_not_the_first_character() {
+        assert_eq!(of("", ""), None);
+        assert_eq!(
+            of("AWS:se:cret", ""),
+            Some(Credential::new("AWS", "se:cret"))
+        );
+        assert_eq!(of("me", ""), Some(Credential::new("me", "")));
+        assert_eq!(of(":me", ""), Some(Credential::new(":me", "")));
+        let token = Credential::Identity(Secret::new("token"));
+        assert_eq!(of("me:pw", "token"), Some(token));
+    }
+
+    #[test]
+    fn a_key_without_a_certificate_is_refused() {
+        let flags = RegistryAccess {
+            key: Some("client.key".into()),
+            ..RegistryAccess::default()
+        };
+        let error = tls(&flags).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "--tlskey client.key needs --tlscert as well"
+        );
+    }
+}
