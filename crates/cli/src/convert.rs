@@ -4,16 +4,17 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Result, anyhow, bail};
-use soci_index::{ConvertOptions, Converted, Means, Platforms, prefetch};
-use soci_oci::Descriptor;
+use anyhow::{Context as _, Result, anyhow, bail};
+use soci_index::{BuildOptions, ConvertOptions, Converted, Means, Platforms, RecordedZtocs};
+use soci_index::{KnownZtocs, convert, prefetch};
 use soci_oci::reference::ContainerdName;
 use soci_oci::store::ContentStore;
 use soci_oci::store::containerd::Containerd;
 
-use crate::args::{Convert, Global};
-use crate::output::Progress;
+use crate::args::{self, Convert, Global, PrefetchFiles, Ztocs};
+use crate::output::{self, ConvertReport, Progress, Teller};
 use crate::standalone;
+use crate::state::State;
 
 /// Runs the command.
 pub(crate) async fn run(global: &Global, args: &Convert) -> Result<()> {
@@ -23,64 +24,106 @@ pub(crate) async fn run(global: &Global, args: &Convert) -> Result<()> {
     if args.destination.as_os_str().is_empty() {
         bail!("destination needs to be specified");
     }
-    let options = options(args)?;
+    check_optimizations(&args.ztocs)?;
+    let options = ConvertOptions {
+        build: build_options(&args.ztocs, &args.prefetch)?,
+        platforms: platforms(&args.platforms)?,
+        allow_empty: args.standalone && args.allow_empty,
+    };
     if args.standalone {
-        standalone::convert_image(args, &options).await
-    } else {
-        with_containerd(global, args, &options).await
+        return standalone::convert_image(global, args, &options).await;
     }
+    let teller = Arc::new(Teller::new(Progress::new(global.progress), args.json));
+    let result = with_containerd(global, args, &options, &teller).await;
+    conclude(args, result, &teller)
 }
 
-fn options(args: &Convert) -> Result<ConvertOptions> {
-    for name in &args.ztocs.optimizations {
+/// The optimizations that there are.
+pub(crate) fn check_optimizations(ztocs: &Ztocs) -> Result<()> {
+    for name in &ztocs.optimizations {
         if name != "xattr" {
             bail!("optimization {name} is not a valid optimization [xattr]");
         }
     }
+    Ok(())
+}
+
+/// What zTOCs are to be like.
+pub(crate) fn build_options(ztocs: &Ztocs, files: &PrefetchFiles) -> Result<BuildOptions> {
+    let prefetch = prefetch::paths(&files.files, files.json.as_deref())?;
     let span_size =
-        u64::try_from(args.ztocs.span_size).map_err(|_| anyhow!("span size must be >= 0"))?;
-    let min_layer_size = u64::try_from(args.ztocs.min_layer_size)
-        .map_err(|_| anyhow!("min layer size must be >= 0"))?;
-    let platforms = if args.platforms.all {
-        Platforms::All
-    } else if args.platforms.listed.is_empty() {
-        Platforms::Default
-    } else {
-        let parse = |text: &String| {
-            text.parse()
-                .map_err(|error| anyhow!("could not parse platform {text}: {error}"))
-        };
-        Platforms::Listed(
-            args.platforms
-                .listed
-                .iter()
-                .map(parse)
-                .collect::<Result<_>>()?,
-        )
-    };
-    let build = soci_index::BuildOptions {
+        u64::try_from(ztocs.span_size).map_err(|_| anyhow!("span size must be >= 0"))?;
+    let min_layer_size =
+        u64::try_from(ztocs.min_layer_size).map_err(|_| anyhow!("min layer size must be >= 0"))?;
+    Ok(BuildOptions {
         span_size,
         min_layer_size,
-        mark_xattrs: !args.ztocs.optimizations.is_empty(),
+        mark_xattrs: !ztocs.optimizations.is_empty(),
         threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-        prefetch: prefetch::paths(&args.prefetch.files, args.prefetch.json.as_deref())?,
-    };
-    Ok(ConvertOptions {
-        platforms,
-        build,
-        allow_empty: args.standalone && args.allow_empty,
+        prefetch,
     })
 }
 
-/// The image is in containerd, and so is the copy.
-async fn with_containerd(global: &Global, args: &Convert, options: &ConvertOptions) -> Result<()> {
-    let name = |path: &Path| {
-        path.to_str()
-            .map(str::to_owned)
-            .ok_or_else(|| anyhow!("image names are UTF-8"))
+/// The platforms that the flags mean.
+pub(crate) fn platforms(flags: &args::Platforms) -> Result<Platforms> {
+    if flags.all {
+        return Ok(Platforms::All);
+    }
+    if flags.listed.is_empty() {
+        return Ok(Platforms::Default);
+    }
+    let parse = |text: &String| {
+        text.parse()
+            .map_err(|error| anyhow!("could not parse platform {text}: {error}"))
     };
-    let (image, destination) = (name(&args.image)?, name(&args.destination)?);
-    check_destination(&destination).map_err(|cause| {
+    let listed = flags.listed.iter().map(parse).collect::<Result<_>>()?;
+    Ok(Platforms::Listed(listed))
+}
+
+/// The name of an image in containerd.
+pub(crate) fn image_name(path: &Path) -> Result<&str> {
+    path.to_str().context("image names are UTF-8")
+}
+
+/// zTOCs that were made on this machine, unless all are to be made anew.
+pub(crate) async fn recorded(
+    state: &State<'_>,
+    store: &Arc<dyn ContentStore>,
+    force: bool,
+) -> Result<Vec<Arc<dyn KnownZtocs>>> {
+    let recorded = RecordedZtocs::new(state.artifacts(), Arc::clone(store));
+    // Records that cannot be used end the work before it begins, not when something is to be recorded.
+    recorded.load().await?;
+    Ok(if force {
+        Vec::new()
+    } else {
+        vec![Arc::new(recorded)]
+    })
+}
+
+/// Works under a lease, which ends whatever becomes of the work: what is not labelled by then may go.
+pub(crate) async fn leased<T>(
+    containerd: &Containerd,
+    work: impl AsyncFnOnce(Containerd) -> Result<T>,
+) -> Result<T> {
+    let lease = containerd.lease().await?;
+    let result = crate::unless_interrupted(work(lease.store())).await;
+    if let Err(error) = lease.end().await {
+        tracing::warn!(%error, "the lease on the new content could not be ended; it ends in a day");
+    }
+    result
+}
+
+/// The image is in containerd, and so is the copy.
+async fn with_containerd(
+    global: &Global,
+    args: &Convert,
+    options: &ConvertOptions,
+    teller: &Arc<Teller>,
+) -> Result<Converted> {
+    let image = image_name(&args.image)?;
+    let destination = image_name(&args.destination)?;
+    check_destination(destination).map_err(|cause| {
         anyhow!("the destination image must be a tagged ref of the form \"registry/repository:tag\": {cause}")
     })?;
     match global.content_store.as_str() {
@@ -90,24 +133,42 @@ async fn with_containerd(global: &Global, args: &Convert, options: &ConvertOptio
         ),
         other => bail!("unknown content store type: {other}; must be one of [soci containerd]"),
     }
-    let containerd =
-        Containerd::connect(&global.address, &global.namespace, global.timeout).await?;
-    let target = containerd.image(&image).await?.target;
-    let lease = containerd.lease().await?;
-    let result = async {
-        let store: Arc<dyn ContentStore> = Arc::new(lease.store());
-        let converted = convert(&store, &target, options, &Arc::new(Progress::new())).await?;
-        lease
-            .store()
-            .put_image(&destination, &converted.image, record_time())
+    let state = State::new(global);
+    let containerd = state.containerd().await?;
+    let target = containerd.image(image).await?.target;
+    leased(containerd, async |containerd| {
+        let store: Arc<dyn ContentStore> = Arc::new(containerd.clone());
+        let means = Means {
+            known: recorded(&state, &store, args.ztocs.force).await?,
+            source: Arc::clone(&store),
+            store,
+            records: Some(state.artifacts()),
+            observer: teller.clone(),
+        };
+        let converted = convert(&means, &target, options).await?;
+        containerd
+            .put_image(destination, &converted.image, record_time())
             .await?;
-        Ok(())
-    };
-    let result = crate::unless_interrupted(result).await;
-    if let Err(error) = lease.end().await {
-        tracing::warn!(%error, "the lease on the new content could not be ended; it ends in a day");
+        Ok(converted)
+    })
+    .await
+}
+
+/// Says what came of a conversion, as it was asked for.
+pub(crate) fn conclude(args: &Convert, result: Result<Converted>, teller: &Teller) -> Result<()> {
+    match &result {
+        Err(_) => teller.progress().finish(),
+        Ok(converted) => {
+            teller.finish();
+            if args.json {
+                let source = args.image.to_string_lossy();
+                let destination = args.destination.to_string_lossy();
+                let report = ConvertReport::new(&source, &destination, converted, teller);
+                output::json(&report)?;
+            }
+        }
     }
-    result
+    output::strict(args.strict, teller, result).map(drop)
 }
 
 /// The time of the image's record, where the environment fixes it.
@@ -135,25 +196,6 @@ fn check_destination(name: &str) -> Result<(), String> {
         return Err("reference must be tagged".to_owned());
     }
     Ok(())
-}
-
-/// Converts and tells about it.
-pub(crate) async fn convert(
-    store: &Arc<dyn ContentStore>,
-    target: &Descriptor,
-    options: &ConvertOptions,
-    progress: &Arc<Progress>,
-) -> Result<Converted> {
-    let means = Means {
-        source: Arc::clone(store),
-        store: Arc::clone(store),
-        known: Vec::new(),
-        records: None,
-        observer: progress.clone(),
-    };
-    let converted = soci_index::convert(&means, target, options).await;
-    progress.finish();
-    Ok(converted?)
 }
 
 #[cfg(test)]

@@ -42,6 +42,9 @@ use args::{
 /// Threads for the network; layers are read by threads of their own.
 const RUNTIME_THREADS: usize = 2;
 
+/// Exit code of `--strict` where a layer was left without a zTOC.
+const NOT_STRICT: u8 = 4;
+
 /// The user does not want the result any more.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
@@ -71,12 +74,15 @@ fn main() -> ExitCode {
 }
 
 fn refuse(error: &anyhow::Error) -> ExitCode {
-    output::complain(&format!("soci: {error:#}\n"));
-    match error.downcast_ref::<Interrupted>() {
+    output::refuse(&format!("{error:#}"));
+    if let Some(Interrupted { signal }) = error.downcast_ref() {
         // As a shell reports a process that a signal ended.
-        Some(Interrupted { signal }) => ExitCode::from(128 + signal),
-        None => ExitCode::from(1),
+        return ExitCode::from(128 + signal);
     }
+    if error.downcast_ref::<output::NotStrict>().is_some() {
+        return ExitCode::from(NOT_STRICT);
+    }
+    ExitCode::from(1)
 }
 
 fn start(matches: &ArgMatches) -> Result<()> {

@@ -1,25 +1,63 @@
-//! Everything that is printed: results on standard output, warnings on standard error, and a bar on
-//! standard error while that is a terminal.
+//! Everything that is printed: results on standard output, warnings on standard error, and what long work
+//! is at on standard error while that is a terminal ([`progress`]).
 //!
-//! Standard error stays short: nerdctl reads it only when standard output has ended.
+//! Standard error stays short: nerdctl reads it only when standard output has ended, so a pipe buffer's
+//! worth of warnings (64 KiB) would stop both programs for good. The parts that could grow are bounded: one
+//! message ([`cut`]) and the number of warnings about layers ([`teller`]).
 
+use std::borrow::Cow;
 use std::fmt;
-use std::io::{self, IsTerminal as _, Write as _};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::io::{self, Write as _};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use soci_index::{Note, Observer, Stage};
-use soci_oci::Descriptor;
+use serde::Serialize;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+mod progress;
+mod report;
+mod teller;
+
+pub(crate) use progress::Progress;
+pub(crate) use report::{ConvertReport, CreateReport, NotStrict, strict};
+pub(crate) use teller::Teller;
+
+/// Longest message on standard error and longest line on standard output, in bytes: a quarter of a pipe
+/// buffer, and of the line that nerdctl reads at most.
+const MAX_MESSAGE: usize = 16 << 10;
+
 /// Prints on standard output. Nobody listening is no error: the work is done all the same.
 pub(crate) fn print(text: &str) {
     let mut out = io::stdout().lock();
     drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+}
+
+/// Prints a line on standard output.
+pub(crate) fn line(text: &str) {
+    print(&format!("{}\n", cut(text, MAX_MESSAGE)));
+}
+
+/// Prints an object on standard output.
+pub(crate) fn json<T: Serialize>(value: &T) -> serde_json::Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?));
+    Ok(())
+}
+
+/// A text of at most so many bytes, and how many more there were.
+pub(crate) fn cut(text: &str, limit: usize) -> Cow<'_, str> {
+    if text.len() <= limit {
+        return text.into();
+    }
+    let kept = text.floor_char_boundary(limit);
+    format!("{}... ({} bytes more)", &text[..kept], text.len() - kept).into()
+}
+
+/// Prints an error, and that is the end.
+pub(crate) fn refuse(text: &str) {
+    complain(&format!("soci: {}\n", cut(text, MAX_MESSAGE)));
 }
 
 /// Prints on standard error.
@@ -49,6 +87,7 @@ impl<S: Subscriber> Layer<S> for Log {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let Fields { message, others } = fields;
+        let message = cut(&message, MAX_MESSAGE);
         complain(&format!(
             "time=\"{}\" level={level} msg={message:?}{others}\n",
             now()
@@ -86,74 +125,14 @@ impl Visit for Fields {
     }
 }
 
-/// Tells about the layers of a conversion.
-#[derive(Debug)]
-pub(crate) struct Progress {
-    bar: ProgressBar,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Progress {
-    pub(crate) fn new() -> Self {
-        let target = if io::stderr().is_terminal() {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
-        let bar = ProgressBar::with_draw_target(Some(0), target);
-        Self { bar }
-    }
-
-    /// A phase of its own; how many bytes it has may be unknown.
-    pub(crate) fn phase(&self, name: &'static str, bytes: Option<u64>) {
-        let template = match bytes {
-            Some(_) => "{msg} [{bar:40}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-            None => "{msg} {bytes} {bytes_per_sec}",
-        };
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            self.bar.set_style(style.progress_chars("=> "));
-        }
-        self.bar.reset();
-        self.bar.set_message(name);
-        self.bar.set_length(bytes.unwrap_or_default());
-    }
-
-    /// A counter for the current phase.
-    pub(crate) fn counter(&self) -> impl Fn(u64) + Clone + Send + 'static {
-        let bar = self.bar.clone();
-        move |bytes| bar.inc(bytes)
-    }
-
-    /// Prints while the bar is out of the way.
-    pub(crate) fn aside(&self, print: impl FnOnce()) {
-        self.bar.suspend(print);
-    }
-
-    pub(crate) fn finish(&self) {
-        self.bar.finish_and_clear();
-    }
-}
-
-impl Observer for Progress {
-    fn planned(&self, bytes: u64) {
-        self.phase("indexing", Some(bytes));
-        if bytes > 0 {
-            self.bar.enable_steady_tick(Duration::from_millis(200));
-        }
-    }
-
-    fn stage(&self, _: &Descriptor, _: Stage) {}
-
-    fn read(&self, _: &Descriptor, bytes: u64) {
-        self.bar.inc(bytes);
-    }
-
-    fn note(&self, note: &Note) {
-        self.bar.suspend(|| {
-            if note.is_warning() {
-                tracing::warn!("{note}");
-            } else {
-                print(&format!("{note}\n"));
-            }
-        });
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        assert_eq!(cut("abc", 3), "abc");
+        assert_eq!(cut("abcd", 3), "abc... (1 bytes more)");
+        assert_eq!(cut("a\u{fc}b", 2), "a... (3 bytes more)");
     }
 }

@@ -6,38 +6,41 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
-use soci_index::ConvertOptions;
+use soci_index::{ConvertOptions, Converted, Means, convert};
 use soci_oci::store::layout::Layout;
 use soci_oci::store::{ContentStore, Stacked, reachable, write_archive};
-use soci_oci::{Descriptor, ImageIndex, json};
+use soci_oci::{ImageIndex, json};
 
-use crate::args::{Convert, Format};
-use crate::convert::convert;
+use crate::args::{Convert, Format, Global};
+use crate::convert::conclude;
 use crate::destination::{Copier, NewFile, NewFolder};
-use crate::output::Progress;
+use crate::output::{Progress, Teller};
 use crate::source::Source;
 
 /// `soci convert --standalone`: the image is on disk, and so is the copy.
-pub(crate) async fn convert_image(args: &Convert, options: &ConvertOptions) -> Result<()> {
-    let source = Source::open(&args.image)?;
-    let progress = Arc::new(Progress::new());
+pub(crate) async fn convert_image(
+    global: &Global,
+    args: &Convert,
+    options: &ConvertOptions,
+) -> Result<()> {
+    let teller = Arc::new(Teller::new(Progress::new(global.progress), args.json));
     let work = async {
+        let source = Source::open(&args.image)?;
         match args.format {
-            Format::Archive => to_archive(&source, &args.destination, options, &progress).await,
-            Format::Folder => to_folder(source, &args.destination, options, &progress).await,
+            Format::Archive => to_archive(&source, &args.destination, options, &teller).await,
+            Format::Folder => to_folder(source, &args.destination, options, &teller).await,
         }
     };
     let result = crate::unless_interrupted(work).await;
-    progress.finish();
-    result
+    conclude(args, result, &teller)
 }
 
 async fn to_archive(
     source: &Source,
     destination: &Path,
     options: &ConvertOptions,
-    progress: &Arc<Progress>,
-) -> Result<()> {
+    teller: &Arc<Teller>,
+) -> Result<Converted> {
     let (output, file) = NewFile::create(destination)?;
     let folder = tempfile::Builder::new()
         .prefix("soci-artifacts-")
@@ -47,8 +50,9 @@ async fn to_archive(
         .context("failed to create temp directory")?
         .unsynced();
     let store = stacked(work, source);
-    let (converted, index) = convert_root(source, &store, options, progress).await?;
-    let blobs = reachable(store.as_ref(), &converted).await?;
+    let (converted, index) = convert_root(source, &store, options, teller).await?;
+    let blobs = reachable(store.as_ref(), &converted.image).await?;
+    let progress = teller.progress();
     progress.phase("writing", Some(blobs.values().sum()));
     let out = BufWriter::with_capacity(1 << 20, file);
     let out = write_archive(out, store.as_ref(), &blobs, &index, progress.counter()).await?;
@@ -56,18 +60,20 @@ async fn to_archive(
         .into_inner()
         .map_err(std::io::IntoInnerError::into_error);
     drop(written.context("failed to write output tar")?);
-    output.finish()
+    output.finish()?;
+    Ok(converted)
 }
 
 async fn to_folder(
     source: Source,
     destination: &Path,
     options: &ConvertOptions,
-    progress: &Arc<Progress>,
-) -> Result<()> {
+    teller: &Arc<Teller>,
+) -> Result<Converted> {
     let output = NewFolder::create(destination)?;
     let store = stacked(output.layout.clone(), &source);
-    let (_, index) = convert_root(&source, &store, options, progress).await?;
+    let (converted, index) = convert_root(&source, &store, options, teller).await?;
+    let progress = teller.progress();
     progress.phase("copying", None);
     let stop = StopOnDrop(Arc::default());
     let copier = Copier {
@@ -79,7 +85,8 @@ async fn to_folder(
         output.layout.write_index(&index)?;
         output.finish()
     });
-    copied.await?
+    copied.await??;
+    Ok(converted)
 }
 
 /// Ends work on another thread when whoever waits for it goes away.
@@ -103,11 +110,18 @@ async fn convert_root(
     source: &Source,
     store: &Arc<dyn ContentStore>,
     options: &ConvertOptions,
-    progress: &Arc<Progress>,
-) -> Result<(Descriptor, Vec<u8>)> {
+    teller: &Arc<Teller>,
+) -> Result<(Converted, Vec<u8>)> {
     let root = source.root(store.as_ref()).await?;
-    let converted = convert(store, &root, options, progress).await?.image;
-    let index = json::to_vec(&ImageIndex::new(vec![converted.clone()]));
+    let means = Means {
+        source: Arc::clone(store),
+        store: Arc::clone(store),
+        known: Vec::new(),
+        records: None,
+        observer: teller.clone(),
+    };
+    let converted = convert(&means, &root, options).await?;
+    let index = json::to_vec(&ImageIndex::new(vec![converted.image.clone()]));
     Ok((converted, index))
 }
 

@@ -40,7 +40,7 @@ pub(crate) async fn run(global: &Global, args: &Verify) -> Result<()> {
     });
     let platforms: Vec<Platform> = platforms.collect::<Result<_>>()?;
     let image = open(global, args).await?;
-    let progress = Arc::new(Progress::new());
+    let progress = Arc::new(Progress::new(global.progress));
     if args.deep {
         progress.phase("reading", None);
     }

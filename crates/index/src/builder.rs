@@ -133,7 +133,7 @@ impl Parts {
         if refused.is_empty() {
             BuildError::Empty
         } else {
-            BuildError::Layers(refused)
+            BuildError::Refused(refused)
         }
     }
 }

@@ -79,6 +79,9 @@ pub enum BuildError {
     /// Some layers should have a zTOC and cannot.
     #[error("errors encountered while building soci layers; {}", joined(.0))]
     Layers(Vec<LayerError>),
+    /// No layer has a zTOC, and these because of what is in them.
+    #[error("errors encountered while building soci layers; {}", joined(.0))]
+    Refused(Vec<LayerError>),
     /// A prefetch artifact cannot be stored.
     #[error("prefetch artifact of layer {layer}")]
     Prefetch {

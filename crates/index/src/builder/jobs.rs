@@ -1,12 +1,14 @@
 //! The threads that index layers: one list of jobs, the largest first, so that no core waits while there
 //! is work.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TryRecvError};
 
 use super::error::{BuildError, LayerError};
 use super::layer::{self, Made};
@@ -14,7 +16,12 @@ use super::plan::Job;
 use super::{BuildOptions, Means};
 use crate::reuse::Budget;
 
-/// The results of the jobs, as they come in. Dropping it makes the threads give up.
+/// How long threads that are to give up are waited for: long enough to store a zTOC, and no longer than
+/// somebody who interrupted the work is patient.
+const END: Duration = Duration::from_secs(2);
+
+/// The results of the jobs, as they come in. Dropping it makes the threads give up; they get some time, so
+/// that no blob stays half written.
 pub(super) struct Results {
     slots: Vec<Option<Made>>,
     incoming: mpsc::Receiver<(usize, Result<Made, LayerError>)>,
@@ -24,6 +31,14 @@ pub(super) struct Results {
 impl Drop for Results {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        let deadline = Instant::now() + END;
+        while Instant::now() < deadline {
+            match self.incoming.try_recv() {
+                Ok(_) => {}
+                Err(TryRecvError::Empty) => thread::sleep(Duration::from_millis(5)),
+                Err(TryRecvError::Disconnected) => return,
+            }
+        }
     }
 }
 
@@ -123,6 +138,17 @@ impl Work {
                 break;
             }
         }
+    }
+
+    /// How many cores a layer's own work should use: its part of all bytes, so that the largest layer,
+    /// which is begun first, is not what everybody waits for in the end.
+    pub(super) fn share(&self, job: &Job) -> NonZeroUsize {
+        let all = self.jobs.iter().map(|job| u128::from(job.layer.size));
+        let all = all.sum::<u128>().max(1);
+        let threads = self.options.threads.get();
+        let share = (u128::from(job.layer.size) * threads as u128).div_ceil(all);
+        let share = usize::try_from(share).unwrap_or(threads).min(threads);
+        NonZeroUsize::new(share).unwrap_or(NonZeroUsize::MIN)
     }
 
     /// Whether nobody wants results any more.

@@ -1,0 +1,175 @@
+//! Tells about layers while indexes are made: lines on standard output, warnings, progress.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use indicatif::HumanBytes;
+use soci_index::{Note, Observer, Outcome, Stage};
+use soci_oci::{Descriptor, Digest};
+
+use super::progress::{Progress, Task, rate};
+
+/// Most warnings about layers that are printed, and the most bytes of one: together they stay far below a
+/// pipe buffer (64 KiB), behind which nerdctl and we would wait for each other.
+const MAX_WARNINGS: usize = 40;
+const MAX_WARNING: usize = 800;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Teller {
+    progress: Progress,
+    /// Whether lines are printed; not where one object is printed at the end.
+    prints_lines: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    tasks: HashMap<Digest, Arc<Task>>,
+    warnings: usize,
+    /// Layers whose outcome was told.
+    seen: HashSet<Digest>,
+    indexed: u64,
+    reused: u64,
+    skipped: u64,
+    bytes: u64,
+    left_out: Vec<String>,
+}
+
+impl Teller {
+    pub(crate) fn new(progress: Progress, json: bool) -> Self {
+        Self {
+            progress,
+            prints_lines: !json,
+            state: Mutex::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Layers that are large enough to be worth a zTOC and have none, and why, as far as told.
+    pub(crate) fn left_out(&self) -> Vec<String> {
+        self.state().left_out.clone()
+    }
+
+    /// Bytes of layers that were indexed or whose zTOC was taken over.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.state().bytes
+    }
+
+    /// What is shown besides layers.
+    pub(crate) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// How long the work has taken.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.progress.elapsed()
+    }
+
+    fn task(&self, layer: &Descriptor) -> Option<Arc<Task>> {
+        self.state().tasks.get(&layer.digest).cloned()
+    }
+
+    /// Ends the progress with a line about all layers, where it is shown.
+    pub(crate) fn finish(&self) {
+        let (text, more) = {
+            let state = self.state();
+            let time = self.progress.elapsed();
+            let text = format!(
+                "{} layers indexed, {} taken over, {} without a ztoc; {} in {:.1} s ({})",
+                state.indexed,
+                state.reused,
+                state.skipped,
+                HumanBytes(state.bytes),
+                time.as_secs_f64(),
+                rate(state.bytes, time)
+            );
+            (text, state.warnings.saturating_sub(MAX_WARNINGS))
+        };
+        if more > 0 {
+            tracing::warn!("{more} more warnings are not shown");
+        }
+        self.progress.summary(&text);
+    }
+
+    fn count(&self, note: &Note) {
+        let Note::Layer(outcome) = note else { return };
+        let mut state = self.state();
+        if !state.seen.insert(outcome.layer.digest) {
+            return;
+        }
+        match &outcome.outcome {
+            Outcome::Built(_) => state.indexed += 1,
+            Outcome::Reused(_) => state.reused += 1,
+            Outcome::Skipped(skip) => {
+                state.skipped += 1;
+                if outcome.is_left_out() {
+                    let text = format!("layer {} {skip}", outcome.layer.digest);
+                    state.left_out.push(super::cut(&text, MAX_WARNING).into());
+                }
+            }
+            Outcome::Ignored => {}
+        }
+        if outcome.ztoc().is_some() {
+            state.bytes = state.bytes.saturating_add(outcome.layer.size);
+        }
+    }
+}
+
+impl Observer for Teller {
+    fn planned(&self, bytes: u64) {
+        self.progress.phase("indexing", Some(bytes));
+    }
+
+    fn stage(&self, layer: &Descriptor, stage: Stage) {
+        match stage {
+            Stage::Begun => {
+                let name: String = layer.digest.hex().chars().take(12).collect();
+                let task = Arc::new(self.progress.task(&name, layer.size));
+                task.stage("indexing");
+                self.state().tasks.insert(layer.digest, task);
+            }
+            Stage::Storing => {
+                if let Some(task) = self.task(layer) {
+                    task.stage("storing");
+                }
+            }
+            Stage::Done => {
+                let task = self.state().tasks.remove(&layer.digest);
+                if let Some(task) = task {
+                    task.done();
+                }
+            }
+        }
+    }
+
+    fn read(&self, layer: &Descriptor, bytes: u64) {
+        if let Some(task) = self.task(layer) {
+            task.advance(bytes);
+        }
+    }
+
+    fn note(&self, note: &Note) {
+        self.count(note);
+        let text = note.to_string();
+        if !note.is_warning() {
+            if self.prints_lines {
+                self.progress.aside(|| super::line(&text));
+            }
+            return;
+        }
+        let number = {
+            let mut state = self.state();
+            state.warnings += 1;
+            state.warnings
+        };
+        if number <= MAX_WARNINGS {
+            let text = super::cut(&text, MAX_WARNING);
+            self.progress.aside(|| tracing::warn!("{text}"));
+        }
+    }
+}
