@@ -1,10 +1,94 @@
 //! `soci create`: a version 1 index beside an image.
 
-use anyhow::{Result, bail};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use soci_index::create::image_labels;
+use soci_index::{CreateOptions, Creation, Means, create};
+use soci_oci::Digest;
+use soci_oci::store::ContentStore;
+use soci_oci::store::containerd::Containerd;
 
 use crate::args::{Create, Global};
+use crate::convert::{build_options, check_optimizations, image_name, leased, platforms, recorded};
+use crate::output::{self, CreateReport, Progress, Teller};
+use crate::state::State;
 
 /// Runs the command.
-pub(crate) async fn run(_global: &Global, _args: &Create) -> Result<()> {
-    bail!("not there yet")
+pub(crate) async fn run(global: &Global, args: &Create) -> Result<()> {
+    if args.image.as_os_str().is_empty() {
+        bail!("source image needs to be specified");
+    }
+    check_optimizations(&args.ztocs)?;
+    let teller = Arc::new(Teller::new(Progress::new(global.progress), args.json));
+    let result = with_containerd(global, args, &teller).await;
+    conclude(args, result, &teller)
+}
+
+async fn with_containerd(global: &Global, args: &Create, teller: &Arc<Teller>) -> Result<Creation> {
+    let state = State::new(global);
+    let containerd = state.containerd().await?;
+    let name = image_name(&args.image)?;
+    let target = containerd.image(name).await?.target;
+    let content = state.content().await?;
+    let options = CreateOptions {
+        platforms: platforms(&args.platforms)?,
+        build: build_options(&args.ztocs, &args.prefetch)?,
+    };
+    let is_containerd = global.content_store == "containerd";
+    leased(containerd, async |leased| {
+        let source: Arc<dyn ContentStore> = Arc::new(leased.clone());
+        let store = if is_containerd {
+            Arc::clone(&source)
+        } else {
+            content
+        };
+        let means = Means {
+            known: recorded(&state, &store, args.ztocs.force).await?,
+            source,
+            store,
+            records: Some(state.artifacts()),
+            observer: teller.clone(),
+        };
+        let mut creation = create(&means, &target, &options).await;
+        let made: Vec<Digest> = creation.indexes.iter().map(|it| it.index.digest).collect();
+        if is_containerd {
+            keep(&leased, name, &made).await?;
+        }
+        match creation.failure.take() {
+            Some(error) => Err(error.into()),
+            None => Ok(creation),
+        }
+    })
+    .await
+}
+
+/// Lets the image's record keep its indexes.
+async fn keep(containerd: &Containerd, image: &str, indexes: &[Digest]) -> Result<()> {
+    if indexes.is_empty() {
+        return Ok(());
+    }
+    let label = async {
+        let existing = containerd.image(image).await?.labels;
+        let labels = image_labels(&existing, indexes);
+        containerd.label_image(image, &labels).await
+    };
+    label
+        .await
+        .with_context(|| format!("containerd will remove the index again: label image {image:?}"))
+}
+
+/// Says what came of it, as it was asked for.
+pub(crate) fn conclude(args: &Create, result: Result<Creation>, teller: &Teller) -> Result<()> {
+    match &result {
+        Err(_) => teller.progress().finish(),
+        Ok(creation) => {
+            teller.finish();
+            if args.json {
+                let report = CreateReport::new(&args.image.to_string_lossy(), creation, teller);
+                output::json(&report)?;
+            }
+        }
+    }
+    output::strict(args.strict, teller, result).map(drop)
 }
