@@ -17,8 +17,11 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+pub(crate) mod document;
 mod progress;
 mod report;
+pub(crate) mod stream;
+pub(crate) mod table;
 mod teller;
 
 pub(crate) use progress::Progress;

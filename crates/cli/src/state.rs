@@ -1,7 +1,9 @@
 //! What commands work on: containerd, connected to when first needed, the content store
 //! for new blobs, and the records.
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use soci_index::Artifacts;
@@ -16,14 +18,19 @@ use crate::args::Global;
 #[derive(Debug)]
 pub(crate) struct State<'a> {
     pub(crate) global: &'a Global,
+    started: Instant,
     containerd: OnceCell<Containerd>,
 }
+
+/// How long before the end of `--timeout` connecting is given up, so that it is what is said to have failed.
+const MARGIN: Duration = Duration::from_millis(20);
 
 impl<'a> State<'a> {
     /// Nothing is opened yet.
     pub(crate) fn new(global: &'a Global) -> Self {
         Self {
             global,
+            started: Instant::now(),
             containerd: OnceCell::new(),
         }
     }
@@ -31,17 +38,45 @@ impl<'a> State<'a> {
     /// containerd; connected at the first call.
     pub(crate) async fn containerd(&self) -> Result<&Containerd> {
         let global = self.global;
-        let connect = || Containerd::connect(&global.address, &global.namespace, global.timeout);
+        let left = |timeout: Duration| timeout.saturating_sub(self.started.elapsed() + MARGIN);
+        let timeout = global.timeout.map(left);
+        let connect = || Containerd::connect(&global.address, &global.namespace, timeout);
         Ok(self.containerd.get_or_try_init(connect).await?)
+    }
+
+    /// containerd for what is only nice to have: `None` at once where nobody listens, and where it is not wanted.
+    pub(crate) async fn containerd_if_there(&self, wanted: bool) -> Option<&Containerd> {
+        let address = &self.global.address;
+        let socket = address.strip_prefix("unix://").unwrap_or(address);
+        if !wanted || UnixStream::connect(socket).is_err() {
+            return None;
+        }
+        let containerd = self.containerd().await;
+        containerd
+            .inspect_err(|error| tracing::debug!(%error, "containerd cannot be asked"))
+            .ok()
+    }
+
+    /// Whether artifacts are kept in the state folder.
+    pub(crate) fn is_local(&self) -> bool {
+        self.global.content_store == "soci"
+    }
+
+    /// Refuses a `--content-store` that nobody knows.
+    pub(crate) fn check_content_store(&self) -> Result<()> {
+        match self.global.content_store.as_str() {
+            "containerd" | "soci" => Ok(()),
+            other => bail!("unknown content store type: {other}; must be one of [soci containerd]"),
+        }
     }
 
     /// The store that `--content-store` names.
     pub(crate) async fn content(&self) -> Result<Arc<dyn ContentStore>> {
-        match self.global.content_store.as_str() {
-            "containerd" => Ok(Arc::new(self.containerd().await?.clone())),
-            "soci" => Ok(Arc::new(LocalStore::at(&self.global.root))),
-            other => bail!("unknown content store type: {other}; must be one of [soci containerd]"),
+        self.check_content_store()?;
+        if self.is_local() {
+            return Ok(Arc::new(LocalStore::at(&self.global.root)));
         }
+        Ok(Arc::new(self.containerd().await?.clone()))
     }
 
     /// The records of what was built. Its operations wait for other processes: not for long, but blocking.

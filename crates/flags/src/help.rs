@@ -102,7 +102,8 @@ impl Page {
         let own = |arg: &&Arg| {
             !arg.is_global_set() && !arg.is_hide_set() && arg.get_id().as_str() != "help"
         };
-        let positionals: Vec<&Arg> = command.get_positionals().collect();
+        let shown = |arg: &&Arg| !arg.is_hide_set();
+        let positionals: Vec<&Arg> = command.get_positionals().filter(shown).collect();
         let mut operands: Vec<String> = positionals.iter().map(|arg| operand(arg)).collect();
         if command.is_subcommand_required_set() {
             operands.push("<command>".to_owned());

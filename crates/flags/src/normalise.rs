@@ -128,7 +128,8 @@ impl Pass {
             Some(word) if groups => Err(Reason::NoTopic(word)),
             _ if groups || seen.help => Ok(Wish::Help(self.path.clone())),
             _ => {
-                let room: usize = command.get_positionals().map(room).sum();
+                let rooms = command.get_positionals().map(room);
+                let room = rooms.fold(0, usize::saturating_add);
                 if !seen.positional.is_empty() && room > 0 {
                     self.own.push("--".into());
                     self.own.extend(seen.positional.into_iter().take(room));

@@ -13,6 +13,7 @@
 mod bolt;
 mod file;
 mod import;
+pub mod rebuild;
 #[cfg(test)]
 mod tests;
 
@@ -101,7 +102,7 @@ pub enum ArtifactsError {
     NotFound(Digest),
     /// An index to remove that is not recorded.
     #[error("the index of the digest {0} doesn't exist")]
-    NoIndex(Digest),
+    NoIndex(String),
     /// An index to remove that is something else.
     #[error("the digest {0} does not correspond to an index")]
     NotAnIndex(Digest),
@@ -205,14 +206,32 @@ impl Artifacts {
         writer.commit()
     }
 
-    /// Forgets an index, which must be recorded as one.
-    pub fn remove_index(&self, digest: &Digest) -> Result<(), ArtifactsError> {
-        match self.get(digest) {
-            Ok(entry) if entry.kind == Kind::Index => self.remove(&[*digest]),
-            Ok(_) => Err(ArtifactsError::NotAnIndex(*digest)),
-            Err(ArtifactsError::NotFound(digest)) => Err(ArtifactsError::NoIndex(digest)),
+    /// The record of an index, named by any text: what is to be removed must be one.
+    pub fn index(&self, digest: &str) -> Result<Entry, ArtifactsError> {
+        let found = match digest.parse() {
+            Ok(digest) => self.get(&digest),
+            // No digest is no key.
+            Err(_) if self.reader()?.is_none() => Err(ArtifactsError::NeverWritten),
+            Err(_) => return Err(ArtifactsError::NoIndex(digest.to_owned())),
+        };
+        match found {
+            Ok(entry) if entry.kind == Kind::Index => Ok(entry),
+            Ok(entry) => Err(ArtifactsError::NotAnIndex(entry.digest)),
+            Err(ArtifactsError::NotFound(digest)) => {
+                Err(ArtifactsError::NoIndex(digest.to_string()))
+            }
             Err(error) => Err(error),
         }
+    }
+
+    /// The indexes that were built for what an image's name stands for.
+    pub fn indexes_of(&self, image: &Digest) -> Result<Vec<Entry>, ArtifactsError> {
+        if self.reader()?.is_none() {
+            return Err(ArtifactsError::NeverWritten);
+        }
+        let (image, mut all) = (image.to_string(), self.all()?);
+        all.retain(|entry| entry.kind == Kind::Index && entry.image_digest == image);
+        Ok(all)
     }
 
     /// Makes sure that there are records, if need be without the reference's that cannot be read: for whoever is

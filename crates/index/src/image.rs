@@ -80,6 +80,29 @@ impl fmt::Debug for Image {
     }
 }
 
+/// The manifests of an image for these platforms, or for all that it has; each once, and whether they are in
+/// the store or not.
+pub async fn manifests(
+    store: &Arc<dyn ContentStore>,
+    target: &Descriptor,
+    platforms: &[Platform],
+) -> Result<Vec<Descriptor>, ImageError> {
+    let image = Image::open(store, target).await?;
+    let platforms = if platforms.is_empty() {
+        image.platforms().await?
+    } else {
+        platforms.to_vec()
+    };
+    let mut found: Vec<Descriptor> = Vec::new();
+    for platform in platforms {
+        let member = image.member(&platform)?;
+        if !found.iter().any(|known| known.digest == member.digest) {
+            found.push(member.clone());
+        }
+    }
+    Ok(found)
+}
+
 impl Image {
     /// Reads the image that `target` describes.
     pub(crate) async fn open(
@@ -147,21 +170,27 @@ impl Image {
 
     /// The manifest for a platform: the first that matches.
     pub(crate) async fn part(&self, platform: Platform) -> Result<Part, ImageError> {
+        let descriptor = self.member(&platform)?.clone();
+        let manifest = self.document(&descriptor).await?;
+        Ok(Part {
+            platform,
+            descriptor,
+            manifest,
+        })
+    }
+
+    /// What the image says of its manifest for a platform, which need not be in the store.
+    fn member(&self, platform: &Platform) -> Result<&Descriptor, ImageError> {
         for member in self.index.manifests() {
             let offered = member
                 .platform
                 .as_ref()
                 .ok_or(ImageError::PlatformMissing)?;
             if platform.matches(offered) {
-                let manifest = self.document(member).await?;
-                return Ok(Part {
-                    platform,
-                    descriptor: member.clone(),
-                    manifest,
-                });
+                return Ok(member);
             }
         }
-        Err(ImageError::NoManifest(platform))
+        Err(ImageError::NoManifest(platform.clone()))
     }
 
     /// The platform that a manifest's configuration states, normalised.

@@ -16,7 +16,7 @@ pub mod builder;
 pub mod convert;
 pub mod create;
 pub mod discover;
-mod image;
+pub mod image;
 pub mod model;
 pub mod prefetch;
 pub mod push;

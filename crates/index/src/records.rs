@@ -25,9 +25,14 @@ fn entry(kind: Kind, blob: &Descriptor) -> Entry {
 
 /// A zTOC of a layer.
 pub(crate) fn ztoc(layer: &Digest, ztoc: &Descriptor, span_size: u64) -> Entry {
+    ztoc_of(layer.to_string(), ztoc, span_size)
+}
+
+/// A zTOC of a layer that is named by some text.
+pub(crate) fn ztoc_of(layer: String, ztoc: &Descriptor, span_size: u64) -> Entry {
     Entry {
-        location: layer.to_string(),
-        oci_digest: layer.to_string(),
+        location: layer.clone(),
+        oci_digest: layer,
         span_size,
         ..entry(Kind::Layer, ztoc)
     }
@@ -35,9 +40,14 @@ pub(crate) fn ztoc(layer: &Digest, ztoc: &Descriptor, span_size: u64) -> Entry {
 
 /// A prefetch artifact.
 pub(crate) fn prefetch(artifact: &PrefetchArtifact) -> Entry {
+    prefetch_of(artifact.layer.to_string(), &artifact.descriptor)
+}
+
+/// A prefetch artifact of a layer that is named by some text.
+pub(crate) fn prefetch_of(layer: String, artifact: &Descriptor) -> Entry {
     Entry {
-        oci_digest: artifact.layer.to_string(),
-        ..entry(Kind::Prefetch, &artifact.descriptor)
+        oci_digest: layer,
+        ..entry(Kind::Prefetch, artifact)
     }
 }
 

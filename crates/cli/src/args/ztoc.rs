@@ -1,5 +1,6 @@
 //! `soci ztoc`: its commands, their flags and help.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Command, ValueHint};
@@ -57,11 +58,13 @@ fn get_file_command() -> Command {
         .after_help("Examples:\n  soci ztoc get-file sha256:... etc/os-release\n  soci ztoc get-file -o sh sha256:... bin/sh")
         .arg(positional("digest").help("Digest of the zTOC"))
         .arg(positional("file").help("Name of the file as `soci ztoc info` shows it"))
+        // Elsewhere what is too much is ignored; here it is refused.
+        .arg(positional("extra").num_args(0..).hide(true))
         .arg(
             Arg::new("output")
                 .long("output")
                 .short('o')
-                .value_parser(clap::value_parser!(PathBuf))
+                .value_parser(clap::value_parser!(OsString))
                 .value_name("FILE")
                 .value_hint(ValueHint::FilePath)
                 .help("Write there (default: standard output, and a newline behind)"),
@@ -112,15 +115,18 @@ pub(crate) struct ZtocGetFile {
     /// The name in the layer; any bytes.
     pub(crate) file: PathBuf,
     pub(crate) output: Option<PathBuf>,
+    /// Whether these are all the operands, and no others.
+    pub(crate) is_complete: bool,
 }
 
 impl ZtocGetFile {
     pub(crate) fn of(matches: &ArgMatches) -> Self {
-        let output = matches.get_one::<PathBuf>("output");
+        let output = matches.get_one::<OsString>("output").map(PathBuf::from);
         Self {
             digest: Values(matches).word("digest"),
             file: Values(matches).path("file"),
-            output: output.filter(|path| !path.as_os_str().is_empty()).cloned(),
+            is_complete: matches.contains_id("file") && !matches.contains_id("extra"),
+            output: output.filter(|path| !path.as_os_str().is_empty()),
         }
     }
 }

@@ -3,8 +3,13 @@
 mod command_line;
 mod golden;
 mod hostile;
+mod indexes;
 mod layouts;
 mod memory;
+mod prefetches;
+mod records;
+mod seed;
 mod shells;
 mod soci;
 mod verify;
+mod ztocs;

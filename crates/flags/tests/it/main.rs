@@ -467,3 +467,15 @@ proptest! {
         prop_assert_eq!(soci_flags::parse_integer(&format!("0x{:x}", value >> 1 & i64::MAX)), Ok(value >> 1 & i64::MAX));
     }
 }
+
+#[test]
+fn there_may_be_room_for_any_number_of_words_behind_others() {
+    let grammar = Command::new("tool")
+        .arg(Arg::new("first"))
+        .arg(Arg::new("rest").num_args(0..).hide(true));
+    let Parsed::Run(matches) = parse(grammar, ["tool", "a", "b", "c"]) else {
+        panic!("a good command line")
+    };
+    let rest: Vec<_> = matches.get_many::<String>("rest").unwrap().collect();
+    assert_eq!(rest, ["b", "c"]);
+}

@@ -67,7 +67,9 @@ fn reading_what_was_never_written_makes_no_file() {
     artifacts.remove(&[Digest::sha256(b"a")]).unwrap();
     let error = artifacts.get(&Digest::sha256(b"a")).unwrap_err();
     assert_eq!(error.to_string(), "soci_artifacts not found");
-    let error = artifacts.remove_index(&Digest::sha256(b"a")).unwrap_err();
+    let error = artifacts.index("a").unwrap_err();
+    assert_eq!(error.to_string(), "soci_artifacts not found");
+    let error = artifacts.indexes_of(&Digest::sha256(b"a")).unwrap_err();
     assert_eq!(error.to_string(), "soci_artifacts not found");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
@@ -82,12 +84,19 @@ fn errors_have_the_references_texts() {
         format!("couldn't retrieve artifact for {absent}, not found")
     );
     assert_eq!(
-        artifacts.remove_index(&absent).unwrap_err().to_string(),
+        artifacts
+            .index(&absent.to_string())
+            .unwrap_err()
+            .to_string(),
         format!("the index of the digest {absent} doesn't exist")
     );
     assert_eq!(
+        artifacts.index("sha256:a").unwrap_err().to_string(),
+        "the index of the digest sha256:a doesn't exist"
+    );
+    assert_eq!(
         artifacts
-            .remove_index(&layer.digest)
+            .index(&layer.digest.to_string())
             .unwrap_err()
             .to_string(),
         format!(
@@ -98,11 +107,25 @@ fn errors_have_the_references_texts() {
 }
 
 #[test]
+fn indexes_are_found_by_their_image() {
+    let (_folder, artifacts) = root();
+    let image = Digest::sha256(b"image");
+    let mut entries = ["a", "b", "c"].map(|name| entry(name, Kind::Index));
+    entries[0].image_digest = image.to_string();
+    entries[1].image_digest = Digest::sha256(b"other").to_string();
+    let mut ztoc = entry("ztoc", Kind::Layer);
+    ztoc.image_digest = image.to_string();
+    artifacts.put(&entries).unwrap();
+    artifacts.put(&[ztoc]).unwrap();
+    assert_eq!(artifacts.indexes_of(&image).unwrap(), entries[..1]);
+}
+
+#[test]
 fn removed_records_are_gone_and_the_file_stays_one_that_was_written() {
     let (_folder, artifacts) = root();
     let index = entry("i", Kind::Index);
     artifacts.put(std::slice::from_ref(&index)).unwrap();
-    artifacts.remove_index(&index.digest).unwrap();
+    artifacts.remove(&[index.digest]).unwrap();
     assert_eq!(artifacts.all().unwrap(), []);
     let error = artifacts.get(&index.digest).unwrap_err();
     assert!(matches!(error, ArtifactsError::NotFound(_)), "{error}");

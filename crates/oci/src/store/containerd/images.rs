@@ -38,9 +38,19 @@ impl Containerd {
 
     /// Every image whose name stands for this manifest or index.
     pub async fn images_of(&self, target: &Digest) -> Result<Vec<ImageRecord>, StoreError> {
-        let request = self.request(api::ListImagesRequest {
-            filters: vec![format!("target.digest=={target}")],
-        });
+        self.list_images(vec![format!("target.digest=={target}")])
+            .await
+    }
+
+    /// Every image, by name.
+    pub async fn all_images(&self) -> Result<Vec<ImageRecord>, StoreError> {
+        let mut images = self.list_images(Vec::new()).await?;
+        images.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(images)
+    }
+
+    async fn list_images(&self, filters: Vec<String>) -> Result<Vec<ImageRecord>, StoreError> {
+        let request = self.request(api::ListImagesRequest { filters });
         let answer = self.images().list(request).await;
         let images = answer.map_err(failure("list images"))?.into_inner().images;
         images.into_iter().map(record).collect()

@@ -1,0 +1,333 @@
+//! Makes the records agree with a content store.
+//!
+//! First what is there is looked through: every blob that can be an index is read. Records of blobs that are
+//! gone are dropped; indexes without a record are recorded, with their zTOCs and prefetch artifacts. What
+//! an index belongs to says the index itself (version 1) or the image that lists it (version 2), so the
+//! images are needed as well, but only then.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use soci_oci::manifest::{self, DocumentError, MAX_DOCUMENT_BYTES, Manifest};
+use soci_oci::store::{ContentStore, StoreError};
+use soci_oci::{Descriptor, Digest, ImageConfig, ImageIndex, media_type};
+
+use super::{Artifacts, ArtifactsError, Entry, Kind};
+use crate::model::{
+    ARTIFACT_TYPE_V2, LAYER_DIGEST, MANIFEST_DIGEST, PREFETCH_MEDIA_TYPE, SPAN_SIZE, SociIndex,
+    Version,
+};
+use crate::records::{self, IndexOf};
+
+/// Blobs of fewer bytes are no index: the configuration of one has two.
+const MIN_BYTES: u64 = 10;
+/// Blobs up to this size are read at once; of larger ones the first byte decides.
+const SMALL: u64 = 64 << 10;
+
+/// Why records could not be added.
+#[derive(Debug, thiserror::Error)]
+pub enum RebuildError {
+    /// The records.
+    #[error(transparent)]
+    Artifacts(#[from] ArtifactsError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A span size that is no number.
+    #[error(
+        "failed to parse span size from annotations for layer  {layer}: strconv.ParseInt: parsing {text:?}: invalid syntax"
+    )]
+    SpanSize {
+        /// The zTOC.
+        layer: Digest,
+        /// What stands there.
+        text: String,
+    },
+}
+
+/// An index that was left out, and why.
+#[derive(Debug)]
+pub struct LeftOut {
+    /// The index.
+    pub index: Digest,
+    /// What is missing of its image.
+    pub cause: ImageGone,
+}
+
+/// What is missing of an image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageGone {
+    /// A blob of it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A document of it cannot be read.
+    #[error("{digest}")]
+    Document {
+        /// The document.
+        digest: Digest,
+        /// What is wrong with it.
+        #[source]
+        source: Box<DocumentError>,
+    },
+}
+
+/// The images that indexes may belong to.
+#[derive(Debug)]
+pub struct Images {
+    /// Has their manifests and configurations.
+    pub store: Arc<dyn ContentStore>,
+    /// What their names stand for.
+    pub targets: Vec<Descriptor>,
+}
+
+/// What is in a content store and in the records.
+#[derive(Debug)]
+pub struct Scan<'a> {
+    artifacts: &'a Artifacts,
+    recorded: BTreeMap<Digest, Entry>,
+    blobs: BTreeMap<Digest, u64>,
+    indexes: Vec<(Digest, SociIndex)>,
+}
+
+impl<'a> Scan<'a> {
+    /// Looks through the store. Blobs that cannot be read are no index.
+    pub async fn of(
+        artifacts: &'a Artifacts,
+        content: &dyn ContentStore,
+    ) -> Result<Self, RebuildError> {
+        // Records first: what is recorded from now on is not judged by an older list.
+        let recorded = artifacts.all()?.into_iter();
+        let recorded = recorded.map(|entry| (entry.digest, entry)).collect();
+        let blobs: BTreeMap<Digest, u64> = content.list().await?.into_iter().collect();
+        let mut indexes = Vec::new();
+        for (digest, &size) in &blobs {
+            match index(content, digest, size).await {
+                Ok(index) => indexes.extend(index.map(|index| (*digest, index))),
+                Err(error) => tracing::debug!(%digest, %error, "a blob is passed over"),
+            }
+        }
+        Ok(Self {
+            artifacts,
+            recorded,
+            blobs,
+            indexes,
+        })
+    }
+
+    /// Forgets what is not in the store.
+    pub fn remove_lost(&mut self) -> Result<(), RebuildError> {
+        let lost = self.recorded.keys();
+        let lost: Vec<Digest> = lost
+            .filter(|digest| !self.blobs.contains_key(digest))
+            .copied()
+            .collect();
+        self.artifacts.remove(&lost)?;
+        for digest in &lost {
+            self.recorded.remove(digest);
+        }
+        Ok(())
+    }
+
+    /// Whether there is an index of version 1 without a record.
+    #[must_use]
+    pub fn has_new(&self) -> bool {
+        self.indexes.iter().any(|(digest, index)| {
+            index.version() == Version::V1 && !self.recorded.contains_key(digest)
+        })
+    }
+
+    /// Records what has no record. Without images only what belongs to recorded indexes is added.
+    pub async fn add_new(&self, images: Option<&Images>) -> Result<Vec<LeftOut>, RebuildError> {
+        let (mut entries, mut left_out) = (Vec::new(), Vec::new());
+        let members = match images {
+            Some(images) => Members::of(images).await?,
+            None => Members::default(),
+        };
+        for (digest, index) in &self.indexes {
+            if !self.recorded.contains_key(digest) {
+                let entry = match (index.version(), images) {
+                    (Version::V1, Some(images)) => {
+                        self.first(images, &members, digest, index).await
+                    }
+                    (Version::V2, _) => Ok(self.second(&members, digest)),
+                    (Version::V1, None) => Ok(None),
+                };
+                match entry {
+                    Ok(Some(entry)) => entries.push(entry),
+                    Ok(None) => continue,
+                    Err(cause) => {
+                        left_out.push(LeftOut {
+                            index: *digest,
+                            cause,
+                        });
+                        continue;
+                    }
+                }
+            }
+            for blob in index.blobs() {
+                entries.extend(self.part(blob)?);
+            }
+        }
+        self.artifacts.put(&entries)?;
+        Ok(left_out)
+    }
+
+    /// The record of an index that names its manifest; `None` if it does not.
+    async fn first(
+        &self,
+        images: &Images,
+        members: &Members,
+        digest: &Digest,
+        index: &SociIndex,
+    ) -> Result<Option<Entry>, ImageGone> {
+        let Some(subject) = index.subject() else {
+            return Ok(None);
+        };
+        let manifest = subject.digest;
+        let platform = platform(images.store.as_ref(), subject).await?;
+        let of = IndexOf {
+            version: Version::V1,
+            built_for: &manifest,
+            manifest: &manifest,
+            image: members.images.get(&manifest).unwrap_or(&manifest),
+            platform,
+        };
+        Ok(Some(records::index(*digest, self.size(digest), of)))
+    }
+
+    /// The record of an index that an image lists.
+    fn second(&self, members: &Members, digest: &Digest) -> Option<Entry> {
+        let listed = members.indexes.get(digest)?;
+        let of = IndexOf {
+            version: Version::V2,
+            built_for: &listed.manifest,
+            manifest: &listed.manifest,
+            image: &listed.image,
+            platform: listed.platform.clone(),
+        };
+        Some(records::index(*digest, self.size(digest), of))
+    }
+
+    /// The record of what an index lists, if it is there and not recorded as what it is.
+    fn part(&self, blob: &Descriptor) -> Result<Option<Entry>, RebuildError> {
+        let kind = if blob.media_type == PREFETCH_MEDIA_TYPE {
+            Kind::Prefetch
+        } else {
+            Kind::Layer
+        };
+        let known = self.recorded.get(&blob.digest);
+        if !self.blobs.contains_key(&blob.digest) || known.is_some_and(|entry| entry.kind == kind) {
+            return Ok(None);
+        }
+        let layer = blob.annotations.get(LAYER_DIGEST).cloned();
+        let layer = layer.unwrap_or_default();
+        Ok(Some(match kind {
+            Kind::Prefetch => records::prefetch_of(layer, blob),
+            _ => records::ztoc_of(layer, blob, span_size(blob)?),
+        }))
+    }
+
+    fn size(&self, digest: &Digest) -> u64 {
+        self.blobs.get(digest).copied().unwrap_or_default()
+    }
+}
+
+/// The index in a blob, if it is one.
+async fn index(
+    content: &dyn ContentStore,
+    digest: &Digest,
+    size: u64,
+) -> Result<Option<SociIndex>, StoreError> {
+    if !(MIN_BYTES..=MAX_DOCUMENT_BYTES).contains(&size) {
+        return Ok(None);
+    }
+    // Most blobs of this size are layers.
+    if size > SMALL && content.read_range(digest, 0..1).await? != b"{"[..] {
+        return Ok(None);
+    }
+    let bytes = content.read(digest, MAX_DOCUMENT_BYTES).await?;
+    Ok(SociIndex::parse(&bytes).ok())
+}
+
+fn span_size(blob: &Descriptor) -> Result<u64, RebuildError> {
+    let Some(text) = blob.annotations.get(SPAN_SIZE) else {
+        return Ok(0);
+    };
+    text.parse().map_err(|_| RebuildError::SpanSize {
+        layer: blob.digest,
+        text: text.clone(),
+    })
+}
+
+/// The platform that the configuration of a manifest states.
+async fn platform(store: &dyn ContentStore, subject: &Descriptor) -> Result<String, ImageGone> {
+    let document = |digest| {
+        move |source| ImageGone::Document {
+            digest,
+            source: Box::new(source),
+        }
+    };
+    let bytes = store.read(&subject.digest, MAX_DOCUMENT_BYTES).await?;
+    let manifest: Manifest =
+        manifest::parse(&bytes, &subject.media_type).map_err(document(subject.digest))?;
+    let config = &manifest.config;
+    let bytes = store.read(&config.digest, MAX_DOCUMENT_BYTES).await?;
+    let parsed: ImageConfig =
+        manifest::parse(&bytes, &config.media_type).map_err(document(config.digest))?;
+    Ok(parsed.platform.normalised().to_string())
+}
+
+/// What the images list.
+#[derive(Default)]
+struct Members {
+    /// Manifests, and the image that each is in.
+    images: BTreeMap<Digest, Digest>,
+    /// Indexes of version 2.
+    indexes: BTreeMap<Digest, Listed>,
+}
+
+struct Listed {
+    manifest: Digest,
+    image: Digest,
+    platform: String,
+}
+
+impl Members {
+    async fn of(images: &Images) -> Result<Self, RebuildError> {
+        let mut members = Self::default();
+        for target in &images.targets {
+            members.images.entry(target.digest).or_insert(target.digest);
+            if !media_type::is_index(&target.media_type) {
+                continue;
+            }
+            match images.store.read(&target.digest, MAX_DOCUMENT_BYTES).await {
+                Ok(bytes) => match manifest::parse::<ImageIndex>(&bytes, &target.media_type) {
+                    Ok(index) => members.add(&target.digest, &index),
+                    Err(error) => tracing::debug!(image = %target.digest, %error, "passed over"),
+                },
+                Err(error) => tracing::debug!(image = %target.digest, %error, "passed over"),
+            }
+        }
+        Ok(members)
+    }
+
+    fn add(&mut self, image: &Digest, index: &ImageIndex) {
+        for member in index.manifests() {
+            let manifest = member.annotations.get(MANIFEST_DIGEST);
+            match manifest.and_then(|text| text.parse().ok()) {
+                Some(manifest) if member.artifact_type == ARTIFACT_TYPE_V2 => {
+                    let platform = member.platform.as_ref();
+                    let listed = Listed {
+                        manifest,
+                        image: *image,
+                        platform: platform.map(ToString::to_string).unwrap_or_default(),
+                    };
+                    self.indexes.insert(member.digest, listed);
+                }
+                _ => {
+                    self.images.entry(member.digest).or_insert(*image);
+                }
+            }
+        }
+    }
+}
