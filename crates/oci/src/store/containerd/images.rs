@@ -62,6 +62,8 @@ impl Containerd {
         let image = api::Image {
             name: name.to_owned(),
             labels: labels.clone(),
+            // Not written, since no path names it; but containerd dies of an image that has none.
+            target: Some(types::Descriptor::default()),
             ..api::Image::default()
         };
         let update = api::UpdateImageRequest {
