@@ -8,6 +8,7 @@ mod harness;
 mod integrity;
 mod outage;
 mod power;
+mod push;
 mod readers;
 mod restart;
 mod run;

@@ -13,6 +13,11 @@ use crate::process::{Daemon, Program};
 /// to.
 pub const HOST: &str = "registry.soci.test";
 
+/// Name and password of a registry that asks for one.
+pub const LOGIN: (&str, &str) = ("carol", "sesame");
+/// The same as a line of its password file; it takes bcrypt only.
+const PASSWORD_FILE: &str = "carol:$2y$05$abcdefghijklmnopqrstuuKcS.CYWVYVaLiiCKrrc0A5s3mGesJ9O\n";
+
 /// `docker-registry serve` on a port of its own.
 #[derive(Debug)]
 pub struct TlsRegistry {
@@ -25,6 +30,20 @@ pub struct TlsRegistry {
 impl TlsRegistry {
     /// Starts one that keeps its blobs under `folder`.
     pub fn start(folder: &Path) -> Result<Self> {
+        Self::configured(folder, "")
+    }
+
+    /// The same for one that lets nobody in but [`LOGIN`].
+    pub fn with_password(folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder)?;
+        fs::write(folder.join("passwords"), PASSWORD_FILE)?;
+        let passwords = folder.join("passwords");
+        let shown = passwords.display();
+        let access = format!("auth: {{htpasswd: {{realm: test, path: {shown}}}}}\n");
+        Self::configured(folder, &access)
+    }
+
+    fn configured(folder: &Path, access: &str) -> Result<Self> {
         fs::create_dir_all(folder)?;
         let authority = make_certificates(folder)?;
         let port = free_port()?;
@@ -32,7 +51,7 @@ impl TlsRegistry {
         let config = format!(
             "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: true}}}}\n\
              storage: {{filesystem: {{rootdirectory: {shown}/blobs}}}}\n\
-             http: {{addr: 127.0.0.1:{port}, tls: {{certificate: {shown}/server.pem, key: {shown}/server.key}}}}\n"
+             {access}http: {{addr: 127.0.0.1:{port}, tls: {{certificate: {shown}/server.pem, key: {shown}/server.key}}}}\n"
         );
         fs::write(folder.join("registry.yml"), config)?;
         let mut daemon = Program::tool("docker-registry")?

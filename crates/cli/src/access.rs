@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use soci_oci::credentials::{Chain, Credential, Credentials, DockerConfig, ForRegistry, Secret};
 use soci_oci::reference::ImageRef;
-use soci_oci::registry::{Hosts, Identity, Options, Registry, Tls};
+use soci_oci::registry::retry::RetryPolicy;
+use soci_oci::registry::{Hosts, Identity, Options, Registry, Tls, Trace};
 
 use crate::args::RegistryAccess;
 
@@ -19,6 +20,15 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// A client for the registries of these images. Who the flags say that we are is for the registry of the first; at the others
 /// we are who docker's configuration says.
 pub(crate) fn registry(flags: &RegistryAccess, images: &[&ImageRef]) -> Result<Registry> {
+    traced_registry(flags, images, None)
+}
+
+/// The same, with all requests told to somebody.
+pub(crate) fn traced_registry(
+    flags: &RegistryAccess,
+    images: &[&ImageRef],
+    trace: Option<Trace>,
+) -> Result<Registry> {
     let mut hosts = Hosts {
         plain_http: flags.plain_http,
         ..Hosts::default()
@@ -42,6 +52,8 @@ pub(crate) fn registry(flags: &RegistryAccess, images: &[&ImageRef]) -> Result<R
         tls: tls(flags)?,
         connect_timeout: CONNECT_TIMEOUT,
         head_timeout: HEAD_TIMEOUT,
+        retry: RetryPolicy::COMMAND,
+        trace,
         ..Options::default()
     };
     Ok(Registry::new(options, Arc::new(Chain(sources)))?)

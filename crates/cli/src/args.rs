@@ -24,7 +24,7 @@ pub(crate) use groups::{Platforms, PrefetchFiles, RegistryAccess, Ztocs};
 pub(crate) use index::{IndexInfo, IndexList, IndexRemove};
 pub(crate) use maintain::{Completion, Man};
 pub(crate) use prefetch::{PrefetchInfo, PrefetchList};
-pub(crate) use push::{ExistingIndex, Push};
+pub(crate) use push::Push;
 pub(crate) use verify::Verify;
 pub(crate) use ztoc::{ZtocGetFile, ZtocInfo, ZtocList};
 

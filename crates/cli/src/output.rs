@@ -19,12 +19,14 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 pub(crate) mod document;
 mod progress;
+mod push_report;
 mod report;
 pub(crate) mod stream;
 pub(crate) mod table;
 mod teller;
 
 pub(crate) use progress::Progress;
+pub(crate) use push_report::PushReport;
 pub(crate) use report::{ConvertReport, CreateReport, NotStrict, strict};
 pub(crate) use teller::Teller;
 
@@ -78,7 +80,12 @@ struct Log;
 
 impl<S: Subscriber> Layer<S> for Log {
     fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
-        *metadata.level() <= Level::INFO && metadata.target().starts_with("soci")
+        // What a registry asks for on the way is news to the daemon's readers, not to who waits for a command.
+        let most = match metadata.target().starts_with("soci_oci::registry") {
+            true => Level::WARN,
+            false => Level::INFO,
+        };
+        *metadata.level() <= most && metadata.target().starts_with("soci")
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {

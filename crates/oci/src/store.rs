@@ -224,7 +224,7 @@ pub trait ContentStore: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Repositories of this registry host that are known to have the blob.
+    /// Repositories of this registry host that may have the blob, as far as known.
     async fn repositories(&self, _: &Digest, _host: &str) -> Result<Vec<String>, StoreError> {
         Ok(Vec::new())
     }

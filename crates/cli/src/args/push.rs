@@ -3,6 +3,7 @@
 use clap::builder::StringValueParser;
 use clap::{Arg, ArgMatches, Command};
 use soci_flags::{known, switch, text};
+use soci_index::push::Existing;
 
 use super::groups::{Platforms, RegistryAccess, platform_flags, registry_flags};
 use super::{Values, json_flag, positional};
@@ -52,36 +53,17 @@ pub(super) fn command() -> Command {
         .arg(switch("http-trace").help("Print HTTP requests and answers"))
 }
 
-/// What to do about an index that the registry has already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ExistingIndex {
-    Warn,
-    Skip,
-    Allow,
-}
-
-impl std::str::FromStr for ExistingIndex {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "warn" => Ok(Self::Warn),
-            "skip" => Ok(Self::Skip),
-            "allow" => Ok(Self::Allow),
-            _ => Err(format!(
-                "unexpected value for flag existing-index: {text}, expected types [warn skip allow]"
-            )),
-        }
-    }
-}
+/// A value of `--existing-index` that means nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("unexpected value for flag existing-index: {0}, expected types [warn skip allow]")]
+pub(crate) struct UnknownExisting(String);
 
 /// Values of `push`.
 #[derive(Debug, Clone)]
 pub(crate) struct Push {
     pub(crate) reference: String,
     pub(crate) platforms: Platforms,
-    /// Checked when it is needed, as the reference does.
-    pub(crate) existing_index: String,
+    existing_index: String,
     pub(crate) max_concurrent_uploads: u64,
     pub(crate) quiet: bool,
     pub(crate) json: bool,
@@ -91,6 +73,16 @@ pub(crate) struct Push {
 }
 
 impl Push {
+    /// What to do about an index that the registry has already.
+    pub(crate) fn existing_index(&self) -> Result<Existing, UnknownExisting> {
+        match self.existing_index.as_str() {
+            "warn" => Ok(Existing::Warn),
+            "skip" => Ok(Existing::Skip),
+            "allow" => Ok(Existing::Allow),
+            other => Err(UnknownExisting(other.to_owned())),
+        }
+    }
+
     pub(crate) fn of(matches: &ArgMatches) -> Self {
         let values = Values(matches);
         Self {

@@ -178,7 +178,7 @@ impl ConvertReport {
 }
 
 /// To the millisecond.
-fn rounded(time: Duration) -> f64 {
+pub(super) fn rounded(time: Duration) -> f64 {
     (time.as_secs_f64() * 1000.0).round() / 1000.0
 }
 

@@ -13,7 +13,8 @@ use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::store::{Blob, Content, ContentStore, Labels, Put, StoreError, checked, ingest};
 
-/// Label of a blob that names the repositories that it was pulled from or pushed to, by registry host.
+/// Label of a blob that names the repositories that it was pulled from or pushed to, by registry host
+/// without its port.
 const SOURCE_LABEL: &str = "containerd.io/distribution.source";
 
 impl Containerd {
@@ -108,6 +109,11 @@ impl ContentStore for Containerd {
     }
 
     async fn repositories(&self, digest: &Digest, host: &str) -> Result<Vec<String>, StoreError> {
+        // The label does without the port, so what it names may be at another registry of the same host.
+        let host = match host.rsplit_once(':') {
+            Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+            _ => host,
+        };
         let label = format!("{SOURCE_LABEL}.{host}");
         let info = self.info(digest).await?.unwrap_or_default();
         let known = info.labels.get(&label).map_or("", |known| known);

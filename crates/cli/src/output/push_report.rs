@@ -1,0 +1,129 @@
+//! What `push` did, as the object of `--json` and as one line.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+use soci_index::push::{Outcome, Pushed, PushedNode, Selected};
+use soci_oci::Digest;
+use soci_oci::registry::Listing;
+
+use super::report::rounded;
+
+/// What became of a blob or manifest.
+#[derive(Debug, Serialize)]
+struct NodeReport {
+    digest: String,
+    media_type: String,
+    size: u64,
+    /// `pushed`, `mounted` from another repository, or `skipped` because it was there.
+    outcome: &'static str,
+}
+
+impl NodeReport {
+    fn of(node: &PushedNode) -> Self {
+        Self {
+            digest: node.blob.digest.to_string(),
+            media_type: node.blob.media_type.clone(),
+            size: node.blob.size,
+            outcome: match node.outcome {
+                Outcome::Skipped => "skipped",
+                Outcome::Mounted => "mounted",
+                Outcome::Pushed => "pushed",
+            },
+        }
+    }
+}
+
+/// What became of the index of a platform.
+#[derive(Debug, Serialize)]
+struct IndexReport {
+    platform: String,
+    /// The image's manifest.
+    manifest: String,
+    index: String,
+    /// `pushed`, `skipped` because it was there, or `kept`: the registry has another, which was to be kept.
+    outcome: &'static str,
+    /// Indexes that the registry had before.
+    existing: Vec<String>,
+    /// `registry`, or `tag` where the registry keeps no list of referrers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listed_by: Option<&'static str>,
+    blobs: Vec<NodeReport>,
+    /// Bytes that were sent.
+    bytes: u64,
+    seconds: f64,
+}
+
+/// What `push` did.
+#[derive(Debug, Serialize)]
+pub(crate) struct PushReport {
+    image: String,
+    indexes: Vec<IndexReport>,
+    /// Bytes that were sent.
+    bytes: u64,
+    seconds: f64,
+}
+
+impl PushReport {
+    pub(crate) fn new(image: &str) -> Self {
+        Self {
+            image: image.to_owned(),
+            indexes: Vec::new(),
+            bytes: 0,
+            seconds: 0.0,
+        }
+    }
+
+    pub(crate) fn add(&mut self, selected: &Selected, pushed: &Pushed) {
+        let sent = |node: &&PushedNode| node.outcome == Outcome::Pushed;
+        let bytes = pushed
+            .nodes
+            .iter()
+            .filter(sent)
+            .map(|node| node.blob.size)
+            .sum();
+        let mut root = pushed.nodes.iter();
+        let root = root.find(|node| node.blob.digest == selected.index.digest);
+        self.bytes += bytes;
+        self.indexes.push(IndexReport {
+            platform: selected.platform.to_string(),
+            manifest: selected.subject.to_string(),
+            index: selected.index.digest.to_string(),
+            outcome: match root.map(|node| node.outcome) {
+                None => "kept",
+                Some(Outcome::Skipped) => "skipped",
+                Some(Outcome::Mounted | Outcome::Pushed) => "pushed",
+            },
+            existing: pushed.existing.iter().map(Digest::to_string).collect(),
+            listed_by: pushed.listing.map(|listing| match listing {
+                Listing::Api => "registry",
+                Listing::Tag => "tag",
+            }),
+            blobs: pushed.nodes.iter().map(NodeReport::of).collect(),
+            bytes,
+            seconds: rounded(pushed.took),
+        });
+    }
+
+    /// How long all of it took.
+    pub(crate) fn took(self, time: Duration) -> Self {
+        Self {
+            seconds: rounded(time),
+            ..self
+        }
+    }
+}
+
+impl fmt::Display for PushReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let blobs = self.indexes.iter().flat_map(|index| &index.blobs);
+        let pushed = blobs.filter(|blob| blob.outcome != "skipped").count();
+        let bytes = indicatif::HumanBytes(self.bytes);
+        write!(
+            f,
+            "{pushed} artifacts pushed, {bytes} in {:.1} s",
+            self.seconds
+        )
+    }
+}
