@@ -3,6 +3,7 @@
 
 mod choice;
 mod convert;
+mod create;
 mod equality;
 mod harness;
 mod integrity;

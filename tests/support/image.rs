@@ -94,41 +94,64 @@ impl Image {
 
     /// Writes it as an OCI layout to `folder`, which is created.
     pub fn write_layout(&self, folder: &Path) -> Result<()> {
-        let blobs = folder.join("blobs/sha256");
-        fs::create_dir_all(&blobs)?;
-        let put = |kind: &str, data: &[u8]| -> Result<Value> {
-            let name = digest(data);
-            fs::write(blobs.join(&name["sha256:".len()..]), data)?;
-            Ok(json!({"mediaType": kind, "digest": name, "size": data.len()}))
-        };
+        let manifest = self.put(folder, "amd64")?;
+        write_index(folder, &[manifest])
+    }
+
+    /// Puts its blobs into a layout; the descriptor of its manifest, for an index.
+    fn put(&self, layout: &Path, architecture: &str) -> Result<Value> {
         let config = json!({
-            "architecture": "amd64",
+            "architecture": architecture,
             "os": "linux",
             "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/busybox", "sh"]},
             "rootfs": {"type": "layers", "diff_ids": self.layers.iter().map(Layer::diff_id).collect::<Vec<_>>()},
         });
-        let config = put(
-            "application/vnd.oci.image.config.v1+json",
-            &serde_json::to_vec(&config)?,
-        )?;
+        let config_type = "application/vnd.oci.image.config.v1+json";
+        let config = put(layout, config_type, &serde_json::to_vec(&config)?)?;
         let layers = self
             .layers
             .iter()
-            .map(|layer| put(layer.media_type, &layer.blob))
+            .map(|layer| put(layout, layer.media_type, &layer.blob))
             .collect::<Result<Vec<_>>>()?;
         let manifest_type = "application/vnd.oci.image.manifest.v1+json";
         let manifest = json!({"schemaVersion": 2, "mediaType": manifest_type, "config": config, "layers": layers});
-        let mut manifest = put(manifest_type, &serde_json::to_vec(&manifest)?)?;
-        manifest["platform"] = json!({"architecture": "amd64", "os": "linux"});
-        let index_type = "application/vnd.oci.image.index.v1+json";
-        let index = json!({"schemaVersion": 2, "mediaType": index_type, "manifests": [manifest]});
-        fs::write(folder.join("index.json"), serde_json::to_vec(&index)?)?;
-        fs::write(
-            folder.join("oci-layout"),
-            br#"{"imageLayoutVersion":"1.0.0"}"#,
-        )?;
-        Ok(())
+        let mut manifest = put(layout, manifest_type, &serde_json::to_vec(&manifest)?)?;
+        manifest["platform"] = json!({"architecture": architecture, "os": "linux"});
+        Ok(manifest)
     }
+}
+
+/// Writes images for several platforms as one to an OCI layout, under a name that containerd imports it by.
+pub fn write_platforms(folder: &Path, name: &str, images: &[(&str, &Image)]) -> Result<()> {
+    let manifests = images
+        .iter()
+        .map(|(architecture, image)| image.put(folder, architecture))
+        .collect::<Result<Vec<_>>>()?;
+    let mut image = manifests[0].clone();
+    if manifests.len() > 1 {
+        let index_type = "application/vnd.oci.image.index.v1+json";
+        let index = json!({"schemaVersion": 2, "mediaType": index_type, "manifests": manifests});
+        image = put(folder, index_type, &serde_json::to_vec(&index)?)?;
+    }
+    image["annotations"] = json!({"io.containerd.image.name": name});
+    write_index(folder, &[image])
+}
+
+/// Puts a blob into a layout; its descriptor.
+fn put(layout: &Path, kind: &str, data: &[u8]) -> Result<Value> {
+    let blobs = layout.join("blobs/sha256");
+    fs::create_dir_all(&blobs)?;
+    let name = digest(data);
+    fs::write(blobs.join(&name["sha256:".len()..]), data)?;
+    Ok(json!({"mediaType": kind, "digest": name, "size": data.len()}))
+}
+
+fn write_index(folder: &Path, manifests: &[Value]) -> Result<()> {
+    let index_type = "application/vnd.oci.image.index.v1+json";
+    let index = json!({"schemaVersion": 2, "mediaType": index_type, "manifests": manifests});
+    fs::write(folder.join("index.json"), serde_json::to_vec(&index)?)?;
+    let marker = br#"{"imageLayoutVersion":"1.0.0"}"#;
+    Ok(fs::write(folder.join("oci-layout"), marker)?)
 }
 
 /// Runs `soci convert --standalone` from layout to layout, with a small span size so that small layers have many

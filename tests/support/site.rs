@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use crate::image::{self, Image};
 use crate::node::{Node, NodeOptions, SOCI, View};
+use crate::process::Program;
 use crate::registry::{HOST, TlsRegistry};
 use crate::relay::{Relay, Shape};
 
@@ -94,6 +95,22 @@ impl Site {
     /// The converted layout of an image, not pushed yet.
     pub fn converted(&self, image: &Image, name: &str, arguments: &[&str]) -> Result<PathBuf> {
         image::layouts(image, &self.layout(name)?, arguments).map(|(_, converted)| converted)
+    }
+
+    /// Brings an image for these platforms into containerd's store, without a registry.
+    pub fn import(&self, name: &str, images: &[(&str, &Image)]) -> Result<()> {
+        let layout = self.layout(name)?;
+        image::write_platforms(&layout, name, images)?;
+        let archive = layout.with_extension("tar");
+        Program::at(Path::new("/bin/tar"))
+            .args([Path::new("-cf"), &archive, Path::new("-C"), &layout])
+            .args(["."])
+            .succeed()?;
+        self.node
+            .ctr(["images", "import", "--all-platforms", "--no-unpack"])?
+            .args([&archive])
+            .succeed()
+            .map(drop)
     }
 
     pub fn publish_layout(&self, layout: &Path, name: &str) -> Result<String> {
