@@ -1,8 +1,8 @@
 //! One pass over a compressed layer makes its zTOC.
 //!
 //! The layer is read once, from any [`Read`]: inflated, scanned as a tar, its spans hashed. What is kept
-//! is a record for each entry and a digest for each span; checkpoint windows go to a temporary file that
-//! has no name. Memory does not grow with the layer, only with its number of entries. By default the
+//! is a digest for each span; entries and checkpoint windows go to temporary files that have no name.
+//! Memory grows neither with the layer nor, but for a few bytes each, with its entries. By default the
 //! calling thread does it all; [`pipeline`] and [`crew`] use more cores where they are asked to.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -17,7 +17,7 @@ use crate::codec::encode::{EncodeError, Parts};
 use crate::gzip::GzipError;
 use crate::span::{Span, SpanDigest, SpanMap};
 use crate::tar::{TarEnd, TarError};
-use crate::toc::{FileKind, Toc};
+use crate::toc::{Entry, EntryLog, FileKind};
 use crate::zinfo::{HEADER_SIZE, RECORD_SIZE};
 
 mod contents;
@@ -73,8 +73,8 @@ pub enum BuildError {
     /// The layer could not be read.
     #[error("read layer")]
     Read(#[source] io::Error),
-    /// Checkpoints could not be put aside.
-    #[error("write checkpoints to a temporary file")]
+    /// Checkpoints or entries could not be put aside.
+    #[error("write checkpoints and entries to a temporary file")]
     Spool(#[source] io::Error),
     /// Not sound gzip.
     #[error("could not generate gzip zinfo. {0}")]
@@ -219,7 +219,7 @@ fn read<'b>(layer: &mut impl Read, into: &'b mut [u8]) -> Result<Option<&'b [u8]
 /// What a pass found, whatever the compression.
 #[derive(Debug)]
 struct Pass {
-    toc: Toc,
+    entries: EntryLog,
     warnings: Vec<Warning>,
     spans: Vec<Span>,
     digests: Vec<SpanDigest>,
@@ -285,7 +285,7 @@ impl BuiltZtoc {
         let max_span_id = i64::try_from(count).unwrap_or(i64::MAX) - 1;
         let parts = Parts {
             tool: &self.tool,
-            toc: &self.pass.toc,
+            entries: &mut self.pass.entries,
             layer_size: self.pass.layer_size,
             archive_size: self.pass.archive_size,
             digests: &self.pass.digests,
@@ -298,10 +298,18 @@ impl BuiltZtoc {
         parts.encode(out, zinfo.len(), |out| zinfo.write(out))
     }
 
-    /// The table of contents.
+    /// Number of entries.
     #[must_use]
-    pub fn toc(&self) -> &Toc {
-        &self.pass.toc
+    pub fn entry_count(&self) -> usize {
+        self.pass.entries.len()
+    }
+
+    /// Hands out all entries in archive order.
+    ///
+    /// # Errors
+    /// The one with which entries that were put aside cannot be read back.
+    pub fn each_entry(&mut self, see: impl FnMut(&Entry<'_>)) -> io::Result<()> {
+        self.pass.entries.each(see)
     }
 
     /// Offsets and digests of the spans.
@@ -342,7 +350,7 @@ impl Pass {
         layer_size: u64,
     ) -> Self {
         Self {
-            toc: found.toc,
+            entries: found.entries,
             warnings: found.warnings,
             spans,
             digests,

@@ -1,9 +1,10 @@
-//! zTOC ⇄ bytes: FlatBuffers tables by hand over the official runtime.
+//! zTOC ⇄ bytes: FlatBuffers tables by hand.
 //!
 //! Writing ([`encode`]) creates every object in the order in which the reference does, because that
-//! order decides the bytes, and with them the digest. Reading ([`decode`]) verifies the buffer with the
-//! runtime's verifier (strings as bytes, limits raised with the size of the buffer and never beyond),
-//! then checks what the numbers say, and hands out borrowed views.
+//! order decides the bytes, and with them the digest; its [`writer`] need not have all of them in memory.
+//! Reading ([`decode`]) verifies the buffer with the runtime's verifier (strings as bytes, limits raised
+//! with the size of the buffer and never beyond), then checks what the numbers say, and hands out
+//! borrowed views.
 
 use flatbuffers::{
     ForwardsUOffset, InvalidFlatbuffer, VOffsetT, Vector, Verifiable, Verifier, VerifierOptions,
@@ -14,6 +15,7 @@ use crate::zinfo::ZinfoError;
 
 pub(crate) mod decode;
 pub(crate) mod encode;
+mod writer;
 
 /// Largest zTOC in bytes, made or read: the reference's builder doubles its buffer and stops at 1 GiB.
 pub const MAX_ZTOC_SIZE: u64 = 1 << 30;

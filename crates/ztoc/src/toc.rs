@@ -3,16 +3,19 @@
 //! An [`Entry`] is a small `Copy` view. Its strings are bytes, never text: archives in the wild carry
 //! names and attribute values that are not UTF-8, and rewriting them would change a zTOC's digest.
 //! Entries are borrowed either from the bytes of a zTOC or from a [`Toc`], the packed table that the
-//! tar scanner's users fill; neither needs a heap object for an entry.
+//! tar scanner's users fill; neither needs a heap object for an entry. What makes zTOCs keeps them in a
+//! [`log`], which lies in a temporary file when it is long.
 
 use std::fmt;
 use std::ops::Range;
 
 use crate::flat;
 
+mod log;
 mod packed;
 mod time;
 
+pub(crate) use log::EntryLog;
 pub use packed::{Entries, Toc};
 pub(crate) use packed::{end_of, pack};
 pub use time::Time;

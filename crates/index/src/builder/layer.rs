@@ -48,10 +48,11 @@ pub(super) struct Facts {
     pub(super) wanted: Vec<Option<SpanRange>>,
 }
 
-/// A zTOC to be looked at, however it came.
-struct View<'a, E> {
-    entries: E,
-    spans: &'a SpanMap,
+/// Looks at the entries of a zTOC, however they come.
+struct Questions<'a> {
+    search: prefetch::Search<'a>,
+    no_xattrs: bool,
+    spans: SpanMap,
     compression: Compression,
     span_size: u64,
 }
@@ -95,15 +96,10 @@ fn take_over(
         rejected.extend(found.rejected);
         let Some(fit) = found.fit else { continue };
         work.means.observer.stage(&job.layer, Stage::Storing);
-        let facts = facts(
-            work,
-            View {
-                entries: fit.ztoc().entries(),
-                spans: &fit.ztoc().spans(),
-                compression: job.compression,
-                span_size: work.options.span_size,
-            },
-        );
+        let ztoc = fit.ztoc();
+        let mut questions = Questions::new(work, job, ztoc.spans());
+        ztoc.entries().for_each(|entry| questions.see(&entry));
+        let facts = questions.finish();
         let ztoc = fit.descriptor.clone();
         let permit = fit.permit;
         put(work, layer, &ztoc, Content::Bytes(fit.bytes.into()))?;
@@ -152,18 +148,15 @@ fn build(work: &Work, job: &Job) -> Result<Built, LayerError> {
     let ztoc = Descriptor::new(ZTOC_MEDIA_TYPE, digest, size);
     put(work, layer, &ztoc, Content::File(file))?;
     record(work, layer, &ztoc)?;
-    let spans = built.spans();
-    let view = View {
-        entries: built.toc().entries(),
-        spans: &spans,
-        compression: job.compression,
-        span_size: work.options.span_size,
-    };
+    let mut questions = Questions::new(work, job, built.spans());
+    built
+        .each_entry(|entry| questions.see(entry))
+        .map_err(|source| LayerError::Temporary { layer, source })?;
     let made = MadeZtoc {
         digest,
         size,
         is_reused: false,
-        facts: facts(work, view),
+        facts: questions.finish(),
     };
     Ok((Ok(made), built.warnings().to_vec()))
 }
@@ -210,25 +203,32 @@ fn write(built: &mut BuiltZtoc, layer: Digest) -> Result<(File, Digest, u64), La
     Ok((file, digest, size))
 }
 
-fn facts<'e>(work: &Work, view: View<'_, impl Iterator<Item = Entry<'e>>>) -> Facts {
-    let mut search = prefetch::Search::new(&work.options.prefetch);
-    let mut no_xattrs = true;
-    let View {
-        entries,
-        spans,
-        compression,
-        span_size,
-    } = view;
-    for entry in entries {
-        no_xattrs &= entry.xattrs().next().is_none() && !entry.name.ends_with(OPAQUE_MARKER);
-        search.see(&entry, |offset| match compression {
+impl<'a> Questions<'a> {
+    fn new(work: &'a Work, job: &Job, spans: SpanMap) -> Self {
+        Self {
+            search: prefetch::Search::new(&work.options.prefetch),
+            no_xattrs: true,
+            spans,
+            compression: job.compression,
+            span_size: work.options.span_size,
+        }
+    }
+
+    fn see(&mut self, entry: &Entry<'_>) {
+        self.no_xattrs &= entry.xattrs().next().is_none() && !entry.name.ends_with(OPAQUE_MARKER);
+        let (spans, span_size) = (&self.spans, self.span_size);
+        let compression = self.compression;
+        self.search.see(entry, |offset| match compression {
             Compression::Plain => offset.checked_div(span_size),
             Compression::Gzip => spans.at(offset).map(|span| u64::from(span.0)),
         });
     }
-    Facts {
-        no_xattrs,
-        wanted: search.finish(),
+
+    fn finish(self) -> Facts {
+        Facts {
+            no_xattrs: self.no_xattrs,
+            wanted: self.search.finish(),
+        }
     }
 }
 

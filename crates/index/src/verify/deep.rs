@@ -144,7 +144,10 @@ fn compare(ztoc: &Ztoc<'_>, built: Result<BuiltZtoc, BuildError>, outcome: &mut 
 }
 
 fn differences(ztoc: &Ztoc<'_>, mut built: BuiltZtoc) -> Vec<Problem> {
-    let mut problems = entries(ztoc, &built);
+    let mut problems = match entries(ztoc, &mut built) {
+        Ok(problems) => problems,
+        Err(error) => return vec![Problem::Broken(error.to_string())],
+    };
     let (own, other) = (ztoc.spans(), built.spans());
     let mut count = |what, own: u64, other: u64| {
         if own != other {
@@ -191,14 +194,18 @@ fn state<'a>(checkpoint: &Checkpoint<'a>) -> Option<(u8, &'a [u8])> {
     }
 }
 
-fn entries(ztoc: &Ztoc<'_>, built: &BuiltZtoc) -> Vec<Problem> {
-    let (own, other) = (ztoc.entry_count(), built.toc().len());
+fn entries(ztoc: &Ztoc<'_>, built: &mut BuiltZtoc) -> io::Result<Vec<Problem>> {
+    let (own, other) = (ztoc.entry_count(), built.entry_count());
     let mut problems = Vec::new();
     let mut more = 0;
-    for (number, (entry, found)) in ztoc.entries().zip(built.toc().entries()).enumerate() {
+    let mut entries = ztoc.entries().enumerate();
+    built.each_entry(|found| {
+        let Some((number, entry)) = entries.next() else {
+            return;
+        };
         let place = (entry.offset != found.offset).then_some("place of its content");
-        let Some(field) = disagreement(&found, &entry).or(place) else {
-            continue;
+        let Some(field) = disagreement(found, &entry).or(place) else {
+            return;
         };
         if problems.len() < TOLD {
             let name = String::from_utf8_lossy(entry.name).into_owned();
@@ -206,14 +213,14 @@ fn entries(ztoc: &Ztoc<'_>, built: &BuiltZtoc) -> Vec<Problem> {
         } else {
             more += 1;
         }
-    }
+    })?;
     if more > 0 {
         problems.push(Problem::MoreEntries(more));
     }
     if own != other {
         problems.push(Problem::Count("entries", own as u64, other as u64));
     }
-    problems
+    Ok(problems)
 }
 
 /// Passes a layer on and hashes it.

@@ -1,8 +1,9 @@
 //! The archive of a layer as a pass sees it: entries, warnings, or why it is refused.
 
-use super::{MAX_WARNINGS, Warning, WarningKind};
+use super::{BuildError, MAX_WARNINGS, Warning, WarningKind};
+use crate::codec::MAX_ZTOC_SIZE;
 use crate::tar::{Policy, TarEnd, TarError, TarScanner, TarSink};
-use crate::toc::{BLOCK, Entry, FileKind, Toc};
+use crate::toc::{BLOCK, Entry, EntryLog, FileKind};
 
 /// Scans the archive and keeps its entries.
 ///
@@ -15,9 +16,9 @@ pub(super) struct Contents {
     refused: Option<TarError>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Found {
-    pub(super) toc: Toc,
+    pub(super) entries: EntryLog,
     pub(super) warnings: Vec<Warning>,
 }
 
@@ -38,7 +39,7 @@ impl TarSink for Found {
             let name = entry.name.to_vec();
             self.warnings.push(Warning { name, kind });
         }
-        self.toc.push(entry);
+        self.entries.push(entry);
     }
 }
 
@@ -46,7 +47,10 @@ impl Contents {
     pub(super) fn new() -> Self {
         Self {
             scanner: TarScanner::new(Policy::Ztoc),
-            found: Found::default(),
+            found: Found {
+                entries: EntryLog::new(MAX_ZTOC_SIZE),
+                warnings: Vec::new(),
+            },
             refused: None,
         }
     }
@@ -66,10 +70,14 @@ impl Contents {
         }
     }
 
-    pub(super) fn finish(self) -> Result<(Found, TarEnd), TarError> {
-        match self.refused {
-            Some(error) => Err(error),
-            None => Ok((self.found, self.scanner.finish()?)),
+    pub(super) fn finish(mut self) -> Result<(Found, TarEnd), BuildError> {
+        if let Some(error) = self.refused {
+            return Err(error.into());
+        }
+        let end = self.scanner.finish()?;
+        match self.found.entries.take_error() {
+            Some(error) => Err(BuildError::Spool(error)),
+            None => Ok((self.found, end)),
         }
     }
 }

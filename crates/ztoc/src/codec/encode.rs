@@ -1,21 +1,18 @@
 //! zTOC → bytes.
 //!
-//! FlatBuffers are built back to front, and the checkpoint table, by far the largest part, lies in the
-//! middle. So that it need not be in memory, a short stand-in is built in its place; then what lies in
-//! front of it is written with the length and the three offsets that reach across it put right, the real
-//! table is streamed, and what lies behind follows. The stand-in's length is congruent to the table's
-//! modulo 8, the largest alignment of the schema, so padding is the same.
+//! FlatBuffers are built back to front: the entries, last one first, then the checkpoint table, then
+//! digests and the root. The first two can be large and are not kept in memory: entries come from a log
+//! and go into a spool, and of the table only its length is needed until everything is written out.
 
 use std::io::{self, Write};
 
-use flatbuffers::{FlatBufferBuilder, TableFinishedWIPOffset, WIPOffset};
 use thiserror::Error;
 
-use super::{ALGORITHM_GZIP, ALGORITHM_UNCOMPRESSED, MAX_ZTOC_SIZE, VERSION, field, slot};
+use super::writer::{At, Writer};
+use super::{ALGORITHM_GZIP, ALGORITHM_UNCOMPRESSED, MAX_ZTOC_SIZE, VERSION, field};
 use crate::checkpoint::Compression;
-use crate::flat;
 use crate::span::SpanDigest;
-use crate::toc::{Entry, FileKind, Toc};
+use crate::toc::{Entry, EntryLog, FileKind};
 
 /// A zTOC that could not be written.
 #[derive(Debug, Error)]
@@ -40,7 +37,7 @@ pub enum EncodeError {
 /// Everything but the checkpoint table.
 pub(crate) struct Parts<'a> {
     pub(crate) tool: &'a str,
-    pub(crate) toc: &'a Toc,
+    pub(crate) entries: &'a mut EntryLog,
     pub(crate) layer_size: u64,
     pub(crate) archive_size: u64,
     pub(crate) digests: &'a [SpanDigest],
@@ -51,184 +48,135 @@ pub(crate) struct Parts<'a> {
     pub(crate) kind_word: fn(FileKind) -> &'static str,
 }
 
-type Table = WIPOffset<TableFinishedWIPOffset>;
-
 impl Parts<'_> {
     /// Writes the zTOC with a checkpoint table of `table_len` bytes, which `table` writes. Returns the
     /// number of bytes written.
     pub(crate) fn encode<W: Write>(
-        &self,
+        mut self,
         out: &mut W,
         table_len: u64,
         table: impl FnOnce(&mut W) -> io::Result<()>,
     ) -> Result<u64, EncodeError> {
-        let estimate = self.size_without_table();
-        let too_large = |size| {
-            if size > MAX_ZTOC_SIZE {
-                Err(EncodeError::TooLarge { size })
-            } else {
-                Ok(())
-            }
+        let least = self.entries.size().saturating_add(table_len);
+        let table_len = match u32::try_from(table_len) {
+            Ok(len) if least <= MAX_ZTOC_SIZE => len,
+            _ => return Err(EncodeError::TooLarge { size: least }),
         };
-        too_large(estimate.saturating_add(table_len))?;
-        let stand_in = table_len % 8;
-        let missing = table_len - stand_in;
-        let (mut buffer, start, table_at) = self.build(estimate, stand_in);
-        let built = buffer.get_mut(start..).unwrap_or_default();
-        let size = built.len() as u64 + missing;
-        too_large(size)?;
-        let missing = u32::try_from(missing).map_err(|_| EncodeError::TooLarge { size })?;
-        stretch(built, table_at, missing);
-        let (front, hole) = built.split_at(table_at + 4);
-        let back = hole
-            .get(usize::try_from(stand_in).unwrap_or(0)..)
-            .unwrap_or_default();
-        out.write_all(front)?;
+        let mut writer = Writer::new();
+        let version = writer.string(VERSION.as_bytes())?;
+        let tool = writer.string(self.tool.as_bytes())?;
+        let toc = self.write_toc(&mut writer, table_len)?;
+        writer.align(table_len as usize, 4)?;
+        let back = writer.skip(table_len)?;
+        let checkpoints = writer.vector_of_skipped(table_len)?;
+        let info = self.write_info(&mut writer, checkpoints)?;
+        writer.begin_table();
+        writer.object(field::ZTOC_VERSION, version)?;
+        writer.object(field::ZTOC_TOOL, tool)?;
+        writer.object(field::ZTOC_TOC, toc)?;
+        let (layer_size, archive_size) = (self.layer_size, self.archive_size);
+        writer.number(field::ZTOC_COMPRESSED_SIZE, layer_size.cast_signed(), 0)?;
+        writer.number(field::ZTOC_UNCOMPRESSED_SIZE, archive_size.cast_signed(), 0)?;
+        writer.object(field::ZTOC_COMPRESSION, info)?;
+        let root = writer.end_table()?;
+        let front = writer.finish(root)?;
+        let size = fits(&writer)?;
+        front.copy_to(out)?;
         table(out)?;
-        out.write_all(back)?;
+        back.copy_to(out)?;
         Ok(size)
     }
 
-    /// About how many bytes the buffer takes, never less than two thirds of what it does.
-    fn size_without_table(&self) -> u64 {
-        let entries = self.toc.len() as u64;
-        let strings = self.toc.string_bytes() as u64;
-        1024 + entries * 224
-            + strings
-            + self.toc.pax_records() as u64 * 40
-            + self.digests.len() as u64 * 88
+    fn write_toc(&mut self, writer: &mut Writer, table_len: u32) -> Result<At, EncodeError> {
+        let (kind_word, mut scratch) = (self.kind_word, Vec::new());
+        let mut files = Vec::with_capacity(self.entries.len());
+        self.entries.each_back(|entry| {
+            files.push(write_entry(
+                writer,
+                entry,
+                kind_word(entry.kind),
+                &mut scratch,
+            )?);
+            let size = fits(writer)? + u64::from(table_len);
+            if size > MAX_ZTOC_SIZE {
+                return Err(EncodeError::TooLarge { size });
+            }
+            Ok(())
+        })?;
+        files.reverse();
+        let files = writer.vector(&files)?;
+        writer.begin_table();
+        writer.object(field::TOC_METADATA, files)?;
+        Ok(writer.end_table()?)
     }
 
-    /// Creates every object in the reference's order. Returns the buffer, where it begins, and where in
-    /// it the checkpoint vector lies.
-    fn build(&self, estimate: u64, stand_in: u64) -> (Vec<u8>, usize, usize) {
-        let capacity = usize::try_from(estimate).unwrap_or(1024);
-        let mut fbb = FlatBufferBuilder::with_capacity(capacity);
-        let version = fbb.create_byte_string(VERSION.as_bytes());
-        let tool = fbb.create_byte_string(self.tool.as_bytes());
-        let toc = self.build_toc(&mut fbb);
-        let stand_in = vec![0u8; usize::try_from(stand_in).unwrap_or(0)];
-        let checkpoints = fbb.create_vector(&stand_in);
-        let digests: Vec<_> = self
-            .digests
-            .iter()
-            .map(|d| fbb.create_byte_string(digest_text(d).as_bytes()))
-            .collect();
-        let digests = fbb.create_vector(&digests);
-
-        let info = fbb.start_table();
-        fbb.push_slot(slot(field::COMPRESSION_MAX_SPAN_ID), self.max_span_id, 0);
-        fbb.push_slot_always(slot(field::COMPRESSION_SPAN_DIGESTS), digests);
-        fbb.push_slot_always(slot(field::COMPRESSION_CHECKPOINTS), checkpoints);
+    fn write_info(&self, writer: &mut Writer, checkpoints: At) -> io::Result<At> {
+        let mut digests = Vec::with_capacity(self.digests.len());
+        for digest in self.digests {
+            digests.push(writer.string(digest_text(digest).as_bytes())?);
+        }
+        let digests = writer.vector(&digests)?;
+        writer.begin_table();
+        writer.number(field::COMPRESSION_MAX_SPAN_ID, self.max_span_id, 0)?;
+        writer.object(field::COMPRESSION_SPAN_DIGESTS, digests)?;
+        writer.object(field::COMPRESSION_CHECKPOINTS, checkpoints)?;
         let algorithm = match self.compression {
             Some(Compression::Plain) => ALGORITHM_UNCOMPRESSED,
             Some(Compression::Gzip) | None => ALGORITHM_GZIP,
         };
-        fbb.push_slot(
-            slot(field::COMPRESSION_ALGORITHM),
-            algorithm,
-            ALGORITHM_GZIP,
-        );
-        let info = fbb.end_table(info);
-
-        let root = fbb.start_table();
-        fbb.push_slot_always(slot(field::ZTOC_VERSION), version);
-        fbb.push_slot_always(slot(field::ZTOC_TOOL), tool);
-        fbb.push_slot_always(slot(field::ZTOC_TOC), toc);
-        fbb.push_slot(
-            slot(field::ZTOC_COMPRESSED_SIZE),
-            self.layer_size.cast_signed(),
-            0,
-        );
-        fbb.push_slot(
-            slot(field::ZTOC_UNCOMPRESSED_SIZE),
-            self.archive_size.cast_signed(),
-            0,
-        );
-        fbb.push_slot_always(slot(field::ZTOC_COMPRESSION), info);
-        let root = fbb.end_table(root);
-        fbb.finish_minimal(root);
-
-        let from_end = checkpoints.value() as usize;
-        let (buffer, start) = fbb.collapse();
-        let table_at = buffer.len() - start - from_end;
-        (buffer, start, table_at)
-    }
-
-    fn build_toc(&self, fbb: &mut FlatBufferBuilder<'_>) -> Table {
-        let mut scratch = Vec::new();
-        let mut files = Vec::with_capacity(self.toc.len());
-        for entry in self.toc.entries().rev() {
-            files.push(build_entry(
-                fbb,
-                &entry,
-                (self.kind_word)(entry.kind),
-                &mut scratch,
-            ));
-        }
-        files.reverse();
-        let files = fbb.create_vector(&files);
-        let toc = fbb.start_table();
-        fbb.push_slot_always(slot(field::TOC_METADATA), files);
-        fbb.end_table(toc)
+        writer.number(field::COMPRESSION_ALGORITHM, algorithm, ALGORITHM_GZIP)?;
+        writer.end_table()
     }
 }
 
-fn build_entry(
-    fbb: &mut FlatBufferBuilder<'_>,
+/// The size so far, if a zTOC can have it.
+fn fits(writer: &Writer) -> Result<u64, EncodeError> {
+    let size = writer.used().into();
+    if size > MAX_ZTOC_SIZE {
+        return Err(EncodeError::TooLarge { size });
+    }
+    Ok(size)
+}
+
+fn write_entry(
+    writer: &mut Writer,
     entry: &Entry<'_>,
     kind: &str,
-    scratch: &mut Vec<Table>,
-) -> Table {
-    let name = fbb.create_byte_string(entry.name);
-    let kind = fbb.create_byte_string(kind.as_bytes());
-    let link = fbb.create_byte_string(entry.link);
-    let uname = fbb.create_byte_string(entry.uname);
-    let gname = fbb.create_byte_string(entry.gname);
-    let mtime = fbb.create_byte_string(entry.mtime.to_rfc3339().as_bytes());
+    scratch: &mut Vec<At>,
+) -> io::Result<At> {
+    let name = writer.string(entry.name)?;
+    let kind = writer.string(kind.as_bytes())?;
+    let link = writer.string(entry.link)?;
+    let uname = writer.string(entry.uname)?;
+    let gname = writer.string(entry.gname)?;
+    let mtime = writer.string(entry.mtime.to_rfc3339().as_bytes())?;
     scratch.clear();
     for (key, value) in entry.pax.iter() {
-        let key = fbb.create_byte_string(key);
-        let value = fbb.create_byte_string(value);
-        let record = fbb.start_table();
-        fbb.push_slot_always(slot(field::XATTR_KEY), key);
-        fbb.push_slot_always(slot(field::XATTR_VALUE), value);
-        scratch.push(fbb.end_table(record));
+        let key = writer.string(key)?;
+        let value = writer.string(value)?;
+        writer.begin_table();
+        writer.object(field::XATTR_KEY, key)?;
+        writer.object(field::XATTR_VALUE, value)?;
+        scratch.push(writer.end_table()?);
     }
-    let xattrs = fbb.create_vector(scratch);
+    let xattrs = writer.vector(scratch)?;
 
-    let file = fbb.start_table();
-    fbb.push_slot_always(slot(field::FILE_NAME), name);
-    fbb.push_slot_always(slot(field::FILE_TYPE), kind);
-    fbb.push_slot(slot(field::FILE_OFFSET), entry.offset.cast_signed(), 0);
-    fbb.push_slot(slot(field::FILE_SIZE), entry.size.cast_signed(), 0);
-    fbb.push_slot_always(slot(field::FILE_LINKNAME), link);
-    fbb.push_slot(slot(field::FILE_MODE), entry.mode, 0);
-    fbb.push_slot(slot(field::FILE_UID), entry.uid, 0);
-    fbb.push_slot(slot(field::FILE_GID), entry.gid, 0);
-    fbb.push_slot_always(slot(field::FILE_UNAME), uname);
-    fbb.push_slot_always(slot(field::FILE_GNAME), gname);
-    fbb.push_slot_always(slot(field::FILE_MOD_TIME), mtime);
-    fbb.push_slot(slot(field::FILE_DEVMAJOR), entry.dev_major, 0);
-    fbb.push_slot(slot(field::FILE_DEVMINOR), entry.dev_minor, 0);
-    fbb.push_slot_always(slot(field::FILE_XATTRS), xattrs);
-    fbb.end_table(file)
-}
-
-/// Makes the buffer right for a table that is `missing` bytes longer than its stand-in: the vector's
-/// length, and the root's offsets to the three objects behind it.
-fn stretch(built: &mut [u8], table_at: usize, missing: u32) {
-    let root = flat::Table::root(built);
-    let behind = [field::ZTOC_VERSION, field::ZTOC_TOOL, field::ZTOC_TOC];
-    let behind = behind.map(|id| root.field(id));
-    for at in [Some(table_at)].into_iter().chain(behind).flatten() {
-        if let Some(word) = built
-            .get_mut(at..)
-            .and_then(|rest| rest.first_chunk_mut::<4>())
-        {
-            *word = (u32::from_le_bytes(*word) + missing).to_le_bytes();
-        }
-    }
+    writer.begin_table();
+    writer.object(field::FILE_NAME, name)?;
+    writer.object(field::FILE_TYPE, kind)?;
+    writer.number(field::FILE_OFFSET, entry.offset.cast_signed(), 0)?;
+    writer.number(field::FILE_SIZE, entry.size.cast_signed(), 0)?;
+    writer.object(field::FILE_LINKNAME, link)?;
+    writer.number(field::FILE_MODE, entry.mode, 0)?;
+    writer.number(field::FILE_UID, entry.uid, 0)?;
+    writer.number(field::FILE_GID, entry.gid, 0)?;
+    writer.object(field::FILE_UNAME, uname)?;
+    writer.object(field::FILE_GNAME, gname)?;
+    writer.object(field::FILE_MOD_TIME, mtime)?;
+    writer.number(field::FILE_DEVMAJOR, entry.dev_major, 0)?;
+    writer.number(field::FILE_DEVMINOR, entry.dev_minor, 0)?;
+    writer.object(field::FILE_XATTRS, xattrs)?;
+    writer.end_table()
 }
 
 fn digest_text(digest: &SpanDigest) -> String {
@@ -243,13 +191,16 @@ fn digest_text(digest: &SpanDigest) -> String {
 }
 
 #[cfg(test)]
+mod oracle;
+
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
     use sha2::{Digest, Sha256};
 
     use super::*;
-    use crate::toc::{Pax, Time};
+    use crate::toc::{Pax, Time, Toc};
     use crate::{BuildOptions, Builder, SpanMap, Ztoc};
 
     const NOTHING: Entry<'_> = Entry {
@@ -273,12 +224,12 @@ mod tests {
     /// The vector of the reference's own unit test: nothing set that can be left out.
     #[test]
     fn two_empty_files_and_a_table_of_zeros() {
-        let mut toc = Toc::new();
-        toc.push(&NOTHING);
-        toc.push(&NOTHING);
+        let mut entries = EntryLog::new(u64::MAX);
+        entries.push(&NOTHING);
+        entries.push(&NOTHING);
         let parts = Parts {
             tool: "AWS SOCI CLI",
-            toc: &toc,
+            entries: &mut entries,
             layer_size: 2_000_000,
             archive_size: 2_500_000,
             digests: &[],
@@ -297,6 +248,54 @@ mod tests {
         assert_eq!(digest_text(&digest), expected);
     }
 
+    #[test]
+    fn the_writer_makes_what_the_official_runtime_makes() {
+        for (count, table_len) in [(0, 0), (1, 1), (3, 66), (20, 32_797), (20_000, 7)] {
+            let (mut toc, mut log) = (Toc::new(), EntryLog::new(u64::MAX));
+            for number in 0..count {
+                let mut pax = Vec::new();
+                for key in (b'a'..b'd').take(number % 4) {
+                    crate::toc::pack(&mut pax, &[key], &vec![0xff; number % 90]);
+                }
+                let when = |bit: usize| i64::from(number & bit != 0) * 77;
+                let entry = Entry {
+                    name: &vec![b'n'; number % 61],
+                    offset: number as u64 * 512,
+                    size: when(1).unsigned_abs(),
+                    mode: when(2),
+                    uid: u32::from(number & 4 != 0),
+                    gid: u32::from(number & 8 != 0),
+                    dev_major: when(16),
+                    dev_minor: when(32),
+                    pax: Pax::packed(&pax),
+                    ..NOTHING
+                };
+                toc.push(&entry);
+                log.push(&entry);
+            }
+            let (digests, table) = (vec![[7; 32]; count % 100], vec![9; table_len]);
+            let parts = Parts {
+                tool: "t",
+                entries: &mut log,
+                layer_size: 1_000_000,
+                archive_size: 2_000_000,
+                digests: &digests,
+                max_span_id: i32::try_from(digests.len()).unwrap() - 1,
+                compression: Some(Compression::Gzip),
+                kind_word: FileKind::as_str,
+            };
+            let mut bytes = Vec::new();
+            let write_table = |out: &mut Vec<u8>| out.write_all(&table);
+            parts
+                .encode(&mut bytes, table_len as u64, write_table)
+                .unwrap();
+            assert!(
+                bytes == oracle::encode("t", &toc, &digests, &table),
+                "{count}"
+            );
+        }
+    }
+
     /// Writes what was read.
     fn again(ztoc: &Ztoc<'_>) -> Vec<u8> {
         with_table(ztoc, ztoc.checkpoint_table())
@@ -304,13 +303,13 @@ mod tests {
 
     /// Writes what was read, with another checkpoint table.
     fn with_table(ztoc: &Ztoc<'_>, table: &[u8]) -> Vec<u8> {
-        let mut toc = Toc::new();
-        ztoc.entries().for_each(|entry| toc.push(&entry));
+        let mut entries = EntryLog::new(u64::MAX);
+        ztoc.entries().for_each(|entry| entries.push(&entry));
         let spans: SpanMap = ztoc.spans();
         let digests: Vec<SpanDigest> = spans.ids().map(|id| *spans.digest(id)).collect();
         let parts = Parts {
             tool: std::str::from_utf8(ztoc.tool()).unwrap(),
-            toc: &toc,
+            entries: &mut entries,
             layer_size: spans.layer_size(),
             archive_size: spans.archive_size(),
             digests: &digests,

@@ -7,7 +7,6 @@ use super::{BLOCK, Entry, FileKind, Pax, Time};
 pub struct Toc {
     records: Vec<Record>,
     strings: Vec<u8>,
-    pax_records: usize,
 }
 
 /// One entry; its strings follow each other in the shared buffer from `at`.
@@ -52,7 +51,6 @@ impl Toc {
         let before_pax = self.strings.len();
         for (key, value) in entry.pax.iter() {
             pack(&mut self.strings, key, value);
-            self.pax_records += 1;
         }
         let pax = u32::try_from(self.strings.len() - before_pax).expect("PAX records end at 1 MiB");
         self.records.push(Record {
@@ -101,16 +99,6 @@ impl Toc {
             toc: self,
             range: 0..self.records.len(),
         }
-    }
-
-    /// Bytes of all strings, an upper bound for what they take elsewhere.
-    pub(crate) fn string_bytes(&self) -> usize {
-        self.strings.len()
-    }
-
-    /// Number of PAX records of all entries.
-    pub(crate) fn pax_records(&self) -> usize {
-        self.pax_records
     }
 
     fn view(&self, record: &Record, before: Option<&Record>) -> Entry<'_> {

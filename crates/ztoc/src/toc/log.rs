@@ -1,0 +1,368 @@
+//! Entries in the order in which they were found, in a temporary file when there are many.
+//!
+//! A layer can have hundreds of thousands of entries, and what is made of them is written once, in
+//! the end, beginning with the last. So an entry is a record of bytes, its length on both sides: the log
+//! is read forwards and backwards through a small buffer.
+
+use std::io::{self, Read, Seek, SeekFrom, Write};
+
+use tempfile::SpooledTempFile;
+
+use super::packed::{end_of, pack};
+use super::{Entry, FileKind, Pax, Time};
+
+/// Bytes that stay in memory; about 6,000 entries.
+const SPOOL_SIZE: usize = 1 << 20;
+
+/// Bytes written or read at a time.
+const BLOCK: usize = 64 * 1024;
+
+const KINDS: [FileKind; 7] = [
+    FileKind::Regular,
+    FileKind::Directory,
+    FileKind::Hardlink,
+    FileKind::Symlink,
+    FileKind::Char,
+    FileKind::Block,
+    FileKind::Fifo,
+];
+
+/// The log.
+#[derive(Debug)]
+pub(crate) struct EntryLog {
+    spool: SpooledTempFile,
+    /// Records that are not in the spool yet.
+    recent: Vec<u8>,
+    count: usize,
+    /// Bytes of all records, those included that were not kept.
+    size: u64,
+    max_size: u64,
+    /// What went wrong first; nothing is kept afterwards.
+    error: Option<io::Error>,
+}
+
+impl EntryLog {
+    /// A log that keeps no more than `max_size` bytes, and counts on.
+    pub(crate) fn new(max_size: u64) -> Self {
+        Self {
+            spool: SpooledTempFile::new(SPOOL_SIZE),
+            recent: Vec::new(),
+            count: 0,
+            size: 0,
+            max_size,
+            error: None,
+        }
+    }
+
+    /// Number of entries.
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Bytes of its records, fewer than those of the same entries in a zTOC.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The error that keeping entries has met.
+    pub(crate) fn take_error(&mut self) -> Option<io::Error> {
+        self.error.take()
+    }
+
+    /// Appends an entry. Its `header_start` is not kept but derived from the entry before it.
+    pub(crate) fn push(&mut self, entry: &Entry<'_>) {
+        let start = self.recent.len();
+        write_record(entry, &mut self.recent);
+        self.count += 1;
+        self.size += (self.recent.len() - start) as u64;
+        if self.size > self.max_size || self.error.is_some() {
+            self.recent.truncate(start);
+        } else if self.recent.len() >= BLOCK {
+            self.error = self.flush().err();
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.recent.is_empty() {
+            self.spool.seek(SeekFrom::End(0))?;
+            self.spool.write_all(&self.recent)?;
+            self.recent.clear();
+        }
+        Ok(())
+    }
+
+    /// Hands out all entries in archive order.
+    pub(crate) fn each(&mut self, mut take: impl FnMut(&Entry<'_>)) -> io::Result<()> {
+        let mut reader = self.reader()?;
+        let (mut at, mut header_start) = (0, 0);
+        while at < reader.end {
+            let (mut entry, next) = reader.next(at)?;
+            entry.header_start = header_start;
+            header_start = end_of(entry.offset, entry.size);
+            take(&entry);
+            at = next;
+        }
+        Ok(())
+    }
+
+    /// Hands out all entries, the last one first, without their `header_start`.
+    pub(crate) fn each_back<E: From<io::Error>>(
+        &mut self,
+        mut take: impl FnMut(&Entry<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut reader = self.reader()?;
+        let mut at = reader.end;
+        while at > 0 {
+            let (entry, before) = reader.previous(at)?;
+            take(&entry)?;
+            at = before;
+        }
+        Ok(())
+    }
+
+    fn reader(&mut self) -> io::Result<Reader<'_>> {
+        self.flush()?;
+        let end = self.spool.seek(SeekFrom::End(0))?;
+        Ok(Reader {
+            spool: &mut self.spool,
+            end,
+            buffer: Vec::new(),
+            at: 0,
+        })
+    }
+}
+
+/// Where reading goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Toward {
+    Start,
+    End,
+}
+
+/// A buffer that moves over the log.
+struct Reader<'l> {
+    spool: &'l mut SpooledTempFile,
+    end: u64,
+    buffer: Vec<u8>,
+    /// Where in the log the buffer begins.
+    at: u64,
+}
+
+impl Reader<'_> {
+    /// The record at `at`, and where the next one is.
+    fn next(&mut self, at: u64) -> io::Result<(Entry<'_>, u64)> {
+        let len = self.length(at, Toward::End)?;
+        let record = self.get(at + 4, len, Toward::End)?;
+        let entry = read_record(record).ok_or(io::ErrorKind::InvalidData)?;
+        Ok((entry, at + 8 + len))
+    }
+
+    /// The record that ends at `end`, and where it begins.
+    fn previous(&mut self, end: u64) -> io::Result<(Entry<'_>, u64)> {
+        let before = |at: u64, len| at.checked_sub(len).ok_or(io::ErrorKind::InvalidData);
+        let last = before(end, 4)?;
+        let len = self.length(last, Toward::Start)?;
+        let start = before(last, len)?;
+        let record = self.get(start, len, Toward::Start)?;
+        let entry = read_record(record).ok_or(io::ErrorKind::InvalidData)?;
+        Ok((entry, before(start, 4)?))
+    }
+
+    fn length(&mut self, at: u64, toward: Toward) -> io::Result<u64> {
+        let bytes = self.get(at, 4, toward)?;
+        let bytes = bytes.first_chunk().ok_or(io::ErrorKind::InvalidData)?;
+        Ok(u32::from_le_bytes(*bytes).into())
+    }
+
+    fn get(&mut self, from: u64, len: u64, toward: Toward) -> io::Result<&[u8]> {
+        let until = from + len;
+        if until > self.end {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        if from < self.at || until > self.at + self.buffer.len() as u64 {
+            let (start, end) = match toward {
+                Toward::Start => (from.min(until.saturating_sub(BLOCK as u64)), until),
+                Toward::End => (from, until.max(from + BLOCK as u64).min(self.end)),
+            };
+            let len = usize::try_from(end - start).map_err(|_| io::ErrorKind::InvalidData)?;
+            self.buffer.resize(len, 0);
+            self.at = start;
+            self.spool.seek(SeekFrom::Start(start))?;
+            self.spool.read_exact(&mut self.buffer)?;
+        }
+        let start = usize::try_from(from - self.at).map_err(|_| io::ErrorKind::InvalidData)?;
+        let end = usize::try_from(until - self.at).map_err(|_| io::ErrorKind::InvalidData)?;
+        let bytes = self.buffer.get(start..end);
+        bytes.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+}
+
+/// Appends a record: length, numbers, lengths of strings, strings, length again.
+fn write_record(entry: &Entry<'_>, into: &mut Vec<u8>) {
+    let len_at = into.len();
+    into.extend([0; 4]);
+    into.push(entry.kind as u8);
+    for word in [entry.uid, entry.gid, entry.mtime.nanos] {
+        into.extend(word.to_le_bytes());
+    }
+    for word in [entry.offset, entry.size] {
+        into.extend(word.to_le_bytes());
+    }
+    for word in [
+        entry.mode,
+        entry.mtime.secs,
+        entry.dev_major,
+        entry.dev_minor,
+    ] {
+        into.extend(word.to_le_bytes());
+    }
+    for text in [entry.name, entry.link, entry.uname, entry.gname] {
+        into.extend(length(text.len()).to_le_bytes());
+        into.extend_from_slice(text);
+    }
+    for (key, value) in entry.pax.iter() {
+        pack(into, key, value);
+    }
+    let len = length(into.len() - len_at - 4).to_le_bytes();
+    if let Some(front) = into
+        .get_mut(len_at..)
+        .and_then(|rest| rest.first_chunk_mut())
+    {
+        *front = len;
+    }
+    into.extend(len);
+}
+
+fn length(len: usize) -> u32 {
+    u32::try_from(len).expect("the strings of a tar entry are at most a few MiB")
+}
+
+fn read_record(mut bytes: &[u8]) -> Option<Entry<'_>> {
+    fn take<'r, const N: usize>(bytes: &mut &'r [u8]) -> Option<&'r [u8; N]> {
+        let (head, rest) = bytes.split_first_chunk()?;
+        *bytes = rest;
+        Some(head)
+    }
+    fn text<'r>(bytes: &mut &'r [u8]) -> Option<&'r [u8]> {
+        let len = u32::from_le_bytes(*take(bytes)?) as usize;
+        let (head, rest) = bytes.split_at_checked(len)?;
+        *bytes = rest;
+        Some(head)
+    }
+    let bytes = &mut bytes;
+    let [kind] = *take(bytes)?;
+    let kind = *KINDS.get(usize::from(kind))?;
+    let (uid, gid) = (
+        u32::from_le_bytes(*take(bytes)?),
+        u32::from_le_bytes(*take(bytes)?),
+    );
+    let nanos = u32::from_le_bytes(*take(bytes)?);
+    let (offset, size) = (
+        u64::from_le_bytes(*take(bytes)?),
+        u64::from_le_bytes(*take(bytes)?),
+    );
+    let mode = i64::from_le_bytes(*take(bytes)?);
+    let secs = i64::from_le_bytes(*take(bytes)?);
+    let (dev_major, dev_minor) = (
+        i64::from_le_bytes(*take(bytes)?),
+        i64::from_le_bytes(*take(bytes)?),
+    );
+    Some(Entry {
+        kind,
+        header_start: 0,
+        offset,
+        size,
+        mode,
+        uid,
+        gid,
+        mtime: Time { secs, nanos },
+        dev_major,
+        dev_minor,
+        name: text(bytes)?,
+        link: text(bytes)?,
+        uname: text(bytes)?,
+        gname: text(bytes)?,
+        pax: Pax::packed(bytes),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+
+    /// The entry with this number, and what its strings are in.
+    fn with_entry(number: u64, see: impl FnOnce(&Entry<'_>)) {
+        let mut pax = Vec::new();
+        for record in 0..number % 3 {
+            pack(&mut pax, format!("key{record}").as_bytes(), &vec![7; 900]);
+        }
+        let name = format!("name/{number}").repeat(if number == 500 { 30_000 } else { 1 });
+        see(&Entry {
+            name: name.as_bytes(),
+            kind: KINDS[usize::try_from(number).unwrap() % KINDS.len()],
+            header_start: 512 * number,
+            offset: 512 * (number + 1),
+            size: 0,
+            link: b"l\xff",
+            mode: -1,
+            uid: 1,
+            gid: u32::MAX,
+            uname: b"",
+            gname: b"gg",
+            mtime: Time { secs: -5, nanos: 6 },
+            dev_major: i64::MIN,
+            dev_minor: 9,
+            pax: Pax::packed(&pax),
+        });
+    }
+
+    fn text(entry: &Entry<'_>) -> String {
+        let pax: Vec<_> = entry.pax.iter().collect();
+        let numbers = (
+            entry.mode,
+            entry.uid,
+            entry.gid,
+            entry.dev_major,
+            entry.dev_minor,
+        );
+        let strings = (entry.link, entry.uname, entry.gname, pax);
+        format!(
+            "{entry:?} {} {numbers:?} {:?} {strings:?}",
+            entry.offset, entry.mtime
+        )
+    }
+
+    #[test]
+    fn entries_come_back_in_both_directions() {
+        for count in [0, 1, 3, 2000] {
+            let mut log = EntryLog::new(u64::MAX);
+            (0..count).for_each(|number| with_entry(number, |entry| log.push(entry)));
+            assert!(log.take_error().is_none());
+            assert_eq!(log.len() as u64, count);
+            let mut number = 0;
+            log.each(|found| {
+                with_entry(number, |entry| assert_eq!(text(found), text(entry)));
+                number += 1;
+            })
+            .unwrap();
+            assert_eq!(number, count);
+            log.each_back::<io::Error>(|found| {
+                number -= 1;
+                with_entry(number, |entry| assert_eq!(found.name, entry.name));
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(number, 0);
+        }
+    }
+
+    #[test]
+    fn a_log_that_is_full_counts_on() {
+        let mut log = EntryLog::new(1000);
+        (0..500).for_each(|number| with_entry(number, |entry| log.push(entry)));
+        assert!(log.size() > 1000 && log.recent.len() <= 1000);
+        assert_eq!(log.len(), 500);
+    }
+}
