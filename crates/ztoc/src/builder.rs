@@ -37,6 +37,9 @@ pub const TOOL: &str = "AWS SOCI CLI v0.2";
 /// The reference's default span size in bytes.
 pub const DEFAULT_SPAN_SIZE: u64 = 4 << 20;
 
+/// Memory for what is inflated ahead, in bytes: members of up to 8 MiB.
+pub const DEFAULT_AHEAD: usize = 32 << 20;
+
 /// Bytes read from the layer at a time: hashing finds them in the cache still.
 const READ_SIZE: usize = 128 * 1024;
 
@@ -52,9 +55,11 @@ pub struct BuildOptions<'a> {
     /// Who makes the zTOC.
     pub tool: &'a str,
     /// Cores to be used. With one, everything is done by the calling thread. With more, reading, inflating
-    /// and hashing overlap, and so many members of a layer of several are inflated at once; that takes up
-    /// to 32 MiB of memory more. The zTOC is the same.
+    /// and hashing overlap, and so many members of a layer of several are inflated at once. The zTOC is
+    /// the same.
     pub threads: NonZeroUsize,
+    /// Bytes of memory for members that are inflated before their turn. The more, the larger they can be.
+    pub ahead: usize,
 }
 
 impl Default for BuildOptions<'_> {
@@ -63,6 +68,7 @@ impl Default for BuildOptions<'_> {
             span_size: DEFAULT_SPAN_SIZE,
             tool: TOOL,
             threads: NonZeroUsize::MIN,
+            ahead: DEFAULT_AHEAD,
         }
     }
 }
@@ -182,8 +188,9 @@ impl<'a> Builder<'a> {
 impl Builder<'_> {
     fn gzip(&self, layer: &mut impl Read) -> Result<GzipBuild, BuildError> {
         let mut build = GzipBuild::new(self.options.span_size)?;
-        let threads = self.options.threads.get();
-        if threads == 1 || !pipeline::gzip(&mut build, layer, threads)? {
+        let BuildOptions { threads, ahead, .. } = self.options;
+        let threads = threads.get();
+        if threads == 1 || !pipeline::gzip(&mut build, layer, threads, ahead)? {
             let mut input = vec![0; READ_SIZE];
             while let Some(bytes) = read(layer, &mut input)? {
                 build.push(bytes)?;

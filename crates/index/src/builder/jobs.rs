@@ -143,12 +143,22 @@ impl Work {
     /// How many cores a layer's own work should use: its part of all bytes, so that the largest layer,
     /// which is begun first, is not what everybody waits for in the end.
     pub(super) fn share(&self, job: &Job) -> NonZeroUsize {
+        let threads = self.options.threads;
+        let share = self.part(job, threads.get(), u128::div_ceil);
+        NonZeroUsize::new(share).map_or(NonZeroUsize::MIN, |share| share.min(threads))
+    }
+
+    /// Memory for what a layer's threads do ahead: its part too, so that all layers together take no
+    /// more than one alone.
+    pub(super) fn ahead(&self, job: &Job) -> usize {
+        self.part(job, soci_ztoc::DEFAULT_AHEAD, |bytes, all| bytes / all)
+    }
+
+    /// What is a layer's of `whole` when it is divided by size.
+    fn part(&self, job: &Job, whole: usize, divide: fn(u128, u128) -> u128) -> usize {
         let all = self.jobs.iter().map(|job| u128::from(job.layer.size));
-        let all = all.sum::<u128>().max(1);
-        let threads = self.options.threads.get();
-        let share = (u128::from(job.layer.size) * threads as u128).div_ceil(all);
-        let share = usize::try_from(share).unwrap_or(threads).min(threads);
-        NonZeroUsize::new(share).unwrap_or(NonZeroUsize::MIN)
+        let bytes = u128::from(job.layer.size) * whole as u128;
+        usize::try_from(divide(bytes, all.sum::<u128>().max(1))).unwrap_or(whole)
     }
 
     /// Whether nobody wants results any more.

@@ -130,6 +130,7 @@ fn build(work: &Work, job: &Job) -> Result<Built, LayerError> {
     let options = soci_ztoc::BuildOptions {
         span_size: work.options.span_size,
         threads: work.share(job),
+        ahead: work.ahead(job),
         ..soci_ztoc::BuildOptions::default()
     };
     let built = soci_ztoc::Builder::new(options).build(reader, job.compression);

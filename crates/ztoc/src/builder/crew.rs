@@ -25,16 +25,12 @@ use crate::gzip::walk::Ratio;
 /// Most threads: beyond these the walk and the hashing are the limit.
 const MAX_THREADS: usize = 16;
 
-/// Most bytes of output that wait to be taken over.
-const MAX_OUTPUT: usize = 20 << 20;
-/// Output of one run in bytes: at first, and where members turn out to be larger.
+/// Output of one run in bytes, if there is memory for eight of them: enough that handing it over costs
+/// nothing beside it.
 const RUN_OUTPUT: usize = 2 << 20;
-const MAX_RUN_OUTPUT: usize = 8 << 20;
 
-/// Compressed bytes behind an order in which its last member may end: at first, and where members turn
-/// out to be larger. A member of an eStargz layer has up to 4 MiB of content.
+/// Compressed bytes behind an order in which its last member may end, at first.
 const REACH: u64 = 512 << 10;
-const MAX_REACH: u64 = 4 << 20;
 
 /// Compressed bytes of an order.
 const MIN_ORDER: u64 = 4 << 10;
@@ -55,19 +51,46 @@ struct Due {
 #[derive(Debug)]
 pub(super) struct Crew {
     orders: Sender<(Order, SyncSender<Run>)>,
-    threads: usize,
     due: VecDeque<Due>,
     /// Where the next order begins.
     frontier: u64,
     /// How far the walk is: runs behind it need not be finished.
     walked: Arc<AtomicU64>,
     buffers: Vec<Vec<u8>>,
+    limits: Limits,
+    /// Output that a run may have, and compressed bytes that its last member may take behind its order:
+    /// more where members turn out to be larger.
     run_output: usize,
     reach: u64,
     /// Wrong guesses one after the other.
     wrong: u32,
     /// Members that the walk does alone for them.
     rest: u32,
+}
+
+/// What may wait in memory. With 32 MiB in all, members of 8 MiB can be inflated ahead, and such that
+/// have 4 MiB compressed; a member of an eStargz layer has up to 4 MiB of content.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Orders that are given out.
+    orders: usize,
+    /// Output that waits to be taken over, in bytes, of all runs and of one.
+    output: usize,
+    run_output: usize,
+    reach: u64,
+}
+
+impl Limits {
+    fn new(threads: usize, memory: usize) -> Self {
+        let eighth = memory / 8;
+        let orders = usize::try_from(eighth as u64 / MAX_ORDER).unwrap_or(0);
+        Self {
+            orders: orders.clamp(1, threads + 2),
+            output: eighth * 5,
+            run_output: eighth * 2,
+            reach: eighth as u64,
+        }
+    }
 }
 
 impl Drop for Crew {
@@ -77,8 +100,12 @@ impl Drop for Crew {
 }
 
 impl Crew {
-    /// Starts up to `threads` threads; none where none can be started.
-    pub(super) fn start<'scope>(scope: &'scope Scope<'scope, '_>, threads: usize) -> Option<Self> {
+    /// Starts up to `threads` threads that use so many bytes of `memory`; none where none can be started.
+    pub(super) fn start<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        threads: usize,
+        memory: usize,
+    ) -> Option<Self> {
         let (orders, queue) = channel::<(Order, SyncSender<Run>)>();
         let queue = Arc::new(Mutex::new(queue));
         let walked = Arc::new(AtomicU64::new(0));
@@ -91,15 +118,16 @@ impl Crew {
                 .ok()
         });
         let threads = started.count();
+        let limits = Limits::new(threads, memory);
         (threads > 0).then(|| Self {
             orders,
-            threads,
             due: VecDeque::new(),
             frontier: 0,
             walked,
             buffers: Vec::new(),
-            run_output: RUN_OUTPUT,
-            reach: REACH,
+            limits,
+            run_output: RUN_OUTPUT.min(limits.output / 8),
+            reach: REACH.min(limits.reach),
             wrong: 0,
             rest: 0,
         })
@@ -108,7 +136,9 @@ impl Crew {
     /// Bytes in front of the walk that the next order wants to have been read; none where enough orders
     /// are given out.
     pub(super) fn wants(&self, walk: u64, ratio: Ratio) -> Option<u64> {
-        let most = (self.threads + 2).min(MAX_OUTPUT / self.run_output - 1);
+        // One more run is being taken over.
+        let most = (self.limits.output / self.run_output.max(1)).saturating_sub(1);
+        let most = most.min(self.limits.orders);
         (self.rest == 0 && self.due.len() < most)
             .then(|| self.next_order(walk, ratio).1 + self.reach)
     }
@@ -171,8 +201,10 @@ impl Crew {
             self.rest = self.rest.min(MAX_REST);
         }
         match run.short {
-            Some(Short::Input) => self.reach = (self.reach * 2).min(MAX_REACH),
-            Some(Short::Output) => self.run_output = (self.run_output * 2).min(MAX_RUN_OUTPUT),
+            Some(Short::Input) => self.reach = (self.reach * 2).min(self.limits.reach),
+            Some(Short::Output) => {
+                self.run_output = (self.run_output * 2).min(self.limits.run_output)
+            }
             None => {}
         }
         self.buffers.push(run.into_output());

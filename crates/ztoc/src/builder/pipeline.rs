@@ -31,12 +31,14 @@ const QUEUE: usize = 8;
 /// A piece that was walked through, and where spans begin in it.
 type Walked = (Piece, Vec<SpanStart>);
 
-/// Passes a gzip layer with up to `threads` threads at work. Returns whether it did: not where threads
+/// Passes a gzip layer with up to `threads` threads at work, and so many bytes of `memory` for what is
+/// inflated ahead. Returns whether it did: not where threads
 /// cannot be started, and then nothing was read.
 pub(super) fn gzip(
     build: &mut GzipBuild,
     layer: &mut impl Read,
     threads: usize,
+    memory: usize,
 ) -> Result<bool, BuildError> {
     let GzipBuild { walk, sink, hasher } = build;
     thread::scope(|scope| {
@@ -47,7 +49,7 @@ pub(super) fn gzip(
             hash(hasher, &walked, &buffers_in);
         });
         let walking = spawn(scope, "ztoc-walk", move || {
-            Walker::new(walk, sink, pieces, walked_in).run(|| Crew::start(scope, threads))
+            Walker::new(walk, sink, pieces, walked_in).run(|| Crew::start(scope, threads, memory))
         });
         let (Ok(hashing), Ok(walking)) = (hashing, walking) else {
             return Ok(false);
