@@ -323,6 +323,12 @@ pub enum FetchError {
         /// Where it pointed.
         target: RedactedUrl,
     },
+    /// What answers is no registry: a page for people, such as a proxy's.
+    #[error("{url} answered with a web page, as no registry does")]
+    WebPage {
+        /// Who answered.
+        url: RedactedUrl,
+    },
     /// All attempts are used up; the last one's failure is the source.
     #[error("giving up after {attempts} attempts")]
     GaveUp {
@@ -365,6 +371,7 @@ impl FetchError {
             | FetchError::NoHost
             | FetchError::Redirects { .. }
             | FetchError::BadRedirect { .. }
+            | FetchError::WebPage { .. }
             | FetchError::Io { .. } => false,
         }
     }

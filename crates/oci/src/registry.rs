@@ -21,8 +21,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use reqwest::{
-    Method, Response,
-    header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue},
+    Method,
+    header::{ACCEPT, HeaderMap, HeaderValue},
 };
 
 use crate::{
@@ -35,6 +35,7 @@ use crate::{
     url::RedactedUrl,
 };
 
+mod answer;
 mod auth;
 mod blob;
 mod challenge;
@@ -52,6 +53,7 @@ mod trace;
 mod transport;
 mod upload;
 
+use answer::{descriptor_of, no_web_page, read_capped};
 use auth::{Auth, Scope};
 use blob::RemoteBlob;
 use endpoint::{Call, Endpoint};
@@ -63,7 +65,7 @@ pub use referrers::Listing;
 use retry::{Attempts, Failures, RetryPolicy};
 pub use tls::{Identity, Tls, TlsError};
 pub use trace::{Trace, Traffic};
-use transport::{Transport, broken, refused};
+use transport::{Transport, refused};
 pub use upload::{BlobSource, BlobStream, FromStore, Sent, Uploaded};
 
 /// Largest manifest or index that is read (what registries accept, and the reference's limit).
@@ -170,7 +172,7 @@ impl Registry {
                 call.headers = accept_manifests();
                 let (url, answer) = endpoint.follow(call, &scope).await?;
                 match answer.status().as_u16() {
-                    200 => Ok(descriptor_of(&answer)),
+                    200 => no_web_page(&answer).map(|_| descriptor_of(&answer)),
                     // Some do not answer HEAD; GET tells.
                     405 | 501 => Ok(None),
                     _ => Err(refused(RedactedUrl::from(&url), answer).await),
@@ -228,7 +230,7 @@ impl Registry {
                 if answer.status() != reqwest::StatusCode::OK {
                     return Err(refused(url, answer).await);
                 }
-                let media_type = media_type_of(&answer);
+                let media_type = no_web_page(&answer)?;
                 Ok((media_type, read_capped(url, answer, MAX_MANIFEST).await?))
             })
         })
@@ -371,52 +373,4 @@ fn accept_manifests() -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, value.expect("media types make a header value"));
     headers
-}
-
-/// Media type of a document, without parameters.
-fn media_type_of(answer: &Response) -> String {
-    let value = answer
-        .headers()
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    let essence = value.and_then(|value| value.split(';').next());
-    essence.unwrap_or_default().trim().to_owned()
-}
-
-/// What the head of a manifest says; `None` if it does not say all of it.
-fn descriptor_of(answer: &Response) -> Option<Descriptor> {
-    let header = |name: &str| {
-        answer
-            .headers()
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-    };
-    let digest = header("docker-content-digest")?.parse::<Digest>().ok()?;
-    let size = header("content-length")?.parse::<u64>().ok()?;
-    let media_type = media_type_of(answer);
-    (!media_type.is_empty()).then(|| Descriptor::new(media_type, digest, size))
-}
-
-/// A whole body of at most `limit` bytes. Each chunk must come within the transport's patience.
-async fn read_capped(
-    url: RedactedUrl,
-    mut answer: Response,
-    limit: u64,
-) -> Result<Bytes, FetchError> {
-    /// Small documents from a server that has just answered.
-    const IDLE: Duration = Duration::from_secs(20);
-    let mut all = Vec::new();
-    loop {
-        let chunk = match tokio::time::timeout(IDLE, answer.chunk()).await {
-            Ok(chunk) => chunk.map_err(|error| broken(url.clone(), error))?,
-            Err(_) => return Err(FetchError::Silent { url, idle: IDLE }),
-        };
-        let Some(chunk) = chunk else {
-            return Ok(all.into());
-        };
-        if (all.len() + chunk.len()) as u64 > limit {
-            return Err(FetchError::Oversized { url, limit });
-        }
-        all.extend_from_slice(&chunk);
-    }
 }

@@ -14,8 +14,8 @@ use reqwest::{
 use serde::Deserialize;
 
 use super::{
+    answer::read_capped,
     auth::{Scope, Token, authorize, basic, secret_header},
-    read_capped,
     retry::{Attempts, RetryPolicy},
     transport::{Transport, refused},
 };

@@ -15,6 +15,7 @@ use reqwest::{
 
 use super::{
     Registry, RegistryError,
+    answer::{no_web_page, stated_digest},
     auth::Scope,
     endpoint::{Call, Endpoint, MAX_REDIRECTS, redirect_target},
     failed, over_hosts,
@@ -49,7 +50,7 @@ pub enum Uploaded {
 impl Registry {
     /// Whether the repository has this blob.
     pub async fn has_blob(&self, image: &ImageRef, digest: &Digest) -> Result<bool, RegistryError> {
-        self.has(image, &format!("blobs/{digest}")).await
+        self.has(image, "blobs", digest).await
     }
 
     /// Whether the repository has this manifest.
@@ -58,14 +59,20 @@ impl Registry {
         image: &ImageRef,
         digest: &Digest,
     ) -> Result<bool, RegistryError> {
-        self.has(image, &format!("manifests/{digest}")).await
+        self.has(image, "manifests", digest).await
     }
 
-    async fn has(&self, image: &ImageRef, what: &str) -> Result<bool, RegistryError> {
+    async fn has(
+        &self,
+        image: &ImageRef,
+        kind: &str,
+        digest: &Digest,
+    ) -> Result<bool, RegistryError> {
+        let what = format!("{kind}/{digest}");
         let scope = Scope::push(image.repository(), None);
         let origin = [Arc::new(self.origin(image)?)];
         let found = over_hosts(&origin, self.options.retry, |endpoint| {
-            let (what, scope) = (what.to_owned(), scope.clone());
+            let (what, scope) = (what.clone(), scope.clone());
             Box::pin(async move {
                 let mut call = Call::new(Method::HEAD, endpoint.url(&what));
                 if what.starts_with("manifests/") {
@@ -73,13 +80,18 @@ impl Registry {
                 }
                 let (url, answer) = endpoint.follow(call, &scope).await?;
                 match answer.status().as_u16() {
-                    200..=299 => Ok(true),
-                    404 => Ok(false),
+                    200..=299 => no_web_page(&answer).map(|_| Some(stated_digest(&answer))),
+                    404 => Ok(None),
                     _ => Err(refused(RedactedUrl::from(&url), answer).await),
                 }
             })
         });
-        found.await.map_err(|error| failed(image, what, error))
+        match found.await.map_err(|error| failed(image, &what, error))? {
+            Some(Some(stated)) if stated != *digest => Err(RegistryError::WrongBytes {
+                what: format!("{image}: {what}"),
+            }),
+            found => Ok(found.is_some()),
+        }
     }
 
     /// Makes a blob of another repository of the same registry appear in this one. `false` if the registry would not: then
@@ -324,7 +336,12 @@ async fn begin(endpoint: &Endpoint, url: Url, scope: &Scope) -> Result<Response,
         match answer.status().as_u16() {
             201 | 202 => return Ok(answer),
             307 | 308 => call.url = redirect_target(&call.url, &answer)?,
-            _ => return Err(refused(RedactedUrl::from(&call.url), answer).await),
+            status => {
+                if status == 200 {
+                    no_web_page(&answer)?;
+                }
+                return Err(refused(RedactedUrl::from(&call.url), answer).await);
+            }
         }
     }
     Err(FetchError::Redirects {

@@ -294,3 +294,58 @@ async fn a_blob_of_a_store_is_sent_as_it_is_read_and_checked() {
     let said = everything_said(&error.expect_err("not there"));
     assert!(said.contains("not found"), "{said}");
 }
+
+#[tokio::test]
+async fn a_web_page_is_not_taken_for_a_registry() {
+    let registry = TestRegistry::start();
+    let client = client(quick());
+    let page = Wrong::Status {
+        code: 200,
+        headers: vec![("content-type", "text/html; charset=utf-8".to_owned())],
+        body: "<html>Please log in</html>".to_owned(),
+    };
+    registry.fault(Fault::always(On::Any, page));
+    let image = registry.reference("app", "v1");
+    let digest = layer(b"abc").digest;
+    let errors = [
+        client.has_blob(&image, &digest).await.expect_err("a page"),
+        client
+            .has_manifest(&image, &digest)
+            .await
+            .expect_err("a page"),
+        client
+            .mount_blob(&image, &digest, "base")
+            .await
+            .expect_err("a page"),
+        client.resolve(&image).await.expect_err("a page"),
+        client.manifest(&image, &digest).await.expect_err("a page"),
+    ];
+    for error in errors {
+        let said = everything_said(&error);
+        assert!(
+            said.contains("with a web page, as no registry does"),
+            "{said}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_speaks_of_another_blob_is_not_believed() {
+    let registry = TestRegistry::start();
+    let client = client(quick());
+    let other = Wrong::Status {
+        code: 200,
+        headers: vec![("docker-content-digest", layer(b"other").digest.to_string())],
+        body: String::new(),
+    };
+    registry.fault(Fault::always(On::Any, other));
+    let image = registry.reference("app", "v1");
+    let digest = layer(b"abc").digest;
+    let blob = client.has_blob(&image, &digest).await;
+    assert!(
+        matches!(blob, Err(RegistryError::WrongBytes { .. })),
+        "{blob:?}"
+    );
+    let manifest = client.has_manifest(&image, &digest).await;
+    assert!(matches!(manifest, Err(RegistryError::WrongBytes { .. })));
+}

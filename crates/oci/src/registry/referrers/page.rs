@@ -13,9 +13,9 @@ use crate::{
     media_type,
     registry::{
         MAX_MANIFEST,
+        answer::{media_type_of, read_capped},
         auth::Scope,
         endpoint::{Call, Endpoint},
-        media_type_of, read_capped,
         transport::refused,
     },
     url::RedactedUrl,

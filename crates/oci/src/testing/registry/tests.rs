@@ -143,3 +143,55 @@ fn the_script_is_followed_line_by_line() {
     registry.clear_faults();
     assert_eq!(raw(&registry, &get, b"").0, 206);
 }
+
+#[test]
+fn uploads_in_parts_say_how_far_they_are_and_can_be_given_up() {
+    let registry = TestRegistry::start();
+    let (_, head, _) = raw(&registry, "POST /v2/app/blobs/uploads/", b"");
+    let at = location(&head);
+    let patch = |range: &str, part: &[u8]| {
+        let patch = format!("PATCH {at}\r\nContent-Range: {range}");
+        raw(&registry, &patch, part).0
+    };
+    assert_eq!(patch("0-1", b"ab"), 202);
+    assert_eq!(patch("1-2", b"bc"), 416, "not where the last part ended");
+    assert_eq!(patch("2-2", b"c"), 202);
+    let (status, head, _) = raw(&registry, &format!("GET {at}"), b"");
+    assert!(status == 204 && head.contains("range: 0-2"), "{head}");
+    let digest = Digest::sha256(b"abc");
+    let put = format!("PUT {at}&digest={digest}");
+    assert_eq!(raw(&registry, &put, b"").0, 201);
+    assert_eq!(registry.blob(&digest).as_deref(), Some(&b"abc"[..]));
+    let (_, head, _) = raw(&registry, "POST /v2/app/blobs/uploads/", b"");
+    let delete = format!("DELETE {}", location(&head));
+    assert_eq!(raw(&registry, &delete, b"").0, 204);
+    assert_eq!(raw(&registry, &delete, b"").0, 404);
+}
+
+#[test]
+fn what_a_manifest_consists_of_must_be_there_and_can_be_deleted() {
+    let registry = TestRegistry::start();
+    let config = Digest::sha256(b"{}");
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"config":{{"mediaType":"c","digest":"{config}","size":2}},"layers":[]}}"#
+    );
+    let put =
+        "PUT /v2/app/manifests/v1\r\nContent-Type: application/vnd.oci.image.manifest.v1+json";
+    assert_eq!(raw(&registry, put, manifest.as_bytes()).0, 400);
+    registry.add_blob("app", &b"{}"[..]);
+    assert_eq!(raw(&registry, put, manifest.as_bytes()).0, 201);
+    assert_eq!(registry.tags("app"), ["v1"]);
+    let digest = Digest::sha256(manifest.as_bytes());
+    let delete = format!("DELETE /v2/app/manifests/{digest}");
+    assert_eq!(raw(&registry, &delete, b"").0, 202);
+    assert_eq!(raw(&registry, &delete, b"").0, 404);
+    assert!(registry.tags("app").is_empty(), "its tags are gone, too");
+    let delete = format!("DELETE /v2/app/blobs/{config}");
+    assert_eq!(raw(&registry, &delete, b"").0, 202);
+    assert!(!registry.has_blob("app", &config));
+    let kept = TestRegistry::with(Setup {
+        keeps_all: true,
+        ..Setup::default()
+    });
+    assert_eq!(raw(&kept, &delete, b"").0, 405);
+}
