@@ -51,13 +51,20 @@ pub(crate) fn json<T: Serialize>(value: &T) -> serde_json::Result<()> {
     Ok(())
 }
 
-/// A text of at most so many bytes, and how many more there were.
+/// A text of about so many bytes at most: its beginning, and its end, where messages have their causes.
 pub(crate) fn cut(text: &str, limit: usize) -> Cow<'_, str> {
     if text.len() <= limit {
         return text.into();
     }
-    let kept = text.floor_char_boundary(limit);
-    format!("{}... ({} bytes more)", &text[..kept], text.len() - kept).into()
+    let head = text.floor_char_boundary(limit / 2);
+    let tail = text.ceil_char_boundary(text.len() - limit / 2);
+    let left_out = tail - head;
+    format!(
+        "{}... ({left_out} bytes) ...{}",
+        &text[..head],
+        &text[tail..]
+    )
+    .into()
 }
 
 /// Prints an error, and that is the end.
@@ -142,7 +149,7 @@ mod tests {
     #[test]
     fn long_texts_are_cut_between_characters() {
         assert_eq!(cut("abc", 3), "abc");
-        assert_eq!(cut("abcd", 3), "abc... (1 bytes more)");
-        assert_eq!(cut("a\u{fc}b", 2), "a... (3 bytes more)");
+        assert_eq!(cut("abcdefg", 4), "ab... (3 bytes) ...fg");
+        assert_eq!(cut("\u{fc}\u{fc}\u{fc}", 2), "... (6 bytes) ...");
     }
 }
