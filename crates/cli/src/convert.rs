@@ -164,7 +164,7 @@ pub(crate) fn conclude(args: &Convert, result: Result<Converted>, teller: &Telle
                 let source = args.image.to_string_lossy();
                 let destination = args.destination.to_string_lossy();
                 let report = ConvertReport::new(&source, &destination, converted, teller);
-                output::json(&report)?;
+                teller.object(&report)?;
             }
         }
     }

@@ -12,6 +12,7 @@ use soci_oci::store::containerd::Containerd;
 use crate::args::{Create, Global};
 use crate::convert::{build_options, check_optimizations, image_name, leased, platforms, recorded};
 use crate::output::{self, CreateReport, Progress, Teller};
+use crate::standalone;
 use crate::state::State;
 
 /// Runs the command.
@@ -21,7 +22,15 @@ pub(crate) async fn run(global: &Global, args: &Create) -> Result<()> {
     }
     check_optimizations(&args.ztocs)?;
     let teller = Arc::new(Teller::new(Progress::new(global.progress), args.json));
-    let result = with_containerd(global, args, &teller).await;
+    let result = if args.standalone {
+        let options = CreateOptions {
+            platforms: platforms(&args.platforms)?,
+            build: build_options(&args.ztocs, &args.prefetch)?,
+        };
+        standalone::create_index(args, &options, &teller).await
+    } else {
+        with_containerd(global, args, &teller).await
+    };
     conclude(args, result, &teller)
 }
 

@@ -128,6 +128,8 @@ impl NewFolder {
         match source {
             Either::Folder(layout) => self.copy_folder(layout, Path::new(""), copier),
             Either::Archive(archive) => self.copy_archive(archive, copier),
+            // Has no form of a layout: its blobs are copied one by one.
+            Either::Docker(_) => Ok(()),
         }
     }
 

@@ -17,6 +17,7 @@ mod rebuild_db;
 mod source;
 mod standalone;
 mod state;
+mod transport;
 mod verify;
 mod ztoc;
 

@@ -1,6 +1,8 @@
-//! Images on disk: an OCI layout in a folder or an uncompressed tar, and which of its manifests is
-//! meant.
+//! Images on disk: an OCI layout in a folder or an uncompressed tar, or what `docker save` writes, and which of
+//! the manifests there is meant.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,22 +10,31 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use soci_oci::manifest::MAX_DOCUMENT_BYTES;
 use soci_oci::store::archive::Archive;
-use soci_oci::store::layout::{INDEX_NAME, Layout, read_root_file};
+use soci_oci::store::docker_archive::{self, DockerArchive};
+use soci_oci::store::layout::{INDEX_NAME, LAYOUT_NAME, Layout, read_root_file};
 use soci_oci::store::{Content, ContentStore, StoreError, errno};
 use soci_oci::{Descriptor, ImageIndex, json, media_type};
+
+/// On a member of a layout's index: the name of the image.
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Names that a refusal lists.
+const MANY_NAMES: usize = 10;
 
 /// An image that is only read.
 #[derive(Debug)]
 pub(crate) struct Source {
     path: PathBuf,
+    /// The name of the image, where one was asked for.
+    tag: Option<String>,
     pub(crate) layout: Either,
 }
 
-/// The two forms of a layout.
+/// The forms of an image on disk.
 #[derive(Debug)]
 pub(crate) enum Either {
     Folder(Layout),
     Archive(Archive),
+    Docker(DockerArchive),
 }
 
 impl Source {
@@ -39,16 +50,66 @@ impl Source {
         let layout = if metadata.is_dir() {
             Either::Folder(Layout::at(path))
         } else {
-            Either::Archive(Archive::open(path).map_err(|error| match error {
-                StoreError::Io { action: "open", .. } => {
-                    anyhow::anyhow!("failed to open tar {shown}: {error}")
-                }
-                error => anyhow::anyhow!("failed to extract OCI tar {shown}: {error}"),
-            })?)
+            Either::Archive(Archive::open(path).map_err(|error| unreadable(path, error))?)
         };
         Ok(Self {
             path: path.to_owned(),
+            tag: None,
             layout,
+        })
+    }
+
+    /// The image of this name in a folder or an archive.
+    pub(crate) fn tagged(path: &Path, tag: Option<&str>) -> Result<Self> {
+        let mut source = Self::open(path)?;
+        source.tag = tag.map(str::to_owned);
+        Ok(source)
+    }
+
+    /// The image of this name in an archive of `docker save`.
+    pub(crate) async fn docker(path: &Path, name: Option<&str>) -> Result<Self> {
+        let source = Self::open(path)?;
+        match source.layout {
+            Either::Archive(archive) => {
+                Self::of_docker(path, archive, name.map(str::to_owned)).await
+            }
+            _ => bail!(
+                "{} is a folder, not an archive of docker save",
+                path.display()
+            ),
+        }
+    }
+
+    async fn of_docker(path: &Path, archive: Archive, name: Option<String>) -> Result<Self> {
+        let opened = move || DockerArchive::open(archive, name.as_deref());
+        let opened = tokio::task::spawn_blocking(opened).await?;
+        let opened = opened.with_context(|| path.display().to_string())?;
+        Ok(Self {
+            path: path.to_owned(),
+            tag: None,
+            layout: Either::Docker(opened),
+        })
+    }
+
+    /// An archive that comes on standard input. An archive is not read from its front to its end, so this one is put
+    /// into a file without a name, in this folder.
+    pub(crate) async fn piped(folder: &Path) -> Result<Self> {
+        let path = Path::new("standard input");
+        let failed = || format!("keep standard input in {}", folder.display());
+        let mut file = tempfile::tempfile_in(folder).with_context(failed)?;
+        let spool = move || io::copy(&mut io::stdin().lock(), &mut file).map(|_| file);
+        let file: File = tokio::task::spawn_blocking(spool)
+            .await?
+            .with_context(failed)?;
+        let archive = Archive::of(file, path).map_err(|error| unreadable(path, error))?;
+        let has = |name: &str| archive.member(name).is_some();
+        if has(docker_archive::MANIFEST_NAME) && !has(INDEX_NAME) && !has(LAYOUT_NAME) {
+            return Self::of_docker(path, archive, None).await;
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            tag: None,
+            layout: Either::Archive(archive),
         })
     }
 
@@ -57,10 +118,10 @@ impl Source {
         match &self.layout {
             Either::Folder(layout) => Arc::new(layout.clone()),
             Either::Archive(archive) => Arc::new(archive.clone()),
+            Either::Docker(archive) => Arc::new(archive.clone()),
         }
     }
 
-    /// `index.json`, as it stands.
     pub(crate) fn index_json(&self) -> Result<Bytes> {
         let bytes = match &self.layout {
             Either::Folder(layout) => read_root_file(layout.root(), INDEX_NAME, MAX_DOCUMENT_BYTES),
@@ -75,15 +136,49 @@ impl Source {
                         cause,
                     })
                 }),
+            Either::Docker(archive) => {
+                let only = ImageIndex::new(vec![archive.root().clone()]);
+                Ok(json::to_vec(&only).into())
+            }
         };
         bytes.with_context(|| format!("failed to read index.json from {}", self.path.display()))
+    }
+
+    /// The index, with no more than the image that was asked for.
+    fn index(&self) -> Result<ImageIndex> {
+        let mut index: ImageIndex =
+            json::from_slice(&self.index_json()?).context("unmarshal index.json")?;
+        let Some(tag) = &self.tag else {
+            return Ok(index);
+        };
+        let named = |member: &&Descriptor| member.annotation(REF_NAME) == Some(tag);
+        let Some(member) = index.manifests().iter().find(named) else {
+            let names = index
+                .manifests()
+                .iter()
+                .filter_map(|it| it.annotation(REF_NAME));
+            let names: Vec<&str> = names.take(MANY_NAMES).collect();
+            let names = if names.is_empty() {
+                "no names".to_owned()
+            } else {
+                names.join(", ")
+            };
+            bail!(
+                "no image named {tag:?} in {}; it has {names}",
+                self.path.display()
+            );
+        };
+        // The name belongs to this place, not to the image.
+        let mut member = member.clone();
+        member.annotations.remove(REF_NAME);
+        index.manifests = Some(vec![member]);
+        Ok(index)
     }
 
     /// The manifest or index to convert. Members whose blobs are not there are left out; where that
     /// makes another index, it is put into `work`.
     pub(crate) async fn root(&self, work: &dyn ContentStore) -> Result<Descriptor> {
-        let bytes = self.index_json()?;
-        let index: ImageIndex = json::from_slice(&bytes).context("unmarshal index.json")?;
+        let index = self.index()?;
         let store = self.store();
         let nested = match index.manifests() {
             [] => bail!("index.json contains no manifests"),
@@ -121,6 +216,16 @@ impl Source {
                 Ok(root)
             }
         }
+    }
+}
+
+fn unreadable(path: &Path, error: StoreError) -> anyhow::Error {
+    let shown = path.display();
+    match error {
+        StoreError::Io { action: "open", .. } => {
+            anyhow::anyhow!("failed to open tar {shown}: {error}")
+        }
+        error => anyhow::anyhow!("failed to extract OCI tar {shown}: {error}"),
     }
 }
 

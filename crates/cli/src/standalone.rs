@@ -1,137 +1,297 @@
-//! Work without containerd: images on disk.
+//! Work without containerd: images in registries and on disk.
+//!
+//! ```text
+//! Transport ──► Input ──► convert ──► files: archive, folder, layout
+//!                   └─── registry ──► RegistryTarget: blobs at once, manifests at the end, the tag last
+//! ```
+//!
+//! From registry to registry nothing is stored: layers are read where they are, and go on to the target while they are
+//! indexed. For a file the image is fetched first, because an archive has its members in another order.
 
-use std::io::BufWriter;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context as _, Result};
-use soci_index::{ConvertOptions, Converted, Means, convert};
-use soci_oci::store::layout::Layout;
-use soci_oci::store::{ContentStore, Stacked, reachable, write_archive};
-use soci_oci::{ImageIndex, json};
+use anyhow::{Context as _, Result, bail};
+use soci_index::{
+    ConvertOptions, Converted, CreateOptions, Creation, KnownZtocs, Means, RepositoryZtocs,
+    convert, create,
+};
+use soci_oci::Descriptor;
+use soci_oci::reference::ImageRef;
+use soci_oci::registry::Registry;
+use soci_oci::store::registry::{RegistryStore, RegistryTarget};
+use soci_oci::store::{ContentStore, Stacked};
 
-use crate::args::{Convert, Format, Global};
+use crate::access;
+use crate::args::{self, Convert, Create, Format, Global};
 use crate::convert::conclude;
-use crate::destination::{Copier, NewFile, NewFolder};
 use crate::output::{Progress, Teller};
 use crate::source::Source;
+use crate::transport::{self, Transport};
 
-/// `soci convert --standalone`: the image is on disk, and so is the copy.
+mod files;
+
+/// `soci convert --standalone`.
 pub(crate) async fn convert_image(
     global: &Global,
     args: &Convert,
     options: &ConvertOptions,
 ) -> Result<()> {
-    let teller = Arc::new(Teller::new(Progress::new(global.progress), args.json));
+    let is_beside = args.destination == Path::new("-");
+    let teller = Teller::new(Progress::new(global.progress), args.json).beside(is_beside);
+    let teller = Arc::new(teller);
     let work = async {
-        let source = Source::open(&args.image)?;
-        match args.format {
-            Format::Archive => to_archive(&source, &args.destination, options, &teller).await,
-            Format::Folder => to_folder(source, &args.destination, options, &teller).await,
+        let input = Transport::parse(&args.image)?;
+        let output = Transport::parse(&args.destination)?;
+        if let Transport::DockerArchive { .. } = output {
+            bail!(
+                "{}: an archive of docker cannot hold an index; write oci-archive:PATH instead",
+                args.destination.display()
+            );
         }
+        if output.image().is_some_and(|image| image.digest().is_some()) {
+            bail!(
+                "{}: the copy gets a digest of its own; name a tag only",
+                args.destination.display()
+            );
+        }
+        let reuse = reused(&args.reuse_from)?;
+        let registry = reached(&args.registry, [output.image(), input.image()], &reuse)?;
+        let job = Job {
+            options,
+            known: known(
+                registry.as_ref(),
+                [output.image(), input.image()],
+                &reuse,
+                args.ztocs.force,
+            ),
+            registry,
+            reuse,
+            teller: Arc::clone(&teller),
+        };
+        job.run(&input, &output, args.format).await
     };
     let result = crate::unless_interrupted(work).await;
+    if let Ok(converted) = &result
+        && converted.platforms.iter().all(|it| it.index.is_none())
+    {
+        teller.line("no layer of the image is indexed; the copy is the image as it is");
+    }
     conclude(args, result, &teller)
 }
 
-async fn to_archive(
-    source: &Source,
-    destination: &Path,
-    options: &ConvertOptions,
+/// `soci create --standalone`: the index goes into the repository of the image, to be found from there.
+pub(crate) async fn create_index(
+    args: &Create,
+    options: &CreateOptions,
     teller: &Arc<Teller>,
-) -> Result<Converted> {
-    let (output, file) = NewFile::create(destination)?;
-    let folder = tempfile::Builder::new()
-        .prefix("soci-artifacts-")
-        .tempdir_in(temporary_base(destination))
-        .context("failed to create temp directory")?;
-    let work = Layout::create(folder.path())
-        .context("failed to create temp directory")?
-        .unsynced();
-    let store = stacked(work, source);
-    let (converted, index) = convert_root(source, &store, options, teller).await?;
-    let blobs = reachable(store.as_ref(), &converted.image).await?;
-    let progress = teller.progress();
-    progress.phase("writing", Some(blobs.values().sum()));
-    let out = BufWriter::with_capacity(1 << 20, file);
-    let out = write_archive(out, store.as_ref(), &blobs, &index, progress.counter()).await?;
-    let written = out
-        .into_inner()
-        .map_err(std::io::IntoInnerError::into_error);
-    drop(written.context("failed to write output tar")?);
-    output.finish()?;
-    Ok(converted)
-}
-
-async fn to_folder(
-    source: Source,
-    destination: &Path,
-    options: &ConvertOptions,
-    teller: &Arc<Teller>,
-) -> Result<Converted> {
-    let output = NewFolder::create(destination)?;
-    let store = stacked(output.layout.clone(), &source);
-    let (converted, index) = convert_root(&source, &store, options, teller).await?;
-    let progress = teller.progress();
-    progress.phase("copying", None);
-    let stop = StopOnDrop(Arc::default());
-    let copier = Copier {
-        stop: Arc::clone(&stop.0),
-        count: Box::new(progress.counter()),
+) -> Result<Creation> {
+    let Transport::Registry(image) = Transport::parse(&args.image)? else {
+        bail!(
+            "{}: --standalone needs docker://registry/repository:tag",
+            args.image.display()
+        );
     };
-    let copied = tokio::task::spawn_blocking(move || {
-        output.copy(&source.layout, &copier)?;
-        output.layout.write_index(&index)?;
-        output.finish()
-    });
-    copied.await??;
-    Ok(converted)
+    let reuse = reused(&args.reuse_from)?;
+    let registry = reached(&args.registry, [Some(&image), None], &reuse)?;
+    let registry = registry.context("an image in a registry has a registry")?;
+    let work = async {
+        let source = RegistryStore::new(registry.clone(), image.clone());
+        let root = source.root().await?;
+        let others: Vec<&ImageRef> = reuse.iter().collect();
+        let target = RegistryTarget::new(registry.clone(), image.clone(), &others);
+        let means = Means {
+            source: Arc::new(source),
+            store: Arc::new(target.clone()),
+            known: known(
+                Some(&registry),
+                [Some(&image), None],
+                &reuse,
+                args.ztocs.force,
+            ),
+            records: None,
+            observer: teller.clone(),
+        };
+        let mut creation = create(&means, &root, options).await;
+        for made in &creation.indexes {
+            target.write_referrer(&made.index.digest).await?;
+        }
+        match creation.failure.take() {
+            Some(error) => Err(error.into()),
+            None => Ok(creation),
+        }
+    };
+    crate::unless_interrupted(work).await
 }
 
-/// Ends work on another thread when whoever waits for it goes away.
-struct StopOnDrop(Arc<AtomicBool>);
+/// The images that `--reuse-from` names.
+fn reused(names: &[String]) -> Result<Vec<ImageRef>> {
+    names.iter().map(|name| transport::image(name)).collect()
+}
 
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+/// A client, if there is anything to reach. Who the flags say that we are is for the first image.
+fn reached(
+    flags: &args::RegistryAccess,
+    sides: [Option<&ImageRef>; 2],
+    reuse: &[ImageRef],
+) -> Result<Option<Registry>> {
+    let images: Vec<&ImageRef> = sides.into_iter().flatten().chain(reuse).collect();
+    if images.is_empty() {
+        return Ok(None);
+    }
+    access::registry(flags, &images).map(Some)
+}
+
+/// Who may have zTOCs: what will be replaced, what is converted, and what is named; nobody if all are to be built anew.
+fn known(
+    registry: Option<&Registry>,
+    sides: [Option<&ImageRef>; 2],
+    reuse: &[ImageRef],
+    force: bool,
+) -> Vec<Arc<dyn KnownZtocs>> {
+    let mut seen = BTreeSet::new();
+    let images = sides.into_iter().flatten().chain(reuse);
+    let images: Vec<ImageRef> = images
+        .filter(|it| seen.insert(it.to_string()))
+        .cloned()
+        .collect();
+    match registry {
+        Some(registry) if !force && !images.is_empty() => {
+            vec![Arc::new(RepositoryZtocs::new(registry.clone(), images))]
+        }
+        _ => Vec::new(),
     }
 }
 
-fn stacked(work: Layout, source: &Source) -> Arc<dyn ContentStore> {
-    Arc::new(Stacked {
-        upper: Arc::new(work),
-        lower: source.store(),
-    })
+/// An image to be read.
+enum Input {
+    Files(Source),
+    Registry(RegistryStore),
 }
 
-/// Converts the image of a source; also gives the `index.json` of the result.
-async fn convert_root(
-    source: &Source,
-    store: &Arc<dyn ContentStore>,
-    options: &ConvertOptions,
-    teller: &Arc<Teller>,
-) -> Result<(Converted, Vec<u8>)> {
-    let root = source.root(store.as_ref()).await?;
-    let means = Means {
-        source: Arc::clone(store),
-        store: Arc::clone(store),
-        known: Vec::new(),
-        records: None,
-        observer: teller.clone(),
-    };
-    let converted = convert(&means, &root, options).await?;
-    let index = json::to_vec(&ImageIndex::new(vec![converted.image.clone()]));
-    Ok((converted, index))
+/// A conversion.
+struct Job<'a> {
+    options: &'a ConvertOptions,
+    registry: Option<Registry>,
+    known: Vec<Arc<dyn KnownZtocs>>,
+    reuse: Vec<ImageRef>,
+    teller: Arc<Teller>,
 }
 
-/// Where new blobs wait for the archive: the system's folder, or that of the destination.
-fn temporary_base(destination: &Path) -> PathBuf {
-    let system = std::env::temp_dir();
-    if system.is_dir() {
-        return system;
+impl Job<'_> {
+    async fn run(&self, from: &Transport, to: &Transport, format: Format) -> Result<Converted> {
+        let input = self.open(from, to).await?;
+        match to {
+            Transport::Registry(image) => self.to_registry(input, image, from.image()).await,
+            Transport::Folder { path, tag } => {
+                files::to_layout(self, input, path, tag.as_deref()).await
+            }
+            Transport::Archive { path, tag } => {
+                let out = files::Out::at(path)?;
+                files::to_archive(self, input, out, tag.as_deref()).await
+            }
+            Transport::Pipe => files::to_archive(self, input, files::Out::piped()?, None).await,
+            Transport::Path(path) => match format {
+                Format::Archive => {
+                    // As the reference, which looks at its input first.
+                    let out = files::Out::at(path)?;
+                    files::to_archive(self, input, out, None).await
+                }
+                Format::Folder => files::to_folder(self, input, path).await,
+            },
+            Transport::DockerArchive { path, .. } => bail!("{} is only read", path.display()),
+        }
     }
-    match destination.parent() {
+
+    async fn open(&self, from: &Transport, to: &Transport) -> Result<Input> {
+        Ok(Input::Files(match from {
+            Transport::Registry(image) => {
+                return Ok(Input::Registry(RegistryStore::new(
+                    self.client()?,
+                    image.clone(),
+                )));
+            }
+            Transport::Path(path) => Source::open(path)?,
+            Transport::Folder { path, tag } => {
+                let is_folder = path.is_dir() || !path.exists();
+                if !is_folder {
+                    bail!(
+                        "{} is no folder; write oci-archive: for a tar",
+                        path.display()
+                    );
+                }
+                Source::tagged(path, tag.as_deref())?
+            }
+            Transport::Archive { path, tag } => {
+                if path.is_dir() {
+                    bail!("{} is a folder; write oci: for a layout", path.display());
+                }
+                Source::tagged(path, tag.as_deref())?
+            }
+            Transport::DockerArchive { path, name } => {
+                Source::docker(path, name.as_deref()).await?
+            }
+            Transport::Pipe => Source::piped(&files::spool_folder(to)).await?,
+        }))
+    }
+
+    fn client(&self) -> Result<Registry> {
+        self.registry
+            .clone()
+            .context("an image in a registry has a registry")
+    }
+
+    /// Converts an image of one store; what is new goes to the other.
+    async fn convert(
+        &self,
+        source: Arc<dyn ContentStore>,
+        store: Arc<dyn ContentStore>,
+        root: &Descriptor,
+    ) -> Result<Converted> {
+        let means = Means {
+            source,
+            store,
+            known: self.known.clone(),
+            records: None,
+            observer: self.teller.clone(),
+        };
+        Ok(convert(&means, root, self.options).await?)
+    }
+
+    async fn to_registry(
+        &self,
+        input: Input,
+        image: &ImageRef,
+        from: Option<&ImageRef>,
+    ) -> Result<Converted> {
+        let others: Vec<&ImageRef> = from.into_iter().chain(&self.reuse).collect();
+        let target = RegistryTarget::new(self.client()?, image.clone(), &others);
+        let new: Arc<dyn ContentStore> = Arc::new(target.clone());
+        let (converted, source): (Converted, Arc<dyn ContentStore>) = match input {
+            Input::Registry(source) => {
+                let root = source.root().await?;
+                let read = Arc::new(source.copying_to(&target));
+                (self.convert(read, new, &root).await?, Arc::new(source))
+            }
+            Input::Files(source) => {
+                let root = source.root(new.as_ref()).await?;
+                let read = Arc::new(Stacked {
+                    upper: Arc::clone(&new),
+                    lower: source.store(),
+                });
+                (self.convert(read, new, &root).await?, source.store())
+            }
+        };
+        self.teller.progress().phase("copying", None);
+        target.finish(source, &converted.image).await?;
+        Ok(converted)
+    }
+}
+
+/// The folder that something is in, or will be.
+fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     }

@@ -38,4 +38,4 @@ pub use model::{
     IndexError, LAYER_DIGEST, LAYER_MEDIA_TYPE, LayerZtoc, MANIFEST_DIGEST, PREFETCH_MEDIA_TYPE,
     SPAN_SIZE, SociIndex, Version, ZTOC_MEDIA_TYPE,
 };
-pub use reuse::{KnownError, KnownZtocs, RecordedZtocs};
+pub use reuse::{KnownError, KnownZtocs, RecordedZtocs, RepositoryZtocs};

@@ -19,8 +19,10 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::builder::explain;
 
 mod recorded;
+mod repositories;
 
 pub use recorded::RecordedZtocs;
+pub use repositories::RepositoryZtocs;
 
 /// Most candidates that are read for one layer: more than one is rare, and each costs a transfer.
 const MAX_CANDIDATES: usize = 4;

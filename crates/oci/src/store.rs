@@ -8,12 +8,14 @@
 pub mod archive;
 mod archive_writer;
 pub mod containerd;
+pub mod docker_archive;
 mod ingest;
 pub mod layout;
 pub mod local;
 mod reachable;
+pub mod registry;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -29,6 +31,7 @@ pub use reachable::{ReachableError, reachable};
 
 use crate::descriptor::Descriptor;
 use crate::digest::{Digest, DigestMismatch, VerifyingReader};
+use crate::registry::RegistryError;
 
 /// Why a store did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +84,17 @@ pub enum StoreError {
     /// A store that cannot be written.
     #[error("{} is only read", .0.display())]
     ReadOnly(PathBuf),
+    /// A name in a registry that stands for something else.
+    #[error("{image} is no image: the registry says {media_type:?}")]
+    NotAnImage {
+        /// The name.
+        image: String,
+        /// What it stands for.
+        media_type: String,
+    },
+    /// A registry did not do what it was asked.
+    #[error(transparent)]
+    Registry(Box<RegistryError>),
     /// containerd answered with an error.
     #[error("{action}: {}", status.message())]
     Containerd {
@@ -118,7 +132,11 @@ impl StoreError {
     /// Whether the blob or image is not there (and nothing else is wrong).
     #[must_use]
     pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::NotFound(_) | Self::NoImage(_))
+        match self {
+            Self::NotFound(_) | Self::NoImage(_) => true,
+            Self::Registry(error) => matches!(**error, RegistryError::NotFound { .. }),
+            _ => false,
+        }
     }
 }
 
@@ -313,6 +331,43 @@ where
         Ok(value) => value,
         // The task is never aborted: it panicked, and so does who waits for it.
         Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Reads from a store that may have wrong bytes: what is not known to be right is checked while it is read, to its end.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// Is only read.
+    pub store: Arc<dyn ContentStore>,
+    /// Blobs that were read and found right before.
+    pub trusted: Arc<HashSet<Digest>>,
+}
+
+#[async_trait]
+impl ContentStore for Checked {
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        self.store.size(digest).await
+    }
+
+    async fn open(&self, digest: &Digest) -> Result<Blob, StoreError> {
+        let blob = self.store.open(digest).await?;
+        if self.trusted.contains(digest) {
+            return Ok(blob);
+        }
+        let size = blob.size;
+        let reader = blob.verified(&Descriptor::new("", *digest, size))?;
+        Ok(Blob {
+            size,
+            reader: Box::new(reader),
+        })
+    }
+
+    async fn put(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError> {
+        self.store.put(descriptor, content).await
+    }
+
+    async fn label(&self, digest: &Digest, labels: &Labels) -> Result<(), StoreError> {
+        self.store.label(digest, labels).await
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use indicatif::HumanBytes;
+use serde::Serialize;
 use soci_index::{Note, Observer, Outcome, Stage};
 use soci_oci::{Descriptor, Digest};
 
@@ -21,6 +22,8 @@ pub(crate) struct Teller {
     progress: Progress,
     /// Whether lines are printed; not where one object is printed at the end.
     prints_lines: bool,
+    /// Standard output is the image itself.
+    is_beside: bool,
     state: Mutex<State>,
 }
 
@@ -42,8 +45,37 @@ impl Teller {
         Self {
             progress,
             prints_lines: !json,
+            is_beside: false,
             state: Mutex::default(),
         }
+    }
+
+    /// The same on standard error, where standard output is the image itself.
+    pub(crate) fn beside(self, is_beside: bool) -> Self {
+        Self { is_beside, ..self }
+    }
+
+    /// Prints a line about the result, unless there is an object at the end.
+    pub(crate) fn line(&self, text: &str) {
+        if !self.prints_lines {
+            return;
+        }
+        self.progress.aside(|| {
+            if self.is_beside {
+                super::complain(&format!("{text}\n"));
+            } else {
+                super::line(text);
+            }
+        });
+    }
+
+    /// Prints the object at the end.
+    pub(crate) fn object<T: Serialize>(&self, value: &T) -> serde_json::Result<()> {
+        if self.is_beside {
+            super::complain(&format!("{}\n", serde_json::to_string_pretty(value)?));
+            return Ok(());
+        }
+        super::json(value)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -157,10 +189,7 @@ impl Observer for Teller {
         self.count(note);
         let text = note.to_string();
         if !note.is_warning() {
-            if self.prints_lines {
-                self.progress.aside(|| super::line(&text));
-            }
-            return;
+            return self.line(&text);
         }
         let number = {
             let mut state = self.state();

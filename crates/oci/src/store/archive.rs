@@ -58,6 +58,11 @@ impl Archive {
     /// Opens an archive and reads its headers.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let file = File::open(path).map_err(StoreError::io("open", path))?;
+        Self::of(file, path)
+    }
+
+    /// Reads the headers of an archive that is open; the path is for messages.
+    pub fn of(file: File, path: &Path) -> Result<Self, StoreError> {
         let length = file.metadata().map_err(StoreError::io("stat", path))?.len();
         let mut scan = Scan {
             file: &file,

@@ -109,6 +109,11 @@ impl<W: Write> Writer<W> {
             left -= read as u64;
             progress(read as u64);
         }
+        // Readers that check what they give do so at the end.
+        let more = blob.reader.read(&mut buffer[..1]);
+        if more.map_err(StoreError::io("read", path))? != 0 {
+            return Err(StoreError::Archive("a blob grew while it was read"));
+        }
         let padding = blob.size.next_multiple_of(BLOCK as u64) - blob.size;
         self.write(&[0; BLOCK][..usize::try_from(padding).unwrap_or_default()])
     }

@@ -176,13 +176,27 @@ impl Layout {
             return Ok(Put::AlreadyThere);
         }
         let path = self.blob_path(digest);
+        let reader = content.into_reader();
+        let reader = reader.map_err(StoreError::io("read", &path))?;
+        self.receive(descriptor, reader, &|_| {})
+    }
+
+    /// Stores a blob that is read from somewhere else; for plain threads.
+    pub fn receive(
+        &self,
+        descriptor: &Descriptor,
+        mut reader: impl Read,
+        progress: &dyn Fn(u64),
+    ) -> Result<Put, StoreError> {
+        let Descriptor { digest, size, .. } = descriptor;
+        if self.stored_size(digest)? == Some(*size) {
+            return Ok(Put::AlreadyThere);
+        }
+        let path = self.blob_path(digest);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(StoreError::io("mkdir", folder))?;
         }
         let mut file = self.ingest(&digest.hex())?;
-        let mut reader = content
-            .into_reader()
-            .map_err(StoreError::io("read", file.path()))?;
         let mut verifier = Verifier::new(*digest);
         let mut buffer = vec![0; 256 << 10];
         loop {
@@ -195,6 +209,7 @@ impl Layout {
             verifier.update(&buffer[..read]);
             file.write_all(&buffer[..read])
                 .map_err(StoreError::io("write", file.path()))?;
+            progress(read as u64);
         }
         let actual = verifier.length();
         if actual != *size {

@@ -1,0 +1,335 @@
+//! Results on disk.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::{self, BufWriter};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context as _, Result};
+use soci_index::{Converted, Outcome};
+use soci_oci::manifest::MAX_DOCUMENT_BYTES;
+use soci_oci::store::layout::{INDEX_NAME, LAYOUT_NAME, Layout, read_root_file};
+use soci_oci::store::registry::{RegistryStore, graph};
+use soci_oci::store::{Checked, Content, ContentStore, Stacked, reachable, write_archive};
+use soci_oci::{Descriptor, Digest, ImageIndex, json};
+
+use super::{Input, Job, folder_of};
+use crate::destination::{Copier, NewFile, NewFolder};
+use crate::source::{Either, REF_NAME, Source};
+use crate::transport::Transport;
+
+/// Where an archive goes.
+pub(super) struct Out {
+    /// Gives it its place; `None` for standard output.
+    place: Option<NewFile>,
+    file: File,
+    /// Where it will be, if in a file.
+    path: Option<PathBuf>,
+}
+
+impl Out {
+    pub(super) fn at(path: &Path) -> Result<Self> {
+        let (place, file) = NewFile::create(path)?;
+        Ok(Self {
+            place: Some(place),
+            file,
+            path: Some(path.to_owned()),
+        })
+    }
+
+    pub(super) fn piped() -> Result<Self> {
+        let file = io::stdout().as_fd().try_clone_to_owned();
+        Ok(Self {
+            place: None,
+            file: file.context("write to standard output")?.into(),
+            path: None,
+        })
+    }
+}
+
+/// Where an archive on standard input waits: with the result, where there is room for the image.
+pub(super) fn spool_folder(to: &Transport) -> PathBuf {
+    match to {
+        Transport::Folder { path, .. }
+        | Transport::Archive { path, .. }
+        | Transport::Path(path) => folder_of(path),
+        Transport::Registry(_) | Transport::DockerArchive { .. } | Transport::Pipe => {
+            std::env::temp_dir()
+        }
+    }
+}
+
+pub(super) async fn to_archive(
+    job: &Job<'_>,
+    input: Input,
+    out: Out,
+    tag: Option<&str>,
+) -> Result<Converted> {
+    let Out { place, file, path } = out;
+    let base = match (&input, &path) {
+        // A whole image, not only what is new.
+        (Input::Registry(_), Some(path)) => folder_of(path),
+        (_, path) => temporary_base(path.as_deref()),
+    };
+    let folder = tempfile::Builder::new()
+        .prefix("soci-artifacts-")
+        .tempdir_in(base)
+        .context("failed to create temp directory")?;
+    let work = Layout::create(folder.path())
+        .context("failed to create temp directory")?
+        .unsynced();
+    let (root, store): (_, Arc<dyn ContentStore>) = match &input {
+        Input::Registry(source) => {
+            let root = fetch(job, source, &work).await?;
+            (root, Arc::new(work.clone()))
+        }
+        Input::Files(source) => {
+            let store = stacked(&work, source);
+            (source.root(store.as_ref()).await?, store)
+        }
+    };
+    let converted = job
+        .convert(Arc::clone(&store), Arc::clone(&store), &root)
+        .await?;
+    let blobs = reachable(store.as_ref(), &converted.image).await?;
+    let store = Checked {
+        trusted: Arc::new(trusted(&converted, &work, &blobs).await?),
+        store,
+    };
+    let progress = job.teller.progress();
+    progress.phase("writing", Some(blobs.values().sum()));
+    let index = index_json(&converted.image, tag);
+    let out = BufWriter::with_capacity(1 << 20, file);
+    let out = write_archive(out, &store, &blobs, &index, progress.counter()).await?;
+    let written = out
+        .into_inner()
+        .map_err(std::io::IntoInnerError::into_error);
+    drop(written.context("failed to write output tar")?);
+    if let Some(place) = place {
+        place.finish()?;
+    }
+    Ok(converted)
+}
+
+/// A folder as the reference makes it: everything that the source has, and what is new.
+pub(super) async fn to_folder(job: &Job<'_>, input: Input, path: &Path) -> Result<Converted> {
+    let output = NewFolder::create(path)?;
+    let work = output.layout.clone();
+    let store: Arc<dyn ContentStore> = Arc::new(work.clone());
+    let (converted, rest) = match input {
+        Input::Registry(source) => {
+            let root = fetch(job, &source, &work).await?;
+            (job.convert(Arc::clone(&store), store, &root).await?, None)
+        }
+        Input::Files(source) => {
+            let store = stacked(&work, &source);
+            let root = source.root(store.as_ref()).await?;
+            let converted = job.convert(Arc::clone(&store), store, &root).await?;
+            if let Either::Docker(_) = source.layout {
+                copy(job, source.store(), &work, &converted).await?;
+                (converted, None)
+            } else {
+                (converted, Some(source))
+            }
+        }
+    };
+    let progress = job.teller.progress();
+    progress.phase("copying", None);
+    let stop = StopOnDrop(Arc::default());
+    let copier = Copier {
+        stop: Arc::clone(&stop.0),
+        count: Box::new(progress.counter()),
+    };
+    let index = index_json(&converted.image, None);
+    let copied = tokio::task::spawn_blocking(move || {
+        if let Some(source) = rest {
+            output.copy(&source.layout, &copier)?;
+        }
+        output.layout.write_index(&index)?;
+        output.finish()
+    });
+    copied.await??;
+    Ok(converted)
+}
+
+/// A layout with this image in it. What a layout that is there has besides stays, but for an image of the same name.
+pub(super) async fn to_layout(
+    job: &Job<'_>,
+    input: Input,
+    path: &Path,
+    tag: Option<&str>,
+) -> Result<Converted> {
+    let is_layout = path.join(LAYOUT_NAME).is_file();
+    let (layout, new) = if is_layout {
+        (Layout::create(path)?, None)
+    } else {
+        let new = NewFolder::create(path)?;
+        (new.layout.clone(), Some(new))
+    };
+    let store: Arc<dyn ContentStore> = Arc::new(layout.clone());
+    let converted = match input {
+        Input::Registry(source) => {
+            let root = fetch(job, &source, &layout).await?;
+            job.convert(Arc::clone(&store), store, &root).await?
+        }
+        Input::Files(source) => {
+            let store = stacked(&layout, &source);
+            let root = source.root(store.as_ref()).await?;
+            let converted = job.convert(Arc::clone(&store), store, &root).await?;
+            copy(job, source.store(), &layout, &converted).await?;
+            converted
+        }
+    };
+    let index = if is_layout {
+        let bytes = read_root_file(path, INDEX_NAME, MAX_DOCUMENT_BYTES)?;
+        let index: ImageIndex = json::from_slice(&bytes)
+            .with_context(|| format!("{}: unmarshal index.json", path.display()))?;
+        json::to_vec(&with(index, named(&converted.image, tag), tag))
+    } else {
+        index_json(&converted.image, tag)
+    };
+    let done = tokio::task::spawn_blocking(move || {
+        layout.write_index(&index)?;
+        new.map_or(Ok(()), NewFolder::finish)
+    });
+    done.await??;
+    Ok(converted)
+}
+
+/// The index with one member more, in the place of one of the same name.
+fn with(mut index: ImageIndex, member: Descriptor, tag: Option<&str>) -> ImageIndex {
+    let mut members = index.manifests.take().unwrap_or_default();
+    members.retain(|old| old.annotation(REF_NAME) != tag);
+    members.push(member);
+    index.manifests = Some(members);
+    index
+}
+
+fn named(image: &Descriptor, tag: Option<&str>) -> Descriptor {
+    let mut member = image.clone();
+    if let Some(tag) = tag {
+        member
+            .annotations
+            .insert(REF_NAME.to_owned(), tag.to_owned());
+    }
+    member
+}
+
+fn index_json(image: &Descriptor, tag: Option<&str>) -> Vec<u8> {
+    json::to_vec(&ImageIndex::new(vec![named(image, tag)]))
+}
+
+/// Copies an image of a registry into a layout; everything is checked on the way.
+async fn fetch(job: &Job<'_>, source: &RegistryStore, to: &Layout) -> Result<Descriptor> {
+    let root = source.root().await?;
+    let all = graph(source, &root).await?;
+    let bytes = all.blobs.values().map(|blob| blob.size).sum();
+    job.teller.progress().phase("fetching", Some(bytes));
+    for node in all.documents {
+        to.put(&node.descriptor, Content::Bytes(node.bytes)).await?;
+    }
+    for blob in all.blobs.values() {
+        receive(job, source, to, blob).await?;
+    }
+    Ok(root)
+}
+
+/// Copies what is missing of an image; everything is checked on the way.
+async fn copy(
+    job: &Job<'_>,
+    source: Arc<dyn ContentStore>,
+    to: &Layout,
+    converted: &Converted,
+) -> Result<()> {
+    let both = Stacked {
+        upper: Arc::new(to.clone()),
+        lower: Arc::clone(&source),
+    };
+    let blobs = reachable(&both, &converted.image).await?;
+    let progress = job.teller.progress();
+    progress.phase("copying", Some(blobs.values().sum()));
+    for (digest, size) in blobs {
+        if to.size(&digest).await? != Some(size) {
+            let blob = Descriptor::new("", digest, size);
+            receive(job, source.as_ref(), to, &blob).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn receive(
+    job: &Job<'_>,
+    from: &dyn ContentStore,
+    to: &Layout,
+    blob: &Descriptor,
+) -> Result<()> {
+    let reader = from.open(&blob.digest).await?.reader;
+    let stop = StopOnDrop(Arc::default());
+    let reader = Stoppable {
+        inner: reader,
+        stop: Arc::clone(&stop.0),
+    };
+    let (to, blob, count) = (to.clone(), blob.clone(), job.teller.progress().counter());
+    let received = tokio::task::spawn_blocking(move || to.receive(&blob, reader, &count));
+    received.await??;
+    Ok(())
+}
+
+/// Blobs that were read and found right: layers that were indexed, and what came through the work folder.
+async fn trusted(
+    converted: &Converted,
+    work: &Layout,
+    blobs: &BTreeMap<Digest, u64>,
+) -> Result<HashSet<Digest>> {
+    let layers = converted.platforms.iter().flat_map(|it| &it.parts.layers);
+    let built = layers.filter(|layer| matches!(layer.outcome, Outcome::Built(_)));
+    let mut trusted: HashSet<Digest> = built.map(|layer| layer.layer.digest).collect();
+    for digest in blobs.keys() {
+        if work.size(digest).await?.is_some() {
+            trusted.insert(*digest);
+        }
+    }
+    Ok(trusted)
+}
+
+fn stacked(work: &Layout, source: &Source) -> Arc<dyn ContentStore> {
+    Arc::new(Stacked {
+        upper: Arc::new(work.clone()),
+        lower: source.store(),
+    })
+}
+
+/// Ends work on another thread when whoever waits for it goes away.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+struct Stoppable<R> {
+    inner: R,
+    stop: Arc<AtomicBool>,
+}
+
+impl<R: io::Read> io::Read for Stoppable<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(io::Error::other("given up"));
+        }
+        self.inner.read(buffer)
+    }
+}
+
+/// Where new blobs wait for the archive: the system's folder, or that of the destination.
+fn temporary_base(destination: Option<&Path>) -> PathBuf {
+    let system = std::env::temp_dir();
+    match destination {
+        Some(destination) if !system.is_dir() => folder_of(destination),
+        _ => system,
+    }
+}

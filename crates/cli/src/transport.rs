@@ -1,0 +1,185 @@
+//! What images are worked on without containerd, and how they are written on a command line.
+//!
+//! | written | is |
+//! |--|--|
+//! | `docker://registry/repository:tag[@digest]` | an image in a registry |
+//! | `oci:PATH[:TAG]` | an OCI layout in a folder |
+//! | `oci-archive:PATH[:TAG]` | an OCI layout in a tar |
+//! | `docker-archive:PATH[:NAME]` | what `docker save` writes; only read |
+//! | `-` | an archive on standard input or output |
+//! | anything else | a path: a folder or a tar, whatever is there |
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use soci_oci::reference::ImageRef;
+
+/// One side of a conversion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Registry(ImageRef),
+    Folder { path: PathBuf, tag: Option<String> },
+    Archive { path: PathBuf, tag: Option<String> },
+    DockerArchive { path: PathBuf, name: Option<String> },
+    Pipe,
+    Path(PathBuf),
+}
+
+impl Transport {
+    /// Reads what was written on the command line.
+    pub(crate) fn parse(text: &Path) -> Result<Self> {
+        let Some(written) = text.to_str() else {
+            return Ok(Self::Path(text.to_owned()));
+        };
+        if written == "-" {
+            return Ok(Self::Pipe);
+        }
+        let Some((transport, rest)) = written.split_once(':') else {
+            return Ok(Self::Path(text.to_owned()));
+        };
+        match transport {
+            "docker" => match rest.strip_prefix("//") {
+                Some(name) => Ok(Self::Registry(image(name)?)),
+                None => {
+                    bail!("{written:?}: docker images are written docker://registry/repository:tag")
+                }
+            },
+            "oci" => {
+                let (path, tag) = place(written, rest)?;
+                Ok(Self::Folder {
+                    path,
+                    tag: tag.map(checked).transpose()?,
+                })
+            }
+            "oci-archive" => {
+                let (path, tag) = place(written, rest)?;
+                Ok(Self::Archive {
+                    path,
+                    tag: tag.map(checked).transpose()?,
+                })
+            }
+            "docker-archive" => {
+                let (path, name) = place(written, rest)?;
+                Ok(Self::DockerArchive { path, name })
+            }
+            _ => Ok(Self::Path(text.to_owned())),
+        }
+    }
+
+    /// The image, if it is in a registry.
+    pub(crate) fn image(&self) -> Option<&ImageRef> {
+        match self {
+            Self::Registry(image) => Some(image),
+            _ => None,
+        }
+    }
+}
+
+/// The name of an image in a registry, as people write it; `docker://` in front is fine.
+pub(crate) fn image(name: &str) -> Result<ImageRef> {
+    let name = name.strip_prefix("docker://").unwrap_or(name);
+    ImageRef::parse(name).with_context(|| format!("image name {name:?}"))
+}
+
+/// A path ends at the first colon; what follows chooses among images there.
+fn place(written: &str, rest: &str) -> Result<(PathBuf, Option<String>)> {
+    let (path, choice) = match rest.split_once(':') {
+        Some((path, choice)) => (path, Some(choice)),
+        None => (rest, None),
+    };
+    if path.is_empty() {
+        bail!("{written:?} names no path");
+    }
+    if choice == Some("") {
+        bail!("{written:?}: nothing follows the last colon");
+    }
+    Ok((PathBuf::from(path), choice.map(str::to_owned)))
+}
+
+/// Names in layouts are what the specification lets them be.
+fn checked(tag: String) -> Result<String> {
+    let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._:@/+".contains(byte);
+    let starts_well = tag
+        .as_bytes()
+        .first()
+        .is_some_and(u8::is_ascii_alphanumeric);
+    if !starts_well || !tag.as_bytes().iter().all(|byte| is_part(byte)) {
+        bail!("{tag:?} cannot be the name of an image in a layout");
+    }
+    Ok(tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Transport {
+        Transport::parse(Path::new(text)).expect(text)
+    }
+
+    #[test]
+    fn transports_are_told_by_their_prefix() {
+        let path = PathBuf::from;
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(parsed("-"), Transport::Pipe);
+        let registry = parsed("docker://r.example:5000/a/b:1");
+        assert_eq!(
+            registry.image().expect("an image").to_string(),
+            "r.example:5000/a/b:1"
+        );
+        let hub = parsed("docker://ubuntu");
+        assert_eq!(
+            hub.image().expect("an image").to_string(),
+            "docker.io/library/ubuntu:latest"
+        );
+        assert_eq!(
+            parsed("oci:a/b"),
+            Transport::Folder {
+                path: path("a/b"),
+                tag: None
+            }
+        );
+        assert_eq!(
+            parsed("oci:a/b:v1"),
+            Transport::Folder {
+                path: path("a/b"),
+                tag: some("v1")
+            }
+        );
+        assert_eq!(
+            parsed("oci-archive:/x.tar:r.example/a:1"),
+            Transport::Archive {
+                path: path("/x.tar"),
+                tag: some("r.example/a:1")
+            }
+        );
+        assert_eq!(
+            parsed("docker-archive:x.tar:busybox:latest"),
+            Transport::DockerArchive {
+                path: path("x.tar"),
+                name: some("busybox:latest")
+            }
+        );
+        for bare in ["image.tar", "./oci:a", "a:b", "", "/docker:x", "ocix:y"] {
+            assert_eq!(parsed(bare), Transport::Path(path(bare)), "{bare}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_transport_is_refused_with_its_name() {
+        for text in [
+            "docker:x",
+            "docker://",
+            "docker://A/B",
+            "oci:",
+            "oci::x",
+            "oci:x:",
+            "oci-archive:x:a b",
+            "oci:x:-a",
+            "docker-archive::x",
+        ] {
+            let error = Transport::parse(Path::new(text)).expect_err(text);
+            assert!(!error.to_string().is_empty(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! Every way in with every way out.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Stdio;
+
+use serde_json::json;
+use soci_oci::Digest;
+use soci_oci::testing::TestRegistry;
+
+use crate::site::{convert, converted, docker, layer, layout, publish, tagged};
+use crate::soci::{blob, command, index, member, names, put, read_json, tar, tar_of};
+
+fn root(folder: &Path) -> String {
+    let index = read_json(&folder.join("index.json"));
+    index["manifests"][0]["digest"].as_str().unwrap().to_owned()
+}
+
+/// The digest of the only image in an archive.
+fn in_archive(path: &Path, flags: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let from = format!("{}{flags}", path.display());
+    converted(&["--format", "oci-dir"], &from, out.to_str().unwrap());
+    root(&out)
+}
+
+#[test]
+fn every_pair_of_transports_gives_the_same_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let text = |name: &str| path(name).to_str().unwrap().to_owned();
+    let manifest = layout(&path("in"), &[layer(1, 300_000), layer(2, 5000)]);
+    fs::write(path("in.tar"), tar_of(&path("in"))).unwrap();
+    let registry = TestRegistry::start();
+    publish(&path("in"), &manifest, &registry, "in");
+    converted(&[], &text("in"), &text("expected.tar"));
+    let expected_archive = fs::read(path("expected.tar")).unwrap();
+    converted(&["--format", "oci-dir"], &text("in"), &text("expected"));
+    let expected = root(&path("expected"));
+    let inputs = [
+        text("in"),
+        text("in.tar"),
+        format!("oci:{}", text("in")),
+        format!("oci-archive:{}", text("in.tar")),
+        docker(&registry, "in:1"),
+        docker(&registry, &format!("in:1@{manifest}")),
+    ];
+    for (number, input) in inputs.iter().enumerate() {
+        let out = |form: &str| text(&format!("{number}-{form}"));
+        converted(&[], input, &out("bare.tar"));
+        assert_eq!(
+            fs::read(out("bare.tar")).unwrap(),
+            expected_archive,
+            "{input}"
+        );
+        converted(&[], input, &format!("oci-archive:{}", out("archive.tar")));
+        assert_eq!(
+            fs::read(out("archive.tar")).unwrap(),
+            expected_archive,
+            "{input}"
+        );
+        converted(&["--format", "oci-dir"], input, &out("bare"));
+        assert_eq!(root(Path::new(&out("bare"))), expected, "{input}");
+        converted(&[], input, &format!("oci:{}", out("oci")));
+        assert_eq!(root(Path::new(&out("oci"))), expected, "{input}");
+        let repository = format!("out-{number}");
+        converted(&[], input, &docker(&registry, &format!("{repository}:2")));
+        assert_eq!(
+            tagged(&registry, &repository, "2"),
+            Some(expected.clone()),
+            "{input}"
+        );
+        let ran = command()
+            .args([
+                "convert",
+                "--standalone",
+                "--min-layer-size",
+                "0",
+                input,
+                "-",
+            ])
+            .output()
+            .unwrap();
+        assert_eq!(ran.stdout, expected_archive, "{input}");
+        let lines = String::from_utf8(ran.stderr).unwrap();
+        assert!(lines.contains("-> ztoc sha256:"), "{lines}");
+    }
+    let leftovers = names(folder.path());
+    assert!(
+        !leftovers.iter().any(|name| name.starts_with('.')),
+        "{leftovers:?}"
+    );
+    assert!(
+        !leftovers.iter().any(|name| name.contains("soci-")),
+        "{leftovers:?}"
+    );
+}
+
+#[test]
+fn an_archive_may_come_through_a_pipe() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    layout(&path("in"), &[layer(1, 300_000)]);
+    converted(
+        &[],
+        path("in").to_str().unwrap(),
+        path("expected.tar").to_str().unwrap(),
+    );
+    let mut child = command()
+        .args(["convert", "--standalone", "--min-layer-size", "0", "-", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let archive = tar_of(&path("in"));
+    let writer = std::thread::spawn(move || stdin.write_all(&archive));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(output.stdout, fs::read(path("expected.tar")).unwrap());
+}
+
+#[test]
+fn a_name_chooses_among_images_and_names_the_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let text = |name: &str| path(name).to_str().unwrap().to_owned();
+    let one = layout(&path("in"), &[layer(1, 3000)]);
+    let two = layout(&path("in"), &[layer(2, 3000)]);
+    let entry = |digest: &str, name: &str| {
+        let size = fs::metadata(blob(&path("in"), digest)).unwrap().len();
+        json!({
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": digest,
+            "size": size,
+            "annotations": { "org.opencontainers.image.ref.name": name },
+        })
+    };
+    index(
+        &path("in"),
+        &[entry(&one, "one"), entry(&two, "r.example/two:2")],
+    );
+    fs::write(path("in.tar"), tar_of(&path("in"))).unwrap();
+    converted(
+        &[],
+        &format!("oci:{}:one", text("in")),
+        &format!("oci:{}:a", text("out")),
+    );
+    let input = format!("oci-archive:{}:r.example/two:2", text("in.tar"));
+    converted(&[], &input, &format!("oci:{}:b", text("out")));
+    let listed = read_json(&path("out").join("index.json"));
+    let listed = listed["manifests"].as_array().unwrap();
+    let name =
+        |number: usize| listed[number]["annotations"]["org.opencontainers.image.ref.name"].as_str();
+    assert_eq!((listed.len(), name(0), name(1)), (2, Some("a"), Some("b")));
+    assert_ne!(listed[0]["digest"], listed[1]["digest"]);
+    // The same name again replaces its image, and no other.
+    converted(&[], &input, &format!("oci:{}:a", text("out")));
+    let again = read_json(&path("out").join("index.json"));
+    assert_eq!(again["manifests"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        again["manifests"][0]["digest"],
+        again["manifests"][1]["digest"]
+    );
+    let ran = convert(
+        &[],
+        &format!("oci:{}:three", text("in")),
+        &text("never.tar"),
+    );
+    assert_eq!(ran.code, Some(1));
+    assert!(
+        ran.stderr.contains("no image named \"three\"")
+            && ran.stderr.contains("one, r.example/two:2"),
+        "{ran:?}"
+    );
+    assert!(!path("never.tar").exists());
+}
+
+/// An archive as `docker save` writes it.
+fn docker_save(folder: &Path, repo_tags: &[&str], legacy: bool) -> Vec<u8> {
+    let manifest = read_json(&folder.join("index.json"));
+    let manifest = manifest["manifests"][0]["digest"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let manifest = read_json(&blob(folder, &manifest));
+    let config = manifest["config"]["digest"].as_str().unwrap();
+    let mut members = vec![member(
+        "image.json",
+        b'0',
+        "",
+        &fs::read(blob(folder, config)).unwrap(),
+    )];
+    let mut layers = Vec::new();
+    for (number, layer) in manifest["layers"].as_array().unwrap().iter().enumerate() {
+        let bytes = fs::read(blob(folder, layer["digest"].as_str().unwrap())).unwrap();
+        if legacy {
+            // As skopeo and old daemons: the layer is a link into a common place.
+            members.push(member(&format!("{number}.tar"), b'0', "", &bytes));
+            let link = format!("../{number}.tar");
+            members.push(member(&format!("id{number}/layer.tar"), b'2', &link, b""));
+            layers.push(format!("id{number}/layer.tar"));
+        } else {
+            let name = format!("blobs/sha256/{}", Digest::sha256(&bytes).hex());
+            members.push(member(&name, b'0', "", &bytes));
+            layers.push(name);
+        }
+    }
+    let list = json!([{ "Config": "image.json", "RepoTags": repo_tags, "Layers": layers }]);
+    members.push(member(
+        "manifest.json",
+        b'0',
+        "",
+        list.to_string().as_bytes(),
+    ));
+    tar(&members)
+}
+
+#[test]
+fn what_docker_save_writes_is_the_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let text = |name: &str| path(name).to_str().unwrap().to_owned();
+    layout(&path("in"), &[layer(1, 300_000), layer(2, 5000)]);
+    let expected = {
+        converted(&["--format", "oci-dir"], &text("in"), &text("expected"));
+        root(&path("expected"))
+    };
+    for (number, legacy) in [(0, false), (1, true)] {
+        let saved = format!("{number}.tar");
+        fs::write(
+            path(&saved),
+            docker_save(&path("in"), &["busybox:latest"], legacy),
+        )
+        .unwrap();
+        for name in [
+            "",
+            ":busybox:latest",
+            ":docker.io/library/busybox:latest",
+            ":busybox",
+        ] {
+            let input = format!("docker-archive:{}{name}", text(&saved));
+            converted(&[], &input, &text("out.tar"));
+            assert_eq!(in_archive(&path("out.tar"), ""), expected, "{input}");
+        }
+        let input = format!("docker-archive:{}", text(&saved));
+        converted(&["--format", "oci-dir"], &input, &text("folder"));
+        assert_eq!(root(&path("folder")), expected);
+        let ran = convert(&[], &format!("{input}:other:1"), &text("never.tar"));
+        assert_eq!(ran.code, Some(1));
+        assert!(
+            ran.stderr
+                .contains("no image \"other:1\"; it has busybox:latest"),
+            "{ran:?}"
+        );
+    }
+    let ran = convert(&[], &text("in"), "docker-archive:x.tar");
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.contains("cannot hold an index"), "{ran:?}");
+}
+
+#[test]
+fn a_docker_archive_that_lies_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let text = |name: &str| path(name).to_str().unwrap().to_owned();
+    layout(&path("in"), &[layer(1, 3000)]);
+    let good = String::from_utf8_lossy(&docker_save(&path("in"), &[], false)).into_owned();
+    drop(good);
+    let saved = docker_save(&path("in"), &[], false);
+    let mut wrong = saved.clone();
+    // A byte of the layer's file.
+    wrong[2 * 512 + 512 + 600] ^= 1;
+    let list = |text: &str| tar(&[member("manifest.json", b'0', "", text.as_bytes())]);
+    let cases: [(&str, Vec<u8>, &str); 7] = [
+        ("wrong layer", wrong, "but the configuration says"),
+        (
+            "no list",
+            tar(&[member("x", b'0', "", b"")]),
+            "no manifest.json in it",
+        ),
+        ("no json", list("<html>"), "manifest.json"),
+        ("empty", list("[]"), "no image; it has none"),
+        (
+            "no config",
+            list(r#"[{"Config":"../../etc/passwd"}]"#),
+            "is not in it",
+        ),
+        (
+            "outside",
+            tar(&[
+                member(
+                    "manifest.json",
+                    b'0',
+                    "",
+                    br#"[{"Config":"c","Layers":["l"]}]"#,
+                ),
+                member("c", b'2', "/etc/hostname", b""),
+            ]),
+            "\"c\" is not in it",
+        ),
+        (
+            "truncated",
+            saved[..saved.len() / 2].to_vec(),
+            "unexpected EOF",
+        ),
+    ];
+    for (name, bytes, said) in cases {
+        fs::write(path("x.tar"), bytes).unwrap();
+        let ran = convert(
+            &[],
+            &format!("docker-archive:{}", text("x.tar")),
+            &text("never.tar"),
+        );
+        assert_eq!(ran.code, Some(1), "{name}: {ran:?}");
+        assert!(ran.stderr.contains(said), "{name}: {ran:?}");
+        assert_eq!(ran.stderr.lines().count(), 1, "{name}: {ran:?}");
+        assert!(!path("never.tar").exists(), "{name}");
+    }
+}
+
+#[test]
+fn a_link_out_of_a_layout_gives_nothing_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let text = |name: &str| path(name).to_str().unwrap().to_owned();
+    let small = layer(2, 100);
+    layout(&path("in"), &[layer(1, 300_000), small.clone()]);
+    fs::write(path("secret"), "hunter2".repeat(small.len() / 7 + 1)).unwrap();
+    let place = blob(&path("in"), &Digest::sha256(&small).to_string());
+    fs::remove_file(&place).unwrap();
+    let secret = fs::read(path("secret")).unwrap();
+    fs::write(path("secret"), &secret[..small.len()]).unwrap();
+    std::os::unix::fs::symlink(path("secret"), &place).unwrap();
+    for to in ["out.tar", "oci:out", "oci-archive:out.tar"] {
+        let to = match to.split_once(':') {
+            Some((transport, name)) => format!("{transport}:{}", text(name)),
+            None => text(to),
+        };
+        // The small layer is not indexed, only copied.
+        let ran = convert(&["--min-layer-size", "100000"], &text("in"), &to);
+        assert_eq!(ran.code, Some(1), "{to}: {ran:?}");
+        assert!(
+            ran.stderr.contains(&Digest::sha256(&small).to_string()),
+            "{to}: {ran:?}"
+        );
+        assert_eq!(names(folder.path()), ["in", "secret"], "{to}");
+    }
+}
+
+#[test]
+fn a_folder_that_is_no_layout_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let text = |name: &str| path(name).to_str().unwrap().to_owned();
+    layout(&path("in"), &[layer(1, 3000)]);
+    fs::create_dir(path("precious")).unwrap();
+    fs::write(path("precious/file"), "x").unwrap();
+    let ran = convert(&[], &text("in"), &format!("oci:{}", text("precious")));
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.contains("not an OCI image layout"), "{ran:?}");
+    assert_eq!(names(&path("precious")), ["file"]);
+    put(&path("precious"), b"");
+}

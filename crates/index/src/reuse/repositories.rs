@@ -1,0 +1,216 @@
+//! zTOCs that images in registries have.
+//!
+//! An image's indexes are found as nodes find them: the version 2 indexes that its OCI index lists or its manifests name, and
+//! the version 1 indexes that refer to its manifests. All of that is asked for once, when the first layer wants to know. An
+//! image that is not there has no zTOCs; one that cannot be read is told once, and has none.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use soci_oci::manifest::{self, ImageIndex, MAX_DOCUMENT_BYTES, Manifest};
+use soci_oci::reference::ImageRef;
+use soci_oci::registry::{Registry, RegistryError};
+use soci_oci::store::registry::RegistryStore;
+use soci_oci::store::{Blob, ContentStore, StoreError};
+use soci_oci::{Descriptor, Digest, media_type};
+use tokio::sync::OnceCell;
+
+use super::{KnownError, KnownZtocs};
+use crate::builder::explain;
+use crate::discover::{Discovery, annotated};
+use crate::model::{ARTIFACT_TYPE_V1, ARTIFACT_TYPE_V2, INDEX_DIGEST, SPAN_SIZE, SociIndex};
+
+/// Manifests of one image that are looked at, and indexes that are read: more platforms than images have.
+const MAX_MANIFESTS: usize = 32;
+
+/// The zTOCs of these images.
+#[derive(Debug)]
+pub struct RepositoryZtocs {
+    registry: Registry,
+    images: Vec<ImageRef>,
+    found: OnceCell<Vec<Found>>,
+}
+
+/// What one image has.
+#[derive(Debug)]
+struct Found {
+    store: Arc<RegistryStore>,
+    /// By layer.
+    ztocs: HashMap<Digest, Vec<Descriptor>>,
+}
+
+impl RepositoryZtocs {
+    /// Those of these images, the first preferred.
+    #[must_use]
+    pub fn new(registry: Registry, images: Vec<ImageRef>) -> Self {
+        Self {
+            registry,
+            images,
+            found: OnceCell::new(),
+        }
+    }
+
+    async fn found(&self) -> &[Found] {
+        let search = || async {
+            let mut all = Vec::new();
+            for image in &self.images {
+                let search = Search::new(self.registry.clone(), image.clone());
+                match search.run().await {
+                    Ok(found) => all.push(found),
+                    Err(error) if error.is_not_found() => {
+                        tracing::debug!(%image, "no image to take ztocs from");
+                    }
+                    Err(error) => {
+                        let error = explain(&error);
+                        tracing::warn!(%image, error, "no ztocs are taken over from there");
+                    }
+                }
+            }
+            all
+        };
+        self.found.get_or_init(search).await
+    }
+}
+
+#[async_trait]
+impl KnownZtocs for RepositoryZtocs {
+    async fn candidates(
+        &self,
+        layer: &Descriptor,
+        span_size: u64,
+    ) -> Result<Vec<Descriptor>, KnownError> {
+        let span_size = span_size.to_string();
+        let mut candidates: Vec<Descriptor> = Vec::new();
+        for found in self.found().await {
+            for ztoc in found.ztocs.get(&layer.digest).into_iter().flatten() {
+                let may_fit = ztoc.annotation(SPAN_SIZE).is_none_or(|it| it == span_size);
+                if may_fit && !candidates.iter().any(|known| known.digest == ztoc.digest) {
+                    // What the annotations say is said anew by who takes it over.
+                    let Descriptor { media_type, .. } = ztoc;
+                    candidates.push(Descriptor::new(media_type, ztoc.digest, ztoc.size));
+                }
+            }
+        }
+        Ok(candidates)
+    }
+
+    async fn open(&self, ztoc: &Descriptor) -> Result<Blob, StoreError> {
+        for found in self.found().await {
+            let mut all = found.ztocs.values().flatten();
+            if all.any(|it| it.digest == ztoc.digest && it.size == ztoc.size) {
+                return found.store.open(&ztoc.digest).await;
+            }
+        }
+        Err(StoreError::NotFound(ztoc.digest))
+    }
+}
+
+/// Looks for the indexes of an image.
+struct Search {
+    registry: Registry,
+    image: ImageRef,
+    store: RegistryStore,
+    indexes: Vec<Digest>,
+    seen: HashSet<Digest>,
+}
+
+impl Search {
+    fn new(registry: Registry, image: ImageRef) -> Self {
+        Self {
+            store: RegistryStore::new(registry.clone(), image.clone()),
+            registry,
+            image,
+            indexes: Vec::new(),
+            seen: HashSet::new(),
+        }
+    }
+
+    async fn run(mut self) -> Result<Found, StoreError> {
+        let root = self.store.root().await?;
+        if media_type::is_index(&root.media_type) {
+            let bytes = self.store.read(&root.digest, MAX_DOCUMENT_BYTES).await?;
+            if let Ok(index) = manifest::parse::<ImageIndex>(&bytes, &root.media_type) {
+                self.look_at_members(index.manifests()).await?;
+            }
+        } else {
+            let bytes = self.store.read(&root.digest, MAX_DOCUMENT_BYTES).await?;
+            if let Ok(manifest) = manifest::parse::<Manifest>(&bytes, &root.media_type)
+                && let Ok(Discovery::Found(index, _)) = annotated(&manifest)
+            {
+                self.add(index);
+            }
+            self.look_at_referrers(&root.digest).await?;
+        }
+        let mut ztocs: HashMap<Digest, Vec<Descriptor>> = HashMap::new();
+        for index in std::mem::take(&mut self.indexes) {
+            for (layer, ztoc) in self.ztocs_of(&index).await? {
+                ztocs.entry(layer).or_default().push(ztoc);
+            }
+        }
+        Ok(Found {
+            store: Arc::new(self.store),
+            ztocs,
+        })
+    }
+
+    async fn look_at_members(&mut self, members: &[Descriptor]) -> Result<(), StoreError> {
+        let mut images = Vec::new();
+        for member in members.iter().take(MAX_MANIFESTS) {
+            if member.artifact_type == ARTIFACT_TYPE_V2 {
+                self.add(member.digest);
+            } else if let Some(index) = member.annotation(INDEX_DIGEST) {
+                if let Ok(index) = index.parse() {
+                    self.add(index);
+                }
+            } else if media_type::is_manifest(&member.media_type) {
+                images.push(member.digest);
+            }
+        }
+        // An image whose members have no index of version 2 may have some of version 1.
+        if self.indexes.is_empty() {
+            for image in images {
+                self.look_at_referrers(&image).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn look_at_referrers(&mut self, manifest: &Digest) -> Result<(), StoreError> {
+        let found = self
+            .registry
+            .referrers(&self.image, manifest, ARTIFACT_TYPE_V1);
+        match found.await {
+            Ok(referrers) => {
+                self.store.learn(&referrers);
+                for referrer in referrers.iter().take(MAX_MANIFESTS) {
+                    self.add(referrer.digest);
+                }
+                Ok(())
+            }
+            Err(RegistryError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn add(&mut self, index: Digest) {
+        if self.indexes.len() < MAX_MANIFESTS && self.seen.insert(index) {
+            self.indexes.push(index);
+        }
+    }
+
+    /// The zTOCs of an index; none if it is not there or no index.
+    async fn ztocs_of(&self, index: &Digest) -> Result<Vec<(Digest, Descriptor)>, StoreError> {
+        let bytes = match self.store.read(index, MAX_DOCUMENT_BYTES).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.is_not_found() => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let Ok(index) = SociIndex::parse(&bytes) else {
+            return Ok(Vec::new());
+        };
+        self.store.learn(index.blobs());
+        let pairs = index.ztocs().map(|pair| (pair.layer, pair.ztoc.clone()));
+        Ok(pairs.collect())
+    }
+}

@@ -1,0 +1,277 @@
+//! An archive as `docker save` and `skopeo copy … docker-archive:` write it, seen as an OCI image.
+//!
+//! `manifest.json` lists images: their configuration and their layers, as members of the archive. What an OCI image has besides is a
+//! manifest, and that follows from those: it is made here, always the same. Layers lie there as plain tars, as a rule, and have no
+//! digests that could be believed, so each is read once when the archive is opened; a plain tar must be what the
+//! configuration says.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::Deserialize;
+
+use super::archive::Archive;
+use super::{Blob, Content, ContentStore, Labels, Put, StoreError};
+use crate::descriptor::{Annotations, Descriptor};
+use crate::digest::{Algorithm, Digest, Sha256Writer};
+use crate::manifest::{self, DocumentError, ImageConfig, MAX_DOCUMENT_BYTES, Manifest};
+use crate::reference::ImageRef;
+use crate::{json, media_type};
+
+/// The list of images.
+pub const MANIFEST_NAME: &str = "manifest.json";
+/// Layers of one image; overlayfs takes fewer.
+const MAX_LAYERS: usize = 10_000;
+
+/// Why an archive has no image that can be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DockerArchiveError {
+    /// The archive cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No list of images.
+    #[error("no {MANIFEST_NAME} in it: not an archive of docker save")]
+    NoManifest,
+    /// The list cannot be read.
+    #[error("{MANIFEST_NAME}")]
+    Json(#[source] serde_json::Error),
+    /// Several images, or none of this name.
+    #[error("{wanted}; it has {}", names(known))]
+    Choice {
+        /// What was looked for.
+        wanted: String,
+        /// The names of the images that there are.
+        known: Vec<String>,
+    },
+    /// A file that the list names is not there.
+    #[error("{0:?} is not in it")]
+    Missing(String),
+    /// The configuration cannot be read.
+    #[error("configuration {name:?}")]
+    Config {
+        /// The member.
+        name: String,
+        /// What is wrong with it.
+        #[source]
+        source: Box<DocumentError>,
+    },
+    /// The list and the configuration do not agree.
+    #[error("{layers} layers, but the configuration has {diff_ids}")]
+    Layers {
+        /// Layers of the list.
+        layers: usize,
+        /// Layers of the configuration.
+        diff_ids: usize,
+    },
+    /// A layer with other bytes than the configuration says.
+    #[error("layer {name:?} has digest {actual}, but the configuration says {expected}")]
+    WrongLayer {
+        /// The member.
+        name: String,
+        /// By the configuration.
+        expected: Box<Digest>,
+        /// What it has.
+        actual: Box<Digest>,
+    },
+}
+
+fn names(known: &[String]) -> String {
+    /// Names that are listed.
+    const MANY: usize = 10;
+    let shown: Vec<&str> = known.iter().map(String::as_str).take(MANY).collect();
+    match known.len() {
+        0 => "none".to_owned(),
+        all if all > MANY => format!("{} and {} more", shown.join(", "), all - MANY),
+        _ => shown.join(", "),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Listed {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    #[serde(default)]
+    layers: Option<Vec<String>>,
+}
+
+/// One image of such an archive.
+#[derive(Clone)]
+pub struct DockerArchive {
+    archive: Archive,
+    root: Descriptor,
+    blobs: Arc<HashMap<Digest, Part>>,
+}
+
+#[derive(Clone)]
+enum Part {
+    Member(String),
+    Made(Bytes),
+}
+
+impl fmt::Debug for DockerArchive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DockerArchive")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
+}
+
+impl DockerArchive {
+    /// The image of this name, or the only one. Reads all its layers.
+    pub fn open(archive: Archive, name: Option<&str>) -> Result<Self, DockerArchiveError> {
+        let list = archive
+            .read_member(MANIFEST_NAME, MAX_DOCUMENT_BYTES)?
+            .ok_or(DockerArchiveError::NoManifest)?;
+        let list: Vec<Listed> = json::from_slice(&list).map_err(DockerArchiveError::Json)?;
+        let image = choose(&list, name)?;
+        let config = archive
+            .read_member(&image.config, MAX_DOCUMENT_BYTES)?
+            .ok_or_else(|| DockerArchiveError::Missing(image.config.clone()))?;
+        let parsed: ImageConfig =
+            manifest::parse(&config, media_type::OCI_CONFIG).map_err(|source| {
+                DockerArchiveError::Config {
+                    name: image.config.clone(),
+                    source: Box::new(source),
+                }
+            })?;
+        let members = image.layers.as_deref().unwrap_or_default();
+        let diff_ids = &parsed.rootfs.diff_ids;
+        if members.len() != diff_ids.len() || members.len() > MAX_LAYERS {
+            return Err(DockerArchiveError::Layers {
+                layers: members.len(),
+                diff_ids: diff_ids.len(),
+            });
+        }
+        let mut blobs = HashMap::new();
+        let mut layers = Vec::new();
+        for (member, diff_id) in members.iter().zip(diff_ids) {
+            let layer = layer(&archive, member, diff_id)?;
+            blobs.insert(layer.digest, Part::Member(member.clone()));
+            layers.push(layer);
+        }
+        let described = Descriptor::of(media_type::OCI_CONFIG, &config);
+        blobs.insert(described.digest, Part::Made(config));
+        let manifest = json::to_vec(&Manifest {
+            schema_version: 2,
+            media_type: media_type::OCI_MANIFEST.to_owned(),
+            artifact_type: String::new(),
+            config: described,
+            layers: Some(layers),
+            subject: None,
+            annotations: Annotations::new(),
+        });
+        let root = Descriptor::of(media_type::OCI_MANIFEST, &manifest);
+        blobs.insert(root.digest, Part::Made(manifest.into()));
+        Ok(Self {
+            archive,
+            root,
+            blobs: Arc::new(blobs),
+        })
+    }
+
+    /// The manifest that was made.
+    #[must_use]
+    pub fn root(&self) -> &Descriptor {
+        &self.root
+    }
+}
+
+fn choose<'a>(list: &'a [Listed], name: Option<&str>) -> Result<&'a Listed, DockerArchiveError> {
+    let tags = |image: &Listed| image.repo_tags.clone().unwrap_or_default();
+    let missing = |wanted: String| DockerArchiveError::Choice {
+        wanted,
+        known: list.iter().flat_map(tags).collect(),
+    };
+    let Some(name) = name else {
+        return match list {
+            [only] => Ok(only),
+            [] => Err(missing("no image".to_owned())),
+            _ => Err(missing("several images, and none is named".to_owned())),
+        };
+    };
+    // `busybox` and `docker.io/library/busybox:latest` are the same to docker.
+    let whole =
+        |name: &str| ImageRef::parse(name).map_or_else(|_| name.to_owned(), |it| it.to_string());
+    let wanted = whole(name);
+    let has = |image: &&Listed| {
+        tags(image)
+            .iter()
+            .any(|tag| tag == name || whole(tag) == wanted)
+    };
+    let found = list.iter().find(has);
+    found.ok_or_else(|| missing(format!("no image {name:?}")))
+}
+
+/// Reads a layer for its digest and its compression.
+fn layer(
+    archive: &Archive,
+    name: &str,
+    diff_id: &Digest,
+) -> Result<Descriptor, DockerArchiveError> {
+    let missing = || DockerArchiveError::Missing(name.to_owned());
+    let Blob { size, mut reader } = archive.member(name).ok_or_else(missing)?;
+    let failed = |error| StoreError::Io {
+        action: "read",
+        path: PathBuf::from(name),
+        cause: error,
+    };
+    let mut start = Vec::new();
+    let sniffed = reader.by_ref().take(4).read_to_end(&mut start);
+    sniffed.map_err(failed)?;
+    let media_type = match start.as_slice() {
+        [0x1f, 0x8b, ..] => media_type::OCI_LAYER_GZIP.to_owned(),
+        [0x28, 0xb5, 0x2f, 0xfd] => format!("{}+zstd", media_type::OCI_LAYER),
+        _ => media_type::OCI_LAYER.to_owned(),
+    };
+    let mut hash = Sha256Writer::new(io::sink());
+    let mut whole = start.as_slice().chain(reader);
+    io::copy(&mut whole, &mut hash).map_err(failed)?;
+    let (_, digest, _) = hash.finish();
+    let is_plain = media_type == media_type::OCI_LAYER;
+    if is_plain && diff_id.algorithm() == Algorithm::Sha256 && digest != *diff_id {
+        return Err(DockerArchiveError::WrongLayer {
+            name: name.to_owned(),
+            expected: Box::new(*diff_id),
+            actual: Box::new(digest),
+        });
+    }
+    Ok(Descriptor::new(media_type, digest, size))
+}
+
+#[async_trait]
+impl ContentStore for DockerArchive {
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        match self.open(digest).await {
+            Ok(blob) => Ok(Some(blob.size)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn open(&self, digest: &Digest) -> Result<Blob, StoreError> {
+        let opened = match self.blobs.get(digest) {
+            Some(Part::Member(name)) => self.archive.member(name),
+            Some(Part::Made(bytes)) => Some(Blob {
+                size: bytes.len() as u64,
+                reader: Box::new(io::Cursor::new(bytes.clone())),
+            }),
+            None => None,
+        };
+        opened.ok_or(StoreError::NotFound(*digest))
+    }
+
+    async fn put(&self, _: &Descriptor, _: Content) -> Result<Put, StoreError> {
+        Err(StoreError::ReadOnly(PathBuf::from(MANIFEST_NAME)))
+    }
+
+    async fn label(&self, _: &Digest, _: &Labels) -> Result<(), StoreError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,250 @@
+//! A repository of a registry as a store that is read: an image is worked on where it is, and nothing of it is kept.
+//!
+//! A registry wants to know whether a digest is a manifest or a blob, and a blob how long it is: the store learns that from the
+//! documents that are read through it, from the root down. Documents stay in memory as long as they are few. A layer is one
+//! request from its first byte to its last, resumed where it breaks ([`stream`]); where a target takes part ([`target`]), the same bytes go
+//! there on the way.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{Blob, Content, ContentStore, Labels, Put, StoreError, checked};
+use crate::descriptor::Descriptor;
+use crate::digest::Digest;
+use crate::manifest::{self, ImageIndex, MAX_DOCUMENT_BYTES, Manifest};
+use crate::media_type;
+use crate::reference::ImageRef;
+use crate::registry::{MAX_MANIFEST, Registry, RegistryError};
+
+mod graph;
+mod stream;
+mod target;
+
+pub use graph::{Graph, Node, graph};
+pub use target::RegistryTarget;
+
+/// Bytes of documents that are kept for the next who asks.
+const MAX_KEPT: usize = 16 << 20;
+/// Blobs that are known at most; an image has no more.
+const MAX_KNOWN: usize = 1 << 20;
+
+/// A repository, read through one image of it. Clones are the same store.
+#[derive(Clone)]
+pub struct RegistryStore {
+    shared: Arc<Shared>,
+    target: Option<RegistryTarget>,
+}
+
+struct Shared {
+    registry: Registry,
+    image: ImageRef,
+    known: Mutex<Knowledge>,
+}
+
+#[derive(Default)]
+struct Knowledge {
+    blobs: HashMap<Digest, Known>,
+    kept: HashMap<Digest, Bytes>,
+    kept_bytes: usize,
+}
+
+/// What a document says of something that it names.
+#[derive(Clone)]
+struct Known {
+    size: u64,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Document,
+    Layer,
+    Other,
+}
+
+impl fmt::Debug for RegistryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegistryStore")
+            .field("image", &self.shared.image)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RegistryStore {
+    /// The repository of this image.
+    #[must_use]
+    pub fn new(registry: Registry, image: ImageRef) -> Self {
+        let known = Mutex::default();
+        let shared = Arc::new(Shared {
+            registry,
+            image,
+            known,
+        });
+        Self {
+            shared,
+            target: None,
+        }
+    }
+
+    /// The same, and the layers that are read go to the target on the way if it has not got them.
+    #[must_use]
+    pub fn copying_to(&self, target: &RegistryTarget) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            target: Some(target.clone()),
+        }
+    }
+
+    /// What the image's name stands for.
+    pub async fn root(&self) -> Result<Descriptor, StoreError> {
+        let root = self.shared.registry.resolve(&self.shared.image).await?;
+        if !media_type::is_index(&root.media_type) && !media_type::is_manifest(&root.media_type) {
+            let image = self.shared.image.to_string();
+            let media_type = root.media_type;
+            return Err(StoreError::NotAnImage { image, media_type });
+        }
+        if root.size > MAX_MANIFEST {
+            return Err(too_large(root.digest, root.size));
+        }
+        self.learn([&root]);
+        Ok(root)
+    }
+
+    /// Takes note of what is said about blobs of the repository.
+    pub fn learn<'a>(&self, blobs: impl IntoIterator<Item = &'a Descriptor>) {
+        let mut known = self.known();
+        for blob in blobs {
+            let kind = match blob.media_type.as_str() {
+                text if media_type::is_index(text) || media_type::is_manifest(text) => {
+                    Kind::Document
+                }
+                text if media_type::is_layer(text) => Kind::Layer,
+                _ => Kind::Other,
+            };
+            if known.blobs.len() < MAX_KNOWN {
+                let size = blob.size;
+                known
+                    .blobs
+                    .entry(blob.digest)
+                    .or_insert(Known { size, kind });
+            }
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Knowledge> {
+        let known = self.shared.known.lock();
+        known.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A manifest or index, and what it says of others.
+    async fn document(&self, digest: &Digest) -> Result<Bytes, StoreError> {
+        if let Some(kept) = self.known().kept.get(digest) {
+            return Ok(kept.clone());
+        }
+        let stated = self.known().blobs.get(digest).map(|known| known.size);
+        if let Some(size) = stated.filter(|size| *size > MAX_MANIFEST) {
+            return Err(too_large(*digest, size));
+        }
+        let Shared {
+            registry, image, ..
+        } = self.shared.as_ref();
+        let document = registry.manifest(image, digest).await?;
+        let size = stated.unwrap_or(document.bytes.len() as u64);
+        let bytes = checked(document.bytes, *digest, size)?;
+        if media_type::is_index(&document.media_type) {
+            if let Ok(index) = manifest::parse::<ImageIndex>(&bytes, &document.media_type) {
+                self.learn(index.manifests());
+            }
+        } else if let Ok(manifest) = manifest::parse::<Manifest>(&bytes, &document.media_type) {
+            self.learn([&manifest.config]);
+            self.learn(manifest.layers());
+        }
+        let mut known = self.known();
+        if known.kept_bytes + bytes.len() <= MAX_KEPT {
+            known.kept_bytes += bytes.len();
+            known.kept.insert(*digest, bytes.clone());
+        }
+        Ok(bytes)
+    }
+
+    async fn blob(&self, digest: &Digest, known: &Known) -> Result<Blob, StoreError> {
+        let size = known.size;
+        let Shared {
+            registry, image, ..
+        } = self.shared.as_ref();
+        let blob = Descriptor::new(media_type::OCTET_STREAM, *digest, size);
+        let tee = match &self.target {
+            Some(target) if known.kind == Kind::Layer => target.receive(&blob).await?,
+            _ => None,
+        };
+        let fetcher = registry.blob(image, &blob)?;
+        let (image, what) = (image.to_string(), format!("blobs/{digest}"));
+        let explain = move |error| {
+            let (image, what) = (image.clone(), what.clone());
+            let source = Box::new(error);
+            io::Error::other(RegistryError::Fetch {
+                image,
+                what,
+                source,
+            })
+        };
+        Ok(Blob {
+            size,
+            reader: Box::new(stream::Incoming::new(fetcher, explain, tee)),
+        })
+    }
+}
+
+fn too_large(digest: Digest, size: u64) -> StoreError {
+    let limit = MAX_MANIFEST.min(MAX_DOCUMENT_BYTES);
+    StoreError::TooLarge {
+        digest,
+        size,
+        limit,
+    }
+}
+
+#[async_trait]
+impl ContentStore for RegistryStore {
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        let known = self.known().blobs.get(digest).cloned();
+        match known {
+            // What a manifest names is there: registries see to it.
+            Some(Known { size, kind }) if kind != Kind::Document => Ok(Some(size)),
+            _ => match self.document(digest).await {
+                Ok(bytes) => Ok(Some(bytes.len() as u64)),
+                Err(error) if error.is_not_found() => Ok(None),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    async fn open(&self, digest: &Digest) -> Result<Blob, StoreError> {
+        let known = self.known().blobs.get(digest).cloned();
+        match known {
+            Some(known) if known.kind != Kind::Document => self.blob(digest, &known).await,
+            _ => {
+                let bytes = self.document(digest).await?;
+                Ok(Blob {
+                    size: bytes.len() as u64,
+                    reader: Box::new(io::Cursor::new(bytes)),
+                })
+            }
+        }
+    }
+
+    async fn put(&self, _: &Descriptor, _: Content) -> Result<Put, StoreError> {
+        let name = self.shared.image.to_string();
+        Err(StoreError::ReadOnly(PathBuf::from(name)))
+    }
+
+    async fn label(&self, _: &Digest, _: &Labels) -> Result<(), StoreError> {
+        Ok(())
+    }
+}

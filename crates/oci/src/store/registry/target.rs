@@ -1,0 +1,337 @@
+//! A repository that an image is to be in.
+//!
+//! Blobs go there as they come, each only if the repository has not got it and no other repository of the registry can give it.
+//! Manifests are held back, and written when everything that they name is there: children first, the tag last. Work that
+//! ends before leaves blobs that nobody names, which registries sweep, and no image.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use super::graph::{Node, graph};
+use super::stream::Tee;
+use crate::descriptor::Descriptor;
+use crate::digest::Digest;
+use crate::media_type;
+use crate::reference::ImageRef;
+use crate::registry::{BlobSource, BlobStream, FromStore, Registry, RegistryError, Sent};
+use crate::store::{
+    Blob, Content, ContentStore, Labels, Put, ReachableError, Stacked, StoreError, blocking,
+};
+
+/// Uploads of new blobs, and copies of old ones, at a time.
+const AT_ONCE: usize = 4;
+/// Chunks of a layer between its reader and its upload.
+const TEE_CHUNKS: usize = 16;
+/// Bytes of a file per chunk.
+const CHUNK: u64 = 256 << 10;
+
+/// The repository of an image that is being made. Clones are the same target.
+#[derive(Clone)]
+pub struct RegistryTarget(Arc<Shared>);
+
+struct Shared {
+    registry: Registry,
+    image: ImageRef,
+    /// Repositories of the same registry that may have blobs of the image.
+    others: Vec<String>,
+    state: Mutex<State>,
+    slots: Arc<Semaphore>,
+}
+
+#[derive(Default)]
+struct State {
+    held: HashMap<Digest, (Descriptor, Bytes)>,
+    /// Blobs that the repository has.
+    present: HashSet<Digest>,
+    uploads: JoinSet<Result<(), StoreError>>,
+}
+
+impl fmt::Debug for RegistryTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegistryTarget")
+            .field("image", &self.0.image)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RegistryTarget {
+    /// For this image. Blobs may be taken from the repositories of `others` that are in the same registry.
+    #[must_use]
+    pub fn new(registry: Registry, image: ImageRef, others: &[&ImageRef]) -> Self {
+        let same = others.iter().filter(|other| {
+            other.host() == image.host() && other.repository() != image.repository()
+        });
+        let mut names: Vec<String> = Vec::new();
+        for other in same {
+            if !names.iter().any(|name| name == other.repository()) {
+                names.push(other.repository().to_owned());
+            }
+        }
+        Self(Arc::new(Shared {
+            registry,
+            image,
+            others: names,
+            state: Mutex::default(),
+            slots: Arc::new(Semaphore::new(AT_ONCE)),
+        }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has(&self, digest: &Digest) -> bool {
+        self.state().present.contains(digest)
+    }
+
+    fn came(&self, digest: &Digest) {
+        self.state().present.insert(*digest);
+    }
+
+    /// Where the bytes of a layer that is being read should go; `None` if the repository has it.
+    pub(super) async fn receive(&self, layer: &Descriptor) -> Result<Option<Tee>, StoreError> {
+        let Shared {
+            registry,
+            image,
+            others,
+            ..
+        } = self.0.as_ref();
+        if self.has(&layer.digest) || registry.has_blob(image, &layer.digest).await? {
+            self.came(&layer.digest);
+            return Ok(None);
+        }
+        for other in others {
+            match registry.mount_blob(image, &layer.digest, other).await {
+                Ok(true) => {
+                    self.came(&layer.digest);
+                    return Ok(None);
+                }
+                Ok(false) => {}
+                Err(error) => tracing::debug!(%error, other, "blob not mounted"),
+            }
+        }
+        let (sender, mut chunks) = mpsc::channel(TEE_CHUNKS);
+        let (target, layer) = (self.clone(), layer.clone());
+        self.state().uploads.spawn(async move {
+            let Shared {
+                registry, image, ..
+            } = target.0.as_ref();
+            let bytes = stream::poll_fn(move |context| chunks.poll_recv(context));
+            match registry.push_blob(image, &layer, bytes).await {
+                Ok(()) => target.came(&layer.digest),
+                // It is copied again in the end.
+                Err(error) => tracing::debug!(%error, layer = %layer.digest, "upload broke off"),
+            }
+            Ok(())
+        });
+        Ok(Some(sender))
+    }
+
+    async fn upload(&self, blob: &Descriptor, source: &dyn BlobSource) -> Result<(), StoreError> {
+        if self.has(&blob.digest) {
+            return Ok(());
+        }
+        let Shared {
+            registry,
+            image,
+            others,
+            ..
+        } = self.0.as_ref();
+        let nobody: Sent = Arc::new(|_| {});
+        registry
+            .upload_blob(image, blob, others, source, nobody)
+            .await?;
+        self.came(&blob.digest);
+        Ok(())
+    }
+
+    /// Waits until everything that was begun has ended well.
+    pub async fn settle(&self) -> Result<(), StoreError> {
+        let mut uploads = std::mem::take(&mut self.state().uploads);
+        while let Some(done) = uploads.join_next().await {
+            match done {
+                Ok(result) => result?,
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Completes the image: copies what the repository has not got from the source, writes the manifests, and gives the root its tag.
+    pub async fn finish(
+        &self,
+        source: Arc<dyn ContentStore>,
+        root: &Descriptor,
+    ) -> Result<(), ReachableError> {
+        self.settle().await?;
+        let store: Arc<dyn ContentStore> = Arc::new(Stacked {
+            upper: Arc::new(self.clone()),
+            lower: Arc::clone(&source),
+        });
+        let graph = graph(store.as_ref(), root).await?;
+        let missing = graph.blobs.values().filter(|blob| !self.has(&blob.digest));
+        stream::iter(missing.cloned().map(Ok))
+            .try_for_each_concurrent(AT_ONCE, |blob| {
+                let store = Arc::clone(&source);
+                async move {
+                    let from = FromStore {
+                        store,
+                        blob: blob.clone(),
+                    };
+                    self.upload(&blob, &from).await
+                }
+            })
+            .await?;
+        let mut documents = graph.documents;
+        // The root is first; of the others the deepest are written first.
+        documents.sort_by_key(|node| std::cmp::Reverse(node.depth));
+        let deepest = documents.first().map_or(0, |node| node.depth);
+        for depth in (1..=deepest).rev() {
+            let level = documents.iter().filter(|node| node.depth == depth);
+            stream::iter(level.map(Ok))
+                .try_for_each_concurrent(AT_ONCE, |node| self.write(node))
+                .await?;
+        }
+        if let Some(root) = documents.last() {
+            let Shared {
+                registry, image, ..
+            } = self.0.as_ref();
+            let tag = image
+                .tag()
+                .map_or_else(|| root.descriptor.digest.to_string(), str::to_owned);
+            let Node {
+                descriptor, bytes, ..
+            } = root;
+            let pushed = registry.push_manifest(image, &tag, &descriptor.media_type, bytes.clone());
+            pushed.await.map_err(StoreError::from)?;
+        }
+        Ok(())
+    }
+
+    async fn write(&self, node: &Node) -> Result<(), StoreError> {
+        let Shared {
+            registry, image, ..
+        } = self.0.as_ref();
+        let Descriptor {
+            digest, media_type, ..
+        } = &node.descriptor;
+        if !registry.has_manifest(image, digest).await? {
+            registry
+                .push_manifest(image, &digest.to_string(), media_type, node.bytes.clone())
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a manifest that was put and names a subject, to be found from there.
+    pub async fn write_referrer(&self, digest: &Digest) -> Result<(), StoreError> {
+        self.settle().await?;
+        let held = self.state().held.get(digest).cloned();
+        let (descriptor, bytes) = held.ok_or(StoreError::NotFound(*digest))?;
+        let Shared {
+            registry, image, ..
+        } = self.0.as_ref();
+        let pushed = registry.push_referrer(image, &descriptor.media_type, bytes);
+        pushed.await.map(drop).map_err(StoreError::from)
+    }
+}
+
+impl From<RegistryError> for StoreError {
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(Box::new(error))
+    }
+}
+
+#[async_trait]
+impl ContentStore for RegistryTarget {
+    /// Of what was put and is held back.
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        Ok(self
+            .state()
+            .held
+            .get(digest)
+            .map(|(descriptor, _)| descriptor.size))
+    }
+
+    async fn open(&self, digest: &Digest) -> Result<Blob, StoreError> {
+        let held = self
+            .state()
+            .held
+            .get(digest)
+            .map(|(_, bytes)| bytes.clone());
+        let bytes = held.ok_or(StoreError::NotFound(*digest))?;
+        Ok(Blob {
+            size: bytes.len() as u64,
+            reader: Box::new(io::Cursor::new(bytes)),
+        })
+    }
+
+    async fn put(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError> {
+        let media_type = &descriptor.media_type;
+        let is_document = media_type::is_index(media_type) || media_type::is_manifest(media_type);
+        match content {
+            Content::Bytes(bytes) if is_document => {
+                let held = (descriptor.clone(), bytes);
+                self.state().held.insert(descriptor.digest, held);
+            }
+            Content::Bytes(bytes) => self.upload(descriptor, &bytes).await?,
+            Content::File(file) => {
+                // A file needs no memory while it waits: the next layer need not wait for it.
+                let Ok(slot) = Arc::clone(&self.0.slots).acquire_owned().await else {
+                    return Err(StoreError::NotFound(descriptor.digest));
+                };
+                let (target, blob) = (self.clone(), descriptor.clone());
+                self.state().uploads.spawn(async move {
+                    let _slot = slot;
+                    let size = blob.size;
+                    let file = Arc::new(file);
+                    target.upload(&blob, &InFile { file, size }).await
+                });
+            }
+        }
+        Ok(Put::Stored)
+    }
+
+    async fn label(&self, _: &Digest, _: &Labels) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// A blob in a file of ours.
+struct InFile {
+    file: Arc<File>,
+    size: u64,
+}
+
+#[async_trait]
+impl BlobSource for InFile {
+    async fn open(&self) -> io::Result<BlobStream> {
+        let (file, size) = (Arc::clone(&self.file), self.size);
+        let chunks = stream::try_unfold(0, move |at| {
+            let file = Arc::clone(&file);
+            async move {
+                let length = CHUNK.min(size - at);
+                if length == 0 {
+                    return Ok(None);
+                }
+                let chunk = blocking(move || {
+                    let mut chunk = vec![0; usize::try_from(length).unwrap_or_default()];
+                    file.read_exact_at(&mut chunk, at).map(|()| chunk)
+                });
+                Ok(Some((Bytes::from(chunk.await?), at + length)))
+            }
+        });
+        Ok(chunks.boxed())
+    }
+}
