@@ -11,6 +11,7 @@ use soci_oci::store::{Content, ContentStore};
 use soci_oci::{Annotations, Descriptor, Digest, Manifest, json, media_type};
 
 /// A layout in a temporary folder, and what was told about its layers.
+#[derive(Debug)]
 pub(crate) struct Images {
     _folder: tempfile::TempDir,
     pub(crate) store: Arc<dyn ContentStore>,
@@ -18,7 +19,7 @@ pub(crate) struct Images {
     told: Arc<Told>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Told {
     notes: Mutex<Vec<String>>,
 }

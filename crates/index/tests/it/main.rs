@@ -1,7 +1,9 @@
 //! Conversion of images in a layout on disk.
 
 mod convert;
+mod create;
 mod fuzz;
 mod image;
 mod push;
+mod reuse;
 mod select;
