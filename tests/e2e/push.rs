@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 mod modes;
 mod real;
+mod trouble;
 
 /// A containerd that images are put into without a registry.
 struct Bench {

@@ -144,7 +144,7 @@ pub enum Outcome {
 
 /// A blob or manifest of a pushed index.
 #[derive(Debug, Clone)]
-pub struct PushedNode {
+pub struct CopiedBlob {
     /// What it is.
     pub blob: Descriptor,
     /// What became of it.
@@ -159,7 +159,7 @@ pub struct Pushed {
     /// Who lists the index from now on, as far as it was learnt.
     pub listing: Option<Listing>,
     /// Everything that was looked at, in the order of its end; empty if nothing was to be pushed.
-    pub nodes: Vec<PushedNode>,
+    pub blobs: Vec<CopiedBlob>,
     /// How long it took.
     pub took: Duration,
 }
@@ -231,7 +231,7 @@ pub async fn push(
     let mut pushed = Pushed {
         existing: Vec::new(),
         listing: None,
-        nodes: Vec::new(),
+        blobs: Vec::new(),
         took: Duration::ZERO,
     };
     if options.existing != Existing::Allow {
@@ -252,9 +252,9 @@ pub async fn push(
     let listed =
         options.existing == Existing::Allow || pushed.existing.contains(&selected.index.digest);
     let graph = Graph::new(registry, image, store, observer, options.uploads);
-    let (listing, nodes) = graph.push_index(&selected.index, listed).await?;
+    let (listing, blobs) = graph.push_index(&selected.index, listed).await?;
     pushed.listing = listing;
-    pushed.nodes = nodes;
+    pushed.blobs = blobs;
     pushed.took = begun.elapsed();
     Ok(pushed)
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
-use soci_index::push::{Outcome, Pushed, PushedNode, Selected};
+use soci_index::push::{CopiedBlob, Outcome, Pushed, Selected};
 use soci_oci::Digest;
 use soci_oci::registry::Listing;
 
@@ -12,7 +12,7 @@ use super::report::rounded;
 
 /// What became of a blob or manifest.
 #[derive(Debug, Serialize)]
-struct NodeReport {
+struct CopiedReport {
     digest: String,
     media_type: String,
     size: u64,
@@ -20,13 +20,13 @@ struct NodeReport {
     outcome: &'static str,
 }
 
-impl NodeReport {
-    fn of(node: &PushedNode) -> Self {
+impl CopiedReport {
+    fn of(copied: &CopiedBlob) -> Self {
         Self {
-            digest: node.blob.digest.to_string(),
-            media_type: node.blob.media_type.clone(),
-            size: node.blob.size,
-            outcome: match node.outcome {
+            digest: copied.blob.digest.to_string(),
+            media_type: copied.blob.media_type.clone(),
+            size: copied.blob.size,
+            outcome: match copied.outcome {
                 Outcome::Skipped => "skipped",
                 Outcome::Mounted => "mounted",
                 Outcome::Pushed => "pushed",
@@ -49,7 +49,7 @@ struct IndexReport {
     /// `registry`, or `tag` where the registry keeps no list of referrers.
     #[serde(skip_serializing_if = "Option::is_none")]
     listed_by: Option<&'static str>,
-    blobs: Vec<NodeReport>,
+    blobs: Vec<CopiedReport>,
     /// Bytes that were sent.
     bytes: u64,
     seconds: f64,
@@ -76,21 +76,21 @@ impl PushReport {
     }
 
     pub(crate) fn add(&mut self, selected: &Selected, pushed: &Pushed) {
-        let sent = |node: &&PushedNode| node.outcome == Outcome::Pushed;
+        let sent = |copied: &&CopiedBlob| copied.outcome == Outcome::Pushed;
         let bytes = pushed
-            .nodes
+            .blobs
             .iter()
             .filter(sent)
-            .map(|node| node.blob.size)
+            .map(|copied| copied.blob.size)
             .sum();
-        let mut root = pushed.nodes.iter();
-        let root = root.find(|node| node.blob.digest == selected.index.digest);
+        let mut root = pushed.blobs.iter();
+        let root = root.find(|copied| copied.blob.digest == selected.index.digest);
         self.bytes += bytes;
         self.indexes.push(IndexReport {
             platform: selected.platform.to_string(),
             manifest: selected.subject.to_string(),
             index: selected.index.digest.to_string(),
-            outcome: match root.map(|node| node.outcome) {
+            outcome: match root.map(|copied| copied.outcome) {
                 None => "kept",
                 Some(Outcome::Skipped) => "skipped",
                 Some(Outcome::Mounted | Outcome::Pushed) => "pushed",
@@ -100,7 +100,7 @@ impl PushReport {
                 Listing::Api => "registry",
                 Listing::Tag => "tag",
             }),
-            blobs: pushed.nodes.iter().map(NodeReport::of).collect(),
+            blobs: pushed.blobs.iter().map(CopiedReport::of).collect(),
             bytes,
             seconds: rounded(pushed.took),
         });

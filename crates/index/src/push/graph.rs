@@ -15,7 +15,7 @@ use soci_oci::store::{ContentStore, StoreError};
 use soci_oci::{Descriptor, Digest, media_type};
 use tokio::sync::{OnceCell, Semaphore};
 
-use super::{GraphError, Note, Outcome, PushObserver, PushedNode};
+use super::{CopiedBlob, GraphError, Note, Outcome, PushObserver};
 use crate::model::LAYER_DIGEST;
 
 /// What helps when a part of the index is gone.
@@ -32,12 +32,12 @@ pub(super) struct Graph<'a> {
     observer: &'a Arc<dyn PushObserver>,
     places: Semaphore,
     begun: Mutex<HashMap<Digest, Done>>,
-    nodes: Mutex<Vec<PushedNode>>,
+    copied: Mutex<Vec<CopiedBlob>>,
 }
 
 /// Something to copy, and what it is to the index.
 #[derive(Clone)]
-struct Node {
+struct Item {
     blob: Descriptor,
     of_index: bool,
 }
@@ -57,7 +57,7 @@ impl<'a> Graph<'a> {
             observer,
             places: Semaphore::new(uploads.clamp(1, Semaphore::MAX_PERMITS)),
             begun: Mutex::default(),
-            nodes: Mutex::default(),
+            copied: Mutex::default(),
         }
     }
 
@@ -66,7 +66,7 @@ impl<'a> Graph<'a> {
         self,
         index: &Descriptor,
         listed: bool,
-    ) -> Result<(Option<Listing>, Vec<PushedNode>), GraphError> {
+    ) -> Result<(Option<Listing>, Vec<CopiedBlob>), GraphError> {
         let there = self
             .registry
             .has_manifest(self.image, &index.digest)
@@ -77,12 +77,12 @@ impl<'a> Graph<'a> {
         } else {
             Some(self.copy_index(index).await?)
         };
-        let nodes = self.nodes.into_inner();
-        Ok((listing, nodes.unwrap_or_else(PoisonError::into_inner)))
+        let copied = self.copied.into_inner();
+        Ok((listing, copied.unwrap_or_else(PoisonError::into_inner)))
     }
 
     async fn copy_index(&self, index: &Descriptor) -> Result<Listing, GraphError> {
-        let root = Node {
+        let root = Item {
             blob: index.clone(),
             of_index: true,
         };
@@ -91,7 +91,7 @@ impl<'a> Graph<'a> {
         self.observer.note(&Note::Pushing(index.digest));
         let subject = manifest.subject.as_ref().map(of_image);
         let parts = std::iter::once(&manifest.config).chain(manifest.layers());
-        let parts = parts.map(|part| Node {
+        let parts = parts.map(|part| Item {
             blob: part.clone(),
             of_index: true,
         });
@@ -106,24 +106,24 @@ impl<'a> Graph<'a> {
         Ok(listing)
     }
 
-    async fn copy_all(&self, nodes: impl Iterator<Item = Node>) -> Result<(), GraphError> {
-        try_join_all(nodes.map(|node| self.copy(node)))
+    async fn copy_all(&self, items: impl Iterator<Item = Item>) -> Result<(), GraphError> {
+        try_join_all(items.map(|item| self.copy(item)))
             .await
             .map(drop)
     }
 
     /// Copies what was not copied or begun before.
-    fn copy(&self, node: Node) -> BoxFuture<'_, Result<(), GraphError>> {
+    fn copy(&self, item: Item) -> BoxFuture<'_, Result<(), GraphError>> {
         Box::pin(async move {
             let done = {
                 let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-                Arc::clone(begun.entry(node.blob.digest).or_default())
+                Arc::clone(begun.entry(item.blob.digest).or_default())
             };
             let copied = done.get_or_try_init(|| async {
-                if is_document(&node.blob) {
-                    self.copy_manifest(&node).await
+                if is_document(&item.blob) {
+                    self.copy_manifest(&item).await
                 } else {
-                    self.copy_blob(&node).await
+                    self.copy_blob(&item).await
                 }
             });
             copied.await.map(drop)
@@ -131,17 +131,17 @@ impl<'a> Graph<'a> {
     }
 
     /// A manifest or index of the image, and all that it consists of.
-    async fn copy_manifest(&self, node: &Node) -> Result<(), GraphError> {
-        let blob = &node.blob;
+    async fn copy_manifest(&self, item: &Item) -> Result<(), GraphError> {
+        let blob = &item.blob;
         let place = self.place().await;
         if self.registry.has_manifest(self.image, &blob.digest).await? {
             self.skipped(blob);
             return Ok(());
         }
-        let bytes = self.read(node, "image manifest").await?;
+        let bytes = self.read(item, "image manifest").await?;
         drop(place);
         self.observer.note(&Note::Pushing(blob.digest));
-        let parts: Vec<Node> = if media_type::is_index(&blob.media_type) {
+        let parts: Vec<Item> = if media_type::is_index(&blob.media_type) {
             let index: ImageIndex = parse(blob, &bytes)?;
             index.manifests().iter().map(of_image).collect()
         } else {
@@ -160,8 +160,8 @@ impl<'a> Graph<'a> {
         Ok(())
     }
 
-    async fn copy_blob(&self, node: &Node) -> Result<(), GraphError> {
-        let blob = &node.blob;
+    async fn copy_blob(&self, item: &Item) -> Result<(), GraphError> {
+        let blob = &item.blob;
         let place = self.place().await;
         if self.registry.has_blob(self.image, &blob.digest).await? {
             self.skipped(blob);
@@ -172,7 +172,7 @@ impl<'a> Graph<'a> {
                 // Lies elsewhere for everybody, and need not be in a registry.
                 return Ok(());
             }
-            return Err(node.missing("blob"));
+            return Err(item.missing("blob"));
         }
         self.observer.note(&Note::Pushing(blob.digest));
         let others = self.known_repositories(blob).await?;
@@ -216,9 +216,9 @@ impl<'a> Graph<'a> {
         })
     }
 
-    async fn read(&self, node: &Node, what: &'static str) -> Result<Bytes, GraphError> {
-        match self.store.read(&node.blob.digest, MAX_MANIFEST).await {
-            Err(StoreError::NotFound(_)) => Err(node.missing(what)),
+    async fn read(&self, item: &Item, what: &'static str) -> Result<Bytes, GraphError> {
+        match self.store.read(&item.blob.digest, MAX_MANIFEST).await {
+            Err(StoreError::NotFound(_)) => Err(item.missing(what)),
             read => Ok(read?),
         }
     }
@@ -239,15 +239,15 @@ impl<'a> Graph<'a> {
     }
 
     fn keep(&self, blob: &Descriptor, outcome: Outcome) {
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        nodes.push(PushedNode {
+        let mut copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
+        copied.push(CopiedBlob {
             blob: blob.clone(),
             outcome,
         });
     }
 }
 
-impl Node {
+impl Item {
     fn missing(&self, what: &'static str) -> GraphError {
         GraphError::Missing {
             what: if self.of_index && what == "blob" {
@@ -265,8 +265,8 @@ impl Node {
     }
 }
 
-fn of_image(blob: &Descriptor) -> Node {
-    Node {
+fn of_image(blob: &Descriptor) -> Item {
+    Item {
         blob: blob.clone(),
         of_index: false,
     }

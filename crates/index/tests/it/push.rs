@@ -131,8 +131,11 @@ impl Scene {
 }
 
 fn digests(pushed: &Pushed, outcome: Outcome) -> Vec<Digest> {
-    let mut of = pushed.nodes.iter().filter(|node| node.outcome == outcome);
-    let mut digests: Vec<_> = of.by_ref().map(|node| node.blob.digest).collect();
+    let mut of = pushed
+        .blobs
+        .iter()
+        .filter(|copied| copied.outcome == outcome);
+    let mut digests: Vec<_> = of.by_ref().map(|copied| copied.blob.digest).collect();
     digests.sort_unstable();
     digests
 }
@@ -177,7 +180,7 @@ async fn an_index_is_copied_with_its_blobs_and_the_second_push_sends_nothing() {
     let again = scene.push(&index).await;
     assert_eq!(again.existing, [root]);
     assert_eq!(digests(&again, Outcome::Skipped), [root]);
-    assert_eq!(again.nodes.len(), 1);
+    assert_eq!(again.blobs.len(), 1);
     assert_eq!(scene.writes(), 0);
     let found = soci_index::push::Found(vec![root]);
     let expected = [
@@ -198,7 +201,7 @@ async fn an_index_that_is_there_is_warned_of_or_kept_or_not_looked_for() {
     assert_eq!(scene.told.take()[0], Note::Index(first.index.digest));
     let second = scene.index(&["two"]).await;
     let kept = scene.push_as(&second, Existing::Skip).await.unwrap();
-    assert!(kept.nodes.is_empty() && !scene.has(&second.index.digest));
+    assert!(kept.blobs.is_empty() && !scene.has(&second.index.digest));
     let notes: Vec<String> = scene.told.take().iter().map(Note::to_string).collect();
     let skipping = format!(
         "soci index found in remote repository with digest: {}: \
@@ -292,7 +295,7 @@ async fn a_registry_of_before_gets_a_tag_and_an_index_lost_from_it_comes_back() 
     assert_eq!(scene.push(&other).await.existing, [index.index.digest]);
     let pushed = scene.push(&other).await;
     assert_eq!(pushed.existing.len(), 2);
-    assert_eq!(pushed.nodes.len(), 1, "skipped");
+    assert_eq!(pushed.blobs.len(), 1, "skipped");
 }
 
 #[tokio::test(flavor = "multi_thread")]

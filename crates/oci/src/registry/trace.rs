@@ -34,7 +34,15 @@ impl fmt::Display for Traffic<'_> {
         match self {
             Traffic::Request { method, url } => write!(f, "http req {method} {url}"),
             Traffic::Answer { status } => write!(f, "http res {status}"),
-            Traffic::Failed { error } => write!(f, "http err {error}"),
+            Traffic::Failed { error } => {
+                write!(f, "http err {error}")?;
+                let mut cause = std::error::Error::source(error);
+                while let Some(error) = cause {
+                    write!(f, ": {error}")?;
+                    cause = error.source();
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -57,5 +65,35 @@ impl Trace {
 impl fmt::Debug for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Trace")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traffic_is_told_in_the_words_of_the_reference_and_without_secrets() {
+        let url =
+            RedactedUrl::new("https://me:hunter2@r.test/v2/a/blobs/uploads/1?signature=hunter2");
+        let method = "PUT";
+        let request = Traffic::Request { method, url: &url };
+        assert_eq!(
+            request.to_string(),
+            "http req PUT https://xxxxx@r.test/v2/a/blobs/uploads/1?signature=redacted"
+        );
+        let status = StatusCode::NOT_FOUND;
+        let answer = Traffic::Answer { status };
+        assert_eq!(answer.to_string(), "http res 404 Not Found");
+        let error = FetchError::Transport {
+            url: RedactedUrl::new("https://r.test/v2/"),
+            transient: true,
+            source: Arc::new(std::io::Error::other("connection refused")),
+        };
+        let failed = Traffic::Failed { error: &error };
+        assert_eq!(
+            failed.to_string(),
+            "http err no answer from https://r.test/v2/: connection refused"
+        );
     }
 }
