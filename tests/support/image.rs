@@ -287,7 +287,8 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     out
 }
 
-fn filter(program: &str, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
+/// What a program makes of its standard input.
+pub fn filter(program: &str, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())

@@ -19,6 +19,7 @@ pub mod relay;
 pub mod site;
 pub mod stored;
 pub mod tar;
+pub mod transcript;
 pub mod walk;
 
 pub use containerd::Series;

@@ -74,8 +74,7 @@ pub(crate) async fn run(global: &Global, args: &Verify) -> Result<()> {
             problems,
             checked: summary,
         };
-        let report = json::to_vec(&report);
-        output::print(&format!("{}\n", String::from_utf8_lossy(&report)));
+        output::json(&report)?;
     } else {
         output::print(&format!("{}\n", told(&summary)));
     }

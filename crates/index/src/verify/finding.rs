@@ -124,6 +124,9 @@ pub enum Problem {
     /// A SOCI index in an image index, for a manifest that does not name it.
     #[error("is listed for manifest {0}, which does not name it")]
     Unnamed(Digest),
+    /// A SOCI index in an image index without its artifact type; what stands there.
+    #[error("is listed with the artifact type {0:?}, not that of version 2")]
+    ArtifactType(String),
     /// A SOCI index in an image index, for a manifest that is not there.
     #[error("is listed for manifest {0}, which the image index does not have")]
     Stray(String),

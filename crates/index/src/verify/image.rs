@@ -15,11 +15,13 @@ struct Members<'a> {
 
 impl<'a> Members<'a> {
     fn of(index: &'a ImageIndex) -> Self {
+        // Old tools lose the artifact type when they copy.
         let is_index = |member: &&Descriptor| {
-            matches!(
-                member.artifact_type.as_str(),
-                ARTIFACT_TYPE_V1 | ARTIFACT_TYPE_V2
-            )
+            member.annotation(MANIFEST_DIGEST).is_some()
+                || matches!(
+                    member.artifact_type.as_str(),
+                    ARTIFACT_TYPE_V1 | ARTIFACT_TYPE_V2
+                )
         };
         let is_image = |member: &&Descriptor| {
             let unknown = member.platform.as_ref().is_some_and(Platform::is_unknown);
@@ -107,6 +109,10 @@ impl Walk<'_> {
         for entry in &members.indexes {
             if entry.artifact_type == ARTIFACT_TYPE_V1 {
                 continue;
+            }
+            if entry.artifact_type != ARTIFACT_TYPE_V2 {
+                let problem = Problem::ArtifactType(entry.artifact_type.clone());
+                self.tell(Part::SociIndex, entry.digest, problem);
             }
             let named = entry.annotation(MANIFEST_DIGEST).unwrap_or_default();
             let mut images = members.images.iter();
