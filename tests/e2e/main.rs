@@ -12,6 +12,7 @@ mod outage;
 mod power;
 mod push;
 mod readers;
+mod records;
 mod restart;
 mod run;
 mod series;

@@ -144,13 +144,13 @@ impl StoreError {
 #[must_use]
 pub fn errno(error: &io::Error) -> String {
     let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    match text.chars().next() {
-        Some(first) if error.raw_os_error().is_some() => {
-            first.to_lowercase().chain(text.chars().skip(1)).collect()
-        }
-        _ => text.to_owned(),
-    }
+    let Some((text, _)) = text.split_once(" (os error") else {
+        return text;
+    };
+    let mut characters = text.chars();
+    let first = characters.next();
+    let first = first.into_iter().flat_map(char::to_lowercase);
+    first.chain(characters).collect()
 }
 
 /// Labels of a blob, by key.
