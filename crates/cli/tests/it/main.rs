@@ -1,5 +1,6 @@
 //! The real program: what it writes, says and exits with.
 
+mod building;
 mod command_line;
 mod golden;
 mod hostile;
