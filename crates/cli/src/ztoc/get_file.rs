@@ -231,3 +231,6 @@ impl Output {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
