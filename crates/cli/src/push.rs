@@ -36,9 +36,10 @@ pub(crate) async fn run(global: &Global, args: &Push) -> Result<()> {
     let traced = global.debug || args.trace;
     let trace = traced.then(|| teller.trace());
     let registry = access::traced_registry(&args.registry, &[&image], trace)?;
+    let images: Arc<dyn ContentStore> = Arc::new(containerd.clone());
     let store: Arc<dyn ContentStore> = Arc::new(Stacked {
         upper: state.content().await?,
-        lower: Arc::new(containerd.clone()),
+        lower: Arc::clone(&images),
     });
     let options = PushOptions {
         existing,
@@ -47,8 +48,7 @@ pub(crate) async fn run(global: &Global, args: &Push) -> Result<()> {
     let observer: Arc<dyn PushObserver> = teller.clone();
     let all = async {
         let records = records(state.artifacts()).await?;
-        let lower = Arc::new(containerd.clone()) as Arc<dyn ContentStore>;
-        let selected = select(&lower, &records, &target, &platforms, &observer).await?;
+        let selected = select(&images, &records, &target, &platforms, &observer).await?;
         let mut report = PushReport::new(&args.reference);
         teller.progress.phase("pushing", None);
         for index in &selected {

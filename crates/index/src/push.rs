@@ -125,8 +125,6 @@ impl fmt::Display for Note {
 pub trait PushObserver: Send + Sync {
     /// Something happened.
     fn note(&self, note: &Note);
-    /// So many bytes more will be sent.
-    fn planned(&self, _bytes: u64) {}
     /// So many bytes more were sent.
     fn sent(&self, _bytes: u64) {}
 }

@@ -208,12 +208,10 @@ fn what_is_refused_says_why() -> Result<()> {
     let warning = "warning: overflow for setting --max-concurrent-uploads=9223372036854775808; defaulting to 3";
     let printed = printed.strip_prefix(warning).context("a warning")?;
     assert!(printed.starts_with("checking if"), "{printed}");
-    assert!(
-        bench
-            .push(&["--max-concurrent-uploads=0", &reference])?
-            .code
-            == Some(0)
-    );
+    let zero = ["--max-concurrent-uploads=0", "--snapshotter", "none"];
+    let pushed = bench.push(&[&zero[..], &["--http-trace", &reference]].concat())?;
+    assert_eq!(pushed.code, Some(0), "{pushed:?}");
+    assert!(pushed.stdout.contains("\nhttp res 200 OK\n"), "{pushed:?}");
     Ok(())
 }
 

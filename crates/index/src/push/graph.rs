@@ -180,7 +180,8 @@ impl<'a> Graph<'a> {
             store: Arc::clone(self.store),
             blob: blob.clone(),
         };
-        let sent = self.counter(blob.size);
+        let observer = Arc::clone(self.observer);
+        let sent: Sent = Arc::new(move |bytes| observer.sent(bytes));
         let uploaded = self
             .registry
             .send_blob(self.image, blob, &others, &source, sent);
@@ -204,16 +205,6 @@ impl<'a> Graph<'a> {
         }
         known.dedup();
         Ok(known)
-    }
-
-    /// Tells the bytes of one upload, and at the first of them how many there will be.
-    fn counter(&self, size: u64) -> Sent {
-        let observer = Arc::clone(self.observer);
-        let begun = std::sync::Once::new();
-        Arc::new(move |bytes| {
-            begun.call_once(|| observer.planned(size));
-            observer.sent(bytes);
-        })
     }
 
     async fn read(&self, item: &Item, what: &'static str) -> Result<Bytes, GraphError> {
