@@ -52,7 +52,8 @@ fn bash_completes_commands_flags_and_values() {
     ] {
         let mut got = proposed(&script, words);
         let mut expected: Vec<&str> = expected.split_whitespace().collect();
-        (got.sort(), expected.sort_unstable());
+        got.sort();
+        expected.sort_unstable();
         assert_eq!(got, expected, "{words:?}");
     }
 }

@@ -35,10 +35,8 @@ fn zero_means_the_default() {
     assert_eq!(config, Config::default());
 }
 
-#[test]
-fn every_key_is_read() {
-    let config = parse(
-        r#"
+/// A value other than its default for every key that has a meaning.
+const EVERY_KEY: &str = r#"
 disable_verification = true
 mount_timeout_sec = 5
 max_concurrency = -1
@@ -78,8 +76,11 @@ mirrors = [{ host = "mirror.example:5000", insecure = true, request_timeout_sec 
 [snapshotter]
 min_layer_size = 13
 allow_invalid_mounts_on_restart = true
-"#,
-    );
+"#;
+
+#[test]
+fn every_key_is_read() {
+    let config = parse(EVERY_KEY);
     assert_eq!(
         config.service,
         Service {

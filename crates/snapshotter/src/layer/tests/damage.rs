@@ -1,0 +1,129 @@
+//! Bytes that are not the right ones.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn corrupt_bytes_are_never_given_out() {
+    let made = Made::new(Form::Gzip, 20, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let flips = std::iter::repeat_n(FetchFault::Flip(5000), 4);
+    let blob = Arc::new(FaultyFetcher::new(made.layer.clone(), flips));
+    let layer = life.open(&made, Arc::clone(&blob) as _).await;
+    let first = layer.places().file(0).expect("a file");
+    let wanted = first.data..first.data + first.size;
+    for _ in 0..2 {
+        let error = read(&layer, wanted.clone()).await.expect_err("wrong bytes");
+        assert!(matches!(error, ReadError::Corrupt { .. }), "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains("registry.example/app:1") && text.contains("span 0"),
+            "{text}"
+        );
+        assert!(layer.progress().spans_present == 0);
+        let mut stored = vec![0; first.size as usize];
+        layer
+            .files
+            .data
+            .read_exact_at(&mut stored, first.data)
+            .expect("readable");
+        assert!(
+            stored.iter().all(|byte| *byte == 0),
+            "nothing unverified is in the store"
+        );
+    }
+    // The registry is right again: nothing wrong was remembered.
+    let bytes = read(&layer, wanted).await.expect("bytes");
+    assert_eq!(
+        &bytes[..],
+        &made.data()[first.data as usize..][..first.size as usize]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_were_damaged_once_are_fetched_again() {
+    let made = Made::new(Form::Gzip, 20, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let blob = Arc::new(FaultyFetcher::new(
+        made.layer.clone(),
+        [FetchFault::Flip(5000)],
+    ));
+    let layer = life.open(&made, blob).await;
+    let range = 0..layer.data_size();
+    assert_eq!(
+        &read(&layer, range).await.expect("bytes")[..],
+        &made.data()[..]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_whose_header_disagrees_is_an_error_for_ever() {
+    let mut made = Made::new(Form::Gzip, 30, 16 << 10);
+    made.lie_about("file-7-name");
+    let liar = made.file_index("file-7-");
+    let node = Node::new();
+    let life = node.start();
+    let layer = life
+        .open(&made, Arc::new(MemoryBlob::new(made.layer.clone())))
+        .await;
+    let check = async |layer: &Arc<Layer>, when: &str| {
+        let data = made.data();
+        for index in 0..layer.places().files() {
+            let file = layer.places().file(index).expect("a file");
+            let range = file.data..file.data + file.size;
+            match read(layer, range.clone()).await {
+                Ok(bytes) => {
+                    assert_ne!(index, liar, "{when}");
+                    assert_eq!(&bytes[..], &data[range.start as usize..range.end as usize]);
+                }
+                Err(error) => {
+                    assert!(matches!(error, ReadError::Header { .. }), "{error}");
+                    assert_eq!(index, liar, "{when}: {error}");
+                }
+            }
+        }
+        assert!(!layer.is_complete(), "{when}");
+    };
+    check(&layer, "on demand").await;
+    life.layers.complete(&layer);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(layer.progress().spans_present, made.spans());
+    check(&layer, "after completion").await;
+    assert!(
+        layer
+            .progress()
+            .last_error
+            .is_some_and(|error| error.contains("disagree"))
+    );
+    drop((layer, life));
+    let life = node.start();
+    let key = life.layers.store().list()[0].1;
+    let layer = life
+        .layers
+        .open_present(&key)
+        .await
+        .expect("opens")
+        .expect("is there");
+    check(&layer, "after a restart").await;
+    drop((layer, life));
+    // Who switches the check off gets what is stored.
+    let trusting = Options {
+        trust_headers: true,
+        ..Options::default()
+    };
+    let life = node.start_with(trusting, fetch::Options::default());
+    let layer = life
+        .layers
+        .open_present(&key)
+        .await
+        .expect("opens")
+        .expect("is there");
+    assert_eq!(
+        read(&layer, 0..layer.data_size())
+            .await
+            .expect("bytes")
+            .len(),
+        made.data().len()
+    );
+}

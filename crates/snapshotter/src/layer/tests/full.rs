@@ -1,0 +1,102 @@
+//! Stores that take nothing.
+
+use super::*;
+
+/// A small file system of its own. Mounting it needs root and a mount namespace, as `make test` gives.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn new(bytes: u64) -> SmallDisk {
+        let folder = tempfile::tempdir().expect("a folder");
+        let options = std::ffi::CString::new(format!("size={bytes}")).expect("no zero byte");
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount(
+            "tmpfs",
+            folder.path(),
+            "tmpfs",
+            flags,
+            Some(options.as_c_str()),
+        )
+        .expect("a small disk; `make test` may mount");
+        SmallDisk(folder)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let flags = rustix::mount::UnmountFlags::DETACH;
+        rustix::mount::unmount(self.0.path(), flags).expect("our own mount");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_full_disk_reads_are_served_from_memory() {
+    let made = Made::new(Form::Gzip, 120, 64 << 10);
+    let data = made.data();
+    let disk = SmallDisk::new(20 << 20);
+    let filler = disk.0.path().join("filler");
+    let life = Life {
+        layers: start_in(
+            disk.0.path(),
+            "boot",
+            Options::default(),
+            fetch::Options::default(),
+        ),
+    };
+    let layer = life
+        .open(&made, Arc::new(MemoryBlob::new(made.layer.clone())))
+        .await;
+    let free = life.layers.store().free().expect("statvfs");
+    std::fs::write(&filler, vec![1; (free - (256 << 10)) as usize]).expect("room for it");
+    life.layers.complete(&layer);
+    for start in (0..layer.data_size()).step_by(50_000) {
+        let range = start..(start + 70_000).min(layer.data_size());
+        let bytes = read(&layer, range.clone())
+            .await
+            .expect("bytes from memory");
+        assert_eq!(
+            &bytes[..],
+            &data[range.start as usize..range.end as usize],
+            "{range:?}"
+        );
+    }
+    assert!(layer.progress().spans_present < made.spans());
+    assert!(!layer.is_complete());
+    std::fs::remove_file(&filler).expect("removed");
+    completes(&layer).await;
+    assert_eq!(std::fs::read(layer.data_path()).expect("readable"), data);
+    drop((layer, life));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_takes_nothing_still_lets_reads_through() {
+    let made = Made::new(Form::Gzip, 60, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let blob = Arc::new(MemoryBlob::new(made.layer.clone())) as Arc<dyn Fetcher>;
+    let mut files = life
+        .layers
+        .store()
+        .create_lazy(
+            &made.descriptor(),
+            &made.ztoc_descriptor(),
+            &made.ztoc,
+            origin(),
+        )
+        .expect("files");
+    files.data = std::fs::File::open(files.data_path()).expect("read only");
+    let layer = Layer::new(Arc::clone(&life.layers.context), files, vec![source(blob)]);
+    let data = made.data();
+    for start in (0..layer.data_size()).step_by(30_000) {
+        let range = start..(start + 60_000).min(layer.data_size());
+        let bytes = read(&layer, range.clone())
+            .await
+            .expect("bytes from memory");
+        assert_eq!(
+            &bytes[..],
+            &data[range.start as usize..range.end as usize],
+            "{range:?}"
+        );
+    }
+    assert_eq!(layer.progress().spans_present, 0);
+}
