@@ -187,5 +187,18 @@ fn whom_a_registry_does_not_know_or_who_does_not_know_it_gets_nowhere() -> Resul
     assert!(stranger.stderr.contains("certificate"), "{stranger:?}");
     let trusting = real.push(&["--user", &login, "-k"])?;
     assert_eq!(trusting.code, Some(0), "{trusting:?}");
+
+    // As containerd's own folder of registries says it; the first of the two is not there.
+    let folder = real.bench.path("certs.d");
+    let own = folder.join(real.host());
+    fs::create_dir_all(&own)?;
+    let hosts = format!(
+        "server = \"https://{}\"\nca = \"{authority}\"\n",
+        real.host()
+    );
+    fs::write(own.join("hosts.toml"), hosts)?;
+    let folders = format!("{},{}", real.bench.path("no").display(), folder.display());
+    let known = real.push(&["--user", &login, "--hosts-dir", &folders])?;
+    assert_eq!(known.code, Some(0), "{known:?}");
     Ok(())
 }
