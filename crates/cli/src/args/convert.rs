@@ -28,7 +28,9 @@ Examples:
   soci convert --all-platforms registry.example/app:1 registry.example/app:1
   soci convert --standalone --format oci-dir --platform linux/amd64,linux/arm64 app/ app-soci/
 
-Layers below --min-layer-size are not indexed: they are pulled whole, which is quicker for small ones.";
+Layers below --min-layer-size are not indexed: they are pulled whole, which is quicker for small ones. So is a
+layer that cannot be indexed (zstd, encrypted, odd entries), which a line says; with --strict the exit code
+is then 4.";
 
 pub(super) fn command() -> Command {
     let format = Arg::new("format")
