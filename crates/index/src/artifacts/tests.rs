@@ -1,4 +1,5 @@
 mod import;
+mod rebuild;
 mod writer;
 
 use std::fs;
