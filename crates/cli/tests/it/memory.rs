@@ -1,14 +1,17 @@
 //! How much memory a conversion takes.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use soci_oci::Digest;
+use soci_oci::testing::TestRegistry;
 
 use crate::golden::stored_gzip;
-use crate::soci::{command, member, names, one_layer_with};
+use crate::site::{docker, publish};
+use crate::soci::{command, member, names, one_layer_with, read_json};
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut gzip = Command::new("gzip")
@@ -50,14 +53,11 @@ fn peak(process: u32) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// Converts an image of this layer. Returns the most bytes of memory that took.
-fn convert(layer: &[u8]) -> u64 {
-    let folder = tempfile::tempdir().unwrap();
-    let (input, output) = (folder.path().join("in"), folder.path().join("out"));
-    one_layer_with(&input, layer, true, &Digest::sha256(b"").to_string());
+/// Converts an image, which must succeed. Returns the most bytes of memory that took.
+fn convert(arguments: &[&OsStr]) -> u64 {
     let mut soci = command()
-        .args(["convert", "--standalone", "--format=oci-dir"])
-        .args([&input, &output])
+        .args(["convert", "--standalone"])
+        .args(arguments)
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
@@ -70,19 +70,56 @@ fn convert(layer: &[u8]) -> u64 {
         std::thread::sleep(Duration::from_millis(5));
     };
     assert!(status.success());
-    assert!(names(&output.join("blobs/sha256")).len() >= 7);
     assert!(most > 4 << 20, "the memory was not measured");
+    most
+}
+
+/// Converts an image of this layer that lies in a folder.
+fn convert_folder(layer: &[u8]) -> u64 {
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (folder.path().join("in"), folder.path().join("out"));
+    one_layer_with(&input, layer, true, &Digest::sha256(b"").to_string());
+    let most = convert(&["--format=oci-dir".as_ref(), input.as_ref(), output.as_ref()]);
+    assert!(names(&output.join("blobs/sha256")).len() >= 7);
     most
 }
 
 #[test]
 fn a_layer_of_six_gigabytes_and_fifty_thousand_files_takes_64_mib_at_most() {
-    let most = convert(&layer(50_000, 120 << 10));
+    let most = convert_folder(&layer(50_000, 120 << 10));
     assert!(most <= 64 << 20, "peak {} MiB", most >> 20);
 }
 
 #[test]
 fn a_layer_of_two_hundred_thousand_files_takes_64_mib_at_most() {
-    let most = convert(&layer(200_000, 512));
+    let most = convert_folder(&layer(200_000, 512));
     assert!(most <= 64 << 20, "peak {} MiB", most >> 20);
+}
+
+/// Ten gigabytes, inflated; the registry that gets the layer gets it while it is indexed.
+#[test]
+fn from_registry_to_registry_a_layer_of_ten_gigabytes_takes_96_mib_at_most() {
+    let folder = tempfile::tempdir().unwrap();
+    let layer = layer(200_000, 50 << 10);
+    one_layer_with(
+        folder.path(),
+        &layer,
+        true,
+        &Digest::sha256(b"").to_string(),
+    );
+    let digest = Digest::sha256(&layer);
+    drop(layer);
+    let manifest = read_json(&folder.path().join("index.json"))["manifests"][0]["digest"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let (from, to) = (TestRegistry::start(), TestRegistry::start());
+    publish(folder.path(), &manifest, &from, "in");
+    let most = convert(&[
+        "--plain-http".as_ref(),
+        docker(&from, "in:1").as_ref(),
+        docker(&to, "out:1").as_ref(),
+    ]);
+    assert!(to.has_blob("out", &digest));
+    assert!(most <= 96 << 20, "peak {} MiB", most >> 20);
 }
