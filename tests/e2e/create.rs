@@ -341,8 +341,19 @@ fn an_interrupted_command_leaves_no_lease_and_no_ingest() -> Result<()> {
     assert_eq!(leases()?.trim(), "");
     let active = site.node.ctr(["content", "active"])?.succeed()?;
     assert_eq!(active.lines().count(), 1, "{active}");
-    assert_eq!(content(&site)?, before);
+    for line in content(&site)?.lines() {
+        ensure!(before.contains(line), "{line} is new");
+    }
     ensure!(is_empty(&temporary)?, "temporary files were left");
+
+    // The same when its time is over.
+    let late = site
+        .node
+        .soci(["--timeout", "1s", "create", "--min-layer-size=0", name])?
+        .finish()?;
+    let expected = "soci: context deadline exceeded\n";
+    ensure!(late.code == Some(1) && late.stderr == expected, "{late:?}");
+    assert_eq!(leases()?.trim(), "");
     Ok(())
 }
 

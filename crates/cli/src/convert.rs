@@ -103,11 +103,12 @@ pub(crate) async fn recorded(
 
 /// Works under a lease, which ends whatever becomes of the work: what is not labelled by then may go.
 pub(crate) async fn leased<T>(
-    containerd: &Containerd,
+    state: &State<'_>,
     work: impl AsyncFnOnce(Containerd) -> Result<T>,
 ) -> Result<T> {
-    let lease = containerd.lease().await?;
-    let result = crate::unless_interrupted(work(lease.store())).await;
+    let lease = state.containerd().await?.lease().await?;
+    let limited = crate::limited(state.left(), work(lease.store()));
+    let result = crate::unless_interrupted(limited).await;
     if let Err(error) = lease.end().await {
         tracing::warn!(%error, "the lease on the new content could not be ended; it ends in a day");
     }
@@ -136,10 +137,12 @@ async fn with_containerd(
     let state = State::new(global);
     let containerd = state.containerd().await?;
     let target = containerd.image(image).await?.target;
-    leased(containerd, async |containerd| {
+    let store: Arc<dyn ContentStore> = Arc::new(containerd.clone());
+    let known = recorded(&state, &store, args.ztocs.force).await?;
+    leased(&state, async |containerd| {
         let store: Arc<dyn ContentStore> = Arc::new(containerd.clone());
         let means = Means {
-            known: recorded(&state, &store, args.ztocs.force).await?,
+            known,
             source: Arc::clone(&store),
             store,
             records: Some(state.artifacts()),

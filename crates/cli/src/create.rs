@@ -40,12 +40,14 @@ async fn with_containerd(global: &Global, args: &Create, teller: &Arc<Teller>) -
     let name = image_name(&args.image)?;
     let target = containerd.image(name).await?.target;
     let content = state.content().await?;
+    let platforms = platforms(&args.platforms)?;
+    let known = recorded(&state, &content, args.ztocs.force).await?;
     let options = CreateOptions {
-        platforms: platforms(&args.platforms)?,
+        platforms,
         build: build_options(&args.ztocs, &args.prefetch)?,
     };
     let is_containerd = global.content_store == "containerd";
-    leased(containerd, async |leased| {
+    leased(&state, async |leased| {
         let source: Arc<dyn ContentStore> = Arc::new(leased.clone());
         let store = if is_containerd {
             Arc::clone(&source)
@@ -53,7 +55,7 @@ async fn with_containerd(global: &Global, args: &Create, teller: &Arc<Teller>) -
             content
         };
         let means = Means {
-            known: recorded(&state, &store, args.ztocs.force).await?,
+            known,
             source,
             store,
             records: Some(state.artifacts()),

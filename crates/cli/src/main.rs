@@ -93,7 +93,8 @@ fn start(matches: &ArgMatches) -> Result<()> {
         .thread_name("soci-net")
         .enable_all()
         .build()?;
-    let result = runtime.block_on(limited(global.timeout, dispatch(&global, matches)));
+    let timeout = global.timeout.map(|timeout| timeout + grace(matches));
+    let result = runtime.block_on(limited(timeout, dispatch(&global, matches)));
     end(runtime);
     result
 }
@@ -158,7 +159,19 @@ fn make_root(root: &Path) -> Result<()> {
         .map_err(|error| anyhow!("mkdir {}: {}", root.display(), errno(&error)))
 }
 
-async fn limited(timeout: Option<Duration>, work: impl Future<Output = Result<()>>) -> Result<()> {
+/// Commands that take a lease keep to `--timeout` themselves, and get this much more to give it back.
+fn grace(matches: &ArgMatches) -> Duration {
+    match matches.subcommand_name() {
+        Some("create" | "convert") => Duration::from_secs(2),
+        _ => Duration::ZERO,
+    }
+}
+
+/// Work that is dropped when it takes too long.
+pub(crate) async fn limited<T>(
+    timeout: Option<Duration>,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
     match timeout {
         None => work.await,
         Some(timeout) => tokio::time::timeout(timeout, work)

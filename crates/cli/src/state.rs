@@ -35,11 +35,16 @@ impl<'a> State<'a> {
         }
     }
 
+    /// What is left of `--timeout`.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        let left = |timeout: Duration| timeout.saturating_sub(self.started.elapsed());
+        self.global.timeout.map(left)
+    }
+
     /// containerd; connected at the first call.
     pub(crate) async fn containerd(&self) -> Result<&Containerd> {
         let global = self.global;
-        let left = |timeout: Duration| timeout.saturating_sub(self.started.elapsed() + MARGIN);
-        let timeout = global.timeout.map(left);
+        let timeout = self.left().map(|left| left.saturating_sub(MARGIN));
         let connect = || Containerd::connect(&global.address, &global.namespace, timeout);
         Ok(self.containerd.get_or_try_init(connect).await?)
     }
