@@ -306,6 +306,8 @@ fn the_folders_own_content_store_keeps_what_containerd_would_not() -> Result<()>
     assert_eq!((indexes.len(), ztocs.len()), (1, 2));
     assert_eq!(made.left(&indexes)?, 0);
     let index = fs::read_to_string(made.site.node.folder().join("soci-cli/content/index.json"))?;
+    let kind = "\"artifactType\":\"application/vnd.amazon.soci.index.v1+json\"";
+    ensure!(index.contains(kind), "{index}");
     ensure!(
         index.contains(&indexes[0]) && !index.contains(&ztocs[0]),
         "{index}"

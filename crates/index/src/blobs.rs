@@ -31,11 +31,14 @@ pub(crate) async fn put_index(
     store.put(&config, content).await?;
     let mut labels = references("ztoc.", index.blobs());
     labels.extend(references("config", [&config]));
-    let mut descriptor = put(store, media_type::OCI_MANIFEST, index.to_bytes(), labels).await?;
-    index
-        .version()
-        .artifact_type()
-        .clone_into(&mut descriptor.artifact_type);
+    let bytes = index.to_bytes();
+    // Stores that list what they have say of which kind it is.
+    let descriptor = Descriptor {
+        artifact_type: index.version().artifact_type().to_owned(),
+        ..Descriptor::of(media_type::OCI_MANIFEST, &bytes)
+    };
+    store.put(&descriptor, Content::Bytes(bytes.into())).await?;
+    store.label(&descriptor.digest, &labels).await?;
     Ok(descriptor)
 }
 

@@ -192,6 +192,25 @@ fn a_file_in_use_is_waited_for() {
 }
 
 #[test]
+fn a_file_that_its_writer_did_not_close_is_read_and_written() {
+    let (_folder, artifacts) = root();
+    let first = entry("a", Kind::Index);
+    artifacts.put(std::slice::from_ref(&first)).unwrap();
+    // As a writer leaves it that is killed: it has said that it writes.
+    let holder = Database::open(artifacts.path()).unwrap();
+    let left = artifacts.root.join("left");
+    fs::copy(artifacts.path(), &left).unwrap();
+    drop(holder);
+    for writes_first in [false, true] {
+        fs::copy(&left, artifacts.path()).unwrap();
+        if writes_first {
+            artifacts.put(&[entry("b", Kind::Index)]).unwrap();
+        }
+        assert_eq!(artifacts.get(&first.digest).unwrap(), first);
+    }
+}
+
+#[test]
 fn writers_at_the_same_time_lose_nothing() {
     let (_folder, artifacts) = root();
     let threads: Vec<_> = (0..8)
