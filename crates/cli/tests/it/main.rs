@@ -2,6 +2,7 @@
 
 mod building;
 mod command_line;
+mod endless;
 mod golden;
 mod hostile;
 mod indexes;

@@ -39,16 +39,18 @@ pub(crate) fn layer(seed: u64, bytes: usize) -> Vec<u8> {
 
 /// A layout with an image of these layers; the digest of its manifest.
 pub(crate) fn layout(folder: &Path, layers: &[Vec<u8>]) -> String {
-    let described: Vec<Value> = layers
-        .iter()
-        .map(|layer| {
-            json!({
-                "mediaType": media_type::OCI_LAYER,
-                "digest": put(folder, layer),
-                "size": layer.len(),
-            })
+    let distinct: std::collections::BTreeSet<&Vec<u8>> = layers.iter().collect();
+    for layer in distinct {
+        put(folder, layer);
+    }
+    let described = |layer: &Vec<u8>| {
+        json!({
+            "mediaType": media_type::OCI_LAYER,
+            "digest": Digest::sha256(layer).to_string(),
+            "size": layer.len(),
         })
-        .collect();
+    };
+    let described: Vec<Value> = layers.iter().map(described).collect();
     let diff_ids: Vec<String> = layers
         .iter()
         .map(|it| Digest::sha256(it).to_string())
