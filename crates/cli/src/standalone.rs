@@ -41,38 +41,11 @@ pub(crate) async fn convert_image(
     let is_beside = args.destination == Path::new("-");
     let teller = Teller::new(Progress::new(global.progress), args.json).beside(is_beside);
     let teller = Arc::new(teller);
-    let work = async {
-        let input = Transport::parse(&args.image)?;
-        let output = Transport::parse(&args.destination)?;
-        if let Transport::DockerArchive { .. } = output {
-            bail!(
-                "{}: an archive of docker cannot hold an index; write oci-archive:PATH instead",
-                args.destination.display()
-            );
-        }
-        if output.image().is_some_and(|image| image.digest().is_some()) {
-            bail!(
-                "{}: the copy gets a digest of its own; name a tag only",
-                args.destination.display()
-            );
-        }
-        let reuse = reused(&args.reuse_from)?;
-        let registry = reached(&args.registry, [output.image(), input.image()], &reuse)?;
-        let job = Job {
-            options,
-            known: known(
-                registry.as_ref(),
-                [output.image(), input.image()],
-                &reuse,
-                args.ztocs.force,
-            ),
-            registry,
-            reuse,
-            teller: Arc::clone(&teller),
-        };
-        job.run(&input, &output, args.format).await
-    };
-    let result = crate::unless_interrupted(work).await;
+    let job = Job::new(args, options, &teller)?;
+    let result = crate::unless_interrupted(job.run(args.format)).await;
+    if let Some(registry) = &job.registry {
+        registry.cancel_uploads().await;
+    }
     if let Ok(converted) = &result
         && converted.platforms.iter().all(|it| it.index.is_none())
     {
@@ -122,7 +95,9 @@ pub(crate) async fn create_index(
             None => Ok(creation),
         }
     };
-    crate::unless_interrupted(work).await
+    let result = crate::unless_interrupted(work).await;
+    registry.cancel_uploads().await;
+    result
 }
 
 /// The images that `--reuse-from` names.
@@ -172,6 +147,8 @@ enum Input {
 
 /// A conversion.
 struct Job<'a> {
+    from: Transport,
+    to: Transport,
     options: &'a ConvertOptions,
     registry: Option<Registry>,
     known: Vec<Arc<dyn KnownZtocs>>,
@@ -179,8 +156,35 @@ struct Job<'a> {
     teller: Arc<Teller>,
 }
 
-impl Job<'_> {
-    async fn run(&self, from: &Transport, to: &Transport, format: Format) -> Result<Converted> {
+impl<'a> Job<'a> {
+    fn new(args: &Convert, options: &'a ConvertOptions, teller: &Arc<Teller>) -> Result<Self> {
+        let from = Transport::parse(&args.image)?;
+        let to = Transport::parse(&args.destination)?;
+        let written = args.destination.display();
+        if let Transport::DockerArchive { .. } = to {
+            bail!(
+                "{written}: an archive of docker cannot hold an index; write oci-archive:PATH instead"
+            );
+        }
+        if to.image().is_some_and(|image| image.digest().is_some()) {
+            bail!("{written}: the copy gets a digest of its own; name a tag only");
+        }
+        let reuse = reused(&args.reuse_from)?;
+        let sides = [to.image(), from.image()];
+        let registry = reached(&args.registry, sides, &reuse)?;
+        Ok(Self {
+            options,
+            known: known(registry.as_ref(), sides, &reuse, args.ztocs.force),
+            registry,
+            reuse,
+            teller: Arc::clone(teller),
+            from,
+            to,
+        })
+    }
+
+    async fn run(&self, format: Format) -> Result<Converted> {
+        let (from, to) = (&self.from, &self.to);
         let input = self.open(from, to).await?;
         match to {
             Transport::Registry(image) => self.to_registry(input, image, from.image()).await,

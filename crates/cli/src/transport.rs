@@ -103,7 +103,7 @@ fn checked(tag: String) -> Result<String> {
         .as_bytes()
         .first()
         .is_some_and(u8::is_ascii_alphanumeric);
-    if !starts_well || !tag.as_bytes().iter().all(|byte| is_part(byte)) {
+    if !starts_well || !tag.as_bytes().iter().all(is_part) {
         bail!("{tag:?} cannot be the name of an image in a layout");
     }
     Ok(tag)

@@ -132,6 +132,8 @@ pub struct Registry {
     transport: Arc<Transport>,
     auth: Arc<Auth>,
     listing: Arc<referrers::Known>,
+    /// Uploads under way.
+    sessions: Arc<upload::Sessions>,
 }
 
 impl fmt::Debug for Registry {
@@ -156,6 +158,7 @@ impl Registry {
             transport,
             auth,
             listing: Arc::default(),
+            sessions: Arc::default(),
         })
     }
 

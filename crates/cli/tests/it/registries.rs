@@ -393,6 +393,12 @@ fn an_interrupted_copy_leaves_no_tag() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(tagged(&to, "out", "2"), None);
     assert!(!to.has_blob("out", &big));
+    let taken_back = to
+        .seen()
+        .iter()
+        .filter(|seen| seen.method == "DELETE")
+        .count();
+    assert!(taken_back > 0, "the upload is not left to the registry");
 }
 
 fn run_kill(process: u32) -> bool {

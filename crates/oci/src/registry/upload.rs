@@ -29,9 +29,11 @@ use crate::{
 
 mod body;
 mod manifest;
+mod sessions;
 
 pub use body::{BlobSource, BlobStream, FromStore, Sent};
 use body::{Progress, Tally, watched};
+pub(super) use sessions::Sessions;
 
 /// Repositories that are asked for a blob before it is sent.
 const MAX_MOUNTS: usize = 2;
@@ -106,8 +108,12 @@ impl Registry {
         let endpoint = self.origin(image)?;
         let answer = mount(&endpoint, image, digest, from).await;
         let answer = answer.map_err(|error| failed(image, &what, error))?;
-        // 202 is an upload that was begun instead; left alone, it is swept by the registry.
-        Ok(answer.status().as_u16() == 201)
+        let is_there = answer.status().as_u16() == 201;
+        // 202 is an upload that was begun instead.
+        if !is_there && let Ok(url) = redirect_target(answer.url(), &answer) {
+            self.sessions.began(image, &url);
+        }
+        Ok(is_there)
     }
 
     /// Sees to it that the repository has a blob: nothing is sent that is there already or that another repository of
@@ -154,6 +160,7 @@ impl Registry {
         loop {
             let attempt = Attempt {
                 registry: self,
+                image,
                 endpoint: &endpoint,
                 scope: &scope,
                 blob,
@@ -196,6 +203,7 @@ impl Registry {
         let begun = begin(&endpoint, endpoint.url("blobs/uploads/"), &scope).await;
         let begun = begun.map_err(|error| failed(image, &what, error))?;
         let url = upload_url(&begun, &blob.digest)?;
+        let session = self.sessions.began(image, &url);
         let (body, progress) = watched(bytes, blob.size, None);
         let answer = self
             .put(&endpoint, &scope, url, blob.size, (body, progress))
@@ -203,7 +211,9 @@ impl Registry {
         let answer = answer.map_err(|error| error.of(image, &what))?;
         filed(answer)
             .await
-            .map_err(|error| failed(image, &what, error))
+            .map_err(|error| failed(image, &what, error))?;
+        self.sessions.ended(session);
+        Ok(())
     }
 
     /// Sends a body; the answer may be anything.
@@ -244,6 +254,7 @@ impl Registry {
 /// One attempt at an upload that can be repeated.
 struct Attempt<'a> {
     registry: &'a Registry,
+    image: &'a ImageRef,
     endpoint: &'a Endpoint,
     scope: &'a Scope,
     blob: &'a Descriptor,
@@ -281,6 +292,7 @@ impl Attempt<'_> {
         };
         let mut url = upload_url(&begun, &self.blob.digest).map_err(Broken::Registry)?;
         drop(begun);
+        let session = self.registry.sessions.began(self.image, &url);
         for _ in 0..=MAX_REDIRECTS {
             let bytes = source.open().await.map_err(|error| {
                 let source = Arc::new(error);
@@ -292,7 +304,9 @@ impl Attempt<'_> {
                     .put(self.endpoint, self.scope, url.clone(), self.blob.size, body);
             let answer = sent.await?;
             if !matches!(answer.status().as_u16(), 307 | 308) {
-                return filed(answer).await.map_err(Broken::Fetch);
+                filed(answer).await.map_err(Broken::Fetch)?;
+                self.registry.sessions.ended(session);
+                return Ok(());
             }
             url = redirect_target(&url, &answer).map_err(Broken::Fetch)?;
         }

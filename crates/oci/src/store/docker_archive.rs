@@ -105,7 +105,7 @@ struct Listed {
 #[derive(Clone)]
 pub struct DockerArchive {
     archive: Archive,
-    root: Descriptor,
+    root: Arc<Descriptor>,
     blobs: Arc<HashMap<Digest, Part>>,
 }
 
@@ -171,7 +171,7 @@ impl DockerArchive {
         blobs.insert(root.digest, Part::Made(manifest.into()));
         Ok(Self {
             archive,
-            root,
+            root: Arc::new(root),
             blobs: Arc::new(blobs),
         })
     }
