@@ -23,7 +23,7 @@ use soci_oci::{Descriptor, Digest, Manifest};
 use crate::artifacts::Artifacts;
 use crate::model::ZTOC_MEDIA_TYPE;
 use crate::model::{DISABLE_XATTRS, LAYER_DIGEST, LAYER_MEDIA_TYPE, SPAN_SIZE, SociIndex, Version};
-use crate::prefetch::{self, PrefetchArtifact, SpanRange};
+use crate::prefetch::{self, Hit, PrefetchArtifact};
 use crate::records;
 use crate::reuse::KnownZtocs;
 
@@ -246,7 +246,7 @@ impl Assembly<'_> {
     /// Makes the artifacts for the files to be prefetched from the layers that have them.
     async fn prefetch(
         &self,
-        wanted: &[(Digest, Vec<Option<SpanRange>>)],
+        wanted: &[(Digest, Vec<Hit>)],
     ) -> Result<Vec<PrefetchArtifact>, BuildError> {
         let (artifacts, not_found) = prefetch::assign(&self.options.prefetch, wanted);
         for path in not_found {

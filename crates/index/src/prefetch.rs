@@ -203,12 +203,15 @@ pub fn clean(path: &str) -> String {
     parts.join("/")
 }
 
+/// A name that was found: its place in the list of names, and the spans of the file.
+pub(crate) type Hit = (usize, SpanRange);
+
 /// Looks names up in one table of contents.
 #[derive(Debug)]
 pub(crate) struct Search<'a> {
-    /// Names, and which of those asked for they are.
+    /// Names that were not found yet, and their places in the list.
     names: HashMap<&'a [u8], Vec<usize>>,
-    found: Vec<Option<SpanRange>>,
+    hits: Vec<Hit>,
 }
 
 impl<'a> Search<'a> {
@@ -219,7 +222,7 @@ impl<'a> Search<'a> {
         }
         Self {
             names: by_name,
-            found: vec![None; names.len()],
+            hits: Vec::new(),
         }
     }
 
@@ -227,54 +230,54 @@ impl<'a> Search<'a> {
     /// counts as part of the file, so one that ends where a span does has one span more.
     pub(crate) fn see(&mut self, entry: &Entry<'_>, span_at: impl Fn(u64) -> Option<u64>) {
         // The first entry of a name counts.
-        for number in self.names.remove(entry.name).unwrap_or_default() {
-            let start = span_at(entry.offset);
-            let end = span_at(entry.offset.saturating_add(entry.size));
-            self.found[number] = start.zip(end).map(|(start, end)| SpanRange {
+        let Some(numbers) = self.names.remove(entry.name) else {
+            return;
+        };
+        let start = span_at(entry.offset);
+        let end = span_at(entry.offset.saturating_add(entry.size));
+        if let Some((start, end)) = start.zip(end) {
+            let range = SpanRange {
                 start,
                 end,
                 priority: 0,
-            });
+            };
+            self.hits
+                .extend(numbers.into_iter().map(|number| (number, range)));
         }
     }
 
-    /// For each name its spans, if it is there.
-    pub(crate) fn finish(self) -> Vec<Option<SpanRange>> {
-        self.found
+    /// What was found.
+    pub(crate) fn finish(self) -> Vec<Hit> {
+        self.hits
     }
 }
 
-/// The artifacts for these names, given for each layer, lowest first, where each name is in it; and the
+/// The artifacts for these names, given for each layer, lowest first, what was found in it; and the
 /// names that are in none.
 pub(crate) fn assign<'n>(
     names: &'n [String],
-    layers: &[(Digest, Vec<Option<SpanRange>>)],
+    layers: &[(Digest, Vec<Hit>)],
 ) -> (Vec<PrefetchArtifact>, Vec<&'n str>) {
-    let mut by_layer: Vec<(Digest, Vec<SpanRange>)> = Vec::new();
-    for (layer, _) in layers {
-        if !by_layer.iter().any(|(known, _)| known == layer) {
-            by_layer.push((*layer, Vec::new()));
-        }
-    }
-    let mut not_found = Vec::new();
-    for (number, name) in names.iter().enumerate() {
-        let in_layer = |(layer, found): &(Digest, Vec<Option<SpanRange>>)| {
-            let range = found.get(number).copied().flatten()?;
-            Some((*layer, range))
-        };
-        match layers.iter().rev().find_map(in_layer) {
-            None => not_found.push(name.as_str()),
-            Some((layer, range)) => {
-                let of_layer = by_layer.iter_mut().filter(|(known, _)| *known == layer);
-                of_layer.for_each(|(_, ranges)| ranges.push(range));
+    let mut is_found = vec![false; names.len()];
+    let mut by_layer: HashMap<Digest, Vec<SpanRange>> = HashMap::new();
+    for (layer, hits) in layers.iter().rev() {
+        for &(number, range) in hits {
+            let is_found_above = is_found
+                .get_mut(number)
+                .is_none_or(|it| std::mem::replace(it, true));
+            if !is_found_above {
+                by_layer.entry(*layer).or_default().push(range);
             }
         }
     }
-    let artifacts = by_layer
-        .into_iter()
-        .filter(|(_, ranges)| !ranges.is_empty())
-        .map(|(layer, ranges)| PrefetchArtifact::new(layer, merged(ranges)));
-    (artifacts.collect(), not_found)
+    let found = names.iter().zip(is_found);
+    let not_found = found.filter_map(|(name, found)| (!found).then_some(name.as_str()));
+    let not_found = not_found.collect();
+    let artifact = |(layer, _): &(Digest, Vec<Hit>)| {
+        let ranges = by_layer.remove(layer)?;
+        Some(PrefetchArtifact::new(*layer, merged(ranges)))
+    };
+    (layers.iter().filter_map(artifact).collect(), not_found)
 }
 
 /// Sorted, and joined where they overlap or touch.

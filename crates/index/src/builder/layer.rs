@@ -14,7 +14,7 @@ use super::jobs::Work;
 use super::outcome::Stage;
 use super::plan::Job;
 use crate::model::ZTOC_MEDIA_TYPE;
-use crate::prefetch::{self, SpanRange};
+use crate::prefetch::{self, Hit};
 use crate::records;
 use crate::reuse::{self, Wanted};
 
@@ -44,8 +44,8 @@ pub(super) struct MadeZtoc {
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
     pub(super) no_xattrs: bool,
-    /// Spans of the files that are to be prefetched, in the order of the options.
-    pub(super) wanted: Vec<Option<SpanRange>>,
+    /// Files that are to be prefetched.
+    pub(super) wanted: Vec<Hit>,
 }
 
 /// Looks at the entries of a zTOC, however they come.

@@ -111,8 +111,8 @@ fn the_uppermost_layer_has_the_file_and_each_layer_one_artifact() {
     ];
     let (low, high) = (Digest::sha256(b"low"), Digest::sha256(b"high"));
     let layers = [
-        (low, vec![Some(range(0, 1)), None, Some(range(9, 9)), None]),
-        (high, vec![Some(range(4, 4)), Some(range(2, 3)), None, None]),
+        (low, vec![(0, range(0, 1)), (2, range(9, 9))]),
+        (high, vec![(1, range(2, 3)), (0, range(4, 4))]),
     ];
     let (artifacts, not_found) = assign(&names, &layers);
     assert_eq!(not_found, ["d"]);
