@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use soci_tests::image::{Compressor, Layer, noise};
+use soci_tests::node::NodeOptions;
 use soci_tests::process::{Finished, binary};
 use soci_tests::tar::{file, write};
-use soci_tests::{Image, Site};
+use soci_tests::{Image, Series, Shape, Site};
 
 const SPANS: [&str; 4] = ["--min-layer-size", "0", "--span-size", "65536"];
 
@@ -69,7 +70,19 @@ fn layer(seed: u64) -> Result<Layer> {
 
 #[test]
 fn indexes_of_all_platforms_and_span_sizes_live_as_long_as_the_image() -> Result<()> {
-    let site = Site::oracle_only()?;
+    for series in [Series::Current, Series::V1_7] {
+        indexes_live_with(series).with_context(|| format!("{series:?}"))?;
+    }
+    Ok(())
+}
+
+fn indexes_live_with(series: Series) -> Result<()> {
+    let options = NodeOptions {
+        oracle_only: true,
+        series,
+        ..NodeOptions::default()
+    };
+    let site = Site::with(options, Shape::default())?;
     let (amd64, arm64) = (Image::new(vec![layer(1)?]), Image::new(vec![layer(2)?]));
     let name = "registry.example/app:1";
     site.import(name, &[("amd64", &amd64), ("arm64", &arm64)])?;
