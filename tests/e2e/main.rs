@@ -13,6 +13,7 @@ mod power;
 mod push;
 mod readers;
 mod records;
+mod registries;
 mod restart;
 mod run;
 mod series;

@@ -8,7 +8,6 @@
 //! From registry to registry nothing is stored: layers are read where they are, and go on to the target while they are
 //! indexed. For a file the image is fetched first, because an archive has its members in another order.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -125,15 +124,12 @@ fn known(
     reuse: &[ImageRef],
     force: bool,
 ) -> Vec<Arc<dyn KnownZtocs>> {
-    let mut seen = BTreeSet::new();
-    let images = sides.into_iter().flatten().chain(reuse);
-    let images: Vec<ImageRef> = images
-        .filter(|it| seen.insert(it.to_string()))
-        .cloned()
-        .collect();
+    let mut own: Vec<ImageRef> = sides.into_iter().flatten().cloned().collect();
+    own.dedup();
     match registry {
-        Some(registry) if !force && !images.is_empty() => {
-            vec![Arc::new(RepositoryZtocs::new(registry.clone(), images))]
+        Some(registry) if !force => {
+            let known = RepositoryZtocs::new(registry.clone(), own, reuse.to_vec());
+            vec![Arc::new(known)]
         }
         _ => Vec::new(),
     }

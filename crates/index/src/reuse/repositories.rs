@@ -2,7 +2,7 @@
 //!
 //! An image's indexes are found as nodes find them: the version 2 indexes that its OCI index lists or its manifests name, and
 //! the version 1 indexes that refer to its manifests. All of that is asked for once, when the first layer wants to know. An
-//! image that is not there has no zTOCs; one that cannot be read is told once, and has none.
+//! image that is not there has no zTOCs; one that was named for them and cannot be read is told once, and has none.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -28,7 +28,8 @@ const MAX_MANIFESTS: usize = 32;
 #[derive(Debug)]
 pub struct RepositoryZtocs {
     registry: Registry,
-    images: Vec<ImageRef>,
+    /// Images, and whether somebody asked for their zTOCs.
+    images: Vec<(ImageRef, bool)>,
     found: OnceCell<Vec<Found>>,
 }
 
@@ -41,12 +42,15 @@ struct Found {
 }
 
 impl RepositoryZtocs {
-    /// Those of these images, the first preferred.
+    /// Those of these images, the first preferred. Only of those that were `named` for it is it worth a warning that they
+    /// cannot be read.
     #[must_use]
-    pub fn new(registry: Registry, images: Vec<ImageRef>) -> Self {
+    pub fn new(registry: Registry, own: Vec<ImageRef>, named: Vec<ImageRef>) -> Self {
+        let own = own.into_iter().map(|image| (image, false));
+        let named = named.into_iter().map(|image| (image, true));
         Self {
             registry,
-            images,
+            images: own.chain(named).collect(),
             found: OnceCell::new(),
         }
     }
@@ -54,12 +58,12 @@ impl RepositoryZtocs {
     async fn found(&self) -> &[Found] {
         let search = || async {
             let mut all = Vec::new();
-            for image in &self.images {
+            for (image, is_named) in &self.images {
                 let search = Search::new(self.registry.clone(), image.clone());
                 match search.run().await {
                     Ok(found) => all.push(found),
-                    Err(error) if error.is_not_found() => {
-                        tracing::debug!(%image, "no image to take ztocs from");
+                    Err(error) if error.is_not_found() || !is_named => {
+                        tracing::debug!(%image, %error, "no image to take ztocs from");
                     }
                     Err(error) => {
                         let error = explain(&error);
