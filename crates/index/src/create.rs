@@ -180,6 +180,8 @@ pub fn image_labels(existing: &Labels, indexes: &[Digest]) -> Labels {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn digest(name: &str) -> Digest {
@@ -216,5 +218,27 @@ mod tests {
         // An index that was first and is latest again moves up; its numbered label may stay.
         let swapped = image_labels(&existing, &[digest("b")]);
         assert_eq!(swapped, [label("", "b"), label(".1", "a")].into());
+    }
+
+    proptest! {
+        #[test]
+        fn prop_whatever_was_named_stays_named_and_the_latest_comes_first(
+            rounds in prop::collection::vec(prop::collection::vec(0_u8..12, 1..4), 1..8)
+        ) {
+            let (mut labels, mut named) = (Labels::new(), Vec::new());
+            for round in rounds {
+                let indexes: Vec<Digest> = round.iter().map(|it| Digest::sha256(&[*it])).collect();
+                labels.extend(image_labels(&labels, &indexes));
+                named.extend(indexes.iter().map(ToString::to_string));
+                prop_assert_eq!(labels.get(IMAGE_LABEL), named.last());
+                for digest in &named {
+                    prop_assert!(labels.values().any(|value| value == digest));
+                }
+            }
+            // The latest may have a number besides, from when it was not the latest.
+            named.sort();
+            named.dedup();
+            prop_assert!(labels.len() <= named.len() + 1);
+        }
     }
 }
