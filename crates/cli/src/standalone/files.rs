@@ -2,24 +2,28 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
-use std::io::{self, BufWriter};
+use std::io::{self, BufWriter, IsTerminal as _};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use soci_index::{Converted, Outcome};
 use soci_oci::manifest::MAX_DOCUMENT_BYTES;
 use soci_oci::store::layout::{INDEX_NAME, LAYOUT_NAME, Layout, read_root_file};
 use soci_oci::store::registry::{RegistryStore, graph};
 use soci_oci::store::{Checked, Content, ContentStore, Stacked, reachable, write_archive};
 use soci_oci::{Descriptor, Digest, ImageIndex, json};
+use tokio::task::JoinSet;
 
 use super::{Input, Job, folder_of};
 use crate::destination::{Copier, NewFile, NewFolder};
 use crate::source::{Either, REF_NAME, Source};
 use crate::transport::Transport;
+
+/// Blobs that are copied at a time.
+const AT_ONCE: usize = 4;
 
 /// Where an archive goes.
 pub(super) struct Out {
@@ -41,6 +45,9 @@ impl Out {
     }
 
     pub(super) fn piped() -> Result<Self> {
+        if io::stdout().is_terminal() {
+            bail!("an archive on a terminal is of no use; redirect standard output");
+        }
         let file = io::stdout().as_fd().try_clone_to_owned();
         Ok(Self {
             place: None,
@@ -231,9 +238,8 @@ async fn fetch(job: &Job<'_>, source: &RegistryStore, to: &Layout) -> Result<Des
     for node in all.documents {
         to.put(&node.descriptor, Content::Bytes(node.bytes)).await?;
     }
-    for blob in all.blobs.values() {
-        receive(job, source, to, blob).await?;
-    }
+    let from: Arc<dyn ContentStore> = Arc::new(source.clone());
+    receive(job, &from, to, all.blobs.into_values()).await?;
     Ok(root)
 }
 
@@ -251,28 +257,48 @@ async fn copy(
     let blobs = reachable(&both, &converted.image).await?;
     let progress = job.teller.progress();
     progress.phase("copying", Some(blobs.values().sum()));
+    let mut missing = Vec::new();
     for (digest, size) in blobs {
         if to.size(&digest).await? != Some(size) {
-            let blob = Descriptor::new("", digest, size);
-            receive(job, source.as_ref(), to, &blob).await?;
+            missing.push(Descriptor::new("", digest, size));
         }
     }
-    Ok(())
+    receive(job, &source, to, missing.into_iter()).await
 }
 
+/// Copies blobs, a few at a time.
 async fn receive(
     job: &Job<'_>,
-    from: &dyn ContentStore,
+    from: &Arc<dyn ContentStore>,
     to: &Layout,
-    blob: &Descriptor,
+    mut blobs: impl Iterator<Item = Descriptor>,
 ) -> Result<()> {
-    let reader = from.open(&blob.digest).await?.reader;
+    let mut copies = JoinSet::new();
+    loop {
+        while copies.len() < AT_ONCE
+            && let Some(blob) = blobs.next()
+        {
+            let count = job.teller.progress().counter();
+            copies.spawn(copy_one(Arc::clone(from), to.clone(), blob, count));
+        }
+        match copies.join_next().await {
+            Some(copied) => copied??,
+            None => return Ok(()),
+        }
+    }
+}
+
+async fn copy_one(
+    from: Arc<dyn ContentStore>,
+    to: Layout,
+    blob: Descriptor,
+    count: impl Fn(u64) + Send + 'static,
+) -> Result<()> {
     let stop = StopOnDrop(Arc::default());
     let reader = Stoppable {
-        inner: reader,
+        inner: from.open(&blob.digest).await?.reader,
         stop: Arc::clone(&stop.0),
     };
-    let (to, blob, count) = (to.clone(), blob.clone(), job.teller.progress().counter());
     let received = tokio::task::spawn_blocking(move || to.receive(&blob, reader, &count));
     received.await??;
     Ok(())
