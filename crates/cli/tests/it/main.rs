@@ -1,5 +1,6 @@
 //! The real program: what it writes, says and exits with.
 
+mod bad_images;
 mod building;
 mod command_line;
 mod endless;

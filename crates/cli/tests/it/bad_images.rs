@@ -1,0 +1,259 @@
+//! Images that are damaged or made to harm: each is refused with one line that names the thing, exit code 1, and everything
+//! else stays as it was.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use soci_oci::Digest;
+
+use crate::golden::stored_gzip;
+use crate::soci::{Ran, blob, command, index, member, names, one_layer, put, read_json, tar};
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const GIGABYTE: u64 = 1 << 30;
+
+/// Makes an image in a layout folder.
+type Image = fn(&Path);
+
+fn archive() -> Vec<u8> {
+    tar(&[
+        member("first", b'0', "", &[7; 3000]),
+        member("second", b'0', "", b"x"),
+    ])
+}
+
+/// The digests of an image's manifest and of its only layer.
+fn digests(layout: &Path) -> (String, String) {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let manifest = text(&read_json(&layout.join("index.json"))["manifests"][0]["digest"]);
+    let layer = text(&read_json(&blob(layout, &manifest))["layers"][0]["digest"]);
+    (manifest, layer)
+}
+
+/// Changes the manifest, and the index with it.
+fn edit_manifest(layout: &Path, edit: impl FnOnce(&mut Value)) {
+    let (digest, _) = digests(layout);
+    let mut manifest = read_json(&blob(layout, &digest));
+    edit(&mut manifest);
+    let bytes = manifest.to_string().into_bytes();
+    let entry = json!({"mediaType": MANIFEST, "digest": put(layout, &bytes), "size": bytes.len()});
+    index(layout, &[entry]);
+}
+
+fn with_layer(layout: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut layer = stored_gzip(&archive());
+    change(&mut layer);
+    one_layer(layout, &layer, true);
+}
+
+fn broken_header(layout: &Path) {
+    let mut layer = archive();
+    layer[600..900].fill(b'#');
+    layer[3584 + 512..3584 + 612].fill(b'#');
+    one_layer(layout, &layer, false);
+}
+
+fn wrong_layer_size(layout: &Path) {
+    one_layer(layout, &archive(), false);
+    edit_manifest(layout, |it| it["layers"][0]["size"] = json!(4711));
+}
+
+fn other_layer(layout: &Path) {
+    one_layer(layout, &archive(), false);
+    let (_, layer) = digests(layout);
+    let mut bytes = archive();
+    bytes[1000] ^= 1;
+    fs::write(blob(layout, &layer), bytes).unwrap();
+}
+
+fn other_manifest(layout: &Path) {
+    one_layer(layout, &archive(), false);
+    let (manifest, _) = digests(layout);
+    fs::write(blob(layout, &manifest), "{}").unwrap();
+}
+
+fn no_layers(layout: &Path) {
+    one_layer(layout, &archive(), false);
+    let missing = |number: u32| {
+        let digest = Digest::sha256(&number.to_le_bytes()).to_string();
+        json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": 9})
+    };
+    let layers: Vec<Value> = (0..10_000).map(missing).collect();
+    edit_manifest(layout, |it| it["layers"] = json!(layers));
+}
+
+/// A file of a gigabyte without a byte on the disk.
+fn huge(path: &Path) {
+    let file = fs::File::create(path).unwrap();
+    file.set_len(GIGABYTE).unwrap();
+}
+
+fn huge_manifest(layout: &Path) {
+    one_layer(layout, &archive(), false);
+    let digest = put(layout, b"huge");
+    huge(&blob(layout, &digest));
+    let entry = json!({"mediaType": MANIFEST, "digest": digest, "size": GIGABYTE});
+    index(layout, &[entry]);
+}
+
+fn huge_index(layout: &Path) {
+    one_layer(layout, &archive(), false);
+    huge(&layout.join("index.json"));
+}
+
+fn link_out(layout: &Path) {
+    one_layer(layout, &archive(), false);
+    let (_, layer) = digests(layout);
+    fs::remove_file(blob(layout, &layer)).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", blob(layout, &layer)).unwrap();
+}
+
+fn link_to_itself(layout: &Path) {
+    one_layer(layout, &archive(), false);
+    let (_, layer) = digests(layout);
+    fs::remove_file(blob(layout, &layer)).unwrap();
+    std::os::unix::fs::symlink("self", blob(layout, &layer)).unwrap();
+    std::os::unix::fs::symlink("self", layout.join("blobs/sha256/self")).unwrap();
+}
+
+fn pipe(layout: &Path) {
+    one_layer(layout, &archive(), false);
+    let (_, layer) = digests(layout);
+    fs::remove_file(blob(layout, &layer)).unwrap();
+    let made = std::process::Command::new("mkfifo")
+        .arg(blob(layout, &layer))
+        .status();
+    assert!(made.unwrap().success());
+}
+
+/// What is wrong, the image, what is said.
+const IMAGES: &[(&str, Image, &str)] = &[
+    (
+        "a broken tar",
+        broken_header,
+        "archive/tar: invalid tar header",
+    ),
+    (
+        "a truncated gzip",
+        |it| with_layer(it, |layer| layer.truncate(2000)),
+        "gzip error: -3",
+    ),
+    (
+        "a gzip that lost its end",
+        |it| with_layer(it, |layer| layer.truncate(layer.len() - 4)),
+        "gzip error: -3",
+    ),
+    (
+        "bytes behind the gzip",
+        |it| with_layer(it, |layer| layer.extend([0; 512])),
+        "gzip error: -3",
+    ),
+    (
+        "a flipped bit in the gzip",
+        |it| with_layer(it, |layer| layer[700] ^= 4),
+        "gzip error: -3",
+    ),
+    (
+        "an empty layer that says gzip",
+        |it| with_layer(it, Vec::clear),
+        "gzip error: -3",
+    ),
+    ("a layer of another size", wrong_layer_size, "4711"),
+    ("another layer", other_layer, "digest mismatch"),
+    ("another manifest", other_manifest, "digest mismatch"),
+    (
+        "ten thousand layers that are not there",
+        no_layers,
+        "not found",
+    ),
+    (
+        "a manifest of a gigabyte",
+        huge_manifest,
+        "may be read at once",
+    ),
+    ("an index of a gigabyte", huge_index, "index.json"),
+    ("a link to a file of the machine", link_out, "expected"),
+    ("a link to itself", link_to_itself, "symbolic links"),
+    ("a pipe instead of a layer", pipe, "layer"),
+];
+
+fn convert(folder: &Path, format: &str, output: &str) -> Ran {
+    let path = |name: &str| folder.join(name);
+    let output = command()
+        .env("TMPDIR", path("tmp"))
+        .args([
+            "convert",
+            "--standalone",
+            "--min-layer-size=0",
+            "--format",
+            format,
+        ])
+        .args([path("in"), path(output)])
+        .output()
+        .unwrap();
+    Ran {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+#[test]
+fn bad_images_are_refused_and_leave_everything_as_it_was() {
+    for (what, make, said) in IMAGES {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        make(&path("in"));
+        fs::create_dir(path("tmp")).unwrap();
+        fs::write(path("old.tar"), "old").unwrap();
+        one_layer(&path("old"), &archive(), false);
+        let before = names(&path("old/blobs/sha256"));
+        for (format, output) in [
+            ("oci-archive", "new.tar"),
+            ("oci-archive", "old.tar"),
+            ("oci-dir", "new"),
+            ("oci-dir", "old"),
+        ] {
+            let started = Instant::now();
+            let ran = convert(folder.path(), format, output);
+            assert!(started.elapsed() < Duration::from_secs(20), "{what}");
+            assert_eq!(
+                (ran.code, ran.stdout.as_str()),
+                (Some(1), ""),
+                "{what}: {ran:?}"
+            );
+            assert!(ran.stderr.starts_with("soci: "), "{what}: {ran:?}");
+            assert!(ran.stderr.contains(said), "{what}: {ran:?}");
+            assert!(
+                ran.stderr.len() < 16 << 10,
+                "{what}: {} bytes",
+                ran.stderr.len()
+            );
+            assert_eq!(ran.stderr.lines().count(), 1, "{what}: {ran:?}");
+            assert_eq!(
+                names(folder.path()),
+                ["in", "old", "old.tar", "tmp"],
+                "{what}"
+            );
+            assert_eq!(fs::read(path("old.tar")).unwrap(), b"old", "{what}");
+            assert_eq!(names(&path("old/blobs/sha256")), before, "{what}");
+            assert!(names(&path("tmp")).is_empty(), "{what}");
+        }
+    }
+}
+
+#[test]
+fn ten_thousand_layers_that_are_there_are_no_reason_to_refuse() {
+    let folder = tempfile::tempdir().unwrap();
+    one_layer(&folder.path().join("in"), &archive(), false);
+    edit_manifest(&folder.path().join("in"), |it| {
+        let layer = it["layers"][0].clone();
+        it["layers"] = json!(vec![layer; 10_000]);
+    });
+    fs::create_dir(folder.path().join("tmp")).unwrap();
+    let ran = convert(folder.path(), "oci-archive", "out.tar");
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
+    assert_eq!(ran.stdout.lines().count(), 10_000);
+}
