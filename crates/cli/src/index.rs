@@ -150,7 +150,6 @@ fn table(entries: &[Entry], names: &BTreeMap<String, Vec<String>>) -> String {
 
 /// An index in JSON.
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
 struct Listed<'a> {
     digest: String,
     size: u64,

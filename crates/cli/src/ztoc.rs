@@ -62,7 +62,6 @@ fn listing(entries: &[Entry], args: &ZtocList) -> String {
 
 /// A zTOC in JSON.
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
 struct Listed<'a> {
     digest: String,
     size: u64,

@@ -202,7 +202,8 @@ pub(crate) fn strict<T>(
         Err(error) => Err(NotStrict(format!("{error:#}")).into()),
         Ok(_) => {
             let (count, list) = (left_out.len(), left_out.join("; "));
-            let text = format!("{count} layers were left without a ztoc: {list}");
+            let layers = if count == 1 { "layer was" } else { "layers were" };
+            let text = format!("{count} {layers} left without a ztoc: {list}");
             Err(NotStrict(text).into())
         }
     }

@@ -201,7 +201,7 @@ fn strict_exits_with_4_where_a_layer_worth_a_ztoc_has_none() {
     let ran = strict("some.tar");
     let said = refused(&ran, 4);
     let start = format!(
-        "1 layers were left without a ztoc: layer {} is compressed",
+        "1 layer was left without a ztoc: layer {} is compressed",
         layers[1]
     );
     assert!(said.starts_with(&start), "{said}");

@@ -104,13 +104,13 @@ fn lists_can_be_had_as_json() {
     let wanted = json!([{
         "digest": index.digest.to_string(),
         "size": 5,
-        "imageRefs": [],
+        "image_refs": [],
         "platform": "<>",
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "manifestVersion": "v1",
-        "manifestDigest": image().to_string(),
-        "imageDigest": image().to_string(),
-        "createdAt": "1970-01-01T00:00:00.000001Z",
+        "media_type": "application/vnd.oci.image.manifest.v1+json",
+        "manifest_version": "v1",
+        "manifest_digest": image().to_string(),
+        "image_digest": image().to_string(),
+        "created_at": "1970-01-01T00:00:00.000001Z",
     }]);
     assert_eq!(value, wanted);
 }

@@ -68,9 +68,9 @@ fn lists_can_be_had_as_json() {
     let wanted = json!([{
         "digest": blob.digest.to_string(),
         "size": 1,
-        "layerDigest": layer.oci_digest,
-        "spanSize": 4096,
-        "createdAt": null,
+        "layer_digest": layer.oci_digest,
+        "span_size": 4096,
+        "created_at": null,
     }]);
     assert_eq!(value, wanted);
 }
