@@ -51,8 +51,12 @@ Examples:
     soci convert registry.example/app:1 registry.example/app:1-soci
     nerdctl push registry.example/app:1-soci
 
-  The same without containerd, from and to files:
+  The same without containerd, in a registry or in files:
+    soci convert --standalone docker://registry.example/app:1 docker://registry.example/app:1-soci
     soci convert --standalone app.tar app-soci.tar
+
+  Ask whether an image and its index fit each other:
+    soci verify docker://registry.example/app:1-soci
 
 `soci help <command>` explains a command.";
 
@@ -107,7 +111,7 @@ fn global_flags() -> [Arg; 7] {
             .value_name("DURATION")
             .default_value("0s")
             .help("Give up after this time, for instance 90s or 5m; 0s: never"),
-        switch("debug").help("Say more"),
+        switch("debug").help("Print the requests that go to registries"),
         text("content-store")
             .value_name("STORE")
             .value_parser(known(&["containerd", "soci"], StringValueParser::new()))

@@ -53,7 +53,12 @@ fn roff(page: &Page, all: &[Page]) -> String {
         escaped(&page.operands),
     );
     if !page.description.is_empty() {
-        let paragraphs = page.description.split("\n\n").map(lines);
+        // What is indented is a table.
+        let paragraph = |text: &str| match text.starts_with(' ') {
+            true => format!(".nf\n{}\n.fi", lines(text)),
+            false => lines(text),
+        };
+        let paragraphs = page.description.split("\n\n").map(paragraph);
         let paragraphs = paragraphs.collect::<Vec<_>>().join("\n.PP\n");
         out += &format!(".SH DESCRIPTION\n{paragraphs}\n");
     }

@@ -19,14 +19,23 @@ original does. The same image and flags always give the same digests.
 With containerd (the default), <image_ref> is the name of an image in containerd and <dest_ref> the name
 to give to the copy; it needs a tag and may be the same name. Nothing is pulled or pushed.
 
-With --standalone, <image_ref> is an OCI image layout, a folder or an uncompressed tar of one, and
-<dest_ref> the file or folder to write. containerd and root rights are not needed.";
+With --standalone, containerd, root rights and room for the image are not needed: layers are read once
+and not kept. <image_ref> and <dest_ref> are then one of
+
+  docker://registry/repository:tag       an image in a registry; @digest may follow
+  oci:PATH[:tag], oci-archive:PATH[:tag]  an OCI image layout, as a folder or as a tar
+  docker-archive:PATH[:name]             what `docker save` writes; only to be read
+  -                                      an archive on standard input or output
+  PATH                                   a layout, folder or tar; --format says which to write";
 
 const CONVERT_EXAMPLES: &str = "\
 Examples:
   soci convert docker.io/library/python:3.13 registry.example/python:3.13-soci
   soci convert --all-platforms registry.example/app:1 registry.example/app:1
+  soci convert --standalone docker://registry.example/app:1 docker://registry.example/app:1-soci
+  soci convert --standalone --reuse-from docker://registry.example/base:1-soci docker://registry.example/app:2 docker://registry.example/app:2-soci
   soci convert --standalone --format oci-dir --platform linux/amd64,linux/arm64 app/ app-soci/
+  docker save app | soci convert --standalone - oci-archive:app-soci.tar
 
 Layers below --min-layer-size are not indexed: they are pulled whole, which is quicker for small ones. So is a
 layer that cannot be indexed (zstd, encrypted, odd entries), which a line says; with --strict the exit code
@@ -49,7 +58,7 @@ pub(super) fn command() -> Command {
         .after_help(CONVERT_EXAMPLES)
         .arg(image)
         .arg(destination)
-        .arg(switch("standalone").help("Work on files, without containerd"))
+        .arg(switch("standalone").help("Work on registries and files, without containerd"))
         .arg(format)
         .arg(switch("allow-empty").help(
             "With --standalone: an image without a layer to index is copied as it is, not an error",

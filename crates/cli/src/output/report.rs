@@ -202,7 +202,11 @@ pub(crate) fn strict<T>(
         Err(error) => Err(NotStrict(format!("{error:#}")).into()),
         Ok(_) => {
             let (count, list) = (left_out.len(), left_out.join("; "));
-            let layers = if count == 1 { "layer was" } else { "layers were" };
+            let layers = if count == 1 {
+                "layer was"
+            } else {
+                "layers were"
+            };
             let text = format!("{count} {layers} left without a ztoc: {list}");
             Err(NotStrict(text).into())
         }

@@ -50,8 +50,8 @@ fn with_layer(layout: &Path, change: impl FnOnce(&mut Vec<u8>)) {
 
 fn broken_header(layout: &Path) {
     let mut layer = archive();
-    layer[600..900].fill(b'#');
-    layer[3584 + 512..3584 + 612].fill(b'#');
+    // The checksum of the second header, behind a header and six blocks.
+    layer[7 * 512 + 148..7 * 512 + 156].fill(b'9');
     one_layer(layout, &layer, false);
 }
 
@@ -179,6 +179,13 @@ const IMAGES: &[(&str, Image, &str)] = &[
     ("a pipe instead of a layer", pipe, "layer"),
 ];
 
+const OUTPUTS: [(&str, &str); 4] = [
+    ("oci-archive", "new.tar"),
+    ("oci-archive", "old.tar"),
+    ("oci-dir", "new"),
+    ("oci-dir", "old"),
+];
+
 fn convert(folder: &Path, format: &str, output: &str) -> Ran {
     let path = |name: &str| folder.join(name);
     let output = command()
@@ -202,6 +209,7 @@ fn convert(folder: &Path, format: &str, output: &str) -> Ran {
 
 #[test]
 fn bad_images_are_refused_and_leave_everything_as_it_was() {
+    let mut wrong = Vec::new();
     for (what, make, said) in IMAGES {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
@@ -210,38 +218,26 @@ fn bad_images_are_refused_and_leave_everything_as_it_was() {
         fs::write(path("old.tar"), "old").unwrap();
         one_layer(&path("old"), &archive(), false);
         let before = names(&path("old/blobs/sha256"));
-        for (format, output) in [
-            ("oci-archive", "new.tar"),
-            ("oci-archive", "old.tar"),
-            ("oci-dir", "new"),
-            ("oci-dir", "old"),
-        ] {
+        for (format, output) in OUTPUTS {
             let started = Instant::now();
             let ran = convert(folder.path(), format, output);
-            assert!(started.elapsed() < Duration::from_secs(20), "{what}");
-            assert_eq!(
-                (ran.code, ran.stdout.as_str()),
-                (Some(1), ""),
-                "{what}: {ran:?}"
-            );
-            assert!(ran.stderr.starts_with("soci: "), "{what}: {ran:?}");
-            assert!(ran.stderr.contains(said), "{what}: {ran:?}");
-            assert!(
-                ran.stderr.len() < 16 << 10,
-                "{what}: {} bytes",
-                ran.stderr.len()
-            );
-            assert_eq!(ran.stderr.lines().count(), 1, "{what}: {ran:?}");
-            assert_eq!(
-                names(folder.path()),
-                ["in", "old", "old.tar", "tmp"],
-                "{what}"
-            );
-            assert_eq!(fs::read(path("old.tar")).unwrap(), b"old", "{what}");
-            assert_eq!(names(&path("old/blobs/sha256")), before, "{what}");
-            assert!(names(&path("tmp")).is_empty(), "{what}");
+            let is_refused = ran.code == Some(1)
+                && ran.stdout.is_empty()
+                && ran.stderr.starts_with("soci: ")
+                && ran.stderr.contains(said)
+                && ran.stderr.len() < 20 << 10
+                && ran.stderr.lines().count() == 1
+                && started.elapsed() < Duration::from_secs(20);
+            let is_untouched = names(folder.path()) == ["in", "old", "old.tar", "tmp"]
+                && fs::read(path("old.tar")).unwrap() == b"old"
+                && names(&path("old/blobs/sha256")) == before
+                && names(&path("tmp")).is_empty();
+            if !is_refused || !is_untouched {
+                wrong.push(format!("{what}, {output}: {ran:.300?}"));
+            }
         }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
