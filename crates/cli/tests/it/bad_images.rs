@@ -176,7 +176,7 @@ const IMAGES: &[(&str, Image, &str)] = &[
     ("an index of a gigabyte", huge_index, "index.json"),
     ("a link to a file of the machine", link_out, "expected"),
     ("a link to itself", link_to_itself, "symbolic links"),
-    ("a pipe instead of a layer", pipe, "layer"),
+    ("a pipe instead of a layer", pipe, "not found"),
 ];
 
 const OUTPUTS: [(&str, &str); 4] = [

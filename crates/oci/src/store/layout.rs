@@ -115,15 +115,7 @@ impl Layout {
     /// Opens a blob as a file.
     pub fn open_file(&self, digest: &Digest) -> Result<File, StoreError> {
         let path = self.blob_path(digest);
-        let opened = File::open(&path).and_then(|file| {
-            let is_file = file.metadata()?.is_file();
-            if is_file {
-                Ok(file)
-            } else {
-                Err(io::ErrorKind::NotFound.into())
-            }
-        });
-        opened.map_err(|error| {
+        open_regular(&path).map_err(|error| {
             if is_absent(&error) {
                 StoreError::NotFound(*digest)
             } else {
@@ -309,10 +301,18 @@ impl ContentStore for Layout {
     }
 }
 
+/// Opens what is a file; nothing else counts as there. Opening a pipe would wait for its other end.
+fn open_regular(path: &Path) -> io::Result<File> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    File::open(path)
+}
+
 /// Reads a file of a layout's root, with a limit in bytes.
 pub fn read_root_file(root: &Path, name: &str, limit: u64) -> Result<Bytes, StoreError> {
     let path = root.join(name);
-    let file = File::open(&path).map_err(StoreError::io("open", &path))?;
+    let file = open_regular(&path).map_err(StoreError::io("open", &path))?;
     let mut bytes = Vec::new();
     file.take(limit + 1)
         .read_to_end(&mut bytes)
