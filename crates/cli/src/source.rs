@@ -145,7 +145,7 @@ impl Source {
     }
 
     /// The index, with no more than the image that was asked for.
-    fn index(&self) -> Result<ImageIndex> {
+    pub(crate) fn index(&self) -> Result<ImageIndex> {
         let mut index: ImageIndex =
             json::from_slice(&self.index_json()?).context("unmarshal index.json")?;
         let Some(tag) = &self.tag else {

@@ -1,6 +1,5 @@
 //! `soci verify`: an image and its indexes against each other.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -8,14 +7,20 @@ use indicatif::HumanBytes;
 use soci_index::ARTIFACT_TYPE_V1;
 use soci_index::artifacts::Kind;
 use soci_index::verify::{Finding, Report, Summary, Verification};
+use soci_oci::manifest::MAX_DOCUMENT_BYTES;
+use soci_oci::reference::ImageRef;
+use soci_oci::registry::RegistryError;
 use soci_oci::store::layout::Layout;
+use soci_oci::store::registry::RegistryStore;
 use soci_oci::store::{Content, ContentStore, Stacked};
-use soci_oci::{Descriptor, Digest, ImageIndex, Platform, json, media_type};
+use soci_oci::{Descriptor, Digest, ImageIndex, Platform, media_type};
 
-use crate::args::{Global, Verify};
+use crate::access;
+use crate::args::{Global, RegistryAccess, Verify};
 use crate::output::{self, Progress};
 use crate::source::Source;
 use crate::state::State;
+use crate::transport::Transport;
 
 /// An image, wherever it is.
 struct Image {
@@ -124,26 +129,33 @@ fn told(summary: &Summary) -> String {
 }
 
 async fn open(global: &Global, args: &Verify) -> Result<Image> {
-    if args.image.exists() {
-        return on_disk(&args.image).await;
+    match Transport::parse(&args.image)? {
+        Transport::Registry(image) => in_registry(&args.registry, image).await,
+        Transport::Folder { path, tag } | Transport::Archive { path, tag } => {
+            on_disk(Source::tagged(&path, tag.as_deref())?).await
+        }
+        Transport::DockerArchive { path, name } => {
+            on_disk(Source::docker(&path, name.as_deref()).await?).await
+        }
+        Transport::Pipe => on_disk(Source::piped(&std::env::temp_dir()).await?).await,
+        Transport::Path(path) if path.exists() => on_disk(Source::open(&path)?).await,
+        Transport::Path(path) => match path.to_str() {
+            Some(name) => in_containerd(global, name).await,
+            None => bail!("image names are UTF-8"),
+        },
     }
-    let Some(name) = args.image.to_str() else {
-        bail!("image names are UTF-8");
-    };
-    in_containerd(global, name).await
 }
 
 /// A layout: its only image, or everything that its `index.json` lists.
-async fn on_disk(path: &Path) -> Result<Image> {
-    let source = Source::open(path)?;
-    let bytes = source.index_json()?;
-    let index: ImageIndex = json::from_slice(&bytes).context("unmarshal index.json")?;
+async fn on_disk(source: Source) -> Result<Image> {
+    let index = source.index()?;
     let lower = source.store();
     let (store, target, work) = match index.manifests() {
         [] => bail!("index.json contains no manifests"),
         [only] => (lower, only.clone(), None),
         _ => {
             // The list itself is the image then.
+            let bytes = source.index_json()?;
             let work = tempfile::tempdir().context("failed to create temp directory")?;
             let upper: Arc<dyn ContentStore> = Arc::new(Layout::create(work.path())?.unsynced());
             let target = Descriptor::of(media_type::OCI_INDEX, &bytes);
@@ -158,6 +170,36 @@ async fn on_disk(path: &Path) -> Result<Image> {
         referrers: Vec::new(),
         may_lack_layers: false,
         _work: work,
+    })
+}
+
+/// An image in a registry, with the version 1 indexes that refer to its manifests.
+async fn in_registry(flags: &RegistryAccess, image: ImageRef) -> Result<Image> {
+    let registry = access::registry(flags, &[&image])?;
+    let store = RegistryStore::new(registry.clone(), image.clone());
+    let target = store.root().await?;
+    let mut manifests = vec![target.clone()];
+    if media_type::is_index(&target.media_type) {
+        let bytes = store.read(&target.digest, MAX_DOCUMENT_BYTES).await?;
+        let index: ImageIndex = soci_oci::manifest::parse(&bytes, &target.media_type)?;
+        manifests = index.manifests.unwrap_or_default();
+    }
+    let mut referrers = Vec::new();
+    for manifest in manifests {
+        let listed = registry.referrers(&image, &manifest.digest, ARTIFACT_TYPE_V1);
+        let listed = match listed.await {
+            Err(RegistryError::NotFound { .. }) => Vec::new(),
+            other => other.context("failed to fetch list of referrers")?,
+        };
+        store.learn(&listed);
+        referrers.extend(listed.into_iter().map(|index| (manifest.digest, index)));
+    }
+    Ok(Image {
+        store: Arc::new(store),
+        target,
+        referrers,
+        may_lack_layers: false,
+        _work: None,
     })
 }
 

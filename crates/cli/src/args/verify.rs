@@ -12,7 +12,8 @@ sizes, that every zTOC fits its layer, that its files lie one behind the other, 
 every span of every layer has its digest and every file its tar header. Exit code 1 if anything is.
 
 The image is docker://registry/repository:tag, a path or one of the other transports of
-`soci convert --standalone`, or else the name of an image in containerd.";
+`soci convert --standalone`, or else the name of an image in containerd. Version 1 indexes are checked,
+too: those that refer to the image in the registry, or were recorded on this machine.";
 
 const EXAMPLES: &str = "\
 Examples:
