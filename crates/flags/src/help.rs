@@ -64,14 +64,19 @@ pub struct Flag {
 /// The pages of a program, its own first, then those of its commands in their order.
 #[must_use]
 pub fn pages(grammar: &Command) -> Vec<Page> {
-    let shared: Vec<Flag> = grammar
-        .get_arguments()
-        .filter(|arg| arg.is_global_set())
-        .filter_map(Flag::of)
-        .collect();
     let mut pages = Vec::new();
-    collect(grammar, &[], &shared, &mut pages);
+    collect(grammar, &[], &shared(grammar), &mut pages);
     pages
+}
+
+/// The page of one command, below commands of these names; also of one that is hidden.
+pub(crate) fn page(grammar: &Command, above: &[String], command: &Command) -> Page {
+    Page::of(command, above, &shared(grammar))
+}
+
+fn shared(grammar: &Command) -> Vec<Flag> {
+    let shared = grammar.get_arguments().filter(|arg| arg.is_global_set());
+    shared.filter_map(Flag::of).collect()
 }
 
 fn collect(command: &Command, above: &[String], shared: &[Flag], pages: &mut Vec<Page>) {

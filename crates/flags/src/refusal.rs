@@ -3,7 +3,7 @@
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::help::pages;
+use crate::help::page;
 use crate::normalise::{Normal, Problem, Reason};
 
 /// Everything a program prints before it gives up on its command line.
@@ -20,17 +20,15 @@ pub struct Refusal {
 /// The help of the command with this path of names, aliases among them.
 pub(crate) fn help(grammar: &Command, path: &[String]) -> String {
     let mut command = grammar;
-    let mut names = vec![grammar.get_name().to_owned()];
+    let mut above = Vec::new();
     for name in path {
         let Some(sub) = command.find_subcommand(name) else {
             break;
         };
+        above.push(command.get_name().to_owned());
         command = sub;
-        names.push(sub.get_name().to_owned());
     }
-    let mut pages = pages(grammar).into_iter();
-    let page = pages.find(|page| page.path == names);
-    page.map(|page| page.text()).unwrap_or_default()
+    page(grammar, &above, command).text()
 }
 
 pub(crate) fn of_problem(grammar: &Command, problem: &Problem) -> Refusal {
