@@ -150,12 +150,8 @@ impl Crew {
 
     fn next_order(&self, walk: u64, ratio: Ratio) -> (u64, u64) {
         let from = self.frontier.max(walk);
-        (
-            from,
-            from + ratio
-                .compressed(self.run_output as u64 / 2)
-                .clamp(MIN_ORDER, MAX_ORDER),
-        )
+        let len = ratio.compressed(self.run_output as u64 / 2);
+        (from, from + len.clamp(MIN_ORDER, MAX_ORDER))
     }
 
     /// Gives out the next order, for a walk that is at the end of a member. Returns whether there are
@@ -202,10 +198,12 @@ impl Crew {
         }
         match run.short {
             Some(Short::Input) => self.reach = (self.reach * 2).min(self.limits.reach),
-            Some(Short::Output) => {
-                self.run_output = (self.run_output * 2).min(self.limits.run_output)
+            Some(Short::Output) if self.run_output < self.limits.run_output => {
+                self.run_output = (self.run_output * 2).min(self.limits.run_output);
+                // Fewer and larger ones from now on.
+                self.buffers.clear();
             }
-            None => {}
+            Some(Short::Output) | None => {}
         }
         self.buffers.push(run.into_output());
     }
