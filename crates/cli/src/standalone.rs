@@ -31,6 +31,9 @@ use crate::transport::{self, Transport};
 
 mod files;
 
+/// Layers that are read from a registry at once: as many as other clients do, a stream each.
+const AT_ONCE: usize = 4;
+
 /// `soci convert --standalone`.
 pub(crate) async fn convert_image(
     global: &Global,
@@ -85,7 +88,9 @@ pub(crate) async fn create_index(
             records: None,
             observer: teller.clone(),
         };
-        let mut creation = create(&means, &root, options).await;
+        let mut options = options.clone();
+        options.build.at_once = AT_ONCE;
+        let mut creation = create(&means, &root, &options).await;
         for made in &creation.indexes {
             target.write_referrer(&made.index.digest).await?;
         }
@@ -142,18 +147,18 @@ enum Input {
 }
 
 /// A conversion.
-struct Job<'a> {
+struct Job {
     from: Transport,
     to: Transport,
-    options: &'a ConvertOptions,
+    options: ConvertOptions,
     registry: Option<Registry>,
     known: Vec<Arc<dyn KnownZtocs>>,
     reuse: Vec<ImageRef>,
     teller: Arc<Teller>,
 }
 
-impl<'a> Job<'a> {
-    fn new(args: &Convert, options: &'a ConvertOptions, teller: &Arc<Teller>) -> Result<Self> {
+impl Job {
+    fn new(args: &Convert, options: &ConvertOptions, teller: &Arc<Teller>) -> Result<Self> {
         let from = Transport::parse(&args.image)?;
         let to = Transport::parse(&args.destination)?;
         let written = args.destination.display();
@@ -168,6 +173,10 @@ impl<'a> Job<'a> {
         let reuse = reused(&args.reuse_from)?;
         let sides = [to.image(), from.image()];
         let registry = reached(&args.registry, sides, &reuse)?;
+        let mut options = options.clone();
+        if from.image().is_some() {
+            options.build.at_once = AT_ONCE;
+        }
         Ok(Self {
             options,
             known: known(registry.as_ref(), sides, &reuse, args.ztocs.force),
@@ -256,7 +265,7 @@ impl<'a> Job<'a> {
             records: None,
             observer: self.teller.clone(),
         };
-        Ok(convert(&means, root, self.options).await?)
+        Ok(convert(&means, root, &self.options).await?)
     }
 
     async fn to_registry(

@@ -54,8 +54,11 @@ pub struct BuildOptions {
     pub min_layer_size: u64,
     /// State on layers without extended attributes that they have none.
     pub mark_xattrs: bool,
-    /// Layers that are worked on at once.
+    /// Cores to be used.
     pub threads: NonZeroUsize,
+    /// Layers that are worked on at once though there be fewer cores: for layers that come over a network,
+    /// which one connection seldom fills.
+    pub at_once: usize,
     /// Names in the archives of files that nodes should fetch first; see [`prefetch::clean`].
     pub prefetch: Arc<[String]>,
 }
@@ -67,6 +70,7 @@ impl Default for BuildOptions {
             min_layer_size: DEFAULT_MIN_LAYER_SIZE,
             mark_xattrs: false,
             threads: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            at_once: 1,
             prefetch: Arc::new([]),
         }
     }

@@ -195,6 +195,11 @@ impl Registry {
         }
     }
 
+    /// What the image's name stands for, itself.
+    pub async fn root(&self, image: &ImageRef) -> Result<RawManifest, RegistryError> {
+        self.get_manifest(image, &object_of(image)?).await
+    }
+
     /// The manifest or index of this digest in the image's repository.
     pub async fn manifest(
         &self,

@@ -70,7 +70,7 @@ pub(super) fn spool_folder(to: &Transport) -> PathBuf {
 }
 
 pub(super) async fn to_archive(
-    job: &Job<'_>,
+    job: &Job,
     input: Input,
     out: Out,
     tag: Option<&str>,
@@ -122,7 +122,7 @@ pub(super) async fn to_archive(
 }
 
 /// A folder as the reference makes it: everything that the source has, and what is new.
-pub(super) async fn to_folder(job: &Job<'_>, input: Input, path: &Path) -> Result<Converted> {
+pub(super) async fn to_folder(job: &Job, input: Input, path: &Path) -> Result<Converted> {
     let output = NewFolder::create(path)?;
     let work = output.layout.clone();
     let store: Arc<dyn ContentStore> = Arc::new(work.clone());
@@ -164,7 +164,7 @@ pub(super) async fn to_folder(job: &Job<'_>, input: Input, path: &Path) -> Resul
 
 /// A layout with this image in it. What a layout that is there has besides stays, but for an image of the same name.
 pub(super) async fn to_layout(
-    job: &Job<'_>,
+    job: &Job,
     input: Input,
     path: &Path,
     tag: Option<&str>,
@@ -230,7 +230,7 @@ fn index_json(image: &Descriptor, tag: Option<&str>) -> Vec<u8> {
 }
 
 /// Copies an image of a registry into a layout; everything is checked on the way.
-async fn fetch(job: &Job<'_>, source: &RegistryStore, to: &Layout) -> Result<Descriptor> {
+async fn fetch(job: &Job, source: &RegistryStore, to: &Layout) -> Result<Descriptor> {
     let root = source.root().await?;
     let all = graph(source, &root).await?;
     let bytes = all.blobs.values().map(|blob| blob.size).sum();
@@ -245,7 +245,7 @@ async fn fetch(job: &Job<'_>, source: &RegistryStore, to: &Layout) -> Result<Des
 
 /// Copies what is missing of an image; everything is checked on the way.
 async fn copy(
-    job: &Job<'_>,
+    job: &Job,
     source: Arc<dyn ContentStore>,
     to: &Layout,
     converted: &Converted,
@@ -268,7 +268,7 @@ async fn copy(
 
 /// Copies blobs, a few at a time.
 async fn receive(
-    job: &Job<'_>,
+    job: &Job,
     from: &Arc<dyn ContentStore>,
     to: &Layout,
     mut blobs: impl Iterator<Item = Descriptor>,

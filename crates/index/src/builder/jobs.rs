@@ -56,7 +56,7 @@ impl Results {
         let (sender, incoming) = mpsc::channel(jobs.len().max(1));
         let slots = jobs.iter().map(|_| None).collect();
         let stop = Arc::new(AtomicBool::new(false));
-        let threads = options.threads.get().min(jobs.len());
+        let threads = options.threads.get().max(options.at_once).min(jobs.len());
         let work = Arc::new(Work {
             jobs,
             order,

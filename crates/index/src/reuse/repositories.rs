@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use soci_oci::manifest::{self, ImageIndex, MAX_DOCUMENT_BYTES, Manifest};
 use soci_oci::reference::ImageRef;
 use soci_oci::registry::{Registry, RegistryError};
@@ -56,22 +57,24 @@ impl RepositoryZtocs {
     }
 
     async fn found(&self) -> &[Found] {
-        let search = || async {
-            let mut all = Vec::new();
-            for (image, is_named) in &self.images {
-                let search = Search::new(self.registry.clone(), image.clone());
-                match search.run().await {
-                    Ok(found) => all.push(found),
-                    Err(error) if error.is_not_found() || !is_named => {
-                        tracing::debug!(%image, %error, "no image to take ztocs from");
-                    }
-                    Err(error) => {
-                        let error = explain(&error);
-                        tracing::warn!(%image, error, "no ztocs are taken over from there");
-                    }
+        let look = async |(image, is_named): &(ImageRef, bool)| {
+            let search = Search::new(self.registry.clone(), image.clone());
+            match search.run().await {
+                Ok(found) => return Some(found),
+                Err(error) if error.is_not_found() || !is_named => {
+                    tracing::debug!(%image, %error, "no image to take ztocs from");
+                }
+                Err(error) => {
+                    let error = explain(&error);
+                    tracing::warn!(%image, error, "no ztocs are taken over from there");
                 }
             }
-            all
+            None
+        };
+        // All at once: each is a handful of requests, one after the other.
+        let search = || async {
+            let all = join_all(self.images.iter().map(look)).await;
+            all.into_iter().flatten().collect()
         };
         self.found.get_or_init(search).await
     }

@@ -103,17 +103,37 @@ impl RegistryStore {
 
     /// What the image's name stands for.
     pub async fn root(&self) -> Result<Descriptor, StoreError> {
-        let root = self.shared.registry.resolve(&self.shared.image).await?;
-        if !media_type::is_index(&root.media_type) && !media_type::is_manifest(&root.media_type) {
-            let image = self.shared.image.to_string();
-            let media_type = root.media_type;
+        let Shared {
+            registry, image, ..
+        } = self.shared.as_ref();
+        let document = registry.root(image).await?;
+        let (media_type, size) = (document.media_type, document.bytes.len() as u64);
+        if !media_type::is_index(&media_type) && !media_type::is_manifest(&media_type) {
+            let image = image.to_string();
             return Err(StoreError::NotAnImage { image, media_type });
         }
-        if root.size > MAX_MANIFEST {
-            return Err(too_large(root.digest, root.size));
-        }
+        let root = Descriptor::new(media_type, document.digest, size);
         self.learn([&root]);
+        self.keep(&root, document.bytes);
         Ok(root)
+    }
+
+    /// Learns from a document, and keeps it if there is room.
+    fn keep(&self, document: &Descriptor, bytes: Bytes) {
+        let media_type = &document.media_type;
+        if media_type::is_index(media_type) {
+            if let Ok(index) = manifest::parse::<ImageIndex>(&bytes, media_type) {
+                self.learn(index.manifests());
+            }
+        } else if let Ok(manifest) = manifest::parse::<Manifest>(&bytes, media_type) {
+            self.learn([&manifest.config]);
+            self.learn(manifest.layers());
+        }
+        let mut known = self.known();
+        if known.kept_bytes + bytes.len() <= MAX_KEPT {
+            known.kept_bytes += bytes.len();
+            known.kept.insert(document.digest, bytes);
+        }
     }
 
     /// Takes note of what is said about blobs of the repository.
@@ -157,19 +177,8 @@ impl RegistryStore {
         let document = registry.manifest(image, digest).await?;
         let size = stated.unwrap_or(document.bytes.len() as u64);
         let bytes = checked(document.bytes, *digest, size)?;
-        if media_type::is_index(&document.media_type) {
-            if let Ok(index) = manifest::parse::<ImageIndex>(&bytes, &document.media_type) {
-                self.learn(index.manifests());
-            }
-        } else if let Ok(manifest) = manifest::parse::<Manifest>(&bytes, &document.media_type) {
-            self.learn([&manifest.config]);
-            self.learn(manifest.layers());
-        }
-        let mut known = self.known();
-        if known.kept_bytes + bytes.len() <= MAX_KEPT {
-            known.kept_bytes += bytes.len();
-            known.kept.insert(*digest, bytes.clone());
-        }
+        let descriptor = Descriptor::new(document.media_type, *digest, size);
+        self.keep(&descriptor, bytes.clone());
         Ok(bytes)
     }
 
