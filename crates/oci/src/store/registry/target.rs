@@ -226,7 +226,9 @@ impl RegistryTarget {
         let Descriptor {
             digest, media_type, ..
         } = &node.descriptor;
-        if !registry.has_manifest(image, digest).await? {
+        // One that was made here is hardly there; writing it again does no harm.
+        let is_new = self.state().held.contains_key(digest);
+        if is_new || !registry.has_manifest(image, digest).await? {
             registry
                 .push_manifest(image, &digest.to_string(), media_type, node.bytes.clone())
                 .await?;
