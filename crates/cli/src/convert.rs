@@ -107,9 +107,12 @@ pub(crate) async fn leased<T>(
     state: &State<'_>,
     work: impl AsyncFnOnce(Containerd) -> Result<T>,
 ) -> Result<T> {
-    let lease = state.containerd().await?.lease().await?;
+    let containerd = state.containerd().await?;
+    // Before there is a lease that a signal could leave behind.
+    let signals = crate::Signals::listen()?;
+    let lease = containerd.lease().await?;
     let limited = crate::limited(state.left(), work(lease.store()));
-    let result = crate::unless_interrupted(limited).await;
+    let result = signals.unless(limited).await;
     if let Err(error) = lease.end().await {
         tracing::warn!(%error, "the lease on the new content could not be ended; it ends in a day");
     }

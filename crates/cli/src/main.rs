@@ -33,7 +33,7 @@ use clap::ArgMatches;
 use soci_flags::Parsed;
 use soci_oci::store::errno;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use args::{
     Completion, Convert, Create, Global, IndexInfo, IndexList, IndexRemove, Man, PrefetchInfo,
@@ -183,11 +183,31 @@ pub(crate) async fn limited<T>(
 /// Runs work that leaves things to be put in order when the user interrupts it: it is dropped, and the
 /// caller goes on.
 pub(crate) async fn unless_interrupted<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        result = work => result,
-        _ = interrupt.recv() => Err(Interrupted { signal: 2 }.into()),
-        _ = terminate.recv() => Err(Interrupted { signal: 15 }.into()),
+    Signals::listen()?.unless(work).await
+}
+
+/// The user's wish to end, heeded from the moment that this exists.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    /// From now on a signal does not end the process by itself.
+    pub(crate) fn listen() -> Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Runs the work unless there was or comes a signal.
+    pub(crate) async fn unless<T>(mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            result = work => result,
+            _ = self.interrupt.recv() => Err(Interrupted { signal: 2 }.into()),
+            _ = self.terminate.recv() => Err(Interrupted { signal: 15 }.into()),
+        }
     }
 }
