@@ -7,18 +7,23 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Instant;
 
+use std::sync::atomic::AtomicUsize;
+
+use bytes::Bytes;
+
+use super::reads::errno;
 use super::testing::{Double, LONG, apart, begin, bytes, subject, unavailable};
 use super::*;
-use crate::layer::ReadDone;
+use crate::layer::{ReadDone, ReadError};
 
 /// A mounted device that goes with the value.
-struct Mounted {
-    device: Arc<Device>,
+pub(super) struct Mounted {
+    pub(super) device: Arc<Device>,
     _folder: tempfile::TempDir,
 }
 
 impl Mounted {
-    fn new() -> Mounted {
+    pub(super) fn new() -> Mounted {
         let folder = tempfile::tempdir().unwrap();
         let device = Device::start(&folder.path().join("device"), 2).unwrap();
         Mounted {
@@ -27,7 +32,7 @@ impl Mounted {
         }
     }
 
-    fn add(
+    pub(super) fn add(
         &self,
         number: u64,
         size: u64,
@@ -41,7 +46,7 @@ impl Mounted {
         self.device.path(number)
     }
 
-    fn wait_parked(&self, count: usize) {
+    pub(super) fn wait_parked(&self, count: usize) {
         let start = Instant::now();
         while self.device.parked() != count {
             assert!(
@@ -60,7 +65,7 @@ impl Drop for Mounted {
     }
 }
 
-fn read_at(path: &Path, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
+pub(super) fn read_at(path: &Path, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
     let path = path.to_path_buf();
     apart(move || {
         let mut out = vec![0; len];
@@ -70,7 +75,7 @@ fn read_at(path: &Path, offset: u64, len: usize) -> std::io::Result<Vec<u8>> {
     })
 }
 
-fn at_once(offset: u64, len: u32, done: ReadDone) {
+pub(super) fn at_once(offset: u64, len: u32, done: ReadDone) {
     done(Ok(bytes(offset, len)));
 }
 
@@ -327,6 +332,27 @@ fn a_file_is_found_as_soon_as_it_is_there() {
     assert!(read_at(&path, 0, 1).is_err());
     mounted.add(5, 4096, at_once);
     assert_eq!(read_at(&path, 2, 100).unwrap(), bytes(2, 100));
+}
+
+#[test]
+fn a_listing_names_the_files_and_goes_on_where_it_was_cut() {
+    let mounted = Mounted::new();
+    let list = || {
+        let root = mounted.device.mountpoint().to_owned();
+        apart(move || {
+            let names = std::fs::read_dir(root)?.map(|entry| Ok(entry?.file_name()));
+            names.collect::<std::io::Result<Vec<_>>>()
+        })
+    };
+    assert_eq!(list().unwrap().len(), 0);
+    // More than fit into one reply.
+    let numbers = (2..2000_u64).chain([u64::from(u32::MAX) * 7]);
+    for number in numbers.clone() {
+        mounted.add(number, 4096, at_once);
+    }
+    let wanted: Vec<std::ffi::OsString> = numbers.map(|number| number.to_string().into()).collect();
+    let found = list().unwrap();
+    assert!(found == wanted, "{} of {}", found.len(), wanted.len());
 }
 
 #[test]

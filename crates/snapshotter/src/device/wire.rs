@@ -119,6 +119,17 @@ pub(crate) enum Operation<'a> {
     },
     /// The last descriptor of an open file is gone.
     Release,
+    /// The root is opened as a directory.
+    OpenDir,
+    /// Entries of the root behind the one at `offset`; `size` in bytes.
+    ReadDir {
+        /// Offset of the last entry that the reader has, or 0.
+        offset: u64,
+        /// Room for the reply.
+        size: u32,
+    },
+    /// The last descriptor of an open directory is gone.
+    ReleaseDir,
     /// Numbers of the whole file system.
     StatFs,
     /// The kernel forgets a node; has no reply.
@@ -261,10 +272,19 @@ fn operation(opcode: u32, body: Cursor<'_>) -> Result<Operation<'_>, WireError> 
         2 => Operation::Forget,
         3 => Operation::GetAttr,
         14 => Operation::Open,
-        15 => read(body)?,
+        15 => {
+            let (offset, size) = read(body, "a READ")?;
+            Operation::Read { offset, size }
+        }
         17 => Operation::StatFs,
         18 => Operation::Release,
         26 => Operation::Init(init(body)?),
+        27 => Operation::OpenDir,
+        28 => {
+            let (offset, size) = read(body, "a READDIR")?;
+            Operation::ReadDir { offset, size }
+        }
+        29 => Operation::ReleaseDir,
         36 => Operation::Interrupt,
         38 => Operation::Destroy,
         42 => Operation::BatchForget,
@@ -281,13 +301,10 @@ fn name(bytes: &[u8]) -> Result<&[u8], WireError> {
 }
 
 /// `struct fuse_read_in`; what follows the size says nothing to a device without open state.
-fn read(mut body: Cursor<'_>) -> Result<Operation<'_>, WireError> {
-    body.what = "a READ";
+fn read(mut body: Cursor<'_>, what: &'static str) -> Result<(u64, u32), WireError> {
+    body.what = what;
     let _file_handle = body.u64()?;
-    Ok(Operation::Read {
-        offset: body.u64()?,
-        size: body.u32()?,
-    })
+    Ok((body.u64()?, body.u32()?))
 }
 
 /// `struct fuse_init_in`; kernels before 7.36 end after `flags`.
@@ -321,7 +338,7 @@ pub(crate) fn reply_header(unique: Unique, error: i32, body: usize) -> Option<[u
 }
 
 /// Appends fields in host byte order.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Fields(Vec<u8>);
 
 impl Fields {
@@ -416,6 +433,50 @@ pub(crate) fn attr_out(attributes: &Attributes, valid_secs: u64) -> Vec<u8> {
 #[must_use]
 pub(crate) fn open_out(flags: u32) -> Vec<u8> {
     Fields::default().u64(0).u32(flags).u32(0).0
+}
+
+/// The body of a READDIR reply: `struct fuse_dirent` for each entry, cut to the room that the reader has.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    fields: Fields,
+    room: usize,
+}
+
+impl Listing {
+    /// An empty listing with room for `size` bytes.
+    #[must_use]
+    pub(crate) fn new(size: u32) -> Self {
+        Self {
+            fields: Fields::default(),
+            room: usize::try_from(size).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Appends an entry, behind which reading goes on at `offset`. Says whether it had room.
+    #[must_use]
+    pub(crate) fn push(&mut self, node: NodeId, offset: u64, mode: u32, name: &[u8]) -> bool {
+        let len = (24 + name.len()).next_multiple_of(8);
+        let Ok(name_len) = u32::try_from(name.len()) else {
+            return false;
+        };
+        if self.fields.0.len() + len > self.room {
+            return false;
+        }
+        let mut fields = std::mem::take(&mut self.fields)
+            .u64(node.0)
+            .u64(offset)
+            .u32(name_len)
+            .u32(mode >> 12);
+        fields.0.extend_from_slice(name);
+        self.fields = fields.zeros(len - 24 - name.len());
+        true
+    }
+
+    /// The reply's body; empty at the end of the directory.
+    #[must_use]
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.fields.0
+    }
 }
 
 /// `struct fuse_statfs_out`: a file system without room, of `files` files.
@@ -559,6 +620,18 @@ mod tests {
         assert_eq!(init_out(&offered, &taken).len(), 64);
         offered.minor = 22;
         assert_eq!(init_out(&offered, &taken).len(), 24);
+    }
+
+    #[test]
+    fn a_listing_is_cut_to_its_room() {
+        let mut listing = Listing::new(64);
+        assert!(listing.push(NodeId(9), 10, 0o100_400, b"9"));
+        assert!(listing.push(NodeId(12), 13, 0o100_400, b"12345678"));
+        assert!(!listing.push(NodeId(13), 14, 0o100_400, b"13"));
+        let bytes = listing.into_bytes();
+        assert_eq!(bytes.len(), 64);
+        assert_eq!(bytes[8..16], 10_u64.to_ne_bytes());
+        assert_eq!(bytes[20..32], *b"\x08\0\0\09\0\0\0\0\0\0\0");
     }
 
     #[test]

@@ -1,0 +1,383 @@
+//! The files of the device, and the READs of them that the kernel still waits for.
+//!
+//! This is the one place that knows which READs of which layer are unanswered, and so the one that
+//! answers them: exactly once, whoever comes first. A READ is *held* (nobody has been asked for its
+//! bytes yet), *waiting* (its file has been asked), or being answered; all three count as unanswered.
+//!
+//! A layer's gate decides what becomes of new READs while something is done with the layer for which
+//! no READ of it may be unanswered: its loop changes hands, its mount goes.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use rustix::io::Errno;
+use tokio::sync::Notify;
+
+use super::session::Connection;
+use super::wire::Unique;
+use crate::layer::{DeviceFile, ReadError};
+
+/// What becomes of READs of a layer that come while it is drained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meanwhile {
+    /// They go to the file as always: right where the file answers at once.
+    Serve,
+    /// They are held until the guard is dropped. A held READ is an unanswered one: not for what
+    /// freezes the queue of a loop device or unmounts.
+    Hold,
+    /// They get EIO.
+    Refuse,
+}
+
+/// A READ as the kernel asked for it.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    pub(super) connection: Arc<Connection>,
+    pub(super) unique: Unique,
+    pub(super) layer: u64,
+    pub(super) offset: u64,
+    pub(super) size: u32,
+}
+
+/// READs of one layer, and its gate.
+#[derive(Default)]
+struct LayerReads {
+    waiting: HashMap<Unique, Arrived>,
+    held: Vec<Arrived>,
+    /// Taken out of `waiting` or `held`, and the reply is not written yet.
+    answering: usize,
+    /// Guards that hold, and guards that refuse.
+    holds: usize,
+    refusals: usize,
+}
+
+impl LayerReads {
+    fn unanswered(&self) -> usize {
+        self.waiting.len() + self.held.len() + self.answering
+    }
+
+    fn is_idle(&self) -> bool {
+        self.unanswered() == 0 && self.holds == 0 && self.refusals == 0
+    }
+}
+
+#[derive(Default)]
+struct State {
+    files: HashMap<u64, Arc<dyn DeviceFile>>,
+    layers: HashMap<u64, LayerReads>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Reads {
+    state: Mutex<State>,
+    /// Told when a layer has no waiting READ any more.
+    settled: Notify,
+    unanswered: AtomicUsize,
+}
+
+/// What the state says about a READ that wants to be handed to its file.
+enum Verdict {
+    Go(Arc<dyn DeviceFile>),
+    Held,
+    Refuse(Arrived, &'static str),
+}
+
+impl Reads {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add(&self, file: Arc<dyn DeviceFile>) {
+        self.state().files.insert(file.number(), file);
+    }
+
+    pub(super) fn remove(&self, number: u64) {
+        self.state().files.remove(&number);
+    }
+
+    pub(super) fn get(&self, number: u64) -> Option<Arc<dyn DeviceFile>> {
+        self.state().files.get(&number).cloned()
+    }
+
+    /// The numbers of all files, in order.
+    pub(super) fn numbers(&self) -> Vec<u64> {
+        let mut numbers: Vec<u64> = self.state().files.keys().copied().collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    /// All unanswered READs, and those of one layer.
+    pub(super) fn unanswered_in_all(&self) -> usize {
+        self.unanswered.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn unanswered(&self, number: u64) -> usize {
+        let state = self.state();
+        state.layers.get(&number).map_or(0, LayerReads::unanswered)
+    }
+
+    /// Takes a READ from the kernel.
+    pub(super) fn arrive(self: &Arc<Self>, read: Arrived) {
+        self.unanswered.fetch_add(1, Ordering::Relaxed);
+        self.hand_on(read);
+    }
+
+    /// Gives a READ to its file, unless its gate is shut.
+    fn hand_on(self: &Arc<Self>, read: Arrived) {
+        let (layer, unique) = (read.layer, read.unique);
+        let (offset, size) = (read.offset, read.size);
+        match self.admit(read) {
+            Verdict::Held => {}
+            Verdict::Refuse(read, reason) => {
+                tracing::warn!(layer, offset, size, reason, "read of layer data refused");
+                read.connection.reply_error(unique, Errno::IO);
+                self.finish(layer, 1);
+            }
+            Verdict::Go(file) => {
+                let there = file.size().saturating_sub(offset);
+                let len = u32::try_from(there).unwrap_or(u32::MAX).min(size);
+                let reads = Arc::clone(self);
+                let ticket = Ticket {
+                    reads,
+                    layer,
+                    unique,
+                    len,
+                };
+                if len == 0 {
+                    ticket.answer(Ok(Bytes::new()));
+                } else {
+                    file.read(offset, len, Box::new(move |result| ticket.answer(result)));
+                }
+            }
+        }
+    }
+
+    fn admit(&self, read: Arrived) -> Verdict {
+        let mut state = self.state();
+        let State { files, layers } = &mut *state;
+        let reads = layers.entry(read.layer).or_default();
+        if reads.refusals > 0 {
+            reads.answering += 1;
+            return Verdict::Refuse(read, "the layer is being taken away");
+        }
+        if reads.holds > 0 {
+            reads.held.push(read);
+            return Verdict::Held;
+        }
+        let Some(file) = files.get(&read.layer) else {
+            reads.answering += 1;
+            return Verdict::Refuse(read, "the layer is gone");
+        };
+        reads.waiting.insert(read.unique, read);
+        Verdict::Go(Arc::clone(file))
+    }
+
+    /// Takes a waiting READ to answer it; none if somebody else has.
+    fn claim(&self, layer: u64, unique: Unique) -> Option<Arrived> {
+        let mut state = self.state();
+        let reads = state.layers.get_mut(&layer)?;
+        let read = reads.waiting.remove(&unique)?;
+        reads.answering += 1;
+        Some(read)
+    }
+
+    /// The replies of `count` READs that were taken are written.
+    fn finish(&self, layer: u64, count: usize) {
+        self.unanswered.fetch_sub(count, Ordering::Relaxed);
+        let mut state = self.state();
+        let Some(reads) = state.layers.get_mut(&layer) else {
+            return;
+        };
+        reads.answering = reads.answering.saturating_sub(count);
+        let settled = reads.waiting.is_empty() && reads.answering == 0;
+        if reads.is_idle() {
+            state.layers.remove(&layer);
+        }
+        drop(state);
+        if settled {
+            self.settled.notify_waiters();
+        }
+    }
+
+    /// Answers everything of a layer with EIO that is not being answered already.
+    pub(super) fn fail(&self, layer: u64) {
+        let failed: Vec<Arrived> = {
+            let mut state = self.state();
+            let Some(reads) = state.layers.get_mut(&layer) else {
+                return;
+            };
+            let waiting = reads.waiting.drain().map(|(_, read)| read);
+            let failed: Vec<Arrived> = waiting.chain(reads.held.drain(..)).collect();
+            reads.answering += failed.len();
+            failed
+        };
+        if failed.is_empty() {
+            return;
+        }
+        let count = failed.len();
+        tracing::warn!(layer, count, "reads of layer data are given up");
+        for read in &failed {
+            read.connection.reply_error(read.unique, Errno::IO);
+        }
+        self.finish(layer, count);
+    }
+
+    /// Waits until no READ of the layer is unanswered, not counting held ones if `but_held`.
+    pub(super) async fn settled(&self, layer: u64, but_held: bool) {
+        loop {
+            let mut told = std::pin::pin!(self.settled.notified());
+            // From here on a change is not missed.
+            told.as_mut().enable();
+            let left = self.state().layers.get(&layer).map_or(0, |reads| {
+                let held = if but_held { reads.held.len() } else { 0 };
+                reads.unanswered() - held
+            });
+            if left == 0 {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    /// Shuts the layer's gate, or leaves it open.
+    pub(super) fn shut(self: &Arc<Self>, layer: u64, meanwhile: Meanwhile) -> Drained {
+        let mut state = self.state();
+        match meanwhile {
+            Meanwhile::Serve => {}
+            Meanwhile::Hold => state.layers.entry(layer).or_default().holds += 1,
+            Meanwhile::Refuse => state.layers.entry(layer).or_default().refusals += 1,
+        }
+        drop(state);
+        Drained {
+            reads: Arc::clone(self),
+            layer,
+            meanwhile,
+        }
+    }
+
+    fn open(self: &Arc<Self>, layer: u64, meanwhile: Meanwhile) {
+        let released = {
+            let mut state = self.state();
+            let Some(reads) = state.layers.get_mut(&layer) else {
+                return;
+            };
+            match meanwhile {
+                Meanwhile::Serve => {}
+                Meanwhile::Hold => reads.holds = reads.holds.saturating_sub(1),
+                Meanwhile::Refuse => reads.refusals = reads.refusals.saturating_sub(1),
+            }
+            let released = match reads.holds {
+                0 => std::mem::take(&mut reads.held),
+                _ => Vec::new(),
+            };
+            if released.is_empty() && reads.is_idle() {
+                state.layers.remove(&layer);
+            }
+            released
+        };
+        for read in released {
+            self.hand_on(read);
+        }
+    }
+}
+
+/// A layer whose READs are governed by a [`Meanwhile`] until this is dropped.
+#[must_use = "the layer's reads go on when this is dropped"]
+pub struct Drained {
+    reads: Arc<Reads>,
+    layer: u64,
+    meanwhile: Meanwhile,
+}
+
+impl std::fmt::Debug for Drained {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("Drained");
+        shown.field("layer", &self.layer);
+        shown
+            .field("meanwhile", &self.meanwhile)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Drained {
+    fn drop(&mut self) {
+        self.reads.open(self.layer, self.meanwhile);
+    }
+}
+
+/// The right to answer one READ, unless it has been answered by force. Dropped it is EIO.
+struct Ticket {
+    reads: Arc<Reads>,
+    layer: u64,
+    unique: Unique,
+    len: u32,
+}
+
+impl Ticket {
+    fn answer(self, result: Result<Bytes, ReadError>) {
+        let Some(read) = self.reads.claim(self.layer, self.unique) else {
+            return;
+        };
+        let (layer, offset, len) = (self.layer, read.offset, self.len);
+        match result {
+            Ok(bytes) if u32::try_from(bytes.len()) == Ok(len) => {
+                read.connection.reply(self.unique, &bytes);
+            }
+            Ok(bytes) => {
+                let got = bytes.len();
+                tracing::error!(
+                    layer,
+                    offset,
+                    len,
+                    got,
+                    "layer answered with a wrong length"
+                );
+                read.connection.reply_error(self.unique, Errno::IO);
+            }
+            Err(error) => {
+                let cause: &dyn std::error::Error = &error;
+                tracing::warn!(
+                    layer,
+                    offset,
+                    len,
+                    error = cause,
+                    "read of layer data failed"
+                );
+                read.connection.reply_error(self.unique, errno(&error));
+            }
+        }
+        self.reads.finish(layer, 1);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        // Answered, as a rule.
+        let Some(read) = self.reads.claim(self.layer, self.unique) else {
+            return;
+        };
+        let (layer, offset, len) = (self.layer, read.offset, self.len);
+        tracing::error!(layer, offset, len, "read of layer data was dropped");
+        read.connection.reply_error(self.unique, Errno::IO);
+        self.reads.finish(layer, 1);
+    }
+}
+
+/// What a reader of the file gets for each error: the one place where errors become errnos.
+///
+/// EROFS makes EIO of everything, and a device has no better word for any of it.
+pub(super) fn errno(error: &ReadError) -> Errno {
+    match error {
+        ReadError::Corrupt { .. }
+        | ReadError::Undecodable { .. }
+        | ReadError::Header { .. }
+        | ReadError::Fetch { .. }
+        | ReadError::Store { .. }
+        | ReadError::Outside { .. }
+        | ReadError::Removed { .. } => Errno::IO,
+    }
+}
