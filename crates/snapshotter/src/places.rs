@@ -1,18 +1,17 @@
 //! Where each byte of a layer's tar lies in the store: the 4 KiB shift.
 //!
 //! `data` has the content of every regular file that has any, in the order of the tar, each from the next 4 KiB
-//! boundary on, zeros between. `heads` has every other byte of the tar, packed, in order:
+//! boundary on, zeros between, in front ([`LEAD`]) and behind ([`TAIL`]). `heads` has every other byte of the tar:
 //!
 //! ```text
-//! tar    | head 1 | file 1   |pad| head 2 | head 3 | file 3 |pad|00..|
-//! data   | file 1   ....|file 3 ......|            starts on 4 KiB boundaries
-//! heads  | head 1 |pad| head 2 | head 3 |pad|00..|
+//! tar           | head 1 | file 1   |pad| head 2 | head 3 | file 3 |pad|00..|
+//! data   |00 .. | file 1   ....|file 3 ......| 00..|     files on 4 KiB boundaries
+//! heads         | head 1 |pad| head 2 | head 3 |pad|00..|
 //! ```
 //!
 //! So a contiguous range of the tar is one contiguous range of `data` and one of `heads`, and everything is a binary
 //! search in two tables of fixed records, [`File`]s and headers. The tables are bytes (in practice a mapped file), so a
-//! layer of 100,000 entries costs no heap. The bytes come from [`plan`]; who keeps them keeps a checksum too, and
-//! this module then trusts the records, but never indexes outside the tables.
+//! layer of 100,000 entries costs no heap. Who keeps them keeps a checksum: the records are trusted here.
 
 use std::{fmt, ops::Range};
 
@@ -21,10 +20,17 @@ use crate::sync::Arc;
 /// Files begin at multiples of this in `data`: the block of EROFS, and `st_blksize` as users expect it.
 pub const BLOCK: u64 = 4096;
 
+/// Bytes in front of the first file. They belong to no span and are always there, as a hole: what probes block devices
+/// for file systems (udev, blkid, LVM) reads up to 4 MiB from the start of one and must not wait for a registry.
+pub const LEAD: u64 = 8 << 20;
+
+/// Bytes behind the last file, for the same reason: probes read up to 1.6 MiB before the end.
+pub const TAIL: u64 = 2 << 20;
+
 /// The largest `data`: EROFS counts a device's blocks in 32 bits.
 const MAX_DATA: u64 = BLOCK << 32;
 
-const MAGIC: &[u8; 8] = b"socipl\x00\x02";
+const MAGIC: &[u8; 8] = b"socipl\x00\x03";
 const HEADER: usize = 64;
 const FILE: usize = 32;
 const HEAD: usize = 16;
@@ -121,7 +127,7 @@ pub fn plan(
     let headers = entries.len().checked_mul(HEAD).ok_or(PlaceError::TooMany)?;
     let mut table = Vec::with_capacity(HEADER + headers + entries.len() * FILE);
     table.resize(HEADER + headers, 0);
-    let (mut free, mut data, mut content) = (0_u64, 0_u64, 0_u64);
+    let (mut free, mut data, mut content) = (0_u64, LEAD, 0_u64);
     let mut count = 0_u32;
     for planned in entries {
         let entry = count;
@@ -159,7 +165,7 @@ pub fn plan(
             data = size
                 .checked_next_multiple_of(BLOCK)
                 .and_then(|room| data.checked_add(room))
-                .filter(|data| *data <= MAX_DATA)
+                .filter(|data| *data <= MAX_DATA - TAIL)
                 .ok_or(PlaceError::TooLarge)?;
         }
     }
@@ -168,7 +174,7 @@ pub fn plan(
         files as u64,
         u64::from(count),
         archive_size,
-        data,
+        data + TAIL,
         archive_size - content,
     ];
     table[..8].copy_from_slice(MAGIC);
@@ -248,6 +254,11 @@ impl Places {
     /// Size of `data`, a multiple of [`BLOCK`].
     pub fn data_size(&self) -> u64 {
         self.data_size
+    }
+
+    /// The part of `data` that files are in: nothing in front of it and behind it belongs to a span.
+    pub fn contents(&self) -> Range<u64> {
+        LEAD..self.data_size.saturating_sub(TAIL).max(LEAD)
     }
 
     /// Size of `heads`.
@@ -448,7 +459,11 @@ mod tests {
     #[test]
     fn an_archive_without_files_is_all_heads() {
         let places = places(&[entry(0..512, 0), entry(512..1024, 0)], 2048);
-        assert_eq!((places.data_size(), places.heads_size()), (0, 2048));
+        assert_eq!(
+            (places.data_size(), places.heads_size()),
+            (LEAD + TAIL, 2048)
+        );
+        assert!(places.contents().is_empty());
         let pieces: Vec<_> = places.pieces(100..2048).collect();
         assert_eq!(
             pieces,
@@ -471,7 +486,8 @@ mod tests {
             entry(6144..6656, 1),
         ];
         let places = places(&entries, 10240);
-        assert_eq!(places.data_size(), 3 * BLOCK);
+        assert_eq!(places.data_size(), LEAD + 3 * BLOCK + TAIL);
+        assert_eq!(places.contents(), LEAD..LEAD + 3 * BLOCK);
         assert_eq!(places.heads_size(), 10240 - 5001);
         let files: Vec<_> = places.iter().collect();
         assert_eq!(
@@ -480,17 +496,18 @@ mod tests {
                 entry: 0,
                 tar: 512,
                 size: 5000,
-                data: 0,
+                data: LEAD,
                 heads: 512
             }
         );
-        assert_eq!(files[1].data, 2 * BLOCK);
-        assert_eq!(places.data_of(2), Some(2 * BLOCK));
+        assert_eq!(files[1].data, LEAD + 2 * BLOCK);
+        assert_eq!(places.data_of(2), Some(LEAD + 2 * BLOCK));
         assert_eq!(places.data_of(1), None);
-        let needed: Vec<_> = places.tar_of_data(BLOCK..3 * BLOCK).collect();
+        let needed: Vec<_> = places.tar_of_data(LEAD + BLOCK..LEAD + 3 * BLOCK).collect();
         assert_eq!(needed, [(0, 512 + 4096..5512), (1, 6656..6657)]);
         // Only zeros behind a file's end: nothing is needed.
-        assert_eq!(places.tar_of_data(2 * BLOCK + 1..3 * BLOCK).count(), 0);
+        let behind = LEAD + 2 * BLOCK + 1..LEAD + 3 * BLOCK;
+        assert_eq!(places.tar_of_data(behind).count(), 0);
     }
 
     #[test]
@@ -518,6 +535,13 @@ mod tests {
         );
         assert_eq!(
             plan([entry(0..512, MAX_DATA + 1)].into_iter(), u64::MAX),
+            Err(PlaceError::TooLarge)
+        );
+        let most = MAX_DATA - LEAD - TAIL;
+        let largest = places(&[entry(0..512, most)], u64::MAX);
+        assert_eq!(largest.data_size(), MAX_DATA);
+        assert_eq!(
+            plan([entry(0..512, most + 1)].into_iter(), u64::MAX),
             Err(PlaceError::TooLarge)
         );
     }
@@ -557,7 +581,8 @@ mod tests {
         ) {
             let places = places(&entries, archive);
             let tar: Vec<u32> = (0..archive as u32).collect();
-            let mut data = vec![None; places.data_size() as usize];
+            let contents = places.contents();
+            let mut data = vec![None; (contents.end - contents.start) as usize];
             let mut heads = vec![None; places.heads_size() as usize];
             // Any cut of the tar into ranges must give the same files.
             let mut ends = [cut.0.min(archive), cut.1.min(archive), archive];
@@ -567,7 +592,7 @@ mod tests {
                 let mut at = start;
                 for piece in places.pieces(start..end) {
                     let (file, tar_at, to, len) = match piece {
-                        Piece::Data { tar, data: to, len } => (&mut data, tar, to, len),
+                        Piece::Data { tar, data: to, len } => (&mut data, tar, to - LEAD, len),
                         Piece::Heads { tar, heads: to, len } => (&mut heads, tar, to, len),
                     };
                     prop_assert_eq!(tar_at, at);
@@ -588,8 +613,9 @@ mod tests {
             // data: each file whole, at its place.
             for file in places.iter() {
                 prop_assert_eq!(file.data % BLOCK, 0);
+                prop_assert_eq!(places.data_of(file.entry), Some(file.data));
                 for i in 0..file.size {
-                    prop_assert_eq!(data[(file.data + i) as usize], Some((file.tar + i) as u32));
+                    prop_assert_eq!(data[(file.data - LEAD + i) as usize], Some((file.tar + i) as u32));
                 }
                 prop_assert_eq!(places.header(file.entry as usize).map(|h| h.end), Some(file.tar));
             }
@@ -600,6 +626,7 @@ mod tests {
             (entries, archive) in archives(), start in 0_u64..100_000, len in 1_u64..50_000,
         ) {
             let places = places(&entries, archive);
+            let start = LEAD - 20_000 + start;
             let range = start..start + len;
             let mut expected = Vec::new();
             for (index, file) in places.iter().enumerate() {
@@ -610,6 +637,26 @@ mod tests {
                 }
             }
             prop_assert_eq!(places.tar_of_data(range).collect::<Vec<_>>(), expected);
+        }
+
+        #[test]
+        fn prop_head_and_tail_need_nothing((entries, archive) in archives(), cut in 0..=LEAD, len in 1..=LEAD) {
+            let places = places(&entries, archive);
+            let contents = places.contents();
+            prop_assert_eq!((contents.start, places.data_size() - contents.end), (LEAD, TAIL));
+            let files = places.iter().map(|file| file.size.next_multiple_of(BLOCK)).sum::<u64>();
+            prop_assert_eq!(contents.end - contents.start, files);
+            let front = cut..(cut + len).min(LEAD);
+            let behind = contents.end + cut % TAIL..places.data_size();
+            for range in [front, behind] {
+                prop_assert_eq!(places.tar_of_data(range).count(), 0);
+            }
+            // Whatever the tar's bytes are, none has its place there.
+            for piece in places.pieces(0..archive) {
+                if let Piece::Data { data, len, .. } = piece {
+                    prop_assert!(contents.start <= data && data + len <= contents.end);
+                }
+            }
         }
 
         #[test]

@@ -153,8 +153,9 @@ pub(crate) struct Footprint {
 /// The footprint of a layer that was fetched whole.
 pub(super) fn footprint(layer: &Layer) -> Footprint {
     let inodes = layer.places().entries() as u64 + 1;
+    let contents = layer.places().contents();
     Footprint {
-        bytes: layer.data_size(),
+        bytes: contents.end - contents.start,
         inodes,
     }
 }

@@ -117,7 +117,7 @@ pub(super) fn fail_all(cpu: &Cpu, waiters: Vec<Arc<Read>>, error: ReadError) {
 
 impl Layer {
     /// Bytes of `data`. `done` is called exactly once: before this returns, on this thread, if everything is there and
-    /// checked; else later, on the pool. Never waits for the network.
+    /// checked; else later, on the pool. Never waits for the network. Head and tail of `data` are always there.
     pub fn read(self: &Arc<Self>, range: Range<u64>, done: ReadDone) {
         self.start(range, true, done);
     }
@@ -358,12 +358,27 @@ impl Layer {
         let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let mut buffer = vec![0; length];
         let read = if held.is_empty() {
-            self.files.data.read_exact_at(&mut buffer, range.start)
+            self.contents_of(range, &mut buffer)
         } else {
             self.patchwork(range, &mut buffer, held)
         };
         read.map_err(|source| self.store_error(source))?;
         Ok(Bytes::from(buffer))
+    }
+
+    /// Bytes of `data` into a buffer of zeros. Head and tail are zeros whatever the disk says: nothing is read there.
+    fn contents_of(&self, range: &Range<u64>, buffer: &mut [u8]) -> io::Result<()> {
+        let contents = self.files.places.contents();
+        let from = range.start.max(contents.start);
+        let to = range.end.min(contents.end);
+        if from >= to {
+            return Ok(());
+        }
+        let place = |at| usize::try_from(at - range.start).unwrap_or(usize::MAX);
+        match buffer.get_mut(place(from)..place(to)) {
+            Some(part) => self.files.data.read_exact_at(part, from),
+            None => Ok(()),
+        }
     }
 
     /// Bytes of `data` when some of them are only in memory.

@@ -23,7 +23,7 @@ use super::{Context, open::Whole};
 use crate::{
     cpu::{Lane, Lost},
     fetch::{Class, Delivery, Demand, DemandError, Patience},
-    places::{self, BLOCK, PlaceError, Planned},
+    places::{self, BLOCK, LEAD, PlaceError, Planned, TAIL},
     store::{Draft, LayerFiles, StoreError, sources::Sources},
     sync::Arc,
 };
@@ -330,8 +330,8 @@ impl Files {
             data: Gathered::default(),
             heads: Gathered::default(),
             planned: Vec::new(),
-            file: (0, 0),
-            next: 0,
+            file: (LEAD, 0),
+            next: LEAD,
             error: None,
         }
     }
@@ -339,7 +339,7 @@ impl Files {
     fn finish(mut self) -> io::Result<Draft> {
         self.data.flush(&self.draft.data)?;
         self.heads.flush(&self.draft.heads)?;
-        self.draft.data.set_len(self.next)?;
+        self.draft.data.set_len(self.next.saturating_add(TAIL))?;
         Ok(self.draft)
     }
 

@@ -3,7 +3,7 @@
 use soci_oci::{Descriptor, testing::noise};
 use soci_ztoc::{BuildOptions, Builder, Compression, Ztoc};
 
-use crate::places::BLOCK;
+use crate::places::{BLOCK, LEAD, TAIL};
 
 /// How the tar becomes a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,11 +145,12 @@ impl Made {
 
     /// What `data` must be.
     pub(super) fn data(&self) -> Vec<u8> {
-        let mut data = Vec::new();
+        let mut data = vec![0; LEAD as usize];
         for (_, content) in &self.files {
             data.extend_from_slice(content);
             data.resize(data.len().next_multiple_of(BLOCK as usize), 0);
         }
+        data.resize(data.len() + TAIL as usize, 0);
         data
     }
 
