@@ -9,6 +9,7 @@
 
 mod parts;
 mod root;
+mod way;
 
 pub use self::parts::Daemon;
 pub use self::root::Root;

@@ -23,7 +23,9 @@ mod holds;
 pub mod labels;
 mod layer_use;
 mod mounts;
+mod name;
 mod open;
+mod restore;
 mod show;
 pub mod verdict;
 
@@ -34,28 +36,29 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use soci_oci::digest::Digest;
 use soci_oci::manifest::Manifest;
-use soci_oci::reference::ImageRef;
 use soci_oci::registry::Registry;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 pub use self::content::Content;
-use self::content::{ContentError, Place};
+use self::content::ContentError;
 use self::discover::Discovery;
 pub use self::discover::Modes;
 pub(crate) use self::discover::explain;
 use self::holds::{Hold, Holds};
-use self::labels::Labels;
 pub use self::layer_use::LayerUse;
 pub use self::mounts::Mounts;
+use self::name::ImageKey;
+pub(crate) use self::name::{ImageName, layer_of};
 use self::open::Opened;
+pub use self::restore::RestoreError;
+pub(crate) use self::restore::Wanted;
 pub(crate) use self::show::Footprint;
 use self::verdict::{Subject, Verdict, Way};
 use crate::cpu::{Cpu, Lane};
 use crate::layer::{Layer, Layers};
 use crate::mount::MountError;
-use crate::mount::table::MountTable;
 use crate::store::LayerKey;
 use crate::sync::atomic::AtomicBool;
 use crate::sync::{Arc, Mutex};
@@ -65,80 +68,10 @@ use crate::sync::{Arc, Mutex};
 const NO_INDEX_LASTS: Duration = Duration::from_secs(60);
 /// How long the rest is remembered. zTOCs that were fetched ahead and not used take space that long.
 const PULL_LASTS: Duration = Duration::from_secs(3600);
+/// How long after its completion a layer's bytes are kept in the page cache for who has not read them yet.
+const SETTLE: Duration = Duration::from_secs(20);
 /// Images that are remembered. Each is a few kilobytes.
 const MOST_IMAGES: usize = 256;
-
-/// Which image a request is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ImageName {
-    pub(crate) namespace: String,
-    /// The reference as containerd sent it.
-    pub(crate) text: String,
-    pub(crate) reference: ImageRef,
-    pub(crate) manifest: Digest,
-    /// The index that the client gave.
-    pub(crate) index: Option<Digest>,
-}
-
-impl ImageName {
-    /// From the labels of a request; the error says which label cannot be used.
-    pub(crate) fn from_labels(namespace: &str, of: &Labels) -> Result<Self, String> {
-        let text = labels::value(of, labels::IMAGE_REFERENCE).unwrap_or_default();
-        let reference = ImageRef::from_containerd(text)
-            .map_err(|error| format!("image reference {text:?}: {error}"))?;
-        let manifest = labels::value(of, labels::MANIFEST_DIGEST).unwrap_or_default();
-        let manifest = digest("manifest digest", manifest)?;
-        let index = labels::value(of, labels::INDEX_DIGEST);
-        let index = index.map(|text| digest("index digest", text)).transpose()?;
-        Ok(Self {
-            namespace: namespace.to_owned(),
-            text: text.to_owned(),
-            reference,
-            manifest,
-            index,
-        })
-    }
-
-    fn place(&self) -> Place<'_> {
-        Place {
-            namespace: &self.namespace,
-            image: &self.reference,
-        }
-    }
-
-    fn key(&self) -> ImageKey {
-        ImageKey {
-            namespace: self.namespace.clone(),
-            host: self.reference.host().to_owned(),
-            repository: self.reference.repository().to_owned(),
-            manifest: self.manifest,
-            index: self.index,
-        }
-    }
-}
-
-/// The layer that labels name; the error says what is wrong with it.
-pub(crate) fn layer_of(of: &Labels) -> Result<Digest, String> {
-    digest(
-        "layer digest",
-        labels::value(of, labels::LAYER_DIGEST).unwrap_or_default(),
-    )
-}
-
-fn digest(what: &str, text: &str) -> Result<Digest, String> {
-    text.parse()
-        .map_err(|error| format!("{what} {text:?}: {error}"))
-}
-
-/// What one answer about an index is good for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct ImageKey {
-    namespace: String,
-    host: String,
-    repository: String,
-    manifest: Digest,
-    index: Option<Digest>,
-}
 
 /// What is known of one image.
 #[derive(Debug)]
@@ -277,28 +210,23 @@ struct Shared {
 #[derive(Clone, Debug)]
 pub struct Images(Arc<Shared>);
 
-/// Why a layer could not be mounted again.
-#[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
-    /// The store has it no more, and nobody could bring it.
-    #[error("{0}")]
-    Gone(String),
-    /// Its tree could not be made.
-    #[error(transparent)]
-    Show(#[from] show::ShowError),
-    /// It could not be opened.
-    #[error(transparent)]
-    Open(#[from] crate::layer::OpenError),
-}
+impl Shared {
+    async fn move_to_data(&self, layer: &Arc<Layer>) {
+        if let Err(error) = self.parts.mounts.complete(layer).await {
+            let (layer, error) = (layer.digest().to_string(), explain(&error));
+            warn!(
+                layer,
+                error, "a complete layer stays on the device: its readers need this daemon"
+            );
+        }
+    }
 
-/// A snapshot whose layer is to be mounted.
-#[derive(Clone, Debug)]
-pub(crate) struct Wanted {
-    pub(crate) layer: LayerUse,
-    pub(crate) at: PathBuf,
-    pub(crate) labels: Labels,
-    /// Nearest first.
-    pub(crate) parents: Vec<Parent>,
+    async fn settle(&self, layer: &Arc<Layer>) {
+        if let Err(error) = self.parts.mounts.settle(layer).await {
+            let (layer, error) = (layer.digest().to_string(), explain(&error));
+            debug!(layer, error, "a layer is cached twice");
+        }
+    }
 }
 
 impl Images {
@@ -400,7 +328,7 @@ impl Images {
         Ok(patch)
     }
 
-    /// Has the rest of a layer brought, and its mounts moved to `data` when it is there.
+    /// Has the rest of a layer brought, and the layer moved to `data` when it is there.
     fn finish_behind(&self, layer: &Arc<Layer>) {
         let number = layer.number().0;
         if !self.0.watched.lock().insert(number) {
@@ -414,105 +342,20 @@ impl Images {
         let (images, layer) = (Arc::downgrade(&self.0), Arc::downgrade(layer));
         self.0.tasks.spawn(async move {
             let done = completion.wait_for(|done| *done).await.is_ok();
+            if let (Some(images), Some(layer)) =
+                (images.upgrade(), layer.upgrade().filter(|_| done))
+            {
+                images.move_to_data(&layer).await;
+            }
+            tokio::time::sleep(SETTLE).await;
             let Some(images) = images.upgrade() else {
                 return;
             };
-            if let Some(layer) = layer.upgrade().filter(|_| done)
-                && let Err(error) = images.parts.mounts.complete(&layer).await
-            {
-                let (layer, error) = (layer.digest().to_string(), explain(&error));
-                warn!(
-                    layer,
-                    error, "a complete layer stays mounted through the device"
-                );
-            }
             images.watched.lock().remove(&number);
+            if let Some(layer) = layer.upgrade().filter(|layer| layer.is_complete()) {
+                images.settle(&layer).await;
+            }
         });
-    }
-
-    /// Mounts what is not mounted by this process, lowest first.
-    pub(crate) async fn ensure(&self, wanted: &[Wanted]) -> Result<(), (PathBuf, RestoreError)> {
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        let table = MountTable::read().unwrap_or_else(|_| MountTable::parse(b""));
-        for wanted in wanted.iter().rev() {
-            if !self.0.parts.mounts.has(&table, &wanted.at) {
-                let done = self.restore(wanted).await;
-                done.map_err(|error| (wanted.at.clone(), error))?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn restore(&self, wanted: &Wanted) -> Result<(), RestoreError> {
-        let LayerUse { layer: key, patch } = &wanted.layer;
-        let _hold = self.0.holds.hold(key.layer).await;
-        let Some(layer) = self.0.parts.layers.open_present(key).await? else {
-            return self.bring_back(wanted).await;
-        };
-        if !layer.is_complete() {
-            self.add_sources(&layer);
-        }
-        let of = Arc::clone(&layer);
-        let named = patch.clone();
-        let meta = self
-            .0
-            .parts
-            .cpu
-            .run(Lane::Now, move || of.meta(&named))
-            .await;
-        match meta
-            .map_err(show::ShowError::from)?
-            .map_err(show::ShowError::from)?
-        {
-            Some(meta) => {
-                let copy = copies_below(&wanted.parents, *key, patch);
-                let mounted = self
-                    .0
-                    .parts
-                    .mounts
-                    .mount(&layer, patch, copy, meta, &wanted.at)
-                    .await;
-                mounted.map_err(show::ShowError::from)?;
-                self.finish_behind(&layer);
-            }
-            // Torn by a power loss: made again from entries and parents.
-            None => drop(self.show(&layer, &wanted.at, &wanted.parents).await?),
-        }
-        Ok(())
-    }
-
-    /// The registry again, for a layer that the store knows. Asks nobody.
-    fn add_sources(&self, layer: &Layer) {
-        let record = layer.record();
-        for origin in &record.origins {
-            match open::source(&self.0.parts.registry, &origin.reference, &record.layer) {
-                Ok(source) => layer.add_source(source),
-                Err(error) => debug!(reference = origin.reference, error, "no source"),
-            }
-        }
-    }
-
-    /// A layer that the store has lost is got as at first.
-    async fn bring_back(&self, wanted: &Wanted) -> Result<(), RestoreError> {
-        let namespace = labels::value(&wanted.labels, labels::NAMESPACE).unwrap_or_default();
-        let image =
-            ImageName::from_labels(namespace, &wanted.labels).map_err(RestoreError::Gone)?;
-        let request = Request {
-            image,
-            layer: wanted.layer.layer.layer,
-            at: wanted.at.clone(),
-            parents: wanted.parents.clone(),
-            subject: Subject::default(),
-            small: wanted.layer.layer.ztoc.is_none(),
-        };
-        let image = self.image(&request.image);
-        let opened = self.open(&image, &request).await;
-        let opened = opened.map_err(|left| RestoreError::Gone(left.why))?;
-        self.show(&opened.layer, &request.at, &request.parents)
-            .await?;
-        Ok(())
     }
 
     /// Takes a layer away from a mount point.
@@ -548,6 +391,16 @@ impl Images {
             }
         }
         Ok(())
+    }
+
+    /// Lets go of devices and probe mounts that nothing uses. Only when the device is served: an unmount waits for
+    /// READs that are not answered.
+    pub(crate) async fn let_go(&self) {
+        match self.0.parts.mounts.let_go().await {
+            Ok(0) => {}
+            Ok(count) => info!(count, "let go of loop devices of an earlier process"),
+            Err(error) => warn!(error = explain(&error), "stray loop devices stay"),
+        }
     }
 
     /// Makes what has arrived durable, before the process ends.

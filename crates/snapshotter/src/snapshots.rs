@@ -46,6 +46,8 @@ use crate::sync::Arc;
 pub struct Options {
     /// Overlay mounts need `userxattr`.
     pub userxattr: bool,
+    /// Overlay mounts on layers take `xino=on`.
+    pub xino: bool,
     /// Do not try an overlay mount at start.
     pub skip_support_check: bool,
     /// Layers smaller than this many bytes are fetched whole; 0 is off.
@@ -325,6 +327,7 @@ impl Snapshotter {
             });
         }
         self.ensure(parents).await?;
+        let has_layers = parents.iter().any(|info| info.record.layer.is_some());
         let parents: Vec<_> = parents.iter().map(|info| info.record.id).collect();
         let Shared {
             directories,
@@ -337,7 +340,10 @@ impl Snapshotter {
             kind,
             id,
             &parents,
-            options.userxattr,
+            overlay::Extra {
+                xino: options.xino && has_layers,
+                userxattr: options.userxattr,
+            },
         )])
     }
 
@@ -495,7 +501,13 @@ impl Snapshotter {
         warn!(path, error, "failed to remove directory");
     }
 
-    /// Takes all layers off their mount points. Records and directories stay.
+    /// The layers that snapshots use.
+    pub async fn used_layers(&self) -> Result<Vec<LayerKey>, SnapshotError> {
+        self.run(Lane::Now, Shared::used_layers).await
+    }
+
+    /// Takes all layers off their mount points; records and directories stay. The kernel waits for READs that are not
+    /// answered, so the device is stopped before.
     pub async fn unmount_all(&self) -> Result<(), SnapshotError> {
         let all = self.shared.directories.all();
         mount::detach_all_under(&self.shared.parts.mounts, &all).await?;

@@ -11,7 +11,8 @@ pub(super) const KEYS: &[&str] = &[
     "skip_check_snapshotter_supported",
 ];
 pub(super) const CONTENT_STORE_KEYS: &[&str] = &["type", "containerd_address"];
-pub(super) const SNAPSHOTTER_KEYS: &[&str] = &["min_layer_size", "allow_invalid_mounts_on_restart"];
+pub(super) const SNAPSHOTTER_KEYS: &[&str] =
+    &["min_layer_size", "allow_invalid_mounts_on_restart", "mount"];
 
 /// zTOCs of an image that are fetched at once.
 const MAX_CONCURRENCY: i64 = 100;
@@ -115,4 +116,21 @@ pub struct SnapshotterTable {
     /// Start with layers that cannot be mounted again. Here a failing layer never keeps the daemon from
     /// starting, so the key has no effect.
     pub allow_invalid_mounts_on_restart: bool,
+    /// How layers are given to the kernel: `auto` (the first way that works), `loop`, `file`, or `none`.
+    pub mount: MountChoice,
+}
+
+/// `[snapshotter] mount`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountChoice {
+    /// The first way that works here.
+    #[default]
+    Auto,
+    /// On loop devices, or not at all.
+    Loop,
+    /// From files, or not at all.
+    File,
+    /// Every layer is left to containerd.
+    None,
 }

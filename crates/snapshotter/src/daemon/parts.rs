@@ -11,25 +11,21 @@ use soci_oci::registry::retry::RetryPolicy;
 use soci_oci::registry::{self, Hosts, Mirror, Registry};
 use soci_oci::store::layout::Layout;
 use tokio::runtime::Handle;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::root::Root;
+use super::way;
 use crate::config::{Blob, Config, ContentStoreKind, Http, Resolver};
 use crate::cpu::Cpu;
 use crate::device::{self, Device};
 use crate::fetch::{self, Scheduler};
 use crate::image::{self, Content, Images, Modes, Mounts};
 use crate::layer::{self, Layers, drop_scratch};
+use crate::mount;
 use crate::mount::thread::MountThread;
-use crate::mount::{self, Choice, Mounter};
 use crate::snapshots::{self, Snapshotter};
 use crate::store::LayerStore;
 use crate::sync::Arc;
-
-/// Threads of the node's device. They never wait; two keep a core busy while the other takes the next request.
-const DEVICE_THREADS: usize = 2;
-/// Folder of the node's device below the root.
-const DEVICE: &str = "device";
 
 /// The running parts.
 #[derive(Debug)]
@@ -50,47 +46,47 @@ impl Daemon {
         let cores = available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let cpu = Cpu::with_idle(cores, drop_scratch).context("cannot start the pool")?;
         let thread = MountThread::start().context("cannot start the mounting thread")?;
-        let detached = mount::detach_all_under(&thread, &root).await;
-        let detached = detached.context("cannot detach the mounts of an earlier process")?;
-        if !detached.is_empty() {
-            info!(
-                count = detached.len(),
-                "detached the mounts of an earlier process"
-            );
-        }
-        let (mounter, device) = way(&root, &thread).await;
-        let images = match (mounter, &device) {
-            (Some(mounter), Some(device)) => {
-                let mounts = Mounts::new(mounter, Arc::clone(device));
+        let way = way::take(&root, config.snapshotter.mount, &thread).await;
+        let images = match &way {
+            Some(way) => {
+                let mounts = Mounts::new(Arc::clone(&way.mounter), Arc::clone(&way.device));
                 Some(images(&root, config, &cpu, mounts)?)
             }
-            _ => None,
+            None => None,
         };
         let options = snapshots::Options {
             userxattr: snapshots::needs_userxattr(),
+            xino: way.as_ref().is_some_and(|way| way.chosen.xino),
             skip_support_check: config.service.skip_check_snapshotter_supported,
             min_layer_size: u64::try_from(config.snapshotter.min_layer_size).unwrap_or(0),
         };
         let parts = snapshots::Parts {
             cpu,
-            mounts: thread,
+            mounts: thread.clone(),
             images: images.clone(),
         };
         let snapshotter = Snapshotter::open(&root, parts, options)?;
+        if let (Some(images), Some(way)) = (&images, &way) {
+            let used = snapshotter.used_layers().await?;
+            images.adopt(&used, way.moved).await;
+            images.let_go().await;
+        }
+        sweep(&thread, &root).await;
         Ok(Self {
             snapshotter,
             images,
-            device,
+            device: way.map(|way| way.device),
             _root: lock,
         })
     }
 
     /// Takes all layers and the device away.
     pub async fn unmount(&self) -> anyhow::Result<()> {
-        self.snapshotter.unmount_all().await?;
+        // First: an unmount waits for READs that are not answered.
         if let Some(device) = &self.device {
             device.stop();
         }
+        self.snapshotter.unmount_all().await?;
         Ok(())
     }
 
@@ -102,37 +98,16 @@ impl Daemon {
     }
 }
 
-/// How this machine takes layers, with the device for it; said once, loudly where it cannot.
-async fn way(root: &Path, thread: &MountThread) -> (Option<Arc<dyn Mounter>>, Option<Arc<Device>>) {
-    let device = match Device::start(&root.join(DEVICE), DEVICE_THREADS) {
-        Ok(device) => device,
-        Err(error) => {
-            let reason = format!("{:#}", anyhow::Error::new(error));
-            unable(&reason);
-            return (None, None);
-        }
-    };
-    match mount::choose(root, &device, thread).await {
-        Choice::Way { mounter, reason } => {
-            info!(
-                way = mounter.way().to_string(),
-                reason, "layers are mounted"
-            );
-            (Some(mounter), Some(device))
-        }
-        Choice::None { reason } => {
-            unable(&reason);
-            device.stop();
-            (None, None)
-        }
+/// Takes away what a probe left that was killed. Only now: the device is served, so that no unmount waits.
+async fn sweep(thread: &MountThread, root: &Path) {
+    match mount::sweep_probes(thread, root).await {
+        Ok(0) => {}
+        Ok(count) => info!(count, "detached the mounts of a probe that was killed"),
+        Err(error) => warn!(
+            error = &error as &dyn std::error::Error,
+            "mounts of a probe that was killed stay"
+        ),
     }
-}
-
-fn unable(reason: &str) {
-    error!(
-        reason,
-        "this machine cannot mount layers: every layer is left to containerd"
-    );
 }
 
 fn images(root: &Path, config: &Config, cpu: &Arc<Cpu>, mounts: Mounts) -> anyhow::Result<Images> {

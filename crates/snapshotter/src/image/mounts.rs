@@ -1,19 +1,21 @@
-//! Which layers are mounted where.
+//! Which layers are mounted where: the one owner of mounts, of what they are fed from, and of the rule
+//! that no READ of a layer waits for the network when its device changes hands or its mount goes.
 //!
-//! The first mount of a layer with a patch is a mount of its image; every other one is a bind of it, so that
-//! there is one file system and one page cache. While bytes are missing the image's device is the layer's file
-//! on the node's device; when the layer is complete all places get a mount on `data` beneath, and what uses the
-//! old one keeps it. One mount is decided and made at a time.
+//! The first mount of a layer with a patch is a mount of its image; every other one is a bind of it, so
+//! that there is one file system and one page cache. While bytes are missing they come from the layer's
+//! file on the node's device; when the layer is complete it moves to `data`. One step at a time.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tracing::warn;
 
+use super::discover::explain;
 use crate::device::Device;
 use crate::layer::Layer;
 use crate::mount::table::MountTable;
-use crate::mount::{LayerImage, MountError, Mounter, Supply};
+use crate::mount::{LayerImage, LayerSource, MountError, Mounter, Supply};
 use crate::store::LayerKey;
 use crate::sync::{Arc, Mutex};
 
@@ -28,7 +30,6 @@ struct Shown {
 #[derive(Debug)]
 struct Places {
     at: BTreeSet<PathBuf>,
-    supply: Supply,
     meta: PathBuf,
 }
 
@@ -36,6 +37,37 @@ struct Places {
 struct Known {
     shown: HashMap<Shown, Places>,
     by_path: HashMap<PathBuf, Shown>,
+}
+
+impl Known {
+    fn add(&mut self, shown: Shown, meta: PathBuf, at: &Path) {
+        self.forget(at);
+        self.by_path.insert(at.to_owned(), shown.clone());
+        let places = self.shown.entry(shown).or_insert_with(|| Places {
+            at: BTreeSet::new(),
+            meta,
+        });
+        places.at.insert(at.to_owned());
+    }
+
+    fn forget(&mut self, at: &Path) {
+        if let Some(shown) = self.by_path.remove(at)
+            && let Some(places) = self.shown.get_mut(&shown)
+        {
+            places.at.remove(at);
+            if places.at.is_empty() {
+                self.shown.remove(&shown);
+            }
+        }
+    }
+
+    /// Images of a layer and where they are.
+    fn of(&self, layer: LayerKey) -> Vec<(PathBuf, Vec<PathBuf>)> {
+        let of_layer = self.shown.iter().filter(|(shown, _)| shown.layer == layer);
+        of_layer
+            .map(|(_, places)| (places.meta.clone(), places.at.iter().cloned().collect()))
+            .collect()
+    }
 }
 
 /// The layer mounts of this process.
@@ -63,7 +95,7 @@ impl Mounts {
         self.turn.acquire().await.ok()
     }
 
-    /// Shows a layer at `at`, through the image `meta` of `patch`.
+    /// Shows a layer at `at`, through the image `meta` of `patch`; nothing happens if it is shown there already.
     ///
     /// `copy` counts the parents that show the same image: overlayfs refuses one root twice in a chain, so an
     /// image with the same layer twice gets a file system for each.
@@ -81,86 +113,127 @@ impl Mounts {
             patch: patch.to_owned(),
             copy,
         };
-        let first = self.first_place(&shown);
-        let supply = match first {
-            Some(from) => {
-                self.mounter.bind(&from, at).await?;
-                None
-            }
-            None => {
-                let image = self.image(layer, meta.clone());
-                self.mounter.mount(&image, at).await?;
-                Some(image.supply)
-            }
-        };
-        let mut known = self.known.lock();
-        known.by_path.insert(at.to_owned(), shown.clone());
-        let places = known.shown.entry(shown).or_insert_with(|| Places {
-            at: BTreeSet::new(),
-            supply: supply.unwrap_or(Supply::OnDemand),
-            meta,
-        });
-        places.at.insert(at.to_owned());
+        // Looked at under the turn: a request for the same place may have been here a moment ago.
+        let table = MountTable::read().map_err(MountError::Table)?;
+        if self.known.lock().by_path.get(at) == Some(&shown) && self.mounter.is_ours(&table, at) {
+            return Ok(());
+        }
+        if !self.bind_from_another(&shown, at).await? {
+            let image = LayerImage {
+                meta: meta.clone(),
+                patch: patch.to_owned(),
+                copy,
+                source: self.source(layer),
+            };
+            self.mounter.mount(&image, at).await?;
+        }
+        self.known.lock().add(shown, meta, at);
         Ok(())
     }
 
-    fn first_place(&self, shown: &Shown) -> Option<PathBuf> {
-        self.known.lock().shown.get(shown)?.at.first().cloned()
+    /// False: no place shows this image. A place that somebody unmounted is forgotten on the way.
+    async fn bind_from_another(&self, shown: &Shown, at: &Path) -> Result<bool, MountError> {
+        loop {
+            let from = {
+                let known = self.known.lock();
+                let places = known.shown.get(shown);
+                places.and_then(|places| places.at.iter().find(|from| *from != at).cloned())
+            };
+            let Some(from) = from else {
+                return Ok(false);
+            };
+            match self.mounter.bind(&from, at).await {
+                Ok(()) => return Ok(true),
+                Err(MountError::NotOurs(_)) => {
+                    warn!(path = %from.display(), "somebody unmounted a layer");
+                    self.known.lock().forget(&from);
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
-    /// What to mount: `data` where everything is there, else the layer's file on the device.
-    fn image(&self, layer: &Arc<Layer>, meta: PathBuf) -> LayerImage {
+    /// Where the bytes come from: `data` where everything is there, else the layer's file on the device.
+    fn source(&self, layer: &Arc<Layer>) -> LayerSource {
+        let number = layer.number().0;
         if layer.is_complete() {
-            return LayerImage {
-                meta,
-                device: layer.data_path(),
+            return LayerSource {
+                number,
+                file: layer.data_path(),
                 supply: Supply::Complete,
             };
         }
-        let number = layer.number().0;
         self.device.add(Arc::clone(layer) as _);
-        LayerImage {
-            meta,
-            device: self.device.path(number),
+        LayerSource {
+            number,
+            file: self.device.path(number),
             supply: Supply::OnDemand,
         }
     }
 
-    /// The layer is complete: its places get mounts on `data`.
+    /// The layer is complete: it moves to `data`. Its READs find every byte present, so none waits for the network.
     pub(crate) async fn complete(&self, layer: &Arc<Layer>) -> Result<(), MountError> {
         let _turn = self.turn().await;
-        for (shown, meta, at) in self.on_demand(layer.key()) {
-            let image = LayerImage {
-                meta,
-                device: layer.data_path(),
-                supply: Supply::Complete,
-            };
-            self.mounter.replace(&image, &at).await?;
-            if let Some(places) = self.known.lock().shown.get_mut(&shown) {
-                places.supply = Supply::Complete;
-            }
+        self.move_to_source(layer).await
+    }
+
+    /// Moves a layer to where its bytes are to come from now.
+    async fn move_to_source(&self, layer: &Arc<Layer>) -> Result<(), MountError> {
+        let shown = self.known.lock().of(layer.key());
+        self.mounter.supply(&self.source(layer), &shown).await
+    }
+
+    /// The layer moves back to the device, while bytes are taken out of its `data`. `data` itself answers no READ
+    /// that waits.
+    #[allow(dead_code, reason = "the scrub is its caller")]
+    pub(crate) async fn reopen(&self, layer: &Arc<Layer>) -> Result<(), MountError> {
+        let _turn = self.turn().await;
+        let number = layer.number().0;
+        self.device.add(Arc::clone(layer) as _);
+        let source = LayerSource {
+            number,
+            file: self.device.path(number),
+            supply: Supply::OnDemand,
+        };
+        let shown = self.known.lock().of(layer.key());
+        self.mounter.supply(&source, &shown).await
+    }
+
+    /// The start of a complete layer is over: one cached copy is enough.
+    pub(crate) async fn settle(&self, layer: &Arc<Layer>) -> Result<(), MountError> {
+        let _turn = self.turn().await;
+        let mut files = vec![layer.data_path()];
+        files.extend(
+            self.known
+                .lock()
+                .of(layer.key())
+                .into_iter()
+                .map(|(meta, _)| meta),
+        );
+        self.mounter.settle(layer.number().0, files).await
+    }
+
+    /// The layers that an earlier process mounted, by number.
+    pub(crate) async fn find(&self) -> Result<Vec<u64>, MountError> {
+        self.mounter.find().await
+    }
+
+    /// Goes on with a layer that an earlier process mounted. `moved` says that the earlier process's connection is
+    /// gone: every READ on it has failed, and the layer moves to this process's.
+    pub(crate) async fn take_over(
+        &self,
+        layer: &Arc<Layer>,
+        moved: bool,
+    ) -> Result<(), MountError> {
+        let _turn = self.turn().await;
+        let source = self.source(layer);
+        if moved || source.supply == Supply::Complete {
+            self.mounter.supply(&source, &[]).await?;
         }
         Ok(())
     }
 
-    fn on_demand(&self, layer: LayerKey) -> Vec<(Shown, PathBuf, Vec<PathBuf>)> {
-        let known = self.known.lock();
-        let of_layer = known
-            .shown
-            .iter()
-            .filter(|(shown, places)| shown.layer == layer && places.supply == Supply::OnDemand);
-        of_layer
-            .map(|(shown, places)| {
-                (
-                    shown.clone(),
-                    places.meta.clone(),
-                    places.at.iter().cloned().collect(),
-                )
-            })
-            .collect()
-    }
-
-    /// Whether this process made the mount at `at`, and it is still there.
+    /// Whether `at` shows a layer that this process mounted or took over.
     pub(crate) fn has(&self, table: &MountTable, at: &Path) -> bool {
         self.known.lock().by_path.contains_key(at) && self.mounter.is_ours(table, at)
     }
@@ -168,21 +241,46 @@ impl Mounts {
     /// Takes a layer away from `at`; none being there is no error.
     pub(crate) async fn unmount(&self, at: &Path) -> Result<(), MountError> {
         let _turn = self.turn().await;
+        // The kernel waits for READs when a file system goes: nobody is to wait for a layer that is taken away.
+        let _refused = match self.last_of(at).await {
+            Ok(number) => number.map(|number| self.device.refuse(number)),
+            Err(error) => {
+                warn!(path = %at.display(), error = explain(&error), "the layer of a mount is not known");
+                None
+            }
+        };
         self.mounter.unmount(at).await?;
-        let mut known = self.known.lock();
-        if let Some(shown) = known.by_path.remove(at)
-            && let Some(places) = known.shown.get_mut(&shown)
+        self.known.lock().forget(at);
+        Ok(())
+    }
+
+    /// The number of the layer at `at`, if no other place shows that layer.
+    async fn last_of(&self, at: &Path) -> Result<Option<u64>, MountError> {
+        let table = MountTable::read().map_err(MountError::Table)?;
+        let Some(top) = table.top(at) else {
+            return Ok(None);
+        };
+        let same = |entry: &&crate::mount::table::MountEntry| entry.device == top.device;
+        if table.entries().iter().filter(same).count() > 1 {
+            return Ok(None);
+        }
         {
-            places.at.remove(at);
-            if places.at.is_empty() {
-                known.shown.remove(&shown);
+            let known = self.known.lock();
+            let layer = known.by_path.get(at).map(|shown| shown.layer);
+            if layer.is_some_and(|layer| known.of(layer).len() > 1) {
+                return Ok(None);
             }
         }
-        Ok(())
+        self.mounter.layer_at(at).await
     }
 
     /// A layer leaves the store: no read of it is answered any more.
     pub(crate) fn forget(&self, number: u64) {
         self.device.remove(number);
+    }
+
+    /// Lets go of what nothing uses.
+    pub(crate) async fn let_go(&self) -> Result<usize, MountError> {
+        self.mounter.let_go().await
     }
 }

@@ -1,26 +1,29 @@
-//! Whether the erofs way works here, tried in the state folder with everything a layer needs.
+//! Whether a way works here, tried in the state folder with everything a layer needs.
 //!
 //! A tiny image is mounted twice, with a file of the FUSE mount as its device and with a plain file,
-//! and each time looked at directly and through overlayfs, as a container would see it. A new mount
-//! has nothing cached, so every byte that is compared went the whole way.
+//! and each time looked at directly, through overlayfs, as a container would see it, and through an
+//! overlay on that. A new mount has nothing cached, so every byte that is compared went the whole way.
+//! The loop way also changes hands under a mount, and is read with `O_DIRECT`.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::fs::{Advice, CWD};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
+use rustix::fs::Advice;
+use rustix::mount::MountFlags;
 use soci_erofs::{Attributes, Image, Inode, Kind, NodeId, Time};
 use thiserror::Error;
 
+use super::place::Made;
 use super::thread::{MountThread, Unfinished};
-use super::{LayerImage, MountError, Supply, detach, erofs, refused};
+use super::{LayerImage, LayerSource, MountError, Supply, Way, detach, file, looped, refused};
 use crate::device::Device;
 use crate::layer::{DeviceFile, ReadDone};
 
@@ -29,6 +32,9 @@ const PROBE_NUMBER: u64 = u64::MAX / 2;
 
 /// How long the probe may take. It is done in milliseconds or hangs.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// How the probe's folder begins.
+const PREFIX: &str = "probe-";
 
 const BLOCK: usize = 4096;
 
@@ -101,13 +107,22 @@ impl DeviceFile for ProbeFile {
     }
 }
 
-/// Tries the way in a folder below `state_root`; says what was found to work.
+/// What the probe found.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// Overlays take `xino=on`, and it makes one device of a root file system.
+    pub(super) xino: bool,
+    pub(super) reason: String,
+}
+
+/// Tries a way in a folder below `state_root`; says what was found to work.
 pub(super) async fn probe(
+    way: Way,
     state_root: &Path,
     device: &Arc<Device>,
     thread: &MountThread,
-) -> Result<String, ProbeError> {
-    let bench = Bench::prepare(state_root).map_err(|source| ProbeError::Prepare {
+) -> Result<Found, ProbeError> {
+    let bench = Bench::prepare(way, state_root).map_err(|source| ProbeError::Prepare {
         folder: state_root.to_path_buf(),
         source,
     })?;
@@ -122,24 +137,46 @@ pub(super) async fn probe(
     });
     let result = tokio::time::timeout(LIMIT, tried).await;
     device.remove(PROBE_NUMBER);
-    result.map_err(|_elapsed| ProbeError::Hangs)???;
-    Ok("an EROFS image is mounted from a file there, over fuse and over plain data".to_owned())
+    let xino = result.map_err(|_elapsed| ProbeError::Hangs)???;
+    let what = match way {
+        Way::Loop => "on loop devices that change hands",
+        Way::File => "from a file",
+    };
+    let reason = format!("an EROFS image is mounted {what} there, over fuse and over plain data");
+    Ok(Found { xino, reason })
+}
+
+/// Takes away what killed probes left in `root`; how many mounts.
+pub(super) fn sweep(root: &Path) -> Result<usize, MountError> {
+    let mut count = 0;
+    for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
+        if entry.file_name().as_bytes().starts_with(PREFIX.as_bytes()) {
+            count += super::detach_below(&entry.path(), |_| true)?;
+            if let Err(error) = std::fs::remove_dir_all(entry.path()) {
+                tracing::debug!(path = %entry.path().display(), %error, "a folder of a probe stays");
+            }
+        }
+    }
+    Ok(count)
 }
 
 /// The probe's files and folders. Dropped on the mounting thread, it takes everything away again.
 struct Bench {
     folder: PathBuf,
+    way: Way,
+    made: Made,
+    loops: looped::State,
     /// Removed last.
     _guard: tempfile::TempDir,
 }
 
 impl Bench {
-    fn prepare(state_root: &Path) -> std::io::Result<Bench> {
+    fn prepare(way: Way, state_root: &Path) -> std::io::Result<Bench> {
         let guard = tempfile::Builder::new()
-            .prefix("probe-")
+            .prefix(PREFIX)
             .tempdir_in(state_root)?;
         let folder = guard.path().canonicalize()?;
-        for name in ["upper", "lower", "merged"] {
+        for name in ["upper", "lower", "merged", "empty", "second"] {
             std::fs::create_dir(folder.join(name))?;
         }
         let write = |name: &str, bytes: &[u8]| {
@@ -153,7 +190,10 @@ impl Bench {
         write("upper.meta", &upper_image().map_err(std::io::Error::other)?)?;
         write("lower.meta", &lower_image().map_err(std::io::Error::other)?)?;
         Ok(Bench {
+            loops: looped::State::new(&folder),
             folder,
+            way,
+            made: Made::default(),
             _guard: guard,
         })
     }
@@ -162,29 +202,43 @@ impl Bench {
         self.folder.join(name)
     }
 
-    fn try_out(&self, on_demand: &Path) -> Result<(), ProbeError> {
-        self.mount("lower", &self.path("data"), "mounting over plain data")?;
+    /// True: overlays take `xino=on`.
+    fn try_out(&self, on_demand: &Path) -> Result<bool, ProbeError> {
+        let plain = self.path("data");
+        self.mount(
+            "lower",
+            &plain,
+            Supply::Complete,
+            "mounting over plain data",
+        )?;
         self.round(
-            on_demand,
+            (on_demand, Supply::OnDemand),
             "mount over a fuse file",
             "overlay on the mount over a fuse file",
         )?;
+        if self.way == Way::Loop {
+            self.change_hands(on_demand, &plain)?;
+        }
         self.round(
-            &self.path("data"),
+            (&plain, Supply::Complete),
             "mount over plain data",
             "overlay on the mount over plain data",
-        )
+        )?;
+        Ok(self.xino().unwrap_or_else(|error| {
+            tracing::info!(%error, "overlays are mounted without xino");
+            false
+        }))
     }
 
-    /// One device: mount, look, overlay, look, and away again.
+    /// One device: mount, look, overlay, look, an overlay on it, look, and away again.
     fn round(
         &self,
-        device: &Path,
+        (device, supply): (&Path, Supply),
         direct: &'static str,
         overlaid: &'static str,
     ) -> Result<(), ProbeError> {
         let (upper, lower) = (self.path("upper"), self.path("lower"));
-        self.mount("upper", device, direct)?;
+        self.mount("upper", device, supply, direct)?;
         check(&upper, direct, Some(OPAQUE), &["full", "opaque", "tail"])?;
         let mount = |source| ProbeError::Mount {
             step: overlaid,
@@ -192,37 +246,122 @@ impl Bench {
         };
         // Fresh, so that nothing is cached from the look at it.
         detach(&upper).map_err(mount)?;
-        self.mount("upper", device, direct)?;
-        let merged = self.path("merged");
-        overlay(&upper, &lower, &merged).map_err(mount)?;
-        check(
-            &merged,
-            overlaid,
-            None,
-            &["full", "lower-only", "opaque", "tail"],
-        )?;
-        detach(&merged).map_err(mount)?;
-        detach(&upper).map_err(mount)
+        self.mount("upper", device, supply, direct)?;
+        let (merged, second) = (self.path("merged"), self.path("second"));
+        let names = ["full", "lower-only", "opaque", "tail"];
+        overlay(&upper, &lower, &merged, false).map_err(mount)?;
+        check(&merged, overlaid, None, &names)?;
+        overlay(&merged, &self.path("empty"), &second, false).map_err(|source| {
+            ProbeError::Mount {
+                step: "overlay on an overlay, as containers in containers make it",
+                source: Chain(source),
+            }
+        })?;
+        check(&second, "overlay on an overlay", None, &names)?;
+        for at in [&second, &merged, &upper] {
+            detach(at).map_err(mount)?;
+        }
+        Ok(())
     }
 
-    fn mount(&self, name: &str, device: &Path, step: &'static str) -> Result<(), ProbeError> {
+    /// The device of a mount moves from the FUSE file to plain data; what was not read before is read then.
+    fn change_hands(&self, on_demand: &Path, plain: &Path) -> Result<(), ProbeError> {
+        const STEP: &str = "moving a loop device from a fuse file to plain data";
+        self.mount("upper", on_demand, Supply::OnDemand, STEP)?;
+        let upper = self.path("upper");
+        let read = |what| {
+            move |source| ProbeError::Read {
+                step: STEP,
+                what,
+                source,
+            }
+        };
+        let expected = content();
+        let direct = read_direct(&upper.join("full")).map_err(read("a file with O_DIRECT"))?;
+        let agree = Some(&direct[..]) == expected.get(2 * BLOCK..);
+        agree.then_some(()).ok_or(ProbeError::Wrong {
+            step: STEP,
+            what: "a file with O_DIRECT",
+        })?;
+        let moved = self.loops.supply(&source(plain, Supply::Complete));
+        moved.map_err(|source| ProbeError::Mount {
+            step: STEP,
+            source: Chain(source),
+        })?;
+        check(&upper, STEP, Some(OPAQUE), &["full", "opaque", "tail"])?;
+        detach(&upper).map_err(|source| ProbeError::Mount {
+            step: STEP,
+            source: Chain(source),
+        })
+    }
+
+    /// Whether `xino=on` makes one device of an overlay's folders and files.
+    fn xino(&self) -> Result<bool, ProbeError> {
+        const STEP: &str = "overlay with xino=on";
+        let mount = |source| ProbeError::Mount {
+            step: STEP,
+            source: Chain(source),
+        };
+        let read = |source| ProbeError::Read {
+            step: STEP,
+            what: "attributes",
+            source,
+        };
+        let (upper, lower) = (self.path("upper"), self.path("lower"));
+        self.mount("upper", &self.path("data"), Supply::Complete, STEP)?;
+        let merged = self.path("merged");
+        overlay(&upper, &lower, &merged, true).map_err(mount)?;
+        let device =
+            |name: &str| std::fs::symlink_metadata(merged.join(name)).map(|found| found.dev());
+        let root = device("").map_err(read)?;
+        let mut one = true;
+        for name in ["full", "lower-only", "opaque"] {
+            one &= device(name).map_err(read)? == root;
+        }
+        detach(&merged).map_err(mount)?;
+        detach(&upper).map_err(mount)?;
+        Ok(one)
+    }
+
+    fn mount(
+        &self,
+        name: &str,
+        device: &Path,
+        supply: Supply,
+        step: &'static str,
+    ) -> Result<(), ProbeError> {
+        let mut source = source(device, supply);
+        // The two images have data devices of their own, as two layers have.
+        source.number -= u64::from(name == "lower");
         let image = LayerImage {
             meta: self.path(&format!("{name}.meta")),
-            device: device.to_path_buf(),
-            supply: Supply::OnDemand,
+            patch: name.to_owned(),
+            copy: 0,
+            source,
         };
-        erofs::mount_now(&image, &self.path(name))
-            .map(|_id| ())
-            .map_err(|source| ProbeError::Mount {
-                step,
-                source: Chain(source),
-            })
+        let at = self.path(name);
+        match self.way {
+            Way::Loop => self.loops.mount(&image, &at),
+            Way::File => file::mount_now(&self.made, &image, &at),
+        }
+        .map_err(|source| ProbeError::Mount {
+            step,
+            source: Chain(source),
+        })
+    }
+}
+
+fn source(file: &Path, supply: Supply) -> LayerSource {
+    LayerSource {
+        number: PROBE_NUMBER,
+        file: file.to_path_buf(),
+        supply,
     }
 }
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        for name in ["merged", "upper", "lower"] {
+        for name in ["second", "merged", "upper", "lower"] {
             if let Err(error) = detach(&self.path(name)) {
                 tracing::warn!(%error, "a mount of the probe stays");
             }
@@ -230,20 +369,40 @@ impl Drop for Bench {
     }
 }
 
-/// A read-only overlay, its layers passed one by one so that no character of a path is special.
-fn overlay(upper: &Path, lower: &Path, at: &Path) -> Result<(), MountError> {
-    let step = || refused("mounting an overlay at", at);
-    let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(step())?;
-    rustix::mount::fsconfig_set_string(&fs, "lowerdir+", upper).map_err(step())?;
-    rustix::mount::fsconfig_set_string(&fs, "lowerdir+", lower).map_err(step())?;
-    rustix::mount::fsconfig_create(&fs).map_err(step())?;
-    let flags = (
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::MOUNT_ATTR_RDONLY,
-    );
-    let mount = rustix::mount::fsmount(&fs, flags.0, flags.1).map_err(step())?;
-    rustix::mount::move_mount(&mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(step())
+/// A read-only overlay.
+fn overlay(upper: &Path, lower: &Path, at: &Path, xino: bool) -> Result<(), MountError> {
+    // Colons and commas separate, a backslash takes their meaning away.
+    let escaped = |path: &Path| {
+        let mut text = Vec::new();
+        for &byte in path.as_os_str().as_bytes() {
+            if matches!(byte, b':' | b',' | b'\\') {
+                text.push(b'\\');
+            }
+            text.push(byte);
+        }
+        text
+    };
+    let mut options = [b"lowerdir=", &escaped(upper)[..], b":", &escaped(lower)[..]].concat();
+    if xino {
+        options.extend_from_slice(b",xino=on");
+    }
+    let options = CString::new(options).map_err(|_| MountError::Path(upper.to_path_buf()))?;
+    let flags = MountFlags::RDONLY;
+    rustix::mount::mount("overlay", at, "overlay", flags, options.as_c_str())
+        .map_err(refused("mounting an overlay at", at))
+}
+
+/// A file of one block, read around the page cache.
+fn read_direct(path: &Path) -> std::io::Result<Vec<u8>> {
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)?;
+    let mut buffer = vec![0; 2 * BLOCK];
+    let start = buffer.as_ptr().align_offset(BLOCK);
+    let block = buffer.get_mut(start..start + BLOCK).unwrap_or_default();
+    let len = file.read_at(block, 0)?;
+    Ok(block.get(..len).unwrap_or_default().to_vec())
 }
 
 /// Compares what is mounted at `root` with the image. The opaque marker is looked for where overlayfs

@@ -19,6 +19,8 @@ use crate::device::testing::{Double, LONG, apart, begin, bytes, unavailable};
 use crate::layer::{DeviceFile, ReadDone};
 
 mod completion;
+mod file;
+mod hands;
 mod killed;
 mod reading;
 mod ways;
@@ -89,7 +91,7 @@ struct World {
     folder: tempfile::TempDir,
     device: Arc<Device>,
     thread: MountThread,
-    mounter: erofs::ErofsMounter,
+    mounter: Arc<dyn Mounter>,
     layer: Arc<Layer>,
     /// READs of the layer so far.
     reads: Arc<AtomicUsize>,
@@ -97,10 +99,14 @@ struct World {
 
 impl World {
     fn new(layer: Layer) -> World {
+        World::on(Way::Loop, layer)
+    }
+
+    fn on(way: Way, layer: Layer) -> World {
         let folder = tempfile::tempdir().unwrap();
         let device = Device::start(&folder.path().join("device"), 2).unwrap();
         let thread = MountThread::start().unwrap();
-        let mounter = erofs::ErofsMounter::new(thread.clone());
+        let mounter = chosen(way).mounter(folder.path(), &thread);
         std::fs::write(folder.path().join("meta"), &layer.meta).unwrap();
         std::fs::write(folder.path().join("data"), &layer.data).unwrap();
         let reads = Arc::default();
@@ -158,22 +164,38 @@ impl World {
         at
     }
 
-    fn on_demand(&self) -> LayerImage {
-        let device = self.device.path(2);
+    fn image(&self, file: PathBuf, supply: Supply) -> LayerImage {
         LayerImage {
             meta: self.path("meta"),
-            device,
-            supply: Supply::OnDemand,
+            patch: "plain".to_owned(),
+            copy: 0,
+            source: LayerSource {
+                number: 2,
+                file,
+                supply,
+            },
         }
     }
 
+    fn on_demand(&self) -> LayerImage {
+        self.image(self.device.path(2), Supply::OnDemand)
+    }
+
     fn complete(&self) -> LayerImage {
-        let device = self.path("data");
-        LayerImage {
-            meta: self.path("meta"),
-            device,
-            supply: Supply::Complete,
-        }
+        self.image(self.path("data"), Supply::Complete)
+    }
+
+    /// Moves the layer to another source of its bytes.
+    fn supply(&self, image: &LayerImage, places: &[PathBuf]) -> Result<(), MountError> {
+        let shown = [(image.meta.clone(), places.to_vec())];
+        wait(self.mounter.supply(&image.source, &shown))
+    }
+
+    /// The number of the loop device that is mounted at `at`.
+    fn loop_at(&self, at: &Path) -> u32 {
+        let table = self.table();
+        let source = table.top(at).unwrap().source.clone();
+        loops::index_of(source.to_str().unwrap()).unwrap()
     }
 
     /// The layer, bytes on demand, at a folder of this name.
@@ -194,12 +216,20 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // Mounts first; a reader that is still parked gets its error from the end of the device.
-        let gone = wait(detach_all_under(&self.thread, self.folder.path()));
+        // The device first: an unmount waits for reads that are still parked.
         self.device.stop();
+        let gone = wait(detach_all_under(&self.thread, self.folder.path()));
         if !std::thread::panicking() {
             gone.unwrap();
         }
+    }
+}
+
+fn chosen(way: Way) -> Chosen {
+    Chosen {
+        way,
+        xino: true,
+        reason: "a test".to_owned(),
     }
 }
 

@@ -8,7 +8,8 @@
 //! | active | one or more | overlay: `workdir`, `upperdir`, `lowerdir` in this order, which tests elsewhere pin |
 //! | view | two or more | overlay: `lowerdir` |
 //!
-//! There is no `index=off`. `userxattr` comes last, and only inside a user namespace, where the kernel does not
+//! There is no `index=off`. `xino=on`, where a layer of ours is among the parents and the kernel takes it, gives
+//! the whole root file system one `st_dev`. `userxattr` comes last, and only inside a user namespace, where the kernel does not
 //! let us write `trusted.*`.
 
 use std::ffi::CString;
@@ -43,20 +44,27 @@ impl Mount {
     }
 }
 
+/// Options that depend on this machine and on the parents.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Extra {
+    pub(crate) xino: bool,
+    pub(crate) userxattr: bool,
+}
+
 /// The mount of a snapshot whose parents are `parents`, top-most first.
 pub(crate) fn mount_of(
     directories: &Directories,
     kind: Kind,
     id: SnapshotId,
     parents: &[SnapshotId],
-    userxattr: bool,
+    extra: Extra,
 ) -> Mount {
     match (kind, parents) {
         (Kind::Active, []) => Mount::bind(&directories.fs(id), "rw"),
         (_, []) => Mount::bind(&directories.fs(id), "ro"),
         (Kind::View | Kind::Committed, [parent]) => Mount::bind(&directories.fs(*parent), "ro"),
         (_, parents) => {
-            let mut options = Vec::with_capacity(4);
+            let mut options = Vec::with_capacity(5);
             if kind == Kind::Active {
                 options.push(format!("workdir={}", directories.work(id).display()));
                 options.push(format!("upperdir={}", directories.fs(id).display()));
@@ -66,7 +74,10 @@ pub(crate) fn mount_of(
                 .map(|id| directories.fs(*id).display().to_string())
                 .collect();
             options.push(format!("lowerdir={}", lower.join(":")));
-            if userxattr {
+            if extra.xino {
+                options.push("xino=on".to_owned());
+            }
+            if extra.userxattr {
                 options.push("userxattr".to_owned());
             }
             Mount {
@@ -177,10 +188,14 @@ pub fn needs_userxattr() -> bool {
 mod tests {
     use super::*;
 
-    fn options(kind: Kind, parents: &[u64], userxattr: bool) -> Mount {
+    fn options(kind: Kind, parents: &[u64], with_all: bool) -> Mount {
         let directories = Directories::new(Path::new("/r"));
         let parents: Vec<_> = parents.iter().copied().map(SnapshotId).collect();
-        mount_of(&directories, kind, SnapshotId(9), &parents, userxattr)
+        let extra = Extra {
+            xino: with_all,
+            userxattr: with_all,
+        };
+        mount_of(&directories, kind, SnapshotId(9), &parents, extra)
     }
 
     #[test]
@@ -213,7 +228,7 @@ mod tests {
             ),
             (
                 options(Kind::Active, &[2, 1], true),
-                overlay(&[work, upper, two, "userxattr"]),
+                overlay(&[work, upper, two, "xino=on", "userxattr"]),
             ),
             (options(Kind::View, &[2, 1], false), overlay(&[two])),
         ];

@@ -17,7 +17,9 @@ use soci_snapshotter::fetch::{self, Scheduler, Source};
 use soci_snapshotter::layer::{self, DeviceFile, Layer, Layers, Lazy};
 use soci_snapshotter::mount::table::MountTable;
 use soci_snapshotter::mount::thread::MountThread;
-use soci_snapshotter::mount::{Choice, LayerImage, Mounter, Supply, choose, detach_all_under};
+use soci_snapshotter::mount::{
+    Allowed, LayerImage, LayerSource, Mounter, Supply, choose, detach_all_under,
+};
 use soci_snapshotter::store::LayerStore;
 use soci_snapshotter::store::sources::Origin;
 use soci_snapshotter::tree::{Patch, Rules, Tree};
@@ -118,10 +120,8 @@ impl Node {
         let thread = MountThread::start().unwrap();
         runtime.block_on(detach_all_under(&thread, &root)).unwrap();
         let device = Device::start(&root.join("device"), 2).unwrap();
-        let mounter = match runtime.block_on(choose(&root, &device, &thread)) {
-            Choice::Way { mounter, .. } => mounter,
-            Choice::None { reason } => panic!("{reason}"),
-        };
+        let chosen = runtime.block_on(choose(Allowed::Auto, &root, &device, &thread));
+        let mounter = chosen.unwrap().mounter(&root, &thread);
         let cpu = Cpu::new(NonZeroUsize::new(2).unwrap()).unwrap();
         let options = fetch::Options {
             read_budget: BUDGET,
@@ -188,20 +188,21 @@ impl Node {
         layer.write_meta(&patch.key(), write).unwrap()
     }
 
-    fn on_demand(&self, layer: &Arc<Layer>) -> LayerImage {
-        let device = self.device.path(layer.number().0);
-        LayerImage {
-            meta: self.meta(layer),
-            device,
-            supply: Supply::OnDemand,
+    fn source(layer: &Arc<Layer>, file: PathBuf, supply: Supply) -> LayerSource {
+        LayerSource {
+            number: layer.number().0,
+            file,
+            supply,
         }
     }
 
-    fn complete(&self, layer: &Arc<Layer>) -> LayerImage {
+    fn on_demand(&self, layer: &Arc<Layer>) -> LayerImage {
+        let file = self.device.path(layer.number().0);
         LayerImage {
             meta: self.meta(layer),
-            device: layer.data_path(),
-            supply: Supply::Complete,
+            patch: "plain".to_owned(),
+            copy: 0,
+            source: Self::source(layer, file, Supply::OnDemand),
         }
     }
 
@@ -234,10 +235,11 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        // The device first: an unmount waits for reads that are not answered.
+        self.device.stop();
         let gone = self
             .runtime
             .block_on(detach_all_under(&self.thread, &self.root));
-        self.device.stop();
         if !std::thread::panicking() {
             gone.unwrap();
         }
@@ -303,12 +305,12 @@ fn a_layer_reads_as_unpacked_while_lazy_and_when_complete() {
 
     node.finish(&layer);
     node.blob.set_online(false);
-    let places = std::slice::from_ref(&at);
+    let data = Node::source(&layer, layer.data_path(), Supply::Complete);
     node.runtime
-        .block_on(node.mounter.replace(&node.complete(&layer), places))
+        .block_on(node.mounter.supply(&data, &[]))
         .unwrap();
-    node.device.remove(layer.number().0);
     assert!(node.mounter.is_ours(&MountTable::read().unwrap(), &at));
+    node.device.remove(layer.number().0);
     assert!(same(&at, &sample.tree()));
 }
 

@@ -2,85 +2,175 @@
 
 use super::*;
 
-#[test]
-fn a_complete_layer_replaces_the_lazy_one_under_a_reader() {
-    let world = World::new(Layer::new(&[("file", 4 << 20)]));
-    world.serve_at_once();
-    let at = world.mount("at");
-    let (go_on, wait_for) = std::sync::mpsc::channel();
-    let (opened, is_open) = std::sync::mpsc::channel();
-    let path = at.join("file");
-    let old = begin(move || {
-        let file = File::open(path).unwrap();
-        let mut start = vec![0; 4096];
-        file.read_exact_at(&mut start, 0).unwrap();
-        opened.send(()).unwrap();
-        wait_for.recv().unwrap();
-        // Nothing of this was read before: it still comes from the device.
-        let mut end = vec![0; 4096];
-        file.read_exact_at(&mut end, (4 << 20) - 4096)
-            .map(|()| end)
-            .unwrap()
-    });
-    is_open.recv_timeout(LONG).unwrap();
-    let before = world.table().top(&at).unwrap().id;
+/// A reader that has a file open, has read its start, and reads its end when it is told to.
+struct Reader {
+    go_on: std::sync::mpsc::Sender<()>,
+    end: std::sync::mpsc::Receiver<Vec<u8>>,
+}
 
-    wait(
-        world
-            .mounter
-            .replace(&world.complete(), std::slice::from_ref(&at)),
-    )
-    .unwrap();
+impl Reader {
+    const SIZE: u64 = 4 << 20;
 
-    let table = world.table();
-    assert_ne!(table.top(&at).unwrap().id, before);
-    assert_eq!(table.depth(&at), 1);
-    assert!(world.mounter.is_ours(&table, &at));
-    let reads = world.reads.load(Ordering::SeqCst);
-    assert!(read_file(&at.join("file")).unwrap() == world.layer.content("file"));
-    assert_eq!(
-        world.reads.load(Ordering::SeqCst),
-        reads,
-        "new readers need no device"
-    );
-    go_on.send(()).unwrap();
-    assert!(old.recv_timeout(LONG).unwrap() == world.layer.slice((4 << 20) - 4096, 4096));
-    assert!(
-        world.reads.load(Ordering::SeqCst) > reads,
-        "the old reader kept its mount"
-    );
+    fn open(file: PathBuf) -> Reader {
+        let (go_on, wait_for) = std::sync::mpsc::channel();
+        let (opened, is_open) = std::sync::mpsc::channel();
+        let end = begin(move || {
+            let file = File::open(file).unwrap();
+            let mut page = vec![0; 4096];
+            file.read_exact_at(&mut page, 0).unwrap();
+            opened.send(()).unwrap();
+            wait_for.recv().unwrap();
+            // Nothing of this was read before.
+            file.read_exact_at(&mut page, Reader::SIZE - 4096)
+                .map(|()| page)
+                .unwrap()
+        });
+        is_open.recv_timeout(LONG).unwrap();
+        Reader { go_on, end }
+    }
+
+    fn end(&self) -> Vec<u8> {
+        self.go_on.send(()).unwrap();
+        self.end.recv_timeout(LONG).unwrap()
+    }
 }
 
 #[test]
-fn there_is_a_mount_at_every_moment_of_a_replacement() {
-    let world = World::new(Layer::new(&[("file", 4096)]));
+fn a_complete_layer_moves_to_its_data_under_a_reader_and_needs_no_device_any_more() {
+    let world = World::new(Layer::new(&[("file", Reader::SIZE)]));
+    world.serve_at_once();
+    let at = world.mount("at");
+    let reader = Reader::open(at.join("file"));
+    let before = world.table().top(&at).unwrap().id;
+
+    world.supply(&world.complete(), &[]).unwrap();
+
+    assert_eq!(world.table().top(&at).unwrap().id, before, "the same mount");
+    let reads = world.reads.load(Ordering::SeqCst);
+    // Not even a device that is gone is missed.
+    world.device.stop();
+    let end = u32::try_from(Reader::SIZE).unwrap() - 4096;
+    assert!(reader.end() == world.layer.slice(u64::from(end), 4096));
+    assert!(read_file(&at.join("file")).unwrap() == world.layer.content("file"));
+    assert_eq!(world.reads.load(Ordering::SeqCst), reads);
+}
+
+#[test]
+fn a_layer_moves_back_and_forth_under_readers_that_see_no_error() {
+    let world = World::new(Layer::new(&[("file", 8 << 20)]));
     world.serve_at_once();
     let at = world.mount("at");
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
-    let path = at.join("file");
-    let gaps = begin(move || {
-        let mut looks = 0;
+    let (path, content) = (at.join("file"), world.layer.content("file"));
+    let looks = begin(move || {
+        let file = File::open(&path).unwrap();
+        let (mut looks, mut place) = (0_u64, 0_usize);
+        let mut page = [0; 4096];
         while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
-            File::open(&path).unwrap();
+            place = (place * 31 + 4_096_007) % (content.len() - 4096);
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            file.read_exact_at(&mut page, place as u64).unwrap();
+            assert!(page == content[place..place + 4096], "at {place}");
             looks += 1;
         }
         looks
     });
-    for _ in 0..50 {
-        wait(
-            world
-                .mounter
-                .replace(&world.complete(), std::slice::from_ref(&at)),
-        )
-        .unwrap();
+    for _ in 0..20 {
+        world.supply(&world.complete(), &[]).unwrap();
+        world.supply(&world.on_demand(), &[]).unwrap();
     }
     stop.send(()).unwrap();
-    assert!(gaps.recv_timeout(LONG).unwrap() > 0);
-    assert_eq!(world.table().depth(&at), 1);
+    assert!(looks.recv_timeout(LONG).unwrap() > 0);
 }
 
 #[test]
-fn places_of_one_layer_share_what_is_cached_before_and_after_completion() {
+fn images_of_one_layer_share_its_data_device_and_move_together() {
+    let world = World::new(Layer::new(&[("file", 1 << 20)]));
+    world.serve_at_once();
+    let plain = world.mount("plain");
+    let patched = world.place("patched");
+    let image = LayerImage {
+        patch: "patched".to_owned(),
+        ..world.on_demand()
+    };
+    wait(world.mounter.mount(&image, &patched)).unwrap();
+    assert_ne!(world.loop_at(&plain), world.loop_at(&patched));
+    let data = |world: &World| {
+        let prefix = format!("soci:data:{}:", root_of(world));
+        loops::attached(&prefix)
+    };
+    assert_eq!(data(&world).len(), 1, "{:?}", data(&world));
+    world.supply(&world.complete(), &[]).unwrap();
+    world.device.stop();
+    for at in [plain, patched] {
+        assert!(read_file(&at.join("file")).unwrap() == world.layer.content("file"));
+    }
+    // The devices go with their last mount.
+    wait(detach_all_under(&world.thread, world.folder.path())).unwrap();
+    until(|| data(&world).is_empty());
+}
+
+/// How the devices of this world are called.
+fn root_of(world: &World) -> String {
+    let table = world.table();
+    let layer = table
+        .under(world.folder.path())
+        .into_iter()
+        .find(|entry| entry.fs_type == "erofs");
+    let source = layer.map(|entry| entry.source.clone());
+    let label = source
+        .and_then(|source| loops::index_of(source.to_str()?))
+        .and_then(loops::label_of);
+    match label {
+        Some(label) => label.split(':').nth(2).unwrap().to_owned(),
+        None => "none".to_owned(),
+    }
+}
+
+#[test]
+fn a_layer_whose_start_is_over_is_cached_once() {
+    let world = World::new(Layer::new(&[("file", 4 << 20)]));
+    let at = world.place("at");
+    wait(world.mounter.mount(&world.complete(), &at)).unwrap();
+    read_file(&at.join("file")).unwrap();
+    let data = world.path("data");
+    std::fs::File::open(&data).unwrap().sync_all().unwrap();
+    wait(world.mounter.settle(2, vec![data.clone()])).unwrap();
+    // Read again from the device: what the mount has cached is dropped first.
+    let path = at.join("file");
+    apart(move || {
+        let file = File::open(&path).unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    });
+    assert!(read_file(&at.join("file")).unwrap() == world.layer.content("file"));
+    assert_eq!(
+        cached_pages(&data),
+        0,
+        "a second copy of what the mount has"
+    );
+}
+
+/// Pages of a file that are in the page cache.
+#[allow(unsafe_code, reason = "mincore has no safe wrapper")]
+fn cached_pages(path: &Path) -> usize {
+    let file = File::open(path).unwrap();
+    // SAFETY: nobody changes the file while the test runs, and the mapping is only asked about.
+    let map = unsafe { memmap2::Mmap::map(&file) }.unwrap();
+    let mut there = vec![0_u8; map.len().div_ceil(4096)];
+    // SAFETY: the mapping is alive and the vector has a byte for each of its pages.
+    let asked = unsafe {
+        libc::mincore(
+            map.as_ptr().cast_mut().cast(),
+            map.len(),
+            there.as_mut_ptr(),
+        )
+    };
+    assert_eq!(asked, 0);
+    there.iter().filter(|&&page| page & 1 == 1).count()
+}
+
+#[test]
+fn places_of_one_layer_share_what_is_cached() {
     let world = World::new(Layer::new(&[("file", 1 << 20)]));
     world.serve_at_once();
     let first = world.mount("first");
@@ -95,59 +185,34 @@ fn places_of_one_layer_share_what_is_cached_before_and_after_completion() {
     let error = wait(world.mounter.bind(&unknown, &second)).unwrap_err();
     assert!(matches!(error, MountError::NotOurs(_)), "{error}");
     assert!(world.mounter.is_ours(&world.table(), &second));
-
-    let places = [first.clone(), unknown.clone(), second.clone()];
-    wait(world.mounter.replace(&world.complete(), &places)).unwrap();
-    let table = world.table();
-    assert_eq!(
-        table.depth(&unknown),
-        0,
-        "nothing was mounted there and nothing is"
-    );
-    let (one, two) = (table.top(&first).unwrap(), table.top(&second).unwrap());
-    assert_eq!(one.device, two.device, "one file system");
-    assert!(world.mounter.is_ours(&table, &first) && world.mounter.is_ours(&table, &second));
     // The first place can go without the second.
     wait(world.mounter.unmount(&first)).unwrap();
     assert!(read_file(&second.join("file")).unwrap() == world.layer.content("file"));
-    assert_eq!(world.reads.load(Ordering::SeqCst), reads);
 }
 
 #[test]
-fn a_replacement_works_where_mounts_propagate() {
-    let world = World::new(Layer::new(&[("file", 4096)]));
-    world.serve_at_once();
-    let shared = world.place("shared");
-    rustix::mount::mount_bind(&shared, &shared).unwrap();
-    let propagation = rustix::mount::MountPropagationFlags::SHARED;
-    rustix::mount::mount_change(&shared, propagation).unwrap();
-    let at = world.mount("shared/at");
-    wait(
-        world
-            .mounter
-            .replace(&world.complete(), std::slice::from_ref(&at)),
-    )
-    .unwrap();
-    world.device.remove(2);
-    assert!(read_file(&at.join("file")).unwrap() == world.layer.content("file"));
-    assert!(world.mounter.is_ours(&world.table(), &at));
-    wait(world.mounter.unmount(&at)).unwrap();
-    let depth = world.table().depth(&at);
-    rustix::mount::unmount(&shared, UnmountFlags::DETACH).unwrap();
-    assert_eq!(depth, 0);
-}
-
-#[test]
-fn an_image_that_cannot_be_mounted_leaves_the_old_mount() {
+fn a_place_is_never_uncovered_while_another_image_is_mounted_there() {
     let world = World::new(Layer::new(&[("file", 4096)]));
     world.serve_at_once();
     let at = world.mount("at");
-    std::fs::write(world.path("broken"), [0; 4096]).unwrap();
-    let broken = LayerImage {
-        meta: world.path("broken"),
-        ..world.complete()
-    };
-    assert!(wait(world.mounter.replace(&broken, std::slice::from_ref(&at))).is_err());
-    assert!(world.mounter.is_ours(&world.table(), &at));
-    assert!(read_file(&at.join("file")).unwrap() == world.layer.content("file"));
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let path = at.join("file");
+    let looks = begin(move || {
+        let mut looks = 0;
+        while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            File::open(&path).unwrap();
+            looks += 1;
+        }
+        looks
+    });
+    for round in 0..50 {
+        let image = LayerImage {
+            patch: format!("patch-{round}"),
+            ..world.complete()
+        };
+        wait(world.mounter.mount(&image, &at)).unwrap();
+    }
+    stop.send(()).unwrap();
+    assert!(looks.recv_timeout(LONG).unwrap() > 0);
+    assert_eq!(world.table().depth(&at), 1);
 }

@@ -18,7 +18,7 @@ fn process_that_mounts_until_it_is_killed() {
     let device = Device::start(&folder.join("device"), 2).unwrap();
     let looking = std::env::var(MOMENT).unwrap() == "looking";
     let thread = MountThread::start().unwrap();
-    let mounter = erofs::ErofsMounter::new(thread.clone());
+    let mounter = chosen(Way::Loop).mounter(&folder, &thread);
     let size = std::fs::metadata(folder.join("data")).unwrap().len();
     device.add(Arc::new(Stuck {
         size,
@@ -26,8 +26,13 @@ fn process_that_mounts_until_it_is_killed() {
     }));
     let image = LayerImage {
         meta: folder.join("meta"),
-        device: device.path(2),
-        supply: Supply::OnDemand,
+        patch: "plain".to_owned(),
+        copy: 0,
+        source: LayerSource {
+            number: 2,
+            file: device.path(2),
+            supply: Supply::OnDemand,
+        },
     };
     let at = folder.join("at");
     let hang = async {
@@ -99,8 +104,8 @@ fn killed_at(moment: &str, hangs: impl Fn(&Path, Pid) -> bool) {
         start.elapsed()
     );
     // What it mounted can be taken away without touching it.
-    let gone = wait(detach_all_under(&world.thread, world.folder.path())).unwrap();
-    assert!(gone.contains(&world.path("device")), "{gone:?}");
+    wait(end_connection(&world.thread, &world.path("device"))).unwrap();
+    wait(detach_all_under(&world.thread, world.folder.path())).unwrap();
     assert_eq!(world.table().under(world.folder.path()).len(), 0);
 }
 

@@ -1,0 +1,97 @@
+//! How this machine takes layers: the node's device, and the way that was found to work on it.
+//!
+//! What an earlier process left is never detached here, except the FUSE mount of a connection that is gone. The
+//! choice is remembered for the next process that goes on with the same connection: it does not probe again.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use tracing::{error, info, warn};
+
+use crate::config::MountChoice;
+use crate::device::Device;
+use crate::mount::thread::MountThread;
+use crate::mount::{self, Allowed, Chosen, Mounter, Way};
+use crate::sync::Arc;
+
+/// Threads of the node's device. They never wait; two keep a core busy while the other takes the next request.
+const DEVICE_THREADS: usize = 2;
+/// Folder of the node's device below the root.
+const DEVICE: &str = "device";
+/// File of the choice below the root.
+const CHOICE: &str = "mount.json";
+
+/// Layers can be mounted.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) device: Arc<Device>,
+    pub(super) mounter: Arc<dyn Mounter>,
+    pub(super) chosen: Chosen,
+    /// The device is a new connection: layers that are mounted move to it.
+    pub(super) moved: bool,
+}
+
+/// Starts the device and finds the way; said once, loudly where there is none.
+pub(super) async fn take(root: &Path, choice: MountChoice, thread: &MountThread) -> Option<Taken> {
+    match try_to_take(root, choice, thread).await {
+        Ok(taken) => {
+            let Chosen { way, xino, reason } = &taken.chosen;
+            info!(way = way.to_string(), xino, reason, "layers are mounted");
+            Some(taken)
+        }
+        Err(reason) => {
+            error!(
+                reason,
+                "this machine cannot mount layers: every layer is left to containerd"
+            );
+            None
+        }
+    }
+}
+
+async fn try_to_take(
+    root: &Path,
+    choice: MountChoice,
+    thread: &MountThread,
+) -> Result<Taken, String> {
+    let allowed = match choice {
+        MountChoice::Auto => Allowed::Auto,
+        MountChoice::Loop => Allowed::Only(Way::Loop),
+        MountChoice::File => Allowed::Only(Way::File),
+        MountChoice::None => Allowed::None,
+    };
+    let at = root.join(DEVICE);
+    mount::end_connection(thread, &at)
+        .await
+        .map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
+    if allowed == Allowed::None {
+        // Says why, in the words of all refusals.
+        return Err("the configuration says mount = \"none\"".to_owned());
+    }
+    let device = Device::start(&at, DEVICE_THREADS)
+        .map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
+    let chosen = match mount::choose(allowed, root, &device, thread).await {
+        Ok(chosen) => chosen,
+        Err(reason) => {
+            device.stop();
+            return Err(reason);
+        }
+    };
+    if let Err(error) = remember(root, &chosen) {
+        warn!(%error, "the way to mount layers is not remembered: the next start tries the ways out again");
+    }
+    Ok(Taken {
+        mounter: chosen.mounter(root, thread),
+        device,
+        chosen,
+        moved: true,
+    })
+}
+
+fn remember(root: &Path, chosen: &Chosen) -> io::Result<()> {
+    let bytes = serde_json::to_vec(chosen)?;
+    let new = root.join(format!("{CHOICE}.new"));
+    fs::write(&new, bytes)?;
+    fs::rename(new, root.join(CHOICE))
+}

@@ -1,0 +1,79 @@
+//! Which image a request is about, as its labels say.
+
+use soci_oci::digest::Digest;
+use soci_oci::reference::ImageRef;
+
+use super::content::Place;
+use super::labels::{self, Labels};
+
+/// Which image a request is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ImageName {
+    pub(crate) namespace: String,
+    /// The reference as containerd sent it.
+    pub(crate) text: String,
+    pub(crate) reference: ImageRef,
+    pub(crate) manifest: Digest,
+    /// The index that the client gave.
+    pub(crate) index: Option<Digest>,
+}
+
+impl ImageName {
+    /// From the labels of a request; the error says which label cannot be used.
+    pub(crate) fn from_labels(namespace: &str, of: &Labels) -> Result<Self, String> {
+        let text = labels::value(of, labels::IMAGE_REFERENCE).unwrap_or_default();
+        let reference = ImageRef::from_containerd(text)
+            .map_err(|error| format!("image reference {text:?}: {error}"))?;
+        let manifest = labels::value(of, labels::MANIFEST_DIGEST).unwrap_or_default();
+        let manifest = digest("manifest digest", manifest)?;
+        let index = labels::value(of, labels::INDEX_DIGEST);
+        let index = index.map(|text| digest("index digest", text)).transpose()?;
+        Ok(Self {
+            namespace: namespace.to_owned(),
+            text: text.to_owned(),
+            reference,
+            manifest,
+            index,
+        })
+    }
+
+    pub(super) fn place(&self) -> Place<'_> {
+        Place {
+            namespace: &self.namespace,
+            image: &self.reference,
+        }
+    }
+
+    pub(super) fn key(&self) -> ImageKey {
+        ImageKey {
+            namespace: self.namespace.clone(),
+            host: self.reference.host().to_owned(),
+            repository: self.reference.repository().to_owned(),
+            manifest: self.manifest,
+            index: self.index,
+        }
+    }
+}
+
+/// The layer that labels name; the error says what is wrong with it.
+pub(crate) fn layer_of(of: &Labels) -> Result<Digest, String> {
+    digest(
+        "layer digest",
+        labels::value(of, labels::LAYER_DIGEST).unwrap_or_default(),
+    )
+}
+
+fn digest(what: &str, text: &str) -> Result<Digest, String> {
+    text.parse()
+        .map_err(|error| format!("{what} {text:?}: {error}"))
+}
+
+/// What one answer about an index is good for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ImageKey {
+    pub(super) namespace: String,
+    host: String,
+    repository: String,
+    manifest: Digest,
+    index: Option<Digest>,
+}

@@ -1,0 +1,205 @@
+//! Layers that are mounted again: by an earlier process, after a restart of the machine, or after somebody's
+//! `umount`. Asks neither registry nor credentials for what the store has (I9).
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use tracing::{debug, info, warn};
+
+use super::discover::explain;
+use super::labels::{self, Labels};
+use super::name::ImageName;
+use super::verdict::Subject;
+use super::{Images, LayerUse, Parent, Request, copies_below, open, show};
+use crate::cpu::Lane;
+use crate::layer::Layer;
+use crate::mount::table::MountTable;
+use crate::store::LayerKey;
+use crate::sync::Arc;
+
+/// Why a layer could not be mounted again.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The store has it no more, and nobody could bring it.
+    #[error("{0}")]
+    Gone(String),
+    /// Its tree could not be made.
+    #[error(transparent)]
+    Show(#[from] show::ShowError),
+    /// It could not be opened.
+    #[error(transparent)]
+    Open(#[from] crate::layer::OpenError),
+}
+
+/// A snapshot whose layer is to be mounted.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) layer: LayerUse,
+    pub(crate) at: PathBuf,
+    pub(crate) labels: Labels,
+    /// Nearest first.
+    pub(crate) parents: Vec<Parent>,
+}
+
+impl Images {
+    /// Goes on with the layers that an earlier process mounted, so that those who read them read on. `moved` says
+    /// that its connection to the kernel is gone; else this process has it.
+    ///
+    /// What cannot be taken over is logged; its readers get errors.
+    pub(crate) async fn adopt(&self, used: &[LayerKey], moved: bool) {
+        let parts = &self.0.parts;
+        let mut numbers = match parts.mounts.find().await {
+            Ok(found) => found,
+            Err(error) => {
+                warn!(
+                    error = explain(&error),
+                    "the layers of an earlier process are not known"
+                );
+                return;
+            }
+        };
+        let known: HashMap<_, _> = parts
+            .layers
+            .store()
+            .list()
+            .into_iter()
+            .map(|(number, key)| (number.0, key))
+            .collect();
+        if !moved {
+            // Layers that are mounted from files have no device that tells of them.
+            numbers.extend(
+                known
+                    .iter()
+                    .filter(|(_, key)| used.contains(key))
+                    .map(|(number, _)| *number),
+            );
+            numbers.sort_unstable();
+            numbers.dedup();
+        }
+        let mut taken = 0;
+        for number in numbers {
+            let Some(key) = known.get(&number) else {
+                warn!(
+                    layer = number,
+                    "a mounted layer is not in the store any more: its missing bytes cannot be read"
+                );
+                continue;
+            };
+            match self.adopt_layer(key, moved).await {
+                Ok(()) => taken += 1,
+                Err(why) => warn!(
+                    layer = key.layer.to_string(),
+                    error = why,
+                    "a mounted layer is not taken over: its missing bytes cannot be read"
+                ),
+            }
+        }
+        if taken > 0 {
+            info!(
+                count = taken,
+                moved, "went on with the layers of an earlier process"
+            );
+        }
+    }
+
+    async fn adopt_layer(&self, key: &LayerKey, moved: bool) -> Result<(), String> {
+        let opened = self.0.parts.layers.open_present(key).await;
+        let layer = opened
+            .map_err(|error| explain(&error))?
+            .ok_or("it is gone")?;
+        if !layer.is_complete() {
+            self.add_sources(&layer);
+        }
+        let taken = self.0.parts.mounts.take_over(&layer, moved).await;
+        taken.map_err(|error| explain(&error))?;
+        self.finish_behind(&layer);
+        Ok(())
+    }
+
+    /// Mounts what is not mounted by this process, lowest first.
+    pub(crate) async fn ensure(&self, wanted: &[Wanted]) -> Result<(), (PathBuf, RestoreError)> {
+        let Some(first) = wanted.first() else {
+            return Ok(());
+        };
+        // Without the table nothing is known, and nothing is mounted over what may be there.
+        let table = MountTable::read()
+            .map_err(|error| (first.at.clone(), show::ShowError::from(error).into()))?;
+        for wanted in wanted.iter().rev() {
+            if !self.0.parts.mounts.has(&table, &wanted.at) {
+                let done = self.restore(wanted).await;
+                done.map_err(|error| (wanted.at.clone(), error))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn restore(&self, wanted: &Wanted) -> Result<(), RestoreError> {
+        let LayerUse { layer: key, patch } = &wanted.layer;
+        let _hold = self.0.holds.hold(key.layer).await;
+        let Some(layer) = self.0.parts.layers.open_present(key).await? else {
+            return self.bring_back(wanted).await;
+        };
+        if !layer.is_complete() {
+            self.add_sources(&layer);
+        }
+        let of = Arc::clone(&layer);
+        let named = patch.clone();
+        let meta = self
+            .0
+            .parts
+            .cpu
+            .run(Lane::Now, move || of.meta(&named))
+            .await;
+        match meta
+            .map_err(show::ShowError::from)?
+            .map_err(show::ShowError::from)?
+        {
+            Some(meta) => {
+                let copy = copies_below(&wanted.parents, *key, patch);
+                let mounted = self
+                    .0
+                    .parts
+                    .mounts
+                    .mount(&layer, patch, copy, meta, &wanted.at)
+                    .await;
+                mounted.map_err(show::ShowError::from)?;
+                self.finish_behind(&layer);
+            }
+            // Torn by a power loss: made again from entries and parents.
+            None => drop(self.show(&layer, &wanted.at, &wanted.parents).await?),
+        }
+        Ok(())
+    }
+
+    /// The registry again, for a layer that the store knows. Asks nobody.
+    fn add_sources(&self, layer: &Layer) {
+        let record = layer.record();
+        for origin in &record.origins {
+            match open::source(&self.0.parts.registry, &origin.reference, &record.layer) {
+                Ok(source) => layer.add_source(source),
+                Err(error) => debug!(reference = origin.reference, error, "no source"),
+            }
+        }
+    }
+
+    /// A layer that the store has lost is got as at first.
+    async fn bring_back(&self, wanted: &Wanted) -> Result<(), RestoreError> {
+        let namespace = labels::value(&wanted.labels, labels::NAMESPACE).unwrap_or_default();
+        let image =
+            ImageName::from_labels(namespace, &wanted.labels).map_err(RestoreError::Gone)?;
+        let request = Request {
+            image,
+            layer: wanted.layer.layer.layer,
+            at: wanted.at.clone(),
+            parents: wanted.parents.clone(),
+            subject: Subject::default(),
+            small: wanted.layer.layer.ztoc.is_none(),
+        };
+        let image = self.image(&request.image);
+        let opened = self.open(&image, &request).await;
+        let opened = opened.map_err(|left| RestoreError::Gone(left.why))?;
+        self.show(&opened.layer, &request.at, &request.parents)
+            .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,366 @@
+//! The **loop** way, the default: `meta` and the data each on a loop device, EROFS mounted from the two.
+//!
+//! While bytes are missing the data's device sits, in direct mode, on the layer's file of the FUSE
+//! mount; when the layer is complete it moves to `data` under its running readers. All images of a layer
+//! share its data device. Device names are `soci:data:ROOT:LAYER` and `soci:meta:ROOT:LAYER:IMAGE`
+//! (ROOT stands for the state folder, LAYER is the layer's number in the store): they survive the move
+//! and the process, so a later process finds what an earlier one attached.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use rustix::fs::Advice;
+use sha2::{Digest as _, Sha256};
+
+use super::loops::{self, Loop};
+use super::place::{self, FS_TYPE, Made, Pair};
+use super::table::MountTable;
+use super::thread::MountThread;
+use super::{LayerImage, LayerSource, MountError, Mounter, Supply, Way, plain};
+
+/// Readahead in KiB. It is that of the meta device: the data device's has no effect. More than 1,024 KiB
+/// makes no read faster here, and less costs sequential reads (measured; benchmark/README.md).
+const READ_AHEAD_KB: u32 = 1024;
+
+/// Characters of a patch's key in a device name. Two images of one layer that agree in so many are equal.
+const PATCH_CHARS: usize = 16;
+
+/// Mounts layers from loop devices.
+#[derive(Debug)]
+pub(super) struct LoopMounter {
+    thread: MountThread,
+    state: Arc<State>,
+}
+
+/// What this process knows of its devices and mounts. Changed on the mounting thread only.
+#[derive(Debug)]
+pub(super) struct State {
+    made: Made,
+    names: Names,
+    /// Data and meta devices by layer. A number that the kernel gave to somebody else meanwhile is found out by
+    /// the device's name.
+    devices: Mutex<HashMap<u64, Devices>>,
+}
+
+#[derive(Debug, Default)]
+struct Devices {
+    data: Vec<u32>,
+    meta: BTreeMap<u32, String>,
+}
+
+/// How devices of one state folder are called.
+#[derive(Debug, Clone)]
+struct Names {
+    root: String,
+}
+
+impl Names {
+    /// `root` is canonical.
+    fn of(root: &Path) -> Names {
+        let mut hash = Sha256::new();
+        hash.update(root.as_os_str().as_bytes());
+        if let Ok(found) = std::fs::metadata(root) {
+            hash.update(found.dev().to_le_bytes());
+            hash.update(found.ino().to_le_bytes());
+        }
+        let [a, b, c, d, ..] = <[u8; 32]>::from(hash.finalize());
+        Names {
+            root: format!("{a:02x}{b:02x}{c:02x}{d:02x}"),
+        }
+    }
+
+    fn data(&self, layer: u64) -> String {
+        format!("soci:data:{}:{layer}", self.root)
+    }
+
+    fn meta(&self, image: &LayerImage) -> String {
+        let (layer, copy) = (image.source.number, image.copy);
+        let patch: String = image.patch.chars().take(PATCH_CHARS).collect();
+        format!("soci:meta:{}:{layer}:{patch}:{copy}", self.root)
+    }
+
+    /// The layer of a data device of this folder.
+    fn data_layer(&self, label: &str) -> Option<u64> {
+        label
+            .strip_prefix(&format!("soci:data:{}:", self.root))?
+            .parse()
+            .ok()
+    }
+
+    /// The layer of a meta device of this folder.
+    fn meta_layer(&self, label: &str) -> Option<u64> {
+        let rest = label.strip_prefix(&format!("soci:meta:{}:", self.root))?;
+        rest.split(':').next()?.parse().ok()
+    }
+}
+
+impl State {
+    pub(super) fn new(root: &Path) -> State {
+        State {
+            made: Made::default(),
+            names: Names::of(root),
+            devices: Mutex::default(),
+        }
+    }
+
+    fn with<T>(&self, layer: u64, job: impl FnOnce(&mut Devices) -> T) -> T {
+        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        job(devices.entry(layer).or_default())
+    }
+
+    /// Mounts an image, unless the place shows it already.
+    pub(super) fn mount(&self, image: &LayerImage, at: &Path) -> Result<(), MountError> {
+        let label = self.names.meta(image);
+        let table = MountTable::read().map_err(MountError::Table)?;
+        if let Some(top) = table.top(at).filter(|top| top.fs_type == FS_TYPE) {
+            let index = top.source.to_str().and_then(loops::index_of);
+            if index.and_then(loops::label_of).as_ref() == Some(&label) {
+                self.made.set(at, top.id);
+                return Ok(());
+            }
+        }
+        // Both stay open until the mount holds them.
+        let data = self.data_device(&image.source)?;
+        let meta = Loop::attach(&image.meta, &label, false)?;
+        meta.set_readahead(READ_AHEAD_KB);
+        let pair = Pair {
+            source: &meta.path(),
+            device: &data.path(),
+        };
+        place::put(&self.made, pair, at)?;
+        self.with(image.source.number, |devices| {
+            devices.meta.insert(meta.index(), label);
+        });
+        Ok(())
+    }
+
+    /// The data device of a layer: the one that is attached, else a new one.
+    fn data_device(&self, source: &LayerSource) -> Result<Loop, MountError> {
+        if let Some(found) = self.data_devices(source.number).into_iter().next() {
+            return Ok(found);
+        }
+        let direct = source.supply == Supply::OnDemand;
+        let label = self.names.data(source.number);
+        let device = Loop::attach(&source.file, &label, direct)?;
+        self.with(source.number, |devices| devices.data.push(device.index()));
+        Ok(device)
+    }
+
+    /// The data devices of a layer that are still attached.
+    fn data_devices(&self, layer: u64) -> Vec<Loop> {
+        let label = self.names.data(layer);
+        self.with(layer, |devices| {
+            let open: Vec<_> = devices
+                .data
+                .iter()
+                .filter_map(|&index| Loop::open(index, &label))
+                .collect();
+            devices.data = open.iter().map(Loop::index).collect();
+            open
+        })
+    }
+
+    /// The layer that is mounted at `at`.
+    fn layer_at(&self, at: &Path) -> Option<u64> {
+        let table = MountTable::read().ok()?;
+        let index = loops::index_of(table.top(at)?.source.to_str()?)?;
+        self.names.meta_layer(&loops::label_of(index)?)
+    }
+
+    /// Moves the data devices of a layer. The caller answers for it that no READ of the layer waits.
+    pub(super) fn supply(&self, source: &LayerSource) -> Result<(), MountError> {
+        for device in self.data_devices(source.number) {
+            if device.is_on(&source.file) && source.supply == Supply::Complete {
+                continue;
+            }
+            match source.supply {
+                Supply::Complete => {
+                    device.change(&source.file)?;
+                    // The pages that were just written are the fastest source there is.
+                    device.set_direct(false);
+                }
+                Supply::OnDemand => {
+                    device.set_direct(true);
+                    device.change(&source.file)?;
+                    if !device.set_direct(true) {
+                        return Err(MountError::Buffered(source.file.clone()));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Bypasses the page cache of a layer's files, and empties it: one cached copy is enough.
+    fn settle(&self, layer: u64, files: &[PathBuf]) {
+        let metas: Vec<_> = self.with(layer, |devices| {
+            devices
+                .meta
+                .retain(|&index, label| loops::label_of(index).as_ref() == Some(label));
+            let open = |(&index, label): (&u32, &String)| Loop::open(index, label);
+            devices.meta.iter().filter_map(open).collect()
+        });
+        for device in self.data_devices(layer).iter().chain(&metas) {
+            device.set_direct(true);
+        }
+        for path in files {
+            let forgotten = std::fs::File::open(path).and_then(|file| {
+                rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).map_err(std::io::Error::from)
+            });
+            if let Err(error) = forgotten {
+                tracing::debug!(path = %path.display(), %error, "page cache");
+            }
+        }
+    }
+
+    /// Registers what an earlier process attached; the layers with a data device.
+    fn find(&self) -> Vec<u64> {
+        let mut layers = Vec::new();
+        for loops::Attached { index, label } in loops::attached("soci:") {
+            if let Some(layer) = self.names.data_layer(&label) {
+                self.with(layer, |devices| devices.data.push(index));
+                layers.push(layer);
+            } else if let Some(layer) = self.names.meta_layer(&label) {
+                self.with(layer, |devices| devices.meta.insert(index, label));
+            }
+        }
+        layers.sort_unstable();
+        layers.dedup();
+        layers
+    }
+
+    /// Lets go of devices that nothing uses. One in use stays: the kernel only notes that it goes with its last user.
+    fn let_go(&self) -> usize {
+        let ours = |label: &str| {
+            self.names.data_layer(label).is_some() || self.names.meta_layer(label).is_some()
+        };
+        let attached = loops::attached("soci:");
+        let before = attached.iter().filter(|found| ours(&found.label));
+        let mut gone = 0;
+        for loops::Attached { index, label } in before {
+            if let Some(device) = Loop::open(*index, label) {
+                let cleared = device.clear();
+                drop(device);
+                if cleared.is_ok() && loops::label_of(*index).as_ref() != Some(label) {
+                    gone += 1;
+                }
+            }
+        }
+        gone
+    }
+}
+
+impl LoopMounter {
+    /// Names of devices are made from `root`, the canonical state folder.
+    pub(super) fn new(thread: MountThread, root: &Path) -> LoopMounter {
+        LoopMounter {
+            thread,
+            state: Arc::new(State::new(root)),
+        }
+    }
+
+    /// Runs a step on the mounting thread.
+    async fn on_thread<T: Send + 'static>(
+        &self,
+        step: impl FnOnce(&State) -> T + Send + 'static,
+    ) -> Result<T, MountError> {
+        let state = Arc::clone(&self.state);
+        Ok(self.thread.run(move || step(&state)).await?)
+    }
+}
+
+#[async_trait]
+impl Mounter for LoopMounter {
+    fn way(&self) -> Way {
+        Way::Loop
+    }
+
+    async fn mount(&self, image: &LayerImage, at: &Path) -> Result<(), MountError> {
+        let (image, at) = (image.checked()?, plain(at)?.to_path_buf());
+        self.on_thread(move |state| state.mount(&image, &at))
+            .await?
+    }
+
+    async fn bind(&self, from: &Path, at: &Path) -> Result<(), MountError> {
+        let (from, at) = (plain(from)?.to_path_buf(), plain(at)?.to_path_buf());
+        self.on_thread(move |state| place::bind(&state.made, &from, &at))
+            .await?
+    }
+
+    async fn supply(
+        &self,
+        source: &LayerSource,
+        _shown: &[(PathBuf, Vec<PathBuf>)],
+    ) -> Result<(), MountError> {
+        let source = source.clone();
+        self.on_thread(move |state| state.supply(&source)).await?
+    }
+
+    async fn settle(&self, layer: u64, files: Vec<PathBuf>) -> Result<(), MountError> {
+        self.on_thread(move |state| state.settle(layer, &files))
+            .await
+    }
+
+    async fn unmount(&self, at: &Path) -> Result<(), MountError> {
+        let at = plain(at)?.to_path_buf();
+        self.on_thread(move |state| place::unmount(&state.made, &at))
+            .await?
+    }
+
+    fn is_ours(&self, table: &MountTable, at: &Path) -> bool {
+        self.state.made.is_top(table, at)
+    }
+
+    async fn find(&self) -> Result<Vec<u64>, MountError> {
+        self.on_thread(State::find).await
+    }
+
+    async fn layer_at(&self, at: &Path) -> Result<Option<u64>, MountError> {
+        let at = plain(at)?.to_path_buf();
+        self.on_thread(move |state| state.layer_at(&at)).await
+    }
+
+    async fn let_go(&self) -> Result<usize, MountError> {
+        self.on_thread(State::let_go).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_names_tell_folder_layer_and_image() {
+        let folder = tempfile::tempdir().unwrap();
+        let (ours, other) = (Names::of(folder.path()), Names::of(Path::new("/")));
+        let data = ours.data(u64::MAX);
+        let meta = ours.meta(&LayerImage {
+            meta: "/meta".into(),
+            patch: "f".repeat(64),
+            copy: 9,
+            source: LayerSource {
+                number: u64::MAX,
+                file: "/data".into(),
+                supply: Supply::Complete,
+            },
+        });
+        assert!(
+            data.len() < 64 && meta.len() < 64 && meta.ends_with(":9"),
+            "{data} {meta}"
+        );
+        assert_eq!(ours.data_layer(&data), Some(u64::MAX));
+        assert_eq!(ours.meta_layer(&meta), Some(u64::MAX));
+        assert_eq!(
+            (other.data_layer(&data), other.meta_layer(&meta)),
+            (None, None)
+        );
+        assert_eq!(
+            (ours.data_layer(&meta), ours.meta_layer(&data)),
+            (None, None)
+        );
+    }
+}
