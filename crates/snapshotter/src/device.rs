@@ -22,12 +22,15 @@
 //!   wait for itself.
 
 mod files;
+mod journal;
 mod reads;
 mod session;
 mod wire;
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -37,6 +40,7 @@ use rustix::mount::UnmountFlags;
 
 use crate::layer::DeviceFile;
 use files::{FIRST_FILE, Files};
+use journal::Journal;
 use session::{Connection, Handler};
 
 pub use reads::{Drained, Meanwhile};
@@ -44,13 +48,36 @@ pub(crate) use session::FS_TYPE;
 pub use session::SessionError;
 pub use wire::WireError;
 
-/// The node's FUSE mount. Ends with [`Device::stop`] or when dropped.
+/// Variable that makes the device write requests down also where the kernel can send them again.
+const WRITTEN_ALWAYS: &str = "SOCI_DEVICE_JOURNAL";
+
+/// FORCE aborts the connection, which also wakes the threads; DETACH then takes the mount away even if
+/// an EROFS mount still has one of its files open.
+const TAKE_AWAY: UnmountFlags = UnmountFlags::FORCE
+    .union(UnmountFlags::DETACH)
+    .union(UnmountFlags::NOFOLLOW);
+
+/// What another process needs to go on with a device: whoever holds both keeps its readers waiting
+/// while nobody serves them.
+#[derive(Debug)]
+pub struct KeptDevice {
+    /// The connection to the kernel.
+    pub fuse: OwnedFd,
+    /// Which requests are unanswered.
+    pub journal: Option<OwnedFd>,
+}
+
+/// The node's FUSE mount. Ends with [`Device::stop`] or, unless it is kept, when dropped.
 #[derive(Debug)]
 pub struct Device {
     mountpoint: PathBuf,
+    connection: Arc<Connection>,
     files: Arc<Files>,
-    /// The loop's threads; none any more when the mount was taken away.
+    /// The loop's threads; none any more when the mount was taken away or left.
     threads: Mutex<Option<Vec<JoinHandle<()>>>>,
+    /// Somebody else holds the descriptors too: the mount is not this process's to take away.
+    kept: AtomicBool,
+    adopted: bool,
 }
 
 impl Device {
@@ -63,6 +90,15 @@ impl Device {
     ///
     /// When the kernel has no FUSE, refuses the mount, or lacks what this device stands on.
     pub fn start(mountpoint: &Path, threads: usize) -> Result<Arc<Device>, SessionError> {
+        let written = std::env::var_os(WRITTEN_ALWAYS).is_some_and(|value| value == "1");
+        Self::start_with(mountpoint, threads, written)
+    }
+
+    fn start_with(
+        mountpoint: &Path,
+        threads: usize,
+        written: bool,
+    ) -> Result<Arc<Device>, SessionError> {
         // No stat: whatever is mounted there might never answer.
         match rustix::fs::mkdir(mountpoint, rustix::fs::Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -76,25 +112,112 @@ impl Device {
         let connection = Connection::open()?;
         connection.mount(mountpoint)?;
         // From here on dropping the device unmounts it.
-        let device = Arc::new(Device {
-            mountpoint: mountpoint.to_path_buf(),
-            files: Arc::new(Files::default()),
-            threads: Mutex::new(Some(Vec::new())),
-        });
-        connection.handshake()?;
-        device.serve(&Arc::new(connection), threads)?;
+        let device = Self::new(mountpoint, connection, false);
+        device.connection.handshake(written)?;
+        device.serve(threads)?;
         Ok(device)
     }
 
+    /// Goes on with a device that an earlier process made at `mountpoint` and left, or was killed
+    /// over. Its readers wait and notice nothing.
+    ///
+    /// READs of layers that are not there yet are held until they are added, or until
+    /// [`Device::restored`] says that they never will be.
+    ///
+    /// # Errors
+    ///
+    /// When the connection has ended, or nobody knows which requests are unanswered. What is mounted
+    /// at `mountpoint` is then taken away, so that its readers get errors instead of waiting for
+    /// ever, and a new device is to be started.
+    pub fn adopt(
+        kept: KeptDevice,
+        mountpoint: &Path,
+        threads: usize,
+    ) -> Result<Arc<Device>, SessionError> {
+        Self::try_adopt(kept, mountpoint, threads).inspect_err(|_| {
+            // Other holders of the descriptors do not keep it: FORCE aborts. Not mounted is as good.
+            let _ = rustix::mount::unmount(mountpoint, TAKE_AWAY);
+        })
+    }
+
+    fn try_adopt(
+        kept: KeptDevice,
+        mountpoint: &Path,
+        threads: usize,
+    ) -> Result<Arc<Device>, SessionError> {
+        let journal = kept.journal.ok_or(SessionError::NoJournal)?;
+        let journal = Journal::adopt(journal)
+            .map_err(|source| SessionError::System {
+                step: "mapping the journal",
+                source,
+            })?
+            .ok_or(SessionError::NoJournal)?;
+        let connection = Connection::adopt(kept.fuse, journal)?;
+        let device = Self::new(mountpoint, connection, true);
+        device.files.reads.begin_restoring();
+        // Before the loop starts: what it has read by then would come twice.
+        match device.connection.journal() {
+            Some(journal) if journal.is_written() => {
+                device.files.take_over(&device.connection, journal);
+            }
+            _ => device.connection.ask_again()?,
+        }
+        device.serve(threads)?;
+        Ok(device)
+    }
+
+    fn new(mountpoint: &Path, connection: Connection, adopted: bool) -> Arc<Device> {
+        Arc::new(Device {
+            mountpoint: mountpoint.to_path_buf(),
+            connection: Arc::new(connection),
+            files: Arc::new(Files::default()),
+            threads: Mutex::new(Some(Vec::new())),
+            kept: AtomicBool::new(adopted),
+            adopted,
+        })
+    }
+
     /// Starts the loop on a connection that is mounted and past its handshake.
-    fn serve(&self, connection: &Arc<Connection>, threads: usize) -> Result<(), SessionError> {
+    fn serve(&self, threads: usize) -> Result<(), SessionError> {
         let handler: Arc<dyn Handler> = Arc::clone(&self.files) as _;
-        let started = session::serve(connection, &handler, threads)?;
+        let started = session::serve(&self.connection, &handler, threads)?;
         self.files
             .running
             .fetch_add(started.len(), Ordering::SeqCst);
         *self.threads.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
         Ok(())
+    }
+
+    /// Whether an earlier process made it.
+    #[must_use]
+    pub fn is_adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// The layers of the earlier process that are mounted have all been added: READs of others are
+    /// EIO from now on.
+    pub fn restored(&self) {
+        self.files.reads.restored();
+    }
+
+    /// What another process needs to go on. From now on dropping the device leaves it.
+    ///
+    /// # Errors
+    ///
+    /// When descriptors cannot be duplicated.
+    pub fn keep(&self) -> io::Result<KeptDevice> {
+        let (fuse, journal) = self.connection.descriptors()?;
+        self.kept.store(true, Ordering::SeqCst);
+        Ok(KeptDevice { fuse, journal })
+    }
+
+    /// Ends this process's part and nothing else: readers go on waiting, for whoever adopts what
+    /// [`Device::keep`] gave. No request is answered from here any more.
+    pub fn leave(&self) {
+        let mut held = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(threads) = held.take() else { return };
+        self.connection.leave();
+        join(threads);
     }
 
     /// Makes `file` readable at [`Device::path`] of its number. A file that had this number before
@@ -194,27 +317,32 @@ impl Device {
         // Held to the end: a second caller comes back when the device is stopped.
         let mut held = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(threads) = held.take() else { return };
-        // FORCE aborts the connection, which also wakes the threads; DETACH then takes the mount
-        // away even if an EROFS mount still has one of its files open.
-        let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-        if let Err(error) = rustix::mount::unmount(&self.mountpoint, flags) {
+        if let Err(error) = rustix::mount::unmount(&self.mountpoint, TAKE_AWAY) {
             tracing::warn!(path = %self.mountpoint.display(), %error, "fuse mount cannot be unmounted");
             if self.is_served() {
                 // The threads sleep in the kernel and only the end of the process ends them.
                 return;
             }
         }
-        for thread in threads {
-            if thread.join().is_err() {
-                tracing::error!("a thread of the fuse loop panicked");
-            }
+        join(threads);
+    }
+}
+
+fn join(threads: Vec<JoinHandle<()>>) {
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a thread of the fuse loop panicked");
         }
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        self.stop();
+        if self.kept.load(Ordering::SeqCst) {
+            self.leave();
+        } else {
+            self.stop();
+        }
     }
 }
 
@@ -236,6 +364,8 @@ fn effective_timeout(default: Option<&str>, max: Option<&str>) -> Option<Duratio
     smaller.map(Duration::from_secs)
 }
 
+#[cfg(test)]
+mod adopt_tests;
 #[cfg(test)]
 mod reads_tests;
 #[cfg(test)]

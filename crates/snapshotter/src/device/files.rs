@@ -1,5 +1,6 @@
 //! What each request of the kernel gets: a root with one file per layer, named by its number.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -7,9 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::io::Errno;
 
+use super::journal::Journal;
 use super::reads::{Arrived, Reads};
 use super::session::{Connection, Handler};
-use super::wire::{self, Attributes, Listing, NodeId, Operation, Request};
+use super::wire::{self, Attributes, Listing, NodeId, Operation, Request, Unique};
 
 /// For how long the kernel may keep names and attributes, in seconds: nothing of them ever changes.
 const VALID_SECS: u64 = 365 * 24 * 60 * 60;
@@ -79,6 +81,35 @@ impl Handler for Files {
 }
 
 impl Files {
+    /// Takes over what an earlier process had read and not answered.
+    pub(super) fn take_over(&self, connection: &Arc<Connection>, journal: &Arc<Journal>) {
+        let written = journal.reads();
+        let known: HashSet<u64> = written.iter().map(|(_, read)| read.unique).collect();
+        let mut count = known.len();
+        for (slot, read) in written {
+            self.reads.arrive(Arrived {
+                connection: Arc::clone(connection),
+                unique: Unique(read.unique),
+                layer: read.layer,
+                offset: read.offset,
+                size: read.size,
+                slot: Some(slot),
+            });
+        }
+        for mut buffer in journal.buffers() {
+            let Some(request) = buffer.request() else {
+                continue;
+            };
+            // A READ that was written down and is still in its buffer is one READ.
+            if wire::unique_of(request).is_some_and(|unique| !known.contains(&unique.0)) {
+                self.handle(connection, request);
+                count += 1;
+            }
+            buffer.clear();
+        }
+        tracing::info!(count, "took over requests of an earlier process");
+    }
+
     /// What each request gets.
     fn answer(&self, connection: &Arc<Connection>, request: &Request<'_>) -> Reply {
         match request.operation {
@@ -92,13 +123,9 @@ impl Files {
                 None => Reply::Error(Errno::STALE),
             },
             Operation::Read { offset, size } => {
-                self.reads.arrive(Arrived {
-                    connection: Arc::clone(connection),
-                    unique: request.unique,
-                    layer: request.node.0,
-                    offset,
-                    size,
-                });
+                let read = (request.node.0, offset, size);
+                self.reads
+                    .arrive(Arrived::new(connection, request.unique, read));
                 Reply::None
             }
             Operation::OpenDir => Reply::Body(wire::open_out(0)),

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use rustix::io::Errno;
 use tokio::sync::Notify;
 
+use super::journal::{Slot, Written};
 use super::session::Connection;
 use super::wire::Unique;
 use crate::layer::{DeviceFile, ReadError};
@@ -39,6 +40,41 @@ pub(super) struct Arrived {
     pub(super) layer: u64,
     pub(super) offset: u64,
     pub(super) size: u32,
+    /// Where it is written down until it is answered.
+    pub(super) slot: Option<Slot>,
+}
+
+impl Arrived {
+    /// A READ that the kernel has just sent.
+    pub(super) fn new(connection: &Arc<Connection>, unique: Unique, read: (u64, u64, u32)) -> Self {
+        let (layer, offset, size) = read;
+        let slot = connection.record(Written {
+            unique: unique.0,
+            layer,
+            offset,
+            size,
+        });
+        let connection = Arc::clone(connection);
+        Self {
+            connection,
+            unique,
+            layer,
+            offset,
+            size,
+            slot,
+        }
+    }
+
+    /// Answers it, for the first and last time.
+    fn reply(&self, answer: Result<&[u8], Errno>) {
+        match answer {
+            Ok(bytes) => self.connection.reply(self.unique, bytes),
+            Err(error) => self.connection.reply_error(self.unique, error),
+        }
+        if !self.connection.has_left() {
+            self.connection.strike(self.slot);
+        }
+    }
 }
 
 /// READs of one layer, and its gate.
@@ -67,6 +103,8 @@ impl LayerReads {
 struct State {
     files: HashMap<u64, Arc<dyn DeviceFile>>,
     layers: HashMap<u64, LayerReads>,
+    /// The layers of an earlier process are still being opened: READs of unknown ones are held.
+    restoring: bool,
 }
 
 /// See the module.
@@ -91,8 +129,27 @@ impl Reads {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn add(&self, file: Arc<dyn DeviceFile>) {
-        self.state().files.insert(file.number(), file);
+    /// From now on READs of unknown layers are held.
+    pub(super) fn begin_restoring(&self) {
+        self.state().restoring = true;
+    }
+
+    /// All layers of the earlier process are there that will ever be.
+    pub(super) fn restored(self: &Arc<Self>) {
+        let left: Vec<u64> = {
+            let mut state = self.state();
+            state.restoring = false;
+            state.layers.keys().copied().collect()
+        };
+        for layer in left {
+            self.release(layer);
+        }
+    }
+
+    pub(super) fn add(self: &Arc<Self>, file: Arc<dyn DeviceFile>) {
+        let number = file.number();
+        self.state().files.insert(number, file);
+        self.release(number);
     }
 
     pub(super) fn remove(&self, number: u64) {
@@ -134,7 +191,7 @@ impl Reads {
             Verdict::Held => {}
             Verdict::Refuse(read, reason) => {
                 tracing::warn!(layer, offset, size, reason, "read of layer data refused");
-                read.connection.reply_error(unique, Errno::IO);
+                read.reply(Err(Errno::IO));
                 self.finish(layer, 1);
             }
             Verdict::Go(file) => {
@@ -158,7 +215,11 @@ impl Reads {
 
     fn admit(&self, read: Arrived) -> Verdict {
         let mut state = self.state();
-        let State { files, layers } = &mut *state;
+        let State {
+            files,
+            layers,
+            restoring,
+        } = &mut *state;
         let reads = layers.entry(read.layer).or_default();
         if reads.refusals > 0 {
             reads.answering += 1;
@@ -169,6 +230,10 @@ impl Reads {
             return Verdict::Held;
         }
         let Some(file) = files.get(&read.layer) else {
+            if *restoring {
+                reads.held.push(read);
+                return Verdict::Held;
+            }
             reads.answering += 1;
             return Verdict::Refuse(read, "the layer is gone");
         };
@@ -221,7 +286,7 @@ impl Reads {
         let count = failed.len();
         tracing::warn!(layer, count, "reads of layer data are given up");
         for read in &failed {
-            read.connection.reply_error(read.unique, Errno::IO);
+            read.reply(Err(Errno::IO));
         }
         self.finish(layer, count);
     }
@@ -260,24 +325,28 @@ impl Reads {
     }
 
     fn open(self: &Arc<Self>, layer: u64, meanwhile: Meanwhile) {
-        let released = {
-            let mut state = self.state();
-            let Some(reads) = state.layers.get_mut(&layer) else {
-                return;
-            };
+        if let Some(reads) = self.state().layers.get_mut(&layer) {
             match meanwhile {
                 Meanwhile::Serve => {}
                 Meanwhile::Hold => reads.holds = reads.holds.saturating_sub(1),
                 Meanwhile::Refuse => reads.refusals = reads.refusals.saturating_sub(1),
             }
-            let released = match reads.holds {
-                0 => std::mem::take(&mut reads.held),
-                _ => Vec::new(),
+        }
+        self.release(layer);
+    }
+
+    /// Looks at the held READs of a layer again: those that must be held still come back.
+    fn release(self: &Arc<Self>, layer: u64) {
+        let released = {
+            let mut state = self.state();
+            let Some(reads) = state.layers.get_mut(&layer) else {
+                return;
             };
-            if released.is_empty() && reads.is_idle() {
+            if reads.is_idle() {
                 state.layers.remove(&layer);
+                return;
             }
-            released
+            std::mem::take(&mut reads.held)
         };
         for read in released {
             self.hand_on(read);
@@ -325,7 +394,7 @@ impl Ticket {
         let (layer, offset, len) = (self.layer, read.offset, self.len);
         match result {
             Ok(bytes) if u32::try_from(bytes.len()) == Ok(len) => {
-                read.connection.reply(self.unique, &bytes);
+                read.reply(Ok(&bytes));
             }
             Ok(bytes) => {
                 let got = bytes.len();
@@ -336,7 +405,7 @@ impl Ticket {
                     got,
                     "layer answered with a wrong length"
                 );
-                read.connection.reply_error(self.unique, Errno::IO);
+                read.reply(Err(Errno::IO));
             }
             Err(error) => {
                 let cause: &dyn std::error::Error = &error;
@@ -347,7 +416,7 @@ impl Ticket {
                     error = cause,
                     "read of layer data failed"
                 );
-                read.connection.reply_error(self.unique, errno(&error));
+                read.reply(Err(errno(&error)));
             }
         }
         self.reads.finish(layer, 1);
@@ -362,7 +431,7 @@ impl Drop for Ticket {
         };
         let (layer, offset, len) = (self.layer, read.offset, self.len);
         tracing::error!(layer, offset, len, "read of layer data was dropped");
-        read.connection.reply_error(self.unique, Errno::IO);
+        read.reply(Err(Errno::IO));
         self.reads.finish(layer, 1);
     }
 }

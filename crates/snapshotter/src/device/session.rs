@@ -1,27 +1,27 @@
 //! One connection to the kernel: `/dev/fuse`, its mount, the INIT handshake and the loop's threads.
 //!
-//! A [`Connection`] is only a descriptor, wherever it comes from. [`Connection::open`] makes a new
-//! one, which must be mounted and shaken hands with once; a descriptor that another process kept
-//! would go straight to [`serve`]. Nothing here knows what a file is: each request goes as bytes to
-//! a [`Handler`], which owes a reply, now or later, from any thread.
+//! A [`Connection`] is a descriptor, wherever it comes from, and the journal beside it.
+//! [`Connection::open`] makes a new one, which must be mounted and shaken hands with once; one that
+//! another process made and left goes through [`Connection::adopt`] straight to [`serve`]. Nothing
+//! here knows what a file is: each request goes as bytes to a [`Handler`], which owes a reply, now or
+//! later, from any thread.
 
 use std::fmt;
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use thiserror::Error;
 
+use super::journal::{Buffer, Journal, RECEIVE, Slot, Written};
 use super::wire::{self, InitIn, InitOut, Operation, Unique, WireError, capability};
-
-/// Receive buffer of a loop thread in bytes. The kernel demands room for its largest request: 8 KiB
-/// or a WRITE of [`MAX_WRITE`] with its headers. Longer ones (setxattr) it refuses by itself.
-const RECEIVE: usize = 16 * 1024;
 
 /// Smallest value the kernel takes; nothing is ever written.
 const MAX_WRITE: u32 = 4096;
@@ -74,6 +74,12 @@ pub enum SessionError {
         /// What is missing.
         lack: &'static str,
     },
+    /// The connection that another process left has ended.
+    #[error("the fuse connection of the earlier process has ended")]
+    Ended,
+    /// Nobody can say which requests the earlier process had not answered.
+    #[error("the journal of the earlier process is missing or not understood")]
+    NoJournal,
     /// A thread of the loop could not be started.
     #[error("starting a thread of the fuse loop")]
     Thread(#[source] std::io::Error),
@@ -87,13 +93,21 @@ fn system(step: &'static str) -> impl FnOnce(Errno) -> SessionError {
 #[derive(Debug)]
 pub(crate) struct Connection {
     fd: OwnedFd,
+    /// Set once: by the handshake, or when it was adopted.
+    journal: OnceLock<Arc<Journal>>,
+    /// Readable from the moment on at which this process leaves the connection to another.
+    leave: OwnedFd,
+    left: AtomicBool,
 }
 
 /// What a read of the descriptor brought.
 enum Received {
     Request(usize),
     Again,
+    /// The connection has ended.
     Ended,
+    /// This process has left it.
+    Left,
 }
 
 /// Answers requests; called on the loop's threads, which it must not hold up.
@@ -109,11 +123,82 @@ pub(crate) trait Handler: Send + Sync + fmt::Debug + 'static {
 impl Connection {
     /// Opens `/dev/fuse`.
     pub(crate) fn open() -> Result<Connection, SessionError> {
-        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let fd = rustix::fs::open("/dev/fuse", flags, Mode::empty());
+        Self::new(fd.map_err(system("opening /dev/fuse"))?)
+    }
+
+    /// Goes on with what an earlier process left.
+    pub(super) fn adopt(fd: OwnedFd, journal: Journal) -> Result<Connection, SessionError> {
+        let flags = rustix::fs::fcntl_getfl(&fd).map_err(system("adopting a fuse connection"))?;
+        rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)
+            .map_err(system("adopting a fuse connection"))?;
+        let connection = Self::new(fd)?;
+        let now = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let mut state = [PollFd::new(&connection.fd, PollFlags::IN)];
+        rustix::event::poll(&mut state, Some(&now))
+            .map_err(system("adopting a fuse connection"))?;
+        let [state] = state;
+        if state.revents().contains(PollFlags::ERR) {
+            return Err(SessionError::Ended);
+        }
+        // Nobody else can have set it.
+        let _ = connection.journal.set(Arc::new(journal));
+        Ok(connection)
+    }
+
+    fn new(fd: OwnedFd) -> Result<Connection, SessionError> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         Ok(Connection {
-            fd: fd.map_err(system("opening /dev/fuse"))?,
+            fd,
+            journal: OnceLock::new(),
+            leave: rustix::event::eventfd(0, flags).map_err(system("making an event"))?,
+            left: AtomicBool::new(false),
         })
+    }
+
+    /// Copies of the descriptors that another process needs to go on.
+    pub(super) fn descriptors(&self) -> std::io::Result<(OwnedFd, Option<OwnedFd>)> {
+        let journal = self.journal.get();
+        let journal = journal.map(|journal| journal.memory().try_clone());
+        Ok((self.fd.try_clone()?, journal.transpose()?))
+    }
+
+    /// Ends the loop and all answers of this process, and nothing else.
+    pub(super) fn leave(&self) {
+        self.left.store(true, Ordering::SeqCst);
+        // It cannot be full: nothing else is written to it.
+        let _ = rustix::io::write(&self.leave, &1_u64.to_le_bytes());
+    }
+
+    pub(super) fn has_left(&self) -> bool {
+        self.left.load(Ordering::SeqCst)
+    }
+
+    /// Asks the kernel for all requests again that were read and not answered.
+    pub(super) fn ask_again(&self) -> Result<(), SessionError> {
+        rustix::io::retry_on_intr(|| rustix::io::write(&self.fd, &wire::resend()))
+            .map(|_written| ())
+            .map_err(system("asking the kernel for unanswered requests"))
+    }
+
+    pub(super) fn journal(&self) -> Option<&Arc<Journal>> {
+        self.journal.get()
+    }
+
+    /// Writes down that a READ is owed an answer.
+    pub(super) fn record(&self, read: Written) -> Option<Slot> {
+        self.journal.get()?.record(read)
+    }
+
+    /// Strikes a READ that is answered.
+    pub(super) fn strike(&self, slot: Option<Slot>) {
+        if let (Some(journal), Some(slot)) = (self.journal.get(), slot) {
+            journal.strike(slot);
+        }
     }
 
     /// Mounts the file system of this connection.
@@ -133,13 +218,15 @@ impl Connection {
     }
 
     /// Answers INIT, the first request of a new mount. Once in the life of a connection.
-    pub(crate) fn handshake(&self) -> Result<(), SessionError> {
+    ///
+    /// Requests are written down where the kernel cannot send them again, or always if `written`.
+    pub(crate) fn handshake(&self, written: bool) -> Result<(), SessionError> {
         let mut buffer = vec![0; RECEIVE];
         let len = loop {
             match self.receive(&mut buffer).map_err(system("reading INIT"))? {
                 Received::Request(len) => break len,
                 Received::Again => {}
-                Received::Ended => return Err(SessionError::NoInit(None)),
+                Received::Ended | Received::Left => return Err(SessionError::NoInit(None)),
             }
         };
         let request = wire::parse(buffer.get(..len).unwrap_or_default())
@@ -150,6 +237,10 @@ impl Connection {
         let taken = negotiate(&offered).inspect_err(|_| {
             self.reply_error(request.unique, Errno::PROTO);
         })?;
+        let written = written || taken.capabilities & capability::HAS_RESEND == 0;
+        let journal = Journal::create(written).map_err(system("making the journal"))?;
+        // Nobody else can have set it: a connection shakes hands once.
+        let _ = self.journal.set(Arc::new(journal));
         self.send(request.unique, None, &wire::init_out(&offered, &taken))
             .map_err(system("answering INIT"))
     }
@@ -161,9 +252,23 @@ impl Connection {
             Ok(len) => Ok(Received::Request(len)),
             // ENOENT: withdrawn while it was handed over. EIO: too long for the buffer, the kernel
             // has refused it.
-            Err(Errno::INTR | Errno::AGAIN | Errno::NOENT | Errno::IO) => Ok(Received::Again),
+            Err(Errno::INTR | Errno::NOENT | Errno::IO) => Ok(Received::Again),
+            Err(Errno::AGAIN) => self.wait(),
             // Unmounted, or aborted.
             Err(Errno::NODEV | Errno::CONNABORTED) => Ok(Received::Ended),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sleeps until there is something to read, or the connection was left.
+    fn wait(&self) -> Result<Received, Errno> {
+        let mut both = [
+            PollFd::new(&self.fd, PollFlags::IN),
+            PollFd::new(&self.leave, PollFlags::IN),
+        ];
+        match rustix::event::poll(&mut both, None) {
+            Ok(_) if self.has_left() => Ok(Received::Left),
+            Ok(_) | Err(Errno::INTR) => Ok(Received::Again),
             Err(error) => Err(error),
         }
     }
@@ -193,6 +298,10 @@ impl Connection {
 
     /// Writes one reply: the kernel takes header and body in one write or not at all.
     fn send(&self, unique: Unique, error: Option<Errno>, body: &[u8]) -> Result<(), Errno> {
+        if self.has_left() {
+            // What this process owed, another one answers.
+            return Ok(());
+        }
         let errno = error.map_or(0, Errno::raw_os_error);
         let header = wire::reply_header(unique, errno, body.len()).ok_or(Errno::TOOBIG)?;
         let parts = [IoSlice::new(&header), IoSlice::new(body)];
@@ -248,22 +357,55 @@ pub(crate) fn serve(
             let (connection, handler) = (Arc::clone(connection), Arc::clone(handler));
             std::thread::Builder::new()
                 .name(format!("fuse-{index}"))
-                .spawn(move || run(&connection, handler.as_ref()))
+                .spawn(move || run(&connection, handler.as_ref(), index))
                 .map_err(SessionError::Thread)
         })
         .collect()
 }
 
+/// Where a thread of the loop receives.
+enum Receive {
+    Own(Vec<u8>),
+    Shared(Buffer),
+}
+
+impl Receive {
+    fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            Receive::Own(bytes) => bytes,
+            Receive::Shared(buffer) => buffer.bytes(),
+        }
+    }
+
+    /// What was received is answered, or written down elsewhere.
+    fn clear(&mut self) {
+        if let Receive::Shared(buffer) = self {
+            buffer.clear();
+        }
+    }
+}
+
 /// One thread of the loop.
-fn run(connection: &Arc<Connection>, handler: &dyn Handler) {
-    let mut buffer = vec![0; RECEIVE];
+fn run(connection: &Arc<Connection>, handler: &dyn Handler, index: usize) {
+    let shared = connection
+        .journal()
+        .and_then(|journal| journal.buffer(index));
+    let mut buffer = shared.map_or_else(|| Receive::Own(vec![0; RECEIVE]), Receive::Shared);
     loop {
-        match connection.receive(&mut buffer) {
+        if connection.has_left() {
+            break;
+        }
+        match connection.receive(buffer.bytes()) {
             Ok(Received::Request(len)) => {
-                handler.handle(connection, buffer.get(..len).unwrap_or_default());
+                handler.handle(connection, buffer.bytes().get(..len).unwrap_or_default());
+                if connection.has_left() {
+                    // Perhaps it was not answered any more: it stays for the next process.
+                    break;
+                }
+                buffer.clear();
             }
             Ok(Received::Again) => {}
-            Ok(Received::Ended) => break,
+            Ok(Received::Ended | Received::Left) => break,
             Err(error) => {
                 tracing::error!(%error, "fuse loop thread cannot read requests");
                 break;

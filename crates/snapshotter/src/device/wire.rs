@@ -337,6 +337,14 @@ pub(crate) fn reply_header(unique: Unique, error: i32, body: usize) -> Option<[u
     Some(header)
 }
 
+/// The notice that asks for all requests again that were read and not answered
+/// (`FUSE_NOTIFY_RESEND`): no identity, and its number where a reply has its error.
+#[must_use]
+pub(crate) fn resend() -> [u8; OUT_HEADER] {
+    const NOTIFY_RESEND: i32 = 7;
+    reply_header(Unique(0), -NOTIFY_RESEND, 0).unwrap_or_default()
+}
+
 /// Appends fields in host byte order.
 #[derive(Debug, Default)]
 struct Fields(Vec<u8>);

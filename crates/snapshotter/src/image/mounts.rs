@@ -218,19 +218,21 @@ impl Mounts {
         self.mounter.find().await
     }
 
-    /// Goes on with a layer that an earlier process mounted. `moved` says that the earlier process's connection is
-    /// gone: every READ on it has failed, and the layer moves to this process's.
-    pub(crate) async fn take_over(
-        &self,
-        layer: &Arc<Layer>,
-        moved: bool,
-    ) -> Result<(), MountError> {
+    /// Answers reads of a layer that an earlier process mounted, whatever its bytes come from now.
+    pub(crate) fn serve(&self, layer: &Arc<Layer>) {
+        self.device.add(Arc::clone(layer) as _);
+    }
+
+    /// Every layer that an earlier process mounted is served: READs of others are errors from now on.
+    pub(crate) fn restored(&self) {
+        self.device.restored();
+    }
+
+    /// Moves a layer that an earlier process mounted to where its bytes come from now: to this process's connection,
+    /// or to `data`. Every READ of it is answered, or failed with the earlier connection.
+    pub(crate) async fn take_over(&self, layer: &Arc<Layer>) -> Result<(), MountError> {
         let _turn = self.turn().await;
-        let source = self.source(layer);
-        if moved || source.supply == Supply::Complete {
-            self.mounter.supply(&source, &[]).await?;
-        }
-        Ok(())
+        self.mounter.supply(&self.source(layer), &[]).await
     }
 
     /// Whether `at` shows a layer that this process mounted or took over.

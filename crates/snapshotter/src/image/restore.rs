@@ -48,16 +48,13 @@ impl Images {
     /// What cannot be taken over is logged; its readers get errors.
     pub(crate) async fn adopt(&self, used: &[LayerKey], moved: bool) {
         let parts = &self.0.parts;
-        let mut numbers = match parts.mounts.find().await {
-            Ok(found) => found,
-            Err(error) => {
-                warn!(
-                    error = explain(&error),
-                    "the layers of an earlier process are not known"
-                );
-                return;
-            }
-        };
+        let mut numbers = parts.mounts.find().await.unwrap_or_else(|error| {
+            warn!(
+                error = explain(&error),
+                "the layers of an earlier process are not known"
+            );
+            Vec::new()
+        });
         let known: HashMap<_, _> = parts
             .layers
             .store()
@@ -76,44 +73,57 @@ impl Images {
             numbers.sort_unstable();
             numbers.dedup();
         }
-        let mut taken = 0;
+        let mut layers = Vec::with_capacity(numbers.len());
         for number in numbers {
-            let Some(key) = known.get(&number) else {
-                warn!(
-                    layer = number,
-                    "a mounted layer is not in the store any more: its missing bytes cannot be read"
-                );
-                continue;
+            let opened = match known.get(&number) {
+                Some(key) => self.open_mounted(key).await,
+                None => Err("it is not in the store any more".to_owned()),
             };
-            match self.adopt_layer(key, moved).await {
-                Ok(()) => taken += 1,
+            match opened {
+                Ok(layer) => layers.push(layer),
                 Err(why) => warn!(
-                    layer = key.layer.to_string(),
+                    layer = number,
                     error = why,
-                    "a mounted layer is not taken over: its missing bytes cannot be read"
+                    "a mounted layer cannot be opened: its missing bytes cannot be read"
                 ),
             }
         }
-        if taken > 0 {
+        // From here on every READ is answered; before, a change of hands would wait for those that are not.
+        parts.mounts.restored();
+        for layer in &layers {
+            self.go_on_with(layer, moved).await;
+        }
+        if !layers.is_empty() {
+            let count = layers.len();
             info!(
-                count = taken,
+                count,
                 moved, "went on with the layers of an earlier process"
             );
         }
     }
 
-    async fn adopt_layer(&self, key: &LayerKey, moved: bool) -> Result<(), String> {
+    async fn open_mounted(&self, key: &LayerKey) -> Result<Arc<Layer>, String> {
         let opened = self.0.parts.layers.open_present(key).await;
-        let layer = opened
-            .map_err(|error| explain(&error))?
-            .ok_or("it is gone")?;
+        let layer = opened.map_err(|error| explain(&error))?;
+        let layer = layer.ok_or("it is not in the store any more")?;
         if !layer.is_complete() {
             self.add_sources(&layer);
         }
-        let taken = self.0.parts.mounts.take_over(&layer, moved).await;
-        taken.map_err(|error| explain(&error))?;
-        self.finish_behind(&layer);
-        Ok(())
+        self.0.parts.mounts.serve(&layer);
+        Ok(layer)
+    }
+
+    async fn go_on_with(&self, layer: &Arc<Layer>, moved: bool) {
+        if (moved || layer.is_complete())
+            && let Err(error) = self.0.parts.mounts.take_over(layer).await
+        {
+            warn!(
+                layer = layer.digest().to_string(),
+                error = explain(&error),
+                "a mounted layer is not taken over: its missing bytes cannot be read"
+            );
+        }
+        self.finish_behind(layer);
     }
 
     /// Mounts what is not mounted by this process, lowest first.
