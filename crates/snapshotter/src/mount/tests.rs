@@ -22,6 +22,7 @@ mod completion;
 mod file;
 mod hands;
 mod killed;
+mod many;
 mod reading;
 mod ways;
 

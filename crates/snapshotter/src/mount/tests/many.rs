@@ -1,0 +1,42 @@
+//! A node full of layers.
+
+use super::*;
+
+/// Layers of a large node: dozens of images with dozens of layers each.
+const LAYERS: u64 = 1000;
+
+#[test]
+fn a_thousand_layers_are_mounted_at_once() {
+    let world = World::new(Layer::new(&[("file", 5000)]));
+    let before = available_kib();
+    for number in 2..2 + LAYERS {
+        let at = world.place(&format!("at/{number}"));
+        let mut image = world.complete();
+        image.source.number = number;
+        wait(world.mounter.mount(&image, &at)).unwrap();
+    }
+    let taken = before.saturating_sub(available_kib());
+    // A figure for people; the machine's other work is in it too.
+    println!("{} KiB of memory for each mounted layer", taken / LAYERS);
+    assert_eq!(world.table().under(&world.path("at")).len(), 1000);
+    for number in [2, LAYERS / 2, LAYERS + 1] {
+        let file = world.path(&format!("at/{number}/file"));
+        assert!(read_file(&file).unwrap() == world.layer.content("file"));
+    }
+    let moved = LayerSource {
+        number: LAYERS + 1,
+        ..world.complete().source
+    };
+    wait(world.mounter.supply(&moved, &[])).unwrap();
+    // A later process finds all of them.
+    let later = chosen(Way::Loop).mounter(world.folder.path(), &world.thread);
+    assert_eq!(wait(later.find()).unwrap().len(), 1000);
+}
+
+/// `MemAvailable` of the machine.
+fn available_kib() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"));
+    let value = line.and_then(|line| line.split_whitespace().nth(1));
+    value.unwrap().parse().unwrap()
+}
