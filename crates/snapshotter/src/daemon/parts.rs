@@ -11,7 +11,7 @@ use soci_oci::registry::retry::RetryPolicy;
 use soci_oci::registry::{self, Hosts, Mirror, Registry};
 use soci_oci::store::layout::Layout;
 use tokio::runtime::Handle;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::root::Root;
 use super::way;
@@ -50,7 +50,15 @@ impl Daemon {
         let images = match &way {
             Some(way) => {
                 let mounts = Mounts::new(Arc::clone(&way.mounter), Arc::clone(&way.device));
-                Some(images(&root, config, &cpu, mounts)?)
+                images(&root, config, &cpu, mounts)
+                    .inspect_err(|error| {
+                        let error = format!("{error:#}");
+                        error!(
+                            error,
+                            "layers cannot be kept: every layer is left to containerd until this is repaired and the daemon restarted"
+                        );
+                    })
+                    .ok()
             }
             None => None,
         };

@@ -120,7 +120,8 @@ impl State {
             let index = top.source.to_str().and_then(loops::index_of);
             if index.and_then(loops::label_of).as_ref() == Some(&label) {
                 self.made.set(at, top.id);
-                return Ok(());
+                // Its device may still be on the file of a connection that is gone.
+                return self.supply_unless_there(&image.source);
             }
         }
         // Both stay open until the mount holds them.
@@ -193,6 +194,14 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    fn supply_unless_there(&self, source: &LayerSource) -> Result<(), MountError> {
+        let devices = self.data_devices(source.number);
+        if devices.iter().all(|device| device.is_on(&source.file)) {
+            return Ok(());
+        }
+        self.supply(source)
     }
 
     /// Bypasses the page cache of a layer's files, and empties it: one cached copy is enough.
