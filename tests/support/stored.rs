@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+/// The store of the version that is tested; the version is in the name.
+const STORE: &str = "layers-2";
 const HEADER: usize = 64;
 const BOOT: usize = 8;
 const COMPLETE: usize = 56;
@@ -17,7 +19,7 @@ const COMPLETE: usize = 56;
 /// The folders of all layers below a daemon's state folder.
 pub fn layers(root: &Path) -> Result<Vec<PathBuf>> {
     // Nowhere else: beside it are mounts, and after a kill nobody serves them.
-    let store = root.join("layers");
+    let store = root.join(STORE);
     let mut found = Vec::new();
     for entry in fs::read_dir(&store).with_context(|| format!("list {}", store.display()))? {
         let folder = entry?.path();

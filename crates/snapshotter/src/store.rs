@@ -1,8 +1,8 @@
 //! The files of all layers: make them, find them again, remove them. What a layer *does* with its files is in `layer`.
 //!
 //! ```text
-//! layers/next             the first number that was never given
-//! layers/NUMBER/
+//! layers-2/next           the first number that was never given
+//! layers-2/NUMBER/
 //!     sources             what the layer is and where it was named; written last: without it the folder is swept
 //!     data heads          the bytes (see `places`)
 //!     places              the shift; sealed
@@ -19,26 +19,40 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io::{self, Write},
+    io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use soci_oci::{Descriptor, Digest};
-use soci_ztoc::{DetachedZtoc, Ztoc};
 
-use crate::{
-    places::{self, PlaceError, Places, Planned},
-    sync::{Arc, Mutex},
-};
+use crate::sync::Mutex;
 
+mod adopt;
+mod aside;
+mod error;
+mod files;
 pub mod present;
 pub mod sealed;
 pub mod sources;
+#[cfg(test)]
+mod tests;
 
+pub use error::StoreError;
+pub use files::{LayerFiles, ZtocFile};
+
+use adopt::Found;
+use aside::{Aside, Uses};
+use files::{assemble, key_of, read_ztoc, write_places};
 use present::Present;
 use sealed::{Folder, Mapped, missing_is_none};
 use sources::{Origin, Sources};
+
+/// Version of the form of the store: of its folders, and of what is in their files. What changes either changes this.
+pub const VERSION: u32 = 2;
+
+/// Its folder under the state root, named by the version.
+pub const FOLDER: &str = "layers-2";
 
 /// A layer's stable number in the store; the smallest is 2, so that it can be a FUSE node id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,132 +77,6 @@ pub struct LayerKey {
     pub layer: Digest,
     /// Digest of its zTOC; none if it was pulled whole.
     pub ztoc: Option<Digest>,
-}
-
-/// Why a layer's files cannot be made or opened.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The system's account.
-    #[error("{path}")]
-    Io {
-        /// What was being worked on.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-    /// The zTOC's bytes are not those its descriptor names.
-    #[error("zTOC of {layer} does not have the digest {expected}")]
-    ZtocDigest {
-        /// The layer.
-        layer: Box<Digest>,
-        /// The zTOC's digest by its descriptor.
-        expected: Box<Digest>,
-    },
-    /// The zTOC is malformed or describes what cannot be served.
-    #[error("zTOC of {layer}")]
-    Ztoc {
-        /// The layer.
-        layer: Box<Digest>,
-        /// What is wrong with it.
-        #[source]
-        source: soci_ztoc::DecodeError,
-    },
-    /// A span that would have to lie in memory as a whole is too large for that.
-    #[error("zTOC of {layer}: span {span} has {bytes} bytes, more than {MAX_SPAN}")]
-    Span {
-        /// The layer.
-        layer: Box<Digest>,
-        /// The span.
-        span: u32,
-        /// Its size, compressed or not.
-        bytes: u64,
-    },
-    /// The zTOC is about a layer of another size.
-    #[error("zTOC of {layer} is for a layer of {ztoc} bytes, not {size}")]
-    Size {
-        /// The layer.
-        layer: Box<Digest>,
-        /// Size by the zTOC.
-        ztoc: u64,
-        /// Size by the manifest.
-        size: u64,
-    },
-    /// The entries have no places.
-    #[error("entries of {layer}")]
-    Places {
-        /// The layer.
-        layer: Box<Digest>,
-        /// What is wrong with them.
-        #[source]
-        source: PlaceError,
-    },
-    /// A file that cannot be made again without the registry is torn.
-    #[error("layer {number} of the store is damaged: {file}")]
-    Damaged {
-        /// Its number.
-        number: LayerNumber,
-        /// Which file.
-        file: &'static str,
-    },
-}
-
-impl StoreError {
-    fn io(path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<'_> {
-        |source| StoreError::Io {
-            path: path.to_owned(),
-            source,
-        }
-    }
-}
-
-/// The zTOC of a layer: mapped bytes and what parsing found out.
-#[derive(Debug)]
-pub struct ZtocFile {
-    bytes: Mapped,
-    shape: DetachedZtoc,
-}
-
-impl ZtocFile {
-    /// The view.
-    pub fn view(&self) -> Ztoc<'_> {
-        self.shape.attach(self.bytes.as_ref())
-    }
-
-    /// Offsets and digests of the spans.
-    pub fn spans(&self) -> &soci_ztoc::SpanMap {
-        self.shape.spans()
-    }
-
-    /// The layer is complete: entries and windows are hardly needed any more, and need not count as memory.
-    pub fn release(&self) {
-        if let Err(error) = self.bytes.release() {
-            tracing::debug!(error = %error, "a zTOC stays in memory");
-        }
-    }
-}
-
-/// One layer's files, open.
-#[derive(Debug)]
-pub struct LayerFiles {
-    /// Its number.
-    pub number: LayerNumber,
-    /// What it is known by.
-    pub key: LayerKey,
-    /// What it is and where it was named.
-    pub sources: Sources,
-    /// File contents.
-    pub data: File,
-    /// The rest of the tar.
-    pub heads: File,
-    /// The shift.
-    pub places: Places,
-    /// Which spans are there.
-    pub present: Present,
-    /// None if the layer was pulled whole.
-    pub ztoc: Option<ZtocFile>,
-    /// Its folder.
-    pub folder: Folder,
 }
 
 /// A layer that is being pulled whole: nothing of it is visible until [`LayerStore::finish_whole`]. Dropping it removes
@@ -218,6 +106,8 @@ impl Drop for Draft {
 struct Known {
     by_key: HashMap<LayerKey, LayerNumber>,
     next: u64,
+    /// Numbers below are noted as given.
+    noted: u64,
 }
 
 /// The files of all layers under one folder.
@@ -225,16 +115,18 @@ struct Known {
 pub struct LayerStore {
     root: PathBuf,
     boot: String,
+    aside: Aside,
     known: Mutex<Known>,
 }
 
 impl LayerStore {
-    /// Opens the store at `root/layers`, sweeping what a crash left behind. `boot` is this boot's id (tests bring their own).
+    /// Opens the store under the state root, sweeping what a crash left behind. What cannot be read is set aside, what is of
+    /// another version is left alone. `boot` is this boot's id (tests bring their own).
     ///
     /// # Errors
-    /// The system's.
-    pub fn open(root: &Path, boot: Option<&str>) -> Result<LayerStore, StoreError> {
-        let root = root.join("layers");
+    /// The system's, about the store's own folder.
+    pub fn open(state: &Path, boot: Option<&str>) -> Result<LayerStore, StoreError> {
+        let root = state.join(FOLDER);
         fs::create_dir_all(&root).map_err(StoreError::io(&root))?;
         // Contents of images: nobody but us has business here.
         let private = fs::Permissions::from_mode(0o700);
@@ -243,23 +135,23 @@ impl LayerStore {
             Some(boot) => boot.to_owned(),
             None => sealed::boot_id().map_err(StoreError::io(Path::new("/proc")))?,
         };
-        let folder = Folder::new(&root, &boot);
-        let next = folder.open("next").map_err(StoreError::io(&root))?;
-        let next =
-            next.and_then(|text| std::str::from_utf8(text.as_ref()).ok()?.trim().parse().ok());
-        let mut known = Known {
-            by_key: HashMap::new(),
-            next: next.unwrap_or(FIRST_NUMBER),
+        let aside = Aside::new(state);
+        let Found { by_key, next } =
+            adopt::all(&root, &boot, &aside).map_err(StoreError::io(&root))?;
+        aside.report();
+        let noted = noted(&Folder::new(&root, &boot)).unwrap_or_else(|error| {
+            tracing::error!(path = %root.display(), error = %error, "the next number of a layer cannot be read");
+            None
+        });
+        let known = Known {
+            by_key,
+            next: next.max(noted.unwrap_or(FIRST_NUMBER)),
+            noted: noted.unwrap_or(0),
         };
-        for entry in fs::read_dir(&root).map_err(StoreError::io(&root))? {
-            let entry = entry.map_err(StoreError::io(&root))?;
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                adopt(&entry.path(), &boot, &mut known)?;
-            }
-        }
         Ok(LayerStore {
             root,
             boot,
+            aside,
             known: Mutex::new(known),
         })
     }
@@ -346,7 +238,7 @@ impl LayerStore {
             .write(&folder)
             .map_err(StoreError::io(&draft.path))?;
         self.keep(&mut draft, &key_of(&sources));
-        self.assemble(draft.number, sources, Some(parsed), places)
+        assemble(folder, draft.number, sources, Some(parsed), places)
     }
 
     /// Begins a layer that is pulled whole.
@@ -398,115 +290,42 @@ impl LayerStore {
         };
         write().map_err(StoreError::io(&path))?;
         self.keep(&mut draft, &key_of(&sources));
-        self.open_at(draft.number, sources)
+        files::open(folder, draft.number, sources)
     }
 
     /// Opens a layer's files. What a reboot has torn is made again where that needs nobody else.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] if it needs the registry: the layer is to be removed and made again. The system's.
+    /// [`StoreError::Damaged`] if it needs the registry: the layer is to be removed and made again. For any other that
+    /// [`StoreError::is_lasting`] it is to be set aside. The system's.
     pub fn open_layer(&self, key: &LayerKey) -> Result<Option<LayerFiles>, StoreError> {
         let Some(number) = self.number(key) else {
             return Ok(None);
         };
-        let path = self.root.join(number.to_string());
-        let folder = Folder::new(&path, &self.boot);
-        let sources = Sources::read(&folder).map_err(StoreError::io(&path))?;
-        let sources = sources.ok_or(StoreError::Damaged {
-            number,
-            file: sources::NAME,
-        })?;
-        self.open_at(number, sources).map(Some)
+        let folder = self.layer_folder(number);
+        let file = sources::NAME;
+        let sources = adopt::read_sources(&folder, number)?;
+        let sources = sources.ok_or(StoreError::Damaged { number, file })?;
+        files::open(folder, number, sources).map(Some)
     }
 
-    fn open_at(&self, number: LayerNumber, sources: Sources) -> Result<LayerFiles, StoreError> {
-        let path = self.root.join(number.to_string());
-        let folder = Folder::new(&path, &self.boot);
-        let layer = sources.layer.digest;
-        let ztoc = match &sources.ztoc {
-            None => None,
-            Some(_) => {
-                let mapped = folder.open("ztoc").map_err(StoreError::io(&path))?;
-                let mapped = mapped.ok_or(StoreError::Damaged {
-                    number,
-                    file: "ztoc",
-                })?;
-                Some(read_ztoc(&layer, mapped)?)
-            }
-        };
-        let found = folder.open("places").map_err(StoreError::io(&path))?;
-        let places = match (
-            found.and_then(|found| Places::new(Arc::new(found)).ok()),
-            &ztoc,
-        ) {
-            (Some(places), _) => places,
-            (None, Some(ztoc)) => write_places(&folder, &layer, ztoc)?,
-            (None, None) => {
-                return Err(StoreError::Damaged {
-                    number,
-                    file: "places",
-                });
-            }
-        };
-        self.assemble(number, sources, ztoc, places)
+    fn layer_folder(&self, number: LayerNumber) -> Folder {
+        Folder::new(self.root.join(number.to_string()), &self.boot)
     }
 
-    /// Opens the files whose sizes are known from the others.
-    fn assemble(
-        &self,
-        number: LayerNumber,
-        sources: Sources,
-        ztoc: Option<ZtocFile>,
-        places: Places,
-    ) -> Result<LayerFiles, StoreError> {
-        let path = self.root.join(number.to_string());
-        let folder = Folder::new(&path, &self.boot);
-        let open = |name, size| {
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .open(path.join(name))?;
-            Ok((file.metadata()?.len() == size, file))
-        };
-        let (data_fits, data) = open("data", places.data_size()).map_err(StoreError::io(&path))?;
-        let (heads_fits, heads) =
-            open("heads", places.heads_size()).map_err(StoreError::io(&path))?;
-        if !data_fits || !heads_fits {
-            // Sizes are set before anything is visible: a file of another size was not ours to trust.
-            if ztoc.is_none() {
-                return Err(StoreError::Damaged {
-                    number,
-                    file: "data",
-                });
-            }
-            missing_is_none(fs::remove_file(folder.file("present")))
-                .map_err(StoreError::io(&path))?;
-            data.set_len(places.data_size())
-                .map_err(StoreError::io(&path))?;
-            heads
-                .set_len(places.heads_size())
-                .map_err(StoreError::io(&path))?;
+    /// Takes a layer out of the store and keeps its files beside it: they are not what this version can use.
+    pub fn set_aside(&self, key: &LayerKey, why: &StoreError) {
+        if let Some(number) = self.forget(key) {
+            self.aside.put(self.layer_folder(number).path(), why);
         }
-        let spans = ztoc.as_ref().map_or(0, |ztoc| ztoc.spans().len());
-        let present = Present::open(&folder.file("present"), spans, &self.boot)
-            .map_err(StoreError::io(&path))?;
-        if ztoc.is_none() && !present.is_complete() {
-            return Err(StoreError::Damaged {
-                number,
-                file: "present",
-            });
-        }
-        Ok(LayerFiles {
-            number,
-            key: key_of(&sources),
-            sources,
-            data,
-            heads,
-            places,
-            present,
-            ztoc,
-            folder,
-        })
+    }
+
+    /// Deletes one layer that an older version has left and that nothing mounts; false if there is none. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn delete_an_older(&self) -> io::Result<bool> {
+        self.aside.delete_an_older(&Uses::read()?)
     }
 
     /// Takes a layer out of the list at once: who asks for it from now on makes a new one. Its files stay until
@@ -545,161 +364,28 @@ impl LayerStore {
     /// A number that was never given, noted before it is used. Numbers are noted in blocks, so that few writes are needed.
     fn next_number(&self) -> Result<LayerNumber, StoreError> {
         const BLOCK: u64 = 64;
-        let number = {
+        let (number, noted) = {
             let mut known = self.known.lock();
             let number = known.next;
             known.next += 1;
-            number
+            (number, known.noted)
         };
-        if number % BLOCK == 0 || number == FIRST_NUMBER {
+        if number >= noted {
             let folder = Folder::new(&self.root, &self.boot);
             let noted = number - number % BLOCK + BLOCK;
             folder
                 .write("next", |to| writeln!(to, "{noted}"))
                 .and_then(|_| folder.sync())
                 .map_err(StoreError::io(&self.root))?;
+            let mut known = self.known.lock();
+            known.noted = known.noted.max(noted);
         }
         Ok(LayerNumber(number))
     }
 }
 
-impl LayerFiles {
-    /// The path of the EROFS image for a patch, if it is there and whole.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn meta(&self, patch: &str) -> io::Result<Option<PathBuf>> {
-        let name = meta_name(patch)?;
-        Ok(self.folder.open(&name)?.map(|_| self.folder.file(&name)))
-    }
-
-    /// Writes the EROFS image for a patch.
-    ///
-    /// # Errors
-    /// The system's and the writer's.
-    pub fn write_meta(
-        &self,
-        patch: &str,
-        content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-    ) -> io::Result<PathBuf> {
-        let name = meta_name(patch)?;
-        self.folder.write(&name, content)?;
-        self.folder.sync()?;
-        Ok(self.folder.file(&name))
-    }
-
-    /// The image was named once more.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn write_sources(&self, sources: &Sources) -> io::Result<()> {
-        sources.write(&self.folder)
-    }
-
-    /// Where the bytes are.
-    pub fn data_path(&self) -> PathBuf {
-        self.folder.file("data")
-    }
-}
-
-fn meta_name(patch: &str) -> io::Result<String> {
-    let plain = patch.len() <= 128 && patch.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    if !plain {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "a patch is named by letters and digits",
-        ));
-    }
-    Ok(if patch.is_empty() {
-        "meta".to_owned()
-    } else {
-        format!("meta-{patch}")
-    })
-}
-
-fn key_of(sources: &Sources) -> LayerKey {
-    let ztoc = sources.ztoc.as_ref().map(|ztoc| ztoc.digest);
-    LayerKey {
-        layer: sources.layer.digest,
-        ztoc,
-    }
-}
-
-fn adopt(path: &Path, boot: &str, known: &mut Known) -> Result<(), StoreError> {
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str()?.parse::<u64>().ok());
-    let sources = Sources::read(&Folder::new(path, boot)).map_err(StoreError::io(path))?;
-    let (Some(number), Some(sources)) = (name.filter(|name| *name >= FIRST_NUMBER), sources) else {
-        tracing::info!(path = %path.display(), "removing what an unfinished layer left");
-        return fs::remove_dir_all(path).map_err(StoreError::io(path));
-    };
-    sweep_unfinished(path).map_err(StoreError::io(path))?;
-    known.next = known.next.max(number + 1);
-    known.by_key.insert(key_of(&sources), LayerNumber(number));
-    Ok(())
-}
-
-/// Files that a crash left half written.
-fn sweep_unfinished(path: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(path)? {
-        let entry = entry?.path();
-        if entry
-            .extension()
-            .is_some_and(|extension| extension == "new")
-        {
-            fs::remove_file(entry)?;
-        }
-    }
-    Ok(())
-}
-
-fn read_ztoc(layer: &Digest, bytes: Mapped) -> Result<ZtocFile, StoreError> {
-    let wrong = |source| StoreError::Ztoc {
-        layer: Box::new(*layer),
-        source,
-    };
-    let ztoc = Ztoc::parse(bytes.as_ref()).map_err(wrong)?;
-    ztoc.check_servable().map_err(wrong)?;
-    let shape = ztoc.detach();
-    let spans = shape.spans();
-    for id in spans.ids() {
-        let (packed, plain) = (spans.compressed(id), spans.uncompressed(id));
-        let bytes = (packed.end - packed.start).max(plain.end - plain.start);
-        if bytes > MAX_SPAN {
-            return Err(StoreError::Span {
-                layer: Box::new(*layer),
-                span: id.0,
-                bytes,
-            });
-        }
-    }
-    Ok(ZtocFile { bytes, shape })
-}
-
-fn write_places(folder: &Folder, layer: &Digest, ztoc: &ZtocFile) -> Result<Places, StoreError> {
-    let entries = ztoc.view();
-    let entries = entries.entries().map(|entry| {
-        let content = entry.content();
-        let size = content.end - content.start;
-        Planned {
-            header: entry.header(),
-            offset: content.start,
-            size,
-        }
-    });
-    // The zTOC's iterator knows its length: the tables are made in place.
-    let table = places::plan(entries, ztoc.spans().archive_size());
-    let table = table.map_err(|source| StoreError::Places {
-        layer: Box::new(*layer),
-        source,
-    })?;
-    folder
-        .write("places", |to| to.write_all(&table))
-        .map_err(StoreError::io(folder.path()))?;
-    let mapped = Mapped::open(&folder.file("places")).map_err(StoreError::io(folder.path()))?;
-    Places::new(Arc::new(mapped)).map_err(|source| StoreError::Places {
-        layer: Box::new(*layer),
-        source,
-    })
+/// The first number that nobody was given, as it was noted.
+fn noted(folder: &Folder) -> io::Result<Option<u64>> {
+    let next = folder.open("next")?;
+    Ok(next.and_then(|text| std::str::from_utf8(text.as_ref()).ok()?.trim().parse().ok()))
 }

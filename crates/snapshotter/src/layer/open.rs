@@ -70,14 +70,36 @@ pub enum OpenError {
 /// How often the page cache's second copies of settled layers are dropped. Without any this costs two calls a layer.
 const LOOK: std::time::Duration = std::time::Duration::from_secs(3);
 
+/// How often layers of an older version are looked at: their containers may have ended.
+const SWEEP: std::time::Duration = std::time::Duration::from_secs(3600);
+
 type Cell = StdArc<OnceCell<Arc<Layer>>>;
+
+/// An opening that is under way; see [`Layers::tidy`].
+struct Tidy<'a> {
+    layers: &'a Layers,
+    key: LayerKey,
+}
+
+impl Drop for Tidy<'_> {
+    fn drop(&mut self) {
+        let mut open = self.layers.open.lock();
+        // The list's and the one of who drops this: another caller would have a third, and goes on with it.
+        if let Some(cell) = open.get(&self.key)
+            && cell.get().is_none()
+            && StdArc::strong_count(cell) <= 2
+        {
+            open.remove(&self.key);
+        }
+    }
+}
 
 /// All open layers.
 #[derive(Debug)]
 pub struct Layers {
     pub(super) context: Arc<Context>,
     runtime: Handle,
-    open: Mutex<HashMap<LayerKey, Cell>>,
+    pub(super) open: Mutex<HashMap<LayerKey, Cell>>,
     tasks: TaskTracker,
     syncer: tokio::task::AbortHandle,
 }
@@ -104,6 +126,7 @@ impl Layers {
             let layers = layers.clone();
             let syncer = runtime.spawn(async move {
                 let mut next_sync = Instant::now() + every;
+                let mut next_sweep = Instant::now();
                 loop {
                     tokio::time::sleep(LOOK.min(every)).await;
                     let Some(layers) = layers.upgrade() else {
@@ -114,6 +137,10 @@ impl Layers {
                         next_sync = Instant::now() + every;
                     }
                     layers.drop_second_copies().await;
+                    if next_sweep <= Instant::now() {
+                        layers.delete_older().await;
+                        next_sweep = Instant::now() + SWEEP;
+                    }
                 }
             });
             Layers {
@@ -134,8 +161,7 @@ impl Layers {
     /// A layer that can be read before its bytes are here: found open, in the store, or made from the zTOC's bytes.
     ///
     /// # Errors
-    /// A zTOC that is not its descriptor's, malformed or not servable; a damaged layer (which is removed: try again with
-    /// the zTOC's bytes); the system's.
+    /// A zTOC that is not its descriptor's, malformed or not servable; the system's.
     pub async fn open_lazy(&self, lazy: Lazy) -> Result<Arc<Layer>, OpenError> {
         let Lazy {
             layer,
@@ -154,6 +180,7 @@ impl Layers {
             return Ok(complete);
         }
         let cell = self.cell(exact);
+        let _tidy = self.tidy(exact);
         let opened = cell.get_or_try_init(|| async {
             if let Some(found) = self.find_stored(exact).await? {
                 return Ok(found);
@@ -173,12 +200,13 @@ impl Layers {
     /// A layer that the store has, in any state of completeness, without anybody's help.
     ///
     /// # Errors
-    /// A damaged layer (which is removed); the system's.
+    /// The system's.
     pub async fn open_present(&self, key: &LayerKey) -> Result<Option<Arc<Layer>>, OpenError> {
         if self.context.store.number(key).is_none() {
             return Ok(self.get(key));
         }
         let cell = self.cell(*key);
+        let _tidy = self.tidy(*key);
         let opened = cell.get_or_try_init(|| async {
             self.find_stored(*key)
                 .await?
@@ -207,6 +235,7 @@ impl Layers {
         }
         let origin = whole.origin.clone();
         let cell = self.cell(key);
+        let _tidy = self.tidy(key);
         let opened = cell.get_or_try_init(|| async {
             if let Some(found) = self.find_stored(key).await? {
                 return Ok(found);
@@ -296,29 +325,55 @@ impl Layers {
         }
     }
 
+    /// Deletes what an older version has left and nothing mounts, layer by layer: syncs go between.
+    async fn delete_older(&self) {
+        loop {
+            let store = Arc::clone(&self.context.store);
+            let deleted = self
+                .context
+                .cpu
+                .run(Lane::Disk, move || store.delete_an_older());
+            match deleted.await {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) | Err(_) => return,
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %error, "layers of an older version of the store stay");
+                    return;
+                }
+            }
+        }
+    }
+
     fn cell(&self, key: LayerKey) -> Cell {
         StdArc::clone(self.open.lock().entry(key).or_default())
+    }
+
+    /// Takes an opening that failed out of the list, when who waits for it is gone.
+    fn tidy(&self, key: LayerKey) -> Tidy<'_> {
+        Tidy { layers: self, key }
     }
 
     async fn find_stored(&self, key: LayerKey) -> Result<Option<Arc<Layer>>, OpenError> {
         let store = Arc::clone(&self.context.store);
         let opened = self.context.cpu.run(Lane::Now, move || {
             let opened = store.open_layer(&key);
-            if let Err(error @ (StoreError::Damaged { .. } | StoreError::Ztoc { .. })) = &opened {
-                tracing::warn!(
-                    error = error as &dyn std::error::Error,
-                    "removing a damaged layer"
-                );
-                store
-                    .forget(&key)
-                    .map_or(Ok(()), |number| store.delete(number))?;
+            match &opened {
+                Err(error @ StoreError::Damaged { .. }) => {
+                    let error = error as &dyn std::error::Error;
+                    tracing::warn!(error, "removing a damaged layer");
+                    store
+                        .forget(&key)
+                        .map_or(Ok(()), |number| store.delete(number))?;
+                    Ok(None)
+                }
+                Err(error) if error.is_lasting() => {
+                    store.set_aside(&key, error);
+                    Ok(None)
+                }
+                _ => opened,
             }
-            opened
         });
-        let files = match opened.await? {
-            Err(StoreError::Damaged { .. }) => None,
-            other => other?,
-        };
+        let files = opened.await??;
         Ok(files.map(|files| Layer::new(Arc::clone(&self.context), files, Vec::new())))
     }
 
@@ -343,7 +398,7 @@ impl Layers {
     async fn name(&self, layer: &Arc<Layer>, origin: Origin) {
         let record = {
             let mut named = layer.named.lock();
-            if !named.record.origins.insert(origin) {
+            if !named.record.name(origin) {
                 return;
             }
             named.record.clone()

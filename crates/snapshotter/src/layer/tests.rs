@@ -63,7 +63,7 @@ impl Node {
     fn file(&self, layer: &Layer, name: &str) -> PathBuf {
         self.root
             .path()
-            .join("layers")
+            .join(crate::store::FOLDER)
             .join(layer.number().to_string())
             .join(name)
     }
@@ -352,7 +352,7 @@ async fn a_ztoc_that_is_not_the_one_or_not_for_the_layer_is_refused() {
     );
     assert!(matches!(error, StoreError::Size { .. }), "{error}");
     assert_eq!(
-        std::fs::read_dir(node.root.path().join("layers"))
+        std::fs::read_dir(node.root.path().join(crate::store::FOLDER))
             .expect("readable")
             .filter(|entry| entry.as_ref().is_ok_and(|entry| entry.path().is_dir()))
             .count(),

@@ -6,7 +6,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, Read as _, Write},
     path::{Path, PathBuf},
 };
 
@@ -63,6 +63,17 @@ impl AsRef<[u8]> for Mapped {
     fn as_ref(&self) -> &[u8] {
         self.0.as_deref().unwrap_or_default()
     }
+}
+
+/// What is found of a sealed file.
+#[derive(Debug)]
+pub enum Sealed<T> {
+    /// There is none.
+    Missing,
+    /// Its checksum is not right, or it has none.
+    Torn,
+    /// It is as it was written.
+    Whole(T),
 }
 
 /// The extended attribute with checksum and boot.
@@ -146,16 +157,7 @@ impl Folder {
         let Some(file) = missing_is_none(File::open(&path))? else {
             return Ok(None);
         };
-        let mut seal = [0; 256];
-        let length = match rustix::fs::fgetxattr(&file, SEAL, &mut seal) {
-            Ok(length) => length,
-            Err(rustix::io::Errno::NODATA) => 0,
-            Err(error) => return Err(error.into()),
-        };
-        let seal = seal
-            .get(..length)
-            .and_then(|seal| std::str::from_utf8(seal).ok());
-        let Some((sum, boot)) = seal.and_then(|seal| seal.split_once(' ')) else {
+        let Some((sum, boot)) = seal_of(&file)? else {
             return Ok(None);
         };
         let mapped = Mapped::of(&file)?;
@@ -164,9 +166,28 @@ impl Folder {
                 tracing::warn!(file = %path.display(), "a file of the store is torn");
                 return Ok(None);
             }
-            self.seal(&file, sum)?;
+            self.seal(&file, &sum)?;
         }
         Ok(Some(mapped))
+    }
+
+    /// The content of a small sealed file, read and checked.
+    ///
+    /// # Errors
+    /// The system's, other than that there is no such file.
+    pub fn read(&self, name: &str) -> io::Result<Sealed<Vec<u8>>> {
+        let Some(mut file) = missing_is_none(File::open(self.file(name)))? else {
+            return Ok(Sealed::Missing);
+        };
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let seal = seal_of(&file)?;
+        let right = seal.is_some_and(|(sum, _)| sum == hex(&Sha256::digest(&bytes)));
+        Ok(if right {
+            Sealed::Whole(bytes)
+        } else {
+            Sealed::Torn
+        })
     }
 
     fn seal(&self, file: &File, sum: &str) -> io::Result<()> {
@@ -209,6 +230,21 @@ pub(crate) fn missing_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>>
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The checksum of a file by its seal, and the boot in which it was last found right.
+fn seal_of(file: &File) -> io::Result<Option<(String, String)>> {
+    let mut seal = [0; 256];
+    let length = match rustix::fs::fgetxattr(file, SEAL, &mut seal) {
+        Ok(length) => length,
+        Err(rustix::io::Errno::NODATA) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    let seal = seal
+        .get(..length)
+        .and_then(|seal| std::str::from_utf8(seal).ok());
+    let parts = seal.and_then(|seal| seal.split_once(' '));
+    Ok(parts.map(|(sum, boot)| (sum.to_owned(), boot.to_owned())))
 }
 
 fn hex(bytes: &[u8]) -> String {

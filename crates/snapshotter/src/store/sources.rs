@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, io};
 use serde::{Deserialize, Serialize};
 use soci_oci::{Descriptor, Digest};
 
-use super::sealed::Folder;
+use super::sealed::{Folder, Sealed};
 
 /// The file's name.
 pub(crate) const NAME: &str = "sources";
@@ -42,16 +42,51 @@ pub struct Origin {
     pub found: String,
 }
 
+/// Why the file says nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum SourcesError {
+    /// The system's account.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Its checksum is not right, or it has none.
+    #[error("the file is torn")]
+    Torn,
+    /// It is whole, and not what this version writes.
+    #[error("the file is of another form")]
+    Foreign,
+}
+
+/// Images that are remembered as naming a layer. Their references are where it can be fetched from.
+const MOST_ORIGINS: usize = 64;
+
 impl Sources {
-    /// Reads the file; `None` if there is none that is whole and understood.
+    /// Reads the file; `None` if there is none.
     ///
     /// # Errors
-    /// The system's.
-    pub fn read(folder: &Folder) -> io::Result<Option<Sources>> {
-        let Some(bytes) = folder.open(NAME)? else {
-            return Ok(None);
-        };
-        Ok(serde_json::from_slice(bytes.as_ref()).ok())
+    /// A file that is there and cannot be used, which is a reason to keep it; the system's.
+    pub fn read(folder: &Folder) -> Result<Option<Sources>, SourcesError> {
+        match folder.read(NAME)? {
+            Sealed::Missing => Ok(None),
+            Sealed::Torn => Err(SourcesError::Torn),
+            Sealed::Whole(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(sources) => Ok(Some(sources)),
+                Err(_) => Err(SourcesError::Foreign),
+            },
+        }
+    }
+
+    /// Notes who names the layer; false if nothing changed. What an image's name stood for before is forgotten, and of very
+    /// many names one: a base layer is named by every build on it, for years.
+    pub fn name(&mut self, origin: Origin) -> bool {
+        if self.origins.contains(&origin) {
+            return false;
+        }
+        self.origins
+            .retain(|known| known.reference != origin.reference);
+        if self.origins.len() >= MOST_ORIGINS {
+            self.origins.pop_last();
+        }
+        self.origins.insert(origin)
     }
 
     /// Writes the file. On return it, and every file that was written to the folder before, survives a power loss.
@@ -77,7 +112,7 @@ mod tests {
     fn what_was_written_is_read_back() {
         let root = tempfile::tempdir().expect("a folder");
         let folder = Folder::new(root.path(), "boot");
-        assert_eq!(Sources::read(&folder).expect("readable"), None);
+        assert!(Sources::read(&folder).expect("readable").is_none());
         let origin = Origin {
             reference: "registry.example/app:1".to_owned(),
             manifest: Digest::sha256(b"manifest").to_string(),
@@ -96,5 +131,42 @@ mod tests {
             Some(sources.clone())
         );
         assert_eq!(sources.image(), "registry.example/app:1");
+        // Another form of the file is not no file.
+        let other = |text: &'static [u8]| {
+            let written = folder.write(NAME, |to| to.write_all(text));
+            written.expect("written");
+        };
+        other(b"{\"layer\":\"of another version\"}");
+        let error = Sources::read(&folder).expect_err("another form");
+        assert!(matches!(error, SourcesError::Foreign), "{error}");
+        std::fs::write(folder.file(NAME), b"{}").expect("torn");
+        let rebooted = Folder::new(root.path(), "another boot");
+        let error = Sources::read(&rebooted).expect_err("torn");
+        assert!(matches!(error, SourcesError::Torn), "{error}");
+    }
+
+    #[test]
+    fn names_do_not_grow_without_end() {
+        let origin = |reference: &str, manifest: &[u8]| Origin {
+            reference: reference.to_owned(),
+            manifest: Digest::sha256(manifest).to_string(),
+            index: None,
+            found: String::new(),
+        };
+        let mut sources = Sources {
+            layer: Descriptor::of("layer", b"layer"),
+            ztoc: None,
+            diff_id: None,
+            origins: BTreeSet::from([origin("app:1", b"1")]),
+        };
+        assert!(!sources.name(origin("app:1", b"1")), "known");
+        assert!(sources.name(origin("app:1", b"2")), "a tag that has moved");
+        assert_eq!(sources.origins.len(), 1);
+        for number in 0..200 {
+            let newest = origin(&format!("app:{number}"), b"3");
+            assert!(sources.name(newest.clone()));
+            assert!(sources.origins.contains(&newest));
+        }
+        assert_eq!(sources.origins.len(), MOST_ORIGINS);
     }
 }

@@ -275,7 +275,8 @@ async fn removed_layers_leave_neither_mounts_nor_files() {
     server.cleanup().await.unwrap();
     assert_eq!(mounts_below(&server), 1);
     let layers = || {
-        let entries = fs::read_dir(server.root.path().join("layers")).unwrap();
+        let entries =
+            fs::read_dir(server.root.path().join(soci_snapshotter::store::FOLDER)).unwrap();
         entries
             .filter(|entry| entry.as_ref().unwrap().path().is_dir())
             .count()
@@ -297,7 +298,7 @@ async fn the_space_of_a_removed_layer_comes_back_though_it_was_never_complete() 
     let server = Server::daemon_on(TempDir::new().unwrap(), &config).await;
     pull_all(&server, &image).await;
     let open = || {
-        let folder = server.root.path().join("layers");
+        let folder = server.root.path().join(soci_snapshotter::store::FOLDER);
         let files = fs::read_dir("/proc/self/fd").unwrap();
         let files = files.filter_map(|file| fs::read_link(file.unwrap().path()).ok());
         files.filter(|file| file.starts_with(&folder)).count()

@@ -174,3 +174,32 @@ async fn torn_files_are_made_again_after_a_power_loss() {
         &made.data()[..]
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_of_another_form_is_kept_aside_and_fetched_again() {
+    let made = Made::new(Form::Gzip, 30, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let blob = || Arc::new(MemoryBlob::new(made.layer.clone())) as Arc<dyn Fetcher>;
+    let layer = life.open(&made, blob()).await;
+    let (key, number) = (layer.key(), layer.number());
+    let folder =
+        crate::store::sealed::Folder::new(node.file(&layer, "").components().as_path(), &node.boot);
+    drop((layer, life));
+    // Whole, and not what this version writes: a downgrade, say.
+    let other = folder.write("ztoc", |to| to.write_all(b"of another version"));
+    other.expect("written");
+    let life = node.start();
+    let opened = life.layers.open_present(&key).await;
+    assert!(opened.expect("no error").is_none());
+    assert!(
+        life.layers.open.lock().is_empty(),
+        "nothing is kept of an opening that failed"
+    );
+    let aside = format!("{}.aside", crate::store::FOLDER);
+    let aside = node.root.path().join(aside).join(number.to_string());
+    assert!(aside.join("ztoc").exists() && aside.join("data").exists());
+    let layer = life.open(&made, blob()).await;
+    assert!(layer.number() > number);
+    read(&layer, FIRST).await.expect("bytes");
+}

@@ -20,7 +20,7 @@ async fn pull(
 
 fn nothing_is_left(node: &Node, life: &Life) {
     assert!(life.layers.store().list().is_empty());
-    let folders = std::fs::read_dir(node.root.path().join("layers")).expect("readable");
+    let folders = std::fs::read_dir(node.root.path().join(crate::store::FOLDER)).expect("readable");
     assert_eq!(
         folders
             .filter(|entry| entry.as_ref().is_ok_and(|entry| entry.path().is_dir()))
@@ -190,7 +190,7 @@ async fn what_a_crash_left_is_swept() {
     let node = Node::new();
     let life = node.start();
     let draft = life.layers.store().draft().expect("a draft");
-    let folder = node.root.path().join("layers/2");
+    let folder = node.root.path().join(crate::store::FOLDER).join("2");
     assert!(folder.exists());
     // A crash runs no destructor.
     #[allow(clippy::mem_forget, reason = "the crash")]
