@@ -37,6 +37,7 @@ use crate::{
 };
 
 mod complete;
+mod entries;
 mod error;
 mod fill;
 mod headers;
@@ -46,10 +47,12 @@ mod spans;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 
+pub use entries::Entries;
 pub use error::{ReadError, Subject};
 pub use fill::drop_scratch;
-pub use open::{Entries, Layers, Lazy, OpenError, Whole};
+pub use open::{Layers, Lazy, OpenError, Whole};
 pub use stream::StreamError;
 
 use headers::Headers;

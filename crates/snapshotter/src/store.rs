@@ -32,6 +32,7 @@ mod adopt;
 mod aside;
 mod error;
 mod files;
+mod mapped;
 pub mod present;
 pub mod sealed;
 pub mod sources;

@@ -4,7 +4,12 @@
 //! has come, so that neighbours travel together. Any failure makes it pause; a full disk makes it wait for room. When every
 //! span is there and every header agreed, the bytes are synced, the marks made durable, and the layer is complete.
 
-use std::{io, ops::Range, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    ops::Range,
+    time::Duration,
+};
 
 use soci_ztoc::SpanId;
 use tokio::time::Instant;
@@ -36,6 +41,25 @@ pub(super) struct Trouble {
     pause: Option<Duration>,
     /// The disk is full: ask when so many bytes are free.
     need: Option<u64>,
+    /// Syncs that failed since one went well.
+    failed_syncs: u32,
+    /// Spans whose bytes came and were of no use.
+    bad: HashMap<u32, Bad>,
+}
+
+/// A span that is not asked for in the background for a while.
+#[derive(Clone, Copy, Debug)]
+struct Bad {
+    times: u32,
+    until: Instant,
+}
+
+/// What is wrong at its origin, or on a broken disk, is tried again after so many of the longest pauses at most: an hour.
+const LONGEST: u32 = 60;
+
+/// The pause after something was wrong so many times.
+fn pause_after(times: u32, unit: Duration) -> Duration {
+    unit * 2_u32.saturating_pow(times.saturating_sub(1)).min(LONGEST)
 }
 
 impl Layer {
@@ -89,9 +113,10 @@ impl Layer {
             return Vec::new();
         };
         let (mut under_way, mut room, mut absent) = (0, WINDOW, Vec::new());
+        let bad = self.bad_for_now();
         let spans = self.spans.lock();
         for (id, span) in (0_u32..).zip(spans.iter()) {
-            if matches!(span, Span::Present) {
+            if matches!(span, Span::Present) || (span.is_absent() && bad.contains(&id)) {
                 continue;
             }
             let Range { start, end } = ztoc.spans().compressed(SpanId(id));
@@ -187,15 +212,64 @@ impl Layer {
             .sync_data()
             .and_then(|()| self.files.heads.sync_data())
         {
-            Ok(()) => self.files.present.durable(&written),
+            Ok(()) => {
+                self.trouble.lock().failed_syncs = 0;
+                self.files.present.durable(&written)
+            }
             Err(error) => {
                 for span in self.files.present.forget_volatile() {
                     self.step(span, Event::Lost);
                 }
-                tracing::error!(layer = %self.files.key.layer, error = %error, "written spans are lost");
+                self.sync_failed(&error);
                 Err(error)
             }
         }
+    }
+
+    /// Written spans are lost: nothing more is written in the background for a while, longer each time, or the layer would
+    /// be fetched again and again onto a disk that loses it.
+    fn sync_failed(&self, error: &io::Error) {
+        let mut trouble = self.trouble.lock();
+        trouble.failed_syncs = trouble.failed_syncs.saturating_add(1);
+        let times = trouble.failed_syncs;
+        trouble.until = Some(Instant::now() + pause_after(times, self.context.options.pause.1));
+        drop(trouble);
+        // Completion waits by what was true before.
+        self.changed.notify_one();
+        let layer = self.files.key.layer.to_string();
+        if times == 1 {
+            tracing::error!(
+                layer,
+                error = %error,
+                "written spans are lost and fetched again later; check the disk of the state root"
+            );
+        } else {
+            tracing::debug!(layer, times, error = %error, "written spans are lost again");
+        }
+    }
+
+    /// A span came and was of no use: it is not asked for in the background for a while, longer each time. True if that is
+    /// news.
+    pub(super) fn bad_span(&self, span: u32, error: &ReadError) -> bool {
+        self.note_error(error);
+        let mut trouble = self.trouble.lock();
+        let until = Instant::now();
+        let bad = trouble.bad.entry(span).or_insert(Bad { times: 0, until });
+        bad.times = bad.times.saturating_add(1);
+        bad.until = until + pause_after(bad.times, self.context.options.pause.1);
+        bad.times == 1
+    }
+
+    /// Whether a span's bytes were of no use when they came last.
+    pub(super) fn is_bad(&self, span: u32) -> bool {
+        self.trouble.lock().bad.contains_key(&span)
+    }
+
+    fn bad_for_now(&self) -> HashSet<u32> {
+        let now = Instant::now();
+        let trouble = self.trouble.lock();
+        let bad = trouble.bad.iter().filter(|(_, bad)| bad.until > now);
+        bad.map(|(span, _)| *span).collect()
     }
 
     /// Something failed in the background: pause, longer each time.
@@ -215,8 +289,9 @@ impl Layer {
     }
 
     /// A span was stored: the next failure pauses for the shortest time again.
-    pub(super) fn recovered(&self) {
+    pub(super) fn recovered(&self, span: u32) {
         let mut trouble = self.trouble.lock();
+        trouble.bad.remove(&span);
         trouble.pause = None;
         trouble.need = None;
     }

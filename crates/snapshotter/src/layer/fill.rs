@@ -85,11 +85,12 @@ impl Layer {
                     subject,
                     reason: reason.into(),
                 };
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "a span cannot be used"
-                );
-                self.troubled(&error);
+                if self.bad_span(span, &error) {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "a span cannot be used"
+                    );
+                }
                 if let Effect::Fail(waiters) = self.step(span, Event::Broken) {
                     read::fail_all(&self.context.cpu, waiters, error);
                 }
@@ -136,7 +137,7 @@ impl Layer {
         if let Effect::Wake(waiters) = self.step(span, Event::Filled) {
             read::wake_all(&self.context.cpu, waiters, None);
         }
-        self.recovered();
+        self.recovered(span);
         self.check_headers_of(tar.clone(), bytes);
         Filled::Stored
     }
@@ -146,11 +147,16 @@ impl Layer {
             subject: self.subject(Some(span)),
             source: Arc::new(source),
         };
-        tracing::error!(
-            error = &error as &dyn std::error::Error,
-            source = &*from,
-            "span digests do not match"
-        );
+        let cause = &error as &dyn std::error::Error;
+        if self.is_bad(span) {
+            tracing::debug!(
+                error = cause,
+                source = &*from,
+                "span digests still do not match"
+            );
+        } else {
+            tracing::error!(error = cause, source = &*from, "span digests do not match");
+        }
         self.note_error(&error);
         let most = self.context.options.span_fetches.max(2);
         let effect = {
@@ -163,7 +169,7 @@ impl Layer {
         match effect {
             Effect::Demand(class) => self.demand(span, class, Some(from)),
             Effect::Fail(waiters) => {
-                self.troubled(&error);
+                self.bad_span(span, &error);
                 read::fail_all(&self.context.cpu, waiters, error);
             }
             _ => {}

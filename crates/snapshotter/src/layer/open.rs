@@ -3,20 +3,19 @@
 //! A layer is opened once and shared; two images that want the same at the same time wait for one opening. What is complete
 //! under another zTOC, or was pulled whole, is as good as the layer asked for: its tree was read off the same tar.
 
-use std::{collections::HashMap, io, sync::Arc as StdArc};
+use std::{collections::HashMap, sync::Arc as StdArc};
 
 use bytes::Bytes;
 use soci_oci::{Descriptor, Digest};
-use soci_ztoc::{Compression, Entry, Policy, TarScanner, TarSink, Toc};
-use tokio::{runtime::Handle, sync::OnceCell, time::Instant};
+use soci_ztoc::Compression;
+use tokio::{runtime::Handle, sync::OnceCell};
 use tokio_util::task::TaskTracker;
 
-use super::{Context, Layer, Options, stream};
+use super::{Context, Layer, Options, stream, upkeep};
 use crate::{
     cpu::{Cpu, Lane, Lost},
     fetch::{HoldBack, Scheduler, Source},
-    places::Piece,
-    store::{LayerFiles, LayerKey, LayerNumber, LayerStore, StoreError, sources::Origin},
+    store::{LayerKey, LayerNumber, LayerStore, StoreError, sources::Origin},
     sync::{Arc, Mutex},
 };
 
@@ -66,12 +65,6 @@ pub enum OpenError {
     #[error(transparent)]
     Lost(#[from] Lost),
 }
-
-/// How often the page cache's second copies of settled layers are dropped. Without any this costs two calls a layer.
-const LOOK: std::time::Duration = std::time::Duration::from_secs(3);
-
-/// How often layers of an older version are looked at: their containers may have ended.
-const SWEEP: std::time::Duration = std::time::Duration::from_secs(3600);
 
 type Cell = StdArc<OnceCell<Arc<Layer>>>;
 
@@ -123,26 +116,7 @@ impl Layers {
             passes,
         });
         Arc::new_cyclic(|layers: &crate::sync::Weak<Layers>| {
-            let layers = layers.clone();
-            let syncer = runtime.spawn(async move {
-                let mut next_sync = Instant::now() + every;
-                let mut next_sweep = Instant::now();
-                loop {
-                    tokio::time::sleep(LOOK.min(every)).await;
-                    let Some(layers) = layers.upgrade() else {
-                        return;
-                    };
-                    if next_sync <= Instant::now() {
-                        layers.sync_all().await;
-                        next_sync = Instant::now() + every;
-                    }
-                    layers.drop_second_copies().await;
-                    if next_sweep <= Instant::now() {
-                        layers.delete_older().await;
-                        next_sweep = Instant::now() + SWEEP;
-                    }
-                }
-            });
+            let syncer = runtime.spawn(upkeep::run(layers.clone(), every));
             Layers {
                 context,
                 runtime: runtime.clone(),
@@ -305,45 +279,6 @@ impl Layers {
         self.context.fetch.hold_back()
     }
 
-    /// Makes what all layers have written durable: at intervals, and once before the end of the process.
-    pub async fn sync_all(&self) {
-        for layer in self.all() {
-            match self.context.cpu.run(Lane::Disk, move || layer.sync()).await {
-                // A failure has been logged and the spans are absent again.
-                Ok(Ok(()) | Err(_)) => {}
-                Err(lost) => tracing::error!(error = %lost, "a sync"),
-            }
-        }
-    }
-
-    async fn drop_second_copies(&self) {
-        let mut settled = self.all();
-        settled.retain(|layer| layer.has_settled());
-        let job = move || settled.iter().for_each(|layer| layer.drop_second_copy());
-        if let Err(lost) = self.context.cpu.run(Lane::Disk, job).await {
-            tracing::error!(error = %lost, "the page cache");
-        }
-    }
-
-    /// Deletes what an older version has left and nothing mounts, layer by layer: syncs go between.
-    async fn delete_older(&self) {
-        loop {
-            let store = Arc::clone(&self.context.store);
-            let deleted = self
-                .context
-                .cpu
-                .run(Lane::Disk, move || store.delete_an_older());
-            match deleted.await {
-                Ok(Ok(true)) => {}
-                Ok(Ok(false)) | Err(_) => return,
-                Ok(Err(error)) => {
-                    tracing::warn!(error = %error, "layers of an older version of the store stay");
-                    return;
-                }
-            }
-        }
-    }
-
     fn cell(&self, key: LayerKey) -> Cell {
         StdArc::clone(self.open.lock().entry(key).or_default())
     }
@@ -420,75 +355,4 @@ impl Drop for Layers {
         }
         self.tasks.close();
     }
-}
-
-/// The entries of a layer's tar, for building its tree.
-#[derive(Debug)]
-pub struct Entries(Listed);
-
-#[derive(Debug)]
-enum Listed {
-    Ztoc(Arc<Layer>),
-    Scanned(Toc),
-}
-
-impl Entries {
-    /// All entries in the order of the tar; an entry's ordinal is what `Places::data_of` takes.
-    pub fn iter(&self) -> Box<dyn Iterator<Item = Entry<'_>> + '_> {
-        match &self.0 {
-            Listed::Scanned(toc) => Box::new(toc.entries()),
-            Listed::Ztoc(layer) => match layer.ztoc() {
-                Some(ztoc) => Box::new(ztoc.view().entries()),
-                None => Box::new(std::iter::empty()),
-            },
-        }
-    }
-}
-
-impl Layer {
-    /// The entries of its tar: the zTOC's, or for a layer pulled whole what a scan of its headers finds. Blocks on the disk.
-    ///
-    /// # Errors
-    /// The system's; headers that do not parse any more.
-    pub fn entries(self: &Arc<Self>) -> io::Result<Entries> {
-        if self.ztoc().is_some() {
-            return Ok(Entries(Listed::Ztoc(Arc::clone(self))));
-        }
-        scan(&self.files).map(|toc| Entries(Listed::Scanned(toc)))
-    }
-}
-
-struct Listing(Toc);
-
-impl TarSink for Listing {
-    fn entry(&mut self, entry: &Entry<'_>) {
-        self.0.push(entry);
-    }
-}
-
-/// Reads the headers of a tar again, from `heads`; contents are passed over as zeros.
-fn scan(files: &LayerFiles) -> io::Result<Toc> {
-    use std::os::unix::fs::FileExt;
-    let zeros = vec![0; 1 << 16];
-    let mut buffer = vec![0; 1 << 16];
-    let (mut scanner, mut listing) = (TarScanner::new(Policy::Unpack), Listing(Toc::new()));
-    for piece in files.places.pieces(0..files.places.archive_size()) {
-        let (mut place, mut len, stored) = match piece {
-            Piece::Data { len, .. } => (0, len, false),
-            Piece::Heads { heads, len, .. } => (heads, len, true),
-        };
-        while len > 0 {
-            let step = usize::try_from(len).unwrap_or(usize::MAX).min(buffer.len());
-            let part = if stored {
-                files.heads.read_exact_at(&mut buffer[..step], place)?;
-                &buffer[..step]
-            } else {
-                &zeros[..step]
-            };
-            scanner.feed(part, &mut listing).map_err(io::Error::other)?;
-            place += step as u64;
-            len -= step as u64;
-        }
-    }
-    Ok(listing.0)
 }

@@ -76,7 +76,8 @@ impl LayerFiles {
     /// The system's.
     pub fn meta(&self, patch: &str) -> io::Result<Option<PathBuf>> {
         let name = meta_name(patch)?;
-        Ok(self.folder.open(&name)?.map(|_| self.folder.file(&name)))
+        let whole = self.folder.has(&name)?;
+        Ok(whole.then(|| self.folder.file(&name)))
     }
 
     /// Writes the EROFS image for a patch.

@@ -1,7 +1,7 @@
 //! Small files that must be whole or not there: written under another name, synced, renamed, and sealed with a SHA-256.
 //!
 //! The seal is an extended attribute of the file (`user.soci.seal`): its checksum and the boot in which it was last found
-//! right, so that one fsync covers content and seal. Within one boot a file is read without hashing it again; after a
+//! right, so that one fsync covers content and seal. Within one boot a file is not hashed again; after a
 //! reboot (a power loss may have torn it) it is hashed once.
 
 use std::{
@@ -12,58 +12,9 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
+pub use super::mapped::Mapped;
+use super::mapped::read_through;
 use crate::sync::atomic::{AtomicU64, Ordering};
-
-/// A read-only mapping of a file of the store.
-///
-/// The store's files are replaced by rename and never cut, so the bytes behind a mapping stay.
-#[derive(Debug)]
-pub struct Mapped(Option<memmap2::Mmap>);
-
-impl Mapped {
-    /// Maps a file of the store.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn open(path: &Path) -> io::Result<Mapped> {
-        Mapped::of(&File::open(path)?)
-    }
-
-    fn of(file: &File) -> io::Result<Mapped> {
-        if file.metadata()?.len() == 0 {
-            return Ok(Mapped(None));
-        }
-        #[allow(unsafe_code, reason = "mapping a file has no safe form")]
-        // SAFETY: files that are mapped are only ever replaced by rename or unlinked, by this process alone in
-        // its own folder; they are never truncated or written again, so the bytes do not change under the slice.
-        let map = unsafe { memmap2::Mmap::map(file) }?;
-        Ok(Mapped(Some(map)))
-    }
-
-    /// Takes the file's pages out of the process; a later access maps them again.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn release(&self) -> io::Result<()> {
-        let Some(map) = &self.0 else { return Ok(()) };
-        // JUSTIFICATION: the safe advices keep the pages counted as ours.
-        #[allow(
-            unsafe_code,
-            reason = "memmap2 has this advice for every kind of mapping"
-        )]
-        // SAFETY: the mapping is a shared, read-only one of a file that does not change: the pages hold nothing
-        // that the file does not.
-        unsafe {
-            map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed)
-        }
-    }
-}
-
-impl AsRef<[u8]> for Mapped {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_deref().unwrap_or_default()
-    }
-}
 
 /// What is found of a sealed file.
 #[derive(Debug)]
@@ -160,15 +111,37 @@ impl Folder {
         let Some((sum, boot)) = seal_of(&file)? else {
             return Ok(None);
         };
-        let mapped = Mapped::of(&file)?;
-        if boot != self.boot {
-            if sum != hex(&Sha256::digest(mapped.as_ref())) {
-                tracing::warn!(file = %path.display(), "a file of the store is torn");
-                return Ok(None);
-            }
-            self.seal(&file, &sum)?;
+        if boot != self.boot && !self.is_whole(&file, &sum)? {
+            tracing::warn!(file = %path.display(), "a file of the store is torn");
+            return Ok(None);
         }
-        Ok(Some(mapped))
+        Mapped::of(&file).map(Some)
+    }
+
+    /// Whether there is a sealed file that is whole. In the boot in which it was found so its content is not read again.
+    ///
+    /// # Errors
+    /// The system's, other than that there is no such file.
+    pub fn has(&self, name: &str) -> io::Result<bool> {
+        let Some(file) = missing_is_none(File::open(self.file(name)))? else {
+            return Ok(false);
+        };
+        match seal_of(&file)? {
+            Some((_, boot)) if boot == self.boot => Ok(true),
+            Some((sum, _)) => self.is_whole(&file, &sum),
+            None => Ok(false),
+        }
+    }
+
+    /// Hashes a file by reading it, not through a map: a bad sector is an error then. Right, it is sealed for this boot.
+    fn is_whole(&self, file: &File, sum: &str) -> io::Result<bool> {
+        let mut hash = Sha256::new();
+        read_through(file, |part| hash.update(part))?;
+        let whole = sum == hex(&hash.finalize());
+        if whole {
+            self.seal(file, sum)?;
+        }
+        Ok(whole)
     }
 
     /// The content of a small sealed file, read and checked.
@@ -313,6 +286,21 @@ mod tests {
                 .as_ref(),
             b"again"
         );
+    }
+
+    #[test]
+    fn a_file_that_is_only_asked_for_is_checked_once_a_boot() {
+        let root = tempfile::tempdir().expect("a folder");
+        let folder = Folder::new(root.path(), "boot-1");
+        assert!(!folder.has("meta").expect("readable"));
+        write(&folder, "meta", b"content");
+        assert!(folder.has("meta").expect("readable"));
+        let rebooted = Folder::new(root.path(), "boot-2");
+        assert!(rebooted.has("meta").expect("readable"));
+        fs::write(folder.file("meta"), b"con\0\0\0\0").expect("torn");
+        assert!(rebooted.has("meta").expect("readable"), "not read again");
+        let third = Folder::new(root.path(), "boot-3");
+        assert!(!third.has("meta").expect("readable"));
     }
 
     #[test]

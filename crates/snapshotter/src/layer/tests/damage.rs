@@ -127,3 +127,46 @@ async fn a_file_whose_header_disagrees_is_an_error_for_ever() {
         made.data().len()
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_span_that_is_wrong_at_its_origin_is_asked_for_less_and_less() {
+    let made = Made::new(Form::Gzip, 60, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let mut wrong = made.layer.clone();
+    let at = wrong.len() / 2;
+    wrong[at] ^= 1;
+    let blob = Arc::new(MemoryBlob::new(wrong));
+    let layer = life.open(&made, Arc::clone(&blob) as _).await;
+    life.layers.complete(&layer);
+    let begin = std::time::Instant::now();
+    while layer.progress().spans_present + 1 < made.spans() {
+        assert!(begin.elapsed() < Duration::from_secs(20), "the others come");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let asked = || {
+        let requests = blob.requests();
+        let of_it = |range: &&Range<u64>| range.contains(&(at as u64));
+        requests.iter().filter(of_it).count()
+    };
+    // The pause is 20 ms here; a hundred rounds of it without the growth.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let tries = asked();
+    assert!(tries < 30, "{tries} requests");
+    let error = layer.progress().last_error.expect("an error");
+    assert!(error.contains("corrupt"), "{error}");
+    // A reader is worth a request at any time.
+    let file = (0..layer.places().files())
+        .filter_map(|index| layer.places().file(index))
+        .find(|file| {
+            let spans = layer.ztoc().expect("a zTOC").spans();
+            let ids = spans.covering(file.tar..file.tar + file.size);
+            ids.clone()
+                .any(|id| spans.compressed(SpanId(id)).contains(&(at as u64)))
+        });
+    let file = file.expect("a file in it");
+    let before = asked();
+    let error = read(&layer, file.data..file.data + file.size).await;
+    assert!(matches!(error, Err(ReadError::Corrupt { .. })));
+    assert!(asked() > before);
+}

@@ -100,3 +100,36 @@ async fn a_store_that_takes_nothing_still_lets_reads_through() {
     }
     assert_eq!(layer.progress().spans_present, 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_loses_what_it_took_is_not_written_again_and_again() {
+    let made = Made::new(Form::Gzip, 60, 16 << 10);
+    let node = Node::new();
+    let trusting = Options {
+        trust_headers: true,
+        ..Options::default()
+    };
+    let life = node.start_with(trusting, fetch::Options::default());
+    let blob = Arc::new(MemoryBlob::new(made.layer.clone()));
+    let (layer, ztoc) = (made.descriptor(), made.ztoc_descriptor());
+    let store = life.layers.store();
+    let files = store.create_lazy(&layer, &ztoc, &made.ztoc, origin());
+    let mut files = files.expect("files");
+    // Takes every write and refuses every sync.
+    files.heads = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .expect("a device");
+    let from = vec![source(Arc::clone(&blob) as _)];
+    let layer = Layer::new(Arc::clone(&life.layers.context), files, from);
+    life.layers.complete(&layer);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let rounds = blob.bytes_sent() / made.layer.len() as u64;
+    assert!(
+        (1..15).contains(&rounds),
+        "fetched {rounds} times: {:?}",
+        layer.progress()
+    );
+    assert!(!layer.is_complete());
+}

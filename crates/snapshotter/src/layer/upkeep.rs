@@ -1,0 +1,130 @@
+//! What layers need now and then: their bytes made durable, second copies dropped, what an older version left deleted.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Layers;
+use crate::{
+    cpu::Lane,
+    sync::{Arc, Weak},
+};
+
+/// How often the page cache's second copies of settled layers are dropped. Without any this costs two calls a layer.
+const LOOK: Duration = Duration::from_secs(3);
+
+/// How long the end of the process waits for the disk. A service manager waits longer before it kills.
+const LAST_SYNC: Duration = Duration::from_secs(10);
+
+/// How often layers of an older version are looked at: their containers may have ended.
+const SWEEP: Duration = Duration::from_secs(3600);
+
+/// Runs until the layers are gone.
+pub(super) async fn run(layers: Weak<Layers>, every: Duration) {
+    let mut next_sync = Instant::now() + every;
+    let mut next_sweep = Instant::now();
+    loop {
+        tokio::time::sleep(LOOK.min(every)).await;
+        let Some(layers) = layers.upgrade() else {
+            return;
+        };
+        if next_sync <= Instant::now() {
+            layers.sync_written().await;
+            next_sync = Instant::now() + every;
+        }
+        layers.drop_second_copies().await;
+        if next_sweep <= Instant::now() {
+            layers.delete_older().await;
+            next_sweep = Instant::now() + SWEEP;
+        }
+    }
+}
+
+impl Layers {
+    /// Makes what all layers have written durable, before the end of the process. A disk that does not answer is not waited
+    /// for: what it did not take is fetched again after a power failure, and only then.
+    pub async fn sync_all(&self) {
+        let layers = self.all();
+        let sync = move || {
+            for layer in layers {
+                // A failure has been logged and the spans are absent again.
+                drop(layer.sync());
+            }
+        };
+        if !within(LAST_SYNC, sync).await {
+            tracing::warn!(
+                seconds = LAST_SYNC.as_secs(),
+                "the disk does not take what was fetched last; going without"
+            );
+        }
+    }
+
+    async fn sync_written(&self) {
+        for layer in self.all() {
+            match self.context.cpu.run(Lane::Disk, move || layer.sync()).await {
+                // As above.
+                Ok(Ok(()) | Err(_)) => {}
+                Err(lost) => tracing::error!(error = %lost, "a sync"),
+            }
+        }
+    }
+
+    async fn drop_second_copies(&self) {
+        let mut settled = self.all();
+        settled.retain(|layer| layer.has_settled());
+        let job = move || settled.iter().for_each(|layer| layer.drop_second_copy());
+        if let Err(lost) = self.context.cpu.run(Lane::Disk, job).await {
+            tracing::error!(error = %lost, "the page cache");
+        }
+    }
+
+    /// Deletes what an older version has left and nothing mounts, layer by layer: syncs go between.
+    async fn delete_older(&self) {
+        loop {
+            let store = Arc::clone(&self.context.store);
+            let deleted = self
+                .context
+                .cpu
+                .run(Lane::Disk, move || store.delete_an_older());
+            match deleted.await {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) | Err(_) => return,
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %error, "layers of an older version of the store stay");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Runs work that may wait for the disk for ever, on a thread of its own: the end of the pool waits for its jobs. False if
+/// it takes longer than `limit`, or there is no thread.
+async fn within(limit: Duration, work: impl FnOnce() + Send + 'static) -> bool {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new().name("soci-last-sync".to_owned());
+    let started = thread.spawn(move || {
+        work();
+        // Nobody waits any more.
+        let _ = tell.send(());
+    });
+    started.is_ok() && matches!(tokio::time::timeout(limit, told).await, Ok(Ok(())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::{Duration, within};
+
+    #[tokio::test]
+    async fn work_that_hangs_is_left_behind() {
+        assert!(within(Duration::from_secs(30), || ()).await);
+        let (release, gate) = std::sync::mpsc::channel::<()>();
+        let begin = Instant::now();
+        let hangs = move || assert!(gate.recv().is_err());
+        assert!(!within(Duration::from_millis(50), hangs).await);
+        assert!(begin.elapsed() < Duration::from_secs(20));
+        drop(release);
+    }
+}
