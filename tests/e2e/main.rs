@@ -7,6 +7,7 @@ mod create;
 mod equality;
 mod harness;
 mod integrity;
+mod keeper;
 mod nerdctl;
 mod outage;
 mod power;

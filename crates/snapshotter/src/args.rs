@@ -8,6 +8,8 @@ use soci_flags::{Parsed, Refusal};
 
 use crate::config;
 
+/// Flag of a process that a keeper starts.
+pub(crate) const WORKER: &str = "worker";
 /// Name of the program.
 pub const NAME: &str = "soci-snapshotter-grpc";
 /// Where containerd finds the daemon.
@@ -35,6 +37,10 @@ pub struct Args {
     pub log_level: String,
     /// Folder of everything that is kept.
     pub root: PathBuf,
+    /// One process, which nothing outlives.
+    pub no_keeper: bool,
+    /// This process was started by a keeper.
+    pub worker: bool,
 }
 
 /// What a command line asks for.
@@ -101,6 +107,12 @@ fn grammar() -> Command {
             DEFAULT_ROOT,
             "path to the root directory for this snapshotter",
         ))
+        .arg(
+            soci_flags::switch("no-keeper").help(
+                "run as one process: reads of bytes that are not here fail when it is restarted",
+            ),
+        )
+        .arg(soci_flags::switch(WORKER).hide(true))
 }
 
 /// Version and revision, as clap wants them: for ever.
@@ -114,11 +126,14 @@ fn version_text() -> &'static str {
 fn resolve(matches: &ArgMatches) -> Args {
     // Every flag has a default.
     let text = |name| matches.get_one::<String>(name).cloned().unwrap_or_default();
+    let switch = |name| matches.get_one::<bool>(name).copied().unwrap_or_default();
     Args {
         address: text("address"),
         config: text("config").into(),
         log_level: text("log-level"),
         root: text("root").into(),
+        no_keeper: switch("no-keeper"),
+        worker: switch(WORKER),
     }
 }
 
@@ -143,6 +158,7 @@ mod tests {
         );
         assert_eq!(args.log_level, "info");
         assert_eq!(args.root, PathBuf::from("/var/lib/soci-snapshotter-grpc/"));
+        assert!(!args.no_keeper && !args.worker);
     }
 
     #[test]
@@ -154,12 +170,15 @@ mod tests {
             "-log-level=debug",
             "--root",
             "/r",
+            "--no-keeper",
         ]);
         let wanted = Args {
             address: "fd://".to_owned(),
             config: "/c".into(),
             log_level: "debug".to_owned(),
             root: "/r".into(),
+            no_keeper: true,
+            worker: false,
         };
         assert_eq!(args, wanted);
     }

@@ -4,26 +4,30 @@
 //! serving, and then systemd is told. From the moment the socket is there a client waits instead of failing; nothing of the start needs
 //! a registry or containerd.
 //!
-//! Ends: SIGINT unmounts the layers, SIGTERM leaves their mounts alone: those on `data` go on without us. The node's
-//! device goes with the process either way. Neither drains requests.
+//! Ends: no new requests, those under way are given a few seconds. Then SIGINT unmounts the layers; SIGTERM leaves their
+//! mounts alone, and the device too where somebody keeps it for the next process: the keeper, or systemd.
 
 mod parts;
 mod root;
 mod way;
 
 pub use self::parts::Daemon;
-pub use self::root::Root;
+pub use self::root::{Claim, Root};
 
 use std::io;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio_stream::wrappers::UnixListenerStream;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::args::{Args, REVISION, VERSION};
 use crate::config::Config;
+use crate::device::{Device, KeptDevice};
 use crate::grpc;
+use crate::keeper::{self, Keeping};
 use crate::listen::{self, Inherited, Listener};
 
 /// How the daemon was asked to end.
@@ -33,8 +37,60 @@ enum End {
     Terminate,
 }
 
-/// Serves until a signal. `inherited` is what this process was started with.
-pub fn run(args: &Args, mut inherited: Inherited) -> anyhow::Result<()> {
+/// How long requests under way have when the daemon ends.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Who stands around this process.
+#[derive(Debug)]
+pub enum Outside {
+    /// A keeper: it outlives this process.
+    Keeper(Keeping),
+    /// Nobody, or systemd: what this process was started with.
+    Nobody(Inherited),
+}
+
+/// What is outside, once this process has got from there what it serves with.
+enum Surroundings {
+    Keeper(Keeping),
+    Systemd,
+    Nobody,
+}
+
+impl Surroundings {
+    /// Gives a device to who keeps it, if there is somebody.
+    fn keep(&self, device: &Device) -> io::Result<()> {
+        if device.is_adopted() {
+            return Ok(());
+        }
+        match self {
+            Self::Keeper(keeping) => keeping.keep(&device.keep()?),
+            Self::Systemd => {
+                keeper::store_device(&device.keep()?);
+                Ok(())
+            }
+            Self::Nobody => Ok(()),
+        }
+    }
+
+    fn ready(&self) -> io::Result<()> {
+        match self {
+            Self::Keeper(keeping) => return keeping.ready(),
+            Self::Systemd | Self::Nobody => listen::notify_ready(),
+        }
+        Ok(())
+    }
+
+    fn stopping(&self) {
+        match self {
+            // The keeper tells systemd, if it ends too.
+            Self::Keeper(_) => {}
+            Self::Systemd | Self::Nobody => listen::notify_stopping(),
+        }
+    }
+}
+
+/// Serves until a signal.
+pub fn run(args: &Args, outside: Outside) -> anyhow::Result<()> {
     info!(
         version = VERSION,
         revision = REVISION,
@@ -42,55 +98,119 @@ pub fn run(args: &Args, mut inherited: Inherited) -> anyhow::Result<()> {
     );
     let config = Config::load(&args.config)?;
     listen::raise_open_files().context("cannot raise the limit of open files")?;
-    let root = Root::take(&args.root)?;
-    let listener = Listener::open(&args.address.parse()?, &mut inherited)?;
+    let (root, listener, kept, outside) = match outside {
+        Outside::Keeper(keeping) => {
+            let handed = keeping.hello()?;
+            let listener = Listener::adopt(handed.socket)?;
+            let root = Root::take_claimed(&args.root)?;
+            let outside = Surroundings::Keeper(keeping);
+            (root, listener, handed.device, outside)
+        }
+        Outside::Nobody(mut inherited) => {
+            let root = Root::take(&args.root)?;
+            let listener = Listener::open(&args.address.parse()?, &mut inherited)?;
+            let outside = match listen::has_systemd() {
+                true => Surroundings::Systemd,
+                false => Surroundings::Nobody,
+            };
+            let kept = keeper::kept_device(&mut inherited.others);
+            (root, listener, kept, outside)
+        }
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("soci-net")
         .build()
         .context("cannot start the network threads")?;
-    let done = runtime.block_on(serve(args, root, &config, &listener));
-    listen::notify_stopping();
+    let starting = Starting {
+        root,
+        config: &config,
+        kept,
+    };
+    let done = runtime.block_on(serve(args, starting, &listener, &outside));
+    outside.stopping();
     info!("Exiting");
-    // Requests in flight are not waited for.
+    // What is not finished by now is not waited for.
     runtime.shutdown_background();
     done
 }
 
+/// What the parts are made of.
+struct Starting<'a> {
+    root: Root,
+    config: &'a Config,
+    kept: Option<KeptDevice>,
+}
+
 async fn serve(
     args: &Args,
-    root: Root,
-    config: &Config,
+    starting: Starting<'_>,
     listener: &Listener,
+    outside: &Surroundings,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot wait for signals")?;
+    let Starting { root, config, kept } = starting;
     let daemon = tokio::select! {
-        daemon = Daemon::start(root, config) => daemon?,
-        // Nothing has been served yet, and nothing mounted.
+        daemon = Daemon::start(root, config, kept) => daemon?,
+        // Nothing has been served yet.
         _ = signals.next() => return Ok(()),
     };
+    if let Some(device) = daemon.device()
+        && let Err(error) = outside.keep(device)
+    {
+        let error: &dyn std::error::Error = &error;
+        warn!(
+            error,
+            "nobody keeps the device: reads will fail when this process ends"
+        );
+    }
+    let done = serve_parts(args, &daemon, listener, outside, &mut signals).await;
+    if let Some(device) = daemon.device().filter(|device| device.is_kept()) {
+        // Before anything is dropped that would answer a READ with an error.
+        device.leave();
+    }
+    done
+}
+
+/// Serves until a signal, and ends as it asks.
+async fn serve_parts(
+    args: &Args,
+    daemon: &Daemon,
+    listener: &Listener,
+    outside: &Surroundings,
+    signals: &mut Signals,
+) -> anyhow::Result<()> {
     let connections = UnixListenerStream::new(listener.for_runtime()?);
+    let (drain, draining) = oneshot::channel::<()>();
     let serving = tonic::transport::Server::builder()
         .add_service(grpc::server(daemon.snapshotter.clone()))
-        .serve_with_incoming(connections);
-    listen::notify_ready();
+        .serve_with_incoming_shutdown(connections, async {
+            // A sender that is gone asks for the same.
+            let _ = draining.await;
+        });
+    let mut serving = std::pin::pin!(serving);
+    outside.ready().context("the keeper is gone")?;
     info!(
         address = args.address,
         "soci-snapshotter-grpc successfully started"
     );
     let end = tokio::select! {
-        failed = serving => {
+        failed = &mut serving => {
             failed.context("the listener failed")?;
             anyhow::bail!("the listener ended");
         }
         end = signals.next() => end,
     };
     match end {
-        End::Interrupt => {
-            info!("Got interrupt");
-            daemon.unmount().await?;
-        }
+        End::Interrupt => info!("Got interrupt"),
         End::Terminate => info!("Got terminated"),
+    }
+    drop(drain);
+    if tokio::time::timeout(DRAIN, serving).await.is_err() {
+        warn!("requests were still under way and are given up");
+    }
+    if end == End::Interrupt {
+        daemon.unmount().await?;
     }
     daemon.sync().await;
     Ok(())

@@ -211,6 +211,12 @@ impl Device {
         Ok(KeptDevice { fuse, journal })
     }
 
+    /// Whether somebody else holds what is needed to go on.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::SeqCst)
+    }
+
     /// Ends this process's part and nothing else: readers go on waiting, for whoever adopts what
     /// [`Device::keep`] gave. No request is answered from here any more.
     pub fn leave(&self) {
@@ -338,7 +344,7 @@ fn join(threads: Vec<JoinHandle<()>>) {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        if self.kept.load(Ordering::SeqCst) {
+        if self.is_kept() {
             self.leave();
         } else {
             self.stop();

@@ -25,7 +25,7 @@
 //! **The rest** of a layer is one more demand, of the lowest class; when it is there `image::mounts` moves the mounts to the
 //! data file.
 //!
-//! A module uses those after it in this order, never those before: `daemon`; `listen`, `grpc`, `args`; `snapshots`; `image`;
+//! A module uses those after it in this order, never those before: `keeper` and `daemon`; `listen`, `grpc`, `args`; `snapshots`; `image`;
 //! `mount`; `device`; `layer`; `store`, `tree`, `places`, `fetch`; and everything uses `config` (its own part), `cpu`, `sync`.
 
 pub mod args;
@@ -36,6 +36,7 @@ pub mod device;
 pub mod fetch;
 pub mod grpc;
 pub mod image;
+pub mod keeper;
 pub mod layer;
 pub mod listen;
 pub mod logging;

@@ -11,9 +11,10 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixListener as StdListener;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener as StdListener};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -83,7 +84,7 @@ pub enum ListenError {
     Activated(#[source] io::Error),
 }
 
-/// A socket that accepts connections. One that was made here goes with it.
+/// A socket that accepts connections. Its name goes with it if it was made here.
 #[derive(Debug)]
 pub struct Listener {
     socket: StdListener,
@@ -130,7 +131,8 @@ impl Listener {
         }
     }
 
-    fn adopt(socket: OwnedFd) -> Result<Self, ListenError> {
+    /// A socket that another process made, and whose name is not this one's.
+    pub fn adopt(socket: OwnedFd) -> Result<Self, ListenError> {
         let socket = StdListener::from(socket);
         socket
             .set_nonblocking(true)
@@ -174,6 +176,12 @@ impl Listener {
     /// The socket for the runtime. Called inside of it.
     pub fn for_runtime(&self) -> io::Result<tokio::net::UnixListener> {
         tokio::net::UnixListener::from_std(self.socket.try_clone()?)
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 
@@ -226,6 +234,39 @@ pub fn notify_ready() {
 /// Tells systemd that the daemon goes.
 pub fn notify_stopping() {
     notify(&NotifyState::Stopping, "SdNotifyStopping");
+}
+
+/// Whether systemd started this process and listens to it.
+#[must_use]
+pub fn has_systemd() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+/// Lets systemd keep a descriptor for the next start, under a name.
+pub fn store(name: &str, descriptor: BorrowedFd<'_>) {
+    tell(&format!("FDSTORE=1\nFDNAME={name}\n"), &[descriptor]);
+}
+
+/// Lets systemd close what it keeps under a name.
+pub fn unstore(name: &str) {
+    tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}\n"), &[]);
+}
+
+fn tell(text: &str, descriptors: &[BorrowedFd<'_>]) {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let told = UnixDatagram::unbound().and_then(|ours| {
+        match socket.as_encoded_bytes().strip_prefix(b"@") {
+            Some(name) => ours.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
+            None => ours.connect(&socket)?,
+        }
+        crate::keeper::send(&ours, text.as_bytes(), descriptors)
+    });
+    if let Err(error) = told {
+        let error: &dyn std::error::Error = &error;
+        debug!(error, text, "systemd was not told");
+    }
 }
 
 fn notify(state: &NotifyState<'_>, line: &'static str) {

@@ -1,4 +1,5 @@
-//! `soci-snapshotter-grpc`: reads its arguments, runs the daemon, turns the end into an exit code.
+//! `soci-snapshotter-grpc`: reads its arguments, runs the daemon (keeper, worker or both in one), turns the end into an
+//! exit code.
 
 #![allow(
     unsafe_code,
@@ -10,6 +11,8 @@
 use std::process::ExitCode;
 
 use soci_snapshotter::args::{self, Asked, NAME};
+use soci_snapshotter::daemon::Outside;
+use soci_snapshotter::keeper::{self, Keeping};
 use soci_snapshotter::{daemon, listen, logging};
 
 #[global_allocator]
@@ -37,7 +40,7 @@ fn main() -> ExitCode {
             ExitCode::from(refusal.code)
         }
         Asked::Serve(args) => match serve(&args) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(code) => code,
             Err(error) => {
                 let error = format!("{error:#}");
                 logging::fatal("failed to run", &error);
@@ -48,9 +51,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(args: &args::Args) -> anyhow::Result<()> {
+fn serve(args: &args::Args) -> anyhow::Result<ExitCode> {
     let level = args.log_level.parse()?;
     logging::start(level);
-    let inherited = listen::take_inherited()?;
-    daemon::run(args, inherited)
+    if args.worker {
+        daemon::run(args, Outside::Keeper(Keeping::of_this_process()?))?;
+    } else {
+        let inherited = listen::take_inherited()?;
+        if !args.no_keeper {
+            return keeper::run(args, inherited);
+        }
+        daemon::run(args, Outside::Nobody(inherited))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }

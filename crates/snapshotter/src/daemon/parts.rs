@@ -17,7 +17,7 @@ use super::root::Root;
 use super::way;
 use crate::config::{Blob, Config, ContentStoreKind, Http, Resolver};
 use crate::cpu::Cpu;
-use crate::device::{self, Device};
+use crate::device::{self, Device, KeptDevice};
 use crate::fetch::{self, Scheduler};
 use crate::image::{self, Content, Images, Modes, Mounts};
 use crate::layer::{self, Layers, drop_scratch};
@@ -39,14 +39,18 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts all parts on `root`.
-    pub async fn start(root: Root, config: &Config) -> anyhow::Result<Self> {
+    /// Starts all parts on `root`. `kept` is the device of an earlier process, if somebody kept it.
+    pub async fn start(
+        root: Root,
+        config: &Config,
+        kept: Option<KeptDevice>,
+    ) -> anyhow::Result<Self> {
         let lock = root;
         let root = lock.path().to_owned();
         let cores = available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let cpu = Cpu::with_idle(cores, drop_scratch).context("cannot start the pool")?;
         let thread = MountThread::start().context("cannot start the mounting thread")?;
-        let way = way::take(&root, config.snapshotter.mount, &thread).await;
+        let way = way::take(&root, config.snapshotter.mount, &thread, kept).await;
         let images = match &way {
             Some(way) => {
                 let mounts = Mounts::new(Arc::clone(&way.mounter), Arc::clone(&way.device));
@@ -79,6 +83,9 @@ impl Daemon {
             images.adopt(&used, way.moved).await;
             images.let_go().await;
         }
+        if let Some(way) = &way {
+            way.device.restored();
+        }
         sweep(&thread, &root).await;
         Ok(Self {
             snapshotter,
@@ -86,6 +93,12 @@ impl Daemon {
             device: way.map(|way| way.device),
             _root: lock,
         })
+    }
+
+    /// The node's device, where layers are mounted.
+    #[must_use]
+    pub fn device(&self) -> Option<&Arc<Device>> {
+        self.device.as_ref()
     }
 
     /// Takes all layers and the device away.

@@ -1,18 +1,24 @@
 //! The root directory, which one daemon has at a time.
 //!
-//! It is taken before the socket and before any mount of an earlier process is detached: a second daemon on the
-//! same root would otherwise take the first one's away before it noticed.
+//! Two locks: a daemon as a whole, keeper or lone process, *claims* the root, and a second one is refused at once; the
+//! process that works in it, of which a daemon has one after the other, *takes* it, and waits for the one before to be
+//! gone. Both before the socket and before any mount of an earlier process is touched.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-/// Name of the file that is locked.
+/// The file that a daemon locks.
+const CLAIM: &str = "daemon.lock";
+/// The file that the process locks which works in the root.
 const LOCK: &str = "lock";
+/// How long a process that was killed may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the root cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -31,37 +37,86 @@ pub enum RootError {
     },
 }
 
+/// The right of one daemon to the root, until this is dropped or the process ends.
+#[derive(Debug)]
+pub struct Claim {
+    _lock: File,
+}
+
+impl Claim {
+    /// Makes the directory if it is not there, and claims it.
+    pub fn take(path: &Path) -> Result<Self, RootError> {
+        let path = made(path)?;
+        let lock = locked(&path, CLAIM)?.ok_or(RootError::Taken(path))?;
+        Ok(Self { _lock: lock })
+    }
+}
+
 /// The root directory, locked until this is dropped or the process ends.
 #[derive(Debug)]
 pub struct Root {
     path: PathBuf,
     _lock: File,
+    _claim: Option<Claim>,
 }
 
 impl Root {
-    /// Makes the directory if it is not there, and takes it.
+    /// Claims and takes it, for a daemon that is one process.
     pub fn take(path: &Path) -> Result<Self, RootError> {
-        let io = |source| RootError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(io)?;
-        let path = fs::canonicalize(path).map_err(io)?;
-        let lock = File::create(path.join(LOCK)).map_err(io)?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { path, _lock: lock }),
-            Err(Errno::WOULDBLOCK) => Err(RootError::Taken(path)),
-            Err(error) => Err(io(error.into())),
+        let claim = Claim::take(path)?;
+        let root = Self::take_claimed(path)?;
+        Ok(Self {
+            _claim: Some(claim),
+            ..root
+        })
+    }
+
+    /// Takes what this process's keeper has claimed.
+    pub fn take_claimed(path: &Path) -> Result<Self, RootError> {
+        let path = made(path)?;
+        let start = Instant::now();
+        loop {
+            if let Some(lock) = locked(&path, LOCK)? {
+                return Ok(Self {
+                    path,
+                    _lock: lock,
+                    _claim: None,
+                });
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(RootError::Taken(path));
+            }
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 
     /// Its path, canonical: as the kernel's table of mounts shows it.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+fn made(path: &Path) -> Result<PathBuf, RootError> {
+    let mut folder = DirBuilder::new();
+    let made = folder.recursive(true).mode(0o700).create(path);
+    made.and_then(|()| fs::canonicalize(path))
+        .map_err(|source| failed(path, source))
+}
+
+/// The lock, unless another process has it.
+fn locked(root: &Path, name: &str) -> Result<Option<File>, RootError> {
+    let lock = File::create(root.join(name)).map_err(|source| failed(root, source))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(lock)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(failed(root, error.into())),
+    }
+}
+
+fn failed(path: &Path, source: io::Error) -> RootError {
+    RootError::Io {
+        path: path.to_owned(),
+        source,
     }
 }
 
@@ -78,5 +133,20 @@ mod tests {
         assert!(error.to_string().contains("another daemon"), "{error}");
         drop(first);
         Root::take(&path).unwrap();
+    }
+
+    #[test]
+    fn the_next_process_waits_for_the_one_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let _claim = Claim::take(folder.path()).unwrap();
+        let first = Root::take_claimed(folder.path()).unwrap();
+        let path = folder.path().to_owned();
+        let next = std::thread::spawn(move || Root::take_claimed(&path).map(drop));
+        assert!(matches!(
+            Claim::take(folder.path()),
+            Err(RootError::Taken(_))
+        ));
+        drop(first);
+        next.join().unwrap().unwrap();
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use tracing::{error, info, warn};
 
 use crate::config::MountChoice;
-use crate::device::Device;
+use crate::device::{Device, KeptDevice};
 use crate::mount::thread::MountThread;
 use crate::mount::{self, Allowed, Chosen, Mounter, Way};
 use crate::sync::Arc;
@@ -33,8 +33,13 @@ pub(super) struct Taken {
 }
 
 /// Starts the device and finds the way; said once, loudly where there is none.
-pub(super) async fn take(root: &Path, choice: MountChoice, thread: &MountThread) -> Option<Taken> {
-    match try_to_take(root, choice, thread).await {
+pub(super) async fn take(
+    root: &Path,
+    choice: MountChoice,
+    thread: &MountThread,
+    kept: Option<KeptDevice>,
+) -> Option<Taken> {
+    match try_to_take(root, choice, thread, kept).await {
         Ok(taken) => {
             let Chosen { way, xino, reason } = &taken.chosen;
             info!(way = way.to_string(), xino, reason, "layers are mounted");
@@ -54,6 +59,7 @@ async fn try_to_take(
     root: &Path,
     choice: MountChoice,
     thread: &MountThread,
+    kept: Option<KeptDevice>,
 ) -> Result<Taken, String> {
     let allowed = match choice {
         MountChoice::Auto => Allowed::Auto,
@@ -62,6 +68,16 @@ async fn try_to_take(
         MountChoice::None => Allowed::None,
     };
     let at = root.join(DEVICE);
+    if let Some(kept) = kept.filter(|_| allowed != Allowed::None)
+        && let Some((device, chosen)) = go_on(root, &at, kept)
+    {
+        return Ok(Taken {
+            mounter: chosen.mounter(root, thread),
+            device,
+            chosen,
+            moved: false,
+        });
+    }
     mount::end_connection(thread, &at)
         .await
         .map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
@@ -87,6 +103,26 @@ async fn try_to_take(
         chosen,
         moved: true,
     })
+}
+
+/// Goes on with the connection of an earlier process and the way that it had chosen, if both are still there.
+fn go_on(root: &Path, at: &Path, kept: KeptDevice) -> Option<(Arc<Device>, Chosen)> {
+    let chosen = fs::read(root.join(CHOICE))
+        .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
+        .inspect_err(|error| warn!(%error, "the way to mount layers is not remembered"))
+        .ok()?;
+    // Dropping what was kept instead is no end of it: other processes have it too. The caller ends the connection.
+    let device = Device::adopt(kept, at, DEVICE_THREADS)
+        .inspect_err(|error| {
+            let error: &dyn std::error::Error = error;
+            warn!(
+                error,
+                "the device of the earlier process cannot be gone on with"
+            );
+        })
+        .ok()?;
+    info!("went on with the device of the earlier process");
+    Some((device, chosen))
 }
 
 fn remember(root: &Path, chosen: &Chosen) -> io::Result<()> {

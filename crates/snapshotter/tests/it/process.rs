@@ -6,9 +6,9 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use soci_oci::testing::{Access, Setup, TestRegistry};
@@ -18,6 +18,9 @@ use crate::image::{Image, Shape, file, tar};
 use crate::server::{connect, prepare_request};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_soci-snapshotter-grpc");
+
+/// How long anything here may take before it counts as hanging.
+const LONG: Duration = Duration::from_secs(30);
 
 type Line = BTreeMap<String, String>;
 
@@ -85,6 +88,27 @@ impl Running {
 
     fn has(&self, message: &str) -> bool {
         self.said.iter().any(|line| line["msg"] == message)
+    }
+
+    /// The keeper's children.
+    fn workers(&self) -> Vec<u32> {
+        let pid = self.child.id();
+        let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        text.split_whitespace()
+            .map(|pid| pid.parse().unwrap())
+            .collect()
+    }
+
+    /// The one worker, once there is one.
+    fn worker(&self) -> u32 {
+        let start = Instant::now();
+        loop {
+            if let [worker] = self.workers()[..] {
+                return worker;
+            }
+            assert!(start.elapsed() < LONG, "{:?}", self.workers());
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     fn end(&mut self, signal: Signal) -> ExitStatus {
@@ -162,6 +186,248 @@ fn a_device_that_a_killed_daemon_left_is_replaced_at_the_next_start() {
 }
 
 #[test]
+fn a_worker_that_is_killed_is_replaced_and_nobody_who_calls_notices() {
+    let place = Place::new();
+    let mut running = Running::start(place.command());
+    let device = mounted(&place.path("root"));
+    assert_eq!(device.len(), 1);
+    for _ in 0..5 {
+        let before = running.worker();
+        kill_process(pid(before), Signal::KILL).unwrap();
+        // Whether the next one serves already or not: the call waits, and is answered.
+        serves(&place.path("s/s.sock"));
+        assert_ne!(running.worker(), before);
+        assert_eq!(mounted(&place.path("root")), device, "the same device");
+    }
+    assert_eq!(running.end(Signal::TERM).code(), Some(0));
+    assert!(running.has("went on with the device of the earlier process"));
+    let ended = running.said.iter();
+    let ended = ended.filter(|line| line["msg"] == "the worker ended: the next one goes on");
+    assert_eq!(ended.count(), 5, "{:#?}", running.said);
+}
+
+#[test]
+fn a_worker_is_replaced_on_request_and_the_calls_under_way_are_answered() {
+    let place = Place::new();
+    let mut running = Running::start(place.command());
+    let before = running.worker();
+    kill_process(Pid::from_child(&running.child), Signal::HUP).unwrap();
+    let start = Instant::now();
+    while running.workers().is_empty() || running.worker() == before {
+        assert!(start.elapsed() < LONG, "it is not replaced");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    serves(&place.path("s/s.sock"));
+    assert_eq!(running.end(Signal::INT).code(), Some(0));
+    assert_eq!(mounted(&place.path("root")), Vec::<String>::new());
+    assert!(running.has("the worker is replaced") && running.has("Got terminated"));
+    assert!(!running.has("the worker ended: the next one goes on"));
+}
+
+#[test]
+fn the_worker_ends_with_its_keeper() {
+    let place = Place::new();
+    let mut running = Running::start(place.command());
+    let worker = running.worker();
+    running.end(Signal::KILL);
+    let start = Instant::now();
+    while fs::exists(format!("/proc/{worker}/exe")).unwrap_or(false)
+        && fs::read_link(format!("/proc/{worker}/exe")).is_ok()
+    {
+        assert!(start.elapsed() < LONG, "it lives on");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn the_keeper_is_never_killed_for_memory_and_the_worker_as_before() {
+    let place = Place::new();
+    let running = Running::start(place.command());
+    let score = |pid: u32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+        text.trim().parse::<i32>().unwrap()
+    };
+    let ours = score(std::process::id());
+    let spared = if may_spare() { -1000 } else { ours };
+    assert_eq!(score(running.child.id()), spared);
+    assert_eq!(score(running.worker()), ours);
+    // Of the three standard descriptors it has its own input, and nothing of the keeper but what was handed over.
+    let input = fs::read_link(format!("/proc/{}/fd/0", running.worker())).unwrap();
+    assert_eq!(input, PathBuf::from("/dev/null"));
+    let fuse = |pid: u32| {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        descriptors
+            .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+            .filter(|target| target.as_os_str() == "/dev/fuse")
+            .count()
+    };
+    assert_eq!(fuse(running.child.id()), 1);
+    assert_eq!(fuse(running.worker()), 1);
+}
+
+/// Whether this machine lets a process take itself out of the reach of the memory killer: some sandboxes do not.
+fn may_spare() -> bool {
+    let script = "echo -1000 2>/dev/null >/proc/self/oom_score_adj";
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", script]).status().unwrap().success()
+}
+
+#[test]
+fn without_a_keeper_there_is_one_process() {
+    let place = Place::new();
+    let mut command = place.command();
+    command.arg("--no-keeper");
+    let mut running = Running::start(command);
+    assert_eq!(running.workers(), Vec::<u32>::new());
+    serves(&place.path("s/s.sock"));
+    let (code, said) = fails(place.command());
+    assert_eq!(code, Some(1));
+    assert!(said.contains("another daemon runs"), "{said}");
+    assert_eq!(running.end(Signal::TERM).code(), Some(0));
+    assert_eq!(mounted(&place.path("root")), Vec::<String>::new());
+}
+
+#[test]
+fn what_systemd_keeps_is_gone_on_with_by_the_next_daemon() {
+    for form in ["--no-keeper=false", "--no-keeper"] {
+        let place = Place::new();
+        let systemd = Systemd::new(&place);
+        let mut first = Running::start(systemd.command(&place, form, &[]));
+        let kept = systemd.until_ready();
+        let names: Vec<&str> = kept.keys().map(String::as_str).collect();
+        assert_eq!(names, ["fuse", "journal"], "{form}");
+        let device = mounted(&place.path("root"));
+        assert_eq!(first.end(Signal::TERM).code(), Some(0));
+        assert_eq!(mounted(&place.path("root")), device, "{form}: it stays");
+        let kept: Vec<(&str, &OwnedFd)> =
+            kept.iter().map(|(name, fd)| (name.as_str(), fd)).collect();
+        let mut second = Running::start(systemd.command(&place, form, &kept));
+        assert!(
+            second.has("went on with the device of the earlier process"),
+            "{form}: {:#?}",
+            second.said
+        );
+        assert_eq!(mounted(&place.path("root")), device, "{form}");
+        assert_eq!(second.end(Signal::INT).code(), Some(0));
+        assert_eq!(mounted(&place.path("root")), Vec::<String>::new());
+    }
+}
+
+/// Plays the part of systemd: hears notices, keeps descriptors.
+struct Systemd {
+    notices: UnixDatagram,
+    path: PathBuf,
+}
+
+impl Systemd {
+    fn new(place: &Place) -> Self {
+        let path = place.path("notify");
+        let notices = UnixDatagram::bind(&path).unwrap();
+        notices.set_read_timeout(Some(LONG)).unwrap();
+        Self { notices, path }
+    }
+
+    /// A daemon that is started with these descriptors.
+    fn command(&self, place: &Place, form: &str, kept: &[(&str, &OwnedFd)]) -> Command {
+        let mut shell = Command::new("/bin/sh");
+        // LISTEN_PID has to be the daemon's own number: only what becomes the daemon knows it. Two at most: standard
+        // input and output are moved to where systemd puts descriptors.
+        let script = match kept.len() {
+            0 => "exec \"$@\"",
+            _ => "exec 3<&0 4<&1 </dev/null >/dev/null; export LISTEN_PID=$$; exec \"$@\"",
+        };
+        shell
+            .args(["-c", script, "sh", PROGRAM, form, "--root"])
+            .arg(place.path("root"))
+            .arg("--config")
+            .arg(place.path("config.toml"))
+            .arg("--address")
+            .arg(place.path("s/s.sock"))
+            .env("NOTIFY_SOCKET", &self.path)
+            .stderr(Stdio::piped());
+        if let [(one, first), (two, second)] = kept {
+            shell
+                .env("LISTEN_FDS", "2")
+                .env("LISTEN_FDNAMES", format!("{one}:{two}"))
+                .stdin(first.try_clone().unwrap())
+                .stdout(second.try_clone().unwrap());
+        }
+        shell
+    }
+
+    /// What was given to keep before the daemon said that it is ready.
+    fn until_ready(&self) -> BTreeMap<String, OwnedFd> {
+        let mut kept = BTreeMap::new();
+        loop {
+            let (text, descriptors) = receive(&self.notices);
+            if text.contains("READY=1") {
+                return kept;
+            }
+            let name = text
+                .lines()
+                .find_map(|line| line.strip_prefix("FDNAME="))
+                .unwrap_or_else(|| panic!("{text}"))
+                .to_owned();
+            if text.contains("FDSTORE=1") {
+                kept.extend(descriptors.into_iter().map(|fd| (name.clone(), fd)));
+            } else {
+                assert!(text.contains("FDSTOREREMOVE=1"), "{text}");
+                kept.remove(&name);
+            }
+        }
+    }
+}
+
+fn receive(socket: &UnixDatagram) -> (String, Vec<OwnedFd>) {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let mut bytes = [0; 256];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
+    let got = recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
+        }
+    }
+    let text = String::from_utf8_lossy(&bytes[..got.bytes]).into_owned();
+    (text, descriptors)
+}
+
+fn pid(number: u32) -> Pid {
+    Pid::from_raw(i32::try_from(number).unwrap()).unwrap()
+}
+
+/// The mounts below a folder, with their device numbers.
+fn mounted(root: &Path) -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let below = format!(" {}/", root.display());
+    let lines = table.lines().filter(|line| line.contains(&below));
+    lines.map(str::to_owned).collect()
+}
+
+/// Whether a call is answered, as soon as somebody is there to answer.
+fn serves(socket: &Path) {
+    let socket = socket.to_owned();
+    let call = async move {
+        let mut client = connect(socket).await;
+        let request = prepare_request(
+            "default",
+            &format!("{:?}", Instant::now()),
+            "",
+            Default::default(),
+        );
+        client.prepare(request).await.unwrap();
+    };
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().unwrap();
+    runtime
+        .block_on(async { tokio::time::timeout(LONG, call).await })
+        .expect("an answer");
+}
+
+#[test]
 fn a_second_daemon_on_the_root_is_refused_and_disturbs_nothing() {
     let place = Place::new();
     let mut running = Running::start(place.command());
@@ -205,6 +471,12 @@ fn what_cannot_be_used_is_named() {
         let (code, said) = with(name, value);
         assert_eq!(code, Some(1), "{said}");
         assert!(said.contains(wanted), "{said}");
+        let fatal = said.matches("\"level\":\"fatal\"").count();
+        assert_eq!(fatal, 1, "said once: {said}");
+        assert!(
+            !place.path("s").exists(),
+            "no socket of what does not serve"
+        );
     }
     fs::write(place.path("config.toml"), "[http]\nMaxRetries = 'many'\n").unwrap();
     let (code, said) = fails(place.command());
@@ -241,15 +513,20 @@ fn systemd_is_told_and_its_socket_is_used_and_left() {
         .stdin(OwnedFd::from(activated.try_clone().unwrap()))
         .stderr(Stdio::piped());
     let mut running = Running::start(shell);
-    let notice = || {
-        let mut text = [0; 256];
-        let length = notices.recv(&mut text).unwrap();
-        String::from_utf8_lossy(&text[..length]).into_owned()
+    // In this order, among descriptors that it is given to keep.
+    let notice = |wanted: &str| {
+        loop {
+            let (text, _) = receive(&notices);
+            if text.contains(wanted) {
+                return;
+            }
+            assert!(text.contains("FDSTORE"), "{text}");
+        }
     };
-    assert!(notice().contains("READY=1"));
+    notice("READY=1");
     UnixStream::connect(place.path("activated.sock")).unwrap();
     assert_eq!(running.end(Signal::TERM).code(), Some(0));
-    assert!(notice().contains("STOPPING=1"));
+    notice("STOPPING=1");
     assert!(place.path("activated.sock").exists());
 }
 

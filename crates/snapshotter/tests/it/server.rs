@@ -93,7 +93,7 @@ impl Server {
     /// All of the daemon.
     pub(crate) async fn daemon_on(root: TempDir, config: &Config) -> Self {
         let taken = Root::take(root.path()).unwrap();
-        let daemon = Daemon::start(taken, config).await.unwrap();
+        let daemon = Daemon::start(taken, config, None).await.unwrap();
         Self::serve(root, daemon.snapshotter.clone(), Some(daemon)).await
     }
 

@@ -1,0 +1,134 @@
+//! The line between keeper and worker: one word at a time, with descriptors.
+//!
+//! A message is a word and the names of the descriptors that come with it, in their order. Its other end is closed
+//! when the process at the other end is gone, and with it every descriptor that it had.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+
+/// Descriptors in one message at most.
+const MOST: usize = 8;
+/// Bytes of a message at most.
+const LONGEST: usize = 256;
+
+/// One end of the line.
+#[derive(Debug)]
+pub(super) struct Link(OwnedFd);
+
+/// What came over it.
+#[derive(Debug, Default)]
+pub(super) struct Message {
+    pub(super) word: String,
+    pub(super) descriptors: BTreeMap<String, OwnedFd>,
+}
+
+impl Link {
+    /// Both ends.
+    pub(super) fn pair() -> io::Result<(Self, OwnedFd)> {
+        // Messages keep their borders.
+        let kind = SocketType::SEQPACKET;
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+        Ok((Self(ours), theirs))
+    }
+
+    /// The end that this process was started with: its standard input, which is then `/dev/null`, so that no copy is
+    /// left where the table of descriptors is not shared.
+    pub(super) fn of_stdin() -> io::Result<Self> {
+        let ours = io::stdin().as_fd().try_clone_to_owned()?;
+        rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
+        Ok(Self(ours))
+    }
+
+    /// Sends a word with named descriptors.
+    pub(super) fn send(&self, word: &str, named: &[(&str, BorrowedFd<'_>)]) -> io::Result<()> {
+        let names = named.iter().map(|(name, _)| *name);
+        let text = [word].into_iter().chain(names).collect::<Vec<_>>();
+        let descriptors: Vec<BorrowedFd<'_>> = named.iter().map(|(_, fd)| *fd).collect();
+        send(&self.0, text.join(" ").as_bytes(), &descriptors)
+    }
+
+    /// Waits for the next message; none when the other end is gone.
+    pub(super) fn receive(&self) -> io::Result<Option<Message>> {
+        let mut bytes = [0; LONGEST];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let got = rustix::io::retry_on_intr(|| {
+            let mut parts = [IoSliceMut::new(&mut bytes)];
+            rustix::net::recvmsg(&self.0, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)
+        });
+        let got = match got {
+            // As when the other end died with messages that it had not read.
+            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+            got => got?,
+        };
+        if got.bytes == 0 {
+            return Ok(None);
+        }
+        let mut descriptors = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                descriptors.extend(rights);
+            }
+        }
+        let text = String::from_utf8_lossy(bytes.get(..got.bytes).unwrap_or_default());
+        let mut words = text.split(' ').map(str::to_owned);
+        let word = words.next().unwrap_or_default();
+        let descriptors = words.zip(descriptors).collect();
+        Ok(Some(Message { word, descriptors }))
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Sends bytes with descriptors over a socket that is connected.
+pub(crate) fn send(
+    socket: impl AsFd,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("too many descriptors for one message"));
+    }
+    let parts = [IoSlice::new(bytes)];
+    rustix::io::retry_on_intr(|| {
+        rustix::net::sendmsg(&socket, &parts, &mut control, SendFlags::NOSIGNAL)
+    })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_and_descriptors_arrive_by_name_and_the_end_is_noticed() {
+        let (ours, theirs) = Link::pair().unwrap();
+        let theirs = Link(theirs);
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        ours.send("one", &[("write", write.as_fd()), ("read", read.as_fd())])
+            .unwrap();
+        ours.send("two", &[]).unwrap();
+        let first = theirs.receive().unwrap().unwrap();
+        assert_eq!(first.word, "one");
+        rustix::io::write(&first.descriptors["write"], b"x").unwrap();
+        assert_eq!(rustix::io::read(&read, &mut [0; 2]), Ok(1));
+        assert_eq!(theirs.receive().unwrap().unwrap().word, "two");
+        drop(ours);
+        assert!(theirs.receive().unwrap().is_none());
+        theirs.send("three", &[]).unwrap_err();
+    }
+}
