@@ -40,7 +40,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.mountpoint(), TAKE_AWAY);
+        let _ = rustix::mount::unmount(self.mountpoint(), TAKE_AWAY);
     }
 }
 

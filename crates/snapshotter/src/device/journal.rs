@@ -134,10 +134,11 @@ impl Journal {
         if index >= WORDS {
             return None;
         }
+        let word = self.map.as_mut_ptr().wrapping_add(index * 8).cast::<u64>();
         // JUSTIFICATION: memory that is shared with another process has no safe form.
         // SAFETY: the word lies in the mapping, which begins at a page, lives as long as `self` and cannot
         // shrink (sealed); all of it but the buffers is only ever used through atomics.
-        Some(unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().cast::<u64>().add(index)) })
+        Some(unsafe { AtomicU64::from_ptr(word) })
     }
 
     fn get(&self, index: usize) -> u64 {
@@ -229,10 +230,11 @@ pub(super) struct Buffer {
 impl Buffer {
     pub(super) fn bytes(&mut self) -> &mut [u8] {
         let at = (HEADER_WORDS + self.index * BUFFER_WORDS) * 8;
+        let buffer = self.journal.map.as_mut_ptr().wrapping_add(at);
         // JUSTIFICATION: as `word`: the kernel reads requests into memory that outlives the process.
         // SAFETY: the range lies in the mapping (`index` is below `BUFFERS`), which lives as long as the
         // journal held here; `lent` lets one `Buffer` exist for it, and no word of it is used as an atomic.
-        unsafe { std::slice::from_raw_parts_mut(self.journal.map.as_mut_ptr().add(at), RECEIVE) }
+        unsafe { std::slice::from_raw_parts_mut(buffer, RECEIVE) }
     }
 
     /// The request in it, if there is one: its first field, the length, says so.

@@ -6,6 +6,7 @@ use super::*;
 const LAYERS: u64 = 1000;
 
 #[test]
+#[expect(clippy::print_stdout, reason = "a figure for people")]
 fn a_thousand_layers_are_mounted_at_once() {
     let world = World::new(Layer::new(&[("file", 5000)]));
     let before = available_kib();
