@@ -3,7 +3,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO ?= cargo
 
-.PHONY: help demo test check e2e fuzz bench build man install tools clean
+.PHONY: help demo test check e2e kernels fuzz bench build man install tools clean
 
 help:     ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -19,6 +19,9 @@ check:    ## format and lints, warnings denied
 
 e2e:      ## only the end-to-end tests; make e2e T=name runs some
 	@scripts/test --e2e $(T)
+
+kernels:  ## what Debian's kernels answer, booted in qemu (root, minutes each): docs/kernels.md
+	@scripts/kernels
 
 fuzz:     ## an hour of one fuzz target (nightly, cargo-fuzz): make fuzz T=ztoc_decode
 	cd fuzz && $(CARGO) +nightly fuzz run $(T) -- -max_total_time=3600
