@@ -21,6 +21,7 @@ use crate::layer::{DeviceFile, ReadDone};
 mod completion;
 mod file;
 mod hands;
+mod kernels;
 mod killed;
 mod many;
 mod reading;
