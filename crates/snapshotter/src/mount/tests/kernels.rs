@@ -7,10 +7,10 @@
 use super::*;
 use crate::places::{BLOCK, LEAD, TAIL};
 
+mod attach;
 mod moves;
 mod overlays;
 mod reads;
-mod starts;
 
 /// Goes into the table of `make kernels`.
 #[expect(clippy::print_stdout, reason = "read by scripts/kernels")]
