@@ -35,9 +35,10 @@ build:    ## release binaries in target/release
 man:      build  ## manual pages of every command in target/man
 	target/release/soci man target/man
 
-install:  man  ## both programs to $(DESTDIR)$(PREFIX)/bin, their pages to share/man/man1
+install:  man  ## both programs to $(DESTDIR)$(PREFIX)/bin, their pages to share/man/man1, the udev rule to lib/udev/rules.d
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin target/release/soci target/release/soci-snapshotter-grpc
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man1 target/man/*.1
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/udev/rules.d packaging/udev/*.rules
 
 tools:    ## containerd, registry, crane, erofs-utils under target/tools
 	@scripts/tools
