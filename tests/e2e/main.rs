@@ -10,6 +10,7 @@ mod integrity;
 mod keeper;
 mod nerdctl;
 mod outage;
+mod pods;
 mod power;
 mod push;
 mod readers;

@@ -1,15 +1,11 @@
 //! The releases of containerd that a node can have, and how each is configured and asked to pull.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use tonic::client::Grpc;
-use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::Endpoint;
-use tonic_prost::ProstCodec;
+use crate::node::{NodeOptions, OVERLAYFS, SOCI};
 
-use crate::node::{OVERLAYFS, SOCI};
+/// The namespace of what the CRI makes.
+const PODS: &str = "k8s.io";
 
 /// A release series.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -41,21 +37,21 @@ impl Series {
     }
 
     /// The namespace of the images that a pull gives.
-    pub fn namespace(self) -> &'static str {
+    pub(crate) fn namespace(self, pods: bool) -> &'static str {
         match self {
-            Self::Current => "default",
-            Self::V1_7 => "k8s.io",
+            Self::Current if !pods => "default",
+            Self::Current | Self::V1_7 => PODS,
         }
     }
 
-    pub(crate) fn config(self, places: &Places<'_>, oracle_only: bool) -> String {
+    pub(crate) fn config(self, places: &Places<'_>, options: &NodeOptions) -> String {
         let common = format!(
             "root = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [{}]\n\
              [grpc]\naddress = \"{socket}\"\n[ttrpc]\naddress = \"{socket}.ttrpc\"\n\
              [proxy_plugins.soci]\ntype = \"snapshot\"\naddress = \"{}\"\n",
             places.root.display(),
             places.state.display(),
-            self.disabled(),
+            self.disabled(options.sandbox.is_some()),
             places.soci_socket.display(),
             socket = places.socket.display(),
         );
@@ -65,7 +61,9 @@ impl Series {
                     "[proxy_plugins.soci.exports]\nroot = \"{}\"\nenable_remote_snapshot_annotations = \"true\"\n",
                     places.soci_root.display()
                 );
-                format!("version = 3\n{common}{exports}{}", unpack(oracle_only))
+                let pods = options.sandbox.as_deref().map(pods).unwrap_or_default();
+                let unpack = unpack(options.oracle_only);
+                format!("version = 3\n{common}{exports}{unpack}{pods}")
             }
             Self::V1_7 => format!(
                 "version = 2\n{common}[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n\
@@ -74,7 +72,7 @@ impl Series {
         }
     }
 
-    fn disabled(self) -> String {
+    fn disabled(self, pods: bool) -> String {
         let snapshotters = ["blockfile", "btrfs", "devmapper", "erofs", "zfs"]
             .map(|name| format!("\"io.containerd.snapshotter.v1.{name}\""));
         let cri = [
@@ -85,8 +83,8 @@ impl Series {
         ]
         .map(|name| format!("\"io.containerd.{name}\""));
         match self {
-            Self::Current => [&cri[..], &snapshotters[..]].concat().join(", "),
-            Self::V1_7 => snapshotters.join(", "),
+            Self::Current if !pods => [&cri[..], &snapshotters[..]].concat().join(", "),
+            Self::Current | Self::V1_7 => snapshotters.join(", "),
         }
     }
 }
@@ -106,48 +104,12 @@ fn unpack(oracle_only: bool) -> String {
     snapshotters.iter().map(entry).collect()
 }
 
-#[derive(Clone, PartialEq, prost::Message)]
-struct ImageSpec {
-    #[prost(string, tag = "1")]
-    image: String,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct PullImageRequest {
-    #[prost(message, optional, tag = "1")]
-    image: Option<ImageSpec>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct PullImageResponse {
-    #[prost(string, tag = "1")]
-    image_ref: String,
-}
-
-/// Pulls an image as a kubelet does, with the snapshotter that the CRI is configured for.
-pub(crate) fn pull_by_cri(socket: &Path, reference: &str) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let request = PullImageRequest {
-        image: Some(ImageSpec {
-            image: reference.to_owned(),
-        }),
-    };
-    let pull = async {
-        let channel = Endpoint::from_shared(format!("unix://{}", socket.display()))?
-            .connect()
-            .await?;
-        let mut client = Grpc::new(channel);
-        client.ready().await?;
-        let method = PathAndQuery::from_static("/runtime.v1.ImageService/PullImage");
-        let codec = ProstCodec::<PullImageRequest, PullImageResponse>::default();
-        client
-            .unary(tonic::Request::new(request), method, codec)
-            .await?;
-        Ok::<(), anyhow::Error>(())
-    };
-    runtime
-        .block_on(async { tokio::time::timeout(Duration::from_secs(120), pull).await })
-        .context("the CRI does not answer")?
+/// The CRI with our snapshotter, as a Kubernetes node has it. It does not ask for an OOM score below its own, which takes a
+/// capability that root in a container lacks.
+fn pods(sandbox: &str) -> String {
+    format!(
+        "[plugins.\"io.containerd.cri.v1.images\"]\nsnapshotter = \"{SOCI}\"\n\
+         [plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"{sandbox}\"\n\
+         [plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n"
+    )
 }

@@ -68,11 +68,14 @@ impl Layer {
 #[derive(Debug, Clone)]
 pub struct Image {
     pub layers: Vec<Layer>,
+    /// What a container runs that is not told otherwise.
+    pub command: Vec<String>,
 }
 
 impl Image {
     pub fn new(layers: Vec<Layer>) -> Self {
-        Self { layers }
+        let command = ["/bin/busybox", "sh"].map(str::to_owned).to_vec();
+        Self { layers, command }
     }
 
     /// A gzip layer for each list of entries.
@@ -92,6 +95,13 @@ impl Image {
         Ok(Self::new(all))
     }
 
+    /// A sandbox image for pods: it sleeps.
+    pub fn pause() -> Result<Self> {
+        let mut image = Self::new(vec![Layer::of(&shell()?)?]);
+        image.command = ["/bin/sleep", "86400"].map(str::to_owned).to_vec();
+        Ok(image)
+    }
+
     /// Writes it as an OCI layout to `folder`, which is created.
     pub fn write_layout(&self, folder: &Path) -> Result<()> {
         let manifest = self.put(folder, "amd64")?;
@@ -103,7 +113,7 @@ impl Image {
         let config = json!({
             "architecture": architecture,
             "os": "linux",
-            "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/busybox", "sh"]},
+            "config": {"Env": ["PATH=/bin"], "Cmd": self.command},
             "rootfs": {"type": "layers", "diff_ids": self.layers.iter().map(Layer::diff_id).collect::<Vec<_>>()},
         });
         let config_type = "application/vnd.oci.image.config.v1+json";

@@ -9,6 +9,7 @@
 //! test`, `make e2e`), which is the last guard: what a killed test leaves behind ends with its namespaces.
 
 pub mod containerd;
+pub mod cri;
 pub mod disk;
 pub mod image;
 pub mod mapped;
@@ -23,6 +24,7 @@ pub mod transcript;
 pub mod walk;
 
 pub use containerd::Series;
+pub use cri::Cri;
 pub use image::{Compressor, Image, Layer};
 pub use node::{Node, NodeOptions, View};
 pub use process::{Daemon, Program};

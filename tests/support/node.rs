@@ -4,11 +4,12 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::containerd::{Places, Series, pull_by_cri};
+use crate::containerd::{Places, Series};
+use crate::cri::Cri;
 use crate::process::{Daemon, Finished, Program};
 
 /// The name under which containerd knows our daemon.
@@ -31,6 +32,8 @@ pub struct NodeOptions {
     pub oracle_only: bool,
     /// Which containerd.
     pub series: Series,
+    /// The sandbox image of pods; containerd then has its CRI, with our snapshotter.
+    pub sandbox: Option<String>,
 }
 
 /// A containerd and a snapshotter with folders and sockets of their own.
@@ -153,8 +156,7 @@ impl Node {
             soci_socket: &self.snapshotter_socket(),
             soci_root: &self.root,
         };
-        let options = &self.options;
-        options.series.config(&places, options.oracle_only)
+        self.options.series.config(&places, &self.options)
     }
 
     pub fn containerd_socket(&self) -> PathBuf {
@@ -205,8 +207,20 @@ impl Node {
         Ok(self
             .trusting(Program::tool(&series.program("ctr"))?)
             .args([Path::new("--address"), &socket])
-            .args(["--namespace", series.namespace()])
+            .args(["--namespace", self.namespace()])
             .args(arguments))
+    }
+
+    /// The namespace of this node's images.
+    fn namespace(&self) -> &'static str {
+        self.options
+            .series
+            .namespace(self.options.sandbox.is_some())
+    }
+
+    /// The interface that a kubelet speaks.
+    pub fn cri(&self) -> Result<Cri> {
+        Cri::connect(&self.containerd_socket())
     }
 
     /// `soci` with this containerd's address and a root folder of its own.
@@ -217,14 +231,15 @@ impl Node {
         let (socket, root) = (self.containerd_socket(), self.folder.join("soci-cli"));
         Ok(Program::ours("soci")?
             .args([Path::new("--address"), &socket, Path::new("--root"), &root])
-            .args(["--namespace", self.options.series.namespace()])
+            .args(["--namespace", self.namespace()])
             .args(arguments))
     }
 
     /// Pulls an image as containerd does for a user; an error carries both daemons' last lines.
     pub fn pull(&self, reference: &str, snapshotter: &str) -> Result<()> {
-        if self.options.series == Series::V1_7 && snapshotter == SOCI {
-            return pull_by_cri(&self.containerd_socket(), reference);
+        let by_cri = self.options.series == Series::V1_7 || self.options.sandbox.is_some();
+        if by_cri && snapshotter == SOCI {
+            return self.cri()?.pull(reference);
         }
         let pulled = self
             .ctr(["images", "pull", "--snapshotter", snapshotter, reference])?
@@ -262,6 +277,15 @@ impl Node {
 
     /// A read-only view of the whole image, mounted until it is dropped.
     pub fn view(&self, reference: &str, snapshotter: &str) -> Result<View> {
+        self.mounted(reference, snapshotter, &[])
+    }
+
+    /// The same with a layer on top that takes writes.
+    pub fn writable(&self, reference: &str, snapshotter: &str) -> Result<View> {
+        self.mounted(reference, snapshotter, &["--rw"])
+    }
+
+    fn mounted(&self, reference: &str, snapshotter: &str, how: &[&str]) -> Result<View> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!(
             "view-{snapshotter}-{}",
@@ -269,16 +293,52 @@ impl Node {
         );
         let target = self.folder.join(name);
         fs::create_dir_all(&target)?;
-        self.ctr(["images", "mount", "--snapshotter", snapshotter, reference])?
-            .args([&target])
+        self.ctr(["images", "mount", "--snapshotter", snapshotter])?
+            .args(how)
+            .args([Path::new(reference), &target])
             .succeed()?;
         Ok(View {
             target,
             socket: self.containerd_socket(),
             series: self.options.series,
+            namespace: self.namespace(),
             snapshotter: snapshotter.to_owned(),
             mounted: true,
         })
+    }
+
+    /// The root file system that a running container sees, as a path out here.
+    pub fn root_of(&self, container: &str) -> Result<PathBuf> {
+        let tasks = self.ctr(["tasks", "ls"])?.succeed()?;
+        let mut words = tasks
+            .lines()
+            .map(str::split_ascii_whitespace)
+            .find_map(|mut words| (words.next() == Some(container)).then_some(words))
+            .with_context(|| format!("{container} does not run:\n{tasks}"))?;
+        let pid = words.next().context("a process id")?;
+        Ok(Path::new("/proc").join(pid).join("root"))
+    }
+
+    /// Where our daemon's FUSE mount is.
+    pub fn served(&self) -> Result<PathBuf> {
+        let mounts = self.mounts()?;
+        let line = mounts
+            .iter()
+            .find(|line| line.contains(" - fuse"))
+            .with_context(|| format!("no FUSE mount: {mounts:#?}"))?;
+        line.split(' ').nth(4).map(PathBuf::from).context("a path")
+    }
+
+    /// Waits until so many layers have said that they are complete.
+    pub fn wait_complete(&self, layers: usize) -> Result<()> {
+        let start = Instant::now();
+        while self.snapshotter_log().matches("layer is complete").count() < layers {
+            if start.elapsed() > Duration::from_secs(60) {
+                bail!("not complete:\n{}", self.snapshotter_log());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     /// Lines of the mount table that lie in our daemon's state folder.
@@ -321,6 +381,7 @@ pub struct View {
     target: PathBuf,
     socket: PathBuf,
     series: Series,
+    namespace: &'static str,
     snapshotter: String,
     mounted: bool,
 }
@@ -343,7 +404,7 @@ impl View {
     fn unmount(&self) -> Result<()> {
         Program::tool(&self.series.program("ctr"))?
             .args([Path::new("--address"), &self.socket])
-            .args(["--namespace", self.series.namespace()])
+            .args(["--namespace", self.namespace])
             .args([
                 "images",
                 "unmount",

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::image::{self, Image};
@@ -48,10 +49,35 @@ impl Site {
         )
     }
 
+    /// A node for pods: its containerd has the CRI, and the registry a sandbox image.
+    pub fn for_pods(config: &str) -> Result<Self> {
+        let folder = tempfile::tempdir().context("a folder for the test")?;
+        let (pause, layout) = ("pause:1", folder.path().join("pause"));
+        Image::pause()?.write_layout(&layout)?;
+        Self::made(folder, Shape::default(), |registry, relay| {
+            registry.push(&layout, pause)?;
+            let sandbox = format!("{HOST}:{}/{pause}", relay.address().port());
+            Ok(NodeOptions {
+                config: config.to_owned(),
+                sandbox: Some(sandbox),
+                ..NodeOptions::default()
+            })
+        })
+    }
+
     pub fn with(options: NodeOptions, shape: Shape) -> Result<Self> {
         let folder = tempfile::tempdir().context("a folder for the test")?;
+        Self::made(folder, shape, |_, _| Ok(options))
+    }
+
+    fn made(
+        folder: TempDir,
+        shape: Shape,
+        options: impl FnOnce(&TlsRegistry, &Relay) -> Result<NodeOptions>,
+    ) -> Result<Self> {
         let registry = TlsRegistry::start(&folder.path().join("registry"))?;
         let relay = Relay::start(([127, 0, 0, 1], 0).into(), registry.address(), shape)?;
+        let options = options(&registry, &relay)?;
         let options = NodeOptions {
             authority: Some(registry.authority().to_path_buf()),
             ..options
@@ -128,6 +154,32 @@ impl Site {
                 Err(_) => std::thread::sleep(Duration::from_millis(200)),
             }
         }
+    }
+
+    /// Does something that must not take longer, whatever the registry does. If it does, the registry comes back, so that
+    /// READs are answered and nobody waits for ever; it is an error all the same.
+    pub fn within<T>(
+        &self,
+        limit: Duration,
+        what: &str,
+        act: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let (done, waits) = std::sync::mpsc::channel::<()>();
+        let start = Instant::now();
+        let made = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                if waits.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                    self.relay.restore();
+                }
+            });
+            let made = act();
+            drop(done);
+            made
+        })
+        .with_context(|| what.to_owned())?;
+        let took = start.elapsed();
+        ensure!(took < limit, "{what} took {took:?}");
+        Ok(made)
     }
 
     fn layout(&self, name: &str) -> Result<PathBuf> {

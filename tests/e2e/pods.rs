@@ -1,0 +1,173 @@
+//! Pods, as a kubelet starts them: lazily, over a restart of the snapshotter, and whatever is broken.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use soci_tests::cri::Container;
+use soci_tests::image::{digest, noise};
+use soci_tests::node::SOCI;
+use soci_tests::site::NOTHING_BEHIND;
+use soci_tests::tar::{directory, file};
+use soci_tests::{Image, Site};
+
+const SIZE: usize = 2 << 20;
+const LIMIT: Duration = Duration::from_secs(15);
+const SLEEP: [&str; 2] = ["/bin/sleep", "3600"];
+
+/// A node for pods and a lazy image of files `/d/f0` to `/d/f3`, pulled.
+fn pulled(config: &str) -> Result<(Site, String)> {
+    let site = Site::for_pods(&format!("{NOTHING_BEHIND}{config}"))?;
+    let mut entries = vec![directory("d")];
+    entries.extend((0..4).map(|n| file(format!("d/f{n}"), noise(n + 1, SIZE))));
+    let reference = site.publish(&Image::runnable(&[&entries])?, "pod:1")?;
+    site.node.pull(&reference, SOCI)?;
+    Ok((site, reference))
+}
+
+/// Reads file `n` inside the container and compares.
+fn assert_reads(container: &Container<'_>, n: u64) -> Result<()> {
+    let path = format!("/d/f{n}");
+    let said = container.exec(&["/bin/busybox", "sha256sum", &path])?;
+    let want = digest(&noise(n + 1, SIZE));
+    let want = want.trim_start_matches("sha256:");
+    ensure!(
+        said.code == Some(0) && said.stdout.starts_with(want),
+        "{path}: {said:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_pod_reads_files_of_a_lazy_image() -> Result<()> {
+    let (site, reference) = pulled("")?;
+    let log = site.node.snapshotter_log();
+    let lazy = log.matches("remote snapshot successfully prepared.");
+    assert_eq!(lazy.count(), 2, "every layer is lazy:\n{log}");
+    let cri = site.node.cri()?;
+    let pod = cri.run_pod("reader")?;
+    let before = site.relay.delivered();
+    let container = pod.start("main", &reference, &SLEEP)?;
+    assert_reads(&container, 2)?;
+    let came = site.relay.delivered() - before;
+    assert!(
+        came < 2 * SIZE as u64 + SIZE as u64 / 2,
+        "{came} bytes came, and one file of four was read"
+    );
+    for n in 0..4 {
+        assert_reads(&container, n)?;
+    }
+    pod.remove()
+}
+
+#[test]
+fn a_pod_reads_on_while_the_snapshotter_is_killed_and_started_again() -> Result<()> {
+    let (mut site, reference) = pulled("")?;
+    let cri = site.node.cri()?;
+    let pod = cri.run_pod("survivor")?;
+    let container = pod.start("main", &reference, &SLEEP)?;
+    assert_reads(&container, 0)?;
+    for n in 1..4 {
+        site.node.snapshotter()?.kill(LIMIT)?;
+        // What was read is there without anybody.
+        assert_reads(&container, 0)?;
+        site.node.start_snapshotter()?;
+        assert_reads(&container, n)?;
+    }
+    pod.remove()
+}
+
+#[test]
+fn a_pod_starts_while_the_registry_is_down_and_a_reader_waits_for_it() -> Result<()> {
+    let (site, reference) = pulled("")?;
+    let cri = site.node.cri()?;
+    // The sandbox image has come with it.
+    let pod = cri.run_pod("waiting")?;
+    let container = pod.start("main", &reference, &SLEEP)?;
+    assert_reads(&container, 0)?;
+    site.relay.cut();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| assert_reads(&container, 1));
+        let started = assert_starts_pods(&site, "beside");
+        let waits = !reader.is_finished();
+        site.relay.restore();
+        reader.join().expect("no panic")?;
+        ensure!(waits, "the reader waits for the registry");
+        started
+    })?;
+    pod.remove()
+}
+
+#[test]
+fn a_pod_starts_when_the_layer_store_cannot_be_used() -> Result<()> {
+    starts_pods_after("no-store", |root| {
+        let layers = root.join("layers");
+        fs::rename(&layers, root.join("layers-before"))?;
+        Ok(fs::write(layers, "in the way")?)
+    })
+}
+
+#[test]
+fn a_pod_starts_when_the_records_of_snapshots_are_damaged() -> Result<()> {
+    starts_pods_after("no-records", |root| {
+        let records = root.join("snapshotter/snapshots.redb");
+        ensure!(records.exists(), "the records are elsewhere");
+        Ok(fs::write(records, vec![0x5a; 1 << 16])?)
+    })
+}
+
+#[test]
+fn a_pod_starts_where_nothing_can_be_mounted_lazily() -> Result<()> {
+    let site = Site::for_pods("[snapshotter]\nmount = \"none\"\n")?;
+    let cri = site.node.cri()?;
+    cri.run_pod("first")?.remove()?;
+    assert_starts_pods(&site, "none")
+}
+
+/// Stops the snapshotter, breaks its state folder and starts it again: pods start all the same.
+fn starts_pods_after(name: &str, damage: impl Fn(&Path) -> Result<()>) -> Result<()> {
+    let mut site = Site::for_pods(NOTHING_BEHIND)?;
+    let cri = site.node.cri()?;
+    cri.run_pod("before")?.remove()?;
+    site.node.snapshotter()?.kill(LIMIT)?;
+    damage(site.node.root()).context("damage")?;
+    site.node.start_snapshotter()?;
+    wait_connected(&site)?;
+    assert_starts_pods(&site, name)
+}
+
+/// containerd's connection to a restarted snapshotter may need seconds of back-off.
+fn wait_connected(site: &Site) -> Result<()> {
+    let start = Instant::now();
+    while let Err(error) = site
+        .node
+        .ctr(["snapshots", "--snapshotter", SOCI, "usage", "nobody"])?
+        .succeed()
+        && !error.to_string().contains("not found")
+    {
+        ensure!(start.elapsed() < Duration::from_secs(30), "{error:#}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// A pod starts, and a snapshot on the sandbox image is prepared within a second.
+fn assert_starts_pods(site: &Site, name: &str) -> Result<()> {
+    let log = || site.node.snapshotter_log();
+    let cri = site.node.cri()?;
+    let pod = cri
+        .run_pod(name)
+        .with_context(|| format!("no pod starts:\n{}", log()))?;
+    let layer = Image::pause()?.layers[0].diff_id();
+    let prepare = ["snapshots", "--snapshotter", SOCI, "prepare", name, &layer];
+    let start = Instant::now();
+    site.node.ctr(prepare)?.succeed()?;
+    let took = start.elapsed();
+    ensure!(
+        took < Duration::from_secs(1),
+        "Prepare took {took:?}:\n{}",
+        log()
+    );
+    pod.remove()
+}

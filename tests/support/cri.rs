@@ -1,0 +1,371 @@
+//! Pods, by the interface that a kubelet speaks to containerd.
+//!
+//! A [`Pod`] shares the network of the node, so that no CNI is needed; it ends when it is dropped, and its containers with
+//! it. The messages have only the fields that are used here, with the numbers of `runtime/v1/api.proto`.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::runtime::Runtime;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::{Channel, Endpoint};
+use tonic_prost::ProstCodec;
+
+use crate::process::Finished;
+
+/// No call takes this long unless it hangs.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A client of containerd's CRI.
+#[derive(Debug)]
+pub struct Cri {
+    runtime: Runtime,
+    channel: Channel,
+}
+
+impl Cri {
+    pub fn connect(socket: &Path) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display()))?;
+        let channel = runtime
+            .block_on(endpoint.connect())
+            .with_context(|| format!("connect to {}", socket.display()))?;
+        Ok(Self { runtime, channel })
+    }
+
+    /// Pulls an image with the snapshotter that the CRI is configured for.
+    pub fn pull(&self, reference: &str) -> Result<()> {
+        let request = PullImageRequest {
+            image: Some(ImageSpec::of(reference)),
+        };
+        let method = "/runtime.v1.ImageService/PullImage";
+        self.call::<_, PullImageResponse>(method, request).map(drop)
+    }
+
+    /// Starts the sandbox of a pod; its image is pulled first where it is missing.
+    pub fn run_pod(&self, name: &str) -> Result<Pod<'_>> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let config = PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata {
+                name: name.to_owned(),
+                uid: format!("{name}-{}-{number}", std::process::id()),
+                namespace: "default".to_owned(),
+            }),
+            linux: Some(LinuxPodSandboxConfig {
+                security_context: Some(SecurityContext::of_the_node()),
+            }),
+        };
+        let request = RunPodSandboxRequest {
+            config: Some(config.clone()),
+        };
+        let method = "/runtime.v1.RuntimeService/RunPodSandbox";
+        let answer: PodSandbox = self.call(method, request)?;
+        Ok(Pod {
+            cri: self,
+            id: answer.pod_sandbox_id,
+            config,
+            removed: false,
+        })
+    }
+
+    fn call<Q, A>(&self, method: &'static str, request: Q) -> Result<A>
+    where
+        Q: prost::Message + 'static,
+        A: prost::Message + Default + 'static,
+    {
+        let call = async {
+            let mut client = Grpc::new(self.channel.clone());
+            client.ready().await?;
+            let path = PathAndQuery::from_static(method);
+            let codec = ProstCodec::<Q, A>::default();
+            let answer = client
+                .unary(tonic::Request::new(request), path, codec)
+                .await?;
+            Ok::<A, anyhow::Error>(answer.into_inner())
+        };
+        self.runtime
+            .block_on(async { tokio::time::timeout(LIMIT, call).await })
+            .with_context(|| format!("{method}: no answer"))?
+            .context(method)
+    }
+}
+
+/// A running sandbox.
+#[derive(Debug)]
+pub struct Pod<'a> {
+    cri: &'a Cri,
+    id: String,
+    config: PodSandboxConfig,
+    removed: bool,
+}
+
+impl<'a> Pod<'a> {
+    /// Starts a container of an image that was pulled.
+    pub fn start(&self, name: &str, image: &str, command: &[&str]) -> Result<Container<'a>> {
+        let config = ContainerConfig {
+            metadata: Some(ContainerMetadata {
+                name: name.to_owned(),
+            }),
+            image: Some(ImageSpec::of(image)),
+            command: command.iter().map(|&word| word.to_owned()).collect(),
+            linux: Some(LinuxContainerConfig {
+                security_context: Some(ContainerSecurityContext {
+                    namespace_options: Some(NamespaceOption::of_the_node()),
+                }),
+            }),
+        };
+        let request = CreateContainerRequest {
+            pod_sandbox_id: self.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(self.config.clone()),
+        };
+        let created: ContainerName = self
+            .cri
+            .call("/runtime.v1.RuntimeService/CreateContainer", request)?;
+        let started = ContainerName {
+            container_id: created.container_id.clone(),
+        };
+        self.cri
+            .call::<_, Nothing>("/runtime.v1.RuntimeService/StartContainer", started)?;
+        Ok(Container {
+            cri: self.cri,
+            id: created.container_id,
+        })
+    }
+
+    /// Ends it and says whether that went well (dropping does the same without saying so).
+    pub fn remove(mut self) -> Result<()> {
+        self.removed = true;
+        self.end()
+    }
+
+    fn end(&self) -> Result<()> {
+        let name = PodSandbox {
+            pod_sandbox_id: self.id.clone(),
+        };
+        self.cri
+            .call::<_, Nothing>("/runtime.v1.RuntimeService/StopPodSandbox", name.clone())?;
+        self.cri
+            .call::<_, Nothing>("/runtime.v1.RuntimeService/RemovePodSandbox", name)
+            .map(drop)
+    }
+}
+
+impl Drop for Pod<'_> {
+    fn drop(&mut self) {
+        if !self.removed {
+            // What this cannot end, the sandbox around the tests ends.
+            drop(self.end());
+        }
+    }
+}
+
+/// A running container of a pod; it ends with the pod.
+#[derive(Debug)]
+pub struct Container<'a> {
+    cri: &'a Cri,
+    id: String,
+}
+
+impl Container<'_> {
+    /// The name under which containerd knows it.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Runs a command in it until it ends.
+    pub fn exec(&self, command: &[&str]) -> Result<Finished> {
+        let request = ExecSyncRequest {
+            container_id: self.id.clone(),
+            cmd: command.iter().map(|&word| word.to_owned()).collect(),
+            timeout: 0,
+        };
+        let answer: ExecSyncResponse = self
+            .cri
+            .call("/runtime.v1.RuntimeService/ExecSync", request)?;
+        Ok(Finished {
+            code: Some(answer.exit_code),
+            stdout: String::from_utf8_lossy(&answer.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&answer.stderr).into_owned(),
+        })
+    }
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ImageSpec {
+    #[prost(string, tag = "1")]
+    image: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PullImageRequest {
+    #[prost(message, optional, tag = "1")]
+    image: Option<ImageSpec>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PullImageResponse {
+    #[prost(string, tag = "1")]
+    image_ref: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct NamespaceOption {
+    #[prost(int32, tag = "1")]
+    network: i32,
+    #[prost(int32, tag = "2")]
+    pid: i32,
+    #[prost(int32, tag = "3")]
+    ipc: i32,
+}
+
+/// Of a sandbox (`LinuxSandboxSecurityContext`).
+#[derive(Clone, PartialEq, prost::Message)]
+struct SecurityContext {
+    #[prost(message, optional, tag = "1")]
+    namespace_options: Option<NamespaceOption>,
+}
+
+/// Of a container (`LinuxContainerSecurityContext`).
+#[derive(Clone, PartialEq, prost::Message)]
+struct ContainerSecurityContext {
+    #[prost(message, optional, tag = "3")]
+    namespace_options: Option<NamespaceOption>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct LinuxPodSandboxConfig {
+    #[prost(message, optional, tag = "2")]
+    security_context: Option<SecurityContext>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PodSandboxMetadata {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    uid: String,
+    #[prost(string, tag = "3")]
+    namespace: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct PodSandboxConfig {
+    #[prost(message, optional, tag = "1")]
+    metadata: Option<PodSandboxMetadata>,
+    #[prost(message, optional, tag = "8")]
+    linux: Option<LinuxPodSandboxConfig>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RunPodSandboxRequest {
+    #[prost(message, optional, tag = "1")]
+    config: Option<PodSandboxConfig>,
+}
+
+/// Names a sandbox, in requests and answers.
+#[derive(Clone, PartialEq, prost::Message)]
+struct PodSandbox {
+    #[prost(string, tag = "1")]
+    pod_sandbox_id: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ContainerMetadata {
+    #[prost(string, tag = "1")]
+    name: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct LinuxContainerConfig {
+    #[prost(message, optional, tag = "2")]
+    security_context: Option<ContainerSecurityContext>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ContainerConfig {
+    #[prost(message, optional, tag = "1")]
+    metadata: Option<ContainerMetadata>,
+    #[prost(message, optional, tag = "2")]
+    image: Option<ImageSpec>,
+    #[prost(string, repeated, tag = "3")]
+    command: Vec<String>,
+    #[prost(message, optional, tag = "15")]
+    linux: Option<LinuxContainerConfig>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct CreateContainerRequest {
+    #[prost(string, tag = "1")]
+    pod_sandbox_id: String,
+    #[prost(message, optional, tag = "2")]
+    config: Option<ContainerConfig>,
+    #[prost(message, optional, tag = "3")]
+    sandbox_config: Option<PodSandboxConfig>,
+}
+
+/// Names a container, in requests and answers.
+#[derive(Clone, PartialEq, prost::Message)]
+struct ContainerName {
+    #[prost(string, tag = "1")]
+    container_id: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ExecSyncRequest {
+    #[prost(string, tag = "1")]
+    container_id: String,
+    #[prost(string, repeated, tag = "2")]
+    cmd: Vec<String>,
+    #[prost(int64, tag = "3")]
+    timeout: i64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ExecSyncResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    stdout: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    stderr: Vec<u8>,
+    #[prost(int32, tag = "3")]
+    exit_code: i32,
+}
+
+/// An answer without a word.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Nothing {}
+
+impl ImageSpec {
+    fn of(reference: &str) -> Self {
+        Self {
+            image: reference.to_owned(),
+        }
+    }
+}
+
+impl NamespaceOption {
+    /// The network of the node; a namespace of processes for each container, as a kubelet asks for.
+    fn of_the_node() -> Self {
+        const CONTAINER: i32 = 1;
+        const NODE: i32 = 2;
+        Self {
+            network: NODE,
+            pid: CONTAINER,
+            ipc: NODE,
+        }
+    }
+}
+
+impl SecurityContext {
+    fn of_the_node() -> Self {
+        Self {
+            namespace_options: Some(NamespaceOption::of_the_node()),
+        }
+    }
+}
