@@ -9,6 +9,7 @@ mod kinds;
 mod markers;
 mod names;
 mod real;
+mod writes;
 
 use anyhow::{Context, Result};
 use soci_tests::image::noise;

@@ -3,8 +3,8 @@
 //! What cannot be equal is left out: sizes, blocks and link counts of directories, access times, the time of the root
 //! and of whatever the oracle itself gave the time of unpacking (implied directories, whiteouts). Everything else
 //! counts: kind, mode, owner, time with nanoseconds, device number, size, link count and which paths share an inode, link
-//! target, every extended attribute, and content by SHA-256, which is read with cold caches, in random order, by
-//! eight threads at once.
+//! target, every extended attribute, whether it lies on the device of the root, and content by SHA-256, which is read with
+//! cold caches, in random order, by eight threads at once: through the cache and past it (`O_DIRECT`).
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -12,13 +12,14 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
+use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 
 /// What one path shows.
@@ -31,6 +32,8 @@ pub struct Facts {
     /// Seconds and nanoseconds.
     pub mtime: (i64, i64),
     pub rdev: u64,
+    /// Whether `st_dev` is that of the root of the tree.
+    pub on_root_device: bool,
     pub size: u64,
     pub links: u64,
     /// The first path (in byte order) with the same inode.
@@ -58,9 +61,12 @@ pub type Tree = BTreeMap<Vec<u8>, Facts>;
 /// Reads the facts of everything below `root`.
 pub fn walk(root: &Path) -> Result<Tree> {
     let mut tree = Tree::new();
-    let mut inodes = BTreeMap::new();
+    let mut inodes = Inodes {
+        device: fs::symlink_metadata(root)?.dev(),
+        paths: BTreeMap::new(),
+    };
     let mut folders = vec![PathBuf::new()];
-    tree.insert(Vec::new(), facts(root, &[], &mut BTreeMap::new())?);
+    tree.insert(Vec::new(), facts(root, &[], &mut inodes)?);
     while let Some(folder) = folders.pop() {
         let full = root.join(&folder);
         let mut names = Vec::new();
@@ -95,7 +101,15 @@ fn settle_shared_inodes(tree: &mut Tree) {
     }
 }
 
-fn facts(full: &Path, path: &[u8], inodes: &mut BTreeMap<(u64, u64), Vec<u8>>) -> Result<Facts> {
+/// What is known of the tree while it is walked.
+struct Inodes {
+    /// Of the root.
+    device: u64,
+    /// The path found first of each inode.
+    paths: BTreeMap<(u64, u64), Vec<u8>>,
+}
+
+fn facts(full: &Path, path: &[u8], inodes: &mut Inodes) -> Result<Facts> {
     let meta = match fs::symlink_metadata(full) {
         Ok(meta) => meta,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(listed_only(path)),
@@ -107,6 +121,7 @@ fn facts(full: &Path, path: &[u8], inodes: &mut BTreeMap<(u64, u64), Vec<u8>>) -
         path.to_vec()
     } else {
         inodes
+            .paths
             .entry((meta.dev(), meta.ino()))
             .or_insert_with(|| path.to_vec())
             .clone()
@@ -118,6 +133,7 @@ fn facts(full: &Path, path: &[u8], inodes: &mut BTreeMap<(u64, u64), Vec<u8>>) -
         gid: meta.gid(),
         mtime: (meta.mtime(), meta.mtime_nsec()),
         rdev: meta.rdev(),
+        on_root_device: meta.dev() == inodes.device,
         size: if matches!(kind, Kind::Regular | Kind::Symlink) {
             meta.size()
         } else {
@@ -141,6 +157,7 @@ fn listed_only(path: &[u8]) -> Facts {
         gid: 0,
         mtime: (0, 0),
         rdev: 0,
+        on_root_device: true,
         size: 0,
         links: 0,
         same_as: path.to_vec(),
@@ -242,6 +259,11 @@ fn difference(path: &str, want: &Facts, have: &Facts) -> String {
     add("owner", &(want.uid, want.gid), &(have.uid, have.gid));
     add("time", &want.mtime, &have.mtime);
     add("device", &want.rdev, &have.rdev);
+    add(
+        "on the root's device",
+        &want.on_root_device,
+        &have.on_root_device,
+    );
     add("size", &want.size, &have.size);
     add("links", &want.links, &have.links);
     add("inode of", &show(&want.same_as), &show(&have.same_as));
@@ -270,17 +292,14 @@ fn compare_contents(oracle: &Path, ours: &Path, files: &[&[u8]]) -> Result<Vec<S
     std::thread::scope(|scope| {
         for _ in 0..READERS {
             scope.spawn(|| {
-                while let Some(path) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(path) = order.get(at) else { return };
                     let relative = Path::new(OsStr::from_bytes(path));
-                    let (have, want) = (hash(&ours.join(relative)), hash(&oracle.join(relative)));
-                    let line = match (want, have) {
-                        (Ok(want), Ok(have)) if want == have => continue,
-                        (Ok(_), Ok(_)) => format!("{}: other content", show(path)),
-                        (want, have) => {
-                            format!("{}: read {have:?} instead of {want:?}", show(path))
-                        }
-                    };
-                    lines.lock().expect("no reader panics").push(line);
+                    let (oracle, ours) = (oracle.join(relative), ours.join(relative));
+                    let found = compare_content(&oracle, &ours, at % ORDERS.len());
+                    let shown = found.iter().map(|line| format!("{}: {line}", show(path)));
+                    lines.lock().expect("no reader panics").extend(shown);
                 }
             });
         }
@@ -288,10 +307,55 @@ fn compare_contents(oracle: &Path, ours: &Path, files: &[&[u8]]) -> Result<Vec<S
     Ok(lines.into_inner().expect("no reader panics"))
 }
 
+/// How a file is read.
+#[derive(Debug, Clone, Copy)]
+pub enum How {
+    Cached,
+    /// Opened with `O_DIRECT`.
+    Direct,
+    /// `O_DIRECT` set on the open file.
+    DirectLater,
+}
+
+/// Each way comes first for some file: what reads first meets bytes that are not there yet.
+const ORDERS: [[How; 2]; 4] = [
+    [How::Cached, How::Direct],
+    [How::Direct, How::Cached],
+    [How::Cached, How::DirectLater],
+    [How::DirectLater, How::Cached],
+];
+
+fn compare_content(oracle: &Path, ours: &Path, order: usize) -> Vec<String> {
+    let want = hash(oracle);
+    let one = |how| match (&want, read_hash(ours, how)) {
+        (Ok(want), Ok(have)) if *want == have => None,
+        (Ok(_), Ok(_)) => Some(format!("other content ({how:?})")),
+        (Ok(_), Err(error)) => Some(format!("cannot be read ({how:?}): {error}")),
+        (Err(error), _) => Some(format!("cannot be read by the oracle: {error}")),
+    };
+    ORDERS[order].into_iter().filter_map(one).collect()
+}
+
 /// SHA-256 of a file's content.
 pub fn hash(path: &Path) -> std::io::Result<[u8; 32]> {
-    let mut file = fs::File::open(path)?;
-    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 18]);
+    read_hash(path, How::Cached)
+}
+
+/// The same, read so.
+pub fn read_hash(path: &Path, how: How) -> std::io::Result<[u8; 32]> {
+    let mut options = fs::File::options();
+    options.read(true);
+    if matches!(how, How::Direct) {
+        options.custom_flags(OFlags::DIRECT.bits().cast_signed());
+    }
+    let mut file = options.open(path)?;
+    if matches!(how, How::DirectLater) {
+        let flags = rustix::fs::fcntl_getfl(&file)?;
+        rustix::fs::fcntl_setfl(&file, flags | OFlags::DIRECT)?;
+    }
+    // Of pages: direct reads need a buffer that begins with a block.
+    let mut buffer = memmap2::MmapMut::map_anon(1 << 18)?;
+    let mut hasher = Sha256::new();
     loop {
         match file.read(&mut buffer)? {
             0 => return Ok(hasher.finalize().into()),
