@@ -12,6 +12,7 @@ pub mod containerd;
 pub mod cri;
 pub mod disk;
 pub mod image;
+pub mod loops;
 pub mod mapped;
 pub mod node;
 pub mod process;

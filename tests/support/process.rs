@@ -182,6 +182,29 @@ impl Daemon {
         self.wait_for_end(limit).map(|_| ())
     }
 
+    /// SIGKILL for it and for every process that it started.
+    pub fn kill_all(&mut self, limit: Duration) -> Result<()> {
+        // Stopped first: who is stopped starts nobody while the others are looked for.
+        signal(self.pid(), rustix::process::Signal::STOP)?;
+        let below = descendants(self.pid())?;
+        for pid in [self.pid()].into_iter().chain(below.iter().copied()) {
+            // One that is gone already is as good.
+            drop(signal(pid, rustix::process::Signal::KILL));
+        }
+        self.wait_for_end(limit)?;
+        let start = Instant::now();
+        while let Some(pid) = below.iter().find(|&&pid| runs(pid)) {
+            if start.elapsed() > limit {
+                bail!(
+                    "process {pid} of {} does not end within {limit:?}",
+                    self.shown
+                );
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
     pub fn wait_for_end(&mut self, limit: Duration) -> Result<Option<i32>> {
         let start = Instant::now();
         while start.elapsed() < limit {
@@ -207,6 +230,43 @@ impl Drop for Daemon {
             }
         }
     }
+}
+
+/// The processes below one, its own children first.
+pub fn descendants(pid: u32) -> Result<Vec<u32>> {
+    let mut parents = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        if let Some(child) = name.to_str().and_then(|name| name.parse::<u32>().ok())
+            && let Some((_, parent)) = state(child)
+        {
+            parents.push((child, parent));
+        }
+    }
+    let (mut found, mut at) = (vec![pid], 0);
+    while let Some(&parent) = found.get(at) {
+        at += 1;
+        found.extend(
+            parents
+                .iter()
+                .filter(|pair| pair.1 == parent)
+                .map(|pair| pair.0),
+        );
+    }
+    Ok(found.split_off(1))
+}
+
+/// Whether a process is there and is not only waited for.
+fn runs(pid: u32) -> bool {
+    state(pid).is_some_and(|(state, _)| state != 'Z')
+}
+
+/// A process's state and its parent.
+fn state(pid: u32) -> Option<(char, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name stands in brackets and may hold anything.
+    let mut words = stat.rsplit_once(") ")?.1.split(' ');
+    Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
 }
 
 fn signal(pid: u32, which: rustix::process::Signal) -> Result<()> {
