@@ -3,7 +3,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO ?= cargo
 
-.PHONY: help demo test check e2e kernels fuzz bench build man install tools clean
+.PHONY: help demo test check e2e kernels soak fuzz bench build man install tools clean
 
 help:     ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -22,6 +22,9 @@ e2e:      ## only the end-to-end tests; make e2e T=name runs some
 
 kernels:  ## what Debian's kernels answer, booted in qemu (root, minutes each): docs/kernels.md
 	@scripts/kernels
+
+soak:     ## the stress test for two hours; make soak T=seconds takes another time
+	@scripts/soak $(T)
 
 fuzz:     ## an hour of one fuzz target (nightly, cargo-fuzz): make fuzz T=ztoc_decode
 	cd fuzz && $(CARGO) +nightly fuzz run $(T) -- -max_total_time=3600

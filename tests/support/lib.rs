@@ -22,6 +22,7 @@ pub mod site;
 pub mod stored;
 pub mod tar;
 pub mod transcript;
+pub mod unit;
 pub mod walk;
 
 pub use containerd::Series;

@@ -1,5 +1,6 @@
 //! One machine: containerd with our daemon as its snapshotter `soci`.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,8 @@ pub struct NodeOptions {
     pub root: Option<PathBuf>,
     /// Only containerd, with its own snapshotters.
     pub oracle_only: bool,
+    /// Our daemon is started by the test itself, see [`crate::unit`].
+    pub service_apart: bool,
     /// Which containerd.
     pub series: Series,
     /// The sandbox image of pods; containerd then has its CRI, with our snapshotter.
@@ -74,7 +77,7 @@ impl Node {
             containerd: None,
             snapshotter: None,
         };
-        if !node.options.oracle_only {
+        if !node.options.oracle_only && !node.options.service_apart {
             node.start_snapshotter()?;
         }
         node.start_containerd()?;
@@ -88,28 +91,16 @@ impl Node {
 
     /// The same with further environment variables.
     pub fn start_snapshotter_with(&mut self, environment: &[(&str, &str)]) -> Result<()> {
-        let config = self.folder.join("soci.toml");
-        let containerd = format!(
-            "[content_store]\ncontainerd_address = \"{}\"\n",
-            self.containerd_socket().display()
-        );
-        fs::write(&config, format!("{}{containerd}", self.options.config))?;
+        let socket = self.snapshotter_socket();
         let mut program = Program::ours("soci-snapshotter-grpc")?
-            .args(["--log-level", "debug", "--address"])
-            .args([self.snapshotter_socket()])
-            .args([
-                Path::new("--root"),
-                &self.root,
-                Path::new("--config"),
-                &config,
-            ]);
+            .args([Path::new("--address"), &socket])
+            .args(self.snapshotter_arguments()?);
         program = self.trusting(program);
         for (key, value) in environment {
             program = program.env(key, value);
         }
         let before = self.snapshotter_log().len();
         let mut daemon = program.spawn(&self.folder.join("soci.log"))?;
-        let socket = self.snapshotter_socket();
         daemon.wait_until("listening", START, |log| {
             log.get(before..)
                 .is_some_and(|new| new.contains("successfully started"))
@@ -117,6 +108,24 @@ impl Node {
         })?;
         self.snapshotter = Some(daemon);
         Ok(())
+    }
+
+    /// The arguments of our daemon but its address; writes the configuration that they name.
+    pub fn snapshotter_arguments(&self) -> Result<Vec<OsString>> {
+        let config = self.folder.join("soci.toml");
+        let containerd = format!(
+            "[content_store]\ncontainerd_address = \"{}\"\n",
+            self.containerd_socket().display()
+        );
+        fs::write(&config, format!("{}{containerd}", self.options.config))?;
+        Ok(vec![
+            "--log-level".into(),
+            "debug".into(),
+            "--root".into(),
+            self.root.clone().into(),
+            "--config".into(),
+            config.into(),
+        ])
     }
 
     /// Starts containerd and waits until it answers.

@@ -69,6 +69,13 @@ impl Program {
         self
     }
 
+    /// Changes what the fields above do not reach.
+    #[must_use]
+    pub(crate) fn with(mut self, change: impl FnOnce(&mut Command)) -> Self {
+        change(&mut self.command);
+        self
+    }
+
     /// Runs it and gives what it left, whatever its exit code was.
     pub fn finish(mut self) -> Result<Finished> {
         let output = self

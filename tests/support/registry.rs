@@ -54,18 +54,19 @@ impl TlsRegistry {
              {access}http: {{addr: 127.0.0.1:{port}, tls: {{certificate: {shown}/server.pem, key: {shown}/server.key}}}}\n"
         );
         fs::write(folder.join("registry.yml"), config)?;
-        let mut daemon = Program::tool("docker-registry")?
-            .args(["serve".as_ref(), folder.join("registry.yml").as_os_str()])
-            .spawn(&folder.join("registry.log"))?;
-        daemon.wait_until("listening", Duration::from_secs(20), |_| {
-            TcpStream::connect(("127.0.0.1", port)).is_ok()
-        })?;
         Ok(Self {
-            daemon,
+            daemon: serve(folder, port)?,
             port,
             authority,
             folder: folder.to_path_buf(),
         })
+    }
+
+    /// Ends it and starts it again, with the same blobs at the same port.
+    pub fn restart(&mut self) -> Result<()> {
+        self.daemon.kill(Duration::from_secs(20))?;
+        self.daemon = serve(&self.folder, self.port)?;
+        Ok(())
     }
 
     /// Where it listens, for a [`crate::Relay`] in front of it.
@@ -110,6 +111,16 @@ impl TlsRegistry {
     pub fn log(&self) -> String {
         self.daemon.log()
     }
+}
+
+fn serve(folder: &Path, port: u16) -> Result<Daemon> {
+    let mut daemon = Program::tool("docker-registry")?
+        .args(["serve".as_ref(), folder.join("registry.yml").as_os_str()])
+        .spawn(&folder.join("registry.log"))?;
+    daemon.wait_until("listening", Duration::from_secs(20), |_| {
+        TcpStream::connect(("127.0.0.1", port)).is_ok()
+    })?;
+    Ok(daemon)
 }
 
 /// An authority and a server certificate signed by it; gives the authority's certificate.

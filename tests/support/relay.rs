@@ -82,6 +82,13 @@ impl Relay {
         self.link.open.store(true, Ordering::SeqCst);
     }
 
+    /// All connections together get so many bytes a second from now on; only on a link that was made with a rate.
+    pub fn limit(&self, rate: u64) {
+        if let Some(bucket) = &self.link.shared {
+            bucket.rate.store(rate.max(1), Ordering::SeqCst);
+        }
+    }
+
     /// Bytes that have reached clients.
     pub fn delivered(&self) -> u64 {
         self.link.delivered.load(Ordering::SeqCst)
@@ -229,7 +236,7 @@ fn wait_until(when: Instant) {
 /// Tokens as a time: the moment at which everything taken so far has passed.
 #[derive(Debug)]
 struct Bucket {
-    rate: u64,
+    rate: AtomicU64,
     passed: Mutex<Instant>,
 }
 
@@ -239,7 +246,7 @@ const BURST: Duration = Duration::from_millis(2);
 impl Bucket {
     fn new(rate: u64) -> Self {
         Self {
-            rate: rate.max(1),
+            rate: AtomicU64::new(rate.max(1)),
             passed: Mutex::new(Instant::now()),
         }
     }
@@ -249,8 +256,8 @@ impl Bucket {
         let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let from = (*passed).max(now.checked_sub(BURST).unwrap_or(now));
-        *passed =
-            from + Duration::from_nanos((bytes as u64).saturating_mul(1_000_000_000) / self.rate);
+        let rate = self.rate.load(Ordering::SeqCst);
+        *passed = from + Duration::from_nanos((bytes as u64).saturating_mul(1_000_000_000) / rate);
         *passed
     }
 }

@@ -1,0 +1,142 @@
+//! What is done to the daemon and to everything around it, each by a thread of its own, until the test is over.
+
+use std::fs;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Result;
+use soci_tests::unit::{End, Keeping};
+
+use crate::Plan;
+use crate::truth::Dice;
+use crate::world::{RATE, World, lock};
+
+/// One kind of fault: does it once, waits before.
+type Fault = fn(&World, &Plan, &mut Dice) -> Result<()>;
+
+/// All kinds that this way of keeping the daemon stands.
+pub(crate) fn faults(plan: &Plan) -> Vec<(&'static str, Fault)> {
+    let all: [(&'static str, Fault); 5] = [
+        ("kill", kill),
+        ("registry", registry),
+        ("disk", disk),
+        ("replace", replace),
+        ("memory", memory),
+    ];
+    all.into_iter()
+        .filter(|(name, _)| match *name {
+            "replace" => plan.keeping == Keeping::Unit,
+            // Nobody starts a process again that the kernel ends for its memory.
+            "memory" => plan.keeping != Keeping::Alone,
+            _ => true,
+        })
+        .filter(|(name, _)| !plan.without.iter().any(|without| without == name))
+        .collect()
+}
+
+/// Goes on with one kind of fault.
+pub(crate) fn go_on(world: &World, plan: &Plan, name: &str, fault: Fault) {
+    let salt = name.bytes().fold(0, |sum, byte| sum * 31 + u64::from(byte));
+    let mut dice = Dice::new(plan.seed ^ salt);
+    while !world.is_over() {
+        if let Err(error) = fault(world, plan, &mut dice) {
+            world.trouble(format!("{name}: {error:#}"));
+        }
+    }
+}
+
+fn pause(world: &World, dice: &mut Dice, from_ms: u64, to_ms: u64) -> bool {
+    world.sleep(Duration::from_millis(dice.throw(from_ms, to_ms)));
+    !world.is_over()
+}
+
+fn kill(world: &World, _: &Plan, dice: &mut Dice) -> Result<()> {
+    if pause(world, dice, 100, 2000) && lock(&world.service).kill_worker()? {
+        world.events.count(&world.events.kills, "worker killed");
+    }
+    Ok(())
+}
+
+fn replace(world: &World, plan: &Plan, dice: &mut Dice) -> Result<()> {
+    if !pause(world, dice, 5000, 15_000) {
+        return Ok(());
+    }
+    let end = if dice.throw(0, 2) == 0 {
+        End::Killed
+    } else {
+        End::Terminated
+    };
+    let binary = match &plan.other {
+        Some(other) if dice.throw(0, 2) == 0 => other.clone(),
+        _ => soci_tests::process::binary("soci-snapshotter-grpc")?,
+    };
+    world.events.say(&format!("keeper {end:?}"));
+    let took = lock(&world.service).replace(end, Some(&binary))?;
+    let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    let longest = &world.events.longest_replacement;
+    longest.fetch_max(millis, Ordering::SeqCst);
+    let what = format!("keeper replaced in {millis} ms by {}", binary.display());
+    world.events.count(&world.events.replaced, &what);
+    Ok(())
+}
+
+fn registry(world: &World, _: &Plan, dice: &mut Dice) -> Result<()> {
+    if !pause(world, dice, 2000, 8000) {
+        return Ok(());
+    }
+    let (events, relay) = (&world.events, &world.registry.relay);
+    match dice.throw(0, 5) {
+        0 | 1 => {
+            events.count(&events.cuts, "registry cut");
+            relay.cut();
+            pause(world, dice, 200, 3000);
+            relay.restore();
+        }
+        2 | 3 => {
+            events.count(&events.slowed, "registry slow");
+            relay.limit(RATE / 20);
+            pause(world, dice, 500, 4000);
+            relay.limit(RATE);
+        }
+        _ => {
+            events.count(&events.restarts, "registry restarted");
+            lock(&world.registry.server).restart()?;
+        }
+    }
+    events.say("registry as usual");
+    Ok(())
+}
+
+fn disk(world: &World, _: &Plan, dice: &mut Dice) -> Result<()> {
+    if !pause(world, dice, 10_000, 25_000) {
+        return Ok(());
+    }
+    // The readers are told: what they read now may not be kept.
+    let told = world.memory().join("lib/full");
+    fs::write(&told, "")?;
+    world.events.set_full(true);
+    let ballast = world.disk.fill(dice.throw(0, 4))?;
+    world.events.count(&world.events.filled, "disk filled");
+    pause(world, dice, 1000, 4000);
+    fs::remove_file(ballast)?;
+    world.events.set_full(false);
+    pause(world, dice, 1000, 1001);
+    Ok(fs::remove_file(told)?)
+}
+
+fn memory(world: &World, _: &Plan, dice: &mut Dice) -> Result<()> {
+    const TIGHT: u64 = 64 << 20;
+    if !pause(world, dice, 8000, 20_000) {
+        return Ok(());
+    }
+    let Some(group) = &world.group else {
+        return Ok(());
+    };
+    if group.limit(TIGHT) {
+        world.events.count(&world.events.squeezed, "memory tight");
+        pause(world, dice, 1000, 5000);
+    }
+    group.unlimited();
+    world.events.say("memory as usual");
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! What happened when: a file beside the report, and the counts of faults.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use anyhow::Result;
+
+use crate::slots::now;
+use crate::world::lock;
+
+/// Counts of what was done to the daemon and its surroundings.
+#[derive(Debug)]
+pub(crate) struct Events {
+    file: Mutex<File>,
+    pub(crate) kills: AtomicU64,
+    pub(crate) replaced: AtomicU64,
+    pub(crate) cuts: AtomicU64,
+    pub(crate) slowed: AtomicU64,
+    pub(crate) restarts: AtomicU64,
+    pub(crate) filled: AtomicU64,
+    pub(crate) squeezed: AtomicU64,
+    pub(crate) lives: AtomicU64,
+    pub(crate) calls_again: AtomicU64,
+    /// Milliseconds of the longest removal of an image, and of the longest replacement of a keeper.
+    pub(crate) longest_removal: AtomicU64,
+    pub(crate) longest_replacement: AtomicU64,
+    full: AtomicBool,
+    full_until: AtomicU64,
+}
+
+impl Events {
+    pub(crate) fn new(folder: &Path) -> Result<Self> {
+        Ok(Self {
+            file: Mutex::new(File::create(folder.join("soak-events.txt"))?),
+            kills: AtomicU64::new(0),
+            replaced: AtomicU64::new(0),
+            cuts: AtomicU64::new(0),
+            slowed: AtomicU64::new(0),
+            restarts: AtomicU64::new(0),
+            filled: AtomicU64::new(0),
+            squeezed: AtomicU64::new(0),
+            lives: AtomicU64::new(0),
+            calls_again: AtomicU64::new(0),
+            longest_removal: AtomicU64::new(0),
+            longest_replacement: AtomicU64::new(0),
+            full: AtomicBool::new(false),
+            full_until: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn say(&self, what: &str) {
+        // Beside the report; the report itself does not need it.
+        let _ = writeln!(lock(&self.file), "{} {what}", now());
+    }
+
+    pub(crate) fn count(&self, which: &AtomicU64, what: &str) {
+        which.fetch_add(1, Ordering::SeqCst);
+        self.say(what);
+    }
+
+    pub(crate) fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::SeqCst);
+        self.full_until.store(now(), Ordering::SeqCst);
+        self.say(if full { "disk full" } else { "disk freed" });
+    }
+
+    /// Whether the disk is full or was within what a call takes.
+    pub(crate) fn was_full(&self) -> bool {
+        const CALL_MS: u64 = 10_000;
+        let until = self.full_until.load(Ordering::SeqCst);
+        self.full.load(Ordering::SeqCst) || now().saturating_sub(until) < CALL_MS
+    }
+}

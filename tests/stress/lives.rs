@@ -1,0 +1,243 @@
+//! The life of an image, again and again: pulled, read by a container while everything fails, removed.
+
+use std::fs;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use soci_tests::node::SOCI;
+use soci_tests::process::Daemon;
+use soci_tests::unit::Keeping;
+
+use crate::images::Published;
+use crate::samples::loops;
+use crate::slots::Slot;
+use crate::truth::Dice;
+use crate::world::{LIMIT, Out, World, last_line, lock};
+
+/// Lives until the test is over; what must not be is reported to the world.
+pub(crate) fn live_on(world: &World, keeping: Keeping, image: &Published, seed: u64) {
+    let mut dice = Dice::new(seed);
+    let mut number = 0;
+    while !world.is_over() {
+        number += 1;
+        let name = image.name.replace(':', "-");
+        let id = format!("{name}-{number}");
+        if let Err(error) = live(world, keeping, image, &id, &mut dice)
+            && !world.is_over()
+        {
+            world.trouble(format!("{id}: {error:#}"));
+        }
+    }
+}
+
+/// Removes every image: with the last one the last of our loop devices goes.
+pub(crate) fn end_all(world: &World, images: &[Published]) {
+    let start = Instant::now();
+    let removed = images
+        .iter()
+        .try_for_each(|image| remove(world, &["images", "rm", "--sync", &image.reference]));
+    if let Err(error) = removed {
+        world.trouble(format!("at the end: {error:#}"));
+    }
+    while loops(&world.node).0 > 0 {
+        if start.elapsed() > LIMIT {
+            let (all, lazy) = loops(&world.node);
+            world.trouble(format!(
+                "{all} loop devices are left without an image, {lazy} of them on FUSE"
+            ));
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn live(
+    world: &World,
+    keeping: Keeping,
+    image: &Published,
+    id: &str,
+    dice: &mut Dice,
+) -> Result<()> {
+    let reference = image.reference.as_str();
+    again(
+        world,
+        world.ctr(&["images", "pull", "--snapshotter", SOCI, reference]),
+    )?;
+    let seconds = dice.throw(6, 25);
+    let container = Container::start(world, keeping, image, id)?;
+    world.events.say(&format!("{id} reads for {seconds} s"));
+    container.run(Duration::from_secs(seconds))?;
+    // Every fourth stays: its next container finds what is there already.
+    if dice.throw(0, 4) > 0 && !world.is_over() {
+        let start = Instant::now();
+        remove(world, &["images", "rm", "--sync", reference])?;
+        let took = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let longest = &world.events.longest_removal;
+        longest.fetch_max(took, Ordering::SeqCst);
+        world.events.say(&format!("{id} removed in {took} ms"));
+    }
+    world.events.lives.fetch_add(1, Ordering::SeqCst);
+    Ok(())
+}
+
+fn again(world: &World, failures: Result<u64>) -> Result<()> {
+    world
+        .events
+        .calls_again
+        .fetch_add(failures?, Ordering::SeqCst);
+    Ok(())
+}
+
+/// Removes something of containerd's; already gone is as good.
+fn remove(world: &World, arguments: &[&str]) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let said = world.finish(world.node.ctr(arguments)?)?;
+        if said.code == Some(0) || said.stdout.contains("not found") {
+            return Ok(());
+        }
+        world.excused(arguments, &said.stdout)?;
+        ensure!(start.elapsed() < LIMIT, "{arguments:?}: {}", said.stdout);
+        world.events.calls_again.fetch_add(1, Ordering::SeqCst);
+        world.sleep(Duration::from_millis(100));
+    }
+}
+
+/// A container in which the reader runs.
+struct Container<'a> {
+    world: &'a World,
+    id: String,
+    out: Out,
+    run: Daemon,
+}
+
+impl<'a> Container<'a> {
+    /// Starts it, again if the daemon was killed under the calls.
+    fn start(world: &'a World, keeping: Keeping, image: &Published, id: &str) -> Result<Self> {
+        let start = Instant::now();
+        for attempt in 0.. {
+            let mut container = Self::attempt(world, keeping, image, &format!("{id}-{attempt}"))?;
+            if container.has_begun()? {
+                return Ok(container);
+            }
+            let said = container.run.log();
+            container.forget()?;
+            if world.is_over() {
+                bail!("the test is over");
+            }
+            world.excused(&["run", id], &said)?;
+            let last = last_line(&said);
+            world.events.say(&format!("again: run {id}: {last}"));
+            world.events.calls_again.fetch_add(1, Ordering::SeqCst);
+            ensure!(start.elapsed() < LIMIT, "run {id}: {said}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        unreachable!("the attempts have no end")
+    }
+
+    fn attempt(world: &'a World, keeping: Keeping, image: &Published, id: &str) -> Result<Self> {
+        let folder = world.memory().join(id);
+        fs::create_dir_all(&folder)?;
+        let list: String = image.files.iter().map(|file| format!("{file}\n")).collect();
+        fs::write(folder.join("truth"), list)?;
+        let lib = world.memory().join("lib");
+        let tag = world.memory().display();
+        let mounts =
+            [(lib.as_path(), "lib", "ro"), (&folder, "out", "rw")].map(|(from, to, access)| {
+                let from = from.display();
+                format!("--mount=type=bind,src={from},dst=/reader/{to},options=rbind:{access}")
+            });
+        let command = [
+            "/reader/lib/ld-linux-x86-64.so.2",
+            "--library-path",
+            "/reader/lib",
+            "/reader/lib/soci-test-reader",
+            "/reader/lib",
+            "/reader/out",
+            &tag.to_string(),
+        ];
+        let mut run = world
+            .node
+            .ctr(["run", "--rm", "--snapshotter", SOCI])?
+            .args(mounts)
+            .args([image.reference.as_str(), id])
+            .args(command);
+        if keeping == Keeping::Alone {
+            run = run.args(["again"]);
+        }
+        let out = Out {
+            folder,
+            paths: image.files.iter().map(|file| file.path.clone()).collect(),
+        };
+        lock(&world.outs).push(out.clone());
+        Ok(Self {
+            world,
+            id: id.to_owned(),
+            run: run.spawn(&world.folder().join(format!("{id}.log")))?,
+            out,
+        })
+    }
+
+    /// Waits until the reader reads; false when the container has ended before.
+    fn has_begun(&mut self) -> Result<bool> {
+        let start = Instant::now();
+        while !self.out.folder.join("slots").exists() {
+            if self.run.ended() {
+                return Ok(false);
+            }
+            ensure!(
+                start.elapsed() < LIMIT,
+                "{} does not start: {}",
+                self.id,
+                self.run.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(true)
+    }
+
+    /// Lets it read, then stops and removes it.
+    fn run(mut self, time: Duration) -> Result<()> {
+        let start = Instant::now();
+        while start.elapsed() < time && !self.world.is_over() {
+            if self.run.ended() {
+                let errors = fs::read_to_string(self.out.folder.join("errors")).unwrap_or_default();
+                let code = self.run.wait_for_end(LIMIT)?;
+                // A fault that was not answered ends a program by SIGBUS: 128 and 7.
+                bail!("the reader ended: {code:?} {}{errors}", self.run.log());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        fs::write(self.out.folder.join("stop"), "")?;
+        self.run
+            .wait_for_end(LIMIT)
+            .context("the reader was told to stop")?;
+        let said = self.run.log();
+        if !said.is_empty() {
+            self.world.excused(&["run", &self.id], &said)?;
+        }
+        self.forget()
+    }
+
+    /// Adds up what it counted and removes what is left of it.
+    fn forget(self) -> Result<()> {
+        let folder = self.out.folder.clone();
+        lock(&self.world.outs).retain(|out| out.folder != folder);
+        for slot in Slot::read_all(&fs::read(folder.join("slots")).unwrap_or_default()) {
+            lock(&self.world.counted).add(&slot);
+        }
+        if let Ok(errors) = fs::read_to_string(folder.join("errors")) {
+            for line in errors.lines() {
+                self.world.events.say(&format!("{}: {line}", self.id));
+            }
+        }
+        fs::remove_dir_all(&folder)?;
+        remove(self.world, &["tasks", "rm", "--force", &self.id])?;
+        remove(self.world, &["containers", "rm", &self.id])?;
+        remove(
+            self.world,
+            &["snapshots", "--snapshotter", SOCI, "rm", &self.id],
+        )
+    }
+}

@@ -1,0 +1,78 @@
+//! How long, how hard and with what the test runs, from the environment (`scripts/soak` sets it).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use soci_tests::process::repository;
+use soci_tests::unit::Keeping;
+
+use crate::slots;
+
+/// The form inside `make test`.
+const SHORT: Duration = Duration::from_secs(180);
+/// A machine that runs other things meanwhile is late by itself.
+const SLOWEST_SHORT: Duration = Duration::from_secs(5);
+const SLOWEST_LONG: Duration = Duration::from_secs(1);
+
+/// One run of the test.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// `SOCI_SOAK_SECONDS`.
+    pub(crate) length: Duration,
+    /// `SOCI_SOAK_SEED`: the same images and the same order of faults.
+    pub(crate) seed: u64,
+    /// `SOCI_SOAK_KEEPING`: alone, keeper or unit.
+    pub(crate) keeping: Keeping,
+    /// `SOCI_SOAK_OTHER`: another build of the daemon, which takes turns.
+    pub(crate) other: Option<PathBuf>,
+    /// `SOCI_SOAK_WITHOUT`: faults that are left out.
+    pub(crate) without: Vec<String>,
+    /// `SOCI_SOAK_IMAGES`.
+    pub(crate) images: u64,
+    /// The longest that a read of present bytes may take.
+    pub(crate) slowest: Duration,
+    /// Where reports are written.
+    pub(crate) folder: PathBuf,
+}
+
+impl Plan {
+    pub(crate) fn from_environment() -> Result<Self> {
+        let seconds = number("SOCI_SOAK_SECONDS")?;
+        let keeping = match variable("SOCI_SOAK_KEEPING").as_deref() {
+            None | Some("unit") => Keeping::Unit,
+            Some("keeper") => Keeping::Keeper,
+            Some("alone") => Keeping::Alone,
+            Some(other) => bail!("SOCI_SOAK_KEEPING is alone, keeper or unit, not {other}"),
+        };
+        let without = variable("SOCI_SOAK_WITHOUT").unwrap_or_default();
+        Ok(Self {
+            length: seconds.map_or(SHORT, Duration::from_secs),
+            seed: number("SOCI_SOAK_SEED")?.unwrap_or_else(slots::now),
+            keeping,
+            other: variable("SOCI_SOAK_OTHER").map(PathBuf::from),
+            without: without.split(',').map(str::to_owned).collect(),
+            images: number("SOCI_SOAK_IMAGES")?.unwrap_or(4),
+            slowest: seconds.map_or(SLOWEST_SHORT, |_| SLOWEST_LONG),
+            folder: folder(),
+        })
+    }
+}
+
+/// Where reports are written.
+pub(crate) fn folder() -> PathBuf {
+    repository().join("target")
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn number(name: &str) -> Result<Option<u64>> {
+    variable(name)
+        .map(|text| {
+            text.parse()
+                .with_context(|| format!("{name} is a number, not {text}"))
+        })
+        .transpose()
+}

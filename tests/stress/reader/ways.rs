@@ -1,0 +1,207 @@
+//! The ways in which a program comes to the bytes of a file: read here and there, in order, by a map, without the page
+//! cache, and by being executed. Each forgets first what the page cache has of them.
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroU64;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::fs::{Advice, OFlags, fadvise};
+use soci_tests::image::digest;
+
+use crate::truth::{Dice, Kind};
+use crate::{BLOCK, Operation, Range};
+
+/// One operation.
+pub(crate) type Way = fn(&mut Operation<'_>, &mut Dice);
+
+/// One thread each.
+pub(crate) const ALL: &[Way] = &[here_and_there, in_order, by_map, uncached, executed];
+
+const PAGE: u64 = 4096;
+
+fn any_file(operation: &Operation<'_>, dice: &mut Dice) -> usize {
+    let count = operation.reader.files.len() as u64;
+    usize::try_from(dice.throw(0, count)).expect("an address")
+}
+
+/// A block of a file, or a part of one.
+fn any_range(operation: &Operation<'_>, dice: &mut Dice) -> Range {
+    let file = any_file(operation, dice);
+    let size = operation.reader.files[file].size;
+    let offset = dice.throw(0, size.div_ceil(BLOCK)) * BLOCK;
+    let length = BLOCK.min(size - offset);
+    let whole = Range {
+        file,
+        offset,
+        length,
+    };
+    if dice.throw(0, 3) < 2 {
+        return whole;
+    }
+    let skip = dice.throw(0, length);
+    Range {
+        offset: offset + skip,
+        length: dice.throw(0, length - skip) + 1,
+        ..whole
+    }
+}
+
+/// Drops what is cached of a file's range (length 0: to the end), as far as nobody maps it.
+fn forget(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    fadvise(file, offset, NonZeroU64::new(length), Advice::DontNeed)?;
+    Ok(())
+}
+
+fn buffer(range: Range) -> Vec<u8> {
+    vec![0; usize::try_from(range.length).expect("an address")]
+}
+
+fn here_and_there(operation: &mut Operation<'_>, dice: &mut Dice) {
+    let range = any_range(operation, dice);
+    let path = operation.reader.files[range.file].path.clone();
+    let mut found = buffer(range);
+    let done = operation.run(range, true, || {
+        let file = File::open(&path)?;
+        // Without readahead: else a read of what is there waits for what is not.
+        fadvise(&file, 0, None, Advice::Random)?;
+        forget(&file, range.offset / PAGE * PAGE, range.length + PAGE)?;
+        file.read_exact_at(&mut found, range.offset)
+    });
+    if done.is_some() {
+        operation.compare(range, &found);
+    }
+}
+
+fn in_order(operation: &mut Operation<'_>, dice: &mut Dice) {
+    let file = any_file(operation, dice);
+    let size = operation.reader.files[file].size;
+    let mut opened = None;
+    let mut offset = 0;
+    while offset < size {
+        let range = Range {
+            file,
+            offset,
+            length: (2 * BLOCK).min(size - offset),
+        };
+        let mut found = buffer(range);
+        let path = operation.reader.files[file].path.clone();
+        let done = operation.run(range, false, || {
+            let handle = match opened.take() {
+                Some(handle) => handle,
+                None => {
+                    let handle = File::open(&path)?;
+                    forget(&handle, 0, 0)?;
+                    handle
+                }
+            };
+            handle.read_exact_at(&mut found, range.offset)?;
+            opened = Some(handle);
+            Ok(())
+        });
+        if done.is_none() {
+            return;
+        }
+        operation.compare(range, &found);
+        offset += range.length;
+    }
+}
+
+/// A fault that cannot be answered ends this process by a signal, so this is left out where gaps are known.
+fn by_map(operation: &mut Operation<'_>, dice: &mut Dice) {
+    if operation.reader.again {
+        return;
+    }
+    let file = any_file(operation, dice);
+    let range = Range {
+        file,
+        offset: 0,
+        length: operation.reader.files[file].size,
+    };
+    let path = operation.reader.files[file].path.clone();
+    let length = usize::try_from(range.length).expect("an address");
+    let found = operation.run(range, false, || {
+        forget(&File::open(&path)?, 0, 0)?;
+        soci_tests::mapped::read(Path::new(&path), length).map_err(io::Error::other)
+    });
+    if let Some(found) = found {
+        operation.compare(range, &found);
+    }
+}
+
+/// O_DIRECT through overlayfs to the block device.
+fn uncached(operation: &mut Operation<'_>, dice: &mut Dice) {
+    let file = any_file(operation, dice);
+    let size = operation.reader.files[file].size;
+    let offset = dice.throw(0, size.div_ceil(BLOCK)) * BLOCK;
+    let range = Range {
+        file,
+        offset,
+        length: BLOCK.min(size - offset),
+    };
+    let path = operation.reader.files[file].path.clone();
+    let wanted = usize::try_from(range.length).expect("an address");
+    let room = wanted.next_multiple_of(4096);
+    let mut memory = vec![0_u8; room + 4096];
+    let start = memory.as_ptr().align_offset(4096);
+    let done = operation.run(range, true, || {
+        let flags = i32::try_from(OFlags::DIRECT.bits()).expect("a flag");
+        let file = File::options().read(true).custom_flags(flags).open(&path)?;
+        // The end of a file is shorter than the block that is asked for.
+        match file.read_at(&mut memory[start..start + room], offset)? {
+            count if count >= wanted => Ok(()),
+            count => Err(io::Error::other(format!("{count} of {wanted} bytes"))),
+        }
+    });
+    if done.is_some() {
+        let found = memory[start..start + wanted].to_vec();
+        operation.compare(range, &found);
+    }
+}
+
+/// Starts a program of the image, which hashes a file of the image.
+fn executed(operation: &mut Operation<'_>, dice: &mut Dice) {
+    let files = &operation.reader.files;
+    let programs: Vec<usize> = (0..files.len())
+        .filter(|&n| files[n].kind == Kind::Program)
+        .collect();
+    let count = programs.len() as u64;
+    if count == 0 {
+        return;
+    }
+    let program = programs[usize::try_from(dice.throw(0, count)).expect("an address")];
+    let hashed = any_file(operation, dice);
+    let range = Range {
+        file: program,
+        offset: 0,
+        length: files[program].size,
+    };
+    let said = operation.run(range, false, || {
+        forget(&File::open(&files[program].path)?, 0, 0)?;
+        let output = Command::new(&files[program].path)
+            .args(["sha256sum", &files[hashed].path])
+            .stdin(Stdio::null())
+            .output()?;
+        if output.status.success() {
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        } else {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            Err(io::Error::other(format!("{} {stderr}", output.status)))
+        }
+    });
+    operation.slot.programs += 1;
+    let Some(said) = said else { return };
+    let file = &operation.reader.files[hashed];
+    let truth = digest(&file.bytes(&operation.reader.shell));
+    let found = said.split(' ').next().unwrap_or_default();
+    if truth.strip_prefix("sha256:") != Some(found) {
+        let range = Range {
+            file: hashed,
+            offset: 0,
+            length: file.size,
+        };
+        operation.wrong(range, &format!("hashed to {found} for {truth}"));
+    }
+}
