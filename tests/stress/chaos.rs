@@ -30,7 +30,7 @@ pub(crate) fn faults(plan: &Plan) -> Vec<(&'static str, Fault)> {
             "memory" => plan.keeping != Keeping::Alone,
             _ => true,
         })
-        .filter(|(name, _)| !plan.without.iter().any(|without| without == name))
+        .filter(|(name, _)| !plan.leaves_out(name))
         .collect()
 }
 
@@ -50,10 +50,14 @@ fn pause(world: &World, dice: &mut Dice, from_ms: u64, to_ms: u64) -> bool {
     !world.is_over()
 }
 
+/// A storm of kills, and a while in which pulls come to an end and layers become complete.
 fn kill(world: &World, _: &Plan, dice: &mut Dice) -> Result<()> {
-    if pause(world, dice, 100, 2000) && lock(&world.service).kill_worker()? {
-        world.events.count(&world.events.kills, "worker killed");
+    for _ in 0..dice.throw(5, 20) {
+        if pause(world, dice, 100, 2000) && lock(&world.service).kill_worker()? {
+            world.events.count(&world.events.kills, "worker killed");
+        }
     }
+    pause(world, dice, 1000, 5000);
     Ok(())
 }
 

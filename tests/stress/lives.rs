@@ -9,6 +9,7 @@ use soci_tests::node::SOCI;
 use soci_tests::process::Daemon;
 use soci_tests::unit::Keeping;
 
+use crate::Plan;
 use crate::images::Published;
 use crate::samples::loops;
 use crate::slots::Slot;
@@ -16,14 +17,14 @@ use crate::truth::Dice;
 use crate::world::{LIMIT, Out, World, last_line, lock};
 
 /// Lives until the test is over; what must not be is reported to the world.
-pub(crate) fn live_on(world: &World, keeping: Keeping, image: &Published, seed: u64) {
+pub(crate) fn live_on(world: &World, plan: &Plan, image: &Published, seed: u64) {
     let mut dice = Dice::new(seed);
     let mut number = 0;
     while !world.is_over() {
         number += 1;
         let name = image.name.replace(':', "-");
         let id = format!("{name}-{number}");
-        if let Err(error) = live(world, keeping, image, &id, &mut dice)
+        if let Err(error) = live(world, plan, image, &id, &mut dice)
             && !world.is_over()
         {
             world.trouble(format!("{id}: {error:#}"));
@@ -52,20 +53,14 @@ pub(crate) fn end_all(world: &World, images: &[Published]) {
     }
 }
 
-fn live(
-    world: &World,
-    keeping: Keeping,
-    image: &Published,
-    id: &str,
-    dice: &mut Dice,
-) -> Result<()> {
+fn live(world: &World, plan: &Plan, image: &Published, id: &str, dice: &mut Dice) -> Result<()> {
     let reference = image.reference.as_str();
     again(
         world,
         world.ctr(&["images", "pull", "--snapshotter", SOCI, reference]),
     )?;
     let seconds = dice.throw(6, 25);
-    let container = Container::start(world, keeping, image, id)?;
+    let container = Container::start(world, plan, image, id)?;
     world.events.say(&format!("{id} reads for {seconds} s"));
     container.run(Duration::from_secs(seconds))?;
     // Every fourth stays: its next container finds what is there already.
@@ -114,10 +109,10 @@ struct Container<'a> {
 
 impl<'a> Container<'a> {
     /// Starts it, again if the daemon was killed under the calls.
-    fn start(world: &'a World, keeping: Keeping, image: &Published, id: &str) -> Result<Self> {
+    fn start(world: &'a World, plan: &Plan, image: &Published, id: &str) -> Result<Self> {
         let start = Instant::now();
         for attempt in 0.. {
-            let mut container = Self::attempt(world, keeping, image, &format!("{id}-{attempt}"))?;
+            let mut container = Self::attempt(world, plan, image, &format!("{id}-{attempt}"))?;
             if container.has_begun()? {
                 return Ok(container);
             }
@@ -136,7 +131,7 @@ impl<'a> Container<'a> {
         unreachable!("the attempts have no end")
     }
 
-    fn attempt(world: &'a World, keeping: Keeping, image: &Published, id: &str) -> Result<Self> {
+    fn attempt(world: &'a World, plan: &Plan, image: &Published, id: &str) -> Result<Self> {
         let folder = world.memory().join(id);
         fs::create_dir_all(&folder)?;
         let list: String = image.files.iter().map(|file| format!("{file}\n")).collect();
@@ -163,8 +158,11 @@ impl<'a> Container<'a> {
             .args(mounts)
             .args([image.reference.as_str(), id])
             .args(command);
-        if keeping == Keeping::Alone {
+        if plan.keeping == Keeping::Alone {
             run = run.args(["again"]);
+        }
+        if plan.leaves_out("direct") {
+            run = run.args(["buffered"]);
         }
         let out = Out {
             folder,

@@ -40,7 +40,7 @@ fn every_byte_is_right_while_everything_around_it_fails() -> Result<()> {
     let samples = std::thread::scope(|scope| {
         let (world, plan) = (&world, &plan);
         for (seed, image) in (plan.seed..).zip(&images) {
-            scope.spawn(move || lives::live_on(world, plan.keeping, image, seed));
+            scope.spawn(move || lives::live_on(world, plan, image, seed));
         }
         for (name, fault) in chaos::faults(plan) {
             scope.spawn(move || chaos::go_on(world, plan, name, fault));

@@ -26,8 +26,8 @@ pub(crate) struct Plan {
     pub(crate) keeping: Keeping,
     /// `SOCI_SOAK_OTHER`: another build of the daemon, which takes turns.
     pub(crate) other: Option<PathBuf>,
-    /// `SOCI_SOAK_WITHOUT`: faults that are left out.
-    pub(crate) without: Vec<String>,
+    /// `SOCI_SOAK_WITHOUT`: faults that are left out, and `direct`, reads with O_DIRECT.
+    without: Vec<String>,
     /// `SOCI_SOAK_IMAGES`.
     pub(crate) images: u64,
     /// The longest that a read of present bytes may take.
@@ -56,6 +56,10 @@ impl Plan {
             slowest: seconds.map_or(SLOWEST_SHORT, |_| SLOWEST_LONG),
             folder: folder(),
         })
+    }
+
+    pub(crate) fn leaves_out(&self, name: &str) -> bool {
+        self.without.iter().any(|without| without == name)
     }
 }
 

@@ -1,11 +1,11 @@
 //! The program that reads in the containers of the stress test and compares every byte with the truth.
 //!
-//! usage: soci-test-reader FOLDER OUT TAG [again]
+//! usage: soci-test-reader FOLDER OUT TAG [again] [buffered]
 //!
 //! `FOLDER` holds the shell that programs of the image begin with (`busybox`) and, while the disk is full, `full`. `OUT`
 //! holds the list of files (`truth`); the reader writes `slots` and `errors` there and ends when there is a `stop`.
-//! With `again` a read that fails is tried for half a minute: a single process that is killed leaves a gap. `TAG` only
-//! tells whose reader it is.
+//! With `again` a read that fails is tried for half a minute: a single process that is killed leaves a gap. With
+//! `buffered` the page cache is never avoided. `TAG` only tells whose reader it is.
 
 #[allow(dead_code, reason = "the test uses the other half")]
 mod slots;
@@ -38,9 +38,9 @@ const SLOW: Duration = Duration::from_millis(500);
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [folder, out, _, rest @ ..] = &arguments[..] else {
-        anyhow::bail!("usage: soci-test-reader FOLDER OUT TAG [again]");
+        anyhow::bail!("usage: soci-test-reader FOLDER OUT TAG [again] [buffered]");
     };
-    let reader = Reader::new(Path::new(folder), Path::new(out), !rest.is_empty())?;
+    let reader = Reader::new(Path::new(folder), Path::new(out), rest)?;
     std::thread::scope(|scope| {
         for (place, way) in ways::ALL.iter().enumerate() {
             let reader = &reader;
@@ -61,6 +61,7 @@ struct Reader {
     /// For every block of every file when it was first read; 0 is never.
     read: Vec<Vec<AtomicU64>>,
     again: bool,
+    buffered: bool,
 }
 
 /// One operation of one thread.
@@ -79,7 +80,8 @@ struct Range {
 }
 
 impl Reader {
-    fn new(folder: &Path, out: &Path, again: bool) -> Result<Self> {
+    fn new(folder: &Path, out: &Path, words: &[String]) -> Result<Self> {
+        let says = |word: &str| words.iter().any(|said| said == word);
         let files = truth::parse(&fs::read_to_string(out.join("truth"))?)?;
         let blocks = |file: &truth::File| {
             let count = file.size.div_ceil(BLOCK);
@@ -102,7 +104,8 @@ impl Reader {
                     .create(true)
                     .open(out.join("errors"))?,
             ),
-            again,
+            again: says("again"),
+            buffered: says("buffered"),
         })
     }
 

@@ -133,6 +133,9 @@ fn by_map(operation: &mut Operation<'_>, dice: &mut Dice) {
 
 /// O_DIRECT through overlayfs to the block device.
 fn uncached(operation: &mut Operation<'_>, dice: &mut Dice) {
+    if operation.reader.buffered {
+        return;
+    }
     let file = any_file(operation, dice);
     let size = operation.reader.files[file].size;
     let offset = dice.throw(0, size.div_ceil(BLOCK)) * BLOCK;
