@@ -71,7 +71,7 @@ pub(crate) fn loops(node: &Node) -> (u64, u64) {
         .mounts()
         .unwrap_or_default()
         .iter()
-        .filter(|line| line.contains(" - fuse "))
+        .filter(|line| line.contains(" - fuse"))
         .filter_map(|line| Some(format!("{}/", line.split(' ').nth(4)?)))
         .collect();
     let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();

@@ -46,7 +46,8 @@ impl Connections {
             let words: Vec<&str> = line.split(' ').collect();
             let kind = words.iter().skip_while(|word| **word != "-").nth(1);
             let minor = words.get(2).and_then(|device| device.strip_prefix("0:"));
-            if let (Some(&"fuse"), Some(minor)) = (kind, minor)
+            if let (Some(kind), Some(minor)) = (kind, minor)
+                && kind.starts_with("fuse")
                 && let Some(mark) = birth(minor)
             {
                 lock(&self.seen).insert(minor.to_owned(), mark);
