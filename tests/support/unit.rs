@@ -189,7 +189,7 @@ impl Service {
             None => (0, Program::at(&launch.binary)),
         };
         program = match self.keeping {
-            Keeping::Alone if std::env::var_os("HACK").is_none() => program.args(["--no-keeper"]),
+            Keeping::Alone => program.args(["--no-keeper"]),
             _ => program,
         };
         program = match self.keeping {
