@@ -52,12 +52,12 @@ fn pause(world: &World, dice: &mut Dice, from_ms: u64, to_ms: u64) -> bool {
 
 /// A storm of kills, and a while in which pulls come to an end and layers become complete.
 fn kill(world: &World, _: &Plan, dice: &mut Dice) -> Result<()> {
-    for _ in 0..dice.throw(5, 20) {
+    for _ in 0..dice.throw(3, 12) {
         if pause(world, dice, 100, 2000) && lock(&world.service).kill_worker()? {
             world.events.count(&world.events.kills, "worker killed");
         }
     }
-    pause(world, dice, 1000, 5000);
+    pause(world, dice, 1500, 5000);
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use crate::images::Published;
 use crate::samples::loops;
 use crate::slots::Slot;
 use crate::truth::Dice;
-use crate::world::{LIMIT, Out, World, last_line, lock};
+use crate::world::{ATTEMPTS, LIMIT, Out, World, last_line, lock};
 
 /// Lives until the test is over; what must not be is reported to the world.
 pub(crate) fn live_on(world: &World, plan: &Plan, image: &Published, seed: u64) {
@@ -93,7 +93,7 @@ fn remove(world: &World, arguments: &[&str]) -> Result<()> {
             return Ok(());
         }
         world.excused(arguments, &said.stdout)?;
-        ensure!(start.elapsed() < LIMIT, "{arguments:?}: {}", said.stdout);
+        ensure!(start.elapsed() < ATTEMPTS, "{arguments:?}: {}", said.stdout);
         world.events.calls_again.fetch_add(1, Ordering::SeqCst);
         world.sleep(Duration::from_millis(100));
     }
@@ -125,7 +125,7 @@ impl<'a> Container<'a> {
             let last = last_line(&said);
             world.events.say(&format!("again: run {id}: {last}"));
             world.events.calls_again.fetch_add(1, Ordering::SeqCst);
-            ensure!(start.elapsed() < LIMIT, "run {id}: {said}");
+            ensure!(start.elapsed() < ATTEMPTS, "run {id}: {said}");
             std::thread::sleep(Duration::from_millis(100));
         }
         unreachable!("the attempts have no end")
@@ -222,7 +222,10 @@ impl<'a> Container<'a> {
     fn forget(self) -> Result<()> {
         let folder = self.out.folder.clone();
         lock(&self.world.outs).retain(|out| out.folder != folder);
-        for slot in Slot::read_all(&fs::read(folder.join("slots")).unwrap_or_default()) {
+        for mut slot in Slot::read_all(&fs::read(folder.join("slots")).unwrap_or_default()) {
+            if self.world.aborted.load(Ordering::SeqCst) {
+                slot.failed = 0;
+            }
             lock(&self.world.counted).add(&slot);
         }
         if let Ok(errors) = fs::read_to_string(folder.join("errors")) {

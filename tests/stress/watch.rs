@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, Result};
 use soci_tests::Node;
@@ -88,6 +89,7 @@ pub(crate) fn go_on(world: &World) {
         let state = state(world);
         // Whoever looks finds it beside the report; that it cannot be written must not hide what happened.
         let _ = fs::write(crate::plan::folder().join("soak-state.txt"), state);
+        world.aborted.store(true, Ordering::SeqCst);
         world.connections.abort(&world.node);
     }
 }

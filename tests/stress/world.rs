@@ -26,6 +26,8 @@ use crate::watch::{self, Connections};
 /// Bytes a second of the link on an ordinary day: slow enough that layers are incomplete for seconds.
 pub(crate) const RATE: u64 = 6_000_000;
 const DISK_MEGABYTES: u64 = 400;
+/// In a storm of kills a call of several steps may need many attempts.
+pub(crate) const ATTEMPTS: Duration = Duration::from_secs(240);
 /// Longer than any wait that a fault of this test causes.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
@@ -59,6 +61,8 @@ pub(crate) struct World {
     /// What readers that have ended had counted.
     pub(crate) counted: Mutex<Slot>,
     pub(crate) over: AtomicBool,
+    /// Reads that fail from now on fail because this test ended their connection.
+    pub(crate) aborted: AtomicBool,
     troubles: Mutex<Vec<String>>,
     memory: PathBuf,
     folder: TempDir,
@@ -105,6 +109,7 @@ impl World {
             outs: Mutex::default(),
             counted: Mutex::default(),
             over: AtomicBool::new(false),
+            aborted: AtomicBool::new(false),
             troubles: Mutex::default(),
             memory,
             folder,
@@ -157,7 +162,7 @@ impl World {
     }
 
     /// Runs `ctr` until it succeeds. It may fail when the daemon is killed under its call, or (`full`) without space;
-    /// then it is tried again, for a minute. How often it failed.
+    /// then it is tried again. How often it failed.
     pub(crate) fn ctr(&self, arguments: &[&str]) -> Result<u64> {
         let start = Instant::now();
         let mut failures = 0;
@@ -177,7 +182,7 @@ impl World {
                 bail!("the test is over");
             }
             ensure!(
-                start.elapsed() < LIMIT,
+                start.elapsed() < ATTEMPTS,
                 "ctr {arguments:?}: {}",
                 said.stdout
             );
