@@ -79,3 +79,35 @@ fn reads_are_answered_from_memory_while_the_disk_is_full_and_the_layer_completes
     }
     Ok(())
 }
+
+#[test]
+fn a_daemon_starts_on_a_full_disk_and_serves_what_is_mounted() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let disk = Disk::make(folder.path(), 64)?;
+    let options = NodeOptions {
+        root: Some(disk.path().join("soci")),
+        config: soci_tests::site::NOTHING_BEHIND.to_owned(),
+        ..NodeOptions::default()
+    };
+    let mut site = Site::with(options, Shape::default())?;
+    let entries: Vec<Entry> = (0..FILES)
+        .map(|n| file(format!("f{n}"), noise(n + 1, 200_000)))
+        .collect();
+    let reference = site.publish(&Image::of(&[&entries])?, "start:1")?;
+    site.node.pull(&reference, SOCI)?;
+    let view = site.node.view(&reference, SOCI)?;
+    assert!(fs::read(view.join("f0"))? == noise(1, 200_000));
+    disk.fill(0)?;
+    site.node
+        .snapshotter()?
+        .kill(std::time::Duration::from_secs(15))?;
+    site.node.start_snapshotter()?;
+    walk::drop_caches()?;
+    for n in 0..FILES {
+        assert!(
+            fs::read(view.join(format!("f{n}")))? == noise(n + 1, 200_000),
+            "file {n}"
+        );
+    }
+    Ok(())
+}

@@ -41,16 +41,31 @@ pub(crate) fn end_all(world: &World, images: &[Published]) {
     if let Err(error) = removed {
         world.trouble(format!("at the end: {error:#}"));
     }
-    while loops(&world.node).0 > 0 {
+    loop {
+        let left = remains(world);
+        if left.is_empty() {
+            return;
+        }
         if start.elapsed() > LIMIT {
-            let (all, lazy) = loops(&world.node);
-            world.trouble(format!(
-                "{all} loop devices are left without an image, {lazy} of them on FUSE"
-            ));
+            world.trouble(format!("without an image there are still {left}"));
             return;
         }
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// What layers leave behind that must not be there without an image; empty is nothing.
+fn remains(world: &World) -> String {
+    let (all, lazy) = loops(&world.node);
+    let mounts = world.node.mounts().unwrap_or_default();
+    let mounts: Vec<&String> = mounts
+        .iter()
+        .filter(|line| !line.contains(" - fuse"))
+        .collect();
+    if all == 0 && mounts.is_empty() {
+        return String::new();
+    }
+    format!("{all} loop devices, {lazy} of them on FUSE, and mounts {mounts:#?}")
 }
 
 fn live(world: &World, plan: &Plan, image: &Published, id: &str, dice: &mut Dice) -> Result<()> {

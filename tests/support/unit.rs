@@ -166,6 +166,7 @@ impl Service {
             return Ok(());
         };
         match how {
+            _ if main.ended() => {}
             End::Killed => main.kill(LIMIT)?,
             End::Terminated => drop(main.terminate(LIMIT)?),
         }

@@ -93,13 +93,15 @@ impl Snapshotter {
         };
         let directories = Directories::new(&state);
         directories.prepare().map_err(folder)?;
+        // Records are made after the checks only.
+        let known = directories.database().exists();
         if options.skip_support_check {
             warn!("skipped snapshotter is supported check");
         } else {
-            overlay::check_overlay(&state)?;
+            overlay::unless_full(overlay::check_overlay(&state), known)?;
             debug!("snapshotter is supported");
         }
-        overlay::check_directory_types(&state)?;
+        overlay::unless_full(overlay::check_directory_types(&state), known)?;
         let used = directories.highest().map_err(folder)?;
         let metadata = Metadata::open(&directories.database(), used)?;
         let cleaning = tokio::sync::Semaphore::new(1);

@@ -21,6 +21,8 @@ const DEVICE_THREADS: usize = 2;
 const DEVICE: &str = "device";
 /// File of the choice below the root.
 const CHOICE: &str = "mount.json";
+/// What trying out a way may take of the disk, with much to spare.
+const ROOM: u64 = 4 << 20;
 
 /// Layers can be mounted.
 #[derive(Debug)]
@@ -89,10 +91,19 @@ async fn try_to_take(
         .map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
     let chosen = match mount::choose(allowed, root, &device, thread).await {
         Ok(chosen) => chosen,
-        Err(reason) => {
-            device.stop();
-            return Err(reason);
-        }
+        Err(reason) => match untried(root, allowed) {
+            Some(chosen) => {
+                warn!(
+                    reason,
+                    "the disk is full: layers are mounted as before, untried"
+                );
+                chosen
+            }
+            None => {
+                device.stop();
+                return Err(reason);
+            }
+        },
     };
     if let Err(error) = remember(root, &chosen) {
         warn!(%error, "the way to mount layers is not remembered: the next start tries the ways out again");
@@ -123,6 +134,19 @@ fn go_on(root: &Path, at: &Path, kept: KeptDevice) -> Option<(Arc<Device>, Chose
         .ok()?;
     info!("went on with the device of the earlier process");
     Some((device, chosen))
+}
+
+/// The way that was chosen before, where the disk has no room to try out any: layers that are mounted need it.
+fn untried(root: &Path, allowed: Allowed) -> Option<Chosen> {
+    let room = rustix::fs::statvfs(root)
+        .map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    let chosen: Chosen = serde_json::from_slice(&fs::read(root.join(CHOICE)).ok()?).ok()?;
+    let allowed = match allowed {
+        Allowed::Auto => true,
+        Allowed::Only(way) => way == chosen.way,
+        Allowed::None => false,
+    };
+    (allowed && room < ROOM).then_some(chosen)
 }
 
 fn remember(root: &Path, chosen: &Chosen) -> io::Result<()> {

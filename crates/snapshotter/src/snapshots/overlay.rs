@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, RawDir};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use tracing::warn;
 
 use super::directories::Directories;
 use super::metadata::{Kind, SnapshotId};
@@ -115,6 +116,29 @@ pub enum Unsupported {
     },
 }
 
+/// A check that needs space counts as passed on a full disk where the check of an earlier start passed.
+pub(crate) fn unless_full(
+    checked: Result<(), Unsupported>,
+    passed_before: bool,
+) -> Result<(), Unsupported> {
+    match checked {
+        Err(Unsupported::Io { path, source })
+            if passed_before
+                && matches!(
+                    source.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                ) =>
+        {
+            warn!(
+                path = path.display().to_string(),
+                "the disk is full: an earlier start has examined it"
+            );
+            Ok(())
+        }
+        other => other,
+    }
+}
+
 /// Checks that directories below `root` tell the types of their entries.
 pub(crate) fn check_directory_types(root: &Path) -> Result<(), Unsupported> {
     let tell = || -> io::Result<bool> {
@@ -196,6 +220,21 @@ mod tests {
             userxattr: with_all,
         };
         mount_of(&directories, kind, SnapshotId(9), &parents, extra)
+    }
+
+    #[test]
+    fn a_full_disk_is_no_reason_not_to_start_again() {
+        let full = |kind| {
+            Err(Unsupported::Io {
+                path: "/r".into(),
+                source: kind,
+            })
+        };
+        let space = || io::Error::from(io::ErrorKind::StorageFull);
+        assert!(unless_full(full(space()), true).is_ok());
+        assert!(unless_full(full(space()), false).is_err());
+        let other = io::Error::from(io::ErrorKind::PermissionDenied);
+        assert!(unless_full(full(other), true).is_err());
     }
 
     #[test]
