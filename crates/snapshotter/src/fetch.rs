@@ -395,6 +395,15 @@ impl Scheduler {
         }
     }
 
+    /// Whether somebody waits for bytes now: a reader, or the start of a container.
+    pub fn is_urgent(&self) -> bool {
+        let running = {
+            let state = self.shared.state.lock();
+            state.running.urgent > state.running.next
+        };
+        running || self.shared.held_back.load(Ordering::Relaxed) > 0
+    }
+
     /// While the guard lives, bodies of class `All` are read as if a reader waited for its first byte.
     pub fn hold_back(&self) -> HoldBack {
         self.shared.held_back.fetch_add(1, Ordering::Relaxed);

@@ -36,6 +36,7 @@ use crate::{
     },
 };
 
+mod check;
 mod complete;
 mod entries;
 mod error;
@@ -43,6 +44,7 @@ mod fill;
 mod headers;
 mod open;
 mod read;
+mod scrub;
 mod spans;
 mod stream;
 #[cfg(test)]
@@ -53,6 +55,7 @@ pub use entries::Entries;
 pub use error::{ReadError, Subject};
 pub use fill::drop_scratch;
 pub use open::{Layers, Lazy, OpenError, Whole};
+pub use scrub::{Pace, Repairs, Scrubbed};
 pub use stream::StreamError;
 
 use headers::Headers;

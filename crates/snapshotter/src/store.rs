@@ -8,6 +8,7 @@
 //!     places              the shift; sealed
 //!     ztoc                the zTOC; sealed; none if the layer was pulled whole
 //!     present             which spans are there
+//!     sums                what their bytes must be
 //!     meta-PATCH          EROFS images of its tree; sealed
 //! ```
 //!
@@ -34,8 +35,10 @@ mod error;
 mod files;
 mod mapped;
 pub mod present;
+mod scrubbed;
 pub mod sealed;
 pub mod sources;
+pub mod sums;
 #[cfg(test)]
 mod tests;
 

@@ -206,12 +206,12 @@ impl Layer {
         if written.is_empty() {
             return Ok(());
         }
-        match self
-            .files
-            .data
-            .sync_data()
-            .and_then(|()| self.files.heads.sync_data())
-        {
+        let sync = || {
+            self.complete_sums(&written)?;
+            self.files.data.sync_data()?;
+            self.files.heads.sync_data()
+        };
+        match sync() {
             Ok(()) => {
                 self.trouble.lock().failed_syncs = 0;
                 self.files.present.durable(&written)

@@ -15,7 +15,7 @@ use crate::{
     cpu::Lane,
     fetch::{Class, Delivery},
     places::{BLOCK, Piece},
-    store::ZtocFile,
+    store::{ZtocFile, sums::sum_of},
     sync::{Arc, atomic::Ordering},
 };
 
@@ -138,6 +138,10 @@ impl Layer {
             read::wake_all(&self.context.cpu, waiters, None);
         }
         self.recovered(span);
+        // Behind the readers: only a scrub needs it, and a sync makes up for one that is lost.
+        if let Err(error) = self.files.sums.set(span, &sum_of(bytes)) {
+            tracing::debug!(layer = %self.files.key.layer, span, error = %error, "a sum is not written");
+        }
         self.check_headers_of(tar.clone(), bytes);
         Filled::Stored
     }

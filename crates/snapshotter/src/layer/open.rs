@@ -273,6 +273,19 @@ impl Layers {
             .await??)
     }
 
+    /// Closes a layer that nobody else has: who looks at every layer of the store does not keep them all open.
+    pub(super) fn close_unused(&self, layer: Arc<Layer>) {
+        let mut open = self.open.lock();
+        let key = layer.key();
+        if let Some(cell) = open.get(&key)
+            && StdArc::strong_count(cell) == 1
+            && cell.get().is_some_and(|same| Arc::ptr_eq(same, &layer))
+            && Arc::strong_count(&layer) == 2
+        {
+            open.remove(&key);
+        }
+    }
+
     /// While the guard lives, completion leaves most of the line to others: for transfers that a container's start waits
     /// for and that do not go through the scheduler (zTOCs, manifests).
     pub fn hold_back(&self) -> HoldBack {

@@ -14,6 +14,7 @@ use super::{
     present::Present,
     sealed::{Folder, Mapped, missing_is_none},
     sources::Sources,
+    sums::Sums,
 };
 use crate::{
     places::{self, Places, Planned},
@@ -63,6 +64,8 @@ pub struct LayerFiles {
     pub places: Places,
     /// Which spans are there.
     pub present: Present,
+    /// What their bytes must be.
+    pub sums: Sums,
     /// None if the layer was pulled whole.
     pub ztoc: Option<ZtocFile>,
     /// Its folder.
@@ -197,6 +200,7 @@ pub(super) fn assemble(
     let spans = ztoc.as_ref().map_or(0, |ztoc| ztoc.spans().len());
     let present = Present::open(&folder.file("present"), spans, folder.boot())
         .map_err(StoreError::io(path))?;
+    let sums = Sums::open(&folder.file("sums"), spans).map_err(StoreError::io(path))?;
     if ztoc.is_none() && !present.is_complete() {
         return Err(StoreError::Damaged {
             number,
@@ -211,6 +215,7 @@ pub(super) fn assemble(
         heads,
         places,
         present,
+        sums,
         ztoc,
         folder,
     })

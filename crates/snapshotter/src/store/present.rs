@@ -71,7 +71,10 @@ impl Present {
         Ok(Present {
             file,
             spans: marks,
-            complete: AtomicBool::new(table[COMPLETE] == 1),
+            // A crash may have come between the two when spans were taken out.
+            complete: AtomicBool::new(
+                table[COMPLETE] == 1 && table[HEADER..].iter().all(|mark| *mark == DURABLE),
+            ),
         })
     }
 
@@ -172,6 +175,40 @@ impl Present {
         Ok(())
     }
 
+    /// The layer is not complete any more, or is not known to be. True if it was; false after a power failure too.
+    ///
+    /// # Errors
+    /// The system's; it counts as not complete in this process all the same.
+    pub fn clear_complete(&self) -> io::Result<bool> {
+        let was = self.complete.swap(false, Ordering::AcqRel);
+        self.file.write_all_at(&[0], COMPLETE as u64)?;
+        self.file.sync_data()?;
+        Ok(was)
+    }
+
+    /// Whether a span's bytes are durable.
+    pub fn is_durable(&self, span: u32) -> bool {
+        self.mark(span)
+            .is_some_and(|mark| mark.load(Ordering::Acquire) == DURABLE)
+    }
+
+    /// Takes these spans out: they are absent, after a power failure too. To be called when the layer is not complete.
+    ///
+    /// # Errors
+    /// The system's; they count as absent in this process all the same.
+    pub fn take_out(&self, spans: &[u32]) -> io::Result<()> {
+        for &span in spans {
+            if let Some(mark) = self.mark(span) {
+                mark.store(0, Ordering::Release);
+            }
+        }
+        for &span in spans {
+            self.file
+                .write_all_at(&[0], HEADER as u64 + u64::from(span))?;
+        }
+        self.file.sync_data()
+    }
+
     fn mark(&self, span: u32) -> Option<&AtomicU8> {
         self.spans.get(usize::try_from(span).ok()?)
     }
@@ -234,11 +271,35 @@ mod tests {
     }
 
     #[test]
+    fn spans_that_were_taken_out_stay_out() {
+        let root = tempfile::tempdir().expect("a folder");
+        let path = root.path().join("present");
+        let present = Present::open(&path, 3, "boot-1").expect("opened");
+        for span in 0..3 {
+            present.written(span).expect("marked");
+        }
+        present.durable(&[0, 1, 2]).expect("marked");
+        present.set_complete().expect("marked");
+        assert!(present.clear_complete().expect("cleared"));
+        assert!(!present.clear_complete().expect("cleared"));
+        present.take_out(&[1]).expect("taken out");
+        assert!(!present.has(1) && present.is_durable(2) && !present.is_complete());
+        // A crash between the two writes, in the other order.
+        present.set_complete().expect("marked");
+        drop(present);
+        let present = Present::open(&path, 3, "boot-2").expect("opened");
+        assert_eq!((present.count(), present.is_complete()), (2, false));
+    }
+
+    #[test]
     fn marks_of_another_shape_are_not_taken() {
         let root = tempfile::tempdir().expect("a folder");
         let path = root.path().join("present");
         let present = Present::open(&path, 3, "boot").expect("opened");
-        present.written(0).expect("marked");
+        for span in 0..3 {
+            present.written(span).expect("marked");
+        }
+        present.durable(&[0, 1, 2]).expect("marked");
         present.set_complete().expect("marked");
         assert!(
             Present::open(&path, 3, "boot")

@@ -2,7 +2,7 @@
 
 use super::*;
 
-async fn pull(
+pub(super) async fn pull(
     life: &Life,
     made: &Made,
     diff_id: Digest,

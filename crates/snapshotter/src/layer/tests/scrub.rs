@@ -1,0 +1,220 @@
+//! Damage on the disk, after it was right.
+
+use async_trait::async_trait;
+
+use super::*;
+use crate::{
+    layer::{Pace, Repairs, Scrubbed},
+    sync::Mutex,
+};
+
+/// Notes what a layer is like when its readers are moved, and brings the rest of it.
+struct Asked {
+    layers: Arc<Layers>,
+    source: Option<Source>,
+    states: Mutex<Vec<(&'static str, bool, usize)>>,
+}
+
+impl Asked {
+    fn new(life: &Life, made: &Made) -> Asked {
+        Asked {
+            layers: Arc::clone(&life.layers),
+            source: Some(source(Arc::new(MemoryBlob::new(made.layer.clone())))),
+            states: Mutex::default(),
+        }
+    }
+
+    fn note(&self, when: &'static str, layer: &Layer) {
+        let present = layer.progress().spans_present;
+        let complete = layer.is_complete();
+        self.states.lock().push((when, complete, present));
+    }
+}
+
+#[async_trait]
+impl Repairs for Asked {
+    async fn before(&self, layer: &Arc<Layer>) -> Result<(), String> {
+        self.note("before", layer);
+        layer.add_source(self.source.clone().ok_or("nobody")?);
+        Ok(())
+    }
+
+    fn after(&self, layer: &Arc<Layer>) {
+        self.note("after", layer);
+        self.layers.complete(layer);
+    }
+}
+
+async fn complete_layer(life: &Life, made: &Made) -> Arc<Layer> {
+    let blob = Arc::new(MemoryBlob::new(made.layer.clone()));
+    let layer = life.open(made, blob).await;
+    life.layers.complete(&layer);
+    completes(&layer).await;
+    layer
+}
+
+async fn scrub(life: &Life, layer: crate::store::LayerKey, asked: &Asked) -> Scrubbed {
+    let scrubbed = life.layers.scrub(&layer, Pace::default(), asked).await;
+    scrubbed.expect("no error").expect("it is in the store")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_is_found_and_fetched_again() {
+    for form in [Form::Gzip, Form::Members, Form::Plain] {
+        let made = Made::new(form, 60, 16 << 10);
+        let node = Node::new();
+        let life = node.start();
+        let layer = complete_layer(&life, &made).await;
+        let asked = Asked::new(&life, &made);
+        let found = scrub(&life, layer.key(), &asked).await;
+        assert_eq!((found.checked, found.differing), (made.spans(), 0));
+        assert_eq!(found.bytes, made.tar.len() as u64);
+        assert!(asked.states.lock().is_empty(), "nobody is disturbed");
+
+        let file = layer.places().file(4).expect("a file");
+        let damage: [(&std::fs::File, u64); 3] = [
+            (&layer.files.data, file.data + file.size / 2),
+            // Behind the end of a file: no span writes there.
+            (&layer.files.data, file.data + file.size),
+            (&layer.files.heads, layer.places().heads_size() - 1500),
+        ];
+        assert_ne!((file.data + file.size) % 4096, 0);
+        for (file, at) in damage {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).expect("readable");
+            file.write_all_at(&[byte[0] ^ 1], at).expect("damaged");
+            file.sync_data().expect("on the disk");
+            asked.states.lock().clear();
+            let found = scrub(&life, layer.key(), &asked).await;
+            assert_eq!((found.differing, found.refetched), (1, 1), "{found:?}");
+            assert_eq!(found.problem, None);
+            // Readers move while every span is there and the layer is not complete any more.
+            let all = made.spans();
+            let states = asked.states.lock().clone();
+            assert_eq!(states, [("before", false, all), ("after", false, all - 1)]);
+            completes(&layer).await;
+            let stored = std::fs::read(layer.data_path()).expect("readable");
+            assert!(stored == made.data(), "{form:?} at {at}");
+            let found = scrub(&life, layer.key(), &asked).await;
+            assert_eq!(found.differing, 0);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_that_nobody_can_repair_now_is_not_served_after_a_crash() {
+    let made = Made::new(Form::Gzip, 60, 16 << 10);
+    let mut node = Node::new();
+    let life = node.start();
+    let layer = complete_layer(&life, &made).await;
+    let (key, file) = (layer.key(), layer.places().file(0).expect("a file"));
+    drop((layer, life));
+    let life = node.start();
+    // Nobody has it open, and nobody keeps it open.
+    let mut asked = Asked::new(&life, &made);
+    scrub(&life, key, &asked).await;
+    assert!(life.layers.open.lock().is_empty());
+
+    let layer = life.layers.open_present(&key).await.expect("opens");
+    let layer = layer.expect("is there");
+    layer
+        .files
+        .data
+        .write_all_at(b"damage", file.data)
+        .expect("damaged");
+    layer.files.data.sync_data().expect("on the disk");
+    asked.source = None;
+    let pass = {
+        let layers = Arc::clone(&life.layers);
+        tokio::spawn(async move { layers.scrub(&key, Pace::default(), &asked).await })
+    };
+    let begin = std::time::Instant::now();
+    while layer.progress().spans_present == made.spans() {
+        assert!(begin.elapsed() < Duration::from_secs(20), "it is taken out");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    pass.abort();
+    drop((pass.await, layer, life));
+    node.boot = "boot-2".to_owned();
+    let life = node.start();
+    let layer = life.layers.open_present(&key).await.expect("opens");
+    let layer = layer.expect("is there");
+    assert!(!layer.is_complete());
+    read(&layer, file.data..file.data + 6)
+        .await
+        .expect_err("no wrong bytes");
+    layer.add_source(source(Arc::new(MemoryBlob::new(made.layer.clone()))));
+    let bytes = read(&layer, file.data..file.data + file.size).await;
+    let wanted = &made.data()[file.data as usize..(file.data + file.size) as usize];
+    assert_eq!(&bytes.expect("bytes")[..], wanted);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_layer_is_held_against_its_tar() {
+    let made = Made::new(Form::Gzip, 60, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let blob = Arc::new(MemoryBlob::new(made.layer.clone()));
+    let layer = whole::pull(&life, &made, Digest::sha256(&made.tar), blob).await;
+    let layer = layer.expect("pulled");
+    let asked = Asked::new(&life, &made);
+    let found = scrub(&life, layer.key(), &asked).await;
+    assert_eq!((found.checked, found.differing), (1, 0), "{found:?}");
+    layer.files.heads.write_all_at(b"x", 700).expect("damaged");
+    layer.files.heads.sync_data().expect("on the disk");
+    let found = scrub(&life, layer.key(), &asked).await;
+    assert_eq!((found.differing, found.refetched), (1, 0), "{found:?}");
+    let remedy = found.problem.expect("a remedy");
+    assert!(remedy.contains("pull it again"), "{remedy}");
+    assert!(asked.states.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_process_leaves_no_span_without_a_sum() {
+    let made = Made::new(Form::Gzip, 60, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let blob = || Arc::new(MemoryBlob::new(made.layer.clone())) as Arc<dyn Fetcher>;
+    let layer = life.open(&made, blob()).await;
+    read(&layer, FIRST).await.expect("bytes");
+    let (key, sums) = (layer.key(), node.file(&layer, "sums"));
+    let asked = Asked::new(&life, &made);
+    let found = scrub(&life, key, &asked).await;
+    assert_eq!(found.checked, 0, "nothing of it is durable");
+    // As if the process had been killed between the bytes and the sum.
+    let length = std::fs::metadata(&sums).expect("is there").len();
+    drop((layer, life));
+    let zeros = vec![0; length as usize - 64];
+    let file = std::fs::File::options().write(true).open(&sums);
+    file.expect("is there")
+        .write_all_at(&zeros, 64)
+        .expect("written");
+    let life = node.start();
+    let layer = life.layers.open_present(&key).await.expect("opens");
+    let layer = layer.expect("is there");
+    layer.sync().expect("synced");
+    let asked = Asked::new(&life, &made);
+    let found = scrub(&life, key, &asked).await;
+    assert_eq!((found.checked, found.differing), (1, 0), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scrub_keeps_its_pace() {
+    let made = Made::new(Form::Gzip, 60, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let layer = complete_layer(&life, &made).await;
+    let asked = Asked::new(&life, &made);
+    let store = life.layers.store();
+    assert_eq!(store.since_scrub(layer.number()), None);
+    let pace = Pace {
+        bytes_per_second: Some(made.tar.len() as u64),
+    };
+    let begin = std::time::Instant::now();
+    let found = life.layers.scrub(&layer.key(), pace, &asked).await;
+    assert!(found.expect("no error").is_some());
+    let took = begin.elapsed();
+    assert!(took > Duration::from_millis(900), "{took:?}");
+    let since = store.since_scrub(layer.number()).expect("noted");
+    assert!(since < Duration::from_secs(60), "{since:?}");
+}
