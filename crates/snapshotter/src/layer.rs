@@ -90,6 +90,8 @@ pub struct Options {
     pub pause: (std::time::Duration, std::time::Duration),
     /// How often written spans are made durable.
     pub sync_every: std::time::Duration,
+    /// The page cache of `data` is dropped again and again: mounts read through it and keep a copy of their own.
+    pub drops_copies: bool,
 }
 
 impl Default for Options {
@@ -100,6 +102,7 @@ impl Default for Options {
             span_fetches: 2,
             pause: (seconds(1), seconds(60)),
             sync_every: seconds(10),
+            drops_copies: false,
         }
     }
 }

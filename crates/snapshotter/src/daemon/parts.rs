@@ -21,8 +21,8 @@ use crate::device::{self, Device, KeptDevice};
 use crate::fetch::{self, Scheduler};
 use crate::image::{self, Content, Images, Modes, Mounts};
 use crate::layer::{self, Layers, drop_scratch};
-use crate::mount;
 use crate::mount::thread::MountThread;
+use crate::mount::{self, Way};
 use crate::snapshots::{self, Snapshotter};
 use crate::store::LayerStore;
 use crate::sync::Arc;
@@ -54,7 +54,7 @@ impl Daemon {
         let images = match &way {
             Some(way) => {
                 let mounts = Mounts::new(Arc::clone(&way.mounter), Arc::clone(&way.device));
-                images(&root, config, &cpu, mounts)
+                images(&root, config, &cpu, mounts, way.chosen.way)
                     .inspect_err(|error| {
                         let error = format!("{error:#}");
                         error!(
@@ -131,7 +131,13 @@ async fn sweep(thread: &MountThread, root: &Path) {
     }
 }
 
-fn images(root: &Path, config: &Config, cpu: &Arc<Cpu>, mounts: Mounts) -> anyhow::Result<Images> {
+fn images(
+    root: &Path,
+    config: &Config,
+    cpu: &Arc<Cpu>,
+    mounts: Mounts,
+    way: Way,
+) -> anyhow::Result<Images> {
     let options = registry_options(config);
     let credentials = Arc::new(DockerConfig::from_env());
     let registry = Registry::new(options, credentials)?;
@@ -149,6 +155,7 @@ fn images(root: &Path, config: &Config, cpu: &Arc<Cpu>, mounts: Mounts) -> anyho
         trust_headers: config.service.disable_verification,
         // Damage on the way happens once; it is never worth an error.
         span_fetches: retries.saturating_add(1).max(2),
+        drops_copies: way == Way::File,
         ..layer::Options::default()
     };
     let layers = Layers::new(

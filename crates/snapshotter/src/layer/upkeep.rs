@@ -32,7 +32,9 @@ pub(super) async fn run(layers: Weak<Layers>, every: Duration) {
             layers.sync_written().await;
             next_sync = Instant::now() + every;
         }
-        layers.drop_second_copies().await;
+        if layers.context.options.drops_copies {
+            layers.drop_second_copies().await;
+        }
         if next_sweep <= Instant::now() {
             layers.delete_older().await;
             next_sweep = Instant::now() + SWEEP;

@@ -165,6 +165,17 @@ impl State {
         })
     }
 
+    /// Takes the layer at `at` away, and forgets its devices when that was its last mount.
+    fn unmount(&self, at: &Path) -> Result<(), MountError> {
+        let layer = self.layer_at(at);
+        place::unmount(&self.made, at)?;
+        if let Some(layer) = layer.filter(|&layer| self.data_devices(layer).is_empty()) {
+            let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+            devices.remove(&layer);
+        }
+        Ok(())
+    }
+
     /// The layer that is mounted at `at`.
     fn layer_at(&self, at: &Path) -> Option<u64> {
         let table = MountTable::read().ok()?;
@@ -316,8 +327,7 @@ impl Mounter for LoopMounter {
 
     async fn unmount(&self, at: &Path) -> Result<(), MountError> {
         let at = plain(at)?.to_path_buf();
-        self.on_thread(move |state| place::unmount(&state.made, &at))
-            .await?
+        self.on_thread(move |state| state.unmount(&at)).await?
     }
 
     fn is_ours(&self, table: &MountTable, at: &Path) -> bool {
