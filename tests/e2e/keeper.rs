@@ -105,6 +105,52 @@ fn a_container_reads_on_while_the_worker_is_killed_ten_times() -> Result<()> {
 }
 
 #[test]
+fn a_worker_that_is_killed_while_it_mounts_leaves_a_state_that_works() -> Result<()> {
+    let mut site = Site::new(NOTHING_BEHIND)?;
+    let layers: Vec<Vec<Entry>> = (0..6)
+        .map(|n| vec![file(format!("f{n}"), noise(n, 200_000))])
+        .collect();
+    let lists: Vec<&[Entry]> = layers.iter().map(Vec::as_slice).collect();
+    let reference = site.publish(&Image::of(&lists)?, "mounts:1")?;
+    let keeper = site.node.snapshotter()?.pid();
+    let asked = |site: &Site| site.node.snapshotter_log().matches("prepar").count();
+    for delay in [0, 3, 8, 15, 30, 50, 80, 120] {
+        let before = asked(&site);
+        let arguments = ["images", "pull", "--snapshotter", SOCI, &reference];
+        let mut pull = site
+            .node
+            .ctr(arguments)?
+            .spawn(&site.folder().join("pull.log"))?;
+        // Counted from the first layer that the daemon is asked for.
+        let start = Instant::now();
+        while asked(&site) == before && start.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(delay));
+        let killed = worker(keeper, None)?;
+        let pid = i32::try_from(killed).ok().and_then(Pid::from_raw);
+        kill_process(pid.context("a process id")?, Signal::KILL)?;
+        worker(keeper, Some(killed))?;
+        // Failed or not, it comes to an end; what it got done must not spare the next round its work.
+        pull.wait_for_end(LIMIT)?;
+        drop(site.node.remove_image(&reference));
+    }
+    let start = Instant::now();
+    while let Err(error) = site.node.pull(&reference, SOCI) {
+        ensure!(start.elapsed() < LIMIT, "{error:#}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let view = site.node.view(&reference, SOCI)?;
+    for n in 0..6 {
+        ensure!(
+            fs::read(view.join(format!("f{n}")))? == noise(n, 200_000),
+            "file {n}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn the_same_where_the_kernel_does_not_send_requests_again() -> Result<()> {
     let (mut site, reference) = slow_site("journal:1")?;
     site.node.snapshotter()?.terminate(LIMIT)?;
