@@ -41,7 +41,11 @@ impl Place {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(PROGRAM);
+        self.command_of(Path::new(PROGRAM))
+    }
+
+    fn command_of(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         command
             .arg("-root")
             .arg(self.path("root"))
@@ -225,6 +229,38 @@ fn a_worker_is_replaced_on_request_and_the_calls_under_way_are_answered() {
 }
 
 #[test]
+fn a_new_program_that_does_not_serve_is_left_for_the_one_before() {
+    let place = Place::new();
+    let program = place.path("program");
+    fs::copy(PROGRAM, &program).unwrap();
+    let mut command = place.command_of(&program);
+    command.arg("keeper");
+    let mut running = Running::start(command);
+    // As a package manager does it: a new file under the old name.
+    fs::copy("/bin/false", place.path("new")).unwrap();
+    fs::rename(place.path("new"), &program).unwrap();
+    kill_process(Pid::from_child(&running.child), Signal::HUP).unwrap();
+    while !running.has("the new program did not serve: going back to the one before") {
+        assert!(running.next(), "it ended: {:#?}", running.said);
+    }
+    serves(&place.path("s/s.sock"));
+    // And one that does is taken.
+    fs::copy(PROGRAM, place.path("new")).unwrap();
+    fs::rename(place.path("new"), &program).unwrap();
+    let before = running.worker();
+    kill_process(Pid::from_child(&running.child), Signal::HUP).unwrap();
+    let start = Instant::now();
+    while running.workers().is_empty() || running.worker() == before {
+        assert!(start.elapsed() < LONG, "it is not replaced");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    serves(&place.path("s/s.sock"));
+    let runs = fs::read_link(format!("/proc/{}/exe", running.worker())).unwrap();
+    assert_eq!(runs, program);
+    assert_eq!(running.end(Signal::TERM).code(), Some(0));
+}
+
+#[test]
 fn the_worker_ends_with_its_keeper() {
     let place = Place::new();
     let mut running = Running::start(place.command());
@@ -289,7 +325,12 @@ fn without_a_keeper_there_is_one_process() {
 
 #[test]
 fn what_systemd_keeps_is_gone_on_with_by_the_next_daemon() {
-    for form in ["--no-keeper=false", "--no-keeper"] {
+    let forms = ["--no-keeper=false", "--no-keeper"];
+    let signals = [Signal::TERM, Signal::KILL];
+    for (form, signal) in forms
+        .into_iter()
+        .flat_map(|form| signals.map(|signal| (form, signal)))
+    {
         let place = Place::new();
         let systemd = Systemd::new(&place);
         let mut first = Running::start(systemd.command(&place, form, &[]));
@@ -297,7 +338,8 @@ fn what_systemd_keeps_is_gone_on_with_by_the_next_daemon() {
         let names: Vec<&str> = kept.keys().map(String::as_str).collect();
         assert_eq!(names, ["fuse", "journal"], "{form}");
         let device = mounted(&place.path("root"));
-        assert_eq!(first.end(Signal::TERM).code(), Some(0));
+        let code = first.end(signal).code();
+        assert_eq!(code, (signal == Signal::TERM).then_some(0), "{form}");
         assert_eq!(mounted(&place.path("root")), device, "{form}: it stays");
         let kept: Vec<(&str, &OwnedFd)> =
             kept.iter().map(|(name, fd)| (name.as_str(), fd)).collect();
