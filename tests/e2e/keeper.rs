@@ -12,7 +12,7 @@ use soci_tests::site::NOTHING_BEHIND;
 use soci_tests::tar::{Entry, file};
 use soci_tests::{Image, Site};
 
-const FILES: u64 = 24;
+const FILES: u64 = 32;
 const SIZE: usize = 1 << 20;
 const KILLS: usize = 10;
 const LIMIT: Duration = Duration::from_secs(30);
@@ -70,15 +70,22 @@ fn worker(keeper: u32, before: Option<u32>) -> Result<u32> {
 /// Kills the workers of a keeper, one after the other, while a container reads.
 fn read_while_workers_die(site: &mut Site, reference: &str, id: &str) -> Result<()> {
     let keeper = site.node.snapshotter()?.pid();
-    let node = &site.node;
+    let (node, relay) = (&site.node, &site.relay);
+    let before = relay.delivered();
     let said = std::thread::scope(|scope| {
         let reading = scope.spawn(move || {
             let script = "md5sum /f[0-9][0-9]";
             node.run(reference, SOCI, id, &["/bin/sh", "-c", script])
         });
+        // A call of containerd that is under way when its worker is killed fails: not while the container starts.
+        let start = Instant::now();
+        while relay.delivered() < before + 2 * SIZE as u64 {
+            ensure!(start.elapsed() < LIMIT, "the container does not read");
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let mut before = None;
         for _ in 0..KILLS {
-            std::thread::sleep(Duration::from_millis(400));
+            std::thread::sleep(Duration::from_millis(300));
             let now = worker(keeper, before)?;
             let pid = i32::try_from(now).ok().and_then(Pid::from_raw);
             kill_process(pid.context("a process id")?, Signal::KILL)?;
