@@ -21,6 +21,7 @@ mod records;
 mod registries;
 mod restart;
 mod run;
+mod scrub;
 mod series;
 mod space;
 mod ways;

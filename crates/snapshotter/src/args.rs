@@ -14,6 +14,7 @@ pub(crate) const WORKER: &str = "worker";
 pub const NAME: &str = "soci-snapshotter-grpc";
 /// Where containerd finds the daemon.
 pub const DEFAULT_ADDRESS: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
+const SCRUB: &str = "scrub";
 const DEFAULT_ROOT: &str = "/var/lib/soci-snapshotter-grpc/";
 /// What `git describe` said when this was built; release builds set it.
 pub const VERSION: &str = match option_env!("SOCI_VERSION") {
@@ -48,6 +49,8 @@ pub struct Args {
 pub enum Asked {
     /// Run the daemon.
     Serve(Args),
+    /// Have the daemon of this root hold its store against its digests; the answer in JSON?
+    Scrub(PathBuf, bool),
     /// Print this on standard output and succeed.
     Show(String),
     /// Print what the refusal says and exit with its code.
@@ -61,7 +64,12 @@ where
     I::Item: Into<OsString>,
 {
     match soci_flags::parse(grammar(), arguments) {
-        Parsed::Run(matches) => Asked::Serve(resolve(&matches)),
+        Parsed::Run(matches) => match matches.subcommand() {
+            Some((SCRUB, scrub)) => {
+                Asked::Scrub(resolve(&matches).root, scrub.get_one("json") == Some(&true))
+            }
+            _ => Asked::Serve(resolve(&matches)),
+        },
         Parsed::Show(text) => Asked::Show(text),
         Parsed::Refused(refusal) => Asked::Refused(refusal),
     }
@@ -83,6 +91,11 @@ fn grammar() -> Command {
         .version(version_text())
         .disable_version_flag(true)
         .arg(version.help("print the version"))
+        .subcommand(
+            Command::new(SCRUB)
+                .about("Have the running daemon check its layers on disk and fetch again what is damaged")
+                .arg(soci_flags::switch("json").help("print a line of JSON for each layer")),
+        )
         .arg(flag(
             "address",
             "SOCI_SNAPSHOTTER_ADDRESS",
@@ -192,6 +205,20 @@ mod tests {
             let words: Vec<_> = text.split_whitespace().collect();
             assert_eq!(words[..2], [NAME, "version"], "{text}");
             assert_eq!(words.len(), 4, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_scrub_is_asked_of_a_root() {
+        for line in [
+            ["scrub", "--root", "/r", "--json"],
+            ["--root", "/r", "scrub", "--json"],
+        ] {
+            let asked = parse([&[NAME], &line[..]].concat());
+            assert!(
+                matches!(&asked, Asked::Scrub(root, true) if root.as_os_str() == "/r"),
+                "{asked:?}"
+            );
         }
     }
 

@@ -7,10 +7,13 @@
 //! Ends: no new requests, those under way are given a few seconds. Then SIGINT unmounts the layers; SIGTERM leaves their
 //! mounts alone, and the device too where somebody keeps it for the next process: the keeper, or systemd.
 
+mod control;
 mod parts;
 mod root;
+mod scrub;
 mod way;
 
+pub use self::control::scrub;
 pub use self::parts::Daemon;
 pub use self::root::{Claim, Root};
 

@@ -26,6 +26,7 @@ mod mounts;
 mod name;
 mod open;
 mod restore;
+mod scrub;
 mod show;
 pub mod verdict;
 

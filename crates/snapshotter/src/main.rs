@@ -39,6 +39,14 @@ fn main() -> ExitCode {
             eprint!("{}", refusal.stderr);
             ExitCode::from(refusal.code)
         }
+        Asked::Scrub(root, json) => match daemon::scrub(&root, json, &mut std::io::stdout()) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("{NAME}: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
         Asked::Serve(args) => match serve(&args) {
             Ok(code) => code,
             Err(error) => {

@@ -11,8 +11,13 @@ pub(super) const KEYS: &[&str] = &[
     "skip_check_snapshotter_supported",
 ];
 pub(super) const CONTENT_STORE_KEYS: &[&str] = &["type", "containerd_address"];
-pub(super) const SNAPSHOTTER_KEYS: &[&str] =
-    &["min_layer_size", "allow_invalid_mounts_on_restart", "mount"];
+pub(super) const SNAPSHOTTER_KEYS: &[&str] = &[
+    "min_layer_size",
+    "allow_invalid_mounts_on_restart",
+    "mount",
+    "scrub_interval_sec",
+    "scrub_bytes_per_sec",
+];
 
 /// zTOCs of an image that are fetched at once.
 const MAX_CONCURRENCY: i64 = 100;
@@ -118,6 +123,10 @@ pub struct SnapshotterTable {
     pub allow_invalid_mounts_on_restart: bool,
     /// How layers are given to the kernel: `auto` (the first way that works), `loop`, `file`, or `none`.
     pub mount: MountChoice,
+    /// Seconds after which a layer in the store is held against its digests again; 0 is a week, negative never.
+    pub scrub_interval_sec: i64,
+    /// Bytes a second that this reads; 0 is 8 MiB, negative no limit.
+    pub scrub_bytes_per_sec: i64,
 }
 
 /// `[snapshotter] mount`.

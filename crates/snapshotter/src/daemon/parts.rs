@@ -11,9 +11,12 @@ use soci_oci::registry::retry::RetryPolicy;
 use soci_oci::registry::{self, Hosts, Mirror, Registry};
 use soci_oci::store::layout::Layout;
 use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
+use super::control;
 use super::root::Root;
+use super::scrub::{Background, Scrubber};
 use super::way;
 use crate::config::{Blob, Config, ContentStoreKind, Http, Resolver};
 use crate::cpu::Cpu;
@@ -34,6 +37,8 @@ pub struct Daemon {
     pub snapshotter: Snapshotter,
     images: Option<Images>,
     device: Option<Arc<Device>>,
+    /// Ended by their drop: scrubs, and who asks for them.
+    _tasks: JoinSet<()>,
     /// Held for its drop, after everything else.
     _root: Root,
 }
@@ -87,9 +92,14 @@ impl Daemon {
             way.device.restored();
         }
         sweep(&thread, &root).await;
+        let mut tasks = JoinSet::new();
+        if let Some(images) = &images {
+            scrubs(&root, config, images, &mut tasks);
+        }
         Ok(Self {
             snapshotter,
             images,
+            _tasks: tasks,
             device: way.map(|way| way.device),
             _root: lock,
         })
@@ -116,6 +126,20 @@ impl Daemon {
         if let Some(images) = &self.images {
             images.sync().await;
         }
+    }
+}
+
+/// Scrubs in the background, and for who asks on the control socket.
+fn scrubs(root: &Path, config: &Config, images: &Images, tasks: &mut JoinSet<()>) {
+    let scrubber = Scrubber {
+        layers: Arc::clone(images.layers()),
+        repairs: Arc::new(images.clone()),
+    };
+    if let Err(error) = control::serve(root, scrubber.clone(), tasks) {
+        warn!(error = %error, "there is no control socket: scrubs cannot be asked for");
+    }
+    if let Some(background) = Background::of(&config.snapshotter) {
+        tasks.spawn(scrubber.keep_going(background));
     }
 }
 

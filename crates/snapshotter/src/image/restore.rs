@@ -182,7 +182,7 @@ impl Images {
     }
 
     /// The registry again, for a layer that the store knows. Asks nobody.
-    fn add_sources(&self, layer: &Layer) {
+    pub(super) fn add_sources(&self, layer: &Layer) {
         let record = layer.record();
         for origin in &record.origins {
             match open::source(&self.0.parts.registry, &origin.reference, &record.layer) {

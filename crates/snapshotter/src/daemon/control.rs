@@ -1,0 +1,268 @@
+//! The control socket: how a command speaks to the daemon that has the root. `control.sock` in the root, for its owner only.
+//!
+//! A request is a word and a newline. Answers are lines of JSON, [`Answer`]s: any number of layers, then how it ended.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::scrub::Scrubber;
+use crate::layer::Scrubbed;
+
+/// Its name in the root.
+const SOCKET: &str = "control.sock";
+const SCRUB: &str = "scrub";
+/// A request that is longer, or takes longer to come, is none.
+const MOST: u64 = 256;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// One line of an answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Layer(Scrubbed),
+    Error(String),
+    Done,
+}
+
+/// The socket by a path that is short enough for any root, and the folder that keeps it valid.
+fn socket(root: &Path) -> io::Result<(File, PathBuf)> {
+    let folder = File::open(root)?;
+    let path = format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd());
+    Ok((folder, path.into()))
+}
+
+/// Serves on the control socket of `root`, which this process has alone, until the tasks are dropped.
+pub(super) fn serve(root: &Path, scrubber: Scrubber, tasks: &mut JoinSet<()>) -> io::Result<()> {
+    let (_folder, path) = socket(root)?;
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    // The root is for its owner only already; whoever opens it to others does not mean this.
+    fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    // One at a time: who comes second waits in the socket's queue.
+    tasks.spawn(async move {
+        loop {
+            let answered = match listener.accept().await {
+                Ok((stream, _)) => answer(stream, &scrubber).await,
+                Err(error) => {
+                    tokio::time::sleep(PATIENCE).await;
+                    Err(error)
+                }
+            };
+            if let Err(error) = answered {
+                tracing::debug!(error = %error, "a request on the control socket");
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Answers one request. An error is that of the connection.
+async fn answer(stream: UnixStream, scrubber: &Scrubber) -> io::Result<()> {
+    let (from, mut to) = stream.into_split();
+    let mut request = String::new();
+    let mut from = tokio::io::BufReader::new(from.take(MOST));
+    tokio::time::timeout(PATIENCE, from.read_line(&mut request)).await??;
+    let end = match request.trim_end() {
+        SCRUB => {
+            let (tell, mut told) = mpsc::channel(1);
+            let line = &mut to;
+            // Who goes away drops `told`, which ends the pass.
+            let write = async move {
+                while let Some(found) = told.recv().await {
+                    say(line, &Answer::Layer(found)).await?;
+                }
+                io::Result::Ok(())
+            };
+            tokio::join!(scrubber.all(tell), write).1?;
+            Answer::Done
+        }
+        other => Answer::Error(format!("{other:?} is not known to this daemon")),
+    };
+    say(&mut to, &end).await
+}
+
+async fn say(to: &mut (impl AsyncWriteExt + Unpin), answer: &Answer) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    to.write_all(&line).await
+}
+
+/// Has the daemon of `root` scrub its store, and prints what it finds as it finds it. True if nothing is damaged any more.
+///
+/// # Errors
+/// No daemon on this root, or one that ends before it has answered.
+pub fn scrub(root: &Path, json: bool, to: &mut dyn Write) -> anyhow::Result<bool> {
+    let nobody = || {
+        let root = root.display();
+        format!("no daemon answers on the root {root}: start it, or name its root with --root")
+    };
+    let (_folder, path) = socket(root).with_context(nobody)?;
+    let mut stream = net::UnixStream::connect(path).with_context(nobody)?;
+    writeln!(stream, "{SCRUB}")?;
+    let mut total = Total::default();
+    for line in BufReader::new(stream).lines() {
+        let line = line.context("the daemon's answer ends early")?;
+        match serde_json::from_str(&line).context("the daemon's answer is not understood")? {
+            Answer::Layer(found) if json => {
+                serde_json::to_writer(&mut *to, &found)?;
+                writeln!(to)?;
+                total.add(&found);
+            }
+            Answer::Layer(found) => {
+                show(to, &found)?;
+                total.add(&found);
+            }
+            Answer::Error(error) => bail!("the daemon refuses: {error}"),
+            Answer::Done => {
+                if !json {
+                    total.show(to)?;
+                }
+                return Ok(total.is_well());
+            }
+        }
+    }
+    bail!("the daemon ended before the scrub did; see its log")
+}
+
+fn show(to: &mut dyn Write, found: &Scrubbed) -> io::Result<()> {
+    let Scrubbed {
+        layer,
+        image,
+        checked,
+        differing,
+        refetched,
+        problem,
+        ..
+    } = found;
+    writeln!(
+        to,
+        "{layer} {checked} spans checked, {differing} differing, {refetched} fetched again ({image})"
+    )?;
+    match problem {
+        Some(problem) => writeln!(to, "  {problem}"),
+        None => Ok(()),
+    }
+}
+
+/// What all layers come to.
+#[derive(Debug, Default)]
+struct Total {
+    layers: usize,
+    checked: usize,
+    differing: usize,
+    refetched: usize,
+    problems: usize,
+}
+
+impl Total {
+    fn add(&mut self, found: &Scrubbed) {
+        self.layers += 1;
+        self.checked += found.checked;
+        self.differing += found.differing;
+        self.refetched += found.refetched;
+        self.problems += usize::from(found.problem.is_some());
+    }
+
+    fn is_well(&self) -> bool {
+        self.differing == self.refetched && self.problems == 0
+    }
+
+    fn show(&self, to: &mut dyn Write) -> io::Result<()> {
+        let Self {
+            layers,
+            checked,
+            differing,
+            refetched,
+            ..
+        } = self;
+        writeln!(
+            to,
+            "{layers} layers: {checked} spans checked, {differing} differing, {refetched} fetched again"
+        )?;
+        if *differing > 0 {
+            writeln!(
+                to,
+                "What was read while it was damaged may still be in memory: echo 1 > /proc/sys/vm/drop_caches"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A daemon that answers with these lines.
+    fn daemon(root: &Path, lines: &'static str) -> std::thread::JoinHandle<String> {
+        let listener = net::UnixListener::bind(root.join(SOCKET)).unwrap();
+        std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut request = String::new();
+            BufReader::new(&stream).read_line(&mut request).unwrap();
+            (&stream).write_all(lines.as_bytes()).unwrap();
+            request
+        })
+    }
+
+    fn ask(lines: &'static str, json: bool) -> (anyhow::Result<bool>, String) {
+        let root = tempfile::tempdir().unwrap();
+        let daemon = daemon(root.path(), lines);
+        let mut shown = Vec::new();
+        let well = scrub(root.path(), json, &mut shown);
+        assert_eq!(daemon.join().unwrap(), "scrub\n");
+        (well, String::from_utf8(shown).unwrap())
+    }
+
+    const ONE: &str = r#"{"layer":{"layer":"sha256:1","number":2,"image":"app:1","checked":9,"differing":1,"refetched":1,"bytes":5}}
+"#;
+
+    #[test]
+    fn what_was_found_is_shown_for_people_and_for_programs() {
+        let lines = Box::leak(format!("{ONE}\"done\"\n").into_boxed_str());
+        let (well, shown) = ask(lines, false);
+        assert!(well.unwrap());
+        let first = "sha256:1 9 spans checked, 1 differing, 1 fetched again (app:1)\n1 layers: ";
+        assert!(shown.starts_with(first), "{shown}");
+        assert!(shown.contains("drop_caches"), "{shown}");
+        let (_, shown) = ask(lines, true);
+        let found: Scrubbed = serde_json::from_str(&shown).unwrap();
+        assert_eq!((found.differing, found.problem), (1, None));
+    }
+
+    #[test]
+    fn what_is_left_damaged_is_a_failure() {
+        let left = r#"{"layer":{"layer":"sha256:1","number":2,"image":"","checked":1,"differing":1,"refetched":0,"bytes":5,"problem":"pull it again"}}
+"done"
+"#;
+        let (well, shown) = ask(left, false);
+        assert!(!well.unwrap());
+        assert!(shown.contains("pull it again"), "{shown}");
+        let (error, _) = ask("{\"error\":\"no\"}\n", false);
+        assert!(error.unwrap_err().to_string().contains("refuses"));
+        let (error, _) = ask(ONE, false);
+        assert!(error.unwrap_err().to_string().contains("ended before"));
+    }
+
+    #[test]
+    fn without_a_daemon_the_error_says_what_to_do() {
+        let root = tempfile::tempdir().unwrap();
+        let error = scrub(root.path(), false, &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("--root"), "{error}");
+    }
+}

@@ -1,0 +1,39 @@
+//! What a scrub needs of images: the readers of a damaged layer move, and its registry is known again.
+
+use async_trait::async_trait;
+
+use super::Images;
+use super::discover::explain;
+use crate::layer::{Layer, Layers, Repairs};
+use crate::sync::Arc;
+
+impl Images {
+    /// The layers that images are made of.
+    pub(crate) fn layers(&self) -> &Arc<Layers> {
+        &self.0.parts.layers
+    }
+}
+
+#[async_trait]
+impl Repairs for Images {
+    async fn before(&self, layer: &Arc<Layer>) -> Result<(), String> {
+        // A complete layer was opened without any.
+        self.add_sources(layer);
+        let moved = self.0.parts.mounts.reopen(layer).await;
+        moved.map_err(|error| explain(&error))
+    }
+
+    fn after(&self, layer: &Arc<Layer>) {
+        self.0.parts.layers.complete(layer);
+        let mut completion = layer.completion();
+        let (images, layer) = (Arc::downgrade(&self.0), Arc::downgrade(layer));
+        self.0.tasks.spawn(async move {
+            let done = completion.wait_for(|done| *done).await.is_ok();
+            if let (Some(images), Some(layer)) =
+                (images.upgrade(), layer.upgrade().filter(|_| done))
+            {
+                images.move_to_data(&layer).await;
+            }
+        });
+    }
+}
