@@ -16,9 +16,13 @@ impl Images {
 
 #[async_trait]
 impl Repairs for Images {
-    async fn before(&self, layer: &Arc<Layer>) -> Result<(), String> {
+    async fn before(&self, layer: &Arc<Layer>, complete: bool) -> Result<(), String> {
         // A complete layer was opened without any.
         self.add_sources(layer);
+        if !complete {
+            // It is on the device, where a READ may wait; nothing may change hands then.
+            return Ok(());
+        }
         let moved = self.0.parts.mounts.reopen(layer).await;
         moved.map_err(|error| explain(&error))
     }

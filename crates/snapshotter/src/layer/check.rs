@@ -103,10 +103,11 @@ impl Layer {
         }
     }
 
-    /// The layer does not count as complete from now on. Blocks on the disk.
-    pub(super) fn doubt(self: &Arc<Self>) -> io::Result<()> {
+    /// The layer does not count as complete from now on. True if it did. Blocks on the disk.
+    pub(super) fn doubt(self: &Arc<Self>) -> io::Result<bool> {
+        let cleared = self.files.present.clear_complete();
         self.complete.send_replace(false);
-        self.files.present.clear_complete().map(drop)
+        cleared
     }
 
     /// Takes spans out; they are to be fetched again. Blocks on the disk.

@@ -193,6 +193,11 @@ impl Layer {
         }
         *self.settles.lock() = Some(Instant::now() + SETTLE);
         self.complete.send_replace(true);
+        if !self.files.present.is_complete() {
+            // A scrub came between.
+            self.complete.send_replace(false);
+            return Ok(false);
+        }
         tracing::info!(layer = %self.files.key.layer, image = &*self.image(), "layer is complete");
         Ok(true)
     }

@@ -31,11 +31,16 @@ const STEP: u64 = 1 << 20;
 /// What is to be done around a repair by who mounts layers.
 #[async_trait]
 pub trait Repairs: Send + Sync {
-    /// Bytes are taken out of a layer: its readers move to the device, and it gets sources. The error is for people.
-    async fn before(&self, layer: &Arc<Layer>) -> Result<(), String>;
+    /// Bytes are taken out of a layer: it gets sources, and the readers of one that was `complete` move to the device (the
+    /// others are there). The error is for people.
+    async fn before(&self, layer: &Arc<Layer>, complete: bool) -> Result<(), String>;
 
-    /// They are out: the rest is fetched, and readers move back when it is there.
+    /// They are out of a layer that was complete: they are fetched, and readers move back when they are there.
     fn after(&self, layer: &Arc<Layer>);
+}
+
+fn unwritten(error: &std::io::Error) -> String {
+    format!("the layer's marks cannot be written: {error}; check the disk of the state root")
 }
 
 /// How fast a scrub goes.
@@ -142,10 +147,15 @@ impl Layers {
         // First, so that whoever mounts it from now on mounts the device.
         let of = Arc::clone(layer);
         let doubted = self.context.cpu.run(Lane::Disk, move || of.doubt()).await;
-        if let Ok(Err(error)) = doubted {
-            found.problem = Some(format!("the layer's marks cannot be written: {error}"));
-        }
-        if let Err(why) = repairs.before(layer).await {
+        let was_complete = match doubted {
+            Ok(Ok(was_complete)) => was_complete,
+            Ok(Err(error)) => {
+                found.problem = Some(unwritten(&error));
+                true
+            }
+            Err(_) => true,
+        };
+        if let Err(why) = repairs.before(layer, was_complete).await {
             // What is fetched goes to the same places: readers of `data` get it when it is there.
             tracing::warn!(
                 layer = found.layer,
@@ -160,7 +170,12 @@ impl Layers {
             .run(Lane::Disk, move || of.take_out(&spans))
             .await;
         if let Ok(Err(error)) = taken {
-            found.problem = Some(format!("the layer's marks cannot be written: {error}"));
+            found.problem = Some(unwritten(&error));
+        }
+        if !was_complete {
+            let later = "the layer is not complete yet: what was damaged is fetched with the rest, or when it is read";
+            found.problem.get_or_insert(later.to_owned());
+            return;
         }
         repairs.after(layer);
         let until = Instant::now() + REFETCH;

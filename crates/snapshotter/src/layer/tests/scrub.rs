@@ -33,8 +33,9 @@ impl Asked {
 
 #[async_trait]
 impl Repairs for Asked {
-    async fn before(&self, layer: &Arc<Layer>) -> Result<(), String> {
-        self.note("before", layer);
+    async fn before(&self, layer: &Arc<Layer>, complete: bool) -> Result<(), String> {
+        let when = if complete { "before" } else { "on the device" };
+        self.note(when, layer);
         layer.add_source(self.source.clone().ok_or("nobody")?);
         Ok(())
     }
@@ -147,6 +148,28 @@ async fn damage_that_nobody_can_repair_now_is_not_served_after_a_crash() {
     let bytes = read(&layer, file.data..file.data + file.size).await;
     let wanted = &made.data()[file.data as usize..(file.data + file.size) as usize];
     assert_eq!(&bytes.expect("bytes")[..], wanted);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_layer_that_is_not_complete_only_spans_are_taken_out() {
+    let made = Made::new(Form::Gzip, 60, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let blob = Arc::new(MemoryBlob::new(made.layer.clone()));
+    let layer = life.open(&made, blob).await;
+    let before = read(&layer, FIRST).await.expect("bytes");
+    layer.sync().expect("synced");
+    let damaged = layer.files.data.write_all_at(b"damage", FIRST.start);
+    damaged.expect("damaged");
+    layer.files.data.sync_data().expect("on the disk");
+    let asked = Asked::new(&life, &made);
+    let found = scrub(&life, layer.key(), &asked).await;
+    assert_eq!((found.differing, found.refetched), (1, 0), "{found:?}");
+    assert!(found.problem.expect("a problem").contains("not complete"));
+    // Its readers are on the device, where a READ may wait: nobody moves them.
+    let states = asked.states.lock().clone();
+    assert_eq!(states, [("on the device", false, 1)]);
+    assert_eq!(read(&layer, FIRST).await.expect("bytes"), before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
