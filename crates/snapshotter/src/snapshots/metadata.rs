@@ -3,18 +3,22 @@
 //! One redb file with three tables: `snapshots` (name to record, JSON), `children` (ids of parent and child
 //! to the child's name) and `counters` (the next id; ids are never used twice). A transaction holds work in
 //! memory only: no file tree is walked, no daemon asked and no mount made inside one. The reference did, and
-//! deadlocked with containerd, which calls us from inside its own transactions. Every commit is durable.
+//! deadlocked with containerd, which calls us from inside its own transactions. Every commit is durable. A
+//! file that is damaged or gone is made again from the [`copies`] of its records.
+
+mod copies;
+mod open;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use redb::{
-    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
-    WriteTransaction,
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
 
+use self::copies::Copies;
+pub use self::open::OpenError;
 pub use super::record::{Info, Kind, Owner, Record, SnapshotId, Usage};
 pub use crate::image::LayerUse;
 pub use crate::image::labels::Labels;
@@ -112,34 +116,6 @@ pub enum MetadataError {
     },
 }
 
-/// Why the database could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// A second daemon on the same root.
-    #[error("{} is locked: another daemon runs on the same root", path.display())]
-    Locked {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Written by a later version.
-    #[error("{} has schema {found}, this program knows {SCHEMA_VERSION}", path.display())]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        found: u64,
-    },
-    /// The file cannot be used.
-    #[error("cannot open {}", path.display())]
-    Unusable {
-        /// The file.
-        path: PathBuf,
-        /// redb's error.
-        #[source]
-        source: Box<redb::Error>,
-    },
-}
-
 /// Attaches what was attempted to redb's many error types.
 trait Attempt<T> {
     fn attempt(self, action: &'static str) -> Result<T, MetadataError>;
@@ -160,58 +136,10 @@ pub struct Metadata {
     database: Database,
     /// The next id to give out; the table has it as of the last creation.
     next_id: AtomicU64,
+    copies: Copies,
 }
 
 impl Metadata {
-    /// Opens or creates the file. No id up to `used` (the highest number that a directory has) is given out.
-    pub fn open(path: &Path, used: u64) -> Result<Self, OpenError> {
-        let unusable = |source: redb::Error| OpenError::Unusable {
-            path: path.to_owned(),
-            source: Box::new(source),
-        };
-        let database = Database::create(path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => OpenError::Locked {
-                path: path.to_owned(),
-            },
-            error => unusable(error.into()),
-        })?;
-        let next_id = AtomicU64::new(0);
-        let metadata = Self { database, next_id };
-        let (schema, next) = metadata.prepare_tables().map_err(|error| match error {
-            MetadataError::Storage { source, .. } => unusable(*source),
-            // Nothing else is said by reading two numbers.
-            other => unusable(redb::Error::Corrupted(other.to_string())),
-        })?;
-        if schema > SCHEMA_VERSION {
-            return Err(OpenError::Newer {
-                path: path.to_owned(),
-                found: schema,
-            });
-        }
-        metadata
-            .next_id
-            .store(next.max(used.saturating_add(1)), Ordering::Relaxed);
-        Ok(metadata)
-    }
-
-    /// Makes the tables on first use; returns the schema's version and the next id.
-    fn prepare_tables(&self) -> Result<(u64, u64), MetadataError> {
-        self.write("prepare tables", |tx| {
-            tx.open_table(SNAPSHOTS).attempt("open snapshots")?;
-            tx.open_table(CHILDREN).attempt("open children")?;
-            let mut counters = tx.open_table(COUNTERS).attempt("open counters")?;
-            let read = |found: Option<redb::AccessGuard<'_, u64>>| found.map(|guard| guard.value());
-            let next = read(counters.get(NEXT_ID).attempt("read the next id")?).unwrap_or(1);
-            let schema = read(counters.get(SCHEMA).attempt("read the schema")?);
-            if schema.is_none() {
-                counters
-                    .insert(SCHEMA, SCHEMA_VERSION)
-                    .attempt("write the schema")?;
-            }
-            Ok((schema.unwrap_or(SCHEMA_VERSION), next))
-        })
-    }
-
     fn write<T>(
         &self,
         action: &'static str,
@@ -317,6 +245,7 @@ impl Metadata {
                 .attempt("write the next id")?;
             Ok(record)
         })
+        .inspect(|record| self.copies.put(name, record))
     }
 
     /// Turns the active snapshot `key` into the committed snapshot `name`, with the same id.
@@ -366,6 +295,7 @@ impl Metadata {
             }
             Ok(record)
         })
+        .inspect(|record| self.copies.put(name, record))
     }
 
     /// Changes labels and returns the record as it is then.
@@ -392,6 +322,7 @@ impl Metadata {
             snapshots.put(name, &record)?;
             Ok(record)
         })
+        .inspect(|record| self.copies.put(name, record))
     }
 
     /// Removes a snapshot that nothing stands on.
@@ -426,6 +357,7 @@ impl Metadata {
             snapshots.delete(name)?;
             Ok(record)
         })
+        .inspect(|record| self.copies.remove(record.id))
     }
 }
 

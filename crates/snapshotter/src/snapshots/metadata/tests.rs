@@ -233,3 +233,74 @@ fn a_second_daemon_is_told_that_the_file_is_locked() {
     let error = Metadata::open(&fixture.root.path().join("snapshots.redb"), 0).unwrap_err();
     assert!(error.to_string().contains("another daemon"), "{error}");
 }
+
+/// The same snapshots after the file was changed by `change` while nobody had it open.
+fn found_after(change: impl FnOnce(&Path)) -> (Vec<Info>, Vec<Info>, Fixture) {
+    let fixture = Fixture::populated();
+    let changed = labels(&[("changed", "yes")]);
+    let updated = fixture
+        .metadata
+        .update("view-1", &changed, &LabelUpdate::Replace);
+    updated.unwrap();
+    fixture.metadata.remove("active-1").unwrap();
+    let before = fixture.metadata.list(|_| true).unwrap();
+    let Fixture { metadata, root } = fixture;
+    drop(metadata);
+    let path = root.path().join("snapshots.redb");
+    change(&path);
+    let metadata = Metadata::open(&path, 0).unwrap();
+    let after = metadata.list(|_| true).unwrap();
+    (before, after, Fixture { metadata, root })
+}
+
+#[test]
+fn records_are_there_again_after_their_file_was_damaged() {
+    let damage = |path: &Path| std::fs::write(path, vec![0x5a; 1 << 16]).unwrap();
+    let (before, after, fixture) = found_after(damage);
+    assert_eq!(before, after);
+    // Parents and children know each other, and no number is used twice.
+    assert!(matches!(
+        fixture.metadata.remove("committed-2"),
+        Err(MetadataError::HasChildren { .. })
+    ));
+    let used = before.iter().map(|info| info.record.id).max().unwrap();
+    assert!(fixture.metadata.reserve_id() > used);
+    let aside = std::fs::read_dir(fixture.root.path()).unwrap().flatten();
+    let is_aside = |name: &std::ffi::OsString| name.to_string_lossy().contains(".redb.damaged-");
+    assert_eq!(
+        aside
+            .map(|entry| entry.file_name())
+            .filter(is_aside)
+            .count(),
+        1
+    );
+}
+
+#[test]
+fn records_are_there_again_after_their_file_was_lost() {
+    let (before, after, _fixture) = found_after(|path| std::fs::remove_file(path).unwrap());
+    assert_eq!(before, after);
+    let (before, after, _fixture) = found_after(|path| std::fs::write(path, "").unwrap());
+    assert_eq!(before, after);
+}
+
+#[test]
+fn copies_that_are_missing_or_left_over_are_put_right_at_a_start() {
+    let fixture = Fixture::populated();
+    let records = fixture.root.path().join("records");
+    let ids = |fixture: &Fixture| {
+        let names = std::fs::read_dir(fixture.root.path().join("records")).unwrap();
+        let mut names: Vec<_> = names.flatten().map(|entry| entry.file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = ids(&fixture);
+    assert_eq!(before.len(), 6);
+    std::fs::remove_file(records.join(&before[0])).unwrap();
+    let mut left: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(records.join(&before[1])).unwrap()).unwrap();
+    left["record"]["id"] = 999.into();
+    std::fs::write(records.join("999"), left.to_string()).unwrap();
+    let fixture = fixture.reopened(0);
+    assert_eq!(ids(&fixture), before);
+}
