@@ -195,8 +195,8 @@ pub trait Mounter: Send + Sync + fmt::Debug {
         Ok(Vec::new())
     }
 
-    /// The number of the layer that is mounted at `at`, where the way can tell.
-    async fn layer_at(&self, _at: &Path) -> Result<Option<u64>, MountError> {
+    /// The number of the layer that is mounted at `at` and nowhere else, where the way can tell.
+    async fn last_layer_at(&self, _at: &Path) -> Result<Option<u64>, MountError> {
         Ok(None)
     }
 

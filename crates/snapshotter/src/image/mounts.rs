@@ -244,7 +244,7 @@ impl Mounts {
     pub(crate) async fn unmount(&self, at: &Path) -> Result<(), MountError> {
         let _turn = self.turn().await;
         // The kernel waits for READs when a file system goes: nobody is to wait for a layer that is taken away.
-        let _refused = match self.last_of(at).await {
+        let _refused = match self.mounter.last_layer_at(at).await {
             Ok(number) => number.map(|number| self.device.refuse(number)),
             Err(error) => {
                 warn!(path = %at.display(), error = explain(&error), "the layer of a mount is not known");
@@ -254,26 +254,6 @@ impl Mounts {
         self.mounter.unmount(at).await?;
         self.known.lock().forget(at);
         Ok(())
-    }
-
-    /// The number of the layer at `at`, if no other place shows that layer.
-    async fn last_of(&self, at: &Path) -> Result<Option<u64>, MountError> {
-        let table = MountTable::read().map_err(MountError::Table)?;
-        let Some(top) = table.top(at) else {
-            return Ok(None);
-        };
-        let same = |entry: &&crate::mount::table::MountEntry| entry.device == top.device;
-        if table.entries().iter().filter(same).count() > 1 {
-            return Ok(None);
-        }
-        {
-            let known = self.known.lock();
-            let layer = known.by_path.get(at).map(|shown| shown.layer);
-            if layer.is_some_and(|layer| known.of(layer).len() > 1) {
-                return Ok(None);
-            }
-        }
-        self.mounter.layer_at(at).await
     }
 
     /// A layer leaves the store: no read of it is answered any more.

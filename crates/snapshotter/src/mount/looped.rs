@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::loops::{self, Loop};
 use super::place::{self, FS_TYPE, Made, Pair};
-use super::table::MountTable;
+use super::table::{MountEntry, MountTable};
 use super::thread::MountThread;
 use super::{LayerImage, LayerSource, MountError, Mounter, Supply, Way, plain};
 
@@ -167,7 +167,7 @@ impl State {
 
     /// Takes the layer at `at` away, and forgets its devices when that was its last mount.
     fn unmount(&self, at: &Path) -> Result<(), MountError> {
-        let layer = self.layer_at(at);
+        let layer = self.last_layer_at(at);
         place::unmount(&self.made, at)?;
         if let Some(layer) = layer.filter(|&layer| self.data_devices(layer).is_empty()) {
             let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
@@ -176,11 +176,20 @@ impl State {
         Ok(())
     }
 
-    /// The layer that is mounted at `at`.
-    fn layer_at(&self, at: &Path) -> Option<u64> {
+    /// The layer that is mounted at `at`, unless another mount shows it too: a bind of the same file system, or one of
+    /// its own, which an earlier process may have made.
+    fn last_layer_at(&self, at: &Path) -> Option<u64> {
         let table = MountTable::read().ok()?;
-        let index = loops::index_of(table.top(at)?.source.to_str()?)?;
-        self.names.meta_layer(&loops::label_of(index)?)
+        let layer = |entry: &MountEntry| {
+            let index = loops::index_of(entry.source.to_str()?)?;
+            self.names.meta_layer(&loops::label_of(index)?)
+        };
+        let top = table.top(at)?;
+        let number = layer(top)?;
+        let shown_too = |entry: &MountEntry| {
+            entry.id != top.id && (entry.device == top.device || layer(entry) == Some(number))
+        };
+        (!table.entries().iter().any(shown_too)).then_some(number)
     }
 
     /// Moves the data devices of a layer. The caller answers for it that no READ of the layer waits.
@@ -338,9 +347,9 @@ impl Mounter for LoopMounter {
         self.on_thread(State::find).await
     }
 
-    async fn layer_at(&self, at: &Path) -> Result<Option<u64>, MountError> {
+    async fn last_layer_at(&self, at: &Path) -> Result<Option<u64>, MountError> {
         let at = plain(at)?.to_path_buf();
-        self.on_thread(move |state| state.layer_at(&at)).await
+        self.on_thread(move |state| state.last_layer_at(&at)).await
     }
 
     async fn let_go(&self) -> Result<usize, MountError> {

@@ -102,13 +102,34 @@ fn the_layer_at_a_place_is_told_by_its_device() {
     let world = World::new(Layer::new(&[("file", 4096)]));
     world.serve_at_once();
     let at = world.mount("at");
-    assert_eq!(wait(later(&world).layer_at(&at)).unwrap(), Some(2));
+    assert_eq!(wait(later(&world).last_layer_at(&at)).unwrap(), Some(2));
     let elsewhere = world.place("elsewhere");
-    assert_eq!(wait(later(&world).layer_at(&elsewhere)).unwrap(), None);
+    assert_eq!(wait(later(&world).last_layer_at(&elsewhere)).unwrap(), None);
     // Another state folder's devices are not ours.
     let other = chosen(Way::Loop).mounter(&elsewhere, &world.thread);
-    assert_eq!(wait(other.layer_at(&at)).unwrap(), None);
+    assert_eq!(wait(other.last_layer_at(&at)).unwrap(), None);
     assert_eq!(wait(other.find()).unwrap(), Vec::<u64>::new());
+}
+
+/// As after a kill in the middle of a Prepare: the mount of the attempt is still there when another one shows the layer.
+#[test]
+fn a_layer_that_two_file_systems_show_is_not_the_last_at_either() {
+    let world = World::new(Layer::new(&[("file", 4096)]));
+    world.serve_at_once();
+    let (one, two) = (world.mount("one"), world.place("two"));
+    let mounter = later(&world);
+    let again = LayerImage {
+        copy: 1,
+        ..world.on_demand()
+    };
+    wait(mounter.mount(&again, &two)).unwrap();
+    let device = |at: &Path| world.table().top(at).unwrap().device;
+    assert_ne!(device(&one), device(&two));
+    for at in [&one, &two] {
+        assert_eq!(wait(mounter.last_layer_at(at)).unwrap(), None);
+    }
+    wait(mounter.unmount(&two)).unwrap();
+    assert_eq!(wait(mounter.last_layer_at(&one)).unwrap(), Some(2));
 }
 
 #[test]
