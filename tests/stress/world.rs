@@ -24,7 +24,7 @@ use crate::slots::Slot;
 use crate::watch::{self, Connections};
 
 /// Bytes a second of the link on an ordinary day: slow enough that layers are incomplete for seconds.
-pub(crate) const RATE: u64 = 6_000_000;
+pub(crate) const RATE: u64 = 3_000_000;
 const DISK_MEGABYTES: u64 = 400;
 /// In a storm of kills a call of several steps may need many attempts.
 pub(crate) const ATTEMPTS: Duration = Duration::from_secs(240);
