@@ -83,14 +83,14 @@ fn what_the_disk_has_damaged_is_found_by_a_scrub_and_fetched_again_under_its_rea
     let folder = layer_of(&root, &big)?;
     wait_for_loop_on(&folder.join("data"))?;
 
-    let at = 2_000_003;
+    let at = 2_000_003_usize;
     let data = fs::File::options().write(true).open(folder.join("data"))?;
-    data.write_all_at(b"damage", LEAD + at)?;
+    data.write_all_at(b"damage", LEAD + at as u64)?;
     data.sync_all()?;
     drop(data);
     let damaged = read()?;
     assert_eq!(
-        &damaged[at as usize..][..6],
+        &damaged[at..][..6],
         b"damage",
         "the disk's bytes are what is read"
     );
