@@ -114,12 +114,15 @@ fn grammar() -> Command {
             "info",
             "set the logging level [trace, debug, info, warn, error, fatal, panic]",
         ))
-        .arg(flag(
-            "root",
-            "SOCI_SNAPSHOTTER_ROOT",
-            DEFAULT_ROOT,
-            "path to the root directory for this snapshotter",
-        ))
+        .arg(
+            flag(
+                "root",
+                "SOCI_SNAPSHOTTER_ROOT",
+                DEFAULT_ROOT,
+                "path to the root directory for this snapshotter",
+            )
+            .global(true),
+        )
         .arg(
             soci_flags::switch("no-keeper").help(
                 "run as one process: reads of bytes that are not here fail when it is restarted",
