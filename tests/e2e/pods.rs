@@ -10,7 +10,7 @@ use soci_tests::image::{digest, noise};
 use soci_tests::node::SOCI;
 use soci_tests::site::NOTHING_BEHIND;
 use soci_tests::tar::{directory, file};
-use soci_tests::{Image, Site};
+use soci_tests::{Image, Site, stored};
 
 const SIZE: usize = 2 << 20;
 const LIMIT: Duration = Duration::from_secs(15);
@@ -69,9 +69,7 @@ fn a_pod_reads_on_while_the_snapshotter_is_killed_and_started_again() -> Result<
     let container = pod.start("main", &reference, &SLEEP)?;
     assert_reads(&container, 0)?;
     for n in 1..4 {
-        site.node.snapshotter()?.kill(LIMIT)?;
-        // What was read is there without anybody.
-        assert_reads(&container, 0)?;
+        site.node.snapshotter()?.kill_all(LIMIT)?;
         site.node.start_snapshotter()?;
         assert_reads(&container, n)?;
     }
@@ -102,7 +100,7 @@ fn a_pod_starts_while_the_registry_is_down_and_a_reader_waits_for_it() -> Result
 #[test]
 fn a_pod_starts_when_the_layer_store_cannot_be_used() -> Result<()> {
     starts_pods_after("no-store", |root| {
-        let layers = root.join("layers");
+        let layers = stored::folder(root);
         fs::rename(&layers, root.join("layers-before"))?;
         Ok(fs::write(layers, "in the way")?)
     })

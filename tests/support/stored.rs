@@ -16,10 +16,15 @@ const HEADER: usize = 64;
 const BOOT: usize = 8;
 const COMPLETE: usize = 56;
 
+/// The folder of the store in a daemon's state folder.
+pub fn folder(root: &Path) -> PathBuf {
+    root.join(STORE)
+}
+
 /// The folders of all layers below a daemon's state folder.
 pub fn layers(root: &Path) -> Result<Vec<PathBuf>> {
     // Nowhere else: beside it are mounts, and after a kill nobody serves them.
-    let store = root.join(STORE);
+    let store = folder(root);
     let mut found = Vec::new();
     for entry in fs::read_dir(&store).with_context(|| format!("list {}", store.display()))? {
         let folder = entry?.path();
