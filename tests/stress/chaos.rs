@@ -50,10 +50,19 @@ fn pause(world: &World, dice: &mut Dice, from_ms: u64, to_ms: u64) -> bool {
     !world.is_over()
 }
 
+/// The same before somebody is killed.
+fn pause_to_kill(world: &World, dice: &mut Dice, from_ms: u64, to_ms: u64) -> bool {
+    let goes_on = pause(world, dice, from_ms, to_ms);
+    while world.is_spared() && !world.is_over() {
+        world.sleep(Duration::from_millis(50));
+    }
+    goes_on && !world.is_over()
+}
+
 /// A storm of kills, and a while in which pulls come to an end and layers become complete.
 fn kill(world: &World, _: &Plan, dice: &mut Dice) -> Result<()> {
     for _ in 0..dice.throw(3, 12) {
-        if pause(world, dice, 100, 2000) && lock(&world.service).kill_worker()? {
+        if pause_to_kill(world, dice, 100, 2000) && lock(&world.service).kill_worker()? {
             world.events.count(&world.events.kills, "worker killed");
         }
     }
@@ -62,7 +71,7 @@ fn kill(world: &World, _: &Plan, dice: &mut Dice) -> Result<()> {
 }
 
 fn replace(world: &World, plan: &Plan, dice: &mut Dice) -> Result<()> {
-    if !pause(world, dice, 5000, 15_000) {
+    if !pause_to_kill(world, dice, 5000, 15_000) {
         return Ok(());
     }
     let end = if dice.throw(0, 2) == 0 {

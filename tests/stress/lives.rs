@@ -14,7 +14,7 @@ use crate::images::Published;
 use crate::samples::loops;
 use crate::slots::Slot;
 use crate::truth::Dice;
-use crate::world::{ATTEMPTS, LIMIT, Out, World, last_line, lock};
+use crate::world::{ATTEMPTS, LIMIT, Mercy, Out, World, last_line, lock};
 
 /// Lives until the test is over; what must not be is reported to the world.
 pub(crate) fn live_on(world: &World, plan: &Plan, image: &Published, seed: u64) {
@@ -126,6 +126,7 @@ impl<'a> Container<'a> {
     /// Starts it, again if the daemon was killed under the calls.
     fn start(world: &'a World, plan: &Plan, image: &Published, id: &str) -> Result<Self> {
         let start = Instant::now();
+        let mut mercy = Mercy::new(world);
         for attempt in 0.. {
             let mut container = Self::attempt(world, plan, image, &format!("{id}-{attempt}"))?;
             if container.has_begun()? {
@@ -137,6 +138,7 @@ impl<'a> Container<'a> {
                 bail!("the test is over");
             }
             world.excused(&["run", id], &said)?;
+            mercy.broken();
             let last = last_line(&said);
             world.events.say(&format!("again: run {id}: {last}"));
             world.events.calls_again.fetch_add(1, Ordering::SeqCst);

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -56,6 +56,8 @@ pub(crate) struct World {
     pub(crate) events: Events,
     pub(crate) group: Option<Group>,
     pub(crate) connections: Connections,
+    /// Calls that were broken so often that nobody is killed until they are through.
+    spared: AtomicU64,
     /// Containers that run.
     pub(crate) outs: Mutex<Vec<Out>>,
     /// What readers that have ended had counted.
@@ -106,6 +108,7 @@ impl World {
             events: Events::new(&plan.folder)?,
             group,
             connections: Connections::default(),
+            spared: AtomicU64::new(0),
             outs: Mutex::default(),
             counted: Mutex::default(),
             over: AtomicBool::new(false),
@@ -149,6 +152,11 @@ impl World {
         }
     }
 
+    /// Whether the daemon is left alone for the moment.
+    pub(crate) fn is_spared(&self) -> bool {
+        self.spared.load(Ordering::SeqCst) > 0
+    }
+
     /// Runs a program to its end; one that does not end in time is killed and an error.
     pub(crate) fn finish(&self, program: Program) -> Result<Finished> {
         let log = tempfile::NamedTempFile::new_in(self.folder())?;
@@ -166,6 +174,7 @@ impl World {
     pub(crate) fn ctr(&self, arguments: &[&str]) -> Result<u64> {
         let start = Instant::now();
         let mut failures = 0;
+        let mut mercy = Mercy::new(self);
         loop {
             let said = self.finish(self.node.ctr(arguments)?)?;
             if said.code == Some(0) {
@@ -173,6 +182,7 @@ impl World {
             }
             self.excused(arguments, &said.stdout)?;
             failures += 1;
+            mercy.broken();
             self.events.say(&format!(
                 "again: ctr {}: {}",
                 arguments.join(" "),
@@ -184,7 +194,7 @@ impl World {
             ensure!(
                 start.elapsed() < ATTEMPTS,
                 "ctr {arguments:?}: {}",
-                said.stdout
+                last_line(&said.stdout)
             );
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -208,6 +218,38 @@ impl World {
         let excused = holds(CALL_BROKE) || (holds(NO_SPACE) && self.events.was_full());
         ensure!(excused, "{what:?}: {}", last_line(said));
         Ok(())
+    }
+}
+
+/// A call of several steps that is made again and again. In a storm of kills on a busy machine it would never come to its
+/// end, and nothing would be read.
+#[derive(Debug)]
+pub(crate) struct Mercy<'a> {
+    world: &'a World,
+    broken: u32,
+}
+
+impl<'a> Mercy<'a> {
+    const ATTEMPTS: u32 = 5;
+
+    pub(crate) fn new(world: &'a World) -> Self {
+        Self { world, broken: 0 }
+    }
+
+    /// The call was broken once more.
+    pub(crate) fn broken(&mut self) {
+        self.broken += 1;
+        if self.broken == Self::ATTEMPTS {
+            self.world.spared.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Drop for Mercy<'_> {
+    fn drop(&mut self) {
+        if self.broken >= Self::ATTEMPTS {
+            self.world.spared.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }
 
