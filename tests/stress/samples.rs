@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use soci_tests::Node;
+use soci_tests::unit::Keeping;
 
 use crate::world::{World, lock};
 
@@ -35,7 +36,11 @@ pub(crate) fn go_on(world: &World, every: Duration) -> Vec<Sample> {
 fn look(world: &World, start: Instant) -> Sample {
     let (main, worker, kept) = {
         let service = lock(&world.service);
-        (service.main(), service.worker(), service.kept().len())
+        // One process alone is its own worker, with a worker's needs.
+        let main = service
+            .main()
+            .filter(|_| service.keeping() != Keeping::Alone);
+        (main, service.worker(), service.kept().len())
     };
     let (loops, lazy) = loops(&world.node);
     let memory = |process: Option<u32>| process.map_or(0, resident);
