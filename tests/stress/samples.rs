@@ -89,8 +89,13 @@ pub(crate) fn loops(node: &Node) -> (u64, u64) {
     (ours.len() as u64, lazy.count() as u64)
 }
 
-/// What has grown from the first half to the last, beyond what chance explains.
+/// What has grown from the second quarter to the last half, beyond what chance explains. In the first quarter images
+/// begin to be pulled; a run of less than two minutes says nothing.
 pub(crate) fn grown(samples: &[Sample]) -> Vec<String> {
+    const ENOUGH: usize = 60;
+    if samples.len() < ENOUGH {
+        return Vec::new();
+    }
     type Of = fn(&Sample) -> u64;
     // A name, the value, and how much more is chance.
     let values: [(&str, Of, u64); 6] = [
@@ -98,10 +103,11 @@ pub(crate) fn grown(samples: &[Sample]) -> Vec<String> {
         ("descriptors of the main process", |s| s.main_descriptors, 8),
         ("memory of the worker, kB", |s| s.worker_kilobytes, 65_536),
         ("descriptors of the worker", |s| s.worker_descriptors, 64),
-        ("loop devices", |s| s.loops, 16),
+        ("loop devices", |s| s.loops, 24),
         ("descriptors kept by systemd", |s| s.kept, 2),
     ];
     let (first, last) = samples.split_at(samples.len() / 2);
+    let first = &first[first.len() / 2..];
     values
         .into_iter()
         .filter_map(|(name, of, chance)| {
