@@ -94,7 +94,12 @@ fn read_while_workers_die(site: &mut Site, reference: &str, id: &str) -> Result<
         reading.join().expect("no panic")
     })?;
     let log = site.node.snapshotter_log();
-    ensure!(said.code == Some(0), "{}\n{log}", said.stderr);
+    ensure!(
+        said.code == Some(0),
+        "{:?} {}\n{log}",
+        said.code,
+        said.stderr
+    );
     let said: Vec<&str> = said.stdout.lines().collect();
     ensure!(said == sums()?, "{said:#?}\n{log}");
     Ok(())

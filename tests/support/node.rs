@@ -279,7 +279,8 @@ impl Node {
         id: &str,
         command: &[&str],
     ) -> Result<Finished> {
-        self.ctr(["run", "--rm", "--snapshotter", snapshotter, reference, id])?
+        let id = self.container(id);
+        self.ctr(["run", "--rm", "--snapshotter", snapshotter, reference, &id])?
             .args(command)
             .finish()
     }
@@ -314,6 +315,12 @@ impl Node {
             snapshotter: snapshotter.to_owned(),
             mounted: true,
         })
+    }
+
+    /// What a container is called outside: runc and the control groups know nothing of nodes.
+    fn container(&self, id: &str) -> String {
+        let node = self.sockets.file_name().unwrap_or_default();
+        format!("{id}-{}", node.to_string_lossy())
     }
 
     /// The root file system that a running container sees, as a path out here.

@@ -31,8 +31,6 @@ use crate::listen::{self, Address, Inherited, Listener};
 use child::{Program, Worker};
 use link::{Link, Message};
 
-pub(crate) use link::send;
-
 /// What keeper and worker speak; a worker of another version may speak another.
 const HELLO: &str = "hello-1";
 const HAND: &str = "hand";

@@ -10,7 +10,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use rustix::fs::FileType;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tracing::{debug, info};
@@ -261,12 +263,33 @@ fn tell(text: &str, descriptors: &[BorrowedFd<'_>]) {
             Some(name) => ours.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
             None => ours.connect(&socket)?,
         }
-        crate::keeper::send(&ours, text.as_bytes(), descriptors)
+        send(&ours, text.as_bytes(), descriptors)
     });
     if let Err(error) = told {
         let error: &dyn std::error::Error = &error;
         debug!(error, text, "systemd was not told");
     }
+}
+
+/// Descriptors in one message at most.
+pub(crate) const MOST_DESCRIPTORS: usize = 8;
+
+/// Sends bytes with descriptors over a socket that is connected.
+pub(crate) fn send(
+    socket: impl AsFd,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("too many descriptors for one message"));
+    }
+    let parts = [IoSlice::new(bytes)];
+    rustix::io::retry_on_intr(|| {
+        rustix::net::sendmsg(&socket, &parts, &mut control, SendFlags::NOSIGNAL)
+    })?;
+    Ok(())
 }
 
 fn notify(state: &NotifyState<'_>, line: &'static str) {
