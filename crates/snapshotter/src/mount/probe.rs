@@ -3,10 +3,13 @@
 //! A tiny image is mounted twice, with a file of the FUSE mount as its device and with a plain file,
 //! and each time looked at directly, through overlayfs, as a container would see it, and through an
 //! overlay on that. A new mount has nothing cached, so every byte that is compared went the whole way.
-//! The loop way also changes hands under a mount, and is read with `O_DIRECT`.
+//! The loop way also changes hands under a mount, is read with `O_DIRECT`, and is read while a READ
+//! waits, whose reader is then killed.
 
-use std::collections::BTreeSet;
-use std::ffi::{CString, OsString};
+mod image;
+mod waiting;
+
+use std::ffi::CString;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -15,17 +18,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use rustix::fs::Advice;
 use rustix::mount::MountFlags;
-use soci_erofs::{Attributes, Image, Inode, Kind, NodeId, Time};
 use thiserror::Error;
 
 use super::place::Made;
 use super::thread::{MountThread, Unfinished};
 use super::{LayerImage, LayerSource, MountError, Supply, Way, detach, file, looped, refused};
 use crate::device::Device;
-use crate::layer::{DeviceFile, ReadDone};
+use image::{BLOCK, OPAQUE, check, content, lower_image, upper_image};
+use waiting::ProbeFile;
 
 /// The device file of the probe. Layers are numbered from 2 upwards and never get here.
 const PROBE_NUMBER: u64 = u64::MAX / 2;
@@ -35,24 +37,6 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// How the probe's folder begins.
 const PREFIX: &str = "probe-";
-
-const BLOCK: usize = 4096;
-
-/// A file with a tail of 904 bytes in its second block, and one that fills its block.
-const TAIL_SIZE: usize = 5000;
-const FULL_SIZE: usize = BLOCK;
-
-const ACL: &str = "system.posix_acl_access";
-const CAPABILITY: &str = "security.capability";
-const OPAQUE: &str = "trusted.overlay.opaque";
-
-/// rw- for owner, user 1, group and mask, r-- for others, in the layout of `posix_acl_xattr.h`.
-const ACL_VALUE: &[u8] = b"\x02\0\0\0\
-    \x01\0\x06\0\xff\xff\xff\xff\x02\0\x06\0\x01\0\0\0\x04\0\x06\0\xff\xff\xff\xff\
-    \x10\0\x06\0\xff\xff\xff\xff\x20\0\x04\0\xff\xff\xff\xff";
-
-/// CAP_NET_BIND_SERVICE, permitted and effective, revision 2.
-const CAPABILITY_VALUE: &[u8] = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
 /// Why the way does not work.
 #[derive(Debug, Error)]
@@ -86,27 +70,6 @@ pub(super) enum ProbeError {
 #[error("{0}: {cause}", cause = std::error::Error::source(.0).map_or_else(String::new, ToString::to_string))]
 pub(super) struct Chain(MountError);
 
-/// The probe's data, served from memory.
-struct ProbeFile(Bytes);
-
-impl DeviceFile for ProbeFile {
-    fn number(&self) -> u64 {
-        PROBE_NUMBER
-    }
-
-    fn size(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read(self: Arc<Self>, offset: u64, len: u32, done: ReadDone) {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let end = start.saturating_add(len as usize);
-        if end <= self.0.len() {
-            done(Ok(self.0.slice(start..end)));
-        }
-    }
-}
-
 /// What the probe found.
 #[derive(Debug)]
 pub(super) struct Found {
@@ -126,16 +89,21 @@ pub(super) async fn probe(
         folder: state_root.to_path_buf(),
         source,
     })?;
-    let content = Bytes::from(content());
-    device.add(Arc::new(ProbeFile(content)));
+    let file = ProbeFile::serve(content()).map_err(|source| ProbeError::Prepare {
+        folder: state_root.to_path_buf(),
+        source,
+    })?;
+    device.add(Arc::clone(&file) as _);
     let on_demand = device.path(PROBE_NUMBER);
+    let served = Arc::clone(&file);
     let tried = thread.run(move || {
-        let result = bench.try_out(&on_demand);
+        let result = bench.try_out(&on_demand, &served);
         // Mounts go before their folder, on this thread.
         drop(bench);
         result
     });
     let result = tokio::time::timeout(LIMIT, tried).await;
+    file.close();
     device.remove(PROBE_NUMBER);
     let xino = result.map_err(|_elapsed| ProbeError::Hangs)???;
     let what = match way {
@@ -203,7 +171,7 @@ impl Bench {
     }
 
     /// True: overlays take `xino=on`.
-    fn try_out(&self, on_demand: &Path) -> Result<bool, ProbeError> {
+    fn try_out(&self, on_demand: &Path, file: &ProbeFile) -> Result<bool, ProbeError> {
         let plain = self.path("data");
         self.mount(
             "lower",
@@ -217,6 +185,7 @@ impl Bench {
             "overlay on the mount over a fuse file",
         )?;
         if self.way == Way::Loop {
+            self.wait_beside(on_demand, file)?;
             self.change_hands(on_demand, &plain)?;
         }
         self.round(
@@ -262,6 +231,20 @@ impl Bench {
             detach(at).map_err(mount)?;
         }
         Ok(())
+    }
+
+    /// A READ that waits for the network holds up neither other reads nor the end of its reader.
+    fn wait_beside(&self, on_demand: &Path, file: &ProbeFile) -> Result<(), ProbeError> {
+        const STEP: &str = "reading while another read waits";
+        self.mount("upper", on_demand, Supply::OnDemand, STEP)?;
+        let upper = self.path("upper");
+        let looked = waiting::look(&upper.join("full"), &upper.join("tail"), file, STEP);
+        // What waited is answered by now, so the mount goes at once.
+        detach(&upper).map_err(|source| ProbeError::Mount {
+            step: STEP,
+            source: Chain(source),
+        })?;
+        looked
     }
 
     /// The device of a mount moves from the FUSE file to plain data; what was not read before is read then.
@@ -403,168 +386,4 @@ fn read_direct(path: &Path) -> std::io::Result<Vec<u8>> {
     let block = buffer.get_mut(start..start + BLOCK).unwrap_or_default();
     let len = file.read_at(block, 0)?;
     Ok(block.get(..len).unwrap_or_default().to_vec())
-}
-
-/// Compares what is mounted at `root` with the image. The opaque marker is looked for where overlayfs
-/// does not hide it.
-fn check(
-    root: &Path,
-    step: &'static str,
-    marker: Option<&str>,
-    names: &[&str],
-) -> Result<(), ProbeError> {
-    let read = |what| move |source| ProbeError::Read { step, what, source };
-    let agree = |what, yes: bool| {
-        if yes {
-            Ok(())
-        } else {
-            Err(ProbeError::Wrong { step, what })
-        }
-    };
-
-    let listed = list(root).map_err(read("the root folder"))?;
-    agree(
-        "the root folder",
-        listed == names.iter().map(OsString::from).collect(),
-    )?;
-    let opaque = root.join("opaque");
-    let listed = list(&opaque).map_err(read("the opaque folder"))?;
-    agree(
-        "the opaque folder",
-        listed == BTreeSet::from(["inside".into()]),
-    )?;
-    if let Some(name) = marker {
-        let value = xattr(&opaque, name).map_err(read("the opaque marker"))?;
-        agree("the opaque marker", value == b"y")?;
-    }
-
-    let content = content();
-    // The tail first: nothing of its block is there yet.
-    let tail = file_end(&root.join("tail"), 4990).map_err(read("a file with a tail"))?;
-    agree(
-        "a file with a tail",
-        Some(&tail[..]) == content.get(4990..TAIL_SIZE),
-    )?;
-    let tail = std::fs::read(root.join("tail")).map_err(read("a file with a tail"))?;
-    agree(
-        "a file with a tail",
-        Some(&tail[..]) == content.get(..TAIL_SIZE),
-    )?;
-    let full = std::fs::read(root.join("full")).map_err(read("a file of one block"))?;
-    agree(
-        "a file of one block",
-        Some(&full[..]) == content.get(2 * BLOCK..),
-    )?;
-
-    let file = root.join("tail");
-    let attributes = std::fs::symlink_metadata(&file).map_err(read("attributes"))?;
-    let expected = (5, 70_000, 1_000_000_007, 123_456_789);
-    let found = (
-        attributes.uid(),
-        attributes.gid(),
-        attributes.mtime(),
-        attributes.mtime_nsec(),
-    );
-    agree("attributes", found == expected)?;
-    agree(
-        "an ACL",
-        xattr(&file, ACL).map_err(read("an ACL"))? == ACL_VALUE,
-    )?;
-    let capability = xattr(&file, CAPABILITY).map_err(read("a file capability"))?;
-    agree("a file capability", capability == CAPABILITY_VALUE)
-}
-
-fn list(folder: &Path) -> std::io::Result<BTreeSet<OsString>> {
-    std::fs::read_dir(folder)?
-        .map(|entry| entry.map(|entry| entry.file_name()))
-        .collect()
-}
-
-fn file_end(path: &Path, from: u64) -> std::io::Result<Vec<u8>> {
-    let mut buffer = [0; 64];
-    let len = File::open(path)?.read_at(&mut buffer, from)?;
-    Ok(buffer.get(..len).unwrap_or_default().to_vec())
-}
-
-fn xattr(path: &Path, name: &str) -> std::io::Result<Vec<u8>> {
-    let mut value = vec![0; 256];
-    let len = rustix::fs::lgetxattr(path, name, &mut value[..])?;
-    value.truncate(len);
-    Ok(value)
-}
-
-/// Three blocks: `tail` with zeros behind it, `full`.
-fn content() -> Vec<u8> {
-    let byte = |at: usize| u8::try_from((at * 7 + at / 251) % 255 + 1).unwrap_or(1);
-    let mut content: Vec<u8> = (0..TAIL_SIZE).map(byte).collect();
-    content.resize(2 * BLOCK, 0);
-    content.extend((0..FULL_SIZE).map(|at| byte(at + 13)));
-    content
-}
-
-type ImageResult = Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>>;
-
-fn folder() -> Attributes {
-    Attributes {
-        mode: 0o755,
-        ..Attributes::default()
-    }
-}
-
-fn upper_image() -> ImageResult {
-    let mut image = Image::new(3, folder())?;
-    let mtime = Time {
-        secs: 1_000_000_007,
-        nanos: 123_456_789,
-    };
-    let attributes = Attributes {
-        mode: 0o664,
-        uid: 5,
-        gid: 70_000,
-        mtime,
-    };
-    let file = |size: usize, data_block| Inode {
-        kind: Kind::Regular {
-            size: size as u64,
-            data_block,
-        },
-        attributes,
-    };
-    let tail = image.inode(&file(TAIL_SIZE, 0))?;
-    image.set_xattr(tail, ACL.as_bytes(), ACL_VALUE)?;
-    image.set_xattr(tail, CAPABILITY.as_bytes(), CAPABILITY_VALUE)?;
-    image.link(NodeId::ROOT, b"tail", tail)?;
-    let full = image.inode(&file(FULL_SIZE, 2))?;
-    image.link(NodeId::ROOT, b"full", full)?;
-    let opaque = image.inode(&Inode {
-        kind: Kind::Directory,
-        attributes: folder(),
-    })?;
-    image.set_xattr(opaque, OPAQUE.as_bytes(), b"y")?;
-    image.link(NodeId::ROOT, b"opaque", opaque)?;
-    image.link(opaque, b"inside", full)?;
-    written(&image)
-}
-
-/// What the opaque folder hides, and something that it does not.
-fn lower_image() -> ImageResult {
-    let mut image = Image::new(3, folder())?;
-    let opaque = image.inode(&Inode {
-        kind: Kind::Directory,
-        attributes: folder(),
-    })?;
-    image.link(NodeId::ROOT, b"opaque", opaque)?;
-    let hidden = image.inode(&Inode {
-        kind: Kind::Fifo,
-        attributes: folder(),
-    })?;
-    image.link(opaque, b"hidden", hidden)?;
-    image.link(NodeId::ROOT, b"lower-only", hidden)?;
-    written(&image)
-}
-
-fn written(image: &Image) -> ImageResult {
-    let mut bytes = Vec::new();
-    image.write(&mut bytes)?;
-    Ok(bytes)
 }
