@@ -9,6 +9,7 @@ mod group;
 mod images;
 mod lives;
 mod plan;
+mod pods;
 mod report;
 mod samples;
 #[allow(dead_code, reason = "the reader uses the other half")]
