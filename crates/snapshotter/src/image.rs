@@ -331,13 +331,18 @@ impl Images {
 
     /// Has the rest of a layer brought, and the layer moved to `data` when it is there.
     fn finish_behind(&self, layer: &Arc<Layer>) {
-        let number = layer.number().0;
-        if !self.0.watched.lock().insert(number) {
+        if !self.0.watched.lock().insert(layer.number().0) {
             return;
         }
         if self.0.options.background {
             self.0.parts.layers.complete(layer);
         }
+        self.follow(layer);
+    }
+
+    /// Moves a layer to `data` when it is complete, and lets it settle when its start is over.
+    fn follow(&self, layer: &Arc<Layer>) {
+        let number = layer.number().0;
         let mut completion = layer.completion();
         // Whoever waits for a layer keeps neither it nor us: the files of a removed one go with its last owner.
         let (images, layer) = (Arc::downgrade(&self.0), Arc::downgrade(layer));

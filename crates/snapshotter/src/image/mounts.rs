@@ -185,7 +185,6 @@ impl Mounts {
 
     /// The layer moves back to the device, while bytes are taken out of its `data`. `data` itself answers no READ
     /// that waits.
-    #[allow(dead_code, reason = "the scrub is its caller")]
     pub(crate) async fn reopen(&self, layer: &Arc<Layer>) -> Result<(), MountError> {
         let _turn = self.turn().await;
         let number = layer.number().0;

@@ -29,15 +29,6 @@ impl Repairs for Images {
 
     fn after(&self, layer: &Arc<Layer>) {
         self.0.parts.layers.complete(layer);
-        let mut completion = layer.completion();
-        let (images, layer) = (Arc::downgrade(&self.0), Arc::downgrade(layer));
-        self.0.tasks.spawn(async move {
-            let done = completion.wait_for(|done| *done).await.is_ok();
-            if let (Some(images), Some(layer)) =
-                (images.upgrade(), layer.upgrade().filter(|_| done))
-            {
-                images.move_to_data(&layer).await;
-            }
-        });
+        self.follow(layer);
     }
 }
