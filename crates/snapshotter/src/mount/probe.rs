@@ -59,6 +59,11 @@ pub(super) enum ProbeError {
         step: &'static str,
         what: &'static str,
     },
+    #[error("{step}: {what}")]
+    Blocked {
+        step: &'static str,
+        what: &'static str,
+    },
     #[error("probe did not end within {} s", LIMIT.as_secs())]
     Hangs,
     #[error(transparent)]

@@ -163,19 +163,22 @@ fn look_beside(
     file: &ProbeFile,
     step: &'static str,
 ) -> Result<(), ProbeError> {
-    let agree = |what, yes: bool| yes.then_some(()).ok_or(ProbeError::Wrong { step, what });
+    let agree = |what, yes: bool| yes.then_some(()).ok_or(ProbeError::Blocked { step, what });
     let waits = within(LONGEST, || file.is_waiting());
-    agree("a read that waits", waits)?;
+    agree("the read does not reach the device", waits)?;
     let read = std::fs::read(other);
     read.map_err(|source| ProbeError::Read {
         step,
         what: "another file",
         source,
     })?;
-    agree("a read beside one that waits", file.is_waiting())?;
+    agree("one read that waits blocks all others", file.is_waiting())?;
     reader.kill();
     let gone = within(DEATH, || reader.is_gone());
-    agree("the end of a reader that waits", gone && file.is_waiting())
+    agree(
+        "a reader that waits cannot be killed",
+        gone && file.is_waiting(),
+    )
 }
 
 fn within(limit: Duration, mut happens: impl FnMut() -> bool) -> bool {
