@@ -1,10 +1,14 @@
 //! Layers of images: mounted before their bytes are there, fetched whole, or left to containerd.
 
 use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use soci_oci::testing::{TestRegistry, noise};
 use soci_snapshotter::config::Config;
+use soci_snapshotter::mount::table::MountTable;
 use tempfile::TempDir;
 use tonic::{Code, Status};
 
@@ -258,6 +262,71 @@ async fn after_a_restart_layers_are_mounted_without_a_registry() {
     assert_eq!(mounts_below(&server), 2, "no mount point is uncovered");
     let view = server.viewed(&image.target(1)).await;
     check_content(view.path());
+    drop(view);
+    server.interrupt().await;
+}
+
+/// The mount points that show a layer.
+fn layer_mounts(server: &Server) -> Vec<PathBuf> {
+    let table = MountTable::read().unwrap();
+    let folders = fs::read_dir(server.directories()).unwrap();
+    let places = folders.map(|folder| folder.unwrap().path().join("fs"));
+    places.filter(|at| table.top(at).is_some()).collect()
+}
+
+/// Counts, until it is told to stop, how often one of `places` is found without a mount.
+fn watch(places: Vec<PathBuf>) -> (Arc<AtomicBool>, std::thread::JoinHandle<usize>) {
+    let over = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&over);
+    let watcher = std::thread::spawn(move || {
+        let mut uncovered = 0;
+        while !told.load(Ordering::SeqCst) {
+            let table = MountTable::read().unwrap();
+            uncovered += places.iter().filter(|at| table.top(at).is_none()).count();
+        }
+        uncovered
+    });
+    (over, watcher)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_mount_point_is_uncovered_by_a_restart_and_many_requests_after_it() {
+    let registry = TestRegistry::start();
+    let image = Image::publish(&registry, &tars(), Shape::default());
+    let server = daemon().await;
+    pull_all(&server, &image).await;
+    let places = layer_mounts(&server);
+    assert_eq!(places.len(), 2);
+    let (over, watcher) = watch(places);
+    let server = Server::daemon_on(server.stop().await, &Config::default()).await;
+    let top = image.target(1);
+    let (one, two, three, four) = tokio::join!(
+        server.prepare("1", &top),
+        server.prepare("2", &top),
+        server.prepare("3", &top),
+        server.prepare("4", &top),
+    );
+    for mounts in [one, two, three, four] {
+        check_content(Mounted::new(&mounts.unwrap()).path());
+    }
+    over.store(true, Ordering::SeqCst);
+    assert_eq!(watcher.join().unwrap(), 0);
+    server.interrupt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_somebody_unmounted_is_mounted_again_when_it_is_used() {
+    let registry = TestRegistry::start();
+    let image = Image::publish(&registry, &tars(), Shape::default());
+    let server = daemon().await;
+    pull_all(&server, &image).await;
+    let places = layer_mounts(&server);
+    for at in &places {
+        rustix::mount::unmount(at, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+    let view = server.viewed(&image.target(1)).await;
+    check_content(view.path());
+    assert_eq!(layer_mounts(&server).len(), places.len());
     drop(view);
     server.interrupt().await;
 }
