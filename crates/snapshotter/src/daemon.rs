@@ -216,6 +216,7 @@ async fn serve_parts(
         daemon.unmount().await?;
     }
     daemon.sync().await;
+    daemon.end_device();
     Ok(())
 }
 

@@ -121,6 +121,14 @@ impl Daemon {
         Ok(())
     }
 
+    /// Ends the device, unless somebody keeps it for the next process. Dropping this is not enough: requests that were
+    /// given up still own it, and its mount would outlive the process.
+    pub fn end_device(&self) {
+        if let Some(device) = self.device.as_ref().filter(|device| !device.is_kept()) {
+            device.stop();
+        }
+    }
+
     /// Makes what has arrived durable.
     pub async fn sync(&self) {
         if let Some(images) = &self.images {
