@@ -43,7 +43,7 @@ use files::{FIRST_FILE, Files};
 use journal::Journal;
 use session::{Connection, Handler};
 
-pub use reads::{Drained, Meanwhile};
+pub use reads::Refused;
 pub(crate) use session::FS_TYPE;
 pub use session::SessionError;
 pub use wire::WireError;
@@ -263,52 +263,18 @@ impl Device {
     }
 
     /// READs of layer `number` that are not answered yet.
-    #[must_use]
-    pub fn unanswered(&self, number: u64) -> usize {
+    #[cfg(test)]
+    fn unanswered(&self, number: u64) -> usize {
         self.files.reads.unanswered(number)
     }
 
-    /// Waits until no READ of layer `number` is unanswered. Others may come in the next moment.
-    pub async fn settled(&self, number: u64) {
-        self.files.reads.settled(number, false).await;
-    }
-
-    /// Brings layer `number` to where its loop can change hands or its mount can go, which must never
-    /// be tried while a READ of it is unanswered: the queue freezes, with it every `sync`, and no
-    /// signal ends that.
-    ///
-    /// From now on until the guard is dropped `meanwhile` says what becomes of new READs. Those that
-    /// wait already are waited for, and after `patience` they get EIO; without one they are waited for
-    /// as long as it takes.
-    pub async fn drain(
-        &self,
-        number: u64,
-        meanwhile: Meanwhile,
-        patience: Option<Duration>,
-    ) -> Drained {
-        let reads = &self.files.reads;
-        let drained = reads.shut(number, meanwhile);
-        let but_held = meanwhile == Meanwhile::Hold;
-        let settled = reads.settled(number, but_held);
-        match patience {
-            None => settled.await,
-            Some(patience) => {
-                if tokio::time::timeout(patience, settled).await.is_err() {
-                    reads.fail(number);
-                    // Those that were just being answered.
-                    reads.settled(number, but_held).await;
-                }
-            }
-        }
-        drained
-    }
-
     /// Answers every READ of layer `number` with EIO, those that wait and, until the guard is
-    /// dropped, those to come: for a layer that is taken away.
-    pub fn refuse(&self, number: u64) -> Drained {
-        let drained = self.files.reads.shut(number, Meanwhile::Refuse);
+    /// dropped, those to come: for a layer that is taken away. Its mount must not go while one is
+    /// unanswered: the kernel would wait for it, with every `sync`, and no signal ends that.
+    pub fn refuse(&self, number: u64) -> Refused {
+        let refused = self.files.reads.shut(number);
         self.files.reads.fail(number);
-        drained
+        refused
     }
 
     /// Whether the connection is served. Not any more when somebody unmounted or aborted it.

@@ -22,8 +22,8 @@
 //! layer       digest, inflate, tar headers; then data, and everybody who waits
 //! ```
 //!
-//! **The rest** of a layer is one more demand, of the lowest class; when it is there `image::mounts` moves the mounts to the
-//! data file.
+//! **The rest** of a layer is one more demand, of the lowest class; when it is there `image::mounts` moves the layer's loop
+//! device to the data file.
 //!
 //! A module uses those after it in this order, never those before: `keeper` and `daemon`; `listen`, `grpc`, `args`; `snapshots`; `image`;
 //! `mount`; `device`; `layer`; `store`, `tree`, `places`, `fetch`; and everything uses `config` (its own part), `cpu`, `sync`.

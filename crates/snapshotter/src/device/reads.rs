@@ -4,8 +4,7 @@
 //! answers them: exactly once, whoever comes first. A READ is *held* (nobody has been asked for its
 //! bytes yet), *waiting* (its file has been asked), or being answered; all three count as unanswered.
 //!
-//! A layer's gate decides what becomes of new READs while something is done with the layer for which
-//! no READ of it may be unanswered: its loop changes hands, its mount goes.
+//! While a layer is taken away its READs are refused: no READ of it may be unanswered when its mount goes.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,24 +12,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use rustix::io::Errno;
-use tokio::sync::Notify;
 
 use super::journal::{Slot, Written};
 use super::session::Connection;
 use super::wire::Unique;
 use crate::layer::{DeviceFile, ReadError};
-
-/// What becomes of READs of a layer that come while it is drained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Meanwhile {
-    /// They go to the file as always: right where the file answers at once.
-    Serve,
-    /// They are held until the guard is dropped. A held READ is an unanswered one: not for what
-    /// freezes the queue of a loop device or unmounts.
-    Hold,
-    /// They get EIO.
-    Refuse,
-}
 
 /// A READ as the kernel asked for it.
 #[derive(Debug)]
@@ -84,8 +70,7 @@ struct LayerReads {
     held: Vec<Arrived>,
     /// Taken out of `waiting` or `held`, and the reply is not written yet.
     answering: usize,
-    /// Guards that hold, and guards that refuse.
-    holds: usize,
+    /// Guards that refuse new ones.
     refusals: usize,
 }
 
@@ -95,7 +80,7 @@ impl LayerReads {
     }
 
     fn is_idle(&self) -> bool {
-        self.unanswered() == 0 && self.holds == 0 && self.refusals == 0
+        self.unanswered() == 0 && self.refusals == 0
     }
 }
 
@@ -111,8 +96,6 @@ struct State {
 #[derive(Default)]
 pub(super) struct Reads {
     state: Mutex<State>,
-    /// Told when a layer has no waiting READ any more.
-    settled: Notify,
     unanswered: AtomicUsize,
 }
 
@@ -167,11 +150,12 @@ impl Reads {
         numbers
     }
 
-    /// All unanswered READs, and those of one layer.
+    /// All unanswered READs.
     pub(super) fn unanswered_in_all(&self) -> usize {
         self.unanswered.load(Ordering::Relaxed)
     }
 
+    #[cfg(test)]
     pub(super) fn unanswered(&self, number: u64) -> usize {
         let state = self.state();
         state.layers.get(&number).map_or(0, LayerReads::unanswered)
@@ -225,10 +209,6 @@ impl Reads {
             reads.answering += 1;
             return Verdict::Refuse(read, "the layer is being taken away");
         }
-        if reads.holds > 0 {
-            reads.held.push(read);
-            return Verdict::Held;
-        }
         let Some(file) = files.get(&read.layer) else {
             if *restoring {
                 reads.held.push(read);
@@ -258,13 +238,8 @@ impl Reads {
             return;
         };
         reads.answering = reads.answering.saturating_sub(count);
-        let settled = reads.waiting.is_empty() && reads.answering == 0;
         if reads.is_idle() {
             state.layers.remove(&layer);
-        }
-        drop(state);
-        if settled {
-            self.settled.notify_waiters();
         }
     }
 
@@ -291,46 +266,18 @@ impl Reads {
         self.finish(layer, count);
     }
 
-    /// Waits until no READ of the layer is unanswered, not counting held ones if `but_held`.
-    pub(super) async fn settled(&self, layer: u64, but_held: bool) {
-        loop {
-            let mut told = std::pin::pin!(self.settled.notified());
-            // From here on a change is not missed.
-            told.as_mut().enable();
-            let left = self.state().layers.get(&layer).map_or(0, |reads| {
-                let held = if but_held { reads.held.len() } else { 0 };
-                reads.unanswered() - held
-            });
-            if left == 0 {
-                return;
-            }
-            told.await;
-        }
-    }
-
-    /// Shuts the layer's gate, or leaves it open.
-    pub(super) fn shut(self: &Arc<Self>, layer: u64, meanwhile: Meanwhile) -> Drained {
-        let mut state = self.state();
-        match meanwhile {
-            Meanwhile::Serve => {}
-            Meanwhile::Hold => state.layers.entry(layer).or_default().holds += 1,
-            Meanwhile::Refuse => state.layers.entry(layer).or_default().refusals += 1,
-        }
-        drop(state);
-        Drained {
+    /// Refuses READs of the layer from now on, until the guard is dropped.
+    pub(super) fn shut(self: &Arc<Self>, layer: u64) -> Refused {
+        self.state().layers.entry(layer).or_default().refusals += 1;
+        Refused {
             reads: Arc::clone(self),
             layer,
-            meanwhile,
         }
     }
 
-    fn open(self: &Arc<Self>, layer: u64, meanwhile: Meanwhile) {
+    fn open(self: &Arc<Self>, layer: u64) {
         if let Some(reads) = self.state().layers.get_mut(&layer) {
-            match meanwhile {
-                Meanwhile::Serve => {}
-                Meanwhile::Hold => reads.holds = reads.holds.saturating_sub(1),
-                Meanwhile::Refuse => reads.refusals = reads.refusals.saturating_sub(1),
-            }
+            reads.refusals = reads.refusals.saturating_sub(1);
         }
         self.release(layer);
     }
@@ -354,27 +301,24 @@ impl Reads {
     }
 }
 
-/// A layer whose READs are governed by a [`Meanwhile`] until this is dropped.
+/// A layer whose READs are refused until this is dropped.
 #[must_use = "the layer's reads go on when this is dropped"]
-pub struct Drained {
+pub struct Refused {
     reads: Arc<Reads>,
     layer: u64,
-    meanwhile: Meanwhile,
 }
 
-impl std::fmt::Debug for Drained {
+impl std::fmt::Debug for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut shown = f.debug_struct("Drained");
-        shown.field("layer", &self.layer);
-        shown
-            .field("meanwhile", &self.meanwhile)
+        f.debug_struct("Refused")
+            .field("layer", &self.layer)
             .finish_non_exhaustive()
     }
 }
 
-impl Drop for Drained {
+impl Drop for Refused {
     fn drop(&mut self) {
-        self.reads.open(self.layer, self.meanwhile);
+        self.reads.open(self.layer);
     }
 }
 
