@@ -213,7 +213,12 @@ impl World {
             "EOF",
             "broken pipe",
         ];
-        const NO_SPACE: &[&str] = &["o space left on device"];
+        // overlayfs that cannot make its work folder on a full disk mounts read-only, and says so to nobody but the
+        // kernel's log ("errno: 28; mounting read-only").
+        const NO_SPACE: &[&str] = &[
+            "o space left on device",
+            "rootfs/reader: read-only file system",
+        ];
         let holds = |texts: &[&str]| texts.iter().any(|text| said.contains(text));
         let excused = holds(CALL_BROKE) || (holds(NO_SPACE) && self.events.was_full());
         ensure!(excused, "{what:?}: {}", last_line(said));
