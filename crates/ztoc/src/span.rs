@@ -106,10 +106,20 @@ impl SpanMap {
 
     /// Whether the span's stream goes on behind [`SpanMap::uncompressed`], or may do so: it is the
     /// last one, or the archive ends inside it.
-    pub(crate) fn is_cut(&self, id: SpanId) -> bool {
+    ///
+    /// # Panics
+    /// If the layer has no such span.
+    #[must_use]
+    pub fn is_cut(&self, id: SpanId) -> bool {
         self.spans
             .get(id.0 as usize + 1)
             .is_none_or(|next| next.uncompressed > self.archive_size)
+    }
+
+    /// Bytes of the span's stream, whatever part of them is the archive's; unknown for the last span.
+    pub(crate) fn stream_length(&self, id: SpanId) -> Option<u64> {
+        let next = self.spans.get(id.0 as usize + 1)?;
+        Some(next.uncompressed - self.span(id).uncompressed)
     }
 
     /// SHA-256 of the span's compressed bytes.

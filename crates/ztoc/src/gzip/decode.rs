@@ -1,5 +1,7 @@
 //! A span's bytes.
 
+use std::ops::ControlFlow;
+
 use libdeflater::Decompressor;
 use thiserror::Error;
 
@@ -117,8 +119,9 @@ impl Decoder {
                 let mut output = std::mem::take(&mut self.output);
                 output.clear();
                 reserve(&mut output, span.id(), len)?;
-                let streamed = self.stream(span, bits, window, len as u64, |bytes| {
-                    output.extend_from_slice(bytes)
+                let streamed = self.stream(span, bits, window, Some(len as u64), |bytes| {
+                    output.extend_from_slice(bytes);
+                    ControlFlow::Continue(())
                 });
                 self.output = output;
                 streamed?;
@@ -149,7 +152,38 @@ impl Decoder {
             }
             Checkpoint::Gzip { bits, window } => {
                 let len = wanted(span.id(), spans)?;
-                self.stream(span, bits, window, len as u64, out)
+                let out = |bytes: &[u8]| {
+                    out(bytes);
+                    ControlFlow::Continue(())
+                };
+                self.stream(span, bits, window, Some(len as u64), out)
+            }
+        }
+    }
+
+    /// Decodes all of a span's stream, in pieces, with what it has behind the end of the archive
+    /// ([`SpanMap::uncompressed`] leaves that out). `out` may break off; that is no error.
+    ///
+    /// # Errors
+    /// [`ExtractError`], also where the last span's stream ends inside a gzip member.
+    ///
+    /// # Panics
+    /// If `spans` is not the map that the span was verified with.
+    pub fn decode_to_end(
+        &mut self,
+        span: &VerifiedSpan<'_>,
+        at: &Checkpoint<'_>,
+        spans: &SpanMap,
+        mut out: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<(), ExtractError> {
+        match *at {
+            Checkpoint::Plain => {
+                // Where it stops is the caller's business.
+                let _ = out(span.bytes());
+                Ok(())
+            }
+            Checkpoint::Gzip { bits, window } => {
+                self.stream(span, bits, window, spans.stream_length(span.id()), out)
             }
         }
     }
@@ -188,45 +222,43 @@ impl Decoder {
         Ok((decoded == Ok(total)).then_some(window.len()))
     }
 
-    /// Resumes at the checkpoint and stops when there is enough. At the end of a member its trailer is
-    /// stepped over, which cannot be verified from the middle; further members are verified.
+    /// Resumes at the checkpoint and stops when there are `len` bytes, or at the end of the stream. At the end of a
+    /// member its trailer is stepped over, which cannot be verified from the middle; further members are verified.
     fn stream(
         &mut self,
         span: &VerifiedSpan<'_>,
         bits: u8,
         window: &[u8],
-        len: u64,
-        mut out: impl FnMut(&[u8]),
+        len: Option<u64>,
+        mut out: impl FnMut(&[u8]) -> ControlFlow<()>,
     ) -> Result<(), ExtractError> {
         let id = span.id().0;
+        let most = len.unwrap_or(u64::MAX);
         let failed = |failure| match failure {
             Failure::Data => ExtractError::Data { span: id },
-            Failure::Memory => ExtractError::Memory { span: id, len },
+            Failure::Memory => ExtractError::Memory {
+                span: id,
+                len: len.unwrap_or(ROOM as u64),
+            },
         };
-        let mut input = span.bytes();
-        let mut inflate = Inflate::new(Wrapper::Raw).map_err(failed)?;
-        if bits > 0 {
-            let (first, rest) = input.split_first().ok_or(ExtractError::Data { span: id })?;
-            inflate.prime(bits, first >> (8 - bits)).map_err(failed)?;
-            input = rest;
-        }
-        if !window.is_empty() {
-            inflate.set_history(window).map_err(failed)?;
-        }
+        let (mut inflate, mut input) = resume(span, bits, window, failed)?;
         self.streaming.resize(ROOM, 0);
-        let mut found = 0;
-        let mut is_first_member = true;
-        while found < len {
-            let room = usize::try_from(len - found).map_or(ROOM, |left| left.min(ROOM));
+        let (mut found, mut is_first_member, mut has_ended) = (0, true, false);
+        while found < most {
+            let room = usize::try_from(most - found).map_or(ROOM, |left| left.min(ROOM));
             let output = self.streaming.get_mut(..room).unwrap_or_default();
             let step = inflate.step(input, output, Stop::Never).map_err(failed)?;
             input = input.get(step.consumed..).unwrap_or_default();
             found += step.produced as u64;
-            if step.produced > 0 {
-                out(self.streaming.get(..step.produced).unwrap_or_default());
+            if step.produced > 0
+                && out(self.streaming.get(..step.produced).unwrap_or_default()).is_break()
+            {
+                return Ok(());
             }
-            if step.at == At::End && found < len {
+            has_ended = step.at == At::End;
+            if has_ended && found < most {
                 if is_first_member {
+                    has_ended = input.len() >= TRAILER;
                     input = input.get(TRAILER..).unwrap_or_default();
                     inflate = Inflate::new(Wrapper::Gzip).map_err(failed)?;
                     is_first_member = false;
@@ -240,15 +272,38 @@ impl Decoder {
                 break;
             }
         }
-        if found == len {
-            return Ok(());
+        match len {
+            None if has_ended => Ok(()),
+            None => Err(ExtractError::Data { span: id }),
+            Some(len) if found == len => Ok(()),
+            Some(expected) => Err(ExtractError::Length {
+                span: id,
+                expected,
+                found,
+            }),
         }
-        Err(ExtractError::Length {
-            span: id,
-            expected: len,
-            found,
-        })
     }
+}
+
+/// A decoder at a checkpoint, and the input that is left for it.
+fn resume<'a>(
+    span: &VerifiedSpan<'a>,
+    bits: u8,
+    window: &[u8],
+    failed: impl Fn(Failure) -> ExtractError,
+) -> Result<(Inflate, &'a [u8]), ExtractError> {
+    let mut input = span.bytes();
+    let mut inflate = Inflate::new(Wrapper::Raw).map_err(&failed)?;
+    if bits > 0 {
+        let data = ExtractError::Data { span: span.id().0 };
+        let (first, rest) = input.split_first().ok_or(data)?;
+        inflate.prime(bits, first >> (8 - bits)).map_err(&failed)?;
+        input = rest;
+    }
+    if !window.is_empty() {
+        inflate.set_history(window).map_err(&failed)?;
+    }
+    Ok((inflate, input))
 }
 
 /// Decodes a span and appends its bytes, exactly those of [`SpanMap::uncompressed`], to `out`.

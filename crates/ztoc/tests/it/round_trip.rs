@@ -2,6 +2,7 @@
 //! by file.
 
 use std::convert::Infallible;
+use std::ops::ControlFlow;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -159,6 +160,7 @@ fn check(layer: &[u8], tar: &[u8], archive_size: usize, compression: Compression
     );
     let mut decoder = Decoder::new();
     let mut end = 0;
+    let mut stream = Vec::new();
     for id in spans.ids() {
         let compressed = spans.compressed(id);
         let uncompressed = spans.uncompressed(id);
@@ -177,7 +179,14 @@ fn check(layer: &[u8], tar: &[u8], archive_size: usize, compression: Compression
             .decode_in_pieces(&span, &at, &spans, |piece| pieces.extend_from_slice(piece))
             .unwrap();
         assert!(pieces == expected, "{id:?} in pieces");
+        decoder
+            .decode_to_end(&span, &at, &spans, |piece| {
+                stream.extend_from_slice(piece);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
     }
+    assert!(stream == tar, "with what is behind the archive");
     assert_eq!(end, archive_size as u64);
     if compression == Compression::Gzip {
         check_table(&ztoc, layer, tar, span_size);
@@ -296,4 +305,36 @@ fn a_table_of_version_1_serves_as_one_of_version_2() {
     let mut out = Vec::new();
     soci_ztoc::decode_span(&span, &at, &spans, &mut out, &mut Decoder::new()).unwrap();
     assert!(out == tar[..out.len()] && !out.is_empty());
+}
+
+#[test]
+fn a_stream_that_ends_inside_its_member_has_no_end() {
+    let tar = Tar::of(&[File::regular("f", b"content")], Dialect::Ustar);
+    let make = Make::Libdeflate { level: 6 };
+    let layer = member(&tar, &make, &Fields::default());
+    let bytes = crate::ztoc(&layer, Compression::Gzip, 4 << 20);
+    let ztoc = Ztoc::parse(&bytes).unwrap();
+    let spans = ztoc.spans();
+    let last = SpanId(u32::try_from(spans.len()).unwrap() - 1);
+    let range = spans.compressed(last);
+    let whole = &layer[range.start as usize..range.end as usize];
+    let to_end = |bytes: &[u8], most: usize| {
+        let digest = *spans.digest(last);
+        let mut zeros = bytes.to_vec();
+        zeros.resize(whole.len(), 0);
+        let span = VerifiedSpan::with_digest(last, &zeros, digest, &spans).unwrap();
+        let mut found = 0;
+        let done = Decoder::new().decode_to_end(&span, &ztoc.checkpoint(last), &spans, |piece| {
+            found += piece.len();
+            if found > most {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        done.map(|()| found)
+    };
+    assert_eq!(to_end(whole, usize::MAX), Ok(tar.len()));
+    assert!(to_end(whole, 0).unwrap() > 0, "breaking off is no error");
+    assert!(to_end(&whole[..whole.len() / 2], usize::MAX).is_err());
 }
