@@ -43,6 +43,7 @@ mod error;
 mod fill;
 mod headers;
 mod open;
+mod prove;
 mod read;
 mod scrub;
 mod spans;
@@ -55,6 +56,7 @@ pub use entries::Entries;
 pub use error::{ReadError, Subject};
 pub use fill::drop_scratch;
 pub use open::{Layers, Lazy, OpenError, Whole};
+pub use prove::ProveError;
 pub use scrub::{Pace, Repairs, Scrubbed};
 pub use stream::StreamError;
 
@@ -116,6 +118,8 @@ struct Context {
     options: Options,
     /// Turns of passes over whole layers.
     passes: tokio::sync::Semaphore,
+    /// Whose turn it is to be held against its tar.
+    proving: tokio::sync::Semaphore,
 }
 
 /// How far a layer is.
@@ -170,6 +174,10 @@ pub struct Layer {
     changed: Notify,
     completing: AtomicBool,
     trouble: Mutex<complete::Trouble>,
+    /// How far its tar was hashed; taken out by who hashes.
+    passing: Mutex<Option<Box<prove::Passing>>>,
+    /// What the stream has behind the archive, if it is known.
+    behind: Mutex<Option<Vec<u8>>>,
     /// When its bytes need not be kept warm any more; none if it was complete when it was opened.
     settles: Mutex<Option<tokio::time::Instant>>,
     closed: AtomicBool,
@@ -223,6 +231,8 @@ impl Layer {
             changed: Notify::new(),
             completing: AtomicBool::new(false),
             trouble: Mutex::default(),
+            passing: Mutex::new((!files.present.is_complete()).then(prove::Passing::new)),
+            behind: Mutex::default(),
             settles: Mutex::default(),
             closed: AtomicBool::new(false),
             context,

@@ -35,6 +35,7 @@ mod error;
 mod files;
 mod mapped;
 pub mod present;
+pub mod proofs;
 mod scrubbed;
 pub mod sealed;
 pub mod sources;
@@ -49,6 +50,7 @@ use adopt::Found;
 use aside::{Aside, Uses};
 use files::{assemble, key_of, read_ztoc, write_places};
 use present::Present;
+use proofs::Proofs;
 use sealed::{Folder, Mapped, missing_is_none};
 use sources::{Origin, Sources};
 
@@ -120,6 +122,7 @@ pub struct LayerStore {
     root: PathBuf,
     boot: String,
     aside: Aside,
+    proofs: Proofs,
     known: Mutex<Known>,
 }
 
@@ -156,8 +159,14 @@ impl LayerStore {
             root,
             boot,
             aside,
+            proofs: Proofs::open(state),
             known: Mutex::new(known),
         })
+    }
+
+    /// What the tars of layers were found to be.
+    pub fn proofs(&self) -> &Proofs {
+        &self.proofs
     }
 
     /// Everything that is there, by number.

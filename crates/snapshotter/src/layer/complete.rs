@@ -147,8 +147,13 @@ impl Layer {
             .run(Lane::Background, move || layer.check_all_headers())
             .await;
         if !matches!(checked, Ok(true)) {
-            tracing::error!(layer = %self.files.key.layer, "every byte is there, but the layer is not what its index says; it stays on the device");
-            return true;
+            if self.headers.any_disagreed() {
+                self.prove_false().await;
+                return true;
+            }
+            // A header could not be read.
+            self.troubled(&self.store_error(io::ErrorKind::Other.into()));
+            return false;
         }
         let layer = Arc::clone(self);
         let synced = self

@@ -3,12 +3,15 @@
 //! The order is in the types: only a [`VerifiedSpan`] can be decoded, and only what was decoded is written. The decoder's
 //! buffers belong to the pool's threads and are dropped when a thread has had nothing to do for a while.
 
-use std::{cell::RefCell, fs::File, io, io::IoSlice, panic::AssertUnwindSafe};
+use std::{
+    borrow::Cow, cell::RefCell, fs::File, io, io::IoSlice, ops::ControlFlow,
+    panic::AssertUnwindSafe,
+};
 
-use soci_ztoc::{Decoder, SpanId, VerifiedSpan, VerifyError};
+use soci_ztoc::{Checkpoint, Decoder, ExtractError, SpanId, VerifiedSpan, VerifyError};
 
 use super::{
-    Effect, Event, Layer, ReadError,
+    Effect, Event, Layer, ReadError, prove,
     read::{self, Held},
 };
 use crate::{
@@ -113,16 +116,55 @@ impl Layer {
             let decoder = scratch.get_or_insert_with(Decoder::new);
             let view = ztoc.view();
             let checkpoint = view.checkpoint(SpanId(span));
-            let bytes = match decoder.decode(&verified, &checkpoint, ztoc.spans()) {
-                Ok(bytes) => bytes,
-                Err(error) => return Filled::Undecodable(error.to_string()),
+            let last = span as usize + 1 == ztoc.spans().len();
+            let decoded = if last {
+                self.decode_last(decoder, &verified, &checkpoint, ztoc)
+            } else {
+                decoder
+                    .decode(&verified, &checkpoint, ztoc.spans())
+                    .map(Cow::Borrowed)
             };
-            self.store(ztoc, span, bytes)
+            match decoded {
+                Ok(bytes) => self.store(ztoc, span, &bytes, delivery.class),
+                Err(error) => Filled::Undecodable(error.to_string()),
+            }
         })
     }
 
+    /// Decodes the last span, and keeps what its stream has behind the archive: the layer's digest counts it.
+    fn decode_last<'d>(
+        &self,
+        decoder: &'d mut Decoder,
+        span: &VerifiedSpan<'d>,
+        at: &Checkpoint<'_>,
+        ztoc: &ZtocFile,
+    ) -> Result<Cow<'d, [u8]>, ExtractError> {
+        let archive = ztoc.spans().uncompressed(span.id());
+        if archive.is_empty() {
+            return Ok(Cow::default());
+        }
+        let len = usize::try_from(archive.end - archive.start).unwrap_or(usize::MAX);
+        let most = len.saturating_add(prove::KEPT);
+        let mut stream = Vec::new();
+        let ended = decoder.decode_to_end(span, at, ztoc.spans(), |piece| {
+            stream.extend_from_slice(piece);
+            if stream.len() > most {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        if stream.len() < len {
+            // Its own account of what is wrong.
+            return decoder.decode(span, at, ztoc.spans()).map(Cow::Borrowed);
+        }
+        let behind = stream.split_off(len);
+        self.keep_behind((ended.is_ok() && behind.len() <= prove::KEPT).then_some(behind));
+        Ok(Cow::Owned(stream))
+    }
+
     /// Writes decoded bytes, marks the span, lets its waiters go on, checks the headers that are there now.
-    fn store(self: &Arc<Self>, ztoc: &ZtocFile, span: u32, bytes: &[u8]) -> Filled {
+    fn store(self: &Arc<Self>, ztoc: &ZtocFile, span: u32, bytes: &[u8], class: Class) -> Filled {
         let tar = ztoc.spans().uncompressed(SpanId(span));
         let held = |bytes: &[u8]| Held {
             tar: tar.clone(),
@@ -143,6 +185,9 @@ impl Layer {
             tracing::debug!(layer = %self.files.key.layer, span, error = %error, "a sum is not written");
         }
         self.check_headers_of(tar.clone(), bytes);
+        if class == Class::All {
+            self.pass_on(ztoc, &tar, bytes);
+        }
         Filled::Stored
     }
 

@@ -71,6 +71,11 @@ impl Headers {
         self.all_known() && self.disagreed.load(Ordering::Acquire) == 0
     }
 
+    /// Whether one is known not to agree.
+    pub(super) fn any_disagreed(&self) -> bool {
+        self.disagreed.load(Ordering::Acquire) > 0
+    }
+
     /// Checks one header; true if this call was the one that settled it.
     pub(super) fn check(
         &self,

@@ -114,6 +114,7 @@ impl Layers {
             store,
             options,
             passes,
+            proving: tokio::sync::Semaphore::new(1),
         });
         Arc::new_cyclic(|layers: &crate::sync::Weak<Layers>| {
             let syncer = runtime.spawn(upkeep::run(layers.clone(), every));

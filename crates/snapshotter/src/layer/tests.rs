@@ -27,6 +27,7 @@ mod edges;
 mod full;
 mod lives;
 mod made;
+mod prove;
 mod scrub;
 mod whole;
 

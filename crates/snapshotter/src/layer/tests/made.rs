@@ -91,18 +91,14 @@ impl Made {
             }
         }
         tar.resize(tar.len() + 1024, 0);
-        let layer = match form {
-            Form::Plain => tar.clone(),
-            Form::Gzip => gzip(&tar),
-            Form::Members => tar.chunks(50_000).flat_map(gzip).collect(),
-        };
         let mut made = Made {
             form,
             tar,
-            layer,
+            layer: Vec::new(),
             ztoc: Vec::new(),
             files,
         };
+        made.compress();
         made.build(span_size);
         made
     }
@@ -134,6 +130,38 @@ impl Made {
             .windows(name.len())
             .position(|window| window == name);
         self.ztoc[at.expect("the name") + name.len() - 1] ^= 1;
+    }
+
+    /// The zTOC does not know the last entry of the tar; everything else stays right.
+    pub(super) fn leave_out_the_last(&mut self) {
+        let count = |ztoc: &[u8]| Ztoc::parse(ztoc).ok().map(|ztoc| ztoc.entry_count());
+        let entries = count(&self.ztoc).expect("a zTOC");
+        let length = |count: usize| u32::try_from(count).expect("few").to_le_bytes();
+        let found = (0..self.ztoc.len() - 4).step_by(4).find_map(|at| {
+            let mut ztoc = self.ztoc.clone();
+            let place = ztoc.get_mut(at..at + 4)?;
+            let is_length = *place == length(entries);
+            place.copy_from_slice(&length(entries - 1));
+            (is_length && count(&ztoc) == Some(entries - 1)).then_some(ztoc)
+        });
+        self.ztoc = found.expect("the length of the list of entries");
+    }
+
+    /// The same files in a stream that goes on behind the archive.
+    pub(super) fn with_behind(&self, behind: &[u8], span_size: u64) -> Made {
+        let mut made = self.clone();
+        made.tar.extend_from_slice(behind);
+        made.compress();
+        made.build(span_size);
+        made
+    }
+
+    fn compress(&mut self) {
+        self.layer = match self.form {
+            Form::Plain => self.tar.clone(),
+            Form::Gzip => gzip(&self.tar),
+            Form::Members => self.tar.chunks(50_000).flat_map(gzip).collect(),
+        };
     }
 
     pub(super) fn file_index(&self, prefix: &str) -> usize {
