@@ -9,16 +9,17 @@ use soci_tests::unit::{End, Keeping};
 
 use crate::Plan;
 use crate::truth::Dice;
-use crate::world::{RATE, World, lock};
+use crate::world::{RATE, TOKEN_LIFE, World, lock};
 
 /// One kind of fault: does it once, waits before.
 type Fault = fn(&World, &Plan, &mut Dice) -> Result<()>;
 
 /// All kinds that this way of keeping the daemon stands.
 pub(crate) fn faults(plan: &Plan) -> Vec<(&'static str, Fault)> {
-    let all: [(&'static str, Fault); 5] = [
+    let all: [(&'static str, Fault); 6] = [
         ("kill", kill),
         ("registry", registry),
+        ("tokens", tokens),
         ("disk", disk),
         ("replace", replace),
         ("memory", memory),
@@ -117,6 +118,23 @@ fn registry(world: &World, _: &Plan, dice: &mut Dice) -> Result<()> {
         }
     }
     events.say("registry as usual");
+    Ok(())
+}
+
+/// Nobody gets a new token, at times for longer than those last that have been given.
+fn tokens(world: &World, _: &Plan, dice: &mut Dice) -> Result<()> {
+    if !pause(world, dice, 8000, 20_000) {
+        return Ok(());
+    }
+    let status = if dice.throw(0, 2) == 0 { 401 } else { 503 };
+    let longest = TOKEN_LIFE.as_secs() * 1000 + 3000;
+    world.registry.refuse_tokens(Some(status));
+    world.events.set_tokenless(true);
+    let what = format!("token service answers {status}");
+    world.events.count(&world.events.tokenless_times, &what);
+    pause(world, dice, 1000, longest);
+    world.registry.refuse_tokens(None);
+    world.events.set_tokenless(false);
     Ok(())
 }
 

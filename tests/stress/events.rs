@@ -20,6 +20,7 @@ pub(crate) struct Events {
     pub(crate) cuts: AtomicU64,
     pub(crate) slowed: AtomicU64,
     pub(crate) restarts: AtomicU64,
+    pub(crate) tokenless_times: AtomicU64,
     pub(crate) filled: AtomicU64,
     pub(crate) squeezed: AtomicU64,
     pub(crate) lives: AtomicU64,
@@ -27,8 +28,29 @@ pub(crate) struct Events {
     /// Milliseconds of the longest removal of an image, and of the longest replacement of a keeper.
     pub(crate) longest_removal: AtomicU64,
     pub(crate) longest_replacement: AtomicU64,
-    full: AtomicBool,
-    full_until: AtomicU64,
+    pub(crate) full: Spell,
+    pub(crate) tokenless: Spell,
+}
+
+/// Something that begins and ends: no space on the disk, no new tokens.
+#[derive(Debug, Default)]
+pub(crate) struct Spell {
+    lasts: AtomicBool,
+    until: AtomicU64,
+}
+
+impl Spell {
+    fn set(&self, lasts: bool) {
+        self.lasts.store(lasts, Ordering::SeqCst);
+        self.until.store(now(), Ordering::SeqCst);
+    }
+
+    /// Whether it lasts or has ended within what a call takes.
+    pub(crate) fn was(&self) -> bool {
+        const CALL_MS: u64 = 10_000;
+        let until = self.until.load(Ordering::SeqCst);
+        self.lasts.load(Ordering::SeqCst) || now().saturating_sub(until) < CALL_MS
+    }
 }
 
 impl Events {
@@ -40,14 +62,15 @@ impl Events {
             cuts: AtomicU64::new(0),
             slowed: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
+            tokenless_times: AtomicU64::new(0),
             filled: AtomicU64::new(0),
             squeezed: AtomicU64::new(0),
             lives: AtomicU64::new(0),
             calls_again: AtomicU64::new(0),
             longest_removal: AtomicU64::new(0),
             longest_replacement: AtomicU64::new(0),
-            full: AtomicBool::new(false),
-            full_until: AtomicU64::new(0),
+            full: Spell::default(),
+            tokenless: Spell::default(),
         })
     }
 
@@ -62,15 +85,16 @@ impl Events {
     }
 
     pub(crate) fn set_full(&self, full: bool) {
-        self.full.store(full, Ordering::SeqCst);
-        self.full_until.store(now(), Ordering::SeqCst);
+        self.full.set(full);
         self.say(if full { "disk full" } else { "disk freed" });
     }
 
-    /// Whether the disk is full or was within what a call takes.
-    pub(crate) fn was_full(&self) -> bool {
-        const CALL_MS: u64 = 10_000;
-        let until = self.full_until.load(Ordering::SeqCst);
-        self.full.load(Ordering::SeqCst) || now().saturating_sub(until) < CALL_MS
+    pub(crate) fn set_tokenless(&self, tokenless: bool) {
+        self.tokenless.set(tokenless);
+        self.say(if tokenless {
+            "no new tokens"
+        } else {
+            "tokens as usual"
+        });
     }
 }

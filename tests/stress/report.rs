@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use crate::Plan;
 use crate::samples::{self, Sample};
 use crate::slots::Slot;
-use crate::world::{World, lock};
+use crate::world::{TOKEN_LIFE, World, lock};
 
 /// Writes it; an error when the run does not pass.
 pub(crate) fn conclude(
@@ -29,6 +29,9 @@ pub(crate) fn conclude(
     }
     if counted.reads == 0 || counted.present == 0 {
         wrongs.push("nothing was read".into());
+    }
+    if ran > TOKEN_LIFE * 6 && world.registry.tokens().1 == 0 {
+        wrongs.push("no token ran out".into());
     }
     let slowest = Duration::from_micros(counted.slowest_present);
     if slowest > plan.slowest {
@@ -76,6 +79,10 @@ fn text(
     row("registry cut", seen(&events.cuts));
     row("registry slowed", seen(&events.slowed));
     row("registry restarted", seen(&events.restarts));
+    row("token service refused all", seen(&events.tokenless_times));
+    let (given, refused) = world.registry.tokens();
+    row("tokens given", given.to_string());
+    row("tokens that ran out in use", refused.to_string());
     row("disk filled", seen(&events.filled));
     row("memory limited", seen(&events.squeezed));
     row("images pulled, read and removed", seen(&events.lives));

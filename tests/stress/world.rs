@@ -14,7 +14,7 @@ use soci_tests::disk::Disk;
 use soci_tests::process::{Finished, Program, binary, tool};
 use soci_tests::registry::HOST;
 use soci_tests::unit::{Launch, Service, end, marked};
-use soci_tests::{Image, Node, NodeOptions, Relay, Shape, TlsRegistry, image};
+use soci_tests::{Image, Node, NodeOptions, Relay, Shape, TlsRegistry, Tokens, image};
 use tempfile::TempDir;
 
 use crate::Plan;
@@ -25,6 +25,8 @@ use crate::watch::{self, Connections};
 
 /// Bytes a second of the link on an ordinary day: slow enough that layers are incomplete for seconds.
 pub(crate) const RATE: u64 = 3_000_000;
+/// How long the registry takes a token: several run out while one image is pulled and read.
+pub(crate) const TOKEN_LIFE: Duration = Duration::from_secs(10);
 const DISK_MEGABYTES: u64 = 400;
 /// In a storm of kills a call of several steps may need many attempts.
 pub(crate) const ATTEMPTS: Duration = Duration::from_secs(240);
@@ -219,8 +221,12 @@ impl World {
             "o space left on device",
             "rootfs/reader: read-only file system",
         ];
+        // containerd's own requests for a token are made once.
+        const NO_TOKEN: &[&str] = &["failed to fetch anonymous token"];
         let holds = |texts: &[&str]| texts.iter().any(|text| said.contains(text));
-        let excused = holds(CALL_BROKE) || (holds(NO_SPACE) && self.events.was_full());
+        let excused = holds(CALL_BROKE)
+            || (holds(NO_SPACE) && self.events.full.was())
+            || (holds(NO_TOKEN) && self.events.tokenless.was());
         ensure!(excused, "{what:?}: {}", last_line(said));
         Ok(())
     }
@@ -271,7 +277,7 @@ impl Drop for World {
 
 impl Registry {
     fn start(folder: &Path) -> Result<Self> {
-        let server = TlsRegistry::start(&folder.join("registry"))?;
+        let server = TlsRegistry::with_tokens(&folder.join("registry"), TOKEN_LIFE)?;
         let shape = Shape {
             rate: Some(RATE),
             ..Shape::default()
@@ -282,6 +288,20 @@ impl Registry {
             relay,
             folder: folder.join("layouts"),
         })
+    }
+
+    /// Lets the token service answer with this status, or give tokens.
+    pub(crate) fn refuse_tokens(&self, status: Option<u16>) {
+        if let Some(tokens) = lock(&self.server).tokens() {
+            tokens.refuse(status);
+        }
+    }
+
+    /// How many tokens were given, and how many the registry refused because they had run out.
+    pub(crate) fn tokens(&self) -> (u64, usize) {
+        let server = lock(&self.server);
+        let given = server.tokens().map_or(0, Tokens::given);
+        (given, server.log().matches("invalid token").count())
     }
 
     /// Converts an image and pushes it; the reference under which the node knows it.

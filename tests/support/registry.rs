@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::process::{Daemon, Program};
+use crate::tokens::{ISSUER, SERVICE, Tokens};
 
 /// The name `scripts/sandbox` gives to this machine's loopback address. Not `localhost`, which clients talk plain HTTP
 /// to.
@@ -25,27 +26,43 @@ pub struct TlsRegistry {
     port: u16,
     authority: PathBuf,
     folder: PathBuf,
+    tokens: Option<Tokens>,
 }
 
 impl TlsRegistry {
     /// Starts one that keeps its blobs under `folder`.
     pub fn start(folder: &Path) -> Result<Self> {
-        Self::configured(folder, "")
+        let authority = make_certificates(folder)?;
+        Self::configured(folder, authority, "")
     }
 
     /// The same for one that lets nobody in but [`LOGIN`].
     pub fn with_password(folder: &Path) -> Result<Self> {
-        fs::create_dir_all(folder)?;
+        let authority = make_certificates(folder)?;
         fs::write(folder.join("passwords"), PASSWORD_FILE)?;
         let passwords = folder.join("passwords");
         let shown = passwords.display();
         let access = format!("auth: {{htpasswd: {{realm: test, path: {shown}}}}}\n");
-        Self::configured(folder, &access)
+        Self::configured(folder, authority, &access)
     }
 
-    fn configured(folder: &Path, access: &str) -> Result<Self> {
-        fs::create_dir_all(folder)?;
+    /// The same for one that lets everybody in, but only with a token, and takes a token only for so long.
+    pub fn with_tokens(folder: &Path, life: Duration) -> Result<Self> {
         let authority = make_certificates(folder)?;
+        let (key, certificate) = make_signer(folder)?;
+        let tokens = Tokens::start(&key, &certificate, life)?;
+        let (realm, shown) = (tokens.realm(), authority.display());
+        let access = format!(
+            "auth: {{token: {{realm: \"{realm}\", service: {SERVICE}, issuer: {ISSUER}, rootcertbundle: {shown}}}}}\n"
+        );
+        let registry = Self::configured(folder, authority, &access)?;
+        Ok(Self {
+            tokens: Some(tokens),
+            ..registry
+        })
+    }
+
+    fn configured(folder: &Path, authority: PathBuf, access: &str) -> Result<Self> {
         let port = free_port()?;
         let shown = folder.display();
         let config = format!(
@@ -59,6 +76,7 @@ impl TlsRegistry {
             port,
             authority,
             folder: folder.to_path_buf(),
+            tokens: None,
         })
     }
 
@@ -77,6 +95,11 @@ impl TlsRegistry {
     /// The certificate of the authority that signed its own.
     pub fn authority(&self) -> &Path {
         &self.authority
+    }
+
+    /// Who gives the tokens that it asks for, if it does.
+    pub fn tokens(&self) -> Option<&Tokens> {
+        self.tokens.as_ref()
     }
 
     /// `registry.soci.test:PORT/name`.
@@ -125,29 +148,46 @@ fn serve(folder: &Path, port: u16) -> Result<Daemon> {
 
 /// An authority and a server certificate signed by it; gives the authority's certificate.
 fn make_certificates(folder: &Path) -> Result<PathBuf> {
-    let openssl = |line: &str| {
-        Program::at(Path::new("openssl"))
-            .args(line.split(' '))
-            .folder(folder)
-            .succeed()
-            .context("openssl")
-    };
+    fs::create_dir_all(folder)?;
     fs::write(
         folder.join("names"),
         format!("subjectAltName=DNS:{HOST},IP:127.0.0.1"),
     )?;
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
-    openssl(&format!(
-        "req -x509 {key} -days 30 -subj /CN=test-authority -keyout ca.key -out ca.pem -addext \
-         basicConstraints=critical,CA:TRUE"
-    ))?;
-    openssl(&format!(
-        "req {key} -subj /CN={HOST} -keyout server.key -out server.csr"
-    ))?;
     openssl(
-        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile names -out server.pem",
+        folder,
+        &format!(
+            "req -x509 {key} -days 30 -subj /CN=test-authority -keyout ca.key -out ca.pem -addext \
+             basicConstraints=critical,CA:TRUE"
+        ),
     )?;
+    openssl(
+        folder,
+        &format!("req {key} -subj /CN={HOST} -keyout server.key -out server.csr"),
+    )?;
+    let sign = "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30";
+    openssl(folder, &format!("{sign} -extfile names -out server.pem"))?;
     Ok(folder.join("ca.pem"))
+}
+
+/// A key to sign tokens with, and its certificate by the authority made before.
+fn make_signer(folder: &Path) -> Result<(PathBuf, PathBuf)> {
+    let key = "-newkey rsa:2048 -nodes";
+    openssl(
+        folder,
+        &format!("req {key} -subj /CN=tokens -keyout tokens.key -out tokens.csr"),
+    )?;
+    let sign = "x509 -req -in tokens.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30";
+    openssl(folder, &format!("{sign} -out tokens.pem"))?;
+    Ok((folder.join("tokens.key"), folder.join("tokens.pem")))
+}
+
+fn openssl(folder: &Path, line: &str) -> Result<String> {
+    Program::at(Path::new("openssl"))
+        .args(line.split(' '))
+        .folder(folder)
+        .succeed()
+        .context("openssl")
 }
 
 /// A port that was free a moment ago.
