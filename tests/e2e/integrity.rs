@@ -78,21 +78,42 @@ fn a_ztoc_that_lies_about_a_header_is_believed_neither_now_nor_later() -> Result
         Ok(())
     };
     check(view.path())?;
-    // All bytes are there by now, or soon; the answer is the same.
-    std::thread::sleep(Duration::from_secs(3));
+    // When all bytes are there the layer is found not to be what its index says. Who has it keeps it.
+    let layer = image.layers[0].digest();
+    let start = Instant::now();
+    while !site
+        .node
+        .snapshotter_log()
+        .contains("a layer is not what its image says")
+    {
+        ensure!(start.elapsed() < Duration::from_secs(30), "no verdict");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     check(view.path())?;
     let log = site.node.snapshotter_log();
     assert!(
         log.contains("looks-useful") || log.contains("was-harmless"),
         "the log names the file:\n{log}"
     );
-    view.close()?;
     site.node
         .snapshotter()?
         .terminate(Duration::from_secs(10))?;
     site.node.start_snapshotter()?;
-    let view = site.view_when_connected(&reference)?;
-    check(view.path())
+    // Nobody else gets it, also from the next process.
+    let refused = loop {
+        let refused = site.node.view(&reference, SOCI).expect_err("it is refused");
+        let refused = format!("{refused:#}");
+        if refused.contains(&layer) {
+            break refused;
+        }
+        ensure!(start.elapsed() < Duration::from_secs(60), "{refused}");
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    assert!(
+        refused.contains("is not what its SOCI index says"),
+        "{refused}"
+    );
+    view.close()
 }
 
 #[test]

@@ -24,4 +24,5 @@ mod run;
 mod scrub;
 mod series;
 mod space;
+mod trust;
 mod ways;

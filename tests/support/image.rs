@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use soci_ztoc::Ztoc;
 
 use crate::process::{Program, binary, tool};
 use crate::tar::{self, Entry};
@@ -70,12 +71,18 @@ pub struct Image {
     pub layers: Vec<Layer>,
     /// What a container runs that is not told otherwise.
     pub command: Vec<String>,
+    /// Diff-IDs that its configuration claims, if not those of its layers.
+    pub claims: Option<Vec<String>>,
 }
 
 impl Image {
     pub fn new(layers: Vec<Layer>) -> Self {
         let command = ["/bin/busybox", "sh"].map(str::to_owned).to_vec();
-        Self { layers, command }
+        Self {
+            layers,
+            command,
+            claims: None,
+        }
     }
 
     /// A gzip layer for each list of entries.
@@ -110,11 +117,13 @@ impl Image {
 
     /// Puts its blobs into a layout; the descriptor of its manifest, for an index.
     fn put(&self, layout: &Path, architecture: &str) -> Result<Value> {
+        let own = || self.layers.iter().map(Layer::diff_id).collect();
+        let diff_ids: Vec<String> = self.claims.clone().unwrap_or_else(own);
         let config = json!({
             "architecture": architecture,
             "os": "linux",
             "config": {"Env": ["PATH=/bin"], "Cmd": self.command},
-            "rootfs": {"type": "layers", "diff_ids": self.layers.iter().map(Layer::diff_id).collect::<Vec<_>>()},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
         let config_type = "application/vnd.oci.image.config.v1+json";
         let config = put(layout, config_type, &serde_json::to_vec(&config)?)?;
@@ -227,6 +236,33 @@ fn replaced(mut text: String, pairs: &[(String, String)]) -> String {
         text = text.replace(old, new);
     }
     text
+}
+
+/// Makes a zTOC forget the last entry of its layer; false when that is not one of this name.
+pub fn leave_out_last_entry(ztoc: &mut [u8], name: &str) -> bool {
+    let entries = |ztoc: &[u8]| {
+        let parsed = Ztoc::parse(ztoc).ok()?;
+        let last = parsed.entries().last()?.name.to_vec();
+        Some((parsed.entry_count(), last))
+    };
+    let Some((count, last)) = entries(ztoc) else {
+        return false;
+    };
+    if last != name.as_bytes() {
+        return false;
+    }
+    let length = |count: usize| u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes();
+    for at in (0..ztoc.len() - 4).step_by(4) {
+        if ztoc[at..at + 4] != length(count) {
+            continue;
+        }
+        ztoc[at..at + 4].copy_from_slice(&length(count - 1));
+        if entries(ztoc).is_some_and(|(left, _)| left == count - 1) {
+            return true;
+        }
+        ztoc[at..at + 4].copy_from_slice(&length(count));
+    }
+    false
 }
 
 /// Renames an entry of a zTOC, to a name of the same length; false when it has no such entry. Checkpoints hold the name

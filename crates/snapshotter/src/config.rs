@@ -23,7 +23,9 @@ pub use self::fs::{BackgroundFetch, Fuse};
 pub use self::http::{Blob, Http};
 pub use self::pull_modes::{Mode, PullModes};
 pub use self::resolver::{Host, Mirror, Resolver};
-pub use self::service::{ContentStore, ContentStoreKind, MountChoice, Service, SnapshotterTable};
+pub use self::service::{
+    ContentStore, ContentStoreKind, MountChoice, Service, SnapshotterTable, Trust,
+};
 
 /// The file that is read when none is named. It alone may be missing.
 pub const DEFAULT_PATH: &str = "/etc/soci-snapshotter-grpc/config.toml";

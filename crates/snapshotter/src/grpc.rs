@@ -329,6 +329,8 @@ fn status(error: SnapshotError) -> Status {
         | S::Folder { .. }
         | S::Mount(_)
         | S::Lost(_) => Status::unknown(text),
+        S::Untrusted { .. } => Status::failed_precondition(text),
+        S::Unverified { .. } => Status::unavailable(text),
     }
 }
 

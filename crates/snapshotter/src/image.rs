@@ -28,6 +28,7 @@ mod open;
 mod restore;
 mod scrub;
 mod show;
+mod trust;
 pub mod verdict;
 
 use std::collections::{BTreeSet, HashMap};
@@ -56,9 +57,10 @@ use self::open::Opened;
 pub use self::restore::RestoreError;
 pub(crate) use self::restore::Wanted;
 pub(crate) use self::show::Footprint;
+pub(crate) use self::trust::Standing;
 use self::verdict::{Subject, Verdict, Way};
 use crate::cpu::{Cpu, Lane};
-use crate::layer::{Layer, Layers};
+use crate::layer::{Expected, Layer, Layers};
 use crate::mount::MountError;
 use crate::store::LayerKey;
 use crate::sync::atomic::AtomicBool;
@@ -134,6 +136,8 @@ pub(crate) struct Request {
     pub(crate) at: PathBuf,
     /// Nearest first.
     pub(crate) parents: Vec<Parent>,
+    /// What the layer's tar must be.
+    pub(crate) expected: Expected,
     pub(crate) subject: Subject,
     /// Do not look for an index: the layer is too small to be worth it.
     pub(crate) small: bool,
@@ -352,6 +356,7 @@ impl Images {
                 (images.upgrade(), layer.upgrade().filter(|_| done))
             {
                 images.move_to_data(&layer).await;
+                images.prove_behind(&layer);
             }
             tokio::time::sleep(SETTLE).await;
             let Some(images) = images.upgrade() else {

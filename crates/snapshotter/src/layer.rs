@@ -40,6 +40,7 @@ mod check;
 mod complete;
 mod entries;
 mod error;
+mod expected;
 mod fill;
 mod headers;
 mod open;
@@ -54,6 +55,7 @@ mod upkeep;
 
 pub use entries::Entries;
 pub use error::{ReadError, Subject};
+pub use expected::Expected;
 pub use fill::drop_scratch;
 pub use open::{Layers, Lazy, OpenError, Whole};
 pub use prove::ProveError;

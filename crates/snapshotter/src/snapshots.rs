@@ -18,6 +18,7 @@ pub mod metadata;
 pub(crate) mod overlay;
 pub(crate) mod plan;
 mod record;
+mod trust;
 
 use std::path::{Path, PathBuf};
 
@@ -52,6 +53,8 @@ pub struct Options {
     pub skip_support_check: bool,
     /// Layers smaller than this many bytes are fetched whole; 0 is off.
     pub min_layer_size: u64,
+    /// Containers start only when all of their layers are verified.
+    pub verified_only: bool,
 }
 
 /// What the snapshotter stands on.
@@ -255,8 +258,7 @@ impl Snapshotter {
         parent: Option<String>,
     ) -> Result<bool, SnapshotError> {
         self.run(Lane::Now, move |shared| {
-            let found = shared.metadata.find(&target)?;
-            Ok(found.is_some_and(|found| found.kind == Kind::Committed && found.parent == parent))
+            Ok(shared.known(&target, parent.as_deref())?.is_some())
         })
         .await
     }
@@ -329,6 +331,9 @@ impl Snapshotter {
             });
         }
         self.ensure(parents).await?;
+        if self.shared.options.verified_only && !top.record.labels.contains_key(labels::TARGET) {
+            self.wait_for_trust(parents).await?;
+        }
         let has_layers = parents.iter().any(|info| info.record.layer.is_some());
         let parents: Vec<_> = parents.iter().map(|info| info.record.id).collect();
         let Shared {
@@ -351,6 +356,7 @@ impl Snapshotter {
 
     /// Has every layer of a chain mounted by this process.
     async fn ensure(&self, chain: &[Info]) -> Result<(), SnapshotError> {
+        self.check_trust(chain)?;
         let wanted = self.wanted(chain)?;
         if wanted.is_empty() {
             return Ok(());
@@ -398,6 +404,7 @@ impl Snapshotter {
             wanted.push(Wanted {
                 layer,
                 at,
+                expected: trust::expected(info),
                 labels: info.record.labels.clone(),
                 parents,
             });

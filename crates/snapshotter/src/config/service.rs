@@ -17,6 +17,7 @@ pub(super) const SNAPSHOTTER_KEYS: &[&str] = &[
     "mount",
     "scrub_interval_sec",
     "scrub_bytes_per_sec",
+    "trust",
 ];
 
 /// zTOCs of an image that are fetched at once.
@@ -127,6 +128,19 @@ pub struct SnapshotterTable {
     pub scrub_interval_sec: i64,
     /// Bytes a second that this reads; 0 is 8 MiB, negative no limit.
     pub scrub_bytes_per_sec: i64,
+    /// From which layers containers start: `claimed` (at once, by their index) or `verified`.
+    pub trust: Trust,
+}
+
+/// `[snapshotter] trust`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Trust {
+    /// A layer is what its index says until its last byte is here.
+    #[default]
+    Claimed,
+    /// Containers wait until the whole layer is known to be the one that the image's configuration names.
+    Verified,
 }
 
 /// `[snapshotter] mount`.

@@ -18,7 +18,7 @@ use super::control;
 use super::root::Root;
 use super::scrub::{Background, Scrubber};
 use super::way;
-use crate::config::{Blob, Config, ContentStoreKind, Http, Resolver};
+use crate::config::{Blob, Config, ContentStoreKind, Http, Resolver, Trust};
 use crate::cpu::Cpu;
 use crate::device::{self, Device, KeptDevice};
 use crate::fetch::{self, Scheduler};
@@ -76,6 +76,7 @@ impl Daemon {
             xino: way.as_ref().is_some_and(|way| way.chosen.xino),
             skip_support_check: config.service.skip_check_snapshotter_supported,
             min_layer_size: u64::try_from(config.snapshotter.min_layer_size).unwrap_or(0),
+            verified_only: config.snapshotter.trust == Trust::Verified,
         };
         let parts = snapshots::Parts {
             cpu,
@@ -96,6 +97,7 @@ impl Daemon {
         if let Some(images) = &images {
             scrubs(&root, config, images, &mut tasks);
         }
+        tasks.spawn(snapshotter.clone().follow_verdicts());
         Ok(Self {
             snapshotter,
             images,
@@ -213,6 +215,11 @@ fn images(
     };
     if config.background_fetch.disable {
         info!("background fetch is disabled");
+        if config.snapshotter.trust == Trust::Verified {
+            warn!(
+                "[snapshotter] trust = \"verified\" needs whole layers: they are fetched in the background all the same"
+            );
+        }
     } else {
         info!("constructing background fetcher");
     }
@@ -229,7 +236,7 @@ fn image_options(config: &Config) -> image::Options {
         patience: seconds(config.service.mount_timeout_sec),
         // Negative: no limit.
         ahead: usize::try_from(config.service.max_concurrency).unwrap_or(usize::MAX),
-        background: !config.background_fetch.disable,
+        background: !config.background_fetch.disable || config.snapshotter.trust == Trust::Verified,
         user_namespace: snapshots::needs_userxattr(),
     }
 }

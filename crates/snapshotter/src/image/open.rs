@@ -13,6 +13,7 @@ use tracing::{debug, info};
 use super::after::{After, Found, after};
 use super::content::Document;
 use super::discover::{Index, discover};
+use super::trust::Standing;
 use super::verdict::{Verdict, Way};
 use super::{Arc, Attempt, ContentError, Discovery, Image, ImageName, Images, Request, explain};
 use crate::fetch::Source;
@@ -277,6 +278,15 @@ impl Images {
         let Some((ztoc, bytes)) = ztoc else {
             return Err(left(why));
         };
+        let standing = self.standing(request.layer, Some(ztoc.digest), &request.expected);
+        match &standing {
+            Standing::Verified | Standing::Claimed => {}
+            Standing::Foreign(why) => return Err(left(why.clone())),
+            Standing::False(why) => {
+                request.subject.not_remote(why);
+                return self.whole(image, request, index.as_ref(), why).await;
+            }
+        }
         let (layer, _) = self.layer(image, request).await.map_err(left)?;
         let registry = &self.0.parts.registry;
         let source = source_at(registry, &request.image.reference, &layer).map_err(left)?;
@@ -285,6 +295,7 @@ impl Images {
             layer,
             ztoc,
             bytes,
+            expected: request.expected,
             origin: origin(&request.image, index.as_ref()),
             source,
         };
@@ -294,7 +305,7 @@ impl Images {
                 image.ztocs.lock().remove(&digest);
                 let verdict = Verdict {
                     way: Way::Lazy,
-                    why,
+                    why: format!("{why}; {standing}"),
                 };
                 Ok(Opened {
                     layer,

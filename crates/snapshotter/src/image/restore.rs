@@ -12,7 +12,7 @@ use super::name::ImageName;
 use super::verdict::Subject;
 use super::{Images, LayerUse, Parent, Request, copies_below, open, show};
 use crate::cpu::Lane;
-use crate::layer::Layer;
+use crate::layer::{Expected, Layer};
 use crate::mount::table::MountTable;
 use crate::store::LayerKey;
 use crate::sync::Arc;
@@ -36,6 +36,8 @@ pub enum RestoreError {
 pub(crate) struct Wanted {
     pub(crate) layer: LayerUse,
     pub(crate) at: PathBuf,
+    /// What the layer's tar must be.
+    pub(crate) expected: Expected,
     pub(crate) labels: Labels,
     /// Nearest first.
     pub(crate) parents: Vec<Parent>,
@@ -202,6 +204,7 @@ impl Images {
             layer: wanted.layer.layer.layer,
             at: wanted.at.clone(),
             parents: wanted.parents.clone(),
+            expected: wanted.expected,
             subject: Subject::default(),
             small: wanted.layer.layer.ztoc.is_none(),
         };

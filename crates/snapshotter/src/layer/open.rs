@@ -1,7 +1,8 @@
 //! The open layers of the node, and the tasks that belong to them.
 //!
-//! A layer is opened once and shared; two images that want the same at the same time wait for one opening. What is complete
-//! under another zTOC, or was pulled whole, is as good as the layer asked for: its tree was read off the same tar.
+//! A layer is opened once and shared; two images that want the same at the same time wait for one opening. What is there
+//! under another zTOC, or was pulled whole, serves too, but only when its whole tar was found to be the one that is asked
+//! for: a zTOC says of itself which bytes are right.
 
 use std::{collections::HashMap, sync::Arc as StdArc};
 
@@ -11,11 +12,11 @@ use soci_ztoc::Compression;
 use tokio::{runtime::Handle, sync::OnceCell};
 use tokio_util::task::TaskTracker;
 
-use super::{Context, Layer, Options, stream, upkeep};
+use super::{Context, Expected, Layer, Options, stream, upkeep};
 use crate::{
     cpu::{Cpu, Lane, Lost},
     fetch::{HoldBack, Scheduler, Source},
-    store::{LayerKey, LayerNumber, LayerStore, StoreError, sources::Origin},
+    store::{LayerKey, LayerNumber, LayerStore, StoreError, proofs::Proof, sources::Origin},
     sync::{Arc, Mutex},
 };
 
@@ -28,6 +29,8 @@ pub struct Lazy {
     pub ztoc: Descriptor,
     /// The zTOC's bytes; checked against the descriptor. Not needed if the store has the layer.
     pub bytes: Option<Bytes>,
+    /// What its tar must be.
+    pub expected: Expected,
     /// Who names it.
     pub origin: Origin,
     /// Where its bytes can be had.
@@ -142,6 +145,7 @@ impl Layers {
             layer,
             ztoc,
             bytes,
+            expected,
             origin,
             source,
         } = lazy;
@@ -149,7 +153,7 @@ impl Layers {
             layer: layer.digest,
             ztoc: Some(ztoc.digest),
         };
-        if let Some(complete) = self.complete_form(&exact).await? {
+        if let Some(complete) = self.proven_form(&exact, &expected).await? {
             complete.add_source(source);
             self.name(&complete, origin).await;
             return Ok(complete);
@@ -204,7 +208,8 @@ impl Layers {
             layer: whole.layer.digest,
             ztoc: None,
         };
-        if let Some(complete) = self.complete_form(&key).await? {
+        let expected = Expected::DiffId(whole.diff_id);
+        if let Some(complete) = self.proven_form(&key, &expected).await? {
             self.name(&complete, whole.origin).await;
             return Ok(complete);
         }
@@ -219,6 +224,7 @@ impl Layers {
             Ok::<_, OpenError>(Layer::new(Arc::clone(&self.context), files, Vec::new()))
         });
         let opened = Arc::clone(opened.await?);
+        self.prove_whole(&opened).await?;
         self.name(&opened, origin).await;
         Ok(opened)
     }
@@ -326,17 +332,22 @@ impl Layers {
         Ok(files.map(|files| Layer::new(Arc::clone(&self.context), files, Vec::new())))
     }
 
-    /// Another form of the same layer that is complete.
-    async fn complete_form(&self, key: &LayerKey) -> Result<Option<Arc<Layer>>, OpenError> {
-        for other in self.context.store.find(&key.layer) {
-            if other == *key {
-                continue;
-            }
-            if let Some(layer) = self
-                .open_present(&other)
-                .await?
-                .filter(|layer| layer.is_complete())
-            {
+    /// Another form of the same layer that is complete, and whose tar is the one that is asked for.
+    async fn proven_form(
+        &self,
+        key: &LayerKey,
+        expected: &Expected,
+    ) -> Result<Option<Arc<Layer>>, OpenError> {
+        let proofs = self.context.store.proofs();
+        let is_right = |form: &LayerKey| match proofs.get(form) {
+            Some(Proof::Tar(tar)) => expected.is(&tar) == Some(true),
+            Some(Proof::False(_)) | None => false,
+        };
+        let mut forms = self.context.store.find(&key.layer);
+        forms.retain(|form| form != key && is_right(form));
+        for form in forms {
+            let layer = self.open_present(&form).await?;
+            if let Some(layer) = layer.filter(|layer| layer.is_complete()) {
                 return Ok(Some(layer));
             }
         }

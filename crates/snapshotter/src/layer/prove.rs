@@ -208,7 +208,7 @@ impl Layer {
             if done {
                 break;
             }
-            if !self.is_complete() {
+            if !self.is_complete() || self.is_closed() {
                 return Err(ProveError::Incomplete(layer));
             }
         }
@@ -338,6 +338,14 @@ impl Layers {
         drop(turn);
         note(&self.context, key, proof.clone()).await?;
         Ok(proof)
+    }
+
+    /// Notes the tar of a layer that was pulled whole: both its digests were checked on the way.
+    pub(super) async fn prove_whole(&self, layer: &Layer) -> Result<(), Lost> {
+        match layer.files.sources.diff_id {
+            Some(diff_id) => note(&self.context, layer.key(), Proof::Tar(diff_id)).await,
+            None => Ok(()),
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use super::*;
 use crate::{
     fetch,
     places::LEAD,
-    store::{StoreError, sources::Origin},
+    store::{StoreError, proofs::Proof, sources::Origin},
 };
 
 mod damage;
@@ -120,6 +120,7 @@ impl Life {
             layer: made.descriptor(),
             ztoc: made.ztoc_descriptor(),
             bytes: Some(made.ztoc.clone().into()),
+            expected: made.expected(),
             origin: origin(),
             source: source(fetcher),
         };
@@ -309,12 +310,60 @@ async fn one_layer_for_two_images_and_another_for_another_ztoc() {
     let c = life.open(&other, blob()).await;
     assert_ne!(a.number(), c.number());
     assert_eq!(life.layers.store().find(&made.descriptor().digest).len(), 2);
-    // Once one of them is complete it serves for both.
+    // One that is complete serves for others only when its tar was found to be theirs.
     life.layers.complete(&a);
     completes(&a).await;
     let third = made.with_span_size(48 << 10);
-    assert!(Arc::ptr_eq(&life.open(&third, blob()).await, &a));
+    assert_ne!(life.open(&third, blob()).await.number(), a.number());
+    life.layers.prove(&a).await.expect("found out");
+    let fourth = made.with_span_size(40 << 10);
+    assert!(Arc::ptr_eq(&life.open(&fourth, blob()).await, &a));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_under_a_foreign_digest_serve_nobody_else() {
+    let good = Made::new(Form::Plain, 40, 16 << 10);
+    // Other bytes under the good layer's digest, with an index that is true to them: its registry is in it.
+    let mut forged = good.clone();
+    let at = LEAD_FILE;
+    forged.layer[at] ^= 1;
+    forged.build(16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let named = |made: &Made, expected| Lazy {
+        layer: good.descriptor(),
+        ztoc: made.ztoc_descriptor(),
+        bytes: Some(made.ztoc.clone().into()),
+        expected,
+        origin: origin(),
+        source: source(Arc::new(MemoryBlob::new(made.layer.clone()))),
+    };
+    let foreign = Expected::DiffId(Digest::sha256(&forged.layer));
+    let bad = life
+        .layers
+        .open_lazy(named(&forged, foreign))
+        .await
+        .expect("opens");
+    life.layers.complete(&bad);
+    completes(&bad).await;
+    let proof = life.layers.prove(&bad).await.expect("found out");
+    assert_eq!(proof, Proof::Tar(Digest::sha256(&forged.layer)));
+    let layer = life
+        .layers
+        .open_lazy(named(&good, good.expected()))
+        .await
+        .expect("opens");
+    assert_ne!(layer.number(), bad.number());
+    let data = read(&layer, 0..layer.data_size()).await.expect("bytes");
+    assert_eq!(&data[..], &good.data()[..]);
+    let blob = Arc::new(MemoryBlob::new(good.layer.clone()));
+    let pulled = whole::pull(&life, &good, Digest::sha256(&good.tar), blob).await;
+    let whole = pulled.expect("both digests are right");
+    assert_ne!(whole.number(), bad.number());
+}
+
+/// An offset in the content of the first file with content.
+const LEAD_FILE: usize = 2 * 512 + 512;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ztoc_that_is_not_the_one_or_not_for_the_layer_is_refused() {
@@ -332,6 +381,7 @@ async fn a_ztoc_that_is_not_the_one_or_not_for_the_layer_is_refused() {
         layer: made.descriptor(),
         ztoc: made.ztoc_descriptor(),
         bytes: Some(wrong.ztoc.clone().into()),
+        expected: Expected::Unknown,
         origin: origin(),
         source: source(blob()),
     };

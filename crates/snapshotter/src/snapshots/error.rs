@@ -63,6 +63,22 @@ pub enum SnapshotError {
         /// Why.
         why: String,
     },
+    /// A layer below the snapshot is not what its image says.
+    #[error("{why}; remove image {image} and pull it again from a source that can be trusted")]
+    Untrusted {
+        /// The image that brought it.
+        image: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Containers start from verified layers only, and one is not.
+    #[error("layer {layer} is not verified yet, and [snapshotter] trust is \"verified\": {why}")]
+    Unverified {
+        /// The layer.
+        layer: String,
+        /// Why it is not.
+        why: &'static str,
+    },
     /// The work was lost: a defect of ours.
     #[error(transparent)]
     Lost(#[from] Lost),

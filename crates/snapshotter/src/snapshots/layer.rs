@@ -10,6 +10,7 @@ use crate::cpu::Lane;
 use crate::image::labels;
 use crate::image::verdict::{Subject, Way};
 use crate::image::{Attempt, ImageName, Mounted, Request, layer_of};
+use crate::layer::Expected;
 
 /// A layer that containerd wants committed under a name.
 #[derive(Debug)]
@@ -116,6 +117,7 @@ impl Snapshotter {
             layer: layer_of(&wanted.labels)?,
             at,
             parents: self.parents(&chain[1..]),
+            expected: Expected::by_names(&wanted.target, wanted.parent().as_deref()),
             subject: wanted.subject.clone(),
             small: wanted.small,
         })
@@ -158,11 +160,11 @@ impl Snapshotter {
                 Err(MetadataError::AlreadyExists { .. }) => {}
                 other => return Ok(other.map(|_| true)?),
             }
-            if shared.metadata.get(&target)?.parent == parent {
+            if shared.known(&target, parent.as_deref())?.is_some() {
                 return Ok(false);
             }
-            // The name is taken by the same layer on another parent. containerd finds a layer by target label
-            // and parent, whatever its name.
+            // The name is taken by the same layer on another parent, or by one that is not what it is named by.
+            // containerd finds a layer by target label and parent, whatever its name.
             shared
                 .metadata
                 .commit(&key, &format!("{target}@{id}"), commit())?;

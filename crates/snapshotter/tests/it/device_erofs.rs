@@ -152,6 +152,7 @@ impl Node {
             layer: descriptor("application/vnd.oci.image.layer.v1.tar+gzip", &sample.blob),
             ztoc: descriptor("application/octet-stream", &sample.ztoc),
             bytes: Some(sample.ztoc.clone().into()),
+            expected: layer::Expected::Unknown,
             origin: Origin {
                 reference: "registry.test/image:1".to_owned(),
                 manifest: Digest::sha256(b"manifest").to_string(),

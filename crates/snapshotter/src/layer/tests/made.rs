@@ -1,9 +1,12 @@
 //! Small layers made by code: a tar of files of many sizes, compressed in several forms, with its zTOC.
 
-use soci_oci::{Descriptor, testing::noise};
+use soci_oci::{Descriptor, Digest, testing::noise};
 use soci_ztoc::{BuildOptions, Builder, Compression, Ztoc};
 
-use crate::places::{BLOCK, LEAD, TAIL};
+use crate::{
+    layer::Expected,
+    places::{BLOCK, LEAD, TAIL},
+};
 
 /// How the tar becomes a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +106,8 @@ impl Made {
         made
     }
 
-    fn build(&mut self, span_size: u64) {
+    /// Makes the zTOC of the layer as it is.
+    pub(super) fn build(&mut self, span_size: u64) {
         let options = BuildOptions {
             span_size,
             ..BuildOptions::default()
@@ -184,6 +188,11 @@ impl Made {
 
     pub(super) fn spans(&self) -> usize {
         Ztoc::parse(&self.ztoc).expect("a zTOC").spans().len()
+    }
+
+    /// What an image's configuration says of it.
+    pub(super) fn expected(&self) -> Expected {
+        Expected::DiffId(Digest::sha256(&self.tar))
     }
 
     pub(super) fn descriptor(&self) -> Descriptor {

@@ -1,0 +1,162 @@
+//! Whether containers may start from a chain: what its layers were found to be, and what becomes of those that are not what
+//! their names say.
+//!
+//! containerd names snapshots by the diff-IDs of an image's configuration, so an image can name another's layers as its
+//! own, and whoever is pulled first has the name. A name that turned out wrong is taken from its snapshot: who pulls the
+//! right image gets the right layer, and from the wrong one no container starts any more.
+
+use std::time::Duration;
+
+use tracing::{error, warn};
+
+use super::metadata::{Info, Kind, LabelUpdate};
+use super::{Shared, SnapshotError, Snapshotter};
+use crate::cpu::Lane;
+use crate::image::{Standing, labels};
+use crate::layer::Expected;
+use crate::store::LayerKey;
+
+/// How long a container's start waits for its layers to be verified, where that is wanted. Kubelet waits two minutes.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// What the snapshot's layer must be by its name.
+pub(super) fn expected(info: &Info) -> Expected {
+    Expected::by_names(&info.name, info.record.parent.as_deref())
+}
+
+impl Shared {
+    /// Why no container may start from a snapshot's layer.
+    pub(super) fn refusal(&self, info: &Info) -> Option<String> {
+        let images = self.parts.images.as_ref()?;
+        let used = &info.record.layer.as_ref()?.layer;
+        let standing = images.standing(used.layer, used.ztoc, &expected(info));
+        standing.refusal().map(str::to_owned)
+    }
+
+    /// The committed snapshot that has this target on this parent, unless it is not what the name says.
+    pub(super) fn known(
+        &self,
+        target: &str,
+        parent: Option<&str>,
+    ) -> Result<Option<Info>, SnapshotError> {
+        let is_it = |info: &Info| {
+            info.record.kind == Kind::Committed
+                && info.record.parent.as_deref() == parent
+                && self.refusal(info).is_none()
+        };
+        if let Some(record) = self.metadata.find(target)? {
+            let name = target.to_owned();
+            let info = Info { name, record };
+            if is_it(&info) {
+                return Ok(Some(info));
+            }
+        }
+        // The name was taken; see `commit_layer`.
+        let (target, parent) = (target.to_owned(), parent.map(str::to_owned));
+        let others = self.metadata.list(move |info| {
+            info.name.starts_with(&format!("{target}@")) && info.record.parent == parent
+        })?;
+        Ok(others.into_iter().find(is_it))
+    }
+
+    /// Says which snapshots show a layer that is not what they are named by, and takes their target from them.
+    fn judge(&self, wanted: impl Fn(&LayerKey) -> bool + Send + 'static) {
+        let uses = move |info: &Info| {
+            let layer = info.record.layer.as_ref();
+            layer.is_some_and(|layer| wanted(&layer.layer))
+        };
+        let snapshots = self.metadata.list(uses).unwrap_or_else(|failed| {
+            let error = &failed as &dyn std::error::Error;
+            warn!(error, "snapshots of new verdicts are not known");
+            Vec::new()
+        });
+        for info in snapshots {
+            let Some(why) = self.refusal(&info) else {
+                continue;
+            };
+            let label = |name| labels::value(&info.record.labels, name).unwrap_or_default();
+            error!(
+                image = label(labels::IMAGE_REFERENCE),
+                layer = label(labels::LAYER_DIGEST),
+                index = label(labels::INDEX_DIGEST),
+                snapshot = info.name,
+                why,
+                "a layer is not what its image says: containers that run go on, no other starts from it; remove the image"
+            );
+            if !info.record.labels.contains_key(labels::TARGET) {
+                continue;
+            }
+            let keys = LabelUpdate::Keys(vec![labels::TARGET.to_owned()]);
+            if let Err(failed) = self.metadata.update(&info.name, &[].into(), &keys) {
+                let error = &failed as &dyn std::error::Error;
+                warn!(error, snapshot = info.name, "a wrong name stays");
+            }
+        }
+    }
+}
+
+impl Snapshotter {
+    /// Says what becomes of snapshots whose layers are found not to be what their images say, for as long as it is polled.
+    pub async fn follow_verdicts(self) {
+        let Some(images) = self.shared.parts.images.clone() else {
+            return;
+        };
+        self.judge(|_| true).await;
+        loop {
+            let news = images.new_verdicts().await;
+            self.judge(move |layer| news.contains(layer)).await;
+        }
+    }
+
+    async fn judge(&self, wanted: impl Fn(&LayerKey) -> bool + Send + 'static) {
+        let judged = self.run(Lane::Background, move |shared| {
+            shared.judge(wanted);
+            Ok(())
+        });
+        if let Err(failed) = judged.await {
+            warn!(error = &failed as &dyn std::error::Error, "a verdict");
+        }
+    }
+
+    /// Refuses a chain with a layer that is not what its image says.
+    pub(super) fn check_trust(&self, chain: &[Info]) -> Result<(), SnapshotError> {
+        for info in chain {
+            if let Some(why) = self.shared.refusal(info) {
+                let image = labels::value(&info.record.labels, labels::IMAGE_REFERENCE);
+                return Err(SnapshotError::Untrusted {
+                    image: image.unwrap_or("an unknown image").to_owned(),
+                    why,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until every layer of a chain is verified, where containers start from such chains only.
+    pub(super) async fn wait_for_trust(&self, chain: &[Info]) -> Result<(), SnapshotError> {
+        let Some(images) = self.shared.parts.images.clone() else {
+            return Ok(());
+        };
+        let used = chain.iter().filter_map(|info| info.record.layer.as_ref());
+        let layers: Vec<_> = used.map(|used| used.layer).collect();
+        let proven = images.proven(&layers, PATIENCE).await;
+        self.check_trust(chain)?;
+        for info in chain {
+            let Some(used) = info.record.layer.as_ref().map(|used| used.layer) else {
+                continue;
+            };
+            let standing = images.standing(used.layer, used.ztoc, &expected(info));
+            if standing != Standing::Verified {
+                let why = match proven {
+                    true => "its snapshots are not named by diff-IDs",
+                    false => "it is still being fetched; try again",
+                };
+                return Err(SnapshotError::Unverified {
+                    layer: used.layer.to_string(),
+                    why,
+                });
+            }
+        }
+        Ok(())
+    }
+}
