@@ -338,8 +338,11 @@ impl Images {
         if !self.0.watched.lock().insert(layer.number().0) {
             return;
         }
+        let layers = &self.0.parts.layers;
         if self.0.options.background {
-            self.0.parts.layers.complete(layer);
+            layers.complete(layer);
+        } else {
+            layers.complete_when_read(layer);
         }
         self.follow(layer);
     }

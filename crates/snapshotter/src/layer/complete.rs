@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::{Class, Event, Layer, ReadError, Span};
 use crate::{
     cpu::Lane,
+    places::Piece,
     sync::{Arc, atomic::Ordering},
 };
 
@@ -63,14 +64,18 @@ fn pause_after(times: u32, unit: Duration) -> Duration {
 }
 
 impl Layer {
-    /// Fetches whatever is missing, in the background, until the layer is complete. Runs until then, or until the layer is
-    /// removed; a second call while it runs does nothing. To be spawned by who owns the layer's tasks.
-    pub(super) async fn run_completion(self: Arc<Self>) {
+    /// Waits until the layer is complete, and fetches whatever is missing in the background if it `fetches`. Runs until then,
+    /// or until the layer is removed; a second call while it runs does nothing. To be spawned by who owns the layer's tasks.
+    pub(super) async fn run_completion(self: Arc<Self>, fetches: bool) {
         if self.completing.swap(true, Ordering::AcqRel) {
             return;
         }
         while !self.is_complete() && !self.is_closed() {
-            let until = self.top_up();
+            let until = if fetches || self.misses_no_content() {
+                self.top_up()
+            } else {
+                Instant::now() + LOOK
+            };
             if self.files.present.count() == self.files.present.len() && self.try_to_finish().await
             {
                 break;
@@ -105,6 +110,26 @@ impl Layer {
             self.step(span, Event::Want(Class::All, None));
         }
         now + LOOK
+    }
+
+    /// Whether every file was read whole: what is missing is headers and the end of the archive.
+    fn misses_no_content(&self) -> bool {
+        const FEW: usize = 16;
+        let Some(ztoc) = self.ztoc() else {
+            return true;
+        };
+        let present = &self.files.present;
+        if present.len() - present.count() > FEW {
+            return false;
+        }
+        let holds_content = |span| {
+            let pieces = self.files.places.pieces(ztoc.spans().uncompressed(span));
+            pieces
+                .into_iter()
+                .any(|piece| matches!(piece, Piece::Data { .. }))
+        };
+        let mut missing = ztoc.spans().ids().filter(|span| !present.has(span.0));
+        !missing.any(holds_content)
     }
 
     /// The next absent spans, if less than half of the window is under way.

@@ -252,9 +252,18 @@ impl Layers {
 
     /// Fetches the rest of a layer in the background. Layers are completed in the order of their numbers.
     pub fn complete(&self, layer: &Arc<Layer>) {
+        self.run_completion(layer, true);
+    }
+
+    /// Makes a layer complete when its readers have read all of it; fetches nothing itself.
+    pub fn complete_when_read(&self, layer: &Arc<Layer>) {
+        self.run_completion(layer, false);
+    }
+
+    fn run_completion(&self, layer: &Arc<Layer>, fetches: bool) {
         if !layer.is_complete() {
             self.tasks
-                .spawn_on(Arc::clone(layer).run_completion(), &self.runtime);
+                .spawn_on(Arc::clone(layer).run_completion(fetches), &self.runtime);
         }
     }
 

@@ -51,6 +51,31 @@ async fn completion_brings_everything_and_lasts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_readers_have_read_whole_is_complete() {
+    // A last span of empty files and the end of the archive, which no read of a file needs.
+    let mut made = Made::new(Form::Plain, 60, 4096);
+    made.tar.truncate(made.tar.len() - 1024);
+    for number in 0..40 {
+        let header = made::header(&format!("empty-{number}"), b'0', 0);
+        made.tar.extend_from_slice(&header);
+    }
+    let made = made.with_behind(&[0; 1024], 4096);
+    let node = Node::new();
+    let life = node.start();
+    let blob = Arc::new(MemoryBlob::new(made.layer.clone()));
+    let layer = life.open(&made, Arc::clone(&blob) as _).await;
+    life.layers.complete_when_read(&layer);
+    read(&layer, FIRST).await.expect("bytes");
+    assert!(
+        blob.bytes_sent() < made.layer.len() as u64,
+        "nothing is fetched behind"
+    );
+    assert!(!layer.is_complete());
+    read(&layer, 0..layer.data_size()).await.expect("bytes");
+    completes(&layer).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_restart_what_is_present_needs_no_registry() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let mut node = Node::new();
