@@ -80,16 +80,15 @@ fn replace(world: &World, plan: &Plan, dice: &mut Dice) -> Result<()> {
     } else {
         End::Terminated
     };
-    let binary = match &plan.other {
-        Some(other) if dice.throw(0, 2) == 0 => other.clone(),
-        _ => soci_tests::process::binary("soci-snapshotter-grpc")?,
-    };
+    let which = usize::try_from(dice.throw(0, plan.builds.len() as u64))?;
+    let build = &plan.builds[which];
     world.events.say(&format!("keeper {end:?}"));
-    let took = lock(&world.service).replace(end, Some(&binary))?;
+    let took = lock(&world.service).replace(end, Some(&build.binary))?;
+    build.started.fetch_add(1, Ordering::SeqCst);
     let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     let longest = &world.events.longest_replacement;
     longest.fetch_max(millis, Ordering::SeqCst);
-    let what = format!("keeper replaced in {millis} ms by {}", binary.display());
+    let what = format!("keeper replaced in {millis} ms by {}", build.version);
     world.events.count(&world.events.replaced, &what);
     Ok(())
 }

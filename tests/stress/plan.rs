@@ -1,10 +1,12 @@
 //! How long, how hard and with what the test runs, from the environment (`scripts/soak` sets it).
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use soci_tests::process::repository;
+use anyhow::{Context as _, Result, bail, ensure};
+use soci_tests::Program;
+use soci_tests::process::{binary, repository};
 use soci_tests::unit::Keeping;
 
 use crate::slots;
@@ -15,6 +17,28 @@ const SHORT: Duration = Duration::from_secs(180);
 const SLOWEST_SHORT: Duration = Duration::from_secs(5);
 const SLOWEST_LONG: Duration = Duration::from_secs(1);
 
+/// One build of the daemon.
+#[derive(Debug)]
+pub(crate) struct Build {
+    pub(crate) binary: PathBuf,
+    /// What it says of itself.
+    pub(crate) version: String,
+    /// Keepers of it that were started.
+    pub(crate) started: AtomicU64,
+}
+
+impl Build {
+    fn of(binary: PathBuf) -> Result<Self> {
+        let said = Program::at(&binary).args(["--version"]).succeed()?;
+        let version = said.trim_start_matches("soci-snapshotter-grpc version ");
+        Ok(Self {
+            version: version.trim().to_owned(),
+            binary,
+            started: AtomicU64::new(0),
+        })
+    }
+}
+
 /// One run of the test.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -24,8 +48,8 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     /// `SOCI_SOAK_KEEPING`: alone, keeper or unit.
     pub(crate) keeping: Keeping,
-    /// `SOCI_SOAK_OTHER`: another build of the daemon, which takes turns.
-    pub(crate) other: Option<PathBuf>,
+    /// The daemon, and `SOCI_SOAK_OTHER`, another build of it, with which it takes turns.
+    pub(crate) builds: Vec<Build>,
     /// `SOCI_SOAK_WITHOUT`: faults that are left out, and `direct`, reads with O_DIRECT.
     without: Vec<String>,
     /// `SOCI_SOAK_IMAGES`.
@@ -50,7 +74,7 @@ impl Plan {
             length: seconds.map_or(SHORT, Duration::from_secs),
             seed: number("SOCI_SOAK_SEED")?.unwrap_or_else(slots::now),
             keeping,
-            other: variable("SOCI_SOAK_OTHER").map(PathBuf::from),
+            builds: builds()?,
             without: without.split(',').map(str::to_owned).collect(),
             images: number("SOCI_SOAK_IMAGES")?.unwrap_or(4),
             slowest: seconds.map_or(SLOWEST_SHORT, |_| SLOWEST_LONG),
@@ -61,6 +85,26 @@ impl Plan {
     pub(crate) fn leaves_out(&self, name: &str) -> bool {
         self.without.iter().any(|without| without == name)
     }
+}
+
+fn builds() -> Result<Vec<Build>> {
+    let other = variable("SOCI_SOAK_OTHER").map(PathBuf::from);
+    let binaries = [Some(binary("soci-snapshotter-grpc")?), other];
+    let builds: Vec<Build> = binaries
+        .into_iter()
+        .flatten()
+        .map(Build::of)
+        .collect::<Result<_>>()?;
+    if let [one, other] = &builds[..] {
+        ensure!(
+            one.version != other.version,
+            "{} and {} are the same version, {}: name another build in SOCI_SOAK_OTHER",
+            one.binary.display(),
+            other.binary.display(),
+            one.version
+        );
+    }
+    Ok(builds)
 }
 
 /// Where reports are written.

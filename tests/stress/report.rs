@@ -76,6 +76,10 @@ fn text(
     row("daemon", format!("{:?}", plan.keeping));
     row("kills of the worker", seen(&events.kills));
     row("keepers replaced", seen(&events.replaced));
+    for build in &plan.builds {
+        let name = format!("keepers started of {}", build.version);
+        row(&name, seen(&build.started));
+    }
     row("registry cut", seen(&events.cuts));
     row("registry slowed", seen(&events.slowed));
     row("registry restarted", seen(&events.restarts));

@@ -90,8 +90,9 @@ impl World {
         };
         let node = Node::start(&folder.path().join("node"), options)?;
         let group = Group::make()?;
+        let build = plan.builds.first().context("a build of the daemon")?;
         let launch = Launch {
-            binary: binary("soci-snapshotter-grpc")?,
+            binary: build.binary.clone(),
             arguments: node.snapshotter_arguments()?,
             environment: vec![("SSL_CERT_FILE".into(), authority.into())],
             socket: node.snapshotter_socket(),
@@ -102,6 +103,7 @@ impl World {
         let memory = node.snapshotter_socket().with_extension("readers");
         prepare_reader(&memory.join("lib"))?;
         let service = Service::start(plan.keeping, launch)?;
+        build.started.fetch_add(1, Ordering::SeqCst);
         Ok(Self {
             node,
             service: Mutex::new(service),
