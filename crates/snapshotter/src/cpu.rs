@@ -1,15 +1,16 @@
-//! The bounded pool for inflating, hashing and file work, and the only way into it.
+//! The bounded pool for computing and for files, and the only way into it.
 //!
-//! Three lanes, each a queue of jobs in order:
+//! Four lanes, each a queue of jobs in order with threads of its own, by what a job mostly waits for and who waits for it:
 //!
-//! | lane | served by | for |
+//! | lane | threads | for |
 //! |--|--|--|
-//! | [`Lane::Now`] | a thread for each core | a reader waits, or the mount of a layer |
-//! | [`Lane::Background`] | a thread for each core, of lower priority | completion, whole layers |
-//! | [`Lane::Disk`] | one thread | syncs and removals: work that waits for the disk for seconds |
+//! | [`Lane::Compute`] | one a core | hash, inflate, answer: a reader waits |
+//! | [`Lane::ComputeBehind`] | one a core, of lower priority | the same for spans that nobody waits for, and for whole layers |
+//! | [`Lane::Files`] | four | files of a layer or snapshot are made, opened, synced: a request waits |
+//! | [`Lane::FilesBehind`] | one | syncs of contents, removals, upkeep: they wait for the disk for seconds |
 //!
-//! Readers never wait behind spans of the background that are being inflated: their threads are their own, and the
-//! kernel gives the cores to them, and to the containers, first.
+//! What may run where stands at [`Lane`]. The records have a thread of their own (`snapshots::metadata`), and so have
+//! the mounts (`mount::thread`).
 //!
 //! The queues have no length of their own: each is as long as what its producers may have outstanding (parked reads of
 //! the kernel; spans whose bytes hold permits of the fetch scheduler; one sync for each layer). A job that panics
@@ -30,15 +31,54 @@ const IDLE: Duration = Duration::from_secs(1);
 /// Priority of the background's threads: about a quarter of a core against one busy thread of a container.
 const NICE: i32 = 5;
 
-/// Which queue a job waits in.
+/// Threads of [`Lane::Files`]: enough that one slow sync does not hold up the requests of others.
+const FILES: usize = 4;
+
+/// Which queue a job waits in, and so what it may do. No job waits for another job, for the network or for containerd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
-    /// A reader waits for it, or the mount of a layer.
-    Now,
-    /// Nobody waits for it.
-    Background,
-    /// It mostly waits for the disk.
-    Disk,
+    /// Computes, and a reader waits. It may read and write `data` and `heads`; it never syncs, deletes, makes a folder or
+    /// touches the records.
+    Compute,
+    /// Computes, and nobody waits. May do what [`Lane::Compute`] may.
+    ComputeBehind,
+    /// A request waits for small files: made, opened, read, synced. It deletes no trees and syncs no contents that
+    /// nobody waits for.
+    Files,
+    /// Nobody waits, or nobody who has not all the time: syncs of contents, removals. One job at a time.
+    FilesBehind,
+}
+
+impl Lane {
+    const ALL: [Lane; 4] = [
+        Lane::Compute,
+        Lane::ComputeBehind,
+        Lane::Files,
+        Lane::FilesBehind,
+    ];
+
+    /// Its place in arrays.
+    const fn index(self) -> usize {
+        self as usize
+    }
+
+    fn threads(self, cores: NonZeroUsize) -> usize {
+        match self {
+            Lane::Compute | Lane::ComputeBehind => cores.get(),
+            Lane::Files => FILES,
+            // Some of its jobs count on being alone: a sync of a layer and a repair of it.
+            Lane::FilesBehind => 1,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Lane::Compute => "soci-now",
+            Lane::ComputeBehind => "soci-back",
+            Lane::Files => "soci-files",
+            Lane::FilesBehind => "soci-disk",
+        }
+    }
 }
 
 /// The job ended without a result.
@@ -56,36 +96,21 @@ type Job = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct Queues {
-    now: VecDeque<Job>,
-    background: VecDeque<Job>,
-    disk: VecDeque<Job>,
+    jobs: [VecDeque<Job>; Lane::ALL.len()],
     closed: bool,
-}
-
-#[derive(Clone, Copy)]
-enum Role {
-    Now,
-    Background,
-    Disk,
-}
-
-impl Queues {
-    fn next(&mut self, role: Role) -> Option<Job> {
-        match role {
-            Role::Now => self.now.pop_front(),
-            Role::Background => self.background.pop_front(),
-            Role::Disk => self.disk.pop_front(),
-        }
-    }
 }
 
 struct Shared {
     queues: Mutex<Queues>,
     /// One condition for each lane, so that `notify_one` never wakes a thread of another.
-    now: Condvar,
-    background: Condvar,
-    disk: Condvar,
+    waiting: [Condvar; Lane::ALL.len()],
     idle: fn(),
+}
+
+impl Shared {
+    fn condition(&self, lane: Lane) -> &Condvar {
+        &self.waiting[lane.index()]
+    }
 }
 
 /// The pool. Shared by everything that computes.
@@ -103,7 +128,7 @@ impl std::fmt::Debug for Cpu {
 }
 
 impl Cpu {
-    /// Starts `cores` threads for each of `Now` and `Background`, and one for the disk.
+    /// Starts the threads of all lanes; those that compute have `cores` each.
     ///
     /// # Errors
     /// The system's, if it gives no thread.
@@ -119,26 +144,24 @@ impl Cpu {
         let mut cpu = Cpu {
             shared: Arc::new(Shared {
                 queues: Mutex::new(Queues::default()),
-                now: Condvar::new(),
-                background: Condvar::new(),
-                disk: Condvar::new(),
+                waiting: Default::default(),
                 idle,
             }),
-            threads: Vec::with_capacity(2 * cores.get() + 1),
+            threads: Vec::new(),
         };
-        for core in 0..cores.get() {
-            cpu.start(format!("soci-now-{core}"), Role::Now)?;
-            cpu.start(format!("soci-back-{core}"), Role::Background)?;
+        for lane in Lane::ALL {
+            for number in 0..lane.threads(cores) {
+                cpu.start(format!("{}-{number}", lane.name()), lane)?;
+            }
         }
-        cpu.start("soci-disk".to_owned(), Role::Disk)?;
         Ok(Arc::new(cpu))
     }
 
-    fn start(&mut self, name: String, role: Role) -> io::Result<()> {
+    fn start(&mut self, name: String, lane: Lane) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let thread = thread::Builder::new()
             .name(name)
-            .spawn(move || work(&shared, role))?;
+            .spawn(move || work(&shared, lane))?;
         self.threads.push(thread);
         Ok(())
     }
@@ -146,24 +169,8 @@ impl Cpu {
     /// Queues a job that answers in its own way. It runs even if nobody waits for it any more; a panic in it is logged
     /// and dropped, so it must hold what answers for it (a value that reports on drop).
     pub fn spawn(&self, lane: Lane, job: impl FnOnce() + Send + 'static) {
-        let mut queues = self.shared.queues.lock();
-        match lane {
-            Lane::Now => {
-                queues.now.push_back(Box::new(job));
-                drop(queues);
-                self.shared.now.notify_one();
-            }
-            Lane::Background => {
-                queues.background.push_back(Box::new(job));
-                drop(queues);
-                self.shared.background.notify_one();
-            }
-            Lane::Disk => {
-                queues.disk.push_back(Box::new(job));
-                drop(queues);
-                self.shared.disk.notify_one();
-            }
-        }
+        self.shared.queues.lock().jobs[lane.index()].push_back(Box::new(job));
+        self.shared.condition(lane).notify_one();
     }
 
     /// Runs a job and waits for its result. Dropping the future does not stop a job that has been queued: it runs to
@@ -190,9 +197,9 @@ impl Cpu {
 impl Drop for Cpu {
     fn drop(&mut self) {
         self.shared.queues.lock().closed = true;
-        self.shared.now.notify_all();
-        self.shared.background.notify_all();
-        self.shared.disk.notify_all();
+        for lane in Lane::ALL {
+            self.shared.condition(lane).notify_all();
+        }
         let me = thread::current().id();
         for thread in self.threads.drain(..) {
             // The last owner may be a job of the pool itself; that thread ends by itself.
@@ -203,13 +210,9 @@ impl Drop for Cpu {
     }
 }
 
-fn work(shared: &Shared, role: Role) {
-    let condition = match role {
-        Role::Now => &shared.now,
-        Role::Background => &shared.background,
-        Role::Disk => &shared.disk,
-    };
-    if matches!(role, Role::Background)
+fn work(shared: &Shared, lane: Lane) {
+    let condition = shared.condition(lane);
+    if lane == Lane::ComputeBehind
         && let Err(error) = rustix::process::nice(NICE)
     {
         tracing::debug!(error = %error, "the background runs with full priority");
@@ -217,7 +220,7 @@ fn work(shared: &Shared, role: Role) {
     let mut rested = true;
     let mut queues = shared.queues.lock();
     loop {
-        if let Some(job) = queues.next(role) {
+        if let Some(job) = queues.jobs[lane.index()].pop_front() {
             drop(queues);
             rested = false;
             if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(job)) {
@@ -263,15 +266,15 @@ mod tests {
     async fn a_panic_is_the_error_of_its_own_job() {
         let cpu = pool(1);
         let lost = cpu
-            .run(Lane::Background, || panic!("no such {}", "luck"))
+            .run(Lane::ComputeBehind, || panic!("no such {}", "luck"))
             .await;
         assert_eq!(
             lost,
             Err::<(), _>(Lost::Panicked("no such luck".to_owned()))
         );
-        assert_eq!(cpu.run(Lane::Background, || 7).await, Ok(7));
-        cpu.spawn(Lane::Now, || panic!("unheard"));
-        assert_eq!(cpu.run(Lane::Now, || 8).await, Ok(8));
+        assert_eq!(cpu.run(Lane::ComputeBehind, || 7).await, Ok(7));
+        cpu.spawn(Lane::Compute, || panic!("unheard"));
+        assert_eq!(cpu.run(Lane::Compute, || 8).await, Ok(8));
     }
 
     #[test]
@@ -281,14 +284,39 @@ mod tests {
         let gate = Arc::new(Mutex::new(gate));
         for _ in 0..8 {
             let gate = Arc::clone(&gate);
-            cpu.spawn(Lane::Background, move || {
+            cpu.spawn(Lane::ComputeBehind, move || {
                 assert!(gate.lock().recv().is_err())
             });
         }
         let (tell, told) = mpsc::channel();
-        cpu.spawn(Lane::Now, move || tell.send(()).expect("the test waits"));
+        cpu.spawn(Lane::Compute, move || {
+            tell.send(()).expect("the test waits")
+        });
         told.recv_timeout(Duration::from_secs(10))
             .expect("only the background is stuck");
+        drop(release);
+    }
+
+    #[test]
+    fn files_that_somebody_waits_for_do_not_wait_for_removals_and_readers_for_neither() {
+        let cpu = pool(1);
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        let stuck = |lane, count| {
+            for _ in 0..count {
+                let gate = Arc::clone(&gate);
+                cpu.spawn(lane, move || assert!(gate.lock().recv().is_err()));
+            }
+        };
+        stuck(Lane::FilesBehind, 8);
+        // One sync that hangs leaves threads for others.
+        stuck(Lane::Files, FILES - 1);
+        for lane in [Lane::Files, Lane::Compute] {
+            let (tell, told) = mpsc::channel();
+            cpu.spawn(lane, move || tell.send(()).expect("the test waits"));
+            told.recv_timeout(Duration::from_secs(10))
+                .expect("only other work is stuck");
+        }
         drop(release);
     }
 
@@ -296,7 +324,7 @@ mod tests {
     fn what_is_queued_runs_before_the_pool_ends() {
         let cpu = pool(1);
         let (tell, told) = mpsc::channel();
-        for lane in [Lane::Background, Lane::Disk, Lane::Now] {
+        for lane in Lane::ALL {
             let tell = tell.clone();
             cpu.spawn(lane, move || {
                 thread::sleep(Duration::from_millis(20));
@@ -304,7 +332,7 @@ mod tests {
             });
         }
         drop((cpu, tell));
-        assert_eq!(told.iter().count(), 3);
+        assert_eq!(told.iter().count(), Lane::ALL.len());
     }
 
     #[test]
@@ -315,7 +343,7 @@ mod tests {
             RESTS.fetch_add(1, atomic::Ordering::Relaxed);
         })
         .expect("threads");
-        cpu.spawn(Lane::Disk, || ());
+        cpu.spawn(Lane::FilesBehind, || ());
         let begin = Instant::now();
         while RESTS.load(atomic::Ordering::Relaxed) == 0 {
             assert!(begin.elapsed() < Duration::from_secs(20));

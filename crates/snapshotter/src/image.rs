@@ -326,7 +326,7 @@ impl Images {
         let user_namespace = options.user_namespace;
         let job = move || show::make_meta(&of, &below, user_namespace);
         // A pull waits for it.
-        let (patch, meta) = parts.cpu.run(Lane::Now, job).await??;
+        let (patch, meta) = parts.cpu.run(Lane::Files, job).await??;
         let copy = copies_below(parents, layer.key(), &patch);
         parts.mounts.mount(layer, &patch, copy, meta, at).await?;
         self.finish_behind(layer);

@@ -138,7 +138,7 @@ impl Snapshotter {
 
     /// The record of a snapshot.
     pub async fn stat(&self, name: String) -> Result<Info, SnapshotError> {
-        self.run(Lane::Now, move |shared| {
+        self.run(Lane::Files, move |shared| {
             let record = shared.metadata.get(&name)?;
             Ok(Info { name, record })
         })
@@ -152,7 +152,7 @@ impl Snapshotter {
         labels: Labels,
         which: LabelUpdate,
     ) -> Result<Info, SnapshotError> {
-        self.run(Lane::Now, move |shared| {
+        self.run(Lane::Files, move |shared| {
             let record = shared.metadata.update(&name, &labels, &which)?;
             Ok(Info { name, record })
         })
@@ -164,13 +164,15 @@ impl Snapshotter {
         &self,
         wanted: impl Fn(&Info) -> bool + Send + 'static,
     ) -> Result<Vec<Info>, SnapshotError> {
-        self.run(Lane::Now, move |shared| Ok(shared.metadata.list(wanted)?))
-            .await
+        self.run(Lane::Files, move |shared| {
+            Ok(shared.metadata.list(wanted)?)
+        })
+        .await
     }
 
     /// What a snapshot takes: measured now while it is active, else as it was when it was committed.
     pub async fn usage(&self, key: String) -> Result<Usage, SnapshotError> {
-        self.run(Lane::Background, move |shared| {
+        self.run(Lane::FilesBehind, move |shared| {
             let record = shared.metadata.get(&key)?;
             match record.kind {
                 Kind::Active => shared.measure(&record),
@@ -183,7 +185,9 @@ impl Snapshotter {
     /// The mounts of an active snapshot or a view.
     pub async fn mounts(&self, key: String) -> Result<Vec<Mount>, SnapshotError> {
         let chain = self
-            .run(Lane::Now, move |shared| Ok(shared.metadata.chain(&key)?))
+            .run(Lane::Files, move |shared| {
+                Ok(shared.metadata.chain(&key)?)
+            })
             .await?;
         self.mounts_of(&chain).await
     }
@@ -257,7 +261,7 @@ impl Snapshotter {
         target: String,
         parent: Option<String>,
     ) -> Result<bool, SnapshotError> {
-        self.run(Lane::Now, move |shared| {
+        self.run(Lane::Files, move |shared| {
             Ok(shared.known(&target, parent.as_deref())?.is_some())
         })
         .await
@@ -291,7 +295,7 @@ impl Snapshotter {
         if key.is_empty() {
             return Err(SnapshotError::Empty { field: "key" });
         }
-        self.run(Lane::Now, move |shared| {
+        self.run(Lane::Files, move |shared| {
             shared.create(kind, &key, parent.as_deref(), labels)
         })
         .await
@@ -302,7 +306,7 @@ impl Snapshotter {
         let Some(top) = chain.first().cloned() else {
             return;
         };
-        let done = self.run(Lane::Now, move |shared| {
+        let done = self.run(Lane::Files, move |shared| {
             let id = top.record.id;
             match shared.metadata.remove(&top.name) {
                 // Somebody else has removed it already.
@@ -435,12 +439,12 @@ impl Snapshotter {
         let measured = key.clone();
         // Measured before the transaction. containerd waits inside one of its own, so not on the lane of the background.
         let (usage, owner) = self
-            .run(Lane::Now, move |shared| {
+            .run(Lane::Files, move |shared| {
                 let record = shared.metadata.get(&measured)?;
                 Ok((shared.measure(&record)?, shared.owner(&record)?))
             })
             .await?;
-        self.run(Lane::Now, move |shared| {
+        self.run(Lane::Files, move |shared| {
             let commit = Commit {
                 labels,
                 parent,
@@ -456,7 +460,7 @@ impl Snapshotter {
 
     /// Forgets a snapshot. Its files go with the next [`Snapshotter::cleanup`].
     pub async fn remove(&self, key: String) -> Result<(), SnapshotError> {
-        self.run(Lane::Now, move |shared| {
+        self.run(Lane::Files, move |shared| {
             shared.metadata.remove(&key)?;
             Ok(())
         })
@@ -469,14 +473,14 @@ impl Snapshotter {
             // Never closed.
             return Ok(());
         };
-        for directory in self.run(Lane::Now, Shared::abandoned).await? {
+        for directory in self.run(Lane::Files, Shared::abandoned).await? {
             self.delete(directory).await;
         }
         let Some(images) = &self.shared.parts.images else {
             return Ok(());
         };
         images
-            .remove_unused(async || self.run(Lane::Now, Shared::used_layers).await)
+            .remove_unused(async || self.run(Lane::Files, Shared::used_layers).await)
             .await
     }
 
@@ -497,11 +501,9 @@ impl Snapshotter {
             );
             return;
         }
-        let removed = self
-            .shared
-            .parts
-            .cpu
-            .run(Lane::Disk, move || directories::remove_tree(&directory));
+        let removed = self.shared.parts.cpu.run(Lane::FilesBehind, move || {
+            directories::remove_tree(&directory)
+        });
         let error = match removed.await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
@@ -512,7 +514,7 @@ impl Snapshotter {
 
     /// The layers that snapshots use.
     pub async fn used_layers(&self) -> Result<Vec<LayerKey>, SnapshotError> {
-        self.run(Lane::Now, Shared::used_layers).await
+        self.run(Lane::Files, Shared::used_layers).await
     }
 
     /// Takes all layers off their mount points; records and directories stay. The kernel waits for READs that are not

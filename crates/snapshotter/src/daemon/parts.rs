@@ -204,7 +204,7 @@ fn images(
     }
     let own = Layout::create(root.join("content")).context("cannot open the content folder")?;
     let containerd = config.content_store.containerd_address.clone().into();
-    let content = Content::new(own, registry.clone(), containerd, Arc::clone(cpu));
+    let content = Content::new(own, registry.clone(), containerd);
     let cpu = Arc::clone(cpu);
     let parts = image::Parts {
         layers,

@@ -25,13 +25,14 @@ use soci_oci::store::{ContentStore, StoreError};
 use tokio::io::AsyncWriteExt;
 use tracing::debug;
 
-use crate::cpu::{Cpu, Lane};
-use crate::sync::{Arc, Mutex};
+use crate::sync::Mutex;
 
 /// How long a connection to containerd may take.
 const CONTAINERD_PATIENCE: Duration = Duration::from_secs(2);
 /// After a failed connection containerd is left alone for this long.
 const CONTAINERD_PAUSE: Duration = Duration::from_secs(30);
+/// How long a blob of containerd may take; then the registry is asked. It comes over a local socket.
+const COPY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a document or zTOC is not there.
 #[derive(Debug, thiserror::Error)]
@@ -124,7 +125,6 @@ pub struct Content {
     registry: Registry,
     containerd: PathBuf,
     connections: Mutex<Connections>,
-    cpu: Arc<Cpu>,
 }
 
 #[derive(Debug, Default)]
@@ -135,13 +135,12 @@ struct Connections {
 
 impl Content {
     /// Sources over `own`, containerd at its socket, and registries.
-    pub fn new(own: Layout, registry: Registry, containerd: PathBuf, cpu: Arc<Cpu>) -> Self {
+    pub fn new(own: Layout, registry: Registry, containerd: PathBuf) -> Self {
         Self {
             own,
             registry,
             containerd,
             connections: Mutex::default(),
-            cpu,
         }
     }
 
@@ -212,11 +211,18 @@ impl Content {
         let mut blob = containerd.open(&digest).await?;
         let io = |source| ContentError::Io { digest, source };
         let mut file = self.temporary().map_err(io)?;
-        let copied = self.cpu.run(Lane::Disk, move || {
+        // On a thread of the runtime, which has many: a stream that stands still holds up nobody else.
+        let copied = tokio::task::spawn_blocking(move || {
             io::copy(&mut blob.reader, &mut file)?;
             Ok(file)
         });
-        copied.await.map_err(io::Error::other).flatten().map_err(io)
+        let copied = tokio::time::timeout(COPY_PATIENCE, copied).await;
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "containerd sends nothing");
+        copied
+            .map_err(late)
+            .and_then(|copied| copied.map_err(io::Error::other))
+            .flatten()
+            .map_err(io)
     }
 
     /// A blob of the registry in a file without a name.

@@ -160,7 +160,7 @@ impl Images {
             .0
             .parts
             .cpu
-            .run(Lane::Now, move || of.meta(&named))
+            .run(Lane::Files, move || of.meta(&named))
             .await;
         match meta
             .map_err(show::ShowError::from)?

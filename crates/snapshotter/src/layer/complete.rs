@@ -169,7 +169,7 @@ impl Layer {
         let checked = self
             .context
             .cpu
-            .run(Lane::Background, move || layer.check_all_headers())
+            .run(Lane::ComputeBehind, move || layer.check_all_headers())
             .await;
         if !matches!(checked, Ok(true)) {
             if self.headers.any_disagreed() {
@@ -184,7 +184,7 @@ impl Layer {
         let synced = self
             .context
             .cpu
-            .run(Lane::Disk, move || layer.sync_and_finish())
+            .run(Lane::FilesBehind, move || layer.sync_and_finish())
             .await;
         match synced {
             Ok(Ok(complete)) => complete,

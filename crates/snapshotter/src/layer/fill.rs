@@ -53,9 +53,9 @@ impl Layer {
             return;
         }
         let (counter, lane) = match delivery.class {
-            Class::All => (&self.counters.background, Lane::Background),
-            Class::Now => (&self.counters.on_demand, Lane::Now),
-            Class::Next => (&self.counters.on_demand, Lane::Background),
+            Class::All => (&self.counters.background, Lane::ComputeBehind),
+            Class::Now => (&self.counters.on_demand, Lane::Compute),
+            Class::Next => (&self.counters.on_demand, Lane::ComputeBehind),
         };
         counter.fetch_add(delivery.bytes.len() as u64, Ordering::Relaxed);
         self.arrived.lock().insert(span, delivery);
@@ -67,7 +67,9 @@ impl Layer {
     pub(super) fn hurry(self: &Arc<Self>, span: u32) {
         if self.arrived.lock().contains_key(&span) {
             let layer = Arc::clone(self);
-            self.context.cpu.spawn(Lane::Now, move || layer.fill(span));
+            self.context
+                .cpu
+                .spawn(Lane::Compute, move || layer.fill(span));
         }
     }
 

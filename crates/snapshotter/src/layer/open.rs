@@ -167,7 +167,7 @@ impl Layers {
             let bytes = bytes.ok_or(OpenError::Absent(layer.digest))?;
             let (store, origin) = (Arc::clone(&self.context.store), origin.clone());
             let make = move || store.create_lazy(&layer, &ztoc, bytes, origin);
-            let files = self.context.cpu.run(Lane::Now, make).await??;
+            let files = self.context.cpu.run(Lane::Files, make).await??;
             Ok::<_, OpenError>(Layer::new(Arc::clone(&self.context), files, Vec::new()))
         });
         let opened = Arc::clone(opened.await?);
@@ -285,7 +285,7 @@ impl Layers {
         Ok(self
             .context
             .cpu
-            .run(Lane::Disk, move || store.delete(number))
+            .run(Lane::FilesBehind, move || store.delete(number))
             .await??)
     }
 
@@ -319,7 +319,7 @@ impl Layers {
 
     async fn find_stored(&self, key: LayerKey) -> Result<Option<Arc<Layer>>, OpenError> {
         let store = Arc::clone(&self.context.store);
-        let opened = self.context.cpu.run(Lane::Now, move || {
+        let opened = self.context.cpu.run(Lane::Files, move || {
             let opened = store.open_layer(&key);
             match &opened {
                 Err(error @ StoreError::Damaged { .. }) => {
@@ -365,16 +365,19 @@ impl Layers {
 
     /// Notes who names a layer.
     async fn name(&self, layer: &Arc<Layer>, origin: Origin) {
-        let record = {
-            let mut named = layer.named.lock();
-            if !named.record.name(origin) {
-                return;
-            }
-            named.record.clone()
-        };
+        if !layer.named.lock().record.name(origin) {
+            return;
+        }
         let writer = Arc::clone(layer);
-        let write = move || writer.files.write_sources(&record);
-        let written = self.context.cpu.run(Lane::Disk, write).await;
+        // Until what was written last is what is known: two jobs may write at once.
+        let write = move || loop {
+            let record = writer.record();
+            writer.files.write_sources(&record)?;
+            if writer.record() == record {
+                return Ok::<_, std::io::Error>(());
+            }
+        };
+        let written = self.context.cpu.run(Lane::Files, write).await;
         if !matches!(written, Ok(Ok(()))) {
             tracing::warn!(layer = %layer.files.key.layer, "who names the layer is not noted");
         }

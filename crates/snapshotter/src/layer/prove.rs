@@ -202,7 +202,7 @@ impl Layer {
                 let done = passing.read_on(&of, ztoc, STEP)?;
                 Ok((done, passing))
             };
-            let read = self.context.cpu.run(Lane::Background, job).await?;
+            let read = self.context.cpu.run(Lane::ComputeBehind, job).await?;
             let (done, next) = read.map_err(|source| ProveError::Store { layer, source })?;
             passing = next;
             if done {
@@ -222,7 +222,7 @@ impl Layer {
         };
         let of = Arc::clone(self);
         let job = move || of.ztoc().map(|ztoc| passing.finish(ztoc));
-        let proof = self.context.cpu.run(Lane::Background, job).await?;
+        let proof = self.context.cpu.run(Lane::ComputeBehind, job).await?;
         proof.ok_or(ProveError::Incomplete(layer))
     }
 
@@ -259,7 +259,7 @@ impl Layer {
                     .map_err(|error| error.to_string())?;
                 Ok::<_, String>(passing)
             };
-            let passed = self.context.cpu.run(Lane::Background, job).await?;
+            let passed = self.context.cpu.run(Lane::ComputeBehind, job).await?;
             passing = passed.map_err(|error| self.unfetched(error))?;
         }
         Ok(passing)
@@ -352,7 +352,7 @@ impl Layers {
 async fn note(context: &Context, key: LayerKey, proof: Proof) -> Result<(), Lost> {
     let store = Arc::clone(&context.store);
     let job = move || store.proofs().add(key, &proof);
-    if let Err(error) = context.cpu.run(Lane::Disk, job).await? {
+    if let Err(error) = context.cpu.run(Lane::FilesBehind, job).await? {
         tracing::warn!(layer = %key.layer, error = %error, "what a layer is was not noted; it is found out again after a restart");
     }
     Ok(())

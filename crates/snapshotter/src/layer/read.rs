@@ -91,7 +91,7 @@ pub(super) fn wake_all(cpu: &Cpu, waiters: Vec<Arc<Read>>, held: Option<&Held>) 
     let first = waiters.next();
     for waiter in waiters {
         let held = held.cloned();
-        cpu.spawn(Lane::Now, move || waiter.arrived(held));
+        cpu.spawn(Lane::Compute, move || waiter.arrived(held));
     }
     if let Some(first) = first {
         first.arrived(held.cloned());
@@ -108,7 +108,7 @@ pub(super) fn fail_all(cpu: &Cpu, waiters: Vec<Arc<Read>>, error: ReadError) {
         reads = waiters.len(),
         "reads fail"
     );
-    cpu.spawn(Lane::Now, move || {
+    cpu.spawn(Lane::Compute, move || {
         for waiter in waiters {
             waiter.failed(&error);
         }
@@ -188,7 +188,7 @@ impl Layer {
             return self
                 .context
                 .cpu
-                .spawn(Lane::Now, move || read.arrived(None));
+                .spawn(Lane::Compute, move || read.arrived(None));
         }
         for (id, effect) in effects {
             self.carry_out(id, effect);

@@ -115,7 +115,7 @@ impl Layers {
             self.give_way().await;
             let of = Arc::clone(layer);
             let job = move || of.check_span(span);
-            let checked = match self.context.cpu.run(Lane::Background, job).await {
+            let checked = match self.context.cpu.run(Lane::ComputeBehind, job).await {
                 Ok(None) => continue,
                 Ok(Some(checked)) => checked,
                 Err(lost) => {
@@ -146,7 +146,11 @@ impl Layers {
     ) {
         // First, so that whoever mounts it from now on mounts the device.
         let of = Arc::clone(layer);
-        let doubted = self.context.cpu.run(Lane::Disk, move || of.doubt()).await;
+        let doubted = self
+            .context
+            .cpu
+            .run(Lane::FilesBehind, move || of.doubt())
+            .await;
         let was_complete = match doubted {
             Ok(Ok(was_complete)) => was_complete,
             Ok(Err(error)) => {
@@ -167,7 +171,7 @@ impl Layers {
         let taken = self
             .context
             .cpu
-            .run(Lane::Disk, move || of.take_out(&spans))
+            .run(Lane::FilesBehind, move || of.take_out(&spans))
             .await;
         if let Ok(Err(error)) = taken {
             found.problem = Some(unwritten(&error));
@@ -211,7 +215,7 @@ impl Layers {
             let read = self
                 .context
                 .cpu
-                .run(Lane::Background, move || of.read_disk(part));
+                .run(Lane::ComputeBehind, move || of.read_disk(part));
             match read.await {
                 Ok(Ok(read)) if read.padding => tar.update(&read.tar),
                 // An error is damage too; a digest of less than all of it cannot be right.

@@ -117,7 +117,7 @@ pub(super) async fn pull(context: &Arc<Context>, whole: Whole) -> Result<LayerFi
     let store = Arc::clone(&context.store);
     let draft = context
         .cpu
-        .run(Lane::Background, move || store.draft())
+        .run(Lane::Files, move || store.draft())
         .await??;
     let layer = whole.layer.digest;
     let mut pass = Pass::new(&whole, draft)?;
@@ -128,7 +128,7 @@ pub(super) async fn pull(context: &Arc<Context>, whole: Whole) -> Result<LayerFi
             source: Box::new(source),
         })?;
         let work = move || pass.push(&bytes).map(|()| pass);
-        pass = context.cpu.run(Lane::Background, work).await??;
+        pass = context.cpu.run(Lane::ComputeBehind, work).await??;
     }
     let (store, sources) = (
         Arc::clone(&context.store),
@@ -143,7 +143,7 @@ pub(super) async fn pull(context: &Arc<Context>, whole: Whole) -> Result<LayerFi
         let (draft, table) = pass.finish()?;
         Ok(store.finish_whole(draft, sources, &table)?)
     };
-    let files = context.cpu.run(Lane::Disk, finish).await?;
+    let files = context.cpu.run(Lane::Files, finish).await?;
     drop(turn);
     files
 }

@@ -63,7 +63,12 @@ impl Layers {
 
     async fn sync_written(&self) {
         for layer in self.all() {
-            match self.context.cpu.run(Lane::Disk, move || layer.sync()).await {
+            match self
+                .context
+                .cpu
+                .run(Lane::FilesBehind, move || layer.sync())
+                .await
+            {
                 // As above.
                 Ok(Ok(()) | Err(_)) => {}
                 Err(lost) => tracing::error!(error = %lost, "a sync"),
@@ -75,7 +80,7 @@ impl Layers {
         let mut settled = self.all();
         settled.retain(|layer| layer.has_settled());
         let job = move || settled.iter().for_each(|layer| layer.drop_second_copy());
-        if let Err(lost) = self.context.cpu.run(Lane::Disk, job).await {
+        if let Err(lost) = self.context.cpu.run(Lane::FilesBehind, job).await {
             tracing::error!(error = %lost, "the page cache");
         }
     }
@@ -87,7 +92,7 @@ impl Layers {
             let deleted = self
                 .context
                 .cpu
-                .run(Lane::Disk, move || store.delete_an_older());
+                .run(Lane::FilesBehind, move || store.delete_an_older());
             match deleted.await {
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) | Err(_) => return,

@@ -148,7 +148,7 @@ impl Snapshotter {
         };
         let (key, target) = (wanted.subject.key.clone(), wanted.target.clone());
         let (id, parent) = (chain[0].record.id, wanted.parent());
-        let committed = self.run(Lane::Now, move |shared| {
+        let committed = self.run(Lane::Files, move |shared| {
             let commit = || Commit {
                 labels: labels.clone(),
                 parent: None,

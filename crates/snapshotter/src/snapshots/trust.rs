@@ -109,7 +109,7 @@ impl Snapshotter {
     }
 
     async fn judge(&self, wanted: impl Fn(&LayerKey) -> bool + Send + 'static) {
-        let judged = self.run(Lane::Background, move |shared| {
+        let judged = self.run(Lane::Files, move |shared| {
             shared.judge(wanted);
             Ok(())
         });
