@@ -48,6 +48,7 @@ mod prove;
 mod read;
 mod scrub;
 mod spans;
+mod spare;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -122,6 +123,8 @@ struct Context {
     passes: tokio::sync::Semaphore,
     /// Whose turn it is to be held against its tar.
     proving: tokio::sync::Semaphore,
+    /// Spans that the disk did not take.
+    spare: spare::Spare,
 }
 
 /// How far a layer is.
@@ -480,6 +483,7 @@ impl Layer {
     /// The layer is removed: what waits is answered, nothing more is asked for.
     fn close(self: &Arc<Self>) {
         self.closed.store(true, Ordering::Release);
+        self.context.spare.forget(self.files.number);
         let count = self.files.present.len();
         for span in 0..u32::try_from(count).unwrap_or(u32::MAX) {
             for demander in [Demander::Patient, Demander::Urgent] {

@@ -328,7 +328,9 @@ impl Layer {
         let mut trouble = self.trouble.lock();
         trouble.bad.remove(&span);
         trouble.pause = None;
-        trouble.need = None;
+        if trouble.need.take().is_some() {
+            self.context.spare.forget(self.files.number);
+        }
     }
 
     /// The store did not take a span.

@@ -49,6 +49,8 @@ enum Filled {
 impl Layer {
     /// The bytes of a span came. On a thread of the network runtime.
     pub(super) fn delivered(self: &Arc<Self>, span: u32, delivery: Delivery) {
+        // Until the bytes are in the list, so that a reader that comes between finds them there.
+        let mut arrived = self.arrived.lock();
         if !matches!(self.step(span, Event::Delivered), Effect::Fill) {
             return;
         }
@@ -58,7 +60,8 @@ impl Layer {
             Class::Next => (&self.counters.on_demand, Lane::ComputeBehind),
         };
         counter.fetch_add(delivery.bytes.len() as u64, Ordering::Relaxed);
-        self.arrived.lock().insert(span, delivery);
+        arrived.insert(span, delivery);
+        drop(arrived);
         let layer = Arc::clone(self);
         self.context.cpu.spawn(lane, move || layer.fill(span));
     }
@@ -168,13 +171,20 @@ impl Layer {
     /// Writes decoded bytes, marks the span, lets its waiters go on, checks the headers that are there now.
     fn store(self: &Arc<Self>, ztoc: &ZtocFile, span: u32, bytes: &[u8], class: Class) -> Filled {
         let tar = ztoc.spans().uncompressed(SpanId(span));
-        let held = |bytes: &[u8]| Held {
+        let held = || Held {
             tar: tar.clone(),
             bytes: Arc::new(bytes.to_vec()),
         };
-        if let Err(error) = self.write(tar.start, bytes) {
-            return Filled::Unstored(held(bytes), error);
+        // Readers do not wait for the disk, which may be slow for all that the background writes.
+        let mut served = None;
+        if let Effect::Serve(waiters) = self.step(span, Event::Decoded) {
+            let held = served.insert(held());
+            read::wake_all(&self.context.cpu, waiters, Some(held));
         }
+        if let Err(error) = self.write(tar.start, bytes) {
+            return Filled::Unstored(served.unwrap_or_else(held), error);
+        }
+        drop(served);
         if let Err(error) = self.files.present.written(span) {
             tracing::warn!(layer = %self.files.key.layer, span, error = %error, "a mark is not written");
         }
@@ -233,6 +243,9 @@ impl Layer {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
         );
         self.no_room(span, full, error);
+        self.context
+            .spare
+            .keep(self.files.number, span, held.clone());
         if let Effect::Serve(waiters) = self.step(span, Event::NoRoom) {
             read::wake_all(&self.context.cpu, waiters, Some(held));
         }

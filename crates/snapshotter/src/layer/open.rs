@@ -118,6 +118,7 @@ impl Layers {
             options,
             passes,
             proving: tokio::sync::Semaphore::new(1),
+            spare: super::spare::Spare::default(),
         });
         Arc::new_cyclic(|layers: &crate::sync::Weak<Layers>| {
             let syncer = runtime.spawn(upkeep::run(layers.clone(), every));

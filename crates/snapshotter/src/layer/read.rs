@@ -16,7 +16,7 @@ use crate::{
     sync::{Arc, Mutex},
 };
 
-/// Bytes of the tar that could not be stored and are kept for the reads that wait for them.
+/// Bytes of the tar in memory, for reads that do not wait for the disk.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
     pub(super) tar: Range<u64>,
@@ -139,7 +139,7 @@ impl Layer {
         if self.ztoc().is_none() || self.is_complete() {
             return done(self.bytes_of(&range, bytes, &[]));
         }
-        let (missing, checked) = match self.needs(&range) {
+        let (mut missing, checked) = match self.needs(&range) {
             Ok(needs) => needs,
             Err(entry) => return done(Err(self.header_error(entry, None))),
         };
@@ -151,9 +151,19 @@ impl Layer {
                 subject: self.subject(None),
             }));
         }
+        let mut held = Vec::new();
+        missing.retain(
+            |span| match self.context.spare.get(self.files.number, *span) {
+                Some(spare) => {
+                    held.push(spare);
+                    false
+                }
+                None => true,
+            },
+        );
         let wait = Wait {
             missing: 0,
-            held: Vec::new(),
+            held,
             done: Some(done),
         };
         let read = Arc::new(Read {
@@ -250,7 +260,7 @@ impl Layer {
         let ahead = self.ahead.lock().read(touched);
         let end = u32::try_from(self.files.present.len()).unwrap_or(u32::MAX);
         for id in ahead.start..ahead.end.min(end) {
-            if !self.files.present.has(id) {
+            if !self.files.present.has(id) && !self.context.spare.has(self.files.number, id) {
                 self.step(id, Event::Want(Class::Next, None));
             }
         }

@@ -16,6 +16,7 @@
 //! | fetching | patient demand failed | fetching if urgent, else absent | fail waiters if absent |
 //! | filling | want now | filling | hurry: the background may have it in its queue |
 //! | filling | want next or all | filling | - |
+//! | filling | decoded | filling | serve waiters from memory |
 //! | filling | filled | present | wake waiters |
 //! | filling | wrong bytes, tries left | fetching | demand again |
 //! | filling | wrong bytes, none left; undecodable | absent | fail waiters |
@@ -61,6 +62,8 @@ pub(crate) enum Event<W> {
     Delivered,
     /// A demand for it has failed.
     Failed(Demander),
+    /// Its bytes are right, and in memory.
+    Decoded,
     /// Its bytes are in the store.
     Filled,
     /// Its bytes had the wrong digest; the most fetches it may take in all.
@@ -114,6 +117,12 @@ impl<W> Span<W> {
                 }
             },
             Event::Failed(demander) => self.failed(demander),
+            Event::Decoded => match self {
+                Span::Filling { waiters, .. } if !waiters.is_empty() => {
+                    Effect::Serve(std::mem::take(waiters))
+                }
+                _ => Effect::None,
+            },
             Event::Filled => self.leave_filling(Span::Present, Effect::Wake),
             Event::Wrong { most } => self.wrong(most),
             Event::Broken => self.leave_filling(Span::Absent, Effect::Fail),
@@ -331,6 +340,18 @@ mod tests {
         assert!(span.is_absent());
     }
 
+    #[test]
+    fn readers_are_served_from_memory_before_the_disk_has_it() {
+        let mut span = Span::Absent;
+        span.step(Event::Want(Class::Now, Some(1)));
+        assert_eq!(span.step(Event::Decoded), Effect::None, "nothing has come");
+        span.step(Event::Delivered);
+        assert_eq!(span.step(Event::Decoded), Effect::Serve(vec![1]));
+        assert_eq!(span.step(Event::Decoded), Effect::None);
+        assert_eq!(span.step(Event::Want(Class::Now, Some(2))), Effect::Hurry);
+        assert_eq!(span.step(Event::Filled), Effect::Wake(vec![2]));
+    }
+
     #[derive(Clone, Debug)]
     enum Move {
         Want(Class, bool),
@@ -342,7 +363,7 @@ mod tests {
         let step = prop_oneof![
             (class, any::<bool>())
                 .prop_map(|(class, waits)| Move::Want(class, waits && class == Class::Now)),
-            (0_u8..8).prop_map(Move::Other),
+            (0_u8..9).prop_map(Move::Other),
         ];
         prop::collection::vec(step, 0..60)
     }
@@ -368,6 +389,7 @@ mod tests {
                     Move::Other(5) => Event::Broken,
                     Move::Other(6) => Event::NoRoom,
                     Move::Other(7) => Event::Lost,
+                    Move::Other(8) => Event::Decoded,
                     Move::Other(_) => continue,
                 };
                 match span.step(event) {

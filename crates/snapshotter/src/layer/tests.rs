@@ -142,6 +142,13 @@ async fn read(layer: &Arc<Layer>, range: Range<u64>) -> Result<Bytes, ReadError>
     told.await.expect("every read is answered")
 }
 
+/// The same, and waits until the spans are in the store: a read is answered from memory before.
+async fn store(layer: &Arc<Layer>, range: Range<u64>) {
+    for _ in 0..2 {
+        read(layer, range.clone()).await.expect("bytes");
+    }
+}
+
 async fn completes(layer: &Arc<Layer>) {
     let mut complete = layer.completion();
     let wait = complete.wait_for(|complete| *complete);

@@ -73,7 +73,7 @@ async fn a_store_that_takes_nothing_still_lets_reads_through() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let node = Node::new();
     let life = node.start();
-    let blob = Arc::new(MemoryBlob::new(made.layer.clone())) as Arc<dyn Fetcher>;
+    let blob = Arc::new(MemoryBlob::new(made.layer.clone()));
     let mut files = life
         .layers
         .store()
@@ -85,7 +85,8 @@ async fn a_store_that_takes_nothing_still_lets_reads_through() {
         )
         .expect("files");
     files.data = std::fs::File::open(files.data_path()).expect("read only");
-    let layer = Layer::new(Arc::clone(&life.layers.context), files, vec![source(blob)]);
+    let from = vec![source(Arc::clone(&blob) as _)];
+    let layer = Layer::new(Arc::clone(&life.layers.context), files, from);
     let data = made.data();
     for start in (0..layer.data_size()).step_by(30_000) {
         let range = start..(start + 60_000).min(layer.data_size());
@@ -99,6 +100,13 @@ async fn a_store_that_takes_nothing_still_lets_reads_through() {
         );
     }
     assert_eq!(layer.progress().spans_present, 0);
+    // Each span was fetched once, whatever the number of reads.
+    let most = made.layer.len() + 2 * made.spans();
+    assert!(
+        blob.bytes_sent() <= most as u64,
+        "{} of {most}",
+        blob.bytes_sent()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

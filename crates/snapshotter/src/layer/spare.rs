@@ -1,0 +1,84 @@
+//! Spans that the disk did not take, kept in memory for a while: a full disk must not mean that each read of a file fetches
+//! and inflates its span again. Bounded for the node.
+
+use std::collections::VecDeque;
+
+use super::read::Held;
+use crate::{store::LayerNumber, sync::Mutex};
+
+/// Bytes kept in all.
+const MOST: usize = 32 << 20;
+
+#[derive(Debug)]
+struct Kept {
+    layer: LayerNumber,
+    span: u32,
+    held: Held,
+}
+
+/// The newest spans that could not be stored.
+#[derive(Debug, Default)]
+pub(super) struct Spare(Mutex<VecDeque<Kept>>);
+
+impl Spare {
+    /// Keeps a span; the oldest make room for it. One that is larger than all room is not kept.
+    pub(super) fn keep(&self, layer: LayerNumber, span: u32, held: Held) {
+        let mut kept = self.0.lock();
+        kept.retain(|other| (other.layer, other.span) != (layer, span));
+        kept.push_back(Kept { layer, span, held });
+        let mut bytes: usize = kept.iter().map(|kept| kept.held.bytes.len()).sum();
+        while bytes > MOST {
+            let Some(oldest) = kept.pop_front() else {
+                break;
+            };
+            bytes -= oldest.held.bytes.len();
+        }
+    }
+
+    pub(super) fn get(&self, layer: LayerNumber, span: u32) -> Option<Held> {
+        let kept = self.0.lock();
+        let same = |kept: &&Kept| (kept.layer, kept.span) == (layer, span);
+        kept.iter().find(same).map(|kept| kept.held.clone())
+    }
+
+    pub(super) fn has(&self, layer: LayerNumber, span: u32) -> bool {
+        self.get(layer, span).is_some()
+    }
+
+    /// The disk takes spans of this layer again, or the layer is gone.
+    pub(super) fn forget(&self, layer: LayerNumber) {
+        let mut kept = self.0.lock();
+        kept.retain(|kept| kept.layer != layer);
+        if kept.is_empty() {
+            kept.shrink_to_fit();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::Arc;
+
+    #[test]
+    fn the_newest_are_kept() {
+        let spare = Spare::default();
+        let held = |bytes: usize| Held {
+            tar: 0..bytes as u64,
+            bytes: Arc::new(vec![0; bytes]),
+        };
+        let (one, two) = (LayerNumber(2), LayerNumber(3));
+        spare.keep(one, 0, held(MOST / 2));
+        spare.keep(one, 0, held(MOST / 2));
+        spare.keep(two, 0, held(MOST / 2));
+        assert!(spare.get(one, 0).is_some() && spare.get(two, 0).is_some());
+        spare.keep(two, 1, held(1));
+        assert!(spare.get(one, 0).is_none() && spare.get(two, 1).is_some());
+        spare.keep(one, 5, held(MOST + 1));
+        assert!(spare.get(one, 5).is_none());
+        spare.keep(one, 6, held(1));
+        spare.keep(two, 7, held(1));
+        spare.forget(two);
+        assert!(spare.get(two, 7).is_none() && spare.get(one, 6).is_some());
+    }
+}
