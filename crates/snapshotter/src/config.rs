@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-pub use self::fs::{BackgroundFetch, Fuse};
+pub use self::fs::{BackgroundFetch, Cache, Fuse};
 pub use self::http::{Blob, Http};
 pub use self::pull_modes::{Mode, PullModes};
 pub use self::resolver::{Host, Mirror, Resolver};
@@ -45,6 +45,8 @@ pub struct Config {
     pub fuse: Fuse,
     /// Fetching of what nobody asked for yet.
     pub background_fetch: BackgroundFetch,
+    /// The space that layers may take.
+    pub cache: Cache,
     /// Where indexes and zTOCs are kept.
     pub content_store: ContentStore,
     /// Where an index is looked for.
@@ -147,6 +149,7 @@ fn fold_keys(table: &mut Table) {
         ("blob", http::BLOB_KEYS),
         ("fuse", fs::FUSE_KEYS),
         ("background_fetch", fs::BACKGROUND_KEYS),
+        ("cache", fs::CACHE_KEYS),
         ("content_store", service::CONTENT_STORE_KEYS),
         ("pull_modes", pull_modes::KEYS),
         ("resolver", resolver::KEYS),
@@ -171,6 +174,7 @@ const TABLES: &[&str] = &[
     "blob",
     "fuse",
     "background_fetch",
+    "cache",
     "content_store",
     "pull_modes",
     "resolver",

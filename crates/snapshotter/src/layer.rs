@@ -29,7 +29,9 @@ use crate::{
         Class, Delivery, Demand, DemandError, Patience, Scheduler, Source, readahead::Readahead,
     },
     places::Places,
-    store::{LayerFiles, LayerKey, LayerNumber, LayerStore, ZtocFile, sources::Sources},
+    store::{
+        LayerFiles, LayerKey, LayerNumber, LayerStore, ZtocFile, sources::Sources, space::Limits,
+    },
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -95,6 +97,8 @@ pub struct Options {
     pub pause: (std::time::Duration, std::time::Duration),
     /// How often written spans are made durable.
     pub sync_every: std::time::Duration,
+    /// How much may be fetched that nobody has asked for.
+    pub limits: Limits,
     /// The page cache of `data` is dropped again and again: mounts read through it and keep a copy of their own.
     pub drops_copies: bool,
 }
@@ -107,6 +111,7 @@ impl Default for Options {
             span_fetches: 2,
             pause: (seconds(1), seconds(60)),
             sync_every: seconds(10),
+            limits: Limits::default(),
             drops_copies: false,
         }
     }
@@ -125,6 +130,8 @@ struct Context {
     proving: tokio::sync::Semaphore,
     /// Spans that the disk did not take.
     spare: spare::Spare,
+    /// Bytes on disk of all layers, where that is limited; looked at again now and then.
+    used: AtomicU64,
 }
 
 /// How far a layer is.

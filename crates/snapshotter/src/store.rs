@@ -39,6 +39,7 @@ pub mod proofs;
 mod scrubbed;
 pub mod sealed;
 pub mod sources;
+pub mod space;
 pub mod sums;
 #[cfg(test)]
 mod tests;
@@ -358,15 +359,6 @@ impl LayerStore {
             .map_err(StoreError::io(&path))?;
         missing_is_none(fs::remove_dir_all(&path)).map_err(StoreError::io(&path))?;
         Ok(())
-    }
-
-    /// Bytes free for the store, in its file system.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn free(&self) -> io::Result<u64> {
-        let stat = rustix::fs::statvfs(&self.root)?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
     fn keep(&self, draft: &mut Draft, key: &LayerKey) {

@@ -61,6 +61,10 @@ read_budget_sec = 11
 [background_fetch]
 disable = true
 
+[cache]
+max_bytes = 14
+min_free_bytes = -1
+
 [content_store]
 type = "containerd"
 containerd_address = "unix:///run/c.sock"
@@ -76,6 +80,7 @@ mirrors = [{ host = "mirror.example:5000", insecure = true, request_timeout_sec 
 [snapshotter]
 min_layer_size = 13
 allow_invalid_mounts_on_restart = true
+trust = "verified"
 "#;
 
 #[test]
@@ -90,6 +95,12 @@ fn every_key_is_read() {
             skip_check_snapshotter_supported: true,
         }
     );
+    let cache = Cache {
+        max_bytes: 14,
+        min_free_bytes: -1,
+    };
+    assert_eq!(config.cache, cache);
+    assert_eq!(config.snapshotter.trust, Trust::Verified);
     assert_eq!(
         config.http,
         Http {

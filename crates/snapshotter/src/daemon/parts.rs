@@ -18,7 +18,7 @@ use super::control;
 use super::root::Root;
 use super::scrub::{Background, Scrubber};
 use super::way;
-use crate::config::{Blob, Config, ContentStoreKind, Http, Resolver, Trust};
+use crate::config::{Blob, Cache, Config, ContentStoreKind, Http, Resolver, Trust};
 use crate::cpu::Cpu;
 use crate::device::{self, Device, KeptDevice};
 use crate::fetch::{self, Scheduler};
@@ -28,6 +28,7 @@ use crate::mount::thread::MountThread;
 use crate::mount::{self, Way};
 use crate::snapshots::{self, Snapshotter};
 use crate::store::LayerStore;
+use crate::store::space::Limits;
 use crate::sync::Arc;
 
 /// The running parts.
@@ -190,6 +191,7 @@ fn images(
         // Damage on the way happens once; it is never worth an error.
         span_fetches: retries.saturating_add(1).max(2),
         drops_copies: way == Way::File,
+        limits: limits(&config.cache),
         ..layer::Options::default()
     };
     let layers = Layers::new(
@@ -224,6 +226,14 @@ fn images(
         info!("constructing background fetcher");
     }
     Ok(Images::new(parts, image_options(config)))
+}
+
+fn limits(cache: &Cache) -> Limits {
+    let bytes = |count| u64::try_from(count).unwrap_or(0);
+    Limits {
+        min_free: (cache.min_free_bytes != 0).then(|| bytes(cache.min_free_bytes)),
+        max_bytes: (cache.max_bytes > 0).then(|| bytes(cache.max_bytes)),
+    }
 }
 
 fn image_options(config: &Config) -> image::Options {

@@ -14,7 +14,7 @@ use std::{
 use soci_ztoc::SpanId;
 use tokio::time::Instant;
 
-use super::{Class, Event, Layer, ReadError, Span};
+use super::{Class, Context, Event, Layer, ReadError, Span};
 use crate::{
     cpu::Lane,
     places::Piece,
@@ -25,6 +25,8 @@ use crate::{
 const WINDOW: u64 = 64 << 20;
 /// What must be free beyond a span's size before it is asked for again after the disk was full.
 const ROOM: u64 = 16 << 20;
+/// Less room than this is none: a window of spans is under way.
+const MARGIN: u64 = 8 << 20;
 /// How often a full disk is looked at.
 const LOOK_FOR_ROOM: Duration = Duration::from_secs(2);
 /// A safety net: completion looks again even if nobody told it to.
@@ -42,6 +44,8 @@ pub(super) struct Trouble {
     pause: Option<Duration>,
     /// The disk is full: ask when so many bytes are free.
     need: Option<u64>,
+    /// It was said that the rest of the disk is kept for others.
+    low: bool,
     /// Syncs that failed since one went well.
     failed_syncs: u32,
     /// Spans whose bytes came and were of no use.
@@ -97,7 +101,8 @@ impl Layer {
             }
             if let Some(need) = trouble.need {
                 // One statvfs: no I/O.
-                if self.context.store.free().is_ok_and(|free| free < need) {
+                let disk = self.context.store.disk();
+                if disk.is_ok_and(|disk| disk.free < need) {
                     let until = now + LOOK_FOR_ROOM;
                     trouble.until = Some(until);
                     return until;
@@ -106,7 +111,12 @@ impl Layer {
             }
             trouble.until = None;
         }
-        for span in self.absent_in_window() {
+        let room = self.room();
+        if room == 0 {
+            self.trouble.lock().until = Some(now + LOOK_FOR_ROOM);
+            return now + LOOK_FOR_ROOM;
+        }
+        for span in self.absent_in_window(room) {
             self.step(span, Event::Want(Class::All, None));
         }
         now + LOOK
@@ -132,8 +142,40 @@ impl Layer {
         !missing.any(holds_content)
     }
 
-    /// The next absent spans, if less than half of the window is under way.
-    fn absent_in_window(&self) -> Vec<u32> {
+    /// Bytes that may be brought without a reader; says once when there is no room, and when there is again.
+    fn room(&self) -> u64 {
+        let Context {
+            store,
+            options,
+            used,
+            ..
+        } = &*self.context;
+        let Ok(disk) = store.disk() else {
+            return u64::MAX;
+        };
+        let room = options.limits.room(disk, used.load(Ordering::Relaxed));
+        // What others have under way comes too.
+        let room = if room < MARGIN { 0 } else { room / 4 };
+        let was_low = std::mem::replace(&mut self.trouble.lock().low, room == 0);
+        if was_low != (room == 0) {
+            let layer = self.files.key.layer.to_string();
+            let (free, kept) = (disk.free, options.limits.floor(disk));
+            if room == 0 {
+                tracing::warn!(
+                    layer,
+                    free,
+                    kept,
+                    "the disk is nearly full: only what is read is fetched until there is room; see [cache] min_free_bytes and max_bytes"
+                );
+            } else {
+                tracing::info!(layer, free, "there is room again: the rest is fetched");
+            }
+        }
+        room
+    }
+
+    /// The next absent spans that `room` has room for, if less than half of the window is under way.
+    fn absent_in_window(&self, mut space: u64) -> Vec<u32> {
         let Some(ztoc) = self.ztoc() else {
             return Vec::new();
         };
@@ -146,6 +188,8 @@ impl Layer {
             }
             let Range { start, end } = ztoc.spans().compressed(SpanId(id));
             let size = end - start;
+            let tar = ztoc.spans().uncompressed(SpanId(id));
+            space = space.saturating_sub(tar.end - tar.start);
             if span.is_absent() {
                 absent.push(id);
             } else {
@@ -155,7 +199,7 @@ impl Layer {
                 return Vec::new();
             }
             room = room.saturating_sub(size);
-            if room == 0 {
+            if room == 0 || space == 0 {
                 break;
             }
         }

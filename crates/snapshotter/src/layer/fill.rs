@@ -185,6 +185,8 @@ impl Layer {
             return Filled::Unstored(served.unwrap_or_else(held), error);
         }
         drop(served);
+        let used = &self.context.used;
+        used.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         if let Err(error) = self.files.present.written(span) {
             tracing::warn!(layer = %self.files.key.layer, span, error = %error, "a mark is not written");
         }

@@ -119,6 +119,7 @@ impl Layers {
             passes,
             proving: tokio::sync::Semaphore::new(1),
             spare: super::spare::Spare::default(),
+            used: super::AtomicU64::new(0),
         });
         Arc::new_cyclic(|layers: &crate::sync::Weak<Layers>| {
             let syncer = runtime.spawn(upkeep::run(layers.clone(), every));

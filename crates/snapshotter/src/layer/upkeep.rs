@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::Layers;
 use crate::{
     cpu::Lane,
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering},
 };
 
 /// How often the page cache's second copies of settled layers are dropped. Without any this costs two calls a layer.
@@ -31,6 +31,9 @@ pub(super) async fn run(layers: Weak<Layers>, every: Duration) {
         if next_sync <= Instant::now() {
             layers.sync_written().await;
             next_sync = Instant::now() + every;
+        }
+        if layers.context.options.limits.max_bytes.is_some() {
+            layers.measure().await;
         }
         if layers.context.options.drops_copies {
             layers.drop_second_copies().await;
@@ -73,6 +76,14 @@ impl Layers {
                 Ok(Ok(()) | Err(_)) => {}
                 Err(lost) => tracing::error!(error = %lost, "a sync"),
             }
+        }
+    }
+
+    async fn measure(&self) {
+        let context = Arc::clone(&self.context);
+        let measure = move || context.used.store(context.store.used(), Ordering::Relaxed);
+        if let Err(lost) = self.context.cpu.run(Lane::FilesBehind, measure).await {
+            tracing::error!(error = %lost, "the space that layers take");
         }
     }
 

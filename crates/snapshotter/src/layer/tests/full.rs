@@ -46,7 +46,7 @@ async fn on_a_full_disk_reads_are_served_from_memory() {
     let layer = life
         .open(&made, Arc::new(MemoryBlob::new(made.layer.clone())))
         .await;
-    let free = life.layers.store().free().expect("statvfs");
+    let free = life.layers.store().disk().expect("statvfs").free;
     std::fs::write(&filler, vec![1; (free - (256 << 10)) as usize]).expect("room for it");
     life.layers.complete(&layer);
     for start in (0..layer.data_size()).step_by(50_000) {
@@ -66,6 +66,60 @@ async fn on_a_full_disk_reads_are_served_from_memory() {
     completes(&layer).await;
     assert_eq!(std::fs::read(layer.data_path()).expect("readable"), data);
     drop((layer, life));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_asked_for_leaves_room_on_the_disk() {
+    let made = Made::new(Form::Plain, 900, 64 << 10);
+    let data = made.data();
+    let disk = SmallDisk::new(64 << 20);
+    let filler = disk.0.path().join("filler");
+    let keep = 30 << 20;
+    let limits = |min_free, max_bytes| Options {
+        limits: Limits {
+            min_free,
+            max_bytes,
+        },
+        ..Options::default()
+    };
+    let start = |options| Life {
+        layers: start_in(disk.0.path(), "boot", options, fetch::Options::default()),
+    };
+    let blob = || Arc::new(MemoryBlob::new(made.layer.clone())) as Arc<dyn Fetcher>;
+    let life = start(limits(Some(keep), None));
+    let layer = life.open(&made, blob()).await;
+    let free = || life.layers.store().disk().expect("statvfs").free;
+    std::fs::write(&filler, vec![1; (free() - keep - (10 << 20)) as usize]).expect("room for it");
+    life.layers.complete(&layer);
+    stands_still(&layer).await;
+    assert!(free() >= keep, "{} bytes are free", free());
+    assert!(layer.progress().spans_present > 0 && !layer.is_complete());
+    // Who reads gets his bytes, and they are stored.
+    let bytes = read(&layer, 0..layer.data_size()).await.expect("bytes");
+    assert_eq!(&bytes[..], &data[..]);
+    assert!(free() < keep);
+    drop((layer, life));
+    std::fs::remove_file(&filler).expect("removed");
+    // The same for what all layers may take.
+    let folder = tempfile::tempdir_in(disk.0.path()).expect("a folder");
+    let options = limits(Some(0), Some(9 << 20));
+    let layers = start_in(folder.path(), "boot", options, fetch::Options::default());
+    let life = Life { layers };
+    let layer = life.open(&made, blob()).await;
+    life.layers.complete(&layer);
+    stands_still(&layer).await;
+    let used = life.layers.store().used();
+    assert!(used > 0 && used < 9 << 20, "{used}");
+    assert!(!layer.is_complete());
+}
+
+/// Waits until nothing is fetched any more.
+async fn stands_still(layer: &Layer) {
+    let mut before = usize::MAX;
+    while before != layer.progress().spans_present {
+        before = layer.progress().spans_present;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
