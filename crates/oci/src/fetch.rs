@@ -7,7 +7,16 @@
 //!
 //! Bytes from a fetcher are untrusted. Digests are checked by who knows them.
 
-use std::{fmt, ops::Range, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    ops::Range,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -108,6 +117,7 @@ type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, FetchError>> + Send>>;
 pub struct RangeBody {
     range: ByteRange,
     received: u64,
+    skipped: Option<Arc<AtomicU64>>,
     chunks: Option<Chunks>,
 }
 
@@ -120,8 +130,24 @@ impl RangeBody {
         RangeBody {
             range,
             received: 0,
+            skipped: None,
             chunks: Some(Box::pin(chunks)),
         }
+    }
+
+    /// With a count of bytes that come and are not the range's: a source that cannot begin where it is told to.
+    #[must_use]
+    pub fn skipping(self, skipped: Arc<AtomicU64>) -> RangeBody {
+        RangeBody {
+            skipped: Some(skipped),
+            ..self
+        }
+    }
+
+    /// Bytes that came, whether the range's or not: whoever waits sees by it that something goes on.
+    pub fn carried(&self) -> u64 {
+        let skipped = self.skipped.as_ref();
+        self.received + skipped.map_or(0, |skipped| skipped.load(Ordering::Relaxed))
     }
 
     /// A body that is already there.
@@ -298,11 +324,41 @@ pub enum FetchError {
     Transport {
         /// Who was asked.
         url: RedactedUrl,
+        /// False if not even a connection came about.
+        connected: bool,
         /// True if another attempt may succeed; false for a bad certificate, for instance.
         transient: bool,
         /// The transport's own account, without URLs.
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// Bytes come, and too few of them to wait for.
+    #[error("only {received} bytes in {} s", lasted.as_secs_f32())]
+    TooSlow {
+        /// Bytes that came in that time.
+        received: u64,
+        /// How long it lasted.
+        lasted: Duration,
+    },
+    /// Not the registry but what gives tokens for it has trouble.
+    #[error("no token for {repository} of {host}")]
+    Token {
+        /// Registry host.
+        host: String,
+        /// Repository in it.
+        repository: String,
+        /// The token endpoint's failure.
+        #[source]
+        source: Box<FetchError>,
+    },
+    /// Not the registry but where it sends us has trouble.
+    #[error("{url} redirects to where the bytes do not come from")]
+    Redirected {
+        /// Where it began.
+        url: RedactedUrl,
+        /// The failure there.
+        #[source]
+        source: Box<FetchError>,
     },
     /// There is nobody to ask.
     #[error("no host to ask")]
@@ -349,7 +405,63 @@ pub enum FetchError {
     },
 }
 
+/// What a failure is about, and so who else has to expect it. Wider before narrower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Concern {
+    /// The host: nobody gets a connection.
+    Host,
+    /// The repository, with our credential for it.
+    Repository,
+    /// This blob there.
+    Blob,
+}
+
 impl FetchError {
+    /// What it is about. A failure that may be one blob's alone is: others must not pay for it.
+    pub fn concern(&self) -> Concern {
+        match self {
+            FetchError::Transport {
+                connected: false, ..
+            } => Concern::Host,
+            FetchError::Unauthorized { .. }
+            | FetchError::Token { .. }
+            | FetchError::Status {
+                status: 401 | 403, ..
+            } => Concern::Repository,
+            FetchError::GaveUp { last, .. } => last.concern(),
+            _ => Concern::Blob,
+        }
+    }
+
+    /// The host is there and asks to be left alone for so long: no failure of anybody.
+    pub fn busy(&self) -> Option<Duration> {
+        match self {
+            FetchError::Status {
+                status: 429 | 503,
+                retry_after,
+                ..
+            } => *retry_after,
+            FetchError::GaveUp { last, .. } => last.busy(),
+            _ => None,
+        }
+    }
+
+    /// Where this came from is not the registry itself but an address that it redirected to, from `url` on: then what is
+    /// true of that host or of our rights there says nothing of the registry.
+    pub(crate) fn behind_redirect(self, url: &RedactedUrl) -> FetchError {
+        match self {
+            FetchError::Transport { .. }
+            | FetchError::Status {
+                status: 401 | 403 | 429 | 503,
+                ..
+            } => FetchError::Redirected {
+                url: url.clone(),
+                source: Box::new(self),
+            },
+            other => other,
+        }
+    }
+
     /// Whether the same request may succeed later without anybody changing anything: the network, a busy registry, an
     /// outage. Bad ranges, refusals and broken answers are not.
     ///
@@ -360,10 +472,14 @@ impl FetchError {
             FetchError::Short { .. }
             | FetchError::Stalled { .. }
             | FetchError::Silent { .. }
+            | FetchError::TooSlow { .. }
             | FetchError::Unauthorized { .. } => true,
             FetchError::Transport { transient, .. } => *transient,
             FetchError::Status { status, .. } => retry::is_transient_status(*status),
             FetchError::GaveUp { last, .. } => last.is_transient(),
+            FetchError::Token { source, .. } | FetchError::Redirected { source, .. } => {
+                source.is_transient()
+            }
             FetchError::OutsideBlob { .. }
             | FetchError::TooLong { .. }
             | FetchError::WrongRange { .. }
@@ -376,9 +492,14 @@ impl FetchError {
         }
     }
 
-    /// Whether asking again within the same operation makes sense: transient, and not about who we are.
+    /// Whether asking again within the same operation makes sense: transient, and not about who we are (a token endpoint
+    /// has had its attempts already).
     pub(crate) fn is_worth_repeating(&self) -> bool {
-        self.is_transient() && !matches!(self, FetchError::Unauthorized { .. })
+        let about_us = matches!(
+            self,
+            FetchError::Unauthorized { .. } | FetchError::Token { .. }
+        );
+        self.is_transient() && !about_us
     }
 
     /// How long the registry asked us to stay away.
@@ -386,6 +507,9 @@ impl FetchError {
         match self {
             FetchError::Status { retry_after, .. } => *retry_after,
             FetchError::GaveUp { last, .. } => last.retry_after(),
+            FetchError::Token { source, .. } | FetchError::Redirected { source, .. } => {
+                source.retry_after()
+            }
             _ => None,
         }
     }
@@ -430,6 +554,55 @@ mod tests {
             ));
         }
         assert_eq!(ByteRange::within(0..10, 10).expect("all of it").len(), 10);
+    }
+
+    #[test]
+    fn a_failure_says_what_it_is_about() {
+        let url = || RedactedUrl::new("https://registry.example/v2/");
+        let transport = |connected| FetchError::Transport {
+            url: url(),
+            connected,
+            transient: true,
+            source: Arc::new(std::io::Error::other("broken")),
+        };
+        let status = |status, retry_after| FetchError::Status {
+            status,
+            detail: String::new(),
+            retry_after,
+            url: url(),
+        };
+        let gave_up = |last| FetchError::GaveUp {
+            attempts: 9,
+            last: Box::new(last),
+        };
+        assert_eq!(transport(false).concern(), Concern::Host);
+        assert_eq!(gave_up(transport(false)).concern(), Concern::Host);
+        assert_eq!(transport(true).concern(), Concern::Blob);
+        // The host that a registry redirects to is not the registry.
+        assert_eq!(
+            transport(false).behind_redirect(&url()).concern(),
+            Concern::Blob
+        );
+        assert_eq!(status(401, None).concern(), Concern::Repository);
+        assert_eq!(status(403, None).concern(), Concern::Repository);
+        assert_eq!(
+            status(403, None).behind_redirect(&url()).concern(),
+            Concern::Blob
+        );
+        for code in [404, 500, 503] {
+            assert_eq!(status(code, None).concern(), Concern::Blob);
+        }
+        let minute = Some(Duration::from_secs(60));
+        assert_eq!(gave_up(status(503, minute)).busy(), minute);
+        assert_eq!(status(503, None).busy(), None);
+        assert_eq!(status(500, minute).busy(), None);
+        let token = FetchError::Token {
+            host: "registry.example".to_owned(),
+            repository: "app".to_owned(),
+            source: Box::new(transport(false)),
+        };
+        assert_eq!(token.concern(), Concern::Repository);
+        assert!(token.is_transient() && !token.is_worth_repeating());
     }
 
     #[test]

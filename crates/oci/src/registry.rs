@@ -55,7 +55,7 @@ mod upload;
 
 use answer::{descriptor_of, no_web_page, read_capped};
 use auth::{Auth, Scope};
-use blob::RemoteBlob;
+use blob::{Patience, RemoteBlob};
 use endpoint::{Call, Endpoint};
 pub use error::RegistryError;
 use error::failed;
@@ -86,6 +86,9 @@ pub struct Options {
     pub retry: RetryPolicy,
     /// Attempts at ranges of blobs.
     pub blob_retry: RetryPolicy,
+    /// How long after the last bytes of a range another attempt may begin: a caller with a plan of its own for failures
+    /// wants to hear of them.
+    pub blob_patience: Duration,
     /// Most requests under way at one host, before it says that this is too many.
     pub most_requests: usize,
     /// Mirrors, and who is spoken to without TLS.
@@ -106,6 +109,7 @@ impl Default for Options {
             idle_timeout: Duration::from_secs(20),
             retry: RetryPolicy::default(),
             blob_retry: RetryPolicy::default(),
+            blob_patience: Duration::MAX,
             most_requests: 32,
             hosts: Hosts::default(),
             trace: None,
@@ -271,8 +275,11 @@ impl Registry {
             blob.size,
             Scope::pull(image.repository()),
             self.endpoints(image, Doing::Pull)?,
-            self.options.blob_retry,
-            self.options.idle_timeout,
+            Patience {
+                retry: self.options.blob_retry,
+                attempts: self.options.blob_patience,
+                idle: self.options.idle_timeout,
+            },
         )))
     }
 

@@ -281,7 +281,8 @@ impl Access {
     }
 
     /// After a refusal: learns from its challenges (none: those of last time hold) and gets what they ask for.
-    /// `plain` says whether the registry itself is spoken to without TLS; `sent` is what was refused.
+    /// `plain` says whether the registry itself is spoken to without TLS; `sent` is what was refused; `no_token` is why the
+    /// last token could not be had, which stays the reason if the challenges lead to the same place again.
     pub(crate) async fn renew(
         &self,
         auth: &Auth,
@@ -289,6 +290,7 @@ impl Access {
         challenges: &[Challenge],
         plain: bool,
         sent: Option<&HeaderValue>,
+        no_token: Option<FetchError>,
     ) -> Result<(), FetchError> {
         let refused = sent.and_then(|value| value.to_str().ok());
         let refused = refused.and_then(|value| value.strip_prefix("Bearer "));
@@ -318,6 +320,11 @@ impl Access {
             known.ok_or_else(|| self.refusal("it does not say what it wants to see"))?
         };
         if let Known::Bearer(cell) = &known {
+            if let (Some(error), Some(Known::Bearer(before))) = (no_token, self.known().as_ref())
+                && Arc::ptr_eq(before, cell)
+            {
+                return Err(error);
+            }
             auth.token(cell, refused).await?;
         }
         *self.known() = Some(known);

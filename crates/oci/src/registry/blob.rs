@@ -5,13 +5,16 @@
 //! host redirects to a storage address, that address is kept and asked directly until it refuses, then renewed.
 //!
 //! What counts as an answer: a 206 whose `Content-Range` begins at the byte asked for, of a blob of the right size.
-//! A 200 is the whole blob, never the range: if the range is near enough to its beginning the bytes before it are thrown
-//! away, else the host is of no use for it.
+//! A 200 is the whole blob, never the range: the bytes before the range are thrown away, however many they are, and a body
+//! that goes on behind it is kept for the next range there. So who reads in order carries the blob once.
 
 use std::{
     fmt,
     ops::Range,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,6 +24,7 @@ use reqwest::{
     Method, Response, Url,
     header::{ACCEPT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE},
 };
+use tokio::time::Instant;
 
 use super::{
     auth::Scope,
@@ -35,9 +39,9 @@ use crate::{
     url::RedactedUrl,
 };
 
-/// Bytes of a 200 that are thrown away to get at a range: half a second of a fast line. Beyond that the same
-/// bytes would be carried over and over.
-const MAX_SKIP: u64 = 64 << 20;
+/// Bodies of whole blobs that are kept for ranges further on, of one blob at one host, and for how long: their senders wait.
+const MOST_KEPT: usize = 4;
+const KEPT: Duration = Duration::from_secs(20);
 /// A body that brought this much was worth its attempt: the budget starts anew. Less, and a host that gives a byte at a
 /// time could keep a reader for ever.
 const PROGRESS: u64 = 64 << 10;
@@ -52,14 +56,25 @@ struct Inner {
     size: u64,
     scope: Scope,
     sources: Vec<Source>,
-    retry: RetryPolicy,
-    idle: Duration,
+    patience: Patience,
+}
+
+/// How long for bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    pub(crate) retry: RetryPolicy,
+    /// No attempt begins so long after the last progress.
+    pub(crate) attempts: Duration,
+    /// Longest pause in a body.
+    pub(crate) idle: Duration,
 }
 
 /// One host that has the blob, and where it last sent us.
 struct Source {
     endpoint: Arc<Endpoint>,
     location: Mutex<Option<Url>>,
+    /// Whole bodies that were read in part, since when.
+    kept: Mutex<Vec<(Open, Instant)>>,
 }
 
 impl RemoteBlob {
@@ -69,12 +84,12 @@ impl RemoteBlob {
         size: u64,
         scope: Scope,
         endpoints: Vec<Arc<Endpoint>>,
-        retry: RetryPolicy,
-        idle: Duration,
+        patience: Patience,
     ) -> RemoteBlob {
         let source = |endpoint| Source {
             endpoint,
             location: Mutex::default(),
+            kept: Mutex::default(),
         };
         let sources = endpoints.into_iter().map(source).collect();
         RemoteBlob(Arc::new(Inner {
@@ -82,8 +97,7 @@ impl RemoteBlob {
             size,
             scope,
             sources,
-            retry,
-            idle,
+            patience,
         }))
     }
 }
@@ -105,7 +119,10 @@ impl Fetcher for RemoteBlob {
 
     async fn fetch(&self, range: Range<u64>) -> Result<RangeBody, FetchError> {
         let range = ByteRange::within(range, self.0.size)?;
-        let mut attempts = Attempts::new(self.0.retry);
+        let Patience {
+            retry, attempts, ..
+        } = self.0.patience;
+        let mut attempts = Attempts::within(retry, attempts);
         let open = self.0.open(range, &mut attempts).await?;
         let inner = Arc::clone(&self.0);
         let reading = Reading {
@@ -115,11 +132,11 @@ impl Fetcher for RemoteBlob {
             worth: 0,
             open: Some(open),
             attempts,
+            skipped: Arc::default(),
         };
-        Ok(RangeBody::new(
-            range,
-            futures_util::stream::unfold(reading, Reading::step),
-        ))
+        let skipped = Arc::clone(&reading.skipped);
+        let chunks = futures_util::stream::unfold(reading, Reading::step);
+        Ok(RangeBody::new(range, chunks).skipping(skipped))
     }
 }
 
@@ -143,10 +160,15 @@ impl Inner {
         let (shunned, good): (Vec<_>, Vec<_>) = self
             .sources
             .iter()
-            .partition(|source| source.endpoint.is_shunned());
+            .enumerate()
+            .partition(|(_, source)| source.endpoint.is_shunned());
         let mut failures = Failures::default();
-        for source in good.into_iter().chain(shunned) {
-            match self.ask(source, range).await {
+        for (position, source) in good.into_iter().chain(shunned) {
+            if let Some(mut open) = source.go_on(range) {
+                open.source = position;
+                return Ok(open);
+            }
+            match self.ask(source, position, range).await {
                 Ok(open) => return Ok(open),
                 Err(error) => failures.add(error),
             }
@@ -155,13 +177,22 @@ impl Inner {
     }
 
     /// One host: at the storage address of last time, and if that fails, from its own address on.
-    async fn ask(&self, source: &Source, range: ByteRange) -> Result<Open, FetchError> {
+    async fn ask(
+        &self,
+        source: &Source,
+        position: usize,
+        range: ByteRange,
+    ) -> Result<Open, FetchError> {
         if let Some(kept) = source.location() {
-            let error = match self.ask_at(source, kept.clone(), range).await {
+            let error = match self.ask_at(source, position, kept.clone(), range).await {
                 Ok((_, open)) => return Ok(open),
                 Err(error) => error,
             };
-            match &error {
+            let there = match &error {
+                FetchError::Redirected { source, .. } => source,
+                error => error,
+            };
+            match there {
                 FetchError::Status {
                     status: 429 | 503, ..
                 } => return Err(error),
@@ -174,7 +205,7 @@ impl Inner {
             source.forget(&kept);
         }
         let own = source.endpoint.url(&format!("blobs/{}", self.digest));
-        let (found, open) = self.ask_at(source, own.clone(), range).await?;
+        let (found, open) = self.ask_at(source, position, own.clone(), range).await?;
         source.keep((found != own).then_some(found));
         Ok(open)
     }
@@ -182,63 +213,89 @@ impl Inner {
     async fn ask_at(
         &self,
         source: &Source,
+        position: usize,
         url: Url,
         range: ByteRange,
     ) -> Result<(Url, Open), FetchError> {
+        let from = RedactedUrl::from(&url);
         let mut call = Call::new(Method::GET, url);
         call.headers = range_headers(range);
         let (url, answer) = source.endpoint.follow(call, &self.scope).await?;
         let shown = RedactedUrl::from(&url);
-        let endpoint = Arc::clone(&source.endpoint);
-        match answer.status().as_u16() {
+        let (skip, left, end) = match answer.status().as_u16() {
             206 => {
                 let left = given_by_part(&answer, &shown, range, self.size)?;
-                Ok((
-                    url,
-                    Open {
-                        answer,
-                        url: shown,
-                        endpoint,
-                        skip: 0,
-                        left,
-                    },
-                ))
+                (0, left, range.start() + left)
             }
             200 => {
-                let skip = skipped_of_whole(&answer, &shown, range, self.size)?;
-                Ok((
-                    url,
-                    Open {
-                        answer,
-                        url: shown,
-                        endpoint,
-                        skip,
-                        left: range.len(),
-                    },
-                ))
+                let end = end_of_whole(&answer, &shown, range, self.size)?;
+                (range.start(), range.len().min(end - range.start()), end)
             }
-            400 => Err(expired_token(shown, answer).await),
-            _ => Err(refused(shown, answer).await),
-        }
+            400 => return Err(expired_token(shown, answer).await),
+            _ => {
+                let refusal = refused(shown, answer).await;
+                return Err(source.endpoint.at(&url, &from, refusal));
+            }
+        };
+        let open = Open {
+            answer,
+            url: shown,
+            source: position,
+            skip,
+            left,
+            at: range.start() - skip,
+            end,
+            ahead: Bytes::new(),
+        };
+        Ok((url, open))
     }
 }
 
 impl Source {
-    fn kept(&self) -> MutexGuard<'_, Option<Url>> {
+    fn last_location(&self) -> MutexGuard<'_, Option<Url>> {
         self.location.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn location(&self) -> Option<Url> {
-        self.kept().clone()
+        self.last_location().clone()
     }
 
     fn keep(&self, url: Option<Url>) {
-        *self.kept() = url;
+        *self.last_location() = url;
+    }
+
+    fn whole(&self) -> MutexGuard<'_, Vec<(Open, Instant)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of the bodies that were kept the one that is nearest before the range.
+    fn go_on(&self, range: ByteRange) -> Option<Open> {
+        let mut whole = self.whole();
+        whole.retain(|(_, since)| since.elapsed() < KEPT);
+        let reaching = |open: &Open| open.at <= range.start() && range.start() < open.end;
+        let (position, _) = whole
+            .iter()
+            .enumerate()
+            .filter(|(_, (open, _))| reaching(open))
+            .max_by_key(|(_, (open, _))| open.at)?;
+        let (mut open, _) = whole.swap_remove(position);
+        open.skip = range.start() - open.at;
+        open.left = range.len().min(open.end - range.start());
+        Some(open)
+    }
+
+    /// Keeps a body that has more than was asked of it.
+    fn keep_whole(&self, open: Open) {
+        let mut whole = self.whole();
+        whole.retain(|(_, since)| since.elapsed() < KEPT);
+        if whole.len() < MOST_KEPT {
+            whole.push((open, Instant::now()));
+        }
     }
 
     /// Forgets this address, but not one that another reader has found meanwhile.
     fn forget(&self, url: &Url) {
-        let mut kept = self.kept();
+        let mut kept = self.last_location();
         if kept.as_ref() == Some(url) {
             *kept = None;
         }
@@ -298,24 +355,25 @@ fn given_by_part(
         })
 }
 
-/// How many bytes of a 200, which is the whole blob, come before the range; an error if they are too many.
-fn skipped_of_whole(
+/// Where the body of a 200 ends, which is the whole blob, or the beginning of it if it is cut short: inside or behind the range.
+fn end_of_whole(
     answer: &Response,
     url: &RedactedUrl,
     asked: ByteRange,
     size: u64,
 ) -> Result<u64, FetchError> {
-    let wrong = |got: String| FetchError::WrongRange {
-        asked,
-        got,
-        url: url.clone(),
-    };
     match answer.content_length() {
-        Some(length) if length != size => Err(wrong(format!("{length} bytes of another blob"))),
-        _ if asked.start() > MAX_SKIP => {
-            Err(wrong("the whole blob (it does not know ranges)".to_owned()))
-        }
-        _ => Ok(asked.start()),
+        Some(length) if length > size => Err(FetchError::WrongRange {
+            asked,
+            got: format!("{length} bytes of another blob"),
+            url: url.clone(),
+        }),
+        Some(length) if length <= asked.start() => Err(FetchError::Short {
+            range: asked,
+            received: 0,
+        }),
+        Some(length) => Ok(length),
+        None => Ok(size),
     }
 }
 
@@ -323,45 +381,78 @@ fn skipped_of_whole(
 struct Open {
     answer: Response,
     url: RedactedUrl,
-    endpoint: Arc<Endpoint>,
+    /// Position of the host among the blob's.
+    source: usize,
     /// Bytes to throw away first.
     skip: u64,
     /// Bytes of the range that this body will give.
     left: u64,
+    /// Where in the blob the body's next byte is, and where the body ends, as it says.
+    at: u64,
+    end: u64,
+    /// Bytes of the body that have come and are given next.
+    ahead: Bytes,
 }
 
 impl Open {
-    /// The next bytes of the range; `None` when the body has ended or has nothing more to give.
+    /// Whether it goes on behind the range.
+    fn has_more(&self) -> bool {
+        self.left == 0 && self.at + (self.ahead.len() as u64) < self.end
+    }
+
+    /// The next bytes of the range; `None` when the body has ended or has nothing more to give. What is thrown away is
+    /// counted as it comes.
     async fn next(
         &mut self,
         range: ByteRange,
         idle: Duration,
+        skipped: &AtomicU64,
     ) -> Result<Option<Bytes>, FetchError> {
         loop {
             if self.left == 0 {
                 return Ok(None);
             }
-            let chunk = tokio::time::timeout(idle, self.answer.chunk()).await;
-            let Ok(chunk) = chunk else {
-                return Err(FetchError::Stalled {
-                    range,
-                    url: self.url.clone(),
-                    idle,
-                });
-            };
-            let chunk = chunk.map_err(|error| broken(self.url.clone(), error))?;
-            let Some(mut chunk) = chunk else {
+            let Some(mut chunk) = self.more(range, idle).await? else {
                 return Ok(None);
             };
+            self.at += chunk.len() as u64;
             let skip = self.skip.min(chunk.len() as u64);
             self.skip -= skip;
+            skipped.fetch_add(skip, Ordering::Relaxed);
             chunk = chunk.slice(in_chunk(skip)..);
             // What is behind the range is not ours, whatever the length of the body.
-            chunk.truncate(in_chunk(self.left.min(chunk.len() as u64)));
-            self.left -= chunk.len() as u64;
+            let wanted = in_chunk(self.left.min(chunk.len() as u64));
+            self.left -= wanted as u64;
+            if self.left == 0 && self.at < self.end {
+                // The next range may share its first byte with the last of this one.
+                self.ahead = chunk.slice(wanted.saturating_sub(1)..);
+                self.at -= self.ahead.len() as u64;
+            }
+            chunk.truncate(wanted);
             if !chunk.is_empty() {
                 return Ok(Some(chunk));
             }
+        }
+    }
+}
+
+impl Open {
+    /// What comes next of the body, whether the range's or not.
+    async fn more(
+        &mut self,
+        range: ByteRange,
+        idle: Duration,
+    ) -> Result<Option<Bytes>, FetchError> {
+        if !self.ahead.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.ahead)));
+        }
+        match tokio::time::timeout(idle, self.answer.chunk()).await {
+            Ok(chunk) => chunk.map_err(|error| broken(self.url.clone(), error)),
+            Err(_) => Err(FetchError::Stalled {
+                range,
+                url: self.url.clone(),
+                idle,
+            }),
         }
     }
 }
@@ -380,6 +471,8 @@ struct Reading {
     worth: u64,
     open: Option<Open>,
     attempts: Attempts,
+    /// Bytes that were thrown away.
+    skipped: Arc<AtomicU64>,
 }
 
 impl Reading {
@@ -402,9 +495,11 @@ impl Reading {
                     .open
                     .insert(self.inner.open(rest, &mut self.attempts).await?),
             };
-            let error = match open.next(rest, self.inner.idle).await {
+            let idle = self.inner.patience.idle;
+            let error = match open.next(rest, idle, &self.skipped).await {
                 Ok(Some(chunk)) => {
                     self.took(chunk.len() as u64);
+                    self.keep_what_goes_on();
                     return Ok(Some(chunk));
                 }
                 // Broken off, or answered with less than was asked for: the rest is one more request.
@@ -414,12 +509,24 @@ impl Reading {
                 },
                 Err(error) => error,
             };
-            if let Some(open) = self.open.take() {
-                open.endpoint.shun();
+            if let Some(open) = self.open.take()
+                && let Some(source) = self.inner.sources.get(open.source)
+            {
+                source.endpoint.shun();
             }
             self.resume(error).await?;
         }
         Ok(None)
+    }
+
+    /// All of the range has come: a body that goes on behind it is of use to the next.
+    fn keep_what_goes_on(&mut self) {
+        if self.range.after(self.done).is_none()
+            && let Some(open) = self.open.take_if(|open| open.has_more())
+            && let Some(source) = self.inner.sources.get(open.source)
+        {
+            source.keep_whole(open);
+        }
     }
 
     fn took(&mut self, bytes: u64) {

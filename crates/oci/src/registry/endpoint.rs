@@ -124,6 +124,15 @@ impl Endpoint {
         self.root().origin() == url.origin()
     }
 
+    /// A failure at this address, which is told apart from the host's own if a redirect of `from` led there.
+    pub(crate) fn at(&self, url: &Url, from: &RedactedUrl, error: FetchError) -> FetchError {
+        if self.is_ours(url) {
+            error
+        } else {
+            error.behind_redirect(from)
+        }
+    }
+
     /// One attempt at a call: proves who we are if asked, once; does not follow redirects. Any answer but a refusal for
     /// want of credentials is the caller's to judge.
     pub(crate) async fn send(&self, call: &Call, scope: &Scope) -> Result<Response, FetchError> {
@@ -147,7 +156,7 @@ impl Endpoint {
                 };
                 if speaks_tls { bad } else { return Err(bad) }
             }
-            Err(error @ FetchError::Transport { .. }) => error,
+            Err(error @ (FetchError::Transport { .. } | FetchError::Silent { .. })) => error,
             answer => {
                 self.peer.set_speaks_plain();
                 return answer;
@@ -185,7 +194,11 @@ impl Endpoint {
             return self.send_once(call, None).await;
         }
         let access = self.auth.access(&self.host.authority, &self.image, scope);
-        let sent = access.header(&self.auth).await?;
+        // A token that cannot be had where tokens came from: the host says to a stranger where they come from now.
+        let (sent, no_token) = match access.header(&self.auth).await {
+            Ok(sent) => (sent, None),
+            Err(error) => (None, Some(error)),
+        };
         let refusal = match self
             .judge(self.send_once(call, sent.as_ref()).await?, &call.url)
             .await
@@ -199,6 +212,7 @@ impl Endpoint {
             .is_some_and(|sent| sent.as_bytes().starts_with(b"Bearer "));
         if refusal.challenges.is_empty() && !had_token {
             return Err(match refusal.status.as_u16() {
+                _ if no_token.is_some() => no_token.unwrap_or(refusal.error),
                 401 => access.refusal("it does not say what it wants to see"),
                 _ => refusal.error,
             });
@@ -215,6 +229,7 @@ impl Endpoint {
                 &refusal.challenges,
                 self.is_plain(),
                 sent.as_ref(),
+                no_token,
             )
             .await?;
         let sent = access.header(&self.auth).await?;
@@ -306,7 +321,8 @@ impl Endpoint {
     ) -> Result<(Url, Response), FetchError> {
         let start = RedactedUrl::from(&call.url);
         for _ in 0..=MAX_REDIRECTS {
-            let answer = self.send(&call, scope).await?;
+            let answer = self.send(&call, scope).await;
+            let answer = answer.map_err(|error| self.at(&call.url, &start, error))?;
             if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok((call.url, answer));
             }

@@ -71,7 +71,7 @@ impl Exchange {
             }
         };
         match tokio::time::timeout(PATIENCE, tries).await {
-            Ok(result) => result,
+            Ok(result) => result.map_err(|error| self.about_token(error)),
             Err(_) => Err(self.refusal("its token endpoint takes too long")),
         }
     }
@@ -184,6 +184,17 @@ impl Exchange {
             host: self.host.clone(),
             repository: self.repository.clone(),
             reason: reason.to_owned(),
+        }
+    }
+
+    fn about_token(&self, error: FetchError) -> FetchError {
+        match error {
+            refusal @ FetchError::Unauthorized { .. } => refusal,
+            other => FetchError::Token {
+                host: self.host.clone(),
+                repository: self.repository.clone(),
+                source: Box::new(other),
+            },
         }
     }
 

@@ -37,6 +37,7 @@ struct State {
 pub(crate) struct Permit<'a> {
     limit: &'a Limit,
     begun: Instant,
+    counts: bool,
 }
 
 impl Limit {
@@ -69,6 +70,7 @@ impl Limit {
                     return Permit {
                         limit: self,
                         begun: Instant::now(),
+                        counts: true,
                     };
                 }
             }
@@ -87,6 +89,14 @@ impl Limit {
 }
 
 impl Permit<'_> {
+    /// The request goes on and does not count any more.
+    pub(crate) fn lapse(&mut self) {
+        if std::mem::take(&mut self.counts) {
+            self.limit.state().in_use -= 1;
+            self.limit.freed.notify_one();
+        }
+    }
+
     /// The host answered and bears this much.
     pub(crate) fn good(self) {
         let mut state = self.limit.state();
@@ -116,8 +126,7 @@ impl Permit<'_> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.limit.state().in_use -= 1;
-        self.limit.freed.notify_one();
+        self.lapse();
     }
 }
 
@@ -182,6 +191,17 @@ mod tests {
         drop(held);
         drop(second);
         assert!(!is_blocked(&mut third).await);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_hangs_gives_its_turn_back_once() {
+        let limit = Limit::new(1);
+        let mut hangs = limit.acquire().await;
+        hangs.lapse();
+        let next = limit.acquire().await;
+        drop(hangs);
+        assert!(is_blocked(limit.acquire()).await, "one turn, not two");
+        drop(next);
     }
 
     #[tokio::test]

@@ -6,6 +6,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
+
 use crate::fetch::FetchError;
 
 /// Waits between attempts and their number. The defaults are the reference's.
@@ -62,6 +64,9 @@ pub(crate) struct Attempts {
     made: u32,
     /// Attempts since the last that got somewhere.
     in_vain: u32,
+    /// No attempt begins later than so long after the last that got somewhere.
+    patience: Duration,
+    since: Instant,
 }
 
 impl Attempts {
@@ -70,12 +75,23 @@ impl Attempts {
             policy,
             made: 1,
             in_vain: 1,
+            patience: Duration::MAX,
+            since: Instant::now(),
+        }
+    }
+
+    /// The same, bounded in time: a wait that leads beyond `patience` is not begun.
+    pub(crate) fn within(policy: RetryPolicy, patience: Duration) -> Attempts {
+        Attempts {
+            patience,
+            ..Attempts::new(policy)
         }
     }
 
     /// The last attempt was of use: the budget starts anew.
     pub(crate) fn progressed(&mut self) {
         self.in_vain = 1;
+        self.since = Instant::now();
     }
 
     /// Waits before the next attempt, or gives up because of `failure`.
@@ -100,6 +116,9 @@ impl Attempts {
             return None;
         }
         let wait = self.policy.wait(self.in_vain - 1, retry_after);
+        if self.since.elapsed().saturating_add(wait) > self.patience {
+            return None;
+        }
         self.in_vain += 1;
         self.made += 1;
         Some(wait)
@@ -201,6 +220,20 @@ mod tests {
         attempts.progressed();
         assert!(attempts.next(None).is_some());
         assert_eq!(attempts.made, 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attempts_end_with_their_patience() {
+        let patience = Duration::from_secs(5);
+        let mut attempts = Attempts::within(RetryPolicy::default(), patience);
+        let minute = Some(Duration::from_secs(60));
+        assert!(attempts.next(minute).is_none(), "a wait too long");
+        tokio::time::advance(Duration::from_millis(4900)).await;
+        assert!(attempts.next(None).is_some());
+        tokio::time::advance(Duration::from_millis(100)).await;
+        assert!(attempts.next(None).is_none());
+        attempts.progressed();
+        assert!(attempts.next(None).is_some());
     }
 
     #[test]

@@ -86,6 +86,7 @@ mod tests {
         let answer = Traffic::Answer { status };
         assert_eq!(answer.to_string(), "http res 404 Not Found");
         let error = FetchError::Transport {
+            connected: false,
             url: RedactedUrl::new("https://r.test/v2/"),
             transient: true,
             source: Arc::new(std::io::Error::other("connection refused")),

@@ -26,6 +26,9 @@ use crate::{fetch::FetchError, url::RedactedUrl};
 
 /// Idle connections are kept this long (the reference's value).
 const POOL_IDLE: Duration = Duration::from_secs(90);
+/// A read that has waited so long for its answer counts no more against what the host bears: a blob that hangs must not
+/// keep the others of its host waiting.
+const TURN: Duration = Duration::from_secs(1);
 /// How long a host that did not answer comes last.
 const SHUN: Duration = Duration::from_secs(30);
 /// Hosts remembered before those nobody talks to are forgotten (storage hosts of redirects come and go).
@@ -116,7 +119,7 @@ impl Transport {
     ) -> Result<Response, FetchError> {
         let shown = RedactedUrl::from(&url);
         let peer = self.peer(url.authority());
-        let permit = peer.limit.acquire().await;
+        let mut permit = peer.limit.acquire().await;
         let client = if hosts::is_this_machine(&url) {
             &self.clients.direct
         } else {
@@ -131,12 +134,23 @@ impl Transport {
             request = request.body(body);
         }
         let patience = timeout.unwrap_or(self.shared.head_timeout);
-        let answer = match tokio::time::timeout(patience, request.send()).await {
+        let reads = matches!(method, Method::GET | Method::HEAD);
+        let asking = async {
+            let mut asking = std::pin::pin!(request.send());
+            if reads && let Ok(answer) = tokio::time::timeout(TURN, &mut asking).await {
+                return answer;
+            }
+            if reads {
+                permit.lapse();
+            }
+            asking.await
+        };
+        let answer = match tokio::time::timeout(patience, asking).await {
             Ok(answer) => answer.map_err(|error| broken(shown.clone(), error)),
-            Err(_) => Err(FetchError::Transport {
+            // Connecting has a limit of its own: who is silent here has taken the request.
+            Err(_) => Err(FetchError::Silent {
                 url: shown.clone(),
-                transient: true,
-                source: Arc::new(std::io::Error::from(std::io::ErrorKind::TimedOut)),
+                idle: patience,
             }),
         };
         self.tell(|| match &answer {
@@ -148,6 +162,8 @@ impl Transport {
         match &answer {
             Ok(answer) if matches!(answer.status().as_u16(), 429 | 503) => permit.overloaded(),
             Ok(_) => permit.good(),
+            // One answer that does not come is not a host that bears no more.
+            Err(FetchError::Silent { .. }) => drop(permit),
             Err(_) => permit.overloaded(),
         }
         peer.answered(answer.is_ok());
@@ -261,6 +277,7 @@ pub(crate) fn broken(url: RedactedUrl, error: reqwest::Error) -> FetchError {
     let transient = !error.is_builder() && !is_about_certificates(&error);
     FetchError::Transport {
         url,
+        connected: !error.is_connect(),
         transient,
         source: Arc::new(error.without_url()),
     }

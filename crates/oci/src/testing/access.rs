@@ -81,8 +81,9 @@ pub(super) fn refusal(shared: &Shared, head: &Head, repository: Option<&str>) ->
                 ""
             };
             format!(
-                "Bearer realm=\"{}/token\",service=\"test-registry\"{scope}{error}",
-                shared.base_url()
+                "Bearer realm=\"{}{}\",service=\"test-registry\"{scope}{error}",
+                shared.base_url(),
+                realm(shared)
             )
         }
     };
@@ -95,6 +96,15 @@ pub(super) fn refusal(shared: &Shared, head: &Head, repository: Option<&str>) ->
         .headers_mut()
         .insert(header::WWW_AUTHENTICATE, challenge);
     Some(answer)
+}
+
+/// Path of the token endpoint as challenges name it.
+fn realm(shared: &Shared) -> &'static str {
+    if shared.inner().tokens_moved {
+        "/moved/token"
+    } else {
+        "/token"
+    }
 }
 
 fn bearer(head: &Head) -> Option<&str> {
@@ -139,6 +149,9 @@ pub(super) fn token(shared: &Shared, head: &Head, body: &[u8]) -> Answer {
     else {
         return text(StatusCode::NOT_FOUND, "no tokens here");
     };
+    if head.path != realm(shared) {
+        return text(StatusCode::GONE, "no tokens here any more");
+    }
     let (scopes, granted) = if head.method == Method::POST {
         if !oauth {
             return text(StatusCode::NOT_FOUND, "no OAuth2 here");
@@ -186,12 +199,13 @@ pub(super) fn token(shared: &Shared, head: &Head, body: &[u8]) -> Answer {
     } else {
         "token"
     };
+    let announced = match shared.setup.unannounced {
+        true => String::new(),
+        false => format!(r#","expires_in":{}"#, lifetime.as_secs().max(1)),
+    };
     text(
         StatusCode::OK,
-        &format!(
-            r#"{{"{field}":"{value}","expires_in":{}}}"#,
-            lifetime.as_secs().max(1)
-        ),
+        &format!(r#"{{"{field}":"{value}"{announced}}}"#),
     )
 }
 

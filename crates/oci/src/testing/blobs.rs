@@ -143,10 +143,12 @@ fn send(
     wrong: Option<Wrong>,
 ) -> Answer {
     let size = content.size();
-    let asked = head
-        .range
-        .clone()
-        .filter(|_| !matches!(wrong, Some(Wrong::IgnoreRange)));
+    let asked = head.range.clone().filter(|_| {
+        !matches!(
+            wrong,
+            Some(Wrong::IgnoreRange | Wrong::IgnoreRangeAndCut(_))
+        )
+    });
     let (status, mut range) = match asked {
         Some(range) if range.start >= size => {
             let mut answer = text(StatusCode::RANGE_NOT_SATISFIABLE, "");
@@ -158,6 +160,10 @@ fn send(
             range.start..range.end.min(size),
         ),
         None => (StatusCode::OK, 0..size),
+    };
+    let wrong = match wrong {
+        Some(Wrong::IgnoreRangeAndCut(bytes)) => Some(Wrong::Cut(bytes)),
+        other => other,
     };
     let mut total = size.to_string();
     let mut length_change = 0_i64;

@@ -49,6 +49,8 @@ pub enum Wrong {
     Lengthen(u64),
     /// A 200 with the whole blob in answer to a range.
     IgnoreRange,
+    /// The same, and the connection closes after this many bytes.
+    IgnoreRangeAndCut(u64),
     /// A 206 with another range, this much further on.
     ShiftRange(u64),
     /// A 206 with at most this many bytes of the range, and says so: a server may do that.

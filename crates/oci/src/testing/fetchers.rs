@@ -192,7 +192,7 @@ impl Fetcher for FaultyFetcher {
                 let body = self.blob.fetch(range).await?;
                 Ok(RangeBody::new(
                     checked,
-                    broken(body, after, Some(no_answer(true))),
+                    broken(body, after, Some(broke_off())),
                 ))
             }
             Some(FetchFault::Stall(after)) => {
@@ -234,7 +234,17 @@ fn broken(
 fn no_answer(transient: bool) -> FetchError {
     FetchError::Transport {
         url: RedactedUrl::new("test://faulty-fetcher/"),
+        connected: false,
         transient,
+        source: Arc::new(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)),
+    }
+}
+
+fn broke_off() -> FetchError {
+    FetchError::Transport {
+        url: RedactedUrl::new("test://faulty-fetcher/"),
+        connected: true,
+        transient: true,
         source: Arc::new(std::io::Error::from(std::io::ErrorKind::ConnectionReset)),
     }
 }

@@ -164,6 +164,11 @@ impl TestRegistry {
         self.shared.inner().tokens.clear();
     }
 
+    /// The token endpoint moves: challenges name another address from now on, and the old one answers 410.
+    pub fn move_tokens(&self) {
+        self.shared.inner().tokens_moved = true;
+    }
+
     /// Tokens handed out so far.
     pub fn tokens_issued(&self) -> u64 {
         self.shared.inner().tokens_issued

@@ -66,6 +66,8 @@ pub struct Setup {
     pub wants_certificate: bool,
     /// Who may use it.
     pub access: Access,
+    /// Its token endpoint does not say how long a token is good for.
+    pub unannounced: bool,
     /// Time from a request's arrival to its answer.
     pub latency: Duration,
     /// Pace of every single body, in bytes per second.

@@ -66,6 +66,8 @@ pub(super) struct Inner {
     pub(super) uploads_begun: u64,
     pub(super) tokens: Vec<Token>,
     pub(super) tokens_issued: u64,
+    /// The token endpoint is elsewhere now.
+    pub(super) tokens_moved: bool,
     /// Signed addresses: signature → uses left.
     pub(super) signatures: HashMap<String, u32>,
     pub(super) script: Script,

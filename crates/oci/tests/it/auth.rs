@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use soci_oci::{
     credentials::{Credential, DockerConfig, ForHost},
-    fetch::{FetchError, Fetcher},
+    fetch::{Concern, FetchError, Fetcher},
     testing::{Access, Expired, Fault, On, Redirect, Setup, TestRegistry, Wrong, noise},
 };
 
@@ -114,6 +114,70 @@ async fn a_token_is_renewed_before_its_announced_end() {
         .count();
     assert_eq!(refused, 1, "only the first request comes without a token");
     assert!(registry.tokens_issued() >= 2);
+}
+
+#[tokio::test]
+async fn a_token_of_unknown_life_is_renewed_when_it_is_refused() {
+    let access = Access::Token {
+        login: None,
+        lifetime: Duration::from_millis(200),
+        oauth: false,
+    };
+    let registry = TestRegistry::with(Setup {
+        access,
+        unannounced: true,
+        ..Setup::default()
+    });
+    let bytes = noise(1, 100);
+    registry.add_blob("app", bytes.clone());
+    let blob = client(quick())
+        .blob(&registry.reference("app", "v1"), &layer(&bytes))
+        .expect("a blob");
+    read(&*blob, &bytes).await.expect("comes");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    read(&*blob, &bytes).await.expect("comes with a new token");
+    assert_eq!(registry.tokens_issued(), 2);
+}
+
+#[tokio::test]
+async fn tokens_are_got_where_the_registry_says_now() {
+    let registry = tokens(None, Duration::from_secs(1), false);
+    let bytes = noise(1, 100);
+    registry.add_blob("app", bytes.clone());
+    let client = client(quick());
+    let blob = client
+        .blob(&registry.reference("app", "v1"), &layer(&bytes))
+        .expect("a blob");
+    read(&*blob, &bytes).await.expect("comes");
+    registry.move_tokens();
+    // The token is over by its own word: the client asks for the next where it got the last, which is gone.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    read(&*blob, &bytes)
+        .await
+        .expect("comes from the new realm");
+    registry.revoke_tokens();
+    read(&*blob, &bytes).await.expect("and again");
+    assert_eq!(registry.tokens_issued(), 3);
+}
+
+#[tokio::test]
+async fn a_token_endpoint_in_trouble_is_told_from_the_registry() {
+    let registry = tokens(None, Duration::from_secs(1), false);
+    let bytes = noise(1, 100);
+    registry.add_blob("app", bytes.clone());
+    registry.fault(Fault::always(On::Token, Wrong::status(500)));
+    let blob = client(quick())
+        .blob(&registry.reference("app", "v1"), &layer(&bytes))
+        .expect("a blob");
+    let error = read(&*blob, &bytes).await.expect_err("no token");
+    assert_eq!(error.concern(), Concern::Repository, "{error:?}");
+    assert!(error.is_transient());
+    let asked = registry.seen();
+    let asked = asked.iter().filter(|seen| seen.path == "/token").count();
+    assert_eq!(
+        asked, 4,
+        "one exchange with its attempts, not one for each attempt at the blob"
+    );
 }
 
 #[tokio::test]
