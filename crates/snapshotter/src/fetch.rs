@@ -10,12 +10,15 @@
 //! ```
 //!
 //! Rules that must stay true:
-//! * A reader (`Now`) never waits behind `All`: its slots and its byte permits are its own, and while its bytes arrive the
-//!   bodies of `All` are not read (back-pressure slows their senders); while it waits for its first byte one of them is.
-//! * Bytes in memory are bounded: permits are taken before a piece's bytes are asked for and go back when the sink has
+//! * A reader (`Now`) never waits behind `All` or `Next`: its slots and its byte permits are its own, and while its bytes
+//!   arrive the bodies of `All` are not read (back-pressure slows their senders); while it waits for its first byte one of
+//!   each host is. A request is as urgent as its most urgent piece, from the moment on that it becomes so.
+//! * Bytes in memory are bounded: permits are taken when a piece's first bytes are there and go back when the sink has
 //!   dropped its [`Delivery`].
-//! * One source's failure is not the others': a piece asks the next source that answers. A source that fails has one clock
-//!   ([`outage`]); reads wait as long as it has budget, then fail at once until a probe succeeds.
+//! * No host takes what the readers of another need: slots and permits are shared ([`share`]), requests have deadlines
+//!   ([`flight`]).
+//! * One failure is not the others': it is kept with what failed ([`health`]), and a piece asks the next source that is well.
+//!   What fails has one clock; reads wait as long as it has budget, then fail at once until a probe succeeds.
 //! * The queue's length is what its users keep outstanding; completion and whole layers keep a window.
 
 use std::{collections::HashMap, fmt, ops::Range, time::Duration};
@@ -25,10 +28,7 @@ use soci_oci::{
     Digest,
     fetch::{FetchError, Fetcher},
 };
-use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+use tokio::{sync::Notify, time::Instant};
 
 use crate::sync::{
     Arc, Mutex,
@@ -37,12 +37,16 @@ use crate::sync::{
 
 mod driver;
 mod flight;
-mod outage;
+mod health;
 mod queue;
 pub mod readahead;
+mod share;
 
-use outage::Outages;
-use queue::{Fit, Key, PieceId, Queue};
+use driver::Probe;
+use flight::Aloft;
+use health::{Health, Scope};
+use queue::{Key, Piece, PieceId, Queue};
+use share::{Held, Memory, Share};
 
 /// How urgent a demand is. Smaller is more urgent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,13 +59,26 @@ pub enum Class {
     All,
 }
 
-/// One place a blob can be had from. The name is what an outage is about: a registry host, say.
+/// One place a blob can be had from: a repository of a registry.
 #[derive(Clone)]
 pub struct Source {
-    /// Equal for sources that fail together.
+    /// Host and repository: what messages say, and what is in trouble when we are not let in.
     pub name: Arc<str>,
+    /// What fails together when nobody can connect.
+    pub host: Arc<str>,
     /// Reads the blob there.
     pub fetcher: Arc<dyn Fetcher>,
+}
+
+impl Source {
+    /// A repository of a registry.
+    pub fn new(host: &str, repository: &str, fetcher: Arc<dyn Fetcher>) -> Source {
+        Source {
+            name: format!("{host}/{repository}").into(),
+            host: host.into(),
+            fetcher,
+        }
+    }
 }
 
 impl fmt::Debug for Source {
@@ -126,7 +143,7 @@ pub struct Delivery {
     /// How urgent the piece was at the end: a reader may have joined.
     pub class: Class,
     /// Held for its drop.
-    _permit: Option<Arc<OwnedSemaphorePermit>>,
+    _permit: Option<Arc<Held>>,
 }
 
 impl Delivery {
@@ -171,107 +188,132 @@ pub enum DemandError {
     Closed,
 }
 
-/// The scheduler's limits. Bytes and counts for the node.
+/// The scheduler's limits. Counts and bytes are for the node; one host may have half of what the others leave.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Requests of class `Now` at once.
+    pub now_requests: usize,
+    /// Requests of class `Next` at once.
+    pub next_requests: usize,
     /// Requests of class `All` at once.
     pub all_requests: usize,
     /// The same for one image. Reference default of `max_concurrent_downloads_per_image`.
     pub all_requests_per_image: usize,
-    /// Requests of class `Now` and `Next` at once; `Next` may have half of them.
-    pub urgent_requests: usize,
     /// Most bytes of one request of class `All`: at 90 MB/s a connection, about five round trips of 20 ms.
     pub all_request_bytes: u64,
     /// Most bytes of one request of the other classes: what is larger arrives sooner by two connections.
     pub urgent_request_bytes: u64,
+    /// Bytes of class `Now` in memory.
+    pub now_memory: usize,
+    /// Bytes of class `Next` in memory.
+    pub next_memory: usize,
     /// Bytes of class `All` in memory.
     pub all_memory: usize,
-    /// Bytes of the other classes in memory.
-    pub urgent_memory: usize,
-    /// How long reads wait through one outage of one source (`[blob] read_budget_sec`).
+    /// How long reads wait through one outage (`[blob] read_budget_sec`).
     pub read_budget: Duration,
+    /// Longest wait for the first byte of a request: longer than a fetcher's own attempts, whose reasons say more.
+    pub first_byte: Duration,
 }
 
 impl Default for Options {
     fn default() -> Options {
         Options {
-            all_requests: 6,
+            now_requests: 32,
+            next_requests: 16,
+            all_requests: 12,
             all_requests_per_image: 3,
-            urgent_requests: 16,
             all_request_bytes: 8 << 20,
             urgent_request_bytes: 4 << 20,
-            all_memory: 16 << 20,
-            urgent_memory: 24 << 20,
+            now_memory: 32 << 20,
+            next_memory: 16 << 20,
+            all_memory: 32 << 20,
             read_budget: Duration::from_secs(300),
+            first_byte: FIRST_BYTE,
         }
     }
 }
+
+/// How long after the last bytes of a range a source's own attempts at it may begin.
+pub const ATTEMPTS: Duration = Duration::from_secs(12);
+/// That, and a last attempt of the usual patience: 3 s for a connection, 3 s for its answer.
+const FIRST_BYTE: Duration = Duration::from_secs(20);
 
 struct Waiter {
     sources: Arc<[Source]>,
     avoid: Option<Arc<str>>,
     patience: Patience,
+    asked: Instant,
     sink: Sink,
     refused: Vec<(Arc<str>, FetchError, Instant)>,
 }
 
+impl Waiter {
+    /// One of its sources, if it is one of its, will not give the bytes.
+    fn refused_by(&mut self, source: &Source, error: &FetchError, now: Instant) {
+        if self.sources.iter().any(|own| own.name == source.name) {
+            let name = Arc::clone(&source.name);
+            self.refused.push((name, error.clone(), now));
+        }
+    }
+}
+
 /// What is running now, counted against the limits.
-#[derive(Default)]
 struct Running {
-    all: usize,
+    now: Share,
+    next: Share,
+    all: Share,
     all_of_image: HashMap<Arc<str>, usize>,
-    urgent: usize,
-    next: usize,
 }
 
 impl Running {
-    fn fit(&self, options: &Options, class: Class, image: &Arc<str>) -> Fit {
-        match class {
-            Class::Now if self.urgent >= options.urgent_requests => Fit::No,
-            Class::Next if self.urgent >= options.urgent_requests => Fit::No,
-            Class::Next if self.next >= options.urgent_requests.div_ceil(2) => Fit::No,
-            Class::Now | Class::Next => Fit::Yes,
-            Class::All if self.all >= options.all_requests => Fit::Full,
-            Class::All => {
-                let running = self.all_of_image.get(image).copied().unwrap_or(0);
-                if running < options.all_requests_per_image {
-                    Fit::Yes
-                } else {
-                    Fit::No
-                }
-            }
+    fn new(options: &Options) -> Running {
+        Running {
+            now: Share::new(options.now_requests),
+            next: Share::new(options.next_requests),
+            all: Share::new(options.all_requests),
+            all_of_image: HashMap::new(),
         }
     }
 
-    fn start(&mut self, class: Class, image: &Arc<str>) {
+    fn share(&mut self, class: Class) -> &mut Share {
         match class {
-            Class::All => {
-                self.all += 1;
-                *self.all_of_image.entry(Arc::clone(image)).or_default() += 1;
-            }
-            Class::Now => self.urgent += 1,
-            Class::Next => {
-                self.urgent += 1;
-                self.next += 1;
-            }
+            Class::Now => &mut self.now,
+            Class::Next => &mut self.next,
+            Class::All => &mut self.all,
         }
     }
 
-    fn end(&mut self, class: Class, image: &Arc<str>) {
-        match class {
-            Class::All => {
-                self.all -= 1;
-                if let Some(running) = self.all_of_image.get_mut(image) {
-                    *running -= 1;
-                    if *running == 0 {
-                        self.all_of_image.remove(image);
-                    }
-                }
-            }
-            Class::Now => self.urgent -= 1,
-            Class::Next => {
-                self.urgent -= 1;
-                self.next -= 1;
+    fn has_room(&mut self, class: Class, host: &str) -> bool {
+        self.share(class).fits(host, 1)
+    }
+
+    /// Whether a piece may be taken, as far as is known of the source that it will ask.
+    fn fit(&self, options: &Options, piece: &Piece<Waiter>, source: Option<&Source>) -> bool {
+        let share = match piece.class {
+            Class::Now => &self.now,
+            Class::Next => &self.next,
+            Class::All => &self.all,
+        };
+        let of_image = || self.all_of_image.get(&piece.image).copied().unwrap_or(0);
+        let full = source.is_some_and(|source| !share.fits(&source.host, 1));
+        !full && (piece.class != Class::All || of_image() < options.all_requests_per_image)
+    }
+
+    fn start(&mut self, class: Class, image: &Arc<str>, host: &Arc<str>) {
+        self.share(class).start(host, 1);
+        if class == Class::All {
+            *self.all_of_image.entry(Arc::clone(image)).or_default() += 1;
+        }
+    }
+
+    fn end(&mut self, class: Class, image: &Arc<str>, host: &Arc<str>) {
+        self.share(class).end(host, 1);
+        if class == Class::All
+            && let Some(running) = self.all_of_image.get_mut(image)
+        {
+            *running -= 1;
+            if *running == 0 {
+                self.all_of_image.remove(image);
             }
         }
     }
@@ -279,12 +321,11 @@ impl Running {
 
 struct State {
     queue: Queue<Waiter>,
-    outages: Outages,
+    health: Health,
     running: Running,
-    /// When each running request last got bytes; `None` before its first.
-    received: HashMap<queue::FlightId, Option<Instant>>,
-    /// A probe for each source whose budget is spent.
-    probes: HashMap<Arc<str>, (Source, Instant)>,
+    flights: HashMap<queue::FlightId, Aloft>,
+    /// A probe for each scope whose budget is spent.
+    probes: HashMap<Scope, Probe>,
     /// When parked pieces are looked at again.
     unpark_at: Option<Instant>,
     closed: bool,
@@ -295,12 +336,22 @@ struct Shared {
     state: Mutex<State>,
     /// The driver has something to look at.
     wake: Notify,
-    /// A paused body may go on.
+    /// A paused body may go on, or a request has become more urgent.
     gate: Notify,
     /// Guards that are out.
     held_back: AtomicUsize,
-    all_memory: Arc<Semaphore>,
-    urgent_memory: Arc<Semaphore>,
+    memory: [Arc<Memory>; 3],
+}
+
+impl Shared {
+    fn memory(&self, class: Class) -> &Arc<Memory> {
+        let [now, next, all] = &self.memory;
+        match class {
+            Class::Now => now,
+            Class::Next => next,
+            Class::All => all,
+        }
+    }
 }
 
 /// The scheduler. Dropping it ends all requests; demands that wait then fail with [`DemandError::Closed`].
@@ -320,13 +371,13 @@ impl fmt::Debug for Scheduler {
 impl Scheduler {
     /// Starts the driver on `runtime`. One task owns all requests.
     pub fn start(options: Options, runtime: &tokio::runtime::Handle) -> Arc<Scheduler> {
-        let permits = |bytes: usize| Arc::new(Semaphore::new(flight::kib(bytes as u64) as usize));
+        let memory = |bytes: usize| Memory::new(flight::kib(bytes as u64));
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 queue: Queue::default(),
-                outages: Outages::new(options.read_budget),
-                running: Running::default(),
-                received: HashMap::new(),
+                health: Health::new(options.read_budget),
+                running: Running::new(&options),
+                flights: HashMap::new(),
                 probes: HashMap::new(),
                 unpark_at: None,
                 closed: false,
@@ -334,8 +385,7 @@ impl Scheduler {
             wake: Notify::new(),
             gate: Notify::new(),
             held_back: AtomicUsize::new(0),
-            all_memory: permits(options.all_memory),
-            urgent_memory: permits(options.urgent_memory),
+            memory: [options.now_memory, options.next_memory, options.all_memory].map(memory),
             options,
         });
         let driver = runtime
@@ -366,6 +416,7 @@ impl Scheduler {
             sources,
             avoid,
             patience,
+            asked: Instant::now(),
             sink,
             refused: Vec::new(),
         };
@@ -375,6 +426,8 @@ impl Scheduler {
                 state.queue.push(key, class, order, &image, waiter);
                 drop(state);
                 self.shared.wake.notify_one();
+                // It may have joined a piece in the air, and made it more urgent.
+                self.shared.gate.notify_waiters();
                 return;
             }
         }
@@ -399,7 +452,8 @@ impl Scheduler {
     pub fn is_urgent(&self) -> bool {
         let running = {
             let state = self.shared.state.lock();
-            state.running.urgent > state.running.next
+            let mut classes = state.flights.keys().map(|id| state.queue.flight_class(*id));
+            classes.any(|class| class == Some(Class::Now))
         };
         running || self.shared.held_back.load(Ordering::Relaxed) > 0
     }

@@ -204,6 +204,8 @@ impl fmt::Debug for Layer {
     }
 }
 
+/// Places that a layer is fetched from, the newest first: as many as its record remembers.
+const MOST_SOURCES: usize = 64;
 /// Bytes that readahead may ask for beyond a reader: two requests' worth.
 const AHEAD: u64 = 8 << 20;
 
@@ -360,7 +362,8 @@ impl Layer {
         !self.named.lock().sources.is_empty()
     }
 
-    /// One more place to fetch from; one of the same name is replaced. What waits for a source goes on.
+    /// One more place to fetch from, before the others; what was known of the same repository is replaced. What waits for a
+    /// source goes on.
     pub fn add_source(&self, source: Source) {
         {
             let mut named = self.named.lock();
@@ -369,7 +372,8 @@ impl Layer {
                 .iter()
                 .filter(|known| known.name != source.name)
                 .cloned();
-            named.sources = std::iter::once(source.clone()).chain(others).collect();
+            let sources = std::iter::once(source.clone()).chain(others);
+            named.sources = sources.take(MOST_SOURCES).collect();
         }
         *self.trouble.lock() = complete::Trouble::default();
         self.changed.notify_one();

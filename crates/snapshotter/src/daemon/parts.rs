@@ -175,11 +175,12 @@ fn images(
 ) -> anyhow::Result<Images> {
     let options = registry_options(config);
     let credentials = Arc::new(DockerConfig::from_env());
-    let registry = Registry::new(options, credentials)?;
+    let registry = Registry::new(options.clone(), credentials)?;
     let runtime = Handle::current();
     let scheduler = Scheduler::start(
         fetch::Options {
             read_budget: read_budget(&config.blob),
+            first_byte: first_byte(&options),
             ..fetch::Options::default()
         },
         &runtime,
@@ -268,6 +269,16 @@ fn read_budget(blob: &Blob) -> Duration {
     wanted.min(limit.saturating_sub(Duration::from_secs(1)))
 }
 
+/// Long enough for a source's own attempts, the last of which has its whole patience.
+fn first_byte(options: &registry::Options) -> Duration {
+    let attempt = options.connect_timeout.saturating_add(options.head_timeout);
+    let second = Duration::from_secs(1);
+    let attempts = fetch::ATTEMPTS
+        .saturating_add(attempt)
+        .saturating_add(second);
+    attempts.max(fetch::Options::default().first_byte)
+}
+
 fn registry_options(config: &Config) -> registry::Options {
     let Http {
         dial_timeout_msec,
@@ -293,6 +304,7 @@ fn registry_options(config: &Config) -> registry::Options {
             config.blob.min_wait_msec,
             config.blob.max_wait_msec,
         ),
+        blob_patience: fetch::ATTEMPTS,
         hosts: hosts(&config.resolver),
         ..defaults
     }

@@ -1,24 +1,39 @@
 //! What to do next: which requests fit, which source to ask, who has nothing to hope for. [`drive`] carries it out.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
+use soci_oci::Digest;
 use tokio::{task::JoinSet, time::Instant};
 
 use super::{
-    Class, DemandError, Patience, Shared, Source, State, Waiter, flight,
-    outage::{Health, Outages},
-    queue::{Piece, PieceId, Request},
+    Class, DemandError, Options, Patience, Shared, Source, State, Waiter,
+    flight::{self, Aloft},
+    health::{Health, Scope, Standing},
+    queue::{FlightId, Piece, PieceId, Request},
 };
 use crate::sync::{Arc, Weak};
 
 /// A source that refused is asked again for a patient demand after this long.
 const REFUSAL_LASTS: Duration = Duration::from_secs(60);
+/// A reader whose request has brought nothing for so long is given another source that is well, if it has one.
+const SLOW: Duration = Duration::from_secs(2);
+
+/// A probe that is due: what for, whom to ask for the byte at this place of which blob, and when.
+pub(super) struct Probe {
+    source: Source,
+    blob: Digest,
+    at: u64,
+    due: Instant,
+}
 
 /// What the driver found to do.
 #[derive(Default)]
 struct Round {
     start: Vec<(Request, Source)>,
-    probe: Vec<Source>,
+    probe: Vec<(Source, Digest, u64)>,
     fail: Vec<(Waiter, DemandError)>,
     wake_at: Option<Instant>,
 }
@@ -37,8 +52,8 @@ pub(super) async fn drive(shared: Weak<Shared>) {
         for (request, source) in round.start {
             flights.spawn(flight::fly(Arc::clone(&strong), request, source));
         }
-        for source in round.probe {
-            flights.spawn(flight::probe(Arc::clone(&strong), source));
+        for (source, blob, at) in round.probe {
+            flights.spawn(flight::probe(Arc::clone(&strong), source, blob, at));
         }
         let tick = Duration::from_secs(60);
         let until = round.wake_at.unwrap_or_else(|| Instant::now() + tick);
@@ -71,29 +86,41 @@ impl Shared {
         let mut round = Round::default();
         let mut state = self.state.lock();
         let state = &mut *state;
-        state.outages.forget_unwanted(now);
+        state.health.forget_unwanted(now);
         if state.unpark_at.is_some_and(|at| at <= now) {
             state.unpark_at = None;
             state.queue.unpark();
         }
+        let (slow, look) = state.slow(now);
+        round.wake_at = look;
+        state.free_from_slow(&slow, now);
         let limit = |class| match class {
             Class::All => self.options.all_request_bytes,
             Class::Now | Class::Next => self.options.urgent_request_bytes,
         };
         loop {
-            let running = &state.running;
-            let fits =
-                |piece: &Piece<Waiter>| running.fit(&self.options, piece.class, &piece.image);
+            let (running, health) = (&state.running, &state.health);
+            // A guess, so that not everything is taken that cannot start; what is judged below counts.
+            let fits = |piece: &Piece<Waiter>| {
+                let waiter = piece.waiters.first();
+                let source = waiter.and_then(|w| w.well(health, piece.key.blob, &slow, now));
+                running.fit(&self.options, piece, source)
+            };
             let Some(request) = state.queue.take(fits, limit) else {
                 break;
             };
             let Some(&(first, _)) = request.pieces.first() else {
                 break;
             };
-            match state.judge(first, now, &mut round) {
+            match state.judge(first, &request, &self.options, &slow, now, &mut round) {
                 Verdict::Ask(source) => {
-                    state.running.start(request.class, &request.image);
-                    state.received.insert(request.flight, None);
+                    let class = request.class;
+                    state.running.start(class, &request.image, &source.host);
+                    let aloft = Aloft::new(&request, &source, now);
+                    state.flights.insert(request.flight, aloft);
+                    if class == Class::Now {
+                        round.wake_at = sooner(round.wake_at, now + SLOW);
+                    }
                     round.start.push((request, source));
                 }
                 Verdict::Wait(until) => {
@@ -107,24 +134,87 @@ impl Shared {
                 }
             }
         }
-        round.wake_at = state.unpark_at;
+        if let Some(at) = state.unpark_at {
+            round.wake_at = sooner(round.wake_at, at);
+        }
         state.due_probes(now, &mut round);
         round
     }
 }
 
+/// Sources that do not bring a blob, as far as requests in the air tell.
+#[derive(Default)]
+struct Slow {
+    flights: Vec<FlightId>,
+    sources: HashSet<(Arc<str>, Digest)>,
+}
+
+impl Slow {
+    fn has(&self, source: &Source, blob: Digest) -> bool {
+        !self.sources.is_empty() && self.sources.contains(&(Arc::clone(&source.name), blob))
+    }
+}
+
 impl State {
+    /// The requests that have brought nothing for too long, and when the next one of a reader may be.
+    fn slow(&self, now: Instant) -> (Slow, Option<Instant>) {
+        let (mut slow, mut look) = (Slow::default(), None);
+        for (&id, aloft) in self
+            .flights
+            .iter()
+            .filter(|(_, aloft)| aloft.last.is_none())
+        {
+            if now >= aloft.begun + SLOW {
+                slow.flights.push(id);
+                let source = (Arc::clone(&aloft.source), aloft.blob);
+                slow.sources.insert(source);
+            } else if self.queue.flight_class(id) == Some(Class::Now) {
+                look = sooner(look, aloft.begun + SLOW);
+            }
+        }
+        (slow, look)
+    }
+
+    /// Readers do not wait for a source that is slow to begin if another may have the bytes.
+    fn free_from_slow(&mut self, slow: &Slow, now: Instant) {
+        for &flight in &slow.flights {
+            for id in self.queue.carried(flight) {
+                let Some(piece) = self.queue.get_mut(id) else {
+                    continue;
+                };
+                let blob = piece.key.blob;
+                let has_other = |waiter: &Waiter| {
+                    let source = waiter.well(&self.health, blob, slow, now);
+                    source.is_some_and(|source| !slow.has(source, blob))
+                };
+                if piece.class == Class::Now && piece.waiters.iter().any(has_other) {
+                    self.queue.free(flight, id);
+                }
+            }
+        }
+    }
+
     /// Answers the waiters of a piece that have nothing to hope for, and finds a source for the others.
-    fn judge(&mut self, id: PieceId, now: Instant, round: &mut Round) -> Verdict {
+    fn judge(
+        &mut self,
+        id: PieceId,
+        request: &Request,
+        options: &Options,
+        slow: &Slow,
+        now: Instant,
+        round: &mut Round,
+    ) -> Verdict {
         let State {
             queue,
-            outages,
+            health,
             probes,
+            running,
             ..
         } = self;
         let Some(piece) = queue.get_mut(id) else {
             return Verdict::Nobody;
         };
+        let (blob, at) = (piece.key.blob, piece.key.start);
         let (mut ask, mut wait): (Option<Source>, Option<Instant>) = (None, None);
         let mut left = Vec::with_capacity(piece.waiters.len());
         for mut waiter in std::mem::take(&mut piece.waiters) {
@@ -133,8 +223,13 @@ impl State {
                     .refused
                     .retain(|(_, _, at)| now.saturating_duration_since(*at) < REFUSAL_LASTS);
             }
-            match waiter.hope(outages, probes, now) {
-                Hope::Ask(source) => ask = ask.or(Some(source)),
+            match waiter.hope(health, probes, (blob, at), slow, options, now) {
+                Hope::Ask(source) => {
+                    let better = ask.as_ref().is_some_and(|known| slow.has(known, blob));
+                    if ask.is_none() || better && !slow.has(&source, blob) {
+                        ask = Some(source);
+                    }
+                }
                 Hope::Wait(until) => wait = sooner(wait, until),
                 Hope::None(error) => {
                     round.fail.push((waiter, error));
@@ -144,25 +239,31 @@ impl State {
             left.push(waiter);
         }
         piece.waiters = left;
+        let soon = now + Duration::from_millis(50);
         match (ask, wait) {
-            (Some(source), _) if outages.take_turn(&source.name, now) => Verdict::Ask(source),
-            (Some(_), _) => Verdict::Wait(now + Duration::from_millis(50)),
+            (Some(source), _) if !running.has_room(request.class, &source.host) => {
+                Verdict::Wait(soon)
+            }
+            (Some(source), _) if health.take_turn(&source, blob, now) => Verdict::Ask(source),
+            (Some(_), _) => Verdict::Wait(soon),
             (None, Some(until)) => Verdict::Wait(until.max(now + Duration::from_millis(1))),
             (None, None) => Verdict::Nobody,
         }
     }
 
     fn due_probes(&mut self, now: Instant, round: &mut Round) {
-        let State {
-            outages, probes, ..
-        } = self;
-        probes.retain(|name, _| outages.knows(name));
-        for (source, at) in probes.values_mut() {
-            if *at <= now && outages.take_turn(&source.name, now) {
-                round.probe.push(source.clone());
-                *at = now + Duration::from_secs(3);
+        let State { health, probes, .. } = self;
+        probes.retain(|scope, _| health.knows(scope));
+        for probe in probes.values_mut() {
+            if probe.due <= now && health.take_turn(&probe.source, probe.blob, now) {
+                round
+                    .probe
+                    .push((probe.source.clone(), probe.blob, probe.at));
             }
-            round.wake_at = sooner(round.wake_at, *at);
+            if probe.due <= now {
+                probe.due = now + Duration::from_secs(3);
+            }
+            round.wake_at = sooner(round.wake_at, probe.due);
         }
     }
 }
@@ -175,55 +276,116 @@ enum Hope {
 }
 
 impl Waiter {
+    /// Its sources, those that gave wrong bytes last, without those that refused.
+    fn candidates(&self) -> impl Iterator<Item = &Source> {
+        let avoided = |source: &&Source| self.avoid.as_ref() == Some(&source.name);
+        let preferred = self.sources.iter().filter(move |source| !avoided(source));
+        let last = self.sources.iter().filter(move |source| avoided(source));
+        let refused = |source: &&Source| self.refused.iter().any(|(name, ..)| *name == source.name);
+        preferred.chain(last).filter(move |source| !refused(source))
+    }
+
+    /// The first that is well, one that is quick to begin before one that is not.
+    fn well(&self, health: &Health, blob: Digest, slow: &Slow, now: Instant) -> Option<&Source> {
+        let mut late = None;
+        for source in self.candidates() {
+            if matches!(health.standing(source, blob, now), Standing::Well) {
+                if !slow.has(source, blob) {
+                    return Some(source);
+                }
+                late = late.or(Some(source));
+            }
+        }
+        late
+    }
+
     fn hope(
         &self,
-        outages: &mut Outages,
-        probes: &mut HashMap<Arc<str>, (Source, Instant)>,
+        health: &mut Health,
+        probes: &mut HashMap<Scope, Probe>,
+        (blob, at): (Digest, u64),
+        slow: &Slow,
+        options: &Options,
         now: Instant,
     ) -> Hope {
-        let mut wait: Option<Instant> = None;
+        if let Some(source) = self.well(health, blob, slow, now) {
+            return Hope::Ask(source.clone());
+        }
+        let mut wait: Option<(Instant, &Source)> = None;
         let mut spent = None;
-        let avoided = |source: &&Source| self.avoid.as_ref() == Some(&source.name);
-        let preferred = self.sources.iter().filter(|source| !avoided(source));
-        for source in preferred.chain(self.sources.iter().filter(avoided)) {
-            if self.refused.iter().any(|(name, _, _)| *name == source.name) {
-                continue;
-            }
-            match outages.health(&source.name, now) {
-                Health::Well => return Hope::Ask(source.clone()),
-                Health::Failing(until) if until <= now => return Hope::Ask(source.clone()),
-                Health::Failing(until) => wait = sooner(wait, until),
-                Health::Spent {
+        for source in self.candidates() {
+            health.wanted(source, blob, now);
+            match health.standing(source, blob, now) {
+                Standing::Well => return Hope::Ask(source.clone()),
+                Standing::Failing(until) if until <= now => return Hope::Ask(source.clone()),
+                Standing::Failing(until) => {
+                    if wait.is_none_or(|(known, _)| until < known) {
+                        wait = Some((until, source));
+                    }
+                }
+                Standing::Spent {
+                    scope,
                     lasted,
                     probe_at,
                     last,
                 } => {
-                    let probe = || (source.clone(), probe_at);
-                    let (_, at) = probes.entry(Arc::clone(&source.name)).or_insert_with(probe);
+                    let probe = probes.entry(scope).or_insert_with(|| Probe {
+                        source: source.clone(),
+                        blob,
+                        at,
+                        due: probe_at,
+                    });
+                    // The newest who asks knows best, a newer credential for one.
+                    probe.source = source.clone();
+                    (probe.blob, probe.at) = (blob, at);
                     let source_name = Arc::clone(&source.name);
-                    spent = Some((
-                        *at,
-                        DemandError::OutOfTime {
-                            source_name,
-                            lasted,
-                            error: last,
-                        },
-                    ));
+                    let error = DemandError::OutOfTime {
+                        source_name,
+                        lasted,
+                        error: last,
+                    };
+                    spent = Some((probe.due, error));
                 }
             }
         }
-        match (wait, spent, self.refused.last()) {
-            (Some(until), _, _) => Hope::Wait(until),
-            (None, Some((at, _)), _) if self.patience == Patience::Forever => Hope::Wait(at),
-            (None, Some((_, error)), _) => Hope::None(error),
-            (None, None, Some((_, _, at))) if self.patience == Patience::Forever => {
+        if let Some((until, source)) = wait {
+            return self.wait_for(until, source, health, blob, options, now);
+        }
+        match (spent, self.refused.last()) {
+            (Some((due, _)), _) if self.patience == Patience::Forever => Hope::Wait(due),
+            (Some((_, error)), _) => Hope::None(error),
+            (None, Some((_, _, at))) if self.patience == Patience::Forever => {
                 Hope::Wait(*at + REFUSAL_LASTS)
             }
-            (None, None, Some((name, error, _))) => Hope::None(DemandError::Refused {
+            (None, Some((name, error, _))) => Hope::None(DemandError::Refused {
                 source_name: Arc::clone(name),
                 error: error.clone(),
             }),
-            (None, None, None) => Hope::None(DemandError::NoSource),
+            (None, None) => Hope::None(DemandError::NoSource),
+        }
+    }
+
+    /// Until then, but a reader not longer than the budget in all, whatever the clocks of its sources say.
+    fn wait_for(
+        &self,
+        until: Instant,
+        source: &Source,
+        health: &Health,
+        blob: Digest,
+        options: &Options,
+        now: Instant,
+    ) -> Hope {
+        if self.patience == Patience::Forever {
+            return Hope::Wait(until);
+        }
+        let end = self.asked + options.read_budget;
+        match health.reason(source, blob) {
+            Some(error) if end <= now => Hope::None(DemandError::OutOfTime {
+                source_name: Arc::clone(&source.name),
+                lasted: now.saturating_duration_since(self.asked),
+                error,
+            }),
+            _ => Hope::Wait(until.min(end.max(now))),
         }
     }
 }

@@ -1,27 +1,58 @@
 //! One request in the air: its bytes are cut into pieces and handed over, piece by piece, as they complete.
+//!
+//! It has deadlines ([`Line`]): for its first byte, then for each few kilobytes. Time in which it does not read, because it is
+//! paused or waits for memory, counts neither against it nor against its source.
 
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use soci_oci::fetch::FetchError;
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, timeout},
+use soci_oci::{
+    Digest,
+    fetch::{Concern, FetchError, RangeBody},
 };
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Class, Delivery, Shared, Source, queue::Request};
+use super::{
+    Class, Delivery, PieceId, Shared, Source,
+    queue::{FlightId, Request},
+    share::Held,
+};
 use crate::sync::{Arc, atomic::Ordering};
 
 /// Reader bytes that came this recently: the line is theirs.
 const ARRIVING: Duration = Duration::from_millis(200);
 /// A paused body looks again this often, in case the reader's request stalls.
 const PAUSE: Duration = Duration::from_millis(100);
+/// After its first byte a request brings at least so much in each such time. A packet or two: a line of 1 kB/s, even one
+/// that carries several requests, does more; who gives a byte now and then to keep a reader does not.
+const LEAST: u64 = 4 << 10;
+const WINDOW: Duration = Duration::from_secs(20);
 
 /// Permits are counted in KiB, rounded up.
-pub(super) fn kib(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(1024))
-        .unwrap_or(u32::MAX >> 4)
-        .min(u32::MAX >> 4)
+pub(super) fn kib(bytes: u64) -> usize {
+    usize::try_from(bytes.div_ceil(1024)).unwrap_or(usize::MAX >> 4)
+}
+
+/// What others know of a running request.
+pub(super) struct Aloft {
+    pub(super) host: Arc<str>,
+    pub(super) source: Arc<str>,
+    pub(super) blob: Digest,
+    pub(super) begun: Instant,
+    /// When it last got bytes; `None` before its first.
+    pub(super) last: Option<Instant>,
+}
+
+impl Aloft {
+    pub(super) fn new(request: &Request, source: &Source, now: Instant) -> Aloft {
+        Aloft {
+            host: Arc::clone(&source.host),
+            source: Arc::clone(&source.name),
+            blob: request.blob,
+            begun: now,
+            last: None,
+        }
+    }
 }
 
 /// Gives back, however the request ends, what it holds: its slot and the pieces that it did not deliver.
@@ -41,9 +72,16 @@ impl Drop for Flight {
         {
             let mut state = self.shared.state.lock();
             let state = &mut *state;
-            state.running.end(self.request.class, &self.request.image);
-            state.received.remove(&self.request.flight);
-            let left = state.queue.give_back(self.request.flight);
+            let Request {
+                class,
+                image,
+                flight,
+                blob,
+                ..
+            } = &self.request;
+            state.running.end(*class, image, &self.source.host);
+            state.flights.remove(flight);
+            let left = state.queue.give_back(*flight);
             let failure = self.failure.take().or_else(|| {
                 // Dropped in the middle of a panic: treated as an outage so that it is not repeated at once.
                 let range = self.request.range();
@@ -57,27 +95,31 @@ impl Drop for Flight {
             match failure {
                 Some(error) if error.is_transient() || !self.done && std::thread::panicking() => {
                     state
-                        .outages
-                        .failed(&self.source.name, self.since, now, error);
+                        .health
+                        .failed(&self.source, *blob, self.since, now, error);
+                    // Who is parked may have waited for the outcome.
+                    state.unpark_at = Some(now);
                 }
                 Some(error) => {
                     tracing::warn!(
                         source = &*self.source.name,
-                        blob = %self.request.blob,
+                        blob = %blob,
                         error = %error,
                         "a source refuses a range"
                     );
+                    let concern = error.concern();
+                    state.health.answered_before(&self.source, *blob, concern);
+                    state.health.release(&self.source, *blob, now);
                     for id in left {
                         let Some(piece) = state.queue.get_mut(id) else {
                             continue;
                         };
                         for waiter in &mut piece.waiters {
-                            let name = Arc::clone(&self.source.name);
-                            waiter.refused.push((name, error.clone(), now));
+                            waiter.refused_by(&self.source, &error, now);
                         }
                     }
                 }
-                None => {}
+                None => state.health.release(&self.source, *blob, now),
             }
         }
         self.shared.gate.notify_waiters();
@@ -103,56 +145,104 @@ pub(super) async fn fly(shared: Arc<Shared>, request: Request, source: Source) {
     flight.done = true;
 }
 
+/// A body and what it must bring until when.
+struct Line {
+    body: RangeBody,
+    first: Duration,
+    /// When this window began, with how many bytes carried.
+    window: (Instant, u64),
+    due: Instant,
+}
+
+impl Line {
+    async fn open(
+        source: &Source,
+        range: std::ops::Range<u64>,
+        first: Duration,
+    ) -> Result<Line, FetchError> {
+        let now = Instant::now();
+        let due = now + first;
+        match timeout_at(due, source.fetcher.fetch(range)).await {
+            Ok(body) => Ok(Line {
+                body: body?,
+                first,
+                window: (now, 0),
+                due,
+            }),
+            Err(_) => Err(FetchError::TooSlow {
+                received: 0,
+                lasted: first,
+            }),
+        }
+    }
+
+    /// Counts anew: what was before, the line was not read.
+    fn renew(&mut self) {
+        let now = Instant::now();
+        self.window = (now, self.body.carried());
+        let begun = self.window.1 > 0;
+        self.due = now + if begun { WINDOW } else { self.first };
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+        loop {
+            let chunk = timeout_at(self.due, self.body.next()).await;
+            let (began, before) = self.window;
+            let came = self.body.carried() - before;
+            let least = if before == 0 { 1 } else { LEAST };
+            if came >= least {
+                self.renew();
+            }
+            match chunk {
+                Ok(chunk) => return chunk,
+                Err(_) if came >= least => {}
+                Err(_) => {
+                    return Err(FetchError::TooSlow {
+                        received: came,
+                        lasted: began.elapsed(),
+                    });
+                }
+            }
+        }
+    }
+}
+
 impl Flight {
     async fn run(&mut self) -> Result<(), FetchError> {
         let pieces = self.request.pieces.clone();
-        let mut permit = match pieces.first() {
-            Some((_, first)) => Some(self.permit(first.end - first.start).await),
-            None => return Ok(()),
-        };
-        self.since = Instant::now();
-        let mut body = self.source.fetcher.fetch(self.request.range()).await?;
         let mut at = self.request.range().start;
+        let first = self.shared.options.first_byte;
+        let mut line = Line::open(&self.source, self.request.range(), first).await?;
         let mut chunk = Bytes::new();
         // The byte in front of `chunk`: neighbours may share one.
         let mut before: Option<u8> = None;
         for (id, range) in pieces {
-            let wanted = self
-                .shared
-                .state
-                .lock()
-                .queue
-                .carries(self.request.flight, id);
-            if !wanted
-                && self
-                    .shared
-                    .state
-                    .lock()
-                    .queue
-                    .flight_class(self.request.flight)
-                    .is_none()
-            {
-                return Ok(());
-            }
-            let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-            let mut buffer = BytesMut::new();
-            if wanted {
-                if permit.is_none() {
-                    permit = Some(self.permit(range.end - range.start).await);
-                }
-                buffer.reserve(length);
-                if range.start + 1 == at {
-                    buffer.extend_from_slice(before.as_slice());
-                }
-            }
+            let mut buffer: Option<(BytesMut, Option<Held>)> = None;
             while at < range.end {
                 if chunk.is_empty() {
-                    self.pass_gate().await;
-                    chunk = match body.next().await? {
+                    if self.class().is_none() {
+                        return Ok(());
+                    }
+                    if self.pass_gate().await {
+                        line.renew();
+                    }
+                    chunk = match line.next().await? {
                         Some(chunk) => chunk,
                         None => return Ok(()),
                     };
                     self.arrived(at);
+                }
+                let wanted = self.carries(id);
+                if wanted && buffer.is_none() {
+                    // Only now: a source that says nothing holds no memory.
+                    let permit = self.permit(range.end - range.start).await;
+                    line.renew();
+                    let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+                    let mut bytes = BytesMut::with_capacity(length);
+                    if range.start + 1 == at {
+                        bytes.extend_from_slice(before.as_slice());
+                    }
+                    buffer = Some((bytes, permit));
                 }
                 let here = usize::try_from(range.end - at)
                     .unwrap_or(usize::MAX)
@@ -160,67 +250,102 @@ impl Flight {
                 let part = chunk.split_to(here);
                 at += part.len() as u64;
                 before = part.last().copied();
-                if wanted {
-                    buffer.extend_from_slice(&part);
+                match &mut buffer {
+                    Some((bytes, _)) if wanted => bytes.extend_from_slice(&part),
+                    _ => buffer = None,
                 }
             }
-            if wanted {
-                self.deliver(id, buffer.freeze(), permit.take());
+            if let Some((bytes, permit)) = buffer {
+                self.deliver(id, bytes.freeze(), permit);
             }
         }
         Ok(())
     }
 
-    async fn permit(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let options = &self.shared.options;
-        let (memory, most) = match self.request.class {
-            Class::All => (&self.shared.all_memory, options.all_memory),
-            Class::Now | Class::Next => (&self.shared.urgent_memory, options.urgent_memory),
-        };
-        // A piece larger than the whole memory goes alone.
-        let permits = kib(bytes).min(kib(most as u64));
-        Arc::clone(memory).acquire_many_owned(permits).await.ok()
+    /// How urgent it is now; `None` when nobody wants what it has left.
+    fn class(&self) -> Option<Class> {
+        let state = self.shared.state.lock();
+        state.queue.flight_class(self.request.flight)
     }
 
-    /// Waits until a body of this class may be read. See the rules of [`super`].
-    async fn pass_gate(&self) {
+    fn carries(&self, id: PieceId) -> bool {
+        let state = self.shared.state.lock();
+        state.queue.carries(self.request.flight, id)
+    }
+
+    /// Memory of the class that the request has now, even if that changes while it waits.
+    async fn permit(&mut self, bytes: u64) -> Option<Held> {
+        let shared = Arc::clone(&self.shared);
+        let permit = 'class: loop {
+            let class = self.class().unwrap_or(self.request.class);
+            let memory = shared.memory(class);
+            let mut taking = std::pin::pin!(memory.take(&self.source.host, kib(bytes)));
+            loop {
+                let mut changed = std::pin::pin!(shared.gate.notified());
+                // Registered before looking, or a change in between would be missed.
+                changed.as_mut().enable();
+                if self.class().unwrap_or(class) != class {
+                    continue 'class;
+                }
+                tokio::select! {
+                    biased;
+                    permit = &mut taking => break 'class permit,
+                    () = changed => {}
+                }
+            }
+        };
+        self.since = Instant::now();
+        permit
+    }
+
+    /// Waits until a body of this class may be read. See the rules of [`super`]. Whether that took a while.
+    async fn pass_gate(&mut self) -> bool {
+        let mut waited = false;
         loop {
             let opened = self.shared.gate.notified();
             if self.shared.may_read(self.request.flight, Instant::now()) {
-                return;
+                break;
             }
+            waited = true;
             drop(timeout(PAUSE, opened).await);
         }
+        if waited {
+            // A pause is nobody's outage.
+            self.since = Instant::now();
+        }
+        waited
     }
 
     fn arrived(&mut self, at: u64) {
         self.since = Instant::now();
         self.request.position.store(at, Ordering::Relaxed);
         let mut state = self.shared.state.lock();
-        let first = state.received.insert(self.request.flight, Some(self.since)) == Some(None);
-        let ended = first && state.outages.answered(&self.source.name);
-        if ended {
-            state.queue.unpark();
-            drop(state);
+        let state = &mut *state;
+        let Some(aloft) = state.flights.get_mut(&self.request.flight) else {
+            return;
+        };
+        let first = aloft.last.replace(self.since).is_none();
+        let health = &mut state.health;
+        if first && health.answered_before(&self.source, self.request.blob, Concern::Blob) {
+            state.unpark_at = Some(self.since);
             self.shared.wake.notify_one();
         }
     }
 
-    fn deliver(
-        &self,
-        id: super::PieceId,
-        bytes: Bytes,
-        permit: Option<Option<OwnedSemaphorePermit>>,
-    ) {
-        let piece = self
-            .shared
-            .state
-            .lock()
-            .queue
-            .finish(self.request.flight, id);
+    fn deliver(&self, id: PieceId, bytes: Bytes, permit: Option<Held>) {
+        let piece = {
+            let mut state = self.shared.state.lock();
+            let state = &mut *state;
+            let piece = state.queue.finish(self.request.flight, id);
+            if state.health.delivered(&self.source, self.request.blob) {
+                state.unpark_at = Some(Instant::now());
+                self.shared.wake.notify_one();
+            }
+            piece
+        };
         let Some(piece) = piece else { return };
         self.shared.gate.notify_waiters();
-        let permit = permit.flatten().map(Arc::new);
+        let permit = permit.map(Arc::new);
         for waiter in piece.waiters {
             (waiter.sink)(Ok(Delivery {
                 bytes: bytes.clone(),
@@ -233,50 +358,55 @@ impl Flight {
 }
 
 impl Shared {
-    /// Whether this request may read on: readers always; `All` not while a reader's bytes arrive, and only the oldest of
-    /// them while a reader waits for its first.
-    fn may_read(&self, flight: super::queue::FlightId, now: Instant) -> bool {
+    /// Whether this request may read on: readers always; `All` not while a reader's bytes arrive, and of each host only the
+    /// oldest of them while a reader waits for its first.
+    fn may_read(&self, flight: FlightId, now: Instant) -> bool {
         let state = self.state.lock();
         if state.queue.flight_class(flight) != Some(Class::All) {
             return true;
         }
+        let own = state.flights.get(&flight);
         let mut reader = self.held_back.load(Ordering::Relaxed) > 0;
         let mut oldest = flight;
-        for (&other, last) in &state.received {
+        for (&other, aloft) in &state.flights {
             match state.queue.flight_class(other) {
-                Some(Class::Now) => match last {
-                    Some(last) if now.saturating_duration_since(*last) < ARRIVING => return false,
+                Some(Class::Now) => match aloft.last {
+                    Some(last) if now.saturating_duration_since(last) < ARRIVING => return false,
                     _ => reader = true,
                 },
-                Some(Class::All) => oldest = oldest.min(other),
-                Some(Class::Next) | None => {}
+                Some(Class::All) if own.is_some_and(|own| own.host == aloft.host) => {
+                    oldest = oldest.min(other);
+                }
+                Some(Class::Next | Class::All) | None => {}
             }
         }
         !reader || oldest == flight
     }
 }
 
-/// Asks a source whose budget is spent for one byte.
-pub(super) async fn probe(shared: Arc<Shared>, source: Source) {
+/// Asks what has spent its budget for one byte of what is wanted of it.
+pub(super) async fn probe(shared: Arc<Shared>, source: Source, blob: Digest, at: u64) {
     let since = Instant::now();
+    let first = shared.options.first_byte;
     let answer = async {
-        let mut body = source.fetcher.fetch(0..1).await?;
-        body.next().await
+        let mut line = Line::open(&source, at..at + 1, first).await?;
+        line.next().await
     };
-    match answer.await {
-        Err(error) if error.is_transient() => {
-            let mut state = shared.state.lock();
-            state
-                .outages
-                .failed(&source.name, since, Instant::now(), error);
+    let answer = answer.await;
+    {
+        let now = Instant::now();
+        let mut state = shared.state.lock();
+        let state = &mut *state;
+        match answer {
+            Err(error) if error.is_transient() => {
+                state.health.failed(&source, blob, since, now, error);
+            }
+            // Any answer, also a refusal, is an answer of a source that is there.
+            Ok(_) | Err(_) => {
+                state.health.delivered(&source, blob);
+            }
         }
-        // Any answer, also a refusal, is an answer of a source that is there.
-        Ok(_) | Err(_) => {
-            let mut state = shared.state.lock();
-            state.outages.answered(&source.name);
-            state.probes.remove(&source.name);
-            state.queue.unpark();
-        }
+        state.unpark_at = Some(now);
     }
     shared.wake.notify_one();
 }

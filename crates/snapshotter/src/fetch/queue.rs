@@ -11,6 +11,7 @@
 //! | flying | all its bytes came: [`Queue::finish`] | gone, its waiters answered |
 //! | flying | the request broke: [`Queue::give_back`] | ready |
 //! | flying | wanted more urgently than its request can deliver: [`Queue::promote`] | ready (the request passes over it) |
+//! | flying | another source may have it sooner: [`Queue::free`] | ready (the same) |
 //! | any | [`Queue::remove`] | gone, its waiters answered |
 //!
 //! Ready pieces are taken by class, then by the order their demand gave, then by age. A request takes the pieces that
@@ -87,16 +88,6 @@ impl Request {
         let start = self.pieces.first().map_or(0, |(_, range)| range.start);
         start..self.pieces.last().map_or(start, |(_, range)| range.end)
     }
-}
-
-/// Whether a piece may be taken now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fit {
-    Yes,
-    /// Not this one; others of its class may.
-    No,
-    /// Nothing of its class or of a lower one.
-    Full,
 }
 
 type Rank = (Class, u64, PieceId);
@@ -241,18 +232,14 @@ impl<T> Queue<T> {
     /// unless the first piece alone is larger.
     pub(crate) fn take(
         &mut self,
-        mut fits: impl FnMut(&Piece<T>) -> Fit,
+        mut fits: impl FnMut(&Piece<T>) -> bool,
         limit: impl Fn(Class) -> u64,
     ) -> Option<Request> {
         let mut first = None;
         for &id in self.ready.values() {
-            match self.pieces.get(&id).map_or(Fit::No, &mut fits) {
-                Fit::Yes => {
-                    first = Some(id);
-                    break;
-                }
-                Fit::No => {}
-                Fit::Full => break,
+            if self.pieces.get(&id).is_some_and(&mut fits) {
+                first = Some(id);
+                break;
             }
         }
         let first = first?;
@@ -323,6 +310,20 @@ impl<T> Queue<T> {
             .filter_map(|id| self.pieces.get(id))
             .map(|piece| piece.class)
             .min()
+    }
+
+    /// What this request still carries.
+    pub(crate) fn carried(&self, flight: FlightId) -> Vec<PieceId> {
+        let flight = self.flights.get(&flight);
+        flight.map_or_else(Vec::new, |flight| flight.pieces.clone())
+    }
+
+    /// A piece is to be had by another request: this one passes over it.
+    pub(crate) fn free(&mut self, flight: FlightId, id: PieceId) {
+        if self.carries(flight, id) {
+            self.leave_flight(flight, id);
+            self.make_ready(id);
+        }
     }
 
     /// Whether this request still carries this piece.
@@ -422,7 +423,7 @@ mod tests {
     }
 
     fn take(queue: &mut Queue<u32>) -> Option<Request> {
-        queue.take(|_| Fit::Yes, |_| 100)
+        queue.take(|_| true, |_| 100)
     }
 
     #[test]
@@ -477,7 +478,7 @@ mod tests {
         push(&mut queue, key(1, 0, NEAR), Class::All, 0);
         push(&mut queue, key(1, NEAR, 2 * NEAR), Class::All, 1);
         push(&mut queue, key(1, 2 * NEAR, 3 * NEAR), Class::All, 2);
-        let request = queue.take(|_| Fit::Yes, |_| u64::MAX).expect("a request");
+        let request = queue.take(|_| true, |_| u64::MAX).expect("a request");
         assert_eq!(request.pieces.len(), 3);
         assert!(queue.promote(&key(1, NEAR, 2 * NEAR), Class::Now));
         assert_eq!(
@@ -508,22 +509,32 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_a_full_class_is_taken() {
+    fn what_does_not_fit_is_passed_over() {
         let mut queue = Queue::default();
-        push(&mut queue, key(1, 0, 10), Class::All, 0);
-        push(&mut queue, key(2, 0, 10), Class::Now, 1);
-        let fits = |piece: &Piece<u32>| {
-            if piece.class == Class::All {
-                Fit::Full
-            } else {
-                Fit::Yes
-            }
-        };
-        assert_eq!(
-            queue.take(fits, |_| 100).expect("the reader's").class,
-            Class::Now
-        );
+        push(&mut queue, key(1, 0, 10), Class::Now, 0);
+        push(&mut queue, key(2, 0, 10), Class::All, 1);
+        let fits = |piece: &Piece<u32>| piece.class == Class::All;
+        let request = queue.take(fits, |_| 100).expect("the one that fits");
+        assert_eq!(request.class, Class::All);
         assert!(queue.take(fits, |_| 100).is_none());
+    }
+
+    #[test]
+    fn a_piece_that_is_freed_gets_a_request_of_its_own() {
+        let mut queue = Queue::default();
+        push(&mut queue, key(1, 0, 10), Class::Now, 0);
+        push(&mut queue, key(1, 10, 20), Class::Now, 1);
+        let slow = take(&mut queue).expect("a request");
+        let second = slow.pieces[1].0;
+        queue.free(slow.flight, second);
+        assert_eq!(queue.carried(slow.flight), [slow.pieces[0].0]);
+        let own = take(&mut queue).expect("a request of its own");
+        assert_eq!(own.range(), 10..20);
+        queue.free(slow.flight, second);
+        assert!(
+            queue.carries(own.flight, second),
+            "not the slow one's any more"
+        );
     }
 
     #[derive(Clone, Debug)]
@@ -563,7 +574,7 @@ mod tests {
                     }
                     Step::Take(limit) => {
                         let least = queue.ready.keys().map(|(class, _, _)| *class).min();
-                        if let Some(request) = queue.take(|_| Fit::Yes, |_| limit) {
+                        if let Some(request) = queue.take(|_| true, |_| limit) {
                             prop_assert_eq!(Some(request.class), least);
                             let range = request.range();
                             prop_assert!(request.pieces.len() == 1 || range.end - range.start <= limit);
@@ -603,7 +614,7 @@ mod tests {
                 queue.give_back(flight.flight);
             }
             queue.unpark();
-            while let Some(request) = queue.take(|_| Fit::Yes, |_| 50) {
+            while let Some(request) = queue.take(|_| true, |_| 50) {
                 for (id, _) in &request.pieces {
                     for waiter in queue.finish(request.flight, *id).expect("it flies").waiters {
                         prop_assert!(answered.insert(waiter));

@@ -8,9 +8,11 @@ use std::collections::VecDeque;
 use async_trait::async_trait;
 use soci_oci::fetch::{ByteRange, RangeBody};
 use soci_oci::testing::{FaultyFetcher, FetchFault, MemoryBlob, noise};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::*;
+
+mod fair;
 
 const LEN: usize = 1 << 20;
 
@@ -21,16 +23,14 @@ fn blob() -> (Vec<u8>, Digest) {
 }
 
 fn source(name: &str, fetcher: Arc<dyn Fetcher>) -> Source {
-    Source {
-        name: Arc::from(name),
-        fetcher,
-    }
+    Source::new(name, "app", fetcher)
 }
 
 struct Asker {
     scheduler: Arc<Scheduler>,
     blob: Digest,
     sources: Arc<[Source]>,
+    image: Arc<str>,
     tell: mpsc::UnboundedSender<(Range<u64>, Result<Delivery, DemandError>)>,
     told: mpsc::UnboundedReceiver<(Range<u64>, Result<Delivery, DemandError>)>,
 }
@@ -43,6 +43,7 @@ impl Asker {
             scheduler,
             blob,
             sources: sources.into(),
+            image: Arc::from("image"),
             tell,
             told,
         }
@@ -55,7 +56,7 @@ impl Asker {
             blob: self.blob,
             range,
             class,
-            image: Arc::from("image"),
+            image: Arc::clone(&self.image),
             order: 0,
             sources: Arc::clone(&self.sources),
             avoid: None,
@@ -112,7 +113,7 @@ async fn a_broken_request_goes_on_with_the_next_source() {
         );
         delivery.source.to_string()
     });
-    assert_eq!(names, ["a", "b"]);
+    assert_eq!(names, ["a/app", "b/app"]);
 }
 
 /// A source that refuses while it is off, without any time of its own.
@@ -305,7 +306,8 @@ async fn a_reader_does_not_wait_for_the_background() {
 async fn bytes_in_memory_are_bounded_by_what_the_sinks_hold() {
     let (bytes, digest) = blob();
     let options = Options {
-        all_memory: 200_000,
+        // Half of it for one host.
+        all_memory: 400_000,
         all_request_bytes: 50_000,
         ..Options::default()
     };

@@ -462,10 +462,7 @@ fn source_at(registry: &Registry, image: &ImageRef, layer: &Descriptor) -> Resul
     let fetcher = registry
         .blob(image, layer)
         .map_err(|error| explain(&error))?;
-    Ok(Source {
-        name: image.host().into(),
-        fetcher,
-    })
+    Ok(Source::new(image.host(), image.repository(), fetcher))
 }
 
 /// How a layer is compressed: by its type where that says so, else by its first bytes, as containerd does it.

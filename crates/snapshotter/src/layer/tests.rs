@@ -29,6 +29,7 @@ mod lives;
 mod made;
 mod prove;
 mod scrub;
+mod sources;
 mod whole;
 
 use made::{Form, Made};
@@ -100,10 +101,7 @@ fn origin() -> Origin {
 }
 
 fn source(fetcher: Arc<dyn Fetcher>) -> Source {
-    Source {
-        name: Arc::from("registry.example"),
-        fetcher,
-    }
+    Source::new("registry.example", "app", fetcher)
 }
 
 impl Life {

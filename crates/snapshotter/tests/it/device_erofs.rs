@@ -159,10 +159,7 @@ impl Node {
                 index: None,
                 found: "by hand".to_owned(),
             },
-            source: Source {
-                name: "registry.test".into(),
-                fetcher: Arc::clone(&self.blob) as _,
-            },
+            source: Source::new("registry.test", "image", Arc::clone(&self.blob) as _),
         };
         self.runtime.block_on(self.layers.open_lazy(lazy)).unwrap()
     }
