@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use soci_tests::image::noise;
 use soci_tests::node::SOCI;
+use soci_tests::registry::HOST;
+use soci_tests::relay::{Relay, Shape};
 use soci_tests::site::NOTHING_BEHIND;
 use soci_tests::tar::{directory, file};
 use soci_tests::{Image, Site, View};
@@ -101,6 +103,86 @@ fn an_outage_in_the_middle_of_a_long_read_loses_and_changes_nothing() -> Result<
     }
     assert_eq!(reader.join().expect("no panic")?, noise(3, SIZE));
     Ok(())
+}
+
+/// Files of each image for each kind of trouble.
+const TROUBLES: [&str; 3] = ["silent", "drips", "refuses"];
+const READERS: u64 = 8;
+
+fn images() -> Result<[Image; 2]> {
+    let mut files = [vec![directory("d")], vec![directory("d")]];
+    for (trouble, seed) in TROUBLES.iter().zip((0..).step_by(100)) {
+        for reader in 0..READERS {
+            files[0].push(file(
+                &format!("d/{trouble}-{reader}"),
+                noise(seed + reader, SIZE),
+            ));
+        }
+        files[1].push(file(&format!("d/{trouble}"), noise(seed + 50, 2 * SIZE)));
+    }
+    let [bad, good] = files;
+    Ok([Image::of(&[&bad])?, Image::of(&[&good])?])
+}
+
+#[test]
+fn a_registry_in_trouble_delays_no_reader_of_another() -> Result<()> {
+    let site = Site::new(&format!("{NOTHING_BEHIND}[blob]\nread_budget_sec = 10\n"))?;
+    let [image, other] = images()?;
+    let mut registry = site.registry.another(&site.folder().join("bad"))?;
+    let way = Relay::start(
+        ([127, 0, 0, 1], 0).into(),
+        registry.address(),
+        Shape::default(),
+    )?;
+    registry.push(&site.converted(&image, "bad:1", &[])?, "bad:1")?;
+    let bad = format!("{HOST}:{}/bad:1", way.address().port());
+    let good = site.publish(&other, "good:1")?;
+    for reference in [&bad, &good] {
+        site.node.pull(reference, SOCI)?;
+    }
+    let (bad, good) = (site.node.view(&bad, SOCI)?, site.node.view(&good, SOCI)?);
+    for (trouble, seed) in TROUBLES.iter().zip((0..).step_by(100)) {
+        match *trouble {
+            "silent" => way.silence(),
+            "drips" => way.drip(),
+            _ => registry.ask_for_password()?,
+        }
+        let asked = way.asked();
+        let readers: Vec<_> = (0..READERS)
+            .map(|reader| bad.join(format!("d/{trouble}-{reader}")))
+            .map(|path| std::thread::spawn(move || fs::read(path)))
+            .collect();
+        let beside = beside(&way, asked, || {
+            Ok(fs::read(good.join(format!("d/{trouble}")))?)
+        });
+        let still = readers
+            .iter()
+            .filter(|reader| !reader.is_finished())
+            .count();
+        // Whatever came of it: nobody is left waiting.
+        way.restore();
+        for reader in readers {
+            // Bytes or an I/O error: either is an answer.
+            drop(reader.join().expect("no panic"));
+        }
+        let (content, took) = beside?;
+        assert!(content == noise(seed + 50, 2 * SIZE));
+        // A single wait for the other registry is 3 s and more.
+        ensure!(took < Duration::from_secs(2), "{trouble}: {took:?}");
+        ensure!(still > 0, "{trouble}: its own readers did not wait");
+    }
+    Ok(())
+}
+
+/// What somebody else does, and how long it takes, while readers of this registry wait for it.
+fn beside<T>(way: &Relay, asked: u64, act: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
+    let start = Instant::now();
+    while way.asked() == asked {
+        ensure!(start.elapsed() < Duration::from_secs(10), "nobody asks");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let start = Instant::now();
+    Ok((act()?, start.elapsed()))
 }
 
 fn read_at(path: &Path, at: u64) -> std::io::Result<[u8; 4096]> {

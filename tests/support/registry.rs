@@ -36,14 +36,26 @@ impl TlsRegistry {
         Self::configured(folder, authority, "")
     }
 
+    /// One more, with the same certificate.
+    pub fn another(&self, folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder)?;
+        for name in ["ca.pem", "server.pem", "server.key"] {
+            fs::copy(self.folder.join(name), folder.join(name))?;
+        }
+        Self::configured(folder, folder.join("ca.pem"), "")
+    }
+
+    /// From now on it lets nobody in but [`LOGIN`].
+    pub fn ask_for_password(&mut self) -> Result<()> {
+        let access = access(&self.folder)?;
+        write_config(&self.folder, self.port, &access)?;
+        self.restart()
+    }
+
     /// The same for one that lets nobody in but [`LOGIN`].
     pub fn with_password(folder: &Path) -> Result<Self> {
         let authority = make_certificates(folder)?;
-        fs::write(folder.join("passwords"), PASSWORD_FILE)?;
-        let passwords = folder.join("passwords");
-        let shown = passwords.display();
-        let access = format!("auth: {{htpasswd: {{realm: test, path: {shown}}}}}\n");
-        Self::configured(folder, authority, &access)
+        Self::configured(folder, authority, &access(folder)?)
     }
 
     /// The same for one that lets everybody in, but only with a token, and takes a token only for so long.
@@ -64,13 +76,7 @@ impl TlsRegistry {
 
     fn configured(folder: &Path, authority: PathBuf, access: &str) -> Result<Self> {
         let port = free_port()?;
-        let shown = folder.display();
-        let config = format!(
-            "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: true}}}}\n\
-             storage: {{filesystem: {{rootdirectory: {shown}/blobs}}}}\n\
-             {access}http: {{addr: 127.0.0.1:{port}, tls: {{certificate: {shown}/server.pem, key: {shown}/server.key}}}}\n"
-        );
-        fs::write(folder.join("registry.yml"), config)?;
+        write_config(folder, port, access)?;
         Ok(Self {
             daemon: serve(folder, port)?,
             port,
@@ -134,6 +140,26 @@ impl TlsRegistry {
     pub fn log(&self) -> String {
         self.daemon.log()
     }
+}
+
+/// The lines of its configuration that name a file with [`LOGIN`]; writes that file.
+fn access(folder: &Path) -> Result<String> {
+    let passwords = folder.join("passwords");
+    fs::write(&passwords, PASSWORD_FILE)?;
+    let shown = passwords.display();
+    Ok(format!(
+        "auth: {{htpasswd: {{realm: test, path: {shown}}}}}\n"
+    ))
+}
+
+fn write_config(folder: &Path, port: u16, access: &str) -> Result<()> {
+    let shown = folder.display();
+    let config = format!(
+        "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: true}}}}\n\
+         storage: {{filesystem: {{rootdirectory: {shown}/blobs}}}}\n\
+         {access}http: {{addr: 127.0.0.1:{port}, tls: {{certificate: {shown}/server.pem, key: {shown}/server.key}}}}\n"
+    );
+    Ok(fs::write(folder.join("registry.yml"), config)?)
 }
 
 fn serve(folder: &Path, port: u16) -> Result<Daemon> {

@@ -7,7 +7,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -36,10 +36,20 @@ struct Link {
     shape: Shape,
     shared: Option<Bucket>,
     open: AtomicBool,
+    /// [`FLOWS`], [`SILENT`] or [`DRIPS`].
+    manner: AtomicU8,
+    asked: AtomicU64,
     stopped: AtomicBool,
     delivered: AtomicU64,
     streams: Mutex<Vec<TcpStream>>,
 }
+
+/// How bytes go to clients: as the shape says, not at all, or one now and then.
+const FLOWS: u8 = 0;
+const SILENT: u8 = 1;
+const DRIPS: u8 = 2;
+/// Time from one byte to the next.
+const DRIP: Duration = Duration::from_secs(1);
 
 /// Bytes in flight in one direction of one connection: 4,096 pieces of at most 16 KiB, more than any delay here needs.
 const QUEUE: usize = 4096;
@@ -55,6 +65,8 @@ impl Relay {
             shape,
             shared: shape.rate.map(Bucket::new),
             open: AtomicBool::new(true),
+            manner: AtomicU8::new(FLOWS),
+            asked: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             delivered: AtomicU64::new(0),
             streams: Mutex::new(Vec::new()),
@@ -77,8 +89,24 @@ impl Relay {
         self.link.close_all();
     }
 
+    /// Connections stay and new ones are taken, and nothing comes of them: what the registry says waits here.
+    pub fn silence(&self) {
+        self.link.manner.store(SILENT, Ordering::SeqCst);
+    }
+
+    /// The same, but a byte comes of each every [`DRIP`].
+    pub fn drip(&self) {
+        self.link.manner.store(DRIPS, Ordering::SeqCst);
+    }
+
+    /// Bytes that clients have sent.
+    pub fn asked(&self) -> u64 {
+        self.link.asked.load(Ordering::SeqCst)
+    }
+
     /// The registry is back.
     pub fn restore(&self) {
+        self.link.manner.store(FLOWS, Ordering::SeqCst);
         self.link.open.store(true, Ordering::SeqCst);
     }
 
@@ -175,12 +203,39 @@ impl Link {
                 }
                 wait_until(when);
             }
-            if to.write_all(&piece).is_err() {
+            let rest = if limited {
+                self.hold(to, &piece)
+            } else {
+                self.asked.fetch_add(piece.len() as u64, Ordering::SeqCst);
+                Some(piece.as_slice())
+            };
+            if rest.is_none_or(|rest| to.write_all(rest).is_err()) {
                 return;
             }
             if limited {
                 self.delivered
                     .fetch_add(piece.len() as u64, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Keeps a piece as long as the link does not flow, and gives what has not dripped meanwhile; `None` at the end.
+    fn hold<'p>(&self, mut to: &TcpStream, piece: &'p [u8]) -> Option<&'p [u8]> {
+        let mut rest = piece;
+        let mut next = Instant::now() + DRIP;
+        loop {
+            if self.stopped.load(Ordering::SeqCst) {
+                return None;
+            }
+            match self.manner.load(Ordering::SeqCst) {
+                FLOWS => return Some(rest),
+                DRIPS if Instant::now() >= next => {
+                    let (byte, left) = rest.split_at_checked(1)?;
+                    to.write_all(byte).ok()?;
+                    rest = left;
+                    next = Instant::now() + DRIP;
+                }
+                _ => thread::sleep(Duration::from_millis(10)),
             }
         }
     }
@@ -306,6 +361,22 @@ mod tests {
             "200 ms of bytes and 60 ms of way took {took}"
         );
         assert_eq!(relay.delivered(), 4_000_000);
+    }
+
+    #[test]
+    fn a_silent_relay_takes_connections_and_gives_nothing_until_it_is_restored() {
+        let relay = Relay::start(any_port(), server(1000), Shape::default()).expect("a relay");
+        relay.silence();
+        thread::scope(|scope| {
+            let client = scope.spawn(|| received(relay.address()));
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_millis(100) {
+                assert_eq!(relay.delivered(), 0);
+                thread::sleep(Duration::from_millis(10));
+            }
+            relay.restore();
+            assert_eq!(client.join().expect("no panic"), 1000);
+        });
     }
 
     #[test]
