@@ -114,11 +114,11 @@ fn images() -> Result<[Image; 2]> {
     for (trouble, seed) in TROUBLES.iter().zip((0..).step_by(100)) {
         for reader in 0..READERS {
             files[0].push(file(
-                &format!("d/{trouble}-{reader}"),
+                format!("d/{trouble}-{reader}"),
                 noise(seed + reader, SIZE),
             ));
         }
-        files[1].push(file(&format!("d/{trouble}"), noise(seed + 50, 2 * SIZE)));
+        files[1].push(file(format!("d/{trouble}"), noise(seed + 50, 2 * SIZE)));
     }
     let [bad, good] = files;
     Ok([Image::of(&[&bad])?, Image::of(&[&good])?])

@@ -323,7 +323,9 @@ fn status(error: SnapshotError) -> Status {
             Status::invalid_argument(text)
         }
         S::Unavailable { .. } => Status::unavailable(text),
-        S::Metadata(M::Storage { .. } | M::Damaged { .. })
+        S::Metadata(M::Full { .. }) | S::Full { .. } => Status::resource_exhausted(text),
+        S::CallerGone => Status::cancelled(text),
+        S::Metadata(M::Storage { .. } | M::Damaged { .. } | M::Closed | M::Lost)
         | S::NoNamespace
         | S::Files { .. }
         | S::Folder { .. }

@@ -31,7 +31,7 @@ mod show;
 mod trust;
 pub mod verdict;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -377,29 +377,42 @@ impl Images {
         self.0.parts.mounts.unmount(at).await
     }
 
-    /// Removes layers that no record uses and nobody works with. `used` reads the records; it is called after the
-    /// layers are marked, so that what was committed before is seen.
-    pub(crate) async fn remove_unused<E>(
-        &self,
-        used: impl AsyncFnOnce() -> Result<Vec<LayerKey>, E>,
-    ) -> Result<(), E> {
-        let layers = &self.0.parts.layers;
-        let all = layers.store().list();
-        let removing = self
-            .0
-            .holds
-            .begin_removal(all.iter().map(|(_, key)| key.layer));
-        if removing.layers().is_empty() {
-            return Ok(());
-        }
-        let used: std::collections::HashSet<_> = used().await?.into_iter().collect();
+    /// Removes layers that no record uses and nobody works with, one at a time: a request for one that is not its turn
+    /// yet takes it back, and one for the layer whose turn it is makes another while the files of this one go. `used`
+    /// reads the records.
+    pub(crate) async fn remove_unused<E, F>(&self, used: impl Fn() -> F) -> Result<(), E>
+    where
+        F: Future<Output = Result<Vec<LayerKey>, E>>,
+    {
+        let all = self.0.parts.layers.store().list();
+        let known: HashSet<_> = used().await?.into_iter().collect();
         for (number, key) in all {
-            if used.contains(&key) || !removing.layers().contains(&key.layer) {
+            if known.contains(&key) {
+                continue;
+            }
+            let Some(removing) = self.0.holds.begin_removal(key.layer) else {
+                continue;
+            };
+            // Again, now that nobody can begin: what was committed before is found there.
+            if used().await?.contains(&key) {
                 continue;
             }
             self.0.parts.mounts.forget(number.0);
             self.0.showing.lock().remove(&number.0);
-            if let Err(error) = layers.remove(&key).await {
+            let removal = self.0.parts.layers.remove(&key);
+            tokio::pin!(removal);
+            // Its first step takes the layer out of the store; the files are nobody's from there on.
+            let begun = tokio::select! {
+                biased;
+                done = &mut removal => Some(done),
+                () = std::future::ready(()) => None,
+            };
+            drop(removing);
+            let removed = match begun {
+                Some(done) => done,
+                None => removal.await,
+            };
+            if let Err(error) = removed {
                 let (layer, error) = (key.layer.to_string(), explain(&error));
                 warn!(layer, error, "a layer that nobody uses is not removed");
             }

@@ -5,11 +5,11 @@
 //!
 //! Order of a creation: the directory, then the record, so that whatever has a record is usable; a directory
 //! without a record is found and deleted by `cleanup`, and its number is never used again. Order of a removal:
-//! the record, then (in `cleanup`) mount and directory. A request that fails takes its own record with it.
+//! the record, then (in `cleanup`, when it is gone for good) mount and directory. A request that fails, or whose caller
+//! is gone, takes its own record with it.
 //!
 //! Commit, remove, stat and update are called by containerd from inside its own transactions. They never call
-//! containerd, the network or a mount of ours. A layer that is being prepared belongs to no request: a client that
-//! goes away stops nothing, and the next one finds the target.
+//! containerd, the network or a mount of ours. What was fetched for a client that went away serves the next one.
 
 pub(crate) mod directories;
 mod error;
@@ -20,6 +20,7 @@ pub(crate) mod plan;
 mod record;
 mod trust;
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use tokio_util::task::TaskTracker;
@@ -40,7 +41,7 @@ use crate::image::{Images, Parent, Wanted, explain};
 use crate::mount;
 use crate::mount::thread::MountThread;
 use crate::store::LayerKey;
-use crate::sync::Arc;
+use crate::sync::{Arc, Weak};
 
 /// How the snapshotter behaves.
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,6 +69,25 @@ pub struct Parts {
     pub images: Option<Images>,
 }
 
+/// Whether a new snapshot has to survive a power failure before the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lasts {
+    Always,
+    /// Who asked asks again.
+    UnlessRepeated,
+}
+
+/// Who waits for the answer to a request.
+#[derive(Debug)]
+struct Caller(Weak<()>);
+
+impl Caller {
+    /// Whether nobody waits any more. What is made then belongs to nobody.
+    fn is_gone(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+}
+
 /// The snapshots of one root.
 #[derive(Clone, Debug)]
 pub struct Snapshotter {
@@ -82,6 +102,8 @@ struct Shared {
     options: Options,
     /// One clean-up at a time.
     cleaning: tokio::sync::Semaphore,
+    /// One file tree is measured at a time: nobody waits for it, and it may take long.
+    measuring: tokio::sync::Semaphore,
     /// Layers that are being prepared.
     tasks: TaskTracker,
 }
@@ -108,6 +130,7 @@ impl Snapshotter {
         let used = directories.highest().map_err(folder)?;
         let metadata = Metadata::open(&directories.database(), used)?;
         let cleaning = tokio::sync::Semaphore::new(1);
+        let measuring = tokio::sync::Semaphore::new(1);
         let tasks = TaskTracker::new();
         let shared = Shared {
             directories,
@@ -115,6 +138,7 @@ impl Snapshotter {
             parts,
             options,
             cleaning,
+            measuring,
             tasks,
         };
         Ok(Self {
@@ -136,6 +160,21 @@ impl Snapshotter {
             .await?
     }
 
+    /// Does work to its end, even if the caller goes away, and tells it whether that happened.
+    async fn owned<T: Send + 'static, F>(
+        &self,
+        work: impl FnOnce(Caller) -> F,
+    ) -> Result<T, SnapshotError>
+    where
+        F: Future<Output = Result<T, SnapshotError>> + Send + 'static,
+    {
+        let here = Arc::new(());
+        let work = work(Caller(Arc::downgrade(&here)));
+        let done = self.shared.tasks.spawn(work).await;
+        drop(here);
+        done.map_err(|error| SnapshotError::Lost(Lost::Panicked(error.to_string())))?
+    }
+
     /// The record of a snapshot.
     pub async fn stat(&self, name: String) -> Result<Info, SnapshotError> {
         self.run(Lane::Files, move |shared| {
@@ -152,11 +191,8 @@ impl Snapshotter {
         labels: Labels,
         which: LabelUpdate,
     ) -> Result<Info, SnapshotError> {
-        self.run(Lane::Files, move |shared| {
-            let record = shared.metadata.update(&name, &labels, &which)?;
-            Ok(Info { name, record })
-        })
-        .await
+        let record = self.shared.metadata.update(&name, &labels, &which).await?;
+        Ok(Info { name, record })
     }
 
     /// The snapshots that `wanted` accepts.
@@ -172,11 +208,14 @@ impl Snapshotter {
 
     /// What a snapshot takes: measured now while it is active, else as it was when it was committed.
     pub async fn usage(&self, key: String) -> Result<Usage, SnapshotError> {
-        self.run(Lane::FilesBehind, move |shared| {
+        // Never closed.
+        let _turn = self.shared.measuring.acquire().await.ok();
+        self.run(Lane::Files, move |shared| {
             let record = shared.metadata.get(&key)?;
             match record.kind {
-                Kind::Active => shared.measure(&record),
-                Kind::View | Kind::Committed => Ok(record.usage),
+                // What is being made may be a mount of ours.
+                Kind::Active if !shared.directories.is_busy(record.id) => shared.measure(&record),
+                _ => Ok(record.usage),
             }
         })
         .await
@@ -248,9 +287,8 @@ impl Snapshotter {
             }
             First::Lazy | First::Small => {
                 let snapshotter = self.clone();
-                let work = async move { snapshotter.prepare_layer(wanted).await };
-                let done = self.shared.tasks.spawn(work).await;
-                done.map_err(|error| SnapshotError::Lost(Lost::Panicked(error.to_string())))?
+                self.owned(|caller| async move { snapshotter.prepare_layer(wanted, caller).await })
+                    .await
             }
         }
     }
@@ -275,53 +313,80 @@ impl Snapshotter {
         parent: Option<String>,
         labels: Labels,
     ) -> Result<Vec<Mount>, SnapshotError> {
-        let (chain, _busy) = self.create(kind, key, parent, labels).await?;
-        match self.mounts_of(&chain).await {
-            Ok(mounts) => Ok(mounts),
-            Err(error) => {
-                self.take_back(&chain).await;
-                Err(error)
+        let snapshotter = self.clone();
+        self.owned(|caller| async move {
+            let made = snapshotter
+                .create(kind, key, parent, labels, Lasts::Always)
+                .await;
+            let (chain, _busy) = made?;
+            let mut mounts = snapshotter.mounts_of(&chain).await;
+            if caller.is_gone() {
+                mounts = mounts.and(Err(SnapshotError::CallerGone));
             }
-        }
+            if mounts.is_err() {
+                snapshotter.take_back(&chain).await;
+            }
+            mounts
+        })
+        .await
     }
 
+    /// Directory first, then the record; see the module.
     async fn create(
         &self,
         kind: Kind,
         key: String,
         parent: Option<String>,
         labels: Labels,
+        lasts: Lasts,
     ) -> Result<(Vec<Info>, Busy), SnapshotError> {
         if key.is_empty() {
             return Err(SnapshotError::Empty { field: "key" });
         }
-        self.run(Lane::Files, move |shared| {
-            shared.create(kind, &key, parent.as_deref(), labels)
-        })
-        .await
+        let (name, below) = (key.clone(), parent.clone());
+        let made = self.run(Lane::Files, move |shared| {
+            shared.make_directory(kind, &name, below.as_deref())
+        });
+        let (id, busy, below) = made.await?;
+        let (metadata, parent) = (&self.shared.metadata, parent.as_deref());
+        let created = match lasts {
+            Lasts::Always => metadata.create(id, kind, &key, parent, labels).await,
+            Lasts::UnlessRepeated => {
+                metadata
+                    .create_repeatable(id, kind, &key, parent, labels)
+                    .await
+            }
+        };
+        match created {
+            Ok(record) => {
+                let mut chain = vec![Info { name: key, record }];
+                chain.extend(below);
+                Ok((chain, busy))
+            }
+            Err(error) => {
+                self.delete(Lane::Files, self.shared.directories.of(id))
+                    .await;
+                Err(error.into())
+            }
+        }
     }
 
     /// Removes the snapshot that a failing request has made, and its directory.
     async fn take_back(&self, chain: &[Info]) {
-        let Some(top) = chain.first().cloned() else {
+        let Some(top) = chain.first() else {
             return;
         };
-        let done = self.run(Lane::Files, move |shared| {
-            let id = top.record.id;
-            match shared.metadata.remove(&top.name) {
-                // Somebody else has removed it already.
-                Err(MetadataError::NotFound { .. }) => {}
-                other => drop(other?),
+        match self.shared.metadata.remove(&top.name).await {
+            // Somebody else may have removed it already.
+            Ok(_) | Err(MetadataError::NotFound { .. }) => {}
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                warn!(error, "a snapshot of a failed request stays");
+                return;
             }
-            shared.delete_directory(id);
-            Ok(())
-        });
-        if let Err(error) = done.await {
-            warn!(
-                error = &error as &dyn std::error::Error,
-                "a snapshot of a failed request stays"
-            );
         }
+        let directory = self.shared.directories.of(top.record.id);
+        self.delete(Lane::Files, directory).await;
     }
 
     /// The mounts of the first snapshot of a chain. The layers below it are mounted then.
@@ -437,34 +502,32 @@ impl Snapshotter {
             return Err(SnapshotError::Empty { field: "name" });
         }
         let measured = key.clone();
-        // Measured before the transaction. containerd waits inside one of its own, so not on the lane of the background.
+        // Measured before the transaction. containerd waits inside one of its own.
         let (usage, owner) = self
             .run(Lane::Files, move |shared| {
                 let record = shared.metadata.get(&measured)?;
+                // Whatever else it is, its files may be a mount of ours.
+                if record.kind != Kind::Active || shared.directories.is_busy(record.id) {
+                    return Err(MetadataError::NotActive { name: measured }.into());
+                }
                 Ok((shared.measure(&record)?, shared.owner(&record)?))
             })
             .await?;
-        self.run(Lane::Files, move |shared| {
-            let commit = Commit {
-                labels,
-                parent,
-                usage,
-                owner: Some(owner),
-                layer: None,
-            };
-            shared.metadata.commit(&key, &name, commit)?;
-            Ok(())
-        })
-        .await
+        let commit = Commit {
+            labels,
+            parent,
+            usage,
+            owner: Some(owner),
+            layer: None,
+        };
+        self.shared.metadata.commit(&key, &name, commit).await?;
+        Ok(())
     }
 
     /// Forgets a snapshot. Its files go with the next [`Snapshotter::cleanup`].
     pub async fn remove(&self, key: String) -> Result<(), SnapshotError> {
-        self.run(Lane::Files, move |shared| {
-            shared.metadata.remove(&key)?;
-            Ok(())
-        })
-        .await
+        self.shared.metadata.remove(&key).await?;
+        Ok(())
     }
 
     /// Deletes what belongs to no snapshot any more. What cannot be deleted is logged and tried again next time.
@@ -473,18 +536,51 @@ impl Snapshotter {
             // Never closed.
             return Ok(());
         };
-        for directory in self.run(Lane::Files, Shared::abandoned).await? {
-            self.delete(directory).await;
+        let abandoned = self.run(Lane::Files, Shared::abandoned).await?;
+        self.settle_removals().await?;
+        for directory in abandoned {
+            self.delete(Lane::FilesBehind, directory).await;
         }
         let Some(images) = &self.shared.parts.images else {
             return Ok(());
         };
-        images
-            .remove_unused(async || self.run(Lane::Files, Shared::used_layers).await)
-            .await
+        let used = || {
+            let snapshotter = self.clone();
+            async move {
+                let used = snapshotter.used_layers().await?;
+                snapshotter.settle_removals().await?;
+                Ok(used)
+            }
+        };
+        images.remove_unused(used).await
     }
 
-    async fn delete(&self, directory: PathBuf) {
+    /// No record that was removed comes back after its files are gone.
+    async fn settle_removals(&self) -> Result<(), SnapshotError> {
+        match self.shared.metadata.sync().await {
+            // Its files may be what fills the disk.
+            Err(error @ MetadataError::Full { .. }) => {
+                let error = &error as &dyn std::error::Error;
+                warn!(
+                    error,
+                    "removed snapshots come back if the power fails before there is space"
+                );
+                Ok(())
+            }
+            done => Ok(done?),
+        }
+    }
+
+    /// Makes what was answered last, before the process ends.
+    pub async fn sync(&self) {
+        if let Err(error) = self.shared.metadata.sync().await {
+            let error = &error as &dyn std::error::Error;
+            warn!(error, "the last changes of snapshots may be lost");
+        }
+    }
+
+    /// Deletes the directory of a snapshot, after its mount; never through one.
+    async fn delete(&self, lane: Lane, directory: PathBuf) {
         let path = directory.display().to_string();
         let fs = directory.join("fs");
         let unmounted = match &self.shared.parts.images {
@@ -501,9 +597,11 @@ impl Snapshotter {
             );
             return;
         }
-        let removed = self.shared.parts.cpu.run(Lane::FilesBehind, move || {
-            directories::remove_tree(&directory)
-        });
+        let removed = self
+            .shared
+            .parts
+            .cpu
+            .run(lane, move || directories::remove_tree(&directory));
         let error = match removed.await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
@@ -527,14 +625,13 @@ impl Snapshotter {
 }
 
 impl Shared {
-    /// Directory first, then the record; see the module.
-    fn create(
+    /// The directory of a new snapshot, and the chain that it stands on.
+    fn make_directory(
         &self,
         kind: Kind,
         key: &str,
         parent: Option<&str>,
-        labels: Labels,
-    ) -> Result<(Vec<Info>, Busy), SnapshotError> {
+    ) -> Result<(SnapshotId, Busy, Vec<Info>), SnapshotError> {
         let below = parent
             .map(|parent| self.metadata.chain(parent))
             .transpose()?
@@ -551,24 +648,24 @@ impl Shared {
             .unwrap_or_default();
         let id = self.metadata.reserve_id();
         let busy = self.directories.busy(id);
-        let files = |action| move |source| SnapshotError::Files { action, id, source };
         self.directories
             .create(id, kind, owner)
-            .map_err(files("make the directory"))?;
-        match self.metadata.create(id, kind, key, parent, labels) {
-            Ok(record) => {
-                let mut chain = vec![Info {
-                    name: key.to_owned(),
-                    record,
-                }];
-                chain.extend(below);
-                Ok((chain, busy))
-            }
-            Err(error) => {
-                self.delete_directory(id);
-                Err(error.into())
-            }
+            .map_err(|source| self.files("make the directory", id, source))?;
+        Ok((id, busy, below))
+    }
+
+    /// What a failure of a snapshot's files means.
+    fn files(&self, action: &'static str, id: SnapshotId, source: io::Error) -> SnapshotError {
+        if metadata::reserve::is_full(&source) {
+            let path = self.directories.all();
+            return SnapshotError::Full {
+                action,
+                id,
+                path,
+                source,
+            };
         }
+        SnapshotError::Files { action, id, source }
     }
 
     /// What an active snapshot takes. Only those whose `fs` is a directory are ever active.
@@ -592,13 +689,6 @@ impl Shared {
                 id,
                 source,
             })
-    }
-
-    fn delete_directory(&self, id: SnapshotId) {
-        if let Err(error) = self.directories.delete(id) {
-            let (id, error) = (id.to_string(), error.to_string());
-            warn!(id, error, "failed to remove directory");
-        }
     }
 
     /// Directories that belong to no record and that nothing is at work in.

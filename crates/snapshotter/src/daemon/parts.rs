@@ -134,6 +134,7 @@ impl Daemon {
 
     /// Makes what has arrived durable.
     pub async fn sync(&self) {
+        self.snapshotter.sync().await;
         if let Some(images) = &self.images {
             images.sync().await;
         }

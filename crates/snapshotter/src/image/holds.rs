@@ -3,6 +3,7 @@
 //! found there, and what begins after waits.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use soci_oci::digest::Digest;
 use tokio::sync::Notify;
@@ -47,26 +48,16 @@ impl Drop for Hold {
     }
 }
 
-/// Layers that nobody works with and nobody begins to work with while this lives.
+/// A layer that nobody works with and nobody begins to work with while this lives.
 #[derive(Debug)]
 pub(crate) struct Removing {
-    layers: Vec<Digest>,
+    layer: Digest,
     shared: Arc<Shared>,
-}
-
-impl Removing {
-    pub(crate) fn layers(&self) -> &[Digest] {
-        &self.layers
-    }
 }
 
 impl Drop for Removing {
     fn drop(&mut self) {
-        let mut layers = self.shared.layers.lock();
-        for layer in &self.layers {
-            layers.remove(layer);
-        }
-        drop(layers);
+        self.shared.layers.lock().remove(&self.layer);
         self.shared.changed.notify_waiters();
     }
 }
@@ -97,19 +88,17 @@ impl Holds {
         })
     }
 
-    /// Marks those of `candidates` that nobody works with.
-    pub(crate) fn begin_removal(&self, candidates: impl IntoIterator<Item = Digest>) -> Removing {
-        let mut layers = self.0.layers.lock();
-        let mut free = Vec::new();
-        for layer in candidates {
-            if let std::collections::hash_map::Entry::Vacant(entry) = layers.entry(layer) {
+    /// Marks a layer that nobody works with.
+    pub(crate) fn begin_removal(&self, layer: Digest) -> Option<Removing> {
+        match self.0.layers.lock().entry(layer) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(entry) => {
                 entry.insert(State::Removing);
-                free.push(layer);
+                Some(Removing {
+                    layer,
+                    shared: Arc::clone(&self.0),
+                })
             }
-        }
-        Removing {
-            layers: free,
-            shared: Arc::clone(&self.0),
         }
     }
 }
@@ -126,17 +115,18 @@ mod tests {
         let [one, two] = [b"1", b"2"].map(|bytes| Digest::sha256(bytes));
         let first = holds.hold(one).await;
         let again = holds.hold(one).await;
-        let removing = holds.begin_removal([one, two, two]);
-        assert_eq!(removing.layers(), [two]);
+        assert!(holds.begin_removal(one).is_none());
+        let removing = holds.begin_removal(two).expect("nobody works with it");
+        assert!(holds.begin_removal(two).is_none());
         drop(first);
         drop(again);
-        assert_eq!(holds.begin_removal([one, two]).layers(), [one]);
+        assert!(holds.begin_removal(one).is_some());
         let waiting = holds.hold(two);
         tokio::pin!(waiting);
         let soon = tokio::time::timeout(Duration::from_millis(20), &mut waiting).await;
         assert!(soon.is_err(), "the layer is being removed");
         drop(removing);
         drop(waiting.await);
-        assert_eq!(holds.begin_removal([two]).layers(), [two]);
+        assert!(holds.begin_removal(two).is_some());
     }
 }

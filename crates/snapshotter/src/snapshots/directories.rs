@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use super::metadata::{Kind, Owner, SnapshotId, Usage};
+use crate::mount::table::MountTable;
 use crate::sync::{Arc, Mutex};
 
 const TEMPORARY: &str = "new-";
@@ -68,7 +69,8 @@ impl Directories {
         self.root.join("snapshots.redb")
     }
 
-    fn of(&self, id: SnapshotId) -> PathBuf {
+    /// The folder of one snapshot.
+    pub(crate) fn of(&self, id: SnapshotId) -> PathBuf {
         self.all().join(id.to_string())
     }
 
@@ -89,6 +91,11 @@ impl Directories {
             id,
             busy: Arc::clone(&self.busy),
         }
+    }
+
+    /// Whether somebody is at work in the directory.
+    pub(crate) fn is_busy(&self, id: SnapshotId) -> bool {
+        self.busy.lock().contains_key(&id)
     }
 
     /// Makes the directory of a new snapshot.
@@ -123,11 +130,6 @@ impl Directories {
         }
     }
 
-    /// Deletes the directory of a snapshot that has no mount on it.
-    pub(crate) fn delete(&self, id: SnapshotId) -> io::Result<()> {
-        remove_tree(&self.of(id))
-    }
-
     /// Owner of the root of a file tree that is a directory, not a mount.
     pub(crate) fn owner(&self, id: SnapshotId) -> io::Result<Owner> {
         let found = fs::symlink_metadata(self.fs(id))?;
@@ -154,8 +156,13 @@ impl Directories {
             usage.inodes += 1;
             usage.size += found.blocks() * STAT_BLOCK;
             if found.is_dir() {
-                for entry in fs::read_dir(&path)? {
-                    pending.push(entry?.path());
+                match fs::read_dir(&path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    entries => {
+                        for entry in entries? {
+                            pending.push(entry?.path());
+                        }
+                    }
                 }
             }
         }
@@ -202,8 +209,15 @@ impl Directories {
     }
 }
 
-/// Deletes a directory and what is in it; one that is not there is no error.
+/// Deletes a directory and what is in it; one that is not there is no error. Nothing is deleted where something is
+/// mounted, by the kernel's table: it is another's, or a layer whose READs would have to be answered.
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
+    if let Some(mounted) = MountTable::read()?.under(path).first() {
+        return Err(io::Error::other(format!(
+            "{} is still mounted",
+            mounted.mount_point.display()
+        )));
+    }
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         done => done,
@@ -301,5 +315,50 @@ mod tests {
                 .into()
         );
         assert_eq!(directories.highest().unwrap(), 9);
+    }
+
+    #[test]
+    fn usage_of_a_tree_that_changes_is_no_error() {
+        let (directories, _root) = fixture();
+        let id = SnapshotId(1);
+        directories
+            .create(id, Kind::Active, Owner::default())
+            .unwrap();
+        let at = directories.fs(id).join("coming/and/going");
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    fs::create_dir_all(&at).unwrap();
+                    fs::remove_dir_all(directories.fs(id).join("coming")).unwrap();
+                }
+            });
+            let measured: io::Result<Vec<_>> = (0..20_000).map(|_| directories.usage(id)).collect();
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            measured.unwrap();
+        });
+    }
+
+    #[test]
+    fn nothing_is_deleted_through_a_mount() {
+        if std::env::var_os("SOCI_SANDBOX").is_none() {
+            return;
+        }
+        let (directories, _root) = fixture();
+        let id = SnapshotId(1);
+        directories
+            .create(id, Kind::View, Owner::default())
+            .unwrap();
+        let fs = directories.fs(id);
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", &fs, "tmpfs", flags, None).unwrap();
+        fs::write(fs.join("another's"), b"file").unwrap();
+        let kept = remove_tree(&directories.of(id));
+        let still = fs.join("another's").exists();
+        rustix::mount::unmount(&fs, rustix::mount::UnmountFlags::DETACH).unwrap();
+        assert!(kept.unwrap_err().to_string().contains("still mounted"));
+        assert!(still);
+        remove_tree(&directories.of(id)).unwrap();
+        assert!(!directories.of(id).exists());
     }
 }

@@ -46,6 +46,22 @@ pub enum SnapshotError {
         #[source]
         source: io::Error,
     },
+    /// No space for a file or directory of the snapshot.
+    #[error("cannot {action} of snapshot {id}: the disk of {} is full: remove images or containers, or free space there", path.display())]
+    Full {
+        /// What was attempted.
+        action: &'static str,
+        /// The snapshot.
+        id: SnapshotId,
+        /// The folder.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// Nobody waits for the answer any more: what was made is taken back.
+    #[error("the client went away")]
+    CallerGone,
     /// The folder of all snapshots cannot be used.
     #[error("cannot read {}", path.display())]
     Folder {

@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use tracing::{info, warn};
 
-use super::metadata::{Commit, Info, Kind, Labels, MetadataError, Usage};
-use super::{Mount, SnapshotError, Snapshotter};
-use crate::cpu::Lane;
+use super::metadata::{Commit, Info, Kind, Labels, MetadataError, SnapshotId, Usage};
+use super::{Caller, Lasts, Mount, SnapshotError, Snapshotter};
 use crate::image::labels;
 use crate::image::verdict::{Subject, Way};
 use crate::image::{Attempt, ImageName, Mounted, Request, layer_of};
@@ -46,6 +45,7 @@ impl Snapshotter {
     pub(super) async fn prepare_layer(
         &self,
         wanted: LayerWanted,
+        caller: Caller,
     ) -> Result<Vec<Mount>, SnapshotError> {
         let Some(images) = self.shared.parts.images.clone() else {
             return wanted.plain(self).await;
@@ -53,7 +53,13 @@ impl Snapshotter {
         let (key, labels) = (wanted.subject.key.clone(), wanted.labels.clone());
         // Busy until the end, even if the key is removed meanwhile.
         let (chain, _busy) = self
-            .create(Kind::Active, key, wanted.parent(), labels)
+            .create(
+                Kind::Active,
+                key,
+                wanted.parent(),
+                labels,
+                Lasts::UnlessRepeated,
+            )
             .await?;
         let at = self.shared.directories.fs(chain[0].record.id);
         let prepared = match self.request(&wanted, &chain, at.clone()) {
@@ -74,7 +80,11 @@ impl Snapshotter {
         };
         let done = match prepared {
             Attempt::Mounted(mounted) => {
-                let committed = self.commit_layer(&wanted, &chain, *mounted).await;
+                let committed = match caller.is_gone() {
+                    // Nobody would own it.
+                    true => Err(SnapshotError::CallerGone),
+                    false => self.commit_layer(&wanted, &chain, *mounted).await,
+                };
                 if committed.as_ref().is_ok_and(|committed| *committed) {
                     return Err(SnapshotError::TargetExists {
                         target: wanted.target,
@@ -96,7 +106,13 @@ impl Snapshotter {
                 } else {
                     wanted.subject.deferred(&why);
                 }
-                self.mounts_of(&chain).await
+                // containerd works in it for long.
+                let lasts = self.shared.metadata.sync().await;
+                let mounts = match caller.is_gone() {
+                    true => Err(SnapshotError::CallerGone),
+                    false => self.mounts_of(&chain).await,
+                };
+                lasts.map_err(SnapshotError::from).and(mounts)
             }
         };
         if done.is_err() {
@@ -146,36 +162,43 @@ impl Snapshotter {
             size: usage.bytes,
             inodes: usage.inodes,
         };
-        let (key, target) = (wanted.subject.key.clone(), wanted.target.clone());
-        let (id, parent) = (chain[0].record.id, wanted.parent());
-        let committed = self.run(Lane::Files, move |shared| {
-            let commit = || Commit {
-                labels: labels.clone(),
-                parent: None,
-                usage,
-                owner: None,
-                layer: Some(layer.clone()),
-            };
-            match shared.metadata.commit(&key, &target, commit()) {
-                Err(MetadataError::AlreadyExists { .. }) => {}
-                other => return Ok(other.map(|_| true)?),
-            }
-            if shared.known(&target, parent.as_deref())?.is_some() {
-                return Ok(false);
-            }
-            // The name is taken by the same layer on another parent, or by one that is not what it is named by.
-            // containerd finds a layer by target label and parent, whatever its name.
-            shared
-                .metadata
-                .commit(&key, &format!("{target}@{id}"), commit())?;
-            Ok(true)
-        });
-        let committed = committed.await;
+        let commit = Commit {
+            labels,
+            parent: None,
+            usage,
+            owner: None,
+            layer: Some(layer),
+        };
+        let committed = self.commit_named(wanted, chain[0].record.id, commit).await;
         // The record has it now, or nobody.
         drop(hold);
         if matches!(committed, Ok(true)) {
             wanted.subject.prepared(&verdict);
         }
         committed
+    }
+
+    /// False: the target is there already, on the same parent.
+    async fn commit_named(
+        &self,
+        wanted: &LayerWanted,
+        id: SnapshotId,
+        commit: Commit,
+    ) -> Result<bool, SnapshotError> {
+        let (metadata, key) = (&self.shared.metadata, &wanted.subject.key);
+        let target = wanted.target.clone();
+        match metadata.commit(key, &target, commit.clone()).await {
+            Err(MetadataError::AlreadyExists { .. }) => {}
+            other => return Ok(other.map(|_| true)?),
+        }
+        if self.is_known(target.clone(), wanted.parent()).await? {
+            return Ok(false);
+        }
+        // The name is taken by the same layer on another parent. containerd finds a layer by target label
+        // and parent, whatever its name.
+        metadata
+            .commit(key, &format!("{target}@{id}"), commit)
+            .await?;
+        Ok(true)
     }
 }

@@ -1,27 +1,36 @@
 //! Snapshot records and their transactions on disk.
 //!
 //! One redb file with three tables: `snapshots` (name to record, JSON), `children` (ids of parent and child
-//! to the child's name) and `counters` (the next id; ids are never used twice). A transaction holds work in
-//! memory only: no file tree is walked, no daemon asked and no mount made inside one. The reference did, and
-//! deadlocked with containerd, which calls us from inside its own transactions. Every commit is durable. A
-//! file that is damaged or gone is made again from the [`copies`] of its records.
+//! to the child's name) and `counters` (the next id; ids are never used twice). Reads go on beside changes; changes
+//! are made by one thread ([`writer`]) that groups what waits. A transaction holds work in memory only: no file tree
+//! is walked, no daemon asked and no mount made inside one. The reference did, and deadlocked with containerd, which
+//! calls us from inside its own transactions.
+//!
+//! A failure of the disk costs the requests that meet it: the file is opened again ([`database`]). Removals work
+//! without a free byte ([`reserve`]). A file that is damaged or gone is made again from the [`copies`] of its records.
 
+mod change;
 mod copies;
+mod database;
 mod open;
+pub(crate) mod reserve;
+mod writer;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use redb::{
-    Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
-};
+use redb::{ReadableTable, TableDefinition};
 
-use self::copies::Copies;
+use self::change::{Change, New};
+use self::database::{File, Reading};
 pub use self::open::OpenError;
+use self::writer::Writer;
 pub use super::record::{Info, Kind, Owner, Record, SnapshotId, Usage};
 pub use crate::image::LayerUse;
 pub use crate::image::labels::Labels;
+use crate::sync::Arc;
 
 const SNAPSHOTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshots");
 const CHILDREN: TableDefinition<'_, (u64, u64), &str> = TableDefinition::new("children");
@@ -32,7 +41,7 @@ const SCHEMA: &str = "schema";
 const SCHEMA_VERSION: u64 = 1;
 
 /// What [`Metadata::commit`] writes.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Commit {
     /// Labels that replace those of the active snapshot.
     pub labels: Labels,
@@ -105,6 +114,23 @@ pub enum MetadataError {
         #[source]
         source: Box<redb::Error>,
     },
+    /// No space.
+    #[error("cannot {action}: the disk of {} is full: remove images or containers, or free space there", path.display())]
+    Full {
+        /// What was attempted.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// redb's error.
+        #[source]
+        source: Box<redb::Error>,
+    },
+    /// The database could not be opened again after a failure, and the next request tries.
+    #[error("snapshot database: it is closed after a failure of the disk")]
+    Closed,
+    /// The change was lost: a defect of ours.
+    #[error("snapshot database: the change was lost")]
+    Lost,
     /// A record is not what we write.
     #[error("record of snapshot {name:?} is damaged")]
     Damaged {
@@ -114,6 +140,13 @@ pub enum MetadataError {
         #[source]
         source: serde_json::Error,
     },
+}
+
+impl MetadataError {
+    /// Whether the file failed, not the request: it has to be opened again.
+    fn is_storage(&self) -> bool {
+        matches!(self, Self::Storage { .. } | Self::Closed)
+    }
 }
 
 /// Attaches what was attempted to redb's many error types.
@@ -130,36 +163,32 @@ impl<T, E: Into<redb::Error>> Attempt<T> for Result<T, E> {
     }
 }
 
-/// The snapshot records of one root.
+/// The snapshot records of one root. Reads block on the disk, and so does the drop, which waits for what was asked for.
 #[derive(Debug)]
 pub struct Metadata {
-    database: Database,
+    file: Arc<File>,
+    writer: Writer,
     /// The next id to give out; the table has it as of the last creation.
     next_id: AtomicU64,
-    copies: Copies,
 }
 
 impl Metadata {
-    fn write<T>(
+    /// Reads; once more if the file had to be opened again.
+    fn read<T>(
         &self,
-        action: &'static str,
-        work: impl FnOnce(&WriteTransaction) -> Result<T, MetadataError>,
+        work: impl Fn(&Reading) -> Result<T, MetadataError>,
     ) -> Result<T, MetadataError> {
-        let mut tx = self.database.begin_write().attempt(action)?;
-        // Chosen once and never mixed: the two commit modes do not follow each other safely.
-        tx.set_two_phase_commit(true);
-        let done = work(&tx)?;
-        tx.commit().attempt(action)?;
-        Ok(done)
-    }
-
-    fn read(
-        &self,
-    ) -> Result<Snapshots<redb::ReadOnlyTable<&'static str, &'static [u8]>>, MetadataError> {
-        let tx: ReadTransaction = self.database.begin_read().attempt("begin to read")?;
-        Ok(Snapshots(
-            tx.open_table(SNAPSHOTS).attempt("open snapshots")?,
-        ))
+        let (opening, reading) = self.file.read();
+        match reading.and_then(|reading| work(&reading)) {
+            Err(error) if error.is_storage() => {
+                self.writer.reopen(opening)?;
+                let (_, reading) = self.file.read();
+                reading
+                    .and_then(|reading| work(&reading))
+                    .map_err(|error| self.file.explained(error))
+            }
+            done => done,
+        }
     }
 
     /// A number for a new snapshot, never given out before.
@@ -169,22 +198,22 @@ impl Metadata {
 
     /// The record of one snapshot.
     pub fn get(&self, name: &str) -> Result<Record, MetadataError> {
-        self.read()?.get(name)
+        self.read(|snapshots| snapshots.get(name))
     }
 
     /// The record of one snapshot, if there is one.
     pub fn find(&self, name: &str) -> Result<Option<Record>, MetadataError> {
-        self.read()?.find(name)
+        self.read(|snapshots| snapshots.find(name))
     }
 
     /// A snapshot and those below it, top-most first.
     pub fn chain(&self, name: &str) -> Result<Vec<Info>, MetadataError> {
-        self.read()?.chain(name)
+        self.read(|snapshots| snapshots.chain(name))
     }
 
     /// All snapshots that `wanted` accepts, in the order of their names.
     pub fn list(&self, wanted: impl Fn(&Info) -> bool) -> Result<Vec<Info>, MetadataError> {
-        let mut found = self.read()?.all()?;
+        let mut found = self.read(Snapshots::all)?;
         found.retain(wanted);
         Ok(found)
     }
@@ -192,203 +221,107 @@ impl Metadata {
     /// The ids of all snapshots.
     pub fn ids(&self) -> Result<BTreeSet<SnapshotId>, MetadataError> {
         Ok(self
-            .read()?
-            .all()?
+            .read(Snapshots::all)?
             .into_iter()
             .map(|info| info.record.id)
             .collect())
     }
 
     /// Inserts an active snapshot or a view under a reserved id.
-    pub fn create(
+    pub async fn create(
+        &self,
+        id: SnapshotId,
+        kind: Kind,
+        name: &str,
+        parent: Option<&str>,
+        labels: Labels,
+    ) -> Result<Record, MetadataError> {
+        let new = self.new_one(id, kind, name, parent, labels);
+        self.writer.change(Change::Create(new)).await
+    }
+
+    /// As [`Metadata::create`], for who asks again after a power failure: that may lose it for a second.
+    pub async fn create_repeatable(
+        &self,
+        id: SnapshotId,
+        kind: Kind,
+        name: &str,
+        parent: Option<&str>,
+        labels: Labels,
+    ) -> Result<Record, MetadataError> {
+        let new = New {
+            repeated: true,
+            ..self.new_one(id, kind, name, parent, labels)
+        };
+        self.writer.change(Change::Create(new)).await
+    }
+
+    fn new_one(
         &self,
         id: SnapshotId,
         kind: Kind,
         name: &str,
         parent: Option<&str>,
         mut labels: Labels,
-    ) -> Result<Record, MetadataError> {
+    ) -> New {
         labels.retain(|_, value| !value.is_empty());
-        self.write("create a snapshot", |tx| {
-            let mut snapshots = Snapshots(tx.open_table(SNAPSHOTS).attempt("open snapshots")?);
-            let below = parent
-                .map(|parent| snapshots.committed(parent))
-                .transpose()?;
-            if snapshots.find(name)?.is_some() {
-                return Err(MetadataError::AlreadyExists {
-                    name: name.to_owned(),
-                });
-            }
-            let now = SystemTime::now();
-            let record = Record {
-                id,
-                kind,
-                parent: parent.map(str::to_owned),
-                created: now,
-                updated: now,
-                labels,
-                usage: Usage::default(),
-                owner: below.as_ref().map(|below| below.owner).unwrap_or_default(),
-                layer: None,
-            };
-            snapshots.put(name, &record)?;
-            if let Some(below) = below {
-                link(tx, below.id, id, name)?;
-            }
-            let mut counters = tx.open_table(COUNTERS).attempt("open counters")?;
-            let next = self
-                .next_id
-                .load(Ordering::Relaxed)
-                .max(id.0.saturating_add(1));
-            counters
-                .insert(NEXT_ID, next)
-                .attempt("write the next id")?;
-            Ok(record)
-        })
-        .inspect(|record| self.copies.put(name, record))
+        New {
+            id,
+            kind,
+            name: name.to_owned(),
+            parent: parent.map(str::to_owned),
+            labels,
+            now: SystemTime::now(),
+            next: self.next_id.load(Ordering::Relaxed),
+            repeated: false,
+        }
     }
 
     /// Turns the active snapshot `key` into the committed snapshot `name`, with the same id.
-    pub fn commit(&self, key: &str, name: &str, commit: Commit) -> Result<Record, MetadataError> {
-        let Commit {
-            mut labels,
-            parent,
-            usage,
-            owner,
-            layer,
-        } = commit;
-        labels.retain(|_, value| !value.is_empty());
-        self.write("commit a snapshot", |tx| {
-            let mut snapshots = Snapshots(tx.open_table(SNAPSHOTS).attempt("open snapshots")?);
-            if snapshots.find(name)?.is_some() {
-                return Err(MetadataError::AlreadyExists {
-                    name: name.to_owned(),
-                });
-            }
-            let active = snapshots.get(key)?;
-            if active.kind != Kind::Active {
-                return Err(MetadataError::NotActive {
-                    name: key.to_owned(),
-                });
-            }
-            let parent = rebased(key, active.parent.clone(), parent)?;
-            let below = parent
-                .as_deref()
-                .map(|parent| snapshots.committed(parent))
-                .transpose()?;
-            let now = SystemTime::now();
-            let record = Record {
-                kind: Kind::Committed,
-                parent,
-                created: now,
-                updated: now,
-                labels,
-                usage,
-                owner: owner.unwrap_or(active.owner),
-                layer,
-                ..active
-            };
-            snapshots.delete(key)?;
-            snapshots.put(name, &record)?;
-            if let Some(below) = below {
-                link(tx, below.id, record.id, name)?;
-            }
-            Ok(record)
-        })
-        .inspect(|record| self.copies.put(name, record))
+    pub async fn commit(
+        &self,
+        key: &str,
+        name: &str,
+        mut commit: Commit,
+    ) -> Result<Record, MetadataError> {
+        commit.labels.retain(|_, value| !value.is_empty());
+        self.writer
+            .change(Change::Commit {
+                key: key.to_owned(),
+                name: name.to_owned(),
+                commit,
+                now: SystemTime::now(),
+            })
+            .await
     }
 
     /// Changes labels and returns the record as it is then.
-    pub fn update(
+    pub async fn update(
         &self,
         name: &str,
         labels: &Labels,
         which: &LabelUpdate,
     ) -> Result<Record, MetadataError> {
-        self.write("update a snapshot", |tx| {
-            let mut snapshots = Snapshots(tx.open_table(SNAPSHOTS).attempt("open snapshots")?);
-            let mut record = snapshots.get(name)?;
-            match which {
-                LabelUpdate::Replace => record.labels = labels.clone(),
-                LabelUpdate::Keys(keys) => {
-                    for key in keys {
-                        let value = labels.get(key).cloned().unwrap_or_default();
-                        record.labels.insert(key.clone(), value);
-                    }
-                }
-            }
-            record.labels.retain(|_, value| !value.is_empty());
-            record.updated = SystemTime::now();
-            snapshots.put(name, &record)?;
-            Ok(record)
-        })
-        .inspect(|record| self.copies.put(name, record))
+        self.writer
+            .change(Change::Update {
+                name: name.to_owned(),
+                labels: labels.clone(),
+                which: which.clone(),
+                now: SystemTime::now(),
+            })
+            .await
     }
 
-    /// Removes a snapshot that nothing stands on.
-    pub fn remove(&self, name: &str) -> Result<Record, MetadataError> {
-        self.write("remove a snapshot", |tx| {
-            let mut snapshots = Snapshots(tx.open_table(SNAPSHOTS).attempt("open snapshots")?);
-            let record = snapshots.get(name)?;
-            let mut children = tx.open_table(CHILDREN).attempt("open children")?;
-            let range = (record.id.0, 0)..=(record.id.0, u64::MAX);
-            if children
-                .range(range)
-                .attempt("look for children")?
-                .next()
-                .is_some()
-            {
-                return Err(MetadataError::HasChildren {
-                    name: name.to_owned(),
-                });
-            }
-            if let Some(below) = record
-                .parent
-                .as_deref()
-                .map(|parent| snapshots.find(parent))
-            {
-                // A parent that is gone has no link either.
-                if let Some(below) = below? {
-                    children
-                        .remove((below.id.0, record.id.0))
-                        .attempt("unlink from the parent")?;
-                }
-            }
-            snapshots.delete(name)?;
-            Ok(record)
-        })
-        .inspect(|record| self.copies.remove(record.id))
+    /// Removes a snapshot that nothing stands on. A power failure may bring it back until [`Metadata::sync`].
+    pub async fn remove(&self, name: &str) -> Result<Record, MetadataError> {
+        let name = name.to_owned();
+        self.writer.change(Change::Remove { name }).await
     }
-}
 
-/// The parent after a commit: a snapshot without one may get one, none may change it.
-fn rebased(
-    key: &str,
-    has: Option<String>,
-    wanted: Option<String>,
-) -> Result<Option<String>, MetadataError> {
-    match (has, wanted) {
-        (None, wanted) => Ok(wanted),
-        (has, None) => Ok(has),
-        (Some(parent), Some(wanted)) if parent == wanted => Ok(Some(parent)),
-        (Some(parent), Some(_)) => Err(MetadataError::ParentChanged {
-            name: key.to_owned(),
-            parent,
-        }),
+    /// Everything that was answered before survives a power failure on return.
+    pub async fn sync(&self) -> Result<(), MetadataError> {
+        self.writer.sync().await
     }
-}
-
-fn link(
-    tx: &WriteTransaction,
-    parent: SnapshotId,
-    child: SnapshotId,
-    name: &str,
-) -> Result<(), MetadataError> {
-    let mut children = tx.open_table(CHILDREN).attempt("open children")?;
-    children
-        .insert((parent.0, child.0), name)
-        .attempt("link to the parent")?;
-    Ok(())
 }
 
 /// The table of records, in a transaction of either kind.
@@ -438,24 +371,6 @@ impl<T: ReadableTable<&'static str, &'static [u8]>> Snapshots<T> {
             all.push(Info { name, record });
         }
         Ok(all)
-    }
-}
-
-impl Snapshots<redb::Table<'_, &'static str, &'static [u8]>> {
-    fn put(&mut self, name: &str, record: &Record) -> Result<(), MetadataError> {
-        let value = serde_json::to_vec(record).map_err(|source| MetadataError::Damaged {
-            name: name.to_owned(),
-            source,
-        })?;
-        self.0
-            .insert(name, value.as_slice())
-            .attempt("write a snapshot")?;
-        Ok(())
-    }
-
-    fn delete(&mut self, name: &str) -> Result<(), MetadataError> {
-        self.0.remove(name).attempt("delete a snapshot")?;
-        Ok(())
     }
 }
 

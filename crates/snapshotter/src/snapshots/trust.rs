@@ -59,39 +59,19 @@ impl Shared {
         Ok(others.into_iter().find(is_it))
     }
 
-    /// Says which snapshots show a layer that is not what they are named by, and takes their target from them.
-    fn judge(&self, wanted: impl Fn(&LayerKey) -> bool + Send + 'static) {
-        let uses = move |info: &Info| {
+    /// Snapshots of these layers that are not what they are named by, and why.
+    fn wrong(
+        &self,
+        wanted: impl Fn(&LayerKey) -> bool,
+    ) -> Result<Vec<(Info, String)>, SnapshotError> {
+        let uses = |info: &Info| {
             let layer = info.record.layer.as_ref();
             layer.is_some_and(|layer| wanted(&layer.layer))
         };
-        let snapshots = self.metadata.list(uses).unwrap_or_else(|failed| {
-            let error = &failed as &dyn std::error::Error;
-            warn!(error, "snapshots of new verdicts are not known");
-            Vec::new()
-        });
-        for info in snapshots {
-            let Some(why) = self.refusal(&info) else {
-                continue;
-            };
-            let label = |name| labels::value(&info.record.labels, name).unwrap_or_default();
-            error!(
-                image = label(labels::IMAGE_REFERENCE),
-                layer = label(labels::LAYER_DIGEST),
-                index = label(labels::INDEX_DIGEST),
-                snapshot = info.name,
-                why,
-                "a layer is not what its image says: containers that run go on, no other starts from it; remove the image"
-            );
-            if !info.record.labels.contains_key(labels::TARGET) {
-                continue;
-            }
-            let keys = LabelUpdate::Keys(vec![labels::TARGET.to_owned()]);
-            if let Err(failed) = self.metadata.update(&info.name, &[].into(), &keys) {
-                let error = &failed as &dyn std::error::Error;
-                warn!(error, snapshot = info.name, "a wrong name stays");
-            }
-        }
+        let snapshots = self.metadata.list(uses)?.into_iter();
+        Ok(snapshots
+            .filter_map(|info| self.refusal(&info).map(|why| (info, why)))
+            .collect())
     }
 }
 
@@ -108,13 +88,35 @@ impl Snapshotter {
         }
     }
 
+    /// Says which snapshots show a layer that is not what they are named by, and takes their target from them.
     async fn judge(&self, wanted: impl Fn(&LayerKey) -> bool + Send + 'static) {
-        let judged = self.run(Lane::Files, move |shared| {
-            shared.judge(wanted);
-            Ok(())
+        let wrong = self
+            .run(Lane::Files, move |shared| shared.wrong(wanted))
+            .await;
+        let wrong = wrong.unwrap_or_else(|failed| {
+            let error = &failed as &dyn std::error::Error;
+            warn!(error, "the snapshots of new verdicts are not known");
+            Vec::new()
         });
-        if let Err(failed) = judged.await {
-            warn!(error = &failed as &dyn std::error::Error, "a verdict");
+        for (info, why) in wrong {
+            let label = |name| labels::value(&info.record.labels, name).unwrap_or_default();
+            error!(
+                image = label(labels::IMAGE_REFERENCE),
+                layer = label(labels::LAYER_DIGEST),
+                index = label(labels::INDEX_DIGEST),
+                snapshot = info.name,
+                why,
+                "a layer is not what its image says: containers that run go on, no other starts from it; remove the image"
+            );
+            if !info.record.labels.contains_key(labels::TARGET) {
+                continue;
+            }
+            let keys = LabelUpdate::Keys(vec![labels::TARGET.to_owned()]);
+            let metadata = &self.shared.metadata;
+            if let Err(failed) = metadata.update(&info.name, &[].into(), &keys).await {
+                let error = &failed as &dyn std::error::Error;
+                warn!(error, snapshot = info.name, "a wrong name stays");
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use soci_oci::testing::{TestRegistry, noise};
+use soci_oci::testing::{Fault, On, TestRegistry, Wrong, noise};
 use soci_snapshotter::config::Config;
 use soci_snapshotter::mount::table::MountTable;
 use tempfile::TempDir;
@@ -430,30 +430,36 @@ async fn a_target_on_another_parent_is_found_by_containerd_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_goes_away_stops_nothing() {
+async fn what_was_prepared_for_a_client_that_went_away_belongs_to_nobody_and_is_taken_back() {
     let registry = TestRegistry::start();
-    let image = Image::publish(
-        &registry,
-        &tars(),
-        Shape {
-            without: Some(0),
-            ..Shape::default()
-        },
-    );
+    let shape = Shape {
+        without: Some(0),
+        ..Shape::default()
+    };
+    let image = Image::publish(&registry, &tars(), shape);
     let server = daemon().await;
+    let late = Wrong::Delay(Duration::from_millis(500));
+    registry.fault(Fault::once(On::Blob(image.layers[0]), late));
     let asked = server.prepare_in("default", "gone", "", image.labels(0));
-    let gave_up = tokio::time::timeout(Duration::from_millis(1), asked).await;
-    assert!(gave_up.is_err(), "the layer was there within a millisecond");
-    let target = image.target(0);
-    until("the layer is committed", || async {
-        server.stat(&target).await.is_ok()
+    let begun = until("the layer is being prepared", || async {
+        server.stat("gone").await.is_ok()
+    });
+    tokio::select! {
+        said = asked => panic!("{said:?}"),
+        () = begun => {}
+    }
+    until("nothing is left", || async {
+        server.names(&[]).await.is_empty()
     })
     .await;
-    let again = server
-        .prepare_in("default", "again", "", image.labels(0))
-        .await
-        .unwrap_err();
-    assert_eq!(again.code(), Code::AlreadyExists);
+    assert_eq!(mounts_below(&server), 0);
+    // What was fetched serves the next client.
+    let sent = registry.bytes_sent(&image.layers[0]);
+    let again = server.prepare_in("default", "again", "", image.labels(0));
+    assert_eq!(again.await.unwrap_err().code(), Code::AlreadyExists);
+    // A look at how it is compressed, no more.
+    assert!(registry.bytes_sent(&image.layers[0]) < sent + 1000);
+    assert_eq!(server.names(&[]).await, [image.target(0)]);
     server.interrupt().await;
 }
 

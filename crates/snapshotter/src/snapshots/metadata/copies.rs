@@ -7,6 +7,7 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -17,6 +18,8 @@ use super::{Info, Record, SnapshotId};
 #[derive(Debug)]
 pub(super) struct Copies {
     folder: PathBuf,
+    /// Said already, and nothing went well since.
+    complained: AtomicBool,
 }
 
 #[derive(Serialize)]
@@ -36,13 +39,15 @@ impl Copies {
     pub(super) fn beside(database: &Path) -> Self {
         Self {
             folder: database.with_file_name("records"),
+            complained: AtomicBool::new(false),
         }
     }
 
     /// Writes one; the snapshot itself does not depend on it.
     pub(super) fn put(&self, name: &str, record: &Record) {
-        if let Err(error) = self.write(&Written { name, record }) {
-            self.complain(record.id, &error);
+        match self.write(&Written { name, record }) {
+            Ok(()) => self.complained.store(false, Ordering::Relaxed),
+            Err(error) => self.complain(record.id, &error),
         }
     }
 
@@ -100,6 +105,9 @@ impl Copies {
     }
 
     fn complain(&self, id: SnapshotId, error: &io::Error) {
+        if self.complained.swap(true, Ordering::Relaxed) {
+            return;
+        }
         warn!(
             folder = %self.folder.display(),
             snapshot = id.0,

@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
-use redb::{Database, DatabaseError, ReadableTable};
+use redb::{ReadableDatabase, ReadableTable, TableError};
 use tracing::error;
 
+use super::change::Tables;
 use super::copies::Copies;
-use super::{
-    Attempt, CHILDREN, COUNTERS, Metadata, MetadataError, NEXT_ID, Record, SCHEMA, SCHEMA_VERSION,
-    SNAPSHOTS, Snapshots, link,
-};
+use super::database::{File, Open};
+use super::writer::Writer;
+use super::{Attempt, COUNTERS, Metadata, MetadataError, NEXT_ID, Record, SCHEMA, SCHEMA_VERSION};
+use crate::sync::Arc;
 
 /// Why the database could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -52,104 +53,120 @@ struct Counters {
 }
 
 impl Metadata {
-    /// Opens or creates the file. No id up to `used` (the highest number that a directory has) is given out.
+    /// Opens or creates the file. No id up to `used` (the highest number that a directory has) is given out. A file that
+    /// is as it should be is not written to.
     pub fn open(path: &Path, used: u64) -> Result<Self, OpenError> {
-        let (metadata, counters) = match Self::open_file(path) {
+        let (open, counters) = match open_file(path) {
             Err(OpenError::Unusable { source, .. }) if is_damage(&source) => {
-                let aside = set_aside(path).map_err(|error| OpenError::Unusable {
-                    path: path.to_owned(),
-                    source: Box::new(redb::Error::Io(error)),
-                })?;
+                let aside = set_aside(path).map_err(|error| io_error(path, error))?;
                 error!(
                     file = %path.display(),
                     aside = %aside.display(),
                     error = &source as &dyn std::error::Error,
                     "the records of snapshots are damaged; they are set aside and made again from their copies"
                 );
-                Self::open_file(path)?
+                open_file(path)?
             }
             opened => opened?,
         };
+        let copies = Copies::beside(path);
         let mut next = counters.next;
         let unusable = |error| unusable(path, error);
         if counters.schema.is_none() {
-            next = next.max(metadata.restore().map_err(unusable)?);
+            next = next.max(restore(&open, &copies).map_err(unusable)?);
         }
-        let known = metadata.list(|_| true).map_err(unusable)?;
-        metadata.copies.settle(&known);
-        metadata
-            .next_id
-            .store(next.max(used.saturating_add(1)), Ordering::Relaxed);
-        Ok(metadata)
-    }
-
-    fn open_file(path: &Path) -> Result<(Self, Counters), OpenError> {
-        let database = Database::create(path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => OpenError::Locked {
-                path: path.to_owned(),
-            },
-            error => OpenError::Unusable {
-                path: path.to_owned(),
-                source: Box::new(error.into()),
-            },
-        })?;
-        let metadata = Self {
-            database,
-            next_id: AtomicU64::new(0),
-            copies: Copies::beside(path),
-        };
-        let counters = metadata
-            .prepare_tables()
-            .map_err(|error| unusable(path, error))?;
-        match counters.schema {
-            Some(found) if found > SCHEMA_VERSION => Err(OpenError::Newer {
-                path: path.to_owned(),
-                found,
-            }),
-            _ => Ok((metadata, counters)),
-        }
-    }
-
-    /// Makes the tables on first use.
-    fn prepare_tables(&self) -> Result<Counters, MetadataError> {
-        self.write("prepare tables", |tx| {
-            tx.open_table(SNAPSHOTS).attempt("open snapshots")?;
-            tx.open_table(CHILDREN).attempt("open children")?;
-            let mut counters = tx.open_table(COUNTERS).attempt("open counters")?;
-            let read = |found: Option<redb::AccessGuard<'_, u64>>| found.map(|guard| guard.value());
-            let next = read(counters.get(NEXT_ID).attempt("read the next id")?).unwrap_or(1);
-            let schema = read(counters.get(SCHEMA).attempt("read the schema")?);
-            if schema.is_none() {
-                counters
-                    .insert(SCHEMA, SCHEMA_VERSION)
-                    .attempt("write the schema")?;
-            }
-            Ok(Counters { schema, next })
+        let known = open
+            .read()
+            .and_then(|snapshots| snapshots.all())
+            .map_err(unusable)?;
+        copies.settle(&known);
+        // Without room for it the daemon starts all the same; new snapshots wait for it.
+        drop(open.reserve.keep());
+        let file = File::new(path, open);
+        let writer = Writer::start(Arc::clone(&file), copies);
+        Ok(Self {
+            file,
+            writer: writer.map_err(|error| io_error(path, error))?,
+            next_id: AtomicU64::new(next.max(used.saturating_add(1))),
         })
     }
+}
 
-    /// Fills an empty file from the copies; gives the first id that none of them has.
-    fn restore(&self) -> Result<u64, MetadataError> {
-        // Of two copies of one name, which a kill may leave, the later one counts.
-        let mut copies = self.copies.all();
-        copies.sort_by_key(|copy| copy.record.updated);
-        let copies: BTreeMap<String, Record> = copies
-            .into_iter()
-            .map(|copy| (copy.name, copy.record))
-            .collect();
-        self.write("restore the records", |tx| {
-            let mut snapshots = Snapshots(tx.open_table(SNAPSHOTS).attempt("open snapshots")?);
-            for (name, record) in &copies {
-                snapshots.put(name, record)?;
-                let below = record.parent.as_ref().and_then(|name| copies.get(name));
-                if let Some(below) = below {
-                    link(tx, below.id, record.id, name)?;
-                }
-            }
-            Ok(())
-        })?;
-        let highest = copies.values().map(|record| record.id.0).max();
-        Ok(highest.unwrap_or(0).saturating_add(1))
+fn open_file(path: &Path) -> Result<(Open, Counters), OpenError> {
+    let open = Open::file(path)?;
+    let counters = counters(&open)
+        .and_then(|found| found.map_or_else(|| prepare_tables(&open), Ok))
+        .map_err(|error| unusable(path, error))?;
+    match counters.schema {
+        Some(found) if found > SCHEMA_VERSION => Err(OpenError::Newer {
+            path: path.to_owned(),
+            found,
+        }),
+        _ => Ok((open, counters)),
+    }
+}
+
+/// What the file says; `None` if it is a new one.
+fn counters(open: &Open) -> Result<Option<Counters>, MetadataError> {
+    let tx = open.database.begin_read().attempt("begin to read")?;
+    match tx.open_table(COUNTERS) {
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        counters => {
+            let found = read_counters(&counters.attempt("open counters")?)?;
+            Ok(found.schema.is_some().then_some(found))
+        }
+    }
+}
+
+fn read_counters(
+    counters: &impl ReadableTable<&'static str, u64>,
+) -> Result<Counters, MetadataError> {
+    let read = |found: Option<redb::AccessGuard<'_, u64>>| found.map(|guard| guard.value());
+    let next = read(counters.get(NEXT_ID).attempt("read the next id")?).unwrap_or(1);
+    let schema = read(counters.get(SCHEMA).attempt("read the schema")?);
+    Ok(Counters { schema, next })
+}
+
+/// Makes the tables on first use.
+fn prepare_tables(open: &Open) -> Result<Counters, MetadataError> {
+    let tx = open.begin_write()?;
+    // All three.
+    drop(Tables::open(&tx)?);
+    let mut counters = tx.open_table(COUNTERS).attempt("open counters")?;
+    let found = read_counters(&counters)?;
+    counters
+        .insert(SCHEMA, SCHEMA_VERSION)
+        .attempt("write the schema")?;
+    drop(counters);
+    tx.commit().attempt("prepare tables")?;
+    Ok(found)
+}
+
+/// Fills an empty file from the copies; gives the first id that none of them has.
+fn restore(open: &Open, copies: &Copies) -> Result<u64, MetadataError> {
+    // Of two copies of one name, which a kill may leave, the later one counts.
+    let mut copies = copies.all();
+    copies.sort_by_key(|copy| copy.record.updated);
+    let copies: BTreeMap<String, Record> = copies
+        .into_iter()
+        .map(|copy| (copy.name, copy.record))
+        .collect();
+    let tx = open.begin_write()?;
+    let mut tables = Tables::open(&tx)?;
+    for (name, record) in &copies {
+        let below = record.parent.as_ref().and_then(|name| copies.get(name));
+        tables.restore(name, record, below)?;
+    }
+    drop(tables);
+    tx.commit().attempt("restore the records")?;
+    let highest = copies.values().map(|record| record.id.0).max();
+    Ok(highest.unwrap_or(0).saturating_add(1))
+}
+
+fn io_error(path: &Path, error: io::Error) -> OpenError {
+    OpenError::Unusable {
+        path: path.to_owned(),
+        source: Box::new(redb::Error::Io(error)),
     }
 }
 

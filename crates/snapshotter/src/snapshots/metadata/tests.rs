@@ -2,6 +2,17 @@ use std::path::Path;
 
 use super::*;
 
+mod disk;
+mod groups;
+
+/// Runs what answers from the thread of the records.
+fn wait<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(work)
+}
+
 struct Fixture {
     metadata: Metadata,
     root: tempfile::TempDir,
@@ -9,7 +20,10 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let root = tempfile::tempdir().unwrap();
+        Self::at(tempfile::tempdir().unwrap())
+    }
+
+    fn at(root: tempfile::TempDir) -> Self {
         let metadata = Metadata::open(&root.path().join("snapshots.redb"), 0).unwrap();
         Self { metadata, root }
     }
@@ -24,11 +38,24 @@ impl Fixture {
     fn create(&self, kind: Kind, name: &str, parent: &str) -> Result<Record, MetadataError> {
         let id = self.metadata.reserve_id();
         let parent = (!parent.is_empty()).then_some(parent);
-        self.metadata.create(id, kind, name, parent, Labels::new())
+        wait(self.metadata.create(id, kind, name, parent, Labels::new()))
     }
 
     fn commit(&self, key: &str, name: &str) -> Result<Record, MetadataError> {
-        self.metadata.commit(key, name, Commit::default())
+        wait(self.metadata.commit(key, name, Commit::default()))
+    }
+
+    fn remove(&self, name: &str) -> Result<Record, MetadataError> {
+        wait(self.metadata.remove(name))
+    }
+
+    fn update(
+        &self,
+        name: &str,
+        labels: &Labels,
+        which: &LabelUpdate,
+    ) -> Result<Record, MetadataError> {
+        wait(self.metadata.update(name, labels, which))
     }
 
     /// Two committed snapshots, and of active ones and views one without and one with a parent.
@@ -46,6 +73,8 @@ impl Fixture {
             .unwrap();
         fixture.create(Kind::View, "view-1", "").unwrap();
         fixture.create(Kind::View, "view-2", "committed-2").unwrap();
+        // The copies are written after the answers.
+        wait(fixture.metadata.sync()).unwrap();
         fixture
     }
 }
@@ -111,14 +140,14 @@ fn commit_keeps_the_id_and_replaces_the_labels() {
     let before = labels(&[("old", "1"), ("empty", "")]);
     let active = fixture
         .metadata
-        .create(id, Kind::Active, "key", None, before)
-        .unwrap();
+        .create(id, Kind::Active, "key", None, before);
+    let active = wait(active).unwrap();
     assert_eq!(active.labels, labels(&[("old", "1")]));
     let commit = Commit {
         labels: labels(&[("new", "2"), ("empty", "")]),
         ..Commit::default()
     };
-    let committed = fixture.metadata.commit("key", "name", commit).unwrap();
+    let committed = wait(fixture.metadata.commit("key", "name", commit)).unwrap();
     assert_eq!((committed.id, committed.kind), (id, Kind::Committed));
     assert_eq!(committed.labels, labels(&[("new", "2")]));
     assert_eq!(committed.created, committed.updated);
@@ -132,25 +161,17 @@ fn a_commit_may_name_a_parent_only_where_there_is_none() {
         parent: Some(parent.to_owned()),
         ..Commit::default()
     };
-    let error = fixture
-        .metadata
-        .commit("active-2", "new", on("committed-1"))
-        .unwrap_err();
+    let commit = |key, name, parent| wait(fixture.metadata.commit(key, name, on(parent)));
+    let error = commit("active-2", "new", "committed-1").unwrap_err();
     assert!(
         matches!(error, MetadataError::ParentChanged { .. }),
         "{error}"
     );
-    let same = fixture
-        .metadata
-        .commit("active-2", "new", on("committed-2"))
-        .unwrap();
+    let same = commit("active-2", "new", "committed-2").unwrap();
     assert_eq!(same.parent.as_deref(), Some("committed-2"));
-    let rebased = fixture
-        .metadata
-        .commit("active-1", "rebased", on("new"))
-        .unwrap();
+    let rebased = commit("active-1", "rebased", "new").unwrap();
     assert_eq!(rebased.parent.as_deref(), Some("new"));
-    let error = fixture.metadata.remove("new").unwrap_err();
+    let error = fixture.remove("new").unwrap_err();
     assert!(
         matches!(error, MetadataError::HasChildren { .. }),
         "{error}"
@@ -160,20 +181,19 @@ fn a_commit_may_name_a_parent_only_where_there_is_none() {
 #[test]
 fn a_snapshot_with_children_stays() {
     let fixture = Fixture::populated();
-    let error = fixture.metadata.remove("committed-2").unwrap_err();
+    let error = fixture.remove("committed-2").unwrap_err();
     assert!(error.to_string().contains("remove"), "{error}");
     for name in ["active-2", "view-2", "committed-2", "committed-1"] {
-        fixture.metadata.remove(name).unwrap();
+        fixture.remove(name).unwrap();
     }
-    let error = fixture.metadata.remove("committed-1").unwrap_err();
+    let error = fixture.remove("committed-1").unwrap_err();
     assert!(matches!(error, MetadataError::NotFound { .. }), "{error}");
 }
 
 #[test]
 fn an_update_touches_labels_and_the_time() {
     let fixture = Fixture::populated();
-    let metadata = &fixture.metadata;
-    let first = metadata
+    let first = fixture
         .update(
             "active-1",
             &labels(&[("a", "1"), ("b", "2"), ("c", "3")]),
@@ -182,7 +202,7 @@ fn an_update_touches_labels_and_the_time() {
         .unwrap();
     assert!(first.updated > first.created);
     let keys = LabelUpdate::Keys(vec!["a".to_owned(), "b".to_owned()]);
-    let second = metadata
+    let second = fixture
         .update("active-1", &labels(&[("a", "x"), ("d", "4")]), &keys)
         .unwrap();
     assert_eq!(second.labels, labels(&[("a", "x"), ("c", "3")]));
@@ -192,7 +212,7 @@ fn an_update_touches_labels_and_the_time() {
 fn an_id_is_never_used_twice() {
     let fixture = Fixture::new();
     let first = fixture.create(Kind::Active, "a", "").unwrap().id;
-    fixture.metadata.remove("a").unwrap();
+    fixture.remove("a").unwrap();
     let fixture = fixture.reopened(0);
     let second = fixture.create(Kind::Active, "a", "").unwrap().id;
     assert!(second > first);
@@ -222,7 +242,7 @@ fn a_child_inherits_the_owner_of_its_parent() {
         owner: Some(owner),
         ..Commit::default()
     };
-    fixture.metadata.commit("key", "name", commit).unwrap();
+    wait(fixture.metadata.commit("key", "name", commit)).unwrap();
     assert_eq!(
         fixture.create(Kind::Active, "child", "name").unwrap().owner,
         owner
@@ -240,11 +260,9 @@ fn a_second_daemon_is_told_that_the_file_is_locked() {
 fn found_after(change: impl FnOnce(&Path)) -> (Vec<Info>, Vec<Info>, Fixture) {
     let fixture = Fixture::populated();
     let changed = labels(&[("changed", "yes")]);
-    let updated = fixture
-        .metadata
-        .update("view-1", &changed, &LabelUpdate::Replace);
+    let updated = fixture.update("view-1", &changed, &LabelUpdate::Replace);
     updated.unwrap();
-    fixture.metadata.remove("active-1").unwrap();
+    fixture.remove("active-1").unwrap();
     let before = fixture.metadata.list(|_| true).unwrap();
     let Fixture { metadata, root } = fixture;
     drop(metadata);
@@ -262,7 +280,7 @@ fn records_are_there_again_after_their_file_was_damaged() {
     assert_eq!(before, after);
     // Parents and children know each other, and no number is used twice.
     assert!(matches!(
-        fixture.metadata.remove("committed-2"),
+        fixture.remove("committed-2"),
         Err(MetadataError::HasChildren { .. })
     ));
     let used = before.iter().map(|info| info.record.id).max().unwrap();

@@ -1,0 +1,172 @@
+//! The open file of the records. redb refuses everything after one failed read or write until the file is opened
+//! again: that is done here, so that a full or failing disk costs the requests that met it and no other.
+
+use std::path::{Path, PathBuf};
+
+use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase, WriteTransaction};
+use tracing::info;
+
+use super::reserve::{Reserve, is_full};
+use super::{Attempt, MetadataError, OpenError, SNAPSHOTS, Snapshots};
+use crate::sync::{Arc, Mutex};
+
+/// The records of a read transaction.
+pub(super) type Reading = Snapshots<redb::ReadOnlyTable<&'static str, &'static [u8]>>;
+
+/// How often a file was opened. A failure belongs to one opening.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Opening(u64);
+
+/// One opening of the file.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) database: Database,
+    pub(super) reserve: Reserve,
+}
+
+#[derive(Debug)]
+struct State {
+    opening: Opening,
+    /// None after it could not be opened again.
+    open: Option<Open>,
+}
+
+/// The file, shared by who reads and the one that writes.
+#[derive(Debug)]
+pub(super) struct File {
+    path: PathBuf,
+    state: Mutex<State>,
+}
+
+impl Open {
+    /// Opens or creates a file.
+    pub(super) fn file(path: &Path) -> Result<Self, OpenError> {
+        let unusable = |source| OpenError::Unusable {
+            path: path.to_owned(),
+            source: Box::new(source),
+        };
+        let database = Database::create(path).map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => OpenError::Locked {
+                path: path.to_owned(),
+            },
+            error => unusable(error.into()),
+        })?;
+        let reserve = Reserve::of(path).map_err(|error| unusable(redb::Error::Io(error)))?;
+        Ok(Self { database, reserve })
+    }
+
+    pub(super) fn begin_write(&self) -> Result<WriteTransaction, MetadataError> {
+        let mut tx = self.database.begin_write().attempt("begin to write")?;
+        // Chosen once and never mixed: the two commit modes do not follow each other safely.
+        tx.set_two_phase_commit(true);
+        Ok(tx)
+    }
+
+    pub(super) fn read(&self) -> Result<Reading, MetadataError> {
+        let tx: ReadTransaction = self.database.begin_read().attempt("begin to read")?;
+        let table = tx.open_table(SNAPSHOTS).attempt("open snapshots")?;
+        Ok(Snapshots(table))
+    }
+}
+
+impl File {
+    pub(super) fn new(path: &Path, open: Open) -> Arc<Self> {
+        Arc::new(Self {
+            path: path.to_owned(),
+            state: Mutex::new(State {
+                opening: Opening::default(),
+                open: Some(open),
+            }),
+        })
+    }
+
+    /// The records as they are now, and the opening that gives them.
+    pub(super) fn read(&self) -> (Opening, Result<Reading, MetadataError>) {
+        self.with(Open::read)
+    }
+
+    /// Begins to write. Only the thread of the changes does.
+    pub(super) fn begin_write(&self) -> (Opening, Result<WriteTransaction, MetadataError>) {
+        self.with(Open::begin_write)
+    }
+
+    /// How often the file was opened.
+    pub(super) fn opening(&self) -> Opening {
+        self.state.lock().opening
+    }
+
+    /// What new snapshots need: without it the next removal may find no space.
+    pub(super) fn keep_reserve(&self) -> Result<(), MetadataError> {
+        let state = self.state.lock();
+        // Without the file the transaction has the better error.
+        let kept = state
+            .open
+            .as_ref()
+            .map_or(Ok(()), |open| open.reserve.keep());
+        drop(state);
+        kept.map_err(|source| self.full("keep space for removals", source.into()))
+    }
+
+    /// Opens the file again if it is still the opening that failed; `first` runs before anybody else sees it.
+    pub(super) fn reopen(
+        &self,
+        failed: Opening,
+        first: impl FnOnce(&Open) -> Result<(), MetadataError>,
+    ) -> Result<(), MetadataError> {
+        let mut state = self.state.lock();
+        if state.opening != failed {
+            return Ok(());
+        }
+        // Held while it is opened: nobody can do anything without it. The lock of the file goes first.
+        drop(state.open.take());
+        let open = Open::file(&self.path).map_err(|error| self.unusable(error))?;
+        first(&open)?;
+        state.open = Some(open);
+        state.opening.0 += 1;
+        info!(file = %self.path.display(), "opened the records of snapshots again after a failure");
+        Ok(())
+    }
+
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&Open) -> Result<T, MetadataError>,
+    ) -> (Opening, Result<T, MetadataError>) {
+        let state = self.state.lock();
+        let done = match &state.open {
+            Some(open) => work(open),
+            None => Err(MetadataError::Closed),
+        };
+        (state.opening, done)
+    }
+
+    /// Says what a failure of the storage means, and what to do.
+    pub(super) fn explained(&self, error: MetadataError) -> MetadataError {
+        match error {
+            MetadataError::Storage { action, source } if matches!(&*source, redb::Error::Io(io) if is_full(io)) => {
+                self.full(action, *source)
+            }
+            other => other,
+        }
+    }
+
+    fn full(&self, action: &'static str, source: redb::Error) -> MetadataError {
+        MetadataError::Full {
+            action,
+            path: self.path.clone(),
+            source: Box::new(source),
+        }
+    }
+
+    fn unusable(&self, error: OpenError) -> MetadataError {
+        match error {
+            OpenError::Unusable { source, .. } => self.explained(MetadataError::Storage {
+                action: "open it again after a failure",
+                source,
+            }),
+            other => MetadataError::Storage {
+                action: "open it again after a failure",
+                source: Box::new(redb::Error::Corrupted(other.to_string())),
+            },
+        }
+    }
+}
