@@ -4,7 +4,7 @@
 //! serving, and then systemd is told. From the moment the socket is there a client waits instead of failing; nothing of the start needs
 //! a registry or containerd.
 //!
-//! Ends: no new requests, those under way are given a few seconds. Then SIGINT unmounts the layers; SIGTERM leaves their
+//! Ends: no new requests, those under way are given a few seconds, and then an answer that says so. Then SIGINT unmounts the layers; SIGTERM leaves their
 //! mounts alone, and the device too where somebody keeps it for the next process: the keeper, or systemd.
 
 mod control;
@@ -24,6 +24,7 @@ use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::args::{Args, REVISION, VERSION};
@@ -42,6 +43,8 @@ enum End {
 
 /// How long requests under way have when the daemon ends.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long it may take to tell those that were given up.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Who stands around this process.
 #[derive(Debug)]
@@ -185,8 +188,10 @@ async fn serve_parts(
 ) -> anyhow::Result<()> {
     let connections = UnixListenerStream::new(listener.for_runtime()?);
     let (drain, draining) = oneshot::channel::<()>();
+    let give_up = CancellationToken::new();
+    let server = grpc::server(daemon.snapshotter.clone());
     let serving = tonic::transport::Server::builder()
-        .add_service(grpc::server(daemon.snapshotter.clone()))
+        .add_service(grpc::Drained::new(server, give_up.clone()))
         .serve_with_incoming_shutdown(connections, async {
             // A sender that is gone asks for the same.
             let _ = draining.await;
@@ -209,8 +214,11 @@ async fn serve_parts(
         End::Terminate => info!("Got terminated"),
     }
     drop(drain);
-    if tokio::time::timeout(DRAIN, serving).await.is_err() {
+    if tokio::time::timeout(DRAIN, &mut serving).await.is_err() {
         warn!("requests were still under way and are given up");
+        give_up.cancel();
+        // A client that does not listen is not waited for.
+        let _ = tokio::time::timeout(LAST_WORDS, serving).await;
     }
     if end == End::Interrupt {
         daemon.unmount().await?;

@@ -1,11 +1,13 @@
 //! containerd's snapshots service on top of the snapshotter, and the only place that knows status codes.
 
+mod drain;
 mod filter;
 
 use std::time::SystemTime;
 
 use tonic::{Request, Response, Status};
 
+pub use self::drain::Drained;
 use self::filter::{Fields, FilterError, Filters};
 use self::proto::containerd::services::snapshots::v1 as api;
 use self::proto::containerd::types;

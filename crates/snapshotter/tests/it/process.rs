@@ -20,27 +20,27 @@ use crate::server::{connect, prepare_request};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_soci-snapshotter-grpc");
 
 /// How long anything here may take before it counts as hanging.
-const LONG: Duration = Duration::from_secs(30);
+pub(crate) const LONG: Duration = Duration::from_secs(30);
 
-type Line = BTreeMap<String, String>;
+pub(crate) type Line = BTreeMap<String, String>;
 
 /// A folder with everything that one daemon needs.
-struct Place {
+pub(crate) struct Place {
     folder: TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = TempDir::new().unwrap();
         fs::write(folder.path().join("config.toml"), "").unwrap();
         Self { folder }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         self.command_of(Path::new(PROGRAM))
     }
 
@@ -58,14 +58,14 @@ impl Place {
 }
 
 /// A daemon that has said that it serves.
-struct Running {
-    child: Child,
+pub(crate) struct Running {
+    pub(crate) child: Child,
     lines: BufReader<std::process::ChildStderr>,
-    said: Vec<Line>,
+    pub(crate) said: Vec<Line>,
 }
 
 impl Running {
-    fn start(mut command: Command) -> Self {
+    pub(crate) fn start(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap());
         let mut running = Self {
@@ -79,7 +79,7 @@ impl Running {
         running
     }
 
-    fn next(&mut self) -> bool {
+    pub(crate) fn next(&mut self) -> bool {
         let mut text = String::new();
         if self.lines.read_line(&mut text).unwrap() == 0 {
             return false;
@@ -90,7 +90,7 @@ impl Running {
         true
     }
 
-    fn has(&self, message: &str) -> bool {
+    pub(crate) fn has(&self, message: &str) -> bool {
         self.said.iter().any(|line| line["msg"] == message)
     }
 
@@ -115,7 +115,7 @@ impl Running {
         }
     }
 
-    fn end(&mut self, signal: Signal) -> ExitStatus {
+    pub(crate) fn end(&mut self, signal: Signal) -> ExitStatus {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
         while self.next() {}
         self.child.wait().unwrap()
@@ -450,7 +450,7 @@ fn mounted(root: &Path) -> Vec<String> {
 }
 
 /// Whether a call is answered, as soon as somebody is there to answer.
-fn serves(socket: &Path) {
+pub(crate) fn serves(socket: &Path) {
     let socket = socket.to_owned();
     let call = async move {
         let mut client = connect(socket).await;
