@@ -20,13 +20,13 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Settings of the allocator, which it reads before `main`: freed pages go back at once. What is large and used
 /// again soon is kept by who uses it (the pool's scratch memory); kept here as well, the tree of a layer of 100,000
-/// files left 20 MB of pages behind at its peak, for no time gained.
+/// files left 20 MB of pages behind at its peak, for no time gained. Threads that give pages back later have nothing
+/// to do then: there are none.
 // JUSTIFICATION: jemalloc has no other way to be configured by a program.
 // SAFETY: the symbol is the one that the allocator's documentation names, it is defined once, and it points to
 // a string that ends in a zero byte.
 #[unsafe(export_name = "_rjem_malloc_conf")]
-pub static ALLOCATOR_SETTINGS: &[u8; 57] =
-    b"background_thread:true,dirty_decay_ms:0,muzzy_decay_ms:0\0";
+pub static ALLOCATOR_SETTINGS: &[u8; 34] = b"dirty_decay_ms:0,muzzy_decay_ms:0\0";
 
 fn main() -> ExitCode {
     match args::parse(std::env::args_os()) {
