@@ -157,6 +157,7 @@ async fn of_a_layer_that_is_not_complete_only_spans_are_taken_out() {
     let life = node.start();
     let blob = Arc::new(MemoryBlob::new(made.layer.clone()));
     let layer = life.open(&made, blob).await;
+    store(&layer, FIRST).await;
     let before = read(&layer, FIRST).await.expect("bytes");
     layer.sync().expect("synced");
     let damaged = layer.files.data.write_all_at(b"damage", FIRST.start);
