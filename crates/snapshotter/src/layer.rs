@@ -51,6 +51,7 @@ mod read;
 mod scrub;
 mod spans;
 mod spare;
+mod sparse;
 mod stream;
 #[cfg(test)]
 mod tests;

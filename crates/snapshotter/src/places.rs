@@ -30,6 +30,9 @@ pub const TAIL: u64 = 2 << 20;
 /// The largest `data`: EROFS counts a device's blocks in 32 bits.
 const MAX_DATA: u64 = BLOCK << 32;
 
+/// Entries of the largest layer that is mounted: about 400 MB while its tree is made. Images of a million files are rare.
+pub const MOST_ENTRIES: usize = 2 << 20;
+
 const MAGIC: &[u8; 8] = b"socipl\x00\x03";
 const HEADER: usize = 64;
 const FILE: usize = 32;
@@ -108,8 +111,8 @@ pub enum PlaceError {
     /// More than an EROFS device holds.
     #[error("the files need more than 16 TiB")]
     TooLarge,
-    /// More entries than ordinals.
-    #[error("more than {} entries", u32::MAX)]
+    /// More entries than a tree is made of.
+    #[error("more than {MOST_ENTRIES} entries")]
     TooMany,
     /// Not tables of this version.
     #[error("not a table of places of this version")]
@@ -124,6 +127,9 @@ pub fn plan(
     entries: impl ExactSizeIterator<Item = Planned>,
     archive_size: u64,
 ) -> Result<Vec<u8>, PlaceError> {
+    if entries.len() > MOST_ENTRIES {
+        return Err(PlaceError::TooMany);
+    }
     let headers = entries.len().checked_mul(HEAD).ok_or(PlaceError::TooMany)?;
     let mut table = Vec::with_capacity(HEADER + headers + entries.len() * FILE);
     table.resize(HEADER + headers, 0);

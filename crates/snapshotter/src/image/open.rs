@@ -22,6 +22,10 @@ use crate::store::sources::Origin;
 use crate::store::{LayerKey, StoreError};
 use crate::sync::atomic::Ordering;
 
+/// Bytes of zTOCs that are fetched before they are asked for: they take disk until then. Those of a large image (30 GB) have
+/// about half of it.
+const AHEAD: u64 = 256 << 20;
+
 /// First bytes of a zstd frame.
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
@@ -246,8 +250,11 @@ impl Images {
         if image.ahead.swap(true, Ordering::Relaxed) {
             return;
         }
-        for (layer, ztoc) in &index.ztocs {
-            if self.is_stored(*layer, ztoc) || image.ztocs.lock().contains_key(&ztoc.digest) {
+        let Some(manifest) = image.manifest.get() else {
+            return;
+        };
+        for (layer, ztoc) in worth_ahead(manifest, index) {
+            if self.is_stored(layer, ztoc) || image.ztocs.lock().contains_key(&ztoc.digest) {
                 continue;
             }
             let (images, image) = (self.clone(), Arc::clone(image));
@@ -414,6 +421,21 @@ impl Images {
     }
 }
 
+/// The zTOCs to fetch before they are asked for: of layers of the image, in their order, as far as [`AHEAD`] goes.
+fn worth_ahead<'a>(
+    manifest: &'a Manifest,
+    index: &'a Index,
+) -> impl Iterator<Item = (Digest, &'a Descriptor)> {
+    let mut left = AHEAD;
+    let layers = manifest.layers().iter().map(|layer| layer.digest);
+    let ztocs = layers.filter_map(|layer| Some((layer, index.ztocs.get(&layer)?)));
+    ztocs.take_while(move |(_, ztoc)| {
+        let fits = ztoc.size <= left;
+        left = left.saturating_sub(ztoc.size);
+        fits
+    })
+}
+
 /// Why a manifest cannot be read.
 #[derive(Debug, thiserror::Error)]
 enum Unread {
@@ -487,5 +509,45 @@ async fn compression(layer: &Descriptor, source: &Source) -> Result<Compression,
         Err(unsupported())
     } else {
         Ok(Compression::sniff(&start))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ztocs_of_the_images_layers_are_fetched_ahead_and_not_without_end() {
+        let [one, two, three, other] = [b"1", b"2", b"3", b"4"].map(|bytes| Digest::sha256(bytes));
+        let layer = |digest: Digest| {
+            format!(
+                r#"{{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":"{digest}","size":9}}"#
+            )
+        };
+        let layers = [one, two, three].map(layer).join(",");
+        let text = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{}","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{other}","size":2}},"layers":[{layers}]}}"#,
+            media_type::OCI_MANIFEST
+        );
+        let parsed = manifest::parse(text.as_bytes(), media_type::OCI_MANIFEST);
+        let manifest: Manifest = parsed.expect("a manifest");
+        let ztoc = |size| Descriptor::new("application/octet-stream", other, size);
+        let index = |sizes: [u64; 4]| Index {
+            digest: other,
+            found: "by hand",
+            ztocs: [one, two, three, other]
+                .into_iter()
+                .zip(sizes.map(ztoc))
+                .collect(),
+        };
+        let ahead = |sizes| {
+            let index = index(sizes);
+            worth_ahead(&manifest, &index)
+                .map(|(layer, _)| layer)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(ahead([10, 10, 10, 10]), [one, two, three]);
+        assert_eq!(ahead([10, AHEAD - 10, 1, 10]), [one, two]);
+        assert_eq!(ahead([1 << 30, 10, 10, 10]), []);
     }
 }

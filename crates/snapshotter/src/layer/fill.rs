@@ -8,17 +8,22 @@ use std::{
     panic::AssertUnwindSafe,
 };
 
+use sha2::{Digest as _, Sha256};
 use soci_ztoc::{Checkpoint, Decoder, ExtractError, SpanId, VerifiedSpan, VerifyError};
 
 use super::{
     Effect, Event, Layer, ReadError, prove,
     read::{self, Held},
+    sparse,
 };
 use crate::{
     cpu::Lane,
     fetch::{Class, Delivery},
     places::{BLOCK, Piece},
-    store::{ZtocFile, sums::sum_of},
+    store::{
+        ZtocFile,
+        sums::{Sum, sum_from, sum_of},
+    },
     sync::{Arc, atomic::Ordering},
 };
 
@@ -30,6 +35,10 @@ thread_local! {
 pub fn drop_scratch() {
     SCRATCH.with(|scratch| drop(scratch.borrow_mut().take()));
 }
+
+/// Larger spans are written in pieces of at least [`GATHERED`] bytes. Spans have 4 MiB unless told otherwise.
+const LARGE: u64 = 16 << 20;
+const GATHERED: usize = 1 << 20;
 
 /// Kernel limit of the slices of one vectored write.
 const MAX_SLICES: usize = 1024;
@@ -121,6 +130,13 @@ impl Layer {
             let decoder = scratch.get_or_insert_with(Decoder::new);
             let view = ztoc.view();
             let checkpoint = view.checkpoint(SpanId(span));
+            let tar = ztoc.spans().uncompressed(SpanId(span));
+            if tar.end - tar.start > LARGE {
+                let pieces = self.store_in_pieces(decoder, &verified, &checkpoint, ztoc);
+                if let Some(filled) = pieces {
+                    return filled;
+                }
+            }
             let last = span as usize + 1 == ztoc.spans().len();
             let decoded = if last {
                 self.decode_last(decoder, &verified, &checkpoint, ztoc)
@@ -134,6 +150,56 @@ impl Layer {
                 Err(error) => Filled::Undecodable(error.to_string()),
             }
         })
+    }
+
+    /// Decodes a large span and writes it in pieces: memory does not grow with it. None if it could not be written.
+    fn store_in_pieces(
+        self: &Arc<Self>,
+        decoder: &mut Decoder,
+        span: &VerifiedSpan<'_>,
+        at: &Checkpoint<'_>,
+        ztoc: &ZtocFile,
+    ) -> Option<Filled> {
+        let tar = ztoc.spans().uncompressed(span.id());
+        let (mut hash, mut gathered) = (Sha256::new(), Vec::with_capacity(2 * GATHERED));
+        let (mut place, mut written) = (tar.start, Ok(()));
+        let decoded = decoder.decode_in_pieces(span, at, ztoc.spans(), |piece| {
+            hash.update(piece);
+            gathered.extend_from_slice(piece);
+            if gathered.len() >= GATHERED && written.is_ok() {
+                written = self.write(place, &gathered);
+                place += gathered.len() as u64;
+                gathered.clear();
+            }
+        });
+        if let Err(error) = decoded {
+            return Some(Filled::Undecodable(error.to_string()));
+        }
+        written.and_then(|()| self.write(place, &gathered)).ok()?;
+        self.stored(span.id().0, || sum_from(hash));
+        for entry in self.files.places.headers_in(tar.clone()) {
+            let header = self.files.places.header(entry);
+            if header.is_some_and(|header| self.has_tar(header)) {
+                // As in `check_headers_of`.
+                drop(self.check_header(entry, &[]));
+            }
+        }
+        Some(Filled::Stored)
+    }
+
+    /// A span's bytes are in the store: marks it, lets its waiters go on.
+    fn stored(self: &Arc<Self>, span: u32, sum: impl FnOnce() -> Sum) {
+        if let Err(error) = self.files.present.written(span) {
+            tracing::warn!(layer = %self.files.key.layer, span, error = %error, "a mark is not written");
+        }
+        if let Effect::Wake(waiters) = self.step(span, Event::Filled) {
+            read::wake_all(&self.context.cpu, waiters, None);
+        }
+        self.recovered(span);
+        // Behind the readers: only a scrub needs it, and a sync makes up for one that is lost.
+        if let Err(error) = self.files.sums.set(span, &sum()) {
+            tracing::debug!(layer = %self.files.key.layer, span, error = %error, "a sum is not written");
+        }
     }
 
     /// Decodes the last span, and keeps what its stream has behind the archive: the layer's digest counts it.
@@ -187,17 +253,7 @@ impl Layer {
         drop(served);
         let used = &self.context.used;
         used.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        if let Err(error) = self.files.present.written(span) {
-            tracing::warn!(layer = %self.files.key.layer, span, error = %error, "a mark is not written");
-        }
-        if let Effect::Wake(waiters) = self.step(span, Event::Filled) {
-            read::wake_all(&self.context.cpu, waiters, None);
-        }
-        self.recovered(span);
-        // Behind the readers: only a scrub needs it, and a sync makes up for one that is lost.
-        if let Err(error) = self.files.sums.set(span, &sum_of(bytes)) {
-            tracing::debug!(layer = %self.files.key.layer, span, error = %error, "a sum is not written");
-        }
+        self.stored(span, || sum_of(bytes));
         self.check_headers_of(tar.clone(), bytes);
         if class == Class::All {
             self.pass_on(ztoc, &tar, bytes);
@@ -321,7 +377,18 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn push(&mut self, place: u64, part: &'a [u8]) -> io::Result<()> {
+    /// The next part; zeros in a hole are there already.
+    fn push(&mut self, mut place: u64, part: &'a [u8]) -> io::Result<()> {
+        for (stretch, is_zero) in sparse::stretches(part, place) {
+            if !is_zero || !sparse::is_hole(self.file, place, stretch.len()) {
+                self.gather(place, stretch)?;
+            }
+            place += stretch.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn gather(&mut self, place: u64, part: &'a [u8]) -> io::Result<()> {
         let gap = place.checked_sub(self.end).filter(|gap| *gap < BLOCK);
         let room = self.slices.len() + 2 <= MAX_SLICES;
         match gap {

@@ -10,16 +10,14 @@
 //! Everything goes into a draft that nobody sees; it becomes a layer when both digests are right. Entries that
 //! unpacking ignores or refuses are ignored or refused here too.
 
-use std::{
-    collections::VecDeque, fs::File, io, ops::Range, os::unix::fs::FileExt, sync::Arc as StdArc,
-};
+use std::{collections::VecDeque, fs::File, io, ops::Range, sync::Arc as StdArc};
 
 use bytes::Bytes;
 use soci_oci::{Digest, Verifier, digest::DigestMismatch};
 use soci_ztoc::{Entry, GzipError, LayerInflate, Policy, TarError, TarScanner, TarSink};
 use tokio::sync::oneshot;
 
-use super::{Context, open::Whole};
+use super::{Context, open::Whole, sparse};
 use crate::{
     cpu::{Lane, Lost},
     fetch::{Class, Delivery, Demand, DemandError, Patience},
@@ -85,7 +83,7 @@ pub enum StreamError {
         #[source]
         source: TarError,
     },
-    /// Its files have no places.
+    /// It has more entries than are kept in memory, or its files have no places.
     #[error("tar in layer {layer}")]
     Places {
         /// The layer.
@@ -262,6 +260,12 @@ impl Pass {
                 source,
             });
         }
+        if files.planned.len() > places::MOST_ENTRIES {
+            return Err(StreamError::Places {
+                layer: Box::new(*layer),
+                source: PlaceError::TooMany,
+            });
+        }
         match files.error.take() {
             Some(source) => Err(StreamError::Write {
                 layer: Box::new(*layer),
@@ -339,6 +343,7 @@ impl Files {
     fn finish(mut self) -> io::Result<Draft> {
         self.data.flush(&self.draft.data)?;
         self.heads.flush(&self.draft.heads)?;
+        self.draft.heads.set_len(self.heads.end())?;
         self.draft.data.set_len(self.next.saturating_add(TAIL))?;
         Ok(self.draft)
     }
@@ -412,7 +417,7 @@ impl Gathered {
     }
 
     fn flush(&mut self, file: &File) -> io::Result<()> {
-        file.write_all_at(&self.bytes, self.start)?;
+        sparse::write_new(file, &self.bytes, self.start)?;
         self.start = self.end();
         self.bytes.clear();
         Ok(())

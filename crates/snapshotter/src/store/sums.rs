@@ -18,8 +18,13 @@ pub type Sum = [u8; 16];
 
 /// The digest of a span's range of the tar.
 pub fn sum_of(bytes: &[u8]) -> Sum {
+    sum_from(Sha256::new_with_prefix(bytes))
+}
+
+/// The same for bytes that were hashed as they came.
+pub fn sum_from(hash: Sha256) -> Sum {
     let mut sum = Sum::default();
-    for (to, from) in sum.iter_mut().zip(Sha256::digest(bytes)) {
+    for (to, from) in sum.iter_mut().zip(hash.finalize()) {
         *to = from;
     }
     sum

@@ -69,6 +69,48 @@ async fn on_a_full_disk_reads_are_served_from_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_spans_and_zeros_take_neither_memory_nor_disk() {
+    // One span of 40 MB that compresses a thousand times, lazily and whole.
+    let mut made = Made::new(Form::Gzip, 3, 64 << 20);
+    made.tar.truncate(made.tar.len() - 1024);
+    let size = 40 << 20;
+    made.tar
+        .extend_from_slice(&made::header("zeros", b'0', size));
+    made.tar.resize(made.tar.len() + size as usize, 0);
+    made.files
+        .push(("zeros".to_owned(), vec![0; size as usize]));
+    let made = made.with_behind(&[0; 1024], 64 << 20);
+    assert!(made.layer.len() < 100 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let blob = || Arc::new(MemoryBlob::new(made.layer.clone())) as Arc<dyn Fetcher>;
+    let diff_id = Digest::sha256(&made.tar);
+    let whole = whole::pull(&life, &made, diff_id, blob())
+        .await
+        .expect("pulled");
+    assert_eq!(
+        std::fs::read(whole.data_path()).expect("readable"),
+        made.data()
+    );
+    life.layers.remove(&whole.key()).await.expect("removed");
+    drop(whole);
+    let layer = life.open(&made, blob()).await;
+    life.layers.complete(&layer);
+    completes(&layer).await;
+    assert_eq!(
+        std::fs::read(layer.data_path()).expect("readable"),
+        made.data()
+    );
+    let proof = life.layers.prove(&layer).await.expect("found out");
+    assert_eq!(proof, Proof::Tar(diff_id));
+    assert!(
+        life.layers.store().used() < 1 << 20,
+        "{}",
+        life.layers.store().used()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_nobody_asked_for_leaves_room_on_the_disk() {
     let made = Made::new(Form::Plain, 900, 64 << 10);
     let data = made.data();

@@ -200,7 +200,7 @@ async fn a_killed_process_leaves_no_span_without_a_sum() {
     let life = node.start();
     let blob = || Arc::new(MemoryBlob::new(made.layer.clone())) as Arc<dyn Fetcher>;
     let layer = life.open(&made, blob()).await;
-    read(&layer, FIRST).await.expect("bytes");
+    store(&layer, FIRST).await;
     let (key, sums) = (layer.key(), node.file(&layer, "sums"));
     let asked = Asked::new(&life, &made);
     let found = scrub(&life, key, &asked).await;
