@@ -111,3 +111,130 @@ fn a_daemon_starts_on_a_full_disk_and_serves_what_is_mounted() -> Result<()> {
     }
     Ok(())
 }
+
+/// A node whose daemon's state lies on a small disk, and two small images.
+struct Cramped {
+    site: Site,
+    images: [String; 2],
+    // After the site: its mounts go first.
+    disk: Disk,
+    _folder: tempfile::TempDir,
+}
+
+impl Cramped {
+    fn new() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let disk = Disk::make(folder.path(), 64)?;
+        let options = NodeOptions {
+            root: Some(disk.path().join("soci")),
+            ..NodeOptions::default()
+        };
+        let site = Site::with(options, Shape::default())?;
+        let publish = |n: u64| {
+            let image = Image::of(&[&[file("f", noise(n, 200_000))], &[file("g", "small")]])?;
+            site.publish(&image, &format!("small-{n}:1"))
+        };
+        let images = [publish(1)?, publish(2)?];
+        Ok(Self {
+            site,
+            images,
+            disk,
+            _folder: folder,
+        })
+    }
+
+    fn snapshots(&self) -> Result<usize> {
+        let listed = self
+            .site
+            .node
+            .ctr(["snapshots", "--snapshotter", SOCI, "ls"])?;
+        Ok(listed.succeed()?.lines().count() - 1)
+    }
+
+    fn stored(&self) -> Result<usize> {
+        Ok(stored::layers(self.site.node.root())?.len())
+    }
+
+    /// Asks for a snapshot as for a container, with a name of this length.
+    fn prepare(&self, name: &str) -> Result<soci_tests::process::Finished> {
+        let words = ["snapshots", "--snapshotter", SOCI, "prepare", name];
+        self.site.node.ctr(words)?.finish()
+    }
+
+    fn shows(&self, n: usize) -> Result<()> {
+        let view = self.site.node.view(&self.images[n], SOCI)?;
+        walk::drop_caches()?;
+        ensure!(fs::read(view.join("f"))? == noise(n as u64 + 1, 200_000));
+        view.close()
+    }
+}
+
+#[test]
+fn without_a_free_byte_images_are_removed_and_with_space_everything_works_again_without_a_restart()
+-> Result<()> {
+    let cramped = Cramped::new()?;
+    let Cramped { site, images, .. } = &cramped;
+    site.node.pull(&images[0], SOCI)?;
+    site.node.wait_complete(2)?;
+    let ballast = cramped.disk.fill(0)?;
+    // Some may find room in folders that have it.
+    let refused = (0..64).find_map(|n| match cramped.prepare(&format!("container-{n}")) {
+        Ok(done) if done.code == Some(0) => None,
+        other => Some(other),
+    });
+    let refused = refused.expect("there is no room for 64 folders")?.stderr;
+    ensure!(
+        refused.contains("is full") && refused.contains("remove images"),
+        "{refused}"
+    );
+    let pulled = site.node.pull(&images[1], SOCI);
+    ensure!(pulled.is_err(), "there is no room for another image");
+    let listed = site
+        .node
+        .ctr(["snapshots", "--snapshotter", SOCI, "ls"])?
+        .succeed()?;
+    for line in listed.lines().filter(|line| line.starts_with("container-")) {
+        let name = line.split_ascii_whitespace().next().unwrap_or_default();
+        let words = ["snapshots", "--snapshotter", SOCI, "rm", name];
+        site.node.ctr(words)?.succeed()?;
+    }
+    site.node.remove_image(&images[0])?;
+    ensure!(cramped.snapshots()? == 0, "{listed}");
+    ensure!(cramped.stored()? == 0, "the layers are deleted");
+    fs::remove_file(ballast)?;
+    site.node.pull(&images[1], SOCI)?;
+    cramped.shows(1)?;
+    let log = site.node.snapshotter_log();
+    ensure!(log.matches("successfully started").count() == 1, "{log}");
+    Ok(())
+}
+
+#[test]
+fn a_daemon_that_found_no_room_to_try_a_way_takes_layers_when_there_is_some() -> Result<()> {
+    let mut cramped = Cramped::new()?;
+    let (reference, root) = (
+        cramped.images[0].clone(),
+        cramped.site.node.root().to_path_buf(),
+    );
+    let ballast = cramped.disk.fill(0)?;
+    cramped
+        .site
+        .node
+        .snapshotter()?
+        .kill(Duration::from_secs(15))?;
+    fs::remove_file(root.join("mount.json"))?;
+    cramped.site.node.start_snapshotter()?;
+    let log = cramped.site.node.snapshotter_log();
+    ensure!(log.contains("until there is space"), "{log}");
+    fs::remove_file(ballast)?;
+    // containerd may have to find the daemon again first.
+    let start = Instant::now();
+    while let Err(error) = cramped.site.node.pull(&reference, SOCI) {
+        ensure!(start.elapsed() < Duration::from_secs(30), "{error:#}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let log = cramped.site.node.snapshotter_log();
+    ensure!(log.contains("layers are mounted from here on"), "{log}");
+    ensure!(cramped.stored()? == 2, "both layers are ours");
+    cramped.shows(0)
+}

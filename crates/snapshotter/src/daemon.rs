@@ -4,9 +4,12 @@
 //! serving, and then systemd is told. From the moment the socket is there a client waits instead of failing; nothing of the start needs
 //! a registry or containerd.
 //!
-//! Ends: no new requests, those under way are given a few seconds, and then an answer that says so. Then SIGINT unmounts the layers; SIGTERM leaves their
-//! mounts alone, and the device too where somebody keeps it for the next process: the keeper, or systemd.
+//! Ends: no new requests, those under way are given a few seconds, and then an answer that says so. Then SIGINT unmounts
+//! the layers; SIGTERM leaves their mounts alone, and the device too where somebody keeps it for the next process: the
+//! keeper, or systemd. What is not on disk is synced either way, for some seconds at most. A second signal ends the
+//! process at once.
 
+mod attempts;
 mod control;
 mod parts;
 mod root;
@@ -161,14 +164,8 @@ async fn serve(
         // Nothing has been served yet.
         _ = signals.next() => return Ok(()),
     };
-    if let Some(device) = daemon.device()
-        && let Err(error) = outside.keep(device)
-    {
-        let error: &dyn std::error::Error = &error;
-        warn!(
-            error,
-            "nobody keeps the device: reads will fail when this process ends"
-        );
+    if let Some(device) = daemon.device() {
+        keep(outside, &device);
     }
     let done = serve_parts(args, &daemon, listener, outside, &mut signals).await;
     if let Some(device) = daemon.device().filter(|device| device.is_kept()) {
@@ -176,6 +173,16 @@ async fn serve(
         device.leave();
     }
     done
+}
+
+fn keep(outside: &Surroundings, device: &Device) {
+    if let Err(error) = outside.keep(device) {
+        let error: &dyn std::error::Error = &error;
+        warn!(
+            error,
+            "nobody keeps the device: reads will fail when this process ends"
+        );
+    }
 }
 
 /// Serves until a signal, and ends as it asks.
@@ -202,30 +209,62 @@ async fn serve_parts(
         address = args.address,
         "soci-snapshotter-grpc successfully started"
     );
-    let end = tokio::select! {
-        failed = &mut serving => {
-            failed.context("the listener failed")?;
-            anyhow::bail!("the listener ended");
+    let mut devices = daemon.devices();
+    let end = loop {
+        tokio::select! {
+            failed = &mut serving => {
+                failed.context("the listener failed")?;
+                anyhow::bail!("the listener ended");
+            }
+            end = signals.next() => break end,
+            // Layers could not be mounted at the start, and can be now.
+            Ok(()) = devices.changed() => {
+                if let Some(device) = daemon.device() {
+                    keep(outside, &device);
+                }
+            }
         }
-        end = signals.next() => end,
     };
     match end {
         End::Interrupt => info!("Got interrupt"),
         End::Terminate => info!("Got terminated"),
     }
     drop(drain);
-    if tokio::time::timeout(DRAIN, &mut serving).await.is_err() {
-        warn!("requests were still under way and are given up");
-        give_up.cancel();
-        // A client that does not listen is not waited for.
-        let _ = tokio::time::timeout(LAST_WORDS, serving).await;
+    let ending = async {
+        if tokio::time::timeout(DRAIN, &mut serving).await.is_err() {
+            warn!("requests were still under way and are given up");
+            give_up.cancel();
+            // A client that does not listen is not waited for.
+            let _ = tokio::time::timeout(LAST_WORDS, serving).await;
+        }
+        let unmounted = match end {
+            End::Interrupt => daemon.unmount().await,
+            End::Terminate => Ok(()),
+        };
+        // Whatever became of the mounts.
+        daemon.sync().await;
+        daemon.end_device();
+        unmounted
+    };
+    tokio::select! {
+        ended = ending => ended,
+        _ = signals.next() => {
+            warn!("asked to end a second time: ending at once");
+            Err(at_once(daemon))
+        }
     }
-    if end == End::Interrupt {
-        daemon.unmount().await?;
+}
+
+/// Ends the process without waiting for anything: whoever asks twice means it. What waits may never end.
+fn at_once(daemon: &Daemon) -> anyhow::Error {
+    if let Some(device) = daemon.device().filter(|device| device.is_kept()) {
+        device.leave();
     }
-    daemon.sync().await;
-    daemon.end_device();
-    Ok(())
+    let killed =
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    anyhow::Error::new(std::io::Error::from(
+        killed.err().unwrap_or(rustix::io::Errno::INTR),
+    ))
 }
 
 /// The signals that end the daemon.

@@ -13,6 +13,7 @@
 
 pub(crate) mod directories;
 mod error;
+pub(crate) mod late;
 mod layer;
 pub mod metadata;
 pub(crate) mod overlay;
@@ -22,12 +23,14 @@ mod trust;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use self::directories::{Busy, Directories};
 pub use self::error::{SnapshotError, StartError};
+pub use self::late::Late;
 use self::layer::LayerWanted;
 use self::metadata::{
     Commit, Info, Kind, LabelUpdate, Labels, Metadata, MetadataError, Record, SnapshotId, Usage,
@@ -37,19 +40,20 @@ use self::plan::{Facts, First};
 use crate::cpu::{Cpu, Lane, Lost};
 use crate::image::labels;
 use crate::image::verdict::Subject;
-use crate::image::{Images, Parent, Wanted, explain};
+use crate::image::{Parent, Wanted, explain};
 use crate::mount;
 use crate::mount::thread::MountThread;
 use crate::store::LayerKey;
 use crate::sync::{Arc, Weak};
+
+/// How long the end of the process waits for the records.
+const LAST_SYNC: Duration = Duration::from_secs(10);
 
 /// How the snapshotter behaves.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// Overlay mounts need `userxattr`.
     pub userxattr: bool,
-    /// Overlay mounts on layers take `xino=on`.
-    pub xino: bool,
     /// Do not try an overlay mount at start.
     pub skip_support_check: bool,
     /// Layers smaller than this many bytes are fetched whole; 0 is off.
@@ -65,8 +69,8 @@ pub struct Parts {
     pub cpu: Arc<Cpu>,
     /// Where it unmounts.
     pub mounts: MountThread,
-    /// Where layers come from; without it all are left to containerd.
-    pub images: Option<Images>,
+    /// Where layers come from; until they are there all are left to containerd.
+    pub images: Late,
 }
 
 /// Whether a new snapshot has to survive a power failure before the answer.
@@ -260,7 +264,7 @@ impl Snapshotter {
             namespace: namespace.as_deref(),
             known,
             named: labels::names_a_layer(&labels),
-            able: self.shared.parts.images.is_some(),
+            able: self.shared.parts.images.wanted().await.is_some(),
             size,
             min_layer_size: self.shared.options.min_layer_size,
         };
@@ -417,7 +421,7 @@ impl Snapshotter {
             id,
             &parents,
             overlay::Extra {
-                xino: options.xino && has_layers,
+                xino: has_layers && self.shared.parts.images.xino(),
                 userxattr: options.userxattr,
             },
         )])
@@ -437,7 +441,7 @@ impl Snapshotter {
                 why,
             }
         };
-        let Some(images) = self.shared.parts.images.clone() else {
+        let Some(images) = self.shared.parts.images.wanted().await.cloned() else {
             let why = plan::Why::Unable.to_string();
             return Err(unavailable(&wanted[0].at, why));
         };
@@ -541,7 +545,7 @@ impl Snapshotter {
         for directory in abandoned {
             self.delete(Lane::FilesBehind, directory).await;
         }
-        let Some(images) = &self.shared.parts.images else {
+        let Some(images) = self.shared.parts.images.get() else {
             return Ok(());
         };
         let used = || {
@@ -571,11 +575,16 @@ impl Snapshotter {
         }
     }
 
-    /// Makes what was answered last, before the process ends.
+    /// Makes what was answered last, before the process ends. A disk that does not answer is not waited for.
     pub async fn sync(&self) {
-        if let Err(error) = self.shared.metadata.sync().await {
-            let error = &error as &dyn std::error::Error;
-            warn!(error, "the last changes of snapshots may be lost");
+        let synced = tokio::time::timeout(LAST_SYNC, self.shared.metadata.sync());
+        match synced.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let error = &error as &dyn std::error::Error;
+                warn!(error, "the last changes of snapshots may be lost");
+            }
+            Err(_) => warn!("the disk does not take the last changes of snapshots; going without"),
         }
     }
 
@@ -583,7 +592,7 @@ impl Snapshotter {
     async fn delete(&self, lane: Lane, directory: PathBuf) {
         let path = directory.display().to_string();
         let fs = directory.join("fs");
-        let unmounted = match &self.shared.parts.images {
+        let unmounted = match self.shared.parts.images.get() {
             Some(images) => images.unmount(&fs).await,
             None => mount::detach_all_under(&self.shared.parts.mounts, &fs)
                 .await

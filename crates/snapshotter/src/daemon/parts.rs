@@ -11,13 +11,14 @@ use soci_oci::registry::retry::RetryPolicy;
 use soci_oci::registry::{self, Hosts, Mirror, Registry};
 use soci_oci::store::layout::Layout;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
+use super::attempts::{Attempts, complain};
 use super::control;
 use super::root::Root;
 use super::scrub::{Background, Scrubber};
-use super::way;
 use crate::config::{Blob, Cache, Config, ContentStoreKind, Http, Resolver, Trust};
 use crate::cpu::Cpu;
 use crate::device::{self, Device, KeptDevice};
@@ -26,7 +27,7 @@ use crate::image::{self, Content, Images, Modes, Mounts};
 use crate::layer::{self, Layers, drop_scratch};
 use crate::mount::thread::MountThread;
 use crate::mount::{self, Way};
-use crate::snapshots::{self, Snapshotter};
+use crate::snapshots::{self, Late, Snapshotter};
 use crate::store::LayerStore;
 use crate::store::space::Limits;
 use crate::sync::Arc;
@@ -36,9 +37,9 @@ use crate::sync::Arc;
 pub struct Daemon {
     /// What containerd is served from.
     pub snapshotter: Snapshotter,
-    images: Option<Images>,
-    device: Option<Arc<Device>>,
-    /// Ended by their drop: scrubs, and who asks for them.
+    late: Late,
+    devices: watch::Receiver<Option<Arc<Device>>>,
+    /// Ended by their drop: scrubs, and who asks for them; attempts to mount layers.
     _tasks: JoinSet<()>,
     /// Held for its drop, after everything else.
     _root: Root,
@@ -56,68 +57,74 @@ impl Daemon {
         let cores = available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let cpu = Cpu::with_idle(cores, drop_scratch).context("cannot start the pool")?;
         let thread = MountThread::start().context("cannot start the mounting thread")?;
-        let way = way::take(&root, config.snapshotter.mount, &thread, kept).await;
-        let images = match &way {
-            Some(way) => {
-                let mounts = Mounts::new(Arc::clone(&way.mounter), Arc::clone(&way.device));
-                images(&root, config, &cpu, mounts, way.chosen.way)
-                    .inspect_err(|error| {
-                        let error = format!("{error:#}");
-                        error!(
-                            error,
-                            "layers cannot be kept: every layer is left to containerd until this is repaired and the daemon restarted"
-                        );
-                    })
-                    .ok()
-            }
-            None => None,
+        let mut attempts = Attempts {
+            root: root.clone(),
+            config: config.clone(),
+            cpu: Arc::clone(&cpu),
+            thread: thread.clone(),
+            kept,
+            way: None,
         };
+        let first = attempts.images().await;
         let options = snapshots::Options {
             userxattr: snapshots::needs_userxattr(),
-            xino: way.as_ref().is_some_and(|way| way.chosen.xino),
             skip_support_check: config.service.skip_check_snapshotter_supported,
             min_layer_size: u64::try_from(config.snapshotter.min_layer_size).unwrap_or(0),
             verified_only: config.snapshotter.trust == Trust::Verified,
         };
+        let (late, asked) = Late::new();
         let parts = snapshots::Parts {
             cpu,
             mounts: thread.clone(),
-            images: images.clone(),
+            images: late.clone(),
         };
         let snapshotter = Snapshotter::open(&root, parts, options)?;
-        if let (Some(images), Some(way)) = (&images, &way) {
-            let used = snapshotter.used_layers().await?;
-            images.adopt(&used, way.moved).await;
-            images.let_go().await;
-        }
-        if let Some(way) = &way {
-            way.device.restored();
+        let mut tasks = JoinSet::new();
+        let again = match first {
+            Ok(images) => {
+                attempts
+                    .serve(images, &snapshotter, &late, &mut tasks)
+                    .await?;
+                false
+            }
+            Err(why) => {
+                complain(&root, &why);
+                why.again
+            }
+        };
+        let (sender, devices) = watch::channel(attempts.device());
+        if let Some(device) = attempts.device() {
+            device.restored();
         }
         sweep(&thread, &root).await;
-        let mut tasks = JoinSet::new();
-        if let Some(images) = &images {
-            scrubs(&root, config, images, &mut tasks);
+        if again {
+            let (snapshotter, late) = (snapshotter.clone(), late.clone());
+            tasks.spawn(attempts.go_on(asked, snapshotter, late, sender));
         }
-        tasks.spawn(snapshotter.clone().follow_verdicts());
         Ok(Self {
             snapshotter,
-            images,
+            late,
+            devices,
             _tasks: tasks,
-            device: way.map(|way| way.device),
             _root: lock,
         })
     }
 
     /// The node's device, where layers are mounted.
     #[must_use]
-    pub fn device(&self) -> Option<&Arc<Device>> {
-        self.device.as_ref()
+    pub fn device(&self) -> Option<Arc<Device>> {
+        self.devices.borrow().clone()
+    }
+
+    /// The device, now and when it comes later.
+    pub(super) fn devices(&self) -> watch::Receiver<Option<Arc<Device>>> {
+        self.devices.clone()
     }
 
     /// Takes all layers and the device away.
     pub async fn unmount(&self) -> anyhow::Result<()> {
         // First: an unmount waits for READs that are not answered.
-        if let Some(device) = &self.device {
+        if let Some(device) = self.device() {
             device.stop();
         }
         self.snapshotter.unmount_all().await?;
@@ -127,22 +134,22 @@ impl Daemon {
     /// Ends the device, unless somebody keeps it for the next process. Dropping this is not enough: requests that were
     /// given up still own it, and its mount would outlive the process.
     pub fn end_device(&self) {
-        if let Some(device) = self.device.as_ref().filter(|device| !device.is_kept()) {
+        if let Some(device) = self.device().filter(|device| !device.is_kept()) {
             device.stop();
         }
     }
 
-    /// Makes what has arrived durable.
+    /// Makes what has arrived durable. A disk that does not answer is waited for some seconds.
     pub async fn sync(&self) {
         self.snapshotter.sync().await;
-        if let Some(images) = &self.images {
+        if let Some(images) = self.late.get() {
             images.sync().await;
         }
     }
 }
 
 /// Scrubs in the background, and for who asks on the control socket.
-fn scrubs(root: &Path, config: &Config, images: &Images, tasks: &mut JoinSet<()>) {
+pub(super) fn scrubs(root: &Path, config: &Config, images: &Images, tasks: &mut JoinSet<()>) {
     let scrubber = Scrubber {
         layers: Arc::clone(images.layers()),
         repairs: Arc::new(images.clone()),
@@ -167,7 +174,8 @@ async fn sweep(thread: &MountThread, root: &Path) {
     }
 }
 
-fn images(
+/// The images of this node, over what layers are mounted with.
+pub(super) fn images(
     root: &Path,
     config: &Config,
     cpu: &Arc<Cpu>,

@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::config::MountChoice;
 use crate::device::{Device, KeptDevice};
@@ -34,27 +34,34 @@ pub(super) struct Taken {
     pub(super) moved: bool,
 }
 
-/// Starts the device and finds the way; said once, loudly where there is none.
+/// Layers cannot be mounted now.
+#[derive(Debug)]
+pub(super) struct NotNow {
+    pub(super) reason: String,
+    /// It may be otherwise later: the disk is full.
+    pub(super) again: bool,
+}
+
+/// Starts the device and finds the way.
 pub(super) async fn take(
     root: &Path,
     choice: MountChoice,
     thread: &MountThread,
     kept: Option<KeptDevice>,
-) -> Option<Taken> {
-    match try_to_take(root, choice, thread, kept).await {
-        Ok(taken) => {
-            let Chosen { way, xino, reason } = &taken.chosen;
-            info!(way = way.to_string(), xino, reason, "layers are mounted");
-            Some(taken)
-        }
-        Err(reason) => {
-            error!(
-                reason,
-                "this machine cannot mount layers: every layer is left to containerd"
-            );
-            None
-        }
-    }
+) -> Result<Taken, NotNow> {
+    let taken = try_to_take(root, choice, thread, kept).await;
+    let taken = taken.map_err(|reason| NotNow {
+        reason,
+        again: choice != MountChoice::None && is_full(root),
+    })?;
+    let Chosen { way, xino, reason } = &taken.chosen;
+    info!(way = way.to_string(), xino, reason, "layers are mounted");
+    Ok(taken)
+}
+
+/// Whether there is no room to try a way out.
+fn is_full(root: &Path) -> bool {
+    rustix::fs::statvfs(root).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM)
 }
 
 async fn try_to_take(
@@ -138,19 +145,20 @@ fn go_on(root: &Path, at: &Path, kept: KeptDevice) -> Option<(Arc<Device>, Chose
 
 /// The way that was chosen before, where the disk has no room to try out any: layers that are mounted need it.
 fn untried(root: &Path, allowed: Allowed) -> Option<Chosen> {
-    let room = rustix::fs::statvfs(root)
-        .map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
     let chosen: Chosen = serde_json::from_slice(&fs::read(root.join(CHOICE)).ok()?).ok()?;
     let allowed = match allowed {
         Allowed::Auto => true,
         Allowed::Only(way) => way == chosen.way,
         Allowed::None => false,
     };
-    (allowed && room < ROOM).then_some(chosen)
+    (allowed && is_full(root)).then_some(chosen)
 }
 
 fn remember(root: &Path, chosen: &Chosen) -> io::Result<()> {
     let bytes = serde_json::to_vec(chosen)?;
+    if fs::read(root.join(CHOICE)).is_ok_and(|known| known == bytes) {
+        return Ok(());
+    }
     let new = root.join(format!("{CHOICE}.new"));
     fs::write(&new, bytes)?;
     fs::rename(new, root.join(CHOICE))

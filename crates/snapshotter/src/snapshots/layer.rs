@@ -47,7 +47,7 @@ impl Snapshotter {
         wanted: LayerWanted,
         caller: Caller,
     ) -> Result<Vec<Mount>, SnapshotError> {
-        let Some(images) = self.shared.parts.images.clone() else {
+        let Some(images) = self.shared.parts.images.get().cloned() else {
             return wanted.plain(self).await;
         };
         let (key, labels) = (wanted.subject.key.clone(), wanted.labels.clone());

@@ -27,7 +27,7 @@ pub(super) fn expected(info: &Info) -> Expected {
 impl Shared {
     /// Why no container may start from a snapshot's layer.
     pub(super) fn refusal(&self, info: &Info) -> Option<String> {
-        let images = self.parts.images.as_ref()?;
+        let images = self.parts.images.get()?;
         let used = &info.record.layer.as_ref()?.layer;
         let standing = images.standing(used.layer, used.ztoc, &expected(info));
         standing.refusal().map(str::to_owned)
@@ -78,7 +78,7 @@ impl Shared {
 impl Snapshotter {
     /// Says what becomes of snapshots whose layers are found not to be what their images say, for as long as it is polled.
     pub async fn follow_verdicts(self) {
-        let Some(images) = self.shared.parts.images.clone() else {
+        let Some(images) = self.shared.parts.images.get().cloned() else {
             return;
         };
         self.judge(|_| true).await;
@@ -136,7 +136,7 @@ impl Snapshotter {
 
     /// Waits until every layer of a chain is verified, where containers start from such chains only.
     pub(super) async fn wait_for_trust(&self, chain: &[Info]) -> Result<(), SnapshotError> {
-        let Some(images) = self.shared.parts.images.clone() else {
+        let Some(images) = self.shared.parts.images.get().cloned() else {
             return Ok(());
         };
         let used = chain.iter().filter_map(|info| info.record.layer.as_ref());

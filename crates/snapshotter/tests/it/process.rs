@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use soci_oci::testing::{Access, Setup, TestRegistry};
+use soci_oci::testing::{Access, Fault, On, Setup, TestRegistry, Wrong};
 use tempfile::TempDir;
 
 use crate::image::{Image, Shape, file, tar};
@@ -487,6 +487,46 @@ fn a_second_daemon_on_the_root_is_refused_and_disturbs_nothing() {
     assert!(serde_json::from_str::<Line>(fatal).unwrap()["error"].contains("locked"));
     UnixStream::connect(place.path("s/s.sock")).unwrap();
     assert_eq!(running.end(Signal::INT).code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let registry = TestRegistry::start();
+    let tars = [tar(&[file("a", b"one")])];
+    let image = Image::publish(&registry, &tars, Shape::default());
+    let silent = Wrong::Delay(LONG * 2);
+    registry.fault(Fault::always(On::Any, silent));
+    let place = Place::new();
+    let mut command = place.command();
+    command.arg("--no-keeper");
+    let mut running = Running::start(command);
+    let pid = Pid::from_child(&running.child);
+    let (socket, labels) = (place.path("s/s.sock"), image.labels(0));
+    // The end waits for this, for some seconds.
+    let asks = std::thread::spawn(move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let mut client = connect(socket).await;
+            let request = prepare_request("default", "key", "", labels);
+            client.prepare(request).await.unwrap_err()
+        })
+    });
+    let start = Instant::now();
+    while registry.requests() == 0 {
+        assert!(start.elapsed() < LONG, "nothing is asked for");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill_process(pid, Signal::INT).unwrap();
+    while !running.has("Got interrupt") {
+        assert!(running.next(), "it ended: {:#?}", running.said);
+    }
+    let start = Instant::now();
+    let status = running.end(Signal::INT);
+    assert!(!status.success());
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    asks.join().unwrap();
 }
 
 #[test]

@@ -16,7 +16,7 @@ use soci_snapshotter::grpc;
 use soci_snapshotter::grpc::proto::containerd::services::snapshots::v1 as api;
 use soci_snapshotter::grpc::proto::containerd::types::Mount;
 use soci_snapshotter::mount::thread::MountThread;
-use soci_snapshotter::snapshots::{Options, Parts, Snapshotter};
+use soci_snapshotter::snapshots::{Late, Options, Parts, Snapshotter};
 use tempfile::TempDir;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
@@ -83,7 +83,7 @@ impl Server {
         let parts = Parts {
             cpu,
             mounts,
-            images: None,
+            images: Late::never(),
         };
         let at = root.path().canonicalize().unwrap();
         let snapshotter = Snapshotter::open(&at, parts, Options::default()).unwrap();

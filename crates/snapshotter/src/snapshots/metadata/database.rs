@@ -21,6 +21,7 @@ pub(super) struct Opening(u64);
 #[derive(Debug)]
 pub(super) struct Open {
     pub(super) database: Database,
+    /// Dropped after it.
     pub(super) reserve: Reserve,
 }
 

@@ -45,6 +45,13 @@ impl Reserve {
     }
 }
 
+impl Drop for Reserve {
+    /// redb gives back what it does not use when it closes the file: the next process needs it.
+    fn drop(&mut self) {
+        drop(self.keep());
+    }
+}
+
 /// Whether space is what is missing.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(

@@ -21,7 +21,7 @@ use super::change::{Change, Tables};
 use super::copies::Copies;
 use super::database::{File, Open, Opening};
 use super::{Attempt, MetadataError, Record};
-use crate::sync::Arc;
+use crate::sync::{Arc, Mutex};
 
 /// Most changes in one transaction.
 const MOST: usize = 64;
@@ -29,6 +29,9 @@ const MOST: usize = 64;
 const LINGER: Duration = Duration::from_secs(1);
 /// Longest pause between attempts on a disk that does not take them.
 const LONGEST: Duration = Duration::from_secs(60);
+
+/// How long the end of the process waits for the thread.
+const LAST: Duration = Duration::from_secs(10);
 
 /// What the thread is asked for.
 #[derive(Debug)]
@@ -46,17 +49,19 @@ struct Job {
     tell: oneshot::Sender<Result<Record, MetadataError>>,
 }
 
-/// The way to the thread. Dropping it waits until everything that was asked for is done and lasts.
+/// The way to the thread. Dropping it waits until everything that was asked for is done and lasts, for some seconds.
 #[derive(Debug)]
 pub(super) struct Writer {
     tasks: Option<mpsc::Sender<Task>>,
-    thread: Option<thread::JoinHandle<()>>,
+    /// Closed when the thread ends.
+    over: Mutex<mpsc::Receiver<()>>,
 }
 
 impl Writer {
     pub(super) fn start(file: Arc<File>, copies: Copies) -> std::io::Result<Self> {
         let (tasks, asked) = mpsc::channel();
-        let thread = thread::Builder::new()
+        let (end, over) = mpsc::channel();
+        thread::Builder::new()
             .name("soci-records".to_owned())
             .spawn(move || {
                 let state = State {
@@ -66,10 +71,11 @@ impl Writer {
                     linger: LINGER,
                 };
                 state.serve(&asked);
+                drop(end);
             })?;
         Ok(Self {
             tasks: Some(tasks),
-            thread: Some(thread),
+            over: Mutex::new(over),
         })
     }
 
@@ -105,10 +111,9 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         drop(self.tasks.take());
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            error!("the thread of the records panicked");
+        // A disk that does not answer is left behind.
+        if self.over.lock().recv_timeout(LAST) == Err(mpsc::RecvTimeoutError::Timeout) {
+            warn!("the disk does not take the last changes of snapshots; going without");
         }
     }
 }

@@ -1,0 +1,139 @@
+//! Layers, made ready: at the start, and again where the disk was full then. Every minute, and when a request wants one.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{debug, error, info, warn};
+
+use super::parts;
+use super::way::{self, NotNow, Taken};
+use crate::config::Config;
+use crate::cpu::Cpu;
+use crate::device::{Device, KeptDevice};
+use crate::image::{Images, Mounts};
+use crate::mount::thread::MountThread;
+use crate::snapshots::late::{Asked, Ready};
+use crate::snapshots::{Late, Snapshotter};
+use crate::sync::Arc;
+
+/// How often it is tried without anybody asking.
+const EVERY: Duration = Duration::from_secs(60);
+/// Least pause between attempts, however many ask.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What layers are made of.
+pub(super) struct Attempts {
+    pub(super) root: PathBuf,
+    pub(super) config: Config,
+    pub(super) cpu: Arc<Cpu>,
+    pub(super) thread: MountThread,
+    /// Of an earlier process, for the first attempt.
+    pub(super) kept: Option<KeptDevice>,
+    /// Found already; only the images are missing.
+    pub(super) way: Option<Taken>,
+}
+
+impl Attempts {
+    /// Tries once.
+    pub(super) async fn images(&mut self) -> Result<Images, NotNow> {
+        let way = match self.way.take() {
+            Some(way) => way,
+            None => {
+                let choice = self.config.snapshotter.mount;
+                way::take(&self.root, choice, &self.thread, self.kept.take()).await?
+            }
+        };
+        let mounts = Mounts::new(Arc::clone(&way.mounter), Arc::clone(&way.device));
+        let images = parts::images(&self.root, &self.config, &self.cpu, mounts, way.chosen.way);
+        self.way = Some(way);
+        images.map_err(|error| NotNow {
+            reason: format!("layers cannot be kept: {error:#}"),
+            again: true,
+        })
+    }
+
+    /// Goes on with what is mounted, and takes requests for layers from here on.
+    pub(super) async fn serve(
+        &self,
+        images: Images,
+        snapshotter: &Snapshotter,
+        late: &Late,
+        tasks: &mut JoinSet<()>,
+    ) -> anyhow::Result<()> {
+        let used = snapshotter.used_layers().await?;
+        let way = self.way.as_ref();
+        images.adopt(&used, way.is_some_and(|way| way.moved)).await;
+        images.let_go().await;
+        parts::scrubs(&self.root, &self.config, &images, tasks);
+        let xino = way.is_some_and(|way| way.chosen.xino);
+        late.set(Ready { images, xino });
+        tasks.spawn(snapshotter.clone().follow_verdicts());
+        Ok(())
+    }
+
+    /// The device, if it was started.
+    pub(super) fn device(&self) -> Option<Arc<Device>> {
+        self.way.as_ref().map(|way| Arc::clone(&way.device))
+    }
+
+    /// Tries until it works, and keeps going what belongs to layers then.
+    pub(super) async fn go_on(
+        mut self,
+        mut asked: Asked,
+        snapshotter: Snapshotter,
+        late: Late,
+        devices: watch::Sender<Option<Arc<Device>>>,
+    ) {
+        let mut tasks = JoinSet::new();
+        let mut last = Instant::now();
+        loop {
+            let who = tokio::time::timeout(EVERY, asked.recv()).await;
+            let who = match who {
+                Ok(Some(who)) => Some(who),
+                // Nobody can ask any more: the daemon ends.
+                Ok(None) => return,
+                Err(_) => None,
+            };
+            if last.elapsed() >= PAUSE {
+                let served = match self.images().await {
+                    Ok(images) => self.serve(images, &snapshotter, &late, &mut tasks).await,
+                    Err(NotNow { reason, .. }) => Err(anyhow::anyhow!(reason)),
+                };
+                devices.send_replace(self.device());
+                match served {
+                    Ok(()) => break,
+                    Err(error) => debug!(error = format!("{error:#}"), "still no layers"),
+                }
+                last = Instant::now();
+            }
+            // Dropped or sent is the same for who waits.
+            drop(who);
+        }
+        if let Some(device) = self.device() {
+            device.restored();
+        }
+        info!("layers are mounted from here on");
+        drop(asked);
+        // Its drop ends them.
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Says why there are no layers, and what becomes of them.
+pub(super) fn complain(root: &Path, why: &NotNow) {
+    let reason = why.reason.as_str();
+    if why.again {
+        warn!(
+            reason,
+            root = root.display().to_string(),
+            "layers are left to containerd until there is space: it is tried again every minute, and when a layer is asked for"
+        );
+    } else {
+        error!(
+            reason,
+            "this machine cannot mount layers: every layer is left to containerd"
+        );
+    }
+}
