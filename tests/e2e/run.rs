@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use soci_tests::image::noise;
-use soci_tests::node::SOCI;
+use soci_tests::node::{OVERLAYFS, SOCI};
 use soci_tests::site::NOTHING_BEHIND;
 use soci_tests::tar::{directory, file, symlink, whiteout};
-use soci_tests::{Image, Site};
+use soci_tests::{Image, NodeOptions, Shape, Site};
 
 const MEGABYTE: usize = 1 << 20;
 
@@ -207,4 +207,53 @@ fn allocated(folder: &Path) -> Result<u64> {
         }
     }
     Ok(sum)
+}
+
+#[test]
+fn a_container_in_a_user_namespace_has_the_owners_of_the_image_or_is_refused() -> Result<()> {
+    for remaps in [true, false] {
+        let options = NodeOptions {
+            remaps,
+            ..NodeOptions::default()
+        };
+        let site = Site::with(options, Shape::default())?;
+        let owned = file("data/owned", "by another\n").owner(5, 7);
+        let image = Image::runnable(&[
+            &[directory("data"), file("data/file", "by root\n")],
+            &[owned],
+        ])?;
+        let reference = site.publish(&image, "owners:1")?;
+        let run = |snapshotter: &str, id: &str| -> Result<String> {
+            site.node.pull(&reference, snapshotter)?;
+            let map = "0:100000:65536";
+            let words = [
+                "run",
+                "--rm",
+                "--snapshotter",
+                snapshotter,
+                "--uidmap",
+                map,
+                "--gidmap",
+                map,
+                "--remap-labels",
+                &reference,
+                id,
+                "/bin/sh",
+                "-c",
+                "cat /data/file && stat -c '%u:%g %n' /data /data/file /data/owned && echo new >/data/new && stat -c '%u:%g %n' /data/new",
+            ];
+            site.node.ctr(words)?.succeed()
+        };
+        let expected = run(OVERLAYFS, &format!("theirs-{remaps}"))?;
+        ensure!(expected.contains("by root"), "{expected}");
+        let found = run(SOCI, &format!("ours-{remaps}"));
+        if remaps {
+            let error = format!("{:#}", found.expect_err("layers are mounted"));
+            ensure!(error.contains("take \"remap-ids\" out"), "{error}");
+        } else {
+            let found = found?;
+            ensure!(found == expected, "{found}\nnot\n{expected}");
+        }
+    }
+    Ok(())
 }

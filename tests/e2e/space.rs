@@ -216,13 +216,13 @@ fn a_daemon_that_found_no_room_to_try_a_way_takes_layers_when_there_is_some() ->
         cramped.images[0].clone(),
         cramped.site.node.root().to_path_buf(),
     );
-    let ballast = cramped.disk.fill(0)?;
     cramped
         .site
         .node
         .snapshotter()?
         .kill(Duration::from_secs(15))?;
     fs::remove_file(root.join("mount.json"))?;
+    let ballast = cramped.disk.fill(0)?;
     cramped.site.node.start_snapshotter()?;
     let log = cramped.site.node.snapshotter_log();
     ensure!(log.contains("until there is space"), "{log}");

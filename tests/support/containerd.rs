@@ -45,10 +45,14 @@ impl Series {
     }
 
     pub(crate) fn config(self, places: &Places<'_>, options: &NodeOptions) -> String {
+        let remaps = match options.remaps {
+            true => "capabilities = [\"remap-ids\"]\n",
+            false => "",
+        };
         let common = format!(
             "root = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [{}]\n\
              [grpc]\naddress = \"{socket}\"\n[ttrpc]\naddress = \"{socket}.ttrpc\"\n\
-             [proxy_plugins.soci]\ntype = \"snapshot\"\naddress = \"{}\"\n",
+             [proxy_plugins.soci]\ntype = \"snapshot\"\naddress = \"{}\"\n{remaps}",
             places.root.display(),
             places.state.display(),
             self.disabled(options.sandbox.is_some()),

@@ -33,6 +33,8 @@ pub struct NodeOptions {
     pub oracle_only: bool,
     /// Our daemon is started by the test itself, see [`crate::unit`].
     pub service_apart: bool,
+    /// containerd leaves the owners of files in user namespaces to our snapshotter.
+    pub remaps: bool,
     /// Which containerd.
     pub series: Series,
     /// The sandbox image of pods; containerd then has its CRI, with our snapshotter.

@@ -12,6 +12,7 @@ use self::filter::{Fields, FilterError, Filters};
 use self::proto::containerd::services::snapshots::v1 as api;
 use self::proto::containerd::types;
 use crate::image::explain;
+use crate::snapshots::ids::OwnersError;
 use crate::snapshots::metadata::{Info, Kind, LabelUpdate, MetadataError};
 use crate::snapshots::{Mount, SnapshotError, Snapshotter};
 
@@ -326,6 +327,8 @@ fn status(error: SnapshotError) -> Status {
         }
         S::Unavailable { .. } => Status::unavailable(text),
         S::Metadata(M::Full { .. }) | S::Full { .. } => Status::resource_exhausted(text),
+        S::Owners(OwnersError::Mounted) => Status::failed_precondition(text),
+        S::Owners(OwnersError::Bad { .. }) => Status::invalid_argument(text),
         S::CallerGone => Status::cancelled(text),
         S::Metadata(M::Storage { .. } | M::Damaged { .. } | M::Closed | M::Lost)
         | S::NoNamespace

@@ -13,6 +13,7 @@
 
 pub(crate) mod directories;
 mod error;
+pub(crate) mod ids;
 pub(crate) mod late;
 mod layer;
 pub mod metadata;
@@ -30,6 +31,7 @@ use tracing::{debug, warn};
 
 use self::directories::{Busy, Directories};
 pub use self::error::{SnapshotError, StartError};
+use self::ids::IdMap;
 pub use self::late::Late;
 use self::layer::LayerWanted;
 use self::metadata::{
@@ -347,9 +349,9 @@ impl Snapshotter {
         if key.is_empty() {
             return Err(SnapshotError::Empty { field: "key" });
         }
-        let (name, below) = (key.clone(), parent.clone());
+        let (name, below, asked) = (key.clone(), parent.clone(), labels.clone());
         let made = self.run(Lane::Files, move |shared| {
-            shared.make_directory(kind, &name, below.as_deref())
+            shared.make_directory(kind, &name, below.as_deref(), &asked)
         });
         let (id, busy, below) = made.await?;
         let (metadata, parent) = (&self.shared.metadata, parent.as_deref());
@@ -408,6 +410,7 @@ impl Snapshotter {
             self.wait_for_trust(parents).await?;
         }
         let has_layers = parents.iter().any(|info| info.record.layer.is_some());
+        let idmap = IdMap::wanted(&top.record.labels, parents)?;
         let parents: Vec<_> = parents.iter().map(|info| info.record.id).collect();
         let Shared {
             directories,
@@ -420,7 +423,8 @@ impl Snapshotter {
             kind,
             id,
             &parents,
-            overlay::Extra {
+            &overlay::Extra {
+                idmap,
                 xino: has_layers && self.shared.parts.images.xino(),
                 userxattr: options.userxattr,
             },
@@ -640,6 +644,7 @@ impl Shared {
         kind: Kind,
         key: &str,
         parent: Option<&str>,
+        labels: &Labels,
     ) -> Result<(SnapshotId, Busy, Vec<Info>), SnapshotError> {
         let below = parent
             .map(|parent| self.metadata.chain(parent))
@@ -651,10 +656,12 @@ impl Shared {
             }
             .into());
         }
-        let owner = below
-            .first()
-            .map(|below| below.record.owner)
-            .unwrap_or_default();
+        let first = below.first().map(|below| below.record.owner);
+        let mut owner = first.unwrap_or_default();
+        if let Some(map) = IdMap::wanted(labels, &below)? {
+            // What is written there is seen as it is.
+            owner = map.outside(owner);
+        }
         let id = self.metadata.reserve_id();
         let busy = self.directories.busy(id);
         self.directories

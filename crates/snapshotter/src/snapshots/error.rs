@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::ids::OwnersError;
 use super::metadata::{MetadataError, OpenError, SnapshotId};
 use super::overlay::Unsupported;
 use crate::cpu::Lost;
@@ -59,6 +60,9 @@ pub enum SnapshotError {
         #[source]
         source: io::Error,
     },
+    /// The labels ask for owners that cannot be had.
+    #[error(transparent)]
+    Owners(#[from] OwnersError),
     /// Nobody waits for the answer any more: what was made is taken back.
     #[error("the client went away")]
     CallerGone,

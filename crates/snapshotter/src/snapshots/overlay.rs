@@ -8,6 +8,9 @@
 //! | active | one or more | overlay: `workdir`, `upperdir`, `lowerdir` in this order, which tests elsewhere pin |
 //! | view | two or more | overlay: `lowerdir` |
 //!
+//! Inside a user namespace's map (`ids`) a view of one is an overlay too, and overlays say `uidmap=` and `gidmap=`, which
+//! containerd takes out and follows.
+//!
 //! There is no `index=off`. `xino=on`, where a layer of ours is among the parents and the kernel takes it, gives
 //! the whole root file system one `st_dev`. `userxattr` comes last, and only inside a user namespace, where the kernel does not
 //! let us write `trusted.*`.
@@ -22,6 +25,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tracing::warn;
 
 use super::directories::Directories;
+use super::ids::IdMap;
 use super::metadata::{Kind, SnapshotId};
 
 /// One mount for containerd: the arguments of mount(2).
@@ -46,8 +50,9 @@ impl Mount {
 }
 
 /// Options that depend on this machine and on the parents.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Extra {
+    pub(crate) idmap: Option<IdMap>,
     pub(crate) xino: bool,
     pub(crate) userxattr: bool,
 }
@@ -58,23 +63,30 @@ pub(crate) fn mount_of(
     kind: Kind,
     id: SnapshotId,
     parents: &[SnapshotId],
-    extra: Extra,
+    extra: &Extra,
 ) -> Mount {
     match (kind, parents) {
         (Kind::Active, []) => Mount::bind(&directories.fs(id), "rw"),
         (_, []) => Mount::bind(&directories.fs(id), "ro"),
-        (Kind::View | Kind::Committed, [parent]) => Mount::bind(&directories.fs(*parent), "ro"),
+        (Kind::View | Kind::Committed, [parent]) if extra.idmap.is_none() => {
+            Mount::bind(&directories.fs(*parent), "ro")
+        }
         (_, parents) => {
-            let mut options = Vec::with_capacity(5);
+            let mut options = Vec::with_capacity(7);
             if kind == Kind::Active {
                 options.push(format!("workdir={}", directories.work(id).display()));
                 options.push(format!("upperdir={}", directories.fs(id).display()));
             }
-            let lower: Vec<_> = parents
+            let mut lower: Vec<_> = parents
                 .iter()
                 .map(|id| directories.fs(*id).display().to_string())
                 .collect();
+            if kind != Kind::Active && lower.len() == 1 {
+                // Its own is empty; overlayfs wants two.
+                lower.push(directories.fs(id).display().to_string());
+            }
             options.push(format!("lowerdir={}", lower.join(":")));
+            options.extend(extra.idmap.iter().flat_map(IdMap::options));
             if extra.xino {
                 options.push("xino=on".to_owned());
             }
@@ -218,8 +230,9 @@ mod tests {
         let extra = Extra {
             xino: with_all,
             userxattr: with_all,
+            idmap: None,
         };
-        mount_of(&directories, kind, SnapshotId(9), &parents, extra)
+        mount_of(&directories, kind, SnapshotId(9), &parents, &extra)
     }
 
     #[test]

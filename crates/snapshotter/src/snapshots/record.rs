@@ -70,6 +70,9 @@ pub struct Record {
     pub owner: Owner,
     /// The layer mounted at its `fs`, if it is one of ours.
     pub layer: Option<LayerUse>,
+    /// containerd has changed the owners of its files for a user namespace.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub remapped: bool,
 }
 
 /// One snapshot.

@@ -10,6 +10,8 @@ use super::{
     SNAPSHOTS, SnapshotId, Snapshots, Usage,
 };
 
+use crate::snapshots::ids::is_remapping;
+
 /// An active snapshot or a view that is to be.
 #[derive(Clone, Debug)]
 pub(super) struct New {
@@ -151,6 +153,7 @@ impl<'a> Tables<'a> {
             usage: Usage::default(),
             owner: below.as_ref().map(|below| below.owner).unwrap_or_default(),
             layer: None,
+            remapped: false,
         };
         self.snapshots.put(name, &record)?;
         if let Some(below) = below {
@@ -192,6 +195,7 @@ impl<'a> Tables<'a> {
             usage: commit.usage,
             owner: commit.owner.unwrap_or(active.owner),
             layer: commit.layer,
+            remapped: is_remapping(key),
             ..active
         };
         self.snapshots.put(name, &record)?;

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
 use std::path::Path;
 
-use crate::server::{Mounted, Server};
+use crate::server::{Mounted, Server, labels};
 
 fn write(path: &Path, text: &str, mode: u32) {
     fs::write(path, text).unwrap();
@@ -348,4 +348,55 @@ async fn usage_grows_with_what_is_written_and_stays_after_commit() {
         server.usage("nobody").await.unwrap_err().code(),
         tonic::Code::NotFound
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn labels_of_a_user_namespace_are_followed_once() {
+    let server = Server::start().await;
+    server
+        .layer("base", "", |at| write(&at.join("a"), "a", 0o644))
+        .await;
+    let map = |to: &str| {
+        labels(&[
+            ("containerd.io/snapshot/uidmapping", to),
+            ("containerd.io/snapshot/gidmapping", to),
+        ])
+    };
+    let mounts = server
+        .prepare_with("container", "base", map("0:100000:65536"))
+        .await
+        .unwrap();
+    let options = &mounts[0].options;
+    for wanted in ["uidmap=0:100000:65536", "gidmap=0:100000:65536"] {
+        assert!(options.iter().any(|option| option == wanted), "{options:?}");
+    }
+    let upper = options
+        .iter()
+        .find_map(|option| option.strip_prefix("upperdir="));
+    let owner = fs::metadata(upper.unwrap()).unwrap();
+    assert_eq!((owner.uid(), owner.gid()), (100_000, 100_000));
+    // The same after a look at it.
+    assert_eq!(server.mounts("container").await.unwrap(), mounts);
+
+    // Where containerd has changed the owners itself, nothing is mapped again.
+    server.prepare("mapped-remap", "base").await.unwrap();
+    server.commit("mapped", "mapped-remap").await.unwrap();
+    let mounts = server
+        .prepare_with("other", "mapped", map("0:100000:65536"))
+        .await
+        .unwrap();
+    let options = &mounts[0].options;
+    assert!(
+        !options.iter().any(|option| option.contains("idmap=")),
+        "{options:?}"
+    );
+
+    for bad in ["", "1:2:3", "0:1:x"] {
+        let refused = server
+            .prepare_with("bad", "base", map(bad))
+            .await
+            .unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
+        assert!(refused.message().contains("mapping"), "{refused}");
+    }
 }
