@@ -107,6 +107,12 @@ pub trait Fetcher: fmt::Debug + Send + Sync {
 
     /// Asks for a range. Returns when the source has agreed to send it.
     async fn fetch(&self, range: Range<u64>) -> Result<RangeBody, FetchError>;
+
+    /// The same for bytes that nobody waits for: over connections that those who wait do not use, so that one is left for
+    /// them.
+    async fn fetch_behind(&self, range: Range<u64>) -> Result<RangeBody, FetchError> {
+        self.fetch(range).await
+    }
 }
 
 type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, FetchError>> + Send>>;

@@ -15,6 +15,7 @@
 //!   each host is. A request is as urgent as its most urgent piece, from the moment on that it becomes so.
 //! * Bytes in memory are bounded: permits are taken when a piece's first bytes are there and go back when the sink has
 //!   dropped its [`Delivery`].
+//! * The background has not more on its way than the line brings soon ([`meter`]), so that a reader's bytes come soon.
 //! * No host takes what the readers of another need: slots and permits are shared ([`share`]), requests have deadlines
 //!   ([`flight`]).
 //! * One failure is not the others': it is kept with what failed ([`health`]), and a piece asks the next source that is well.
@@ -38,6 +39,7 @@ use crate::sync::{
 mod driver;
 mod flight;
 mod health;
+mod meter;
 mod queue;
 pub mod readahead;
 mod share;
@@ -45,6 +47,7 @@ mod share;
 use driver::Probe;
 use flight::Aloft;
 use health::{Health, Scope};
+use meter::Meter;
 use queue::{Key, Piece, PieceId, Queue};
 use share::{Held, Memory, Share};
 
@@ -199,7 +202,7 @@ pub struct Options {
     pub all_requests: usize,
     /// The same for one image. Reference default of `max_concurrent_downloads_per_image`.
     pub all_requests_per_image: usize,
-    /// Most bytes of one request of class `All`: at 90 MB/s a connection, about five round trips of 20 ms.
+    /// Most bytes of one request of class `All`, also on the fastest line.
     pub all_request_bytes: u64,
     /// Most bytes of one request of the other classes: what is larger arrives sooner by two connections.
     pub urgent_request_bytes: u64,
@@ -242,7 +245,9 @@ struct Waiter {
     sources: Arc<[Source]>,
     avoid: Option<Arc<str>>,
     patience: Patience,
-    asked: Instant,
+    /// How long it has waited for sources in trouble, and since when it waits again.
+    waited: Duration,
+    waits: Option<Instant>,
     sink: Sink,
     refused: Vec<(Arc<str>, FetchError, Instant)>,
 }
@@ -287,8 +292,15 @@ impl Running {
         self.share(class).fits(host, 1)
     }
 
-    /// Whether a piece may be taken, as far as is known of the source that it will ask.
-    fn fit(&self, options: &Options, piece: &Piece<Waiter>, source: Option<&Source>) -> bool {
+    /// Whether a piece may be taken, as far as is known of the source that it will ask. `ahead` is what the background may
+    /// ask for.
+    fn fit(
+        &self,
+        options: &Options,
+        piece: &Piece<Waiter>,
+        source: Option<&Source>,
+        ahead: u64,
+    ) -> bool {
         let share = match piece.class {
             Class::Now => &self.now,
             Class::Next => &self.next,
@@ -296,7 +308,9 @@ impl Running {
         };
         let of_image = || self.all_of_image.get(&piece.image).copied().unwrap_or(0);
         let full = source.is_some_and(|source| !share.fits(&source.host, 1));
-        !full && (piece.class != Class::All || of_image() < options.all_requests_per_image)
+        let length = piece.key.end - piece.key.start;
+        let background = || of_image() < options.all_requests_per_image && length <= ahead;
+        !full && (piece.class != Class::All || background())
     }
 
     fn start(&mut self, class: Class, image: &Arc<str>, host: &Arc<str>) {
@@ -324,6 +338,7 @@ struct State {
     health: Health,
     running: Running,
     flights: HashMap<queue::FlightId, Aloft>,
+    meter: Meter,
     /// A probe for each scope whose budget is spent.
     probes: HashMap<Scope, Probe>,
     /// When parked pieces are looked at again.
@@ -378,6 +393,7 @@ impl Scheduler {
                 health: Health::new(options.read_budget),
                 running: Running::new(&options),
                 flights: HashMap::new(),
+                meter: Meter::new(Instant::now()),
                 probes: HashMap::new(),
                 unpark_at: None,
                 closed: false,
@@ -416,13 +432,17 @@ impl Scheduler {
             sources,
             avoid,
             patience,
-            asked: Instant::now(),
+            waited: Duration::ZERO,
+            waits: None,
             sink,
             refused: Vec::new(),
         };
         {
             let mut state = self.shared.state.lock();
             if !state.closed {
+                if class == Class::Now {
+                    state.meter.reader(Instant::now());
+                }
                 state.queue.push(key, class, order, &image, waiter);
                 drop(state);
                 self.shared.wake.notify_one();

@@ -31,7 +31,7 @@ use super::{
     endpoint::{Call, Endpoint},
     range::ContentRange,
     retry::{Attempts, Failures, RetryPolicy},
-    transport::{beginning, broken, refused},
+    transport::{Way, beginning, broken, refused},
 };
 use crate::{
     digest::Digest,
@@ -118,15 +118,26 @@ impl Fetcher for RemoteBlob {
     }
 
     async fn fetch(&self, range: Range<u64>) -> Result<RangeBody, FetchError> {
+        self.fetch_by(Way::Front, range).await
+    }
+
+    async fn fetch_behind(&self, range: Range<u64>) -> Result<RangeBody, FetchError> {
+        self.fetch_by(Way::Behind, range).await
+    }
+}
+
+impl RemoteBlob {
+    async fn fetch_by(&self, way: Way, range: Range<u64>) -> Result<RangeBody, FetchError> {
         let range = ByteRange::within(range, self.0.size)?;
         let Patience {
             retry, attempts, ..
         } = self.0.patience;
         let mut attempts = Attempts::within(retry, attempts);
-        let open = self.0.open(range, &mut attempts).await?;
+        let open = self.0.open(way, range, &mut attempts).await?;
         let inner = Arc::clone(&self.0);
         let reading = Reading {
             inner,
+            way,
             range,
             done: 0,
             worth: 0,
@@ -142,9 +153,14 @@ impl Fetcher for RemoteBlob {
 
 impl Inner {
     /// A body that begins at the range's first byte, from whichever host has it first.
-    async fn open(&self, range: ByteRange, attempts: &mut Attempts) -> Result<Open, FetchError> {
+    async fn open(
+        &self,
+        way: Way,
+        range: ByteRange,
+        attempts: &mut Attempts,
+    ) -> Result<Open, FetchError> {
         loop {
-            let error = match self.ask_all(range).await {
+            let error = match self.ask_all(way, range).await {
                 Ok(open) => return Ok(open),
                 Err(error) => error,
             };
@@ -156,7 +172,7 @@ impl Inner {
     }
 
     /// Every host once, those that were silent lately last.
-    async fn ask_all(&self, range: ByteRange) -> Result<Open, FetchError> {
+    async fn ask_all(&self, way: Way, range: ByteRange) -> Result<Open, FetchError> {
         let (shunned, good): (Vec<_>, Vec<_>) = self
             .sources
             .iter()
@@ -168,7 +184,7 @@ impl Inner {
                 open.source = position;
                 return Ok(open);
             }
-            match self.ask(source, position, range).await {
+            match self.ask(source, (position, way), range).await {
                 Ok(open) => return Ok(open),
                 Err(error) => failures.add(error),
             }
@@ -180,11 +196,14 @@ impl Inner {
     async fn ask(
         &self,
         source: &Source,
-        position: usize,
+        (position, way): (usize, Way),
         range: ByteRange,
     ) -> Result<Open, FetchError> {
         if let Some(kept) = source.location() {
-            let error = match self.ask_at(source, position, kept.clone(), range).await {
+            let error = match self
+                .ask_at(source, (position, way), kept.clone(), range)
+                .await
+            {
                 Ok((_, open)) => return Ok(open),
                 Err(error) => error,
             };
@@ -205,7 +224,9 @@ impl Inner {
             source.forget(&kept);
         }
         let own = source.endpoint.url(&format!("blobs/{}", self.digest));
-        let (found, open) = self.ask_at(source, position, own.clone(), range).await?;
+        let (found, open) = self
+            .ask_at(source, (position, way), own.clone(), range)
+            .await?;
         source.keep((found != own).then_some(found));
         Ok(open)
     }
@@ -213,13 +234,14 @@ impl Inner {
     async fn ask_at(
         &self,
         source: &Source,
-        position: usize,
+        (position, way): (usize, Way),
         url: Url,
         range: ByteRange,
     ) -> Result<(Url, Open), FetchError> {
         let from = RedactedUrl::from(&url);
         let mut call = Call::new(Method::GET, url);
         call.headers = range_headers(range);
+        call.way = way;
         let (url, answer) = source.endpoint.follow(call, &self.scope).await?;
         let shown = RedactedUrl::from(&url);
         let (skip, left, end) = match answer.status().as_u16() {
@@ -465,6 +487,7 @@ fn in_chunk(bytes: u64) -> usize {
 /// A range on its way: what has come of it, and the body that brings the rest.
 struct Reading {
     inner: Arc<Inner>,
+    way: Way,
     range: ByteRange,
     done: u64,
     /// Bytes since the last time that attempts were counted anew.
@@ -493,7 +516,7 @@ impl Reading {
                 Some(open) => open,
                 None => self
                     .open
-                    .insert(self.inner.open(rest, &mut self.attempts).await?),
+                    .insert(self.inner.open(self.way, rest, &mut self.attempts).await?),
             };
             let idle = self.inner.patience.idle;
             let error = match open.next(rest, idle, &self.skipped).await {

@@ -11,7 +11,7 @@ use super::{
     auth::{Auth, Scope, authorize},
     challenge::{self, Challenge},
     hosts::{Host, HostError, Scheme},
-    transport::{Peer, Transport, beginning, refused_text},
+    transport::{Peer, Transport, Way, beginning, refused_text},
 };
 use crate::{fetch::FetchError, reference::ImageRef, url::RedactedUrl};
 
@@ -42,6 +42,7 @@ pub(crate) struct Call {
     pub(crate) url: Url,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Option<bytes::Bytes>,
+    pub(crate) way: Way,
 }
 
 impl Call {
@@ -51,6 +52,7 @@ impl Call {
             url,
             headers: HeaderMap::new(),
             body: None,
+            way: Way::Front,
         }
     }
 }
@@ -260,7 +262,7 @@ impl Endpoint {
         let body = call.body.clone().map(reqwest::Body::from);
         let (method, url) = (call.method.clone(), call.url.clone());
         self.transport
-            .send(method, url, headers, body, self.host.timeout)
+            .send_by(call.way, method, url, headers, body, self.host.timeout)
             .await
     }
 

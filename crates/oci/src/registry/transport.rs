@@ -47,9 +47,24 @@ pub(crate) struct Transport {
 
 #[derive(Debug)]
 struct Clients {
+    front: Pool,
+    behind: Pool,
+}
+
+/// Connections that are used again for each other's requests.
+#[derive(Debug)]
+struct Pool {
     proxied: Client,
     /// For this machine's own registries: never through a proxy.
     direct: Client,
+}
+
+/// Whose connections a request takes: those who wait find one that the background has not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Way {
+    #[default]
+    Front,
+    Behind,
 }
 
 #[derive(Debug)]
@@ -117,13 +132,31 @@ impl Transport {
         body: Option<reqwest::Body>,
         timeout: Option<Duration>,
     ) -> Result<Response, FetchError> {
+        self.send_by(Way::Front, method, url, headers, body, timeout)
+            .await
+    }
+
+    /// The same over these connections.
+    pub(crate) async fn send_by(
+        &self,
+        way: Way,
+        method: Method,
+        url: Url,
+        headers: HeaderMap,
+        body: Option<reqwest::Body>,
+        timeout: Option<Duration>,
+    ) -> Result<Response, FetchError> {
         let shown = RedactedUrl::from(&url);
         let peer = self.peer(url.authority());
         let mut permit = peer.limit.acquire().await;
+        let pool = match way {
+            Way::Front => &self.clients.front,
+            Way::Behind => &self.clients.behind,
+        };
         let client = if hosts::is_this_machine(&url) {
-            &self.clients.direct
+            &pool.direct
         } else {
-            &self.clients.proxied
+            &pool.proxied
         };
         self.tell(|| Traffic::Request {
             method: method.as_str(),
@@ -210,9 +243,15 @@ impl Shared {
                 source: Arc::new(error),
             })
         };
+        let pool = || {
+            Ok::<_, RegistryError>(Pool {
+                proxied: build(builder())?,
+                direct: build(builder().no_proxy())?,
+            })
+        };
         Ok(Clients {
-            proxied: build(builder())?,
-            direct: build(builder().no_proxy())?,
+            front: pool()?,
+            behind: pool()?,
         })
     }
 }

@@ -14,7 +14,7 @@ use super::{
     health::{Health, Scope, Standing},
     queue::{FlightId, Piece, PieceId, Request},
 };
-use crate::sync::{Arc, Weak};
+use crate::sync::{Arc, Weak, atomic::Ordering};
 
 /// A source that refused is asked again for a patient demand after this long.
 const REFUSAL_LASTS: Duration = Duration::from_secs(60);
@@ -94,17 +94,20 @@ impl Shared {
         let (slow, look) = state.slow(now);
         round.wake_at = look;
         state.free_from_slow(&slow, now);
+        let held_back = self.held_back.load(Ordering::Relaxed) > 0;
+        let background = state.meter.request(held_back, now);
         let limit = |class| match class {
-            Class::All => self.options.all_request_bytes,
+            Class::All => self.options.all_request_bytes.min(background),
             Class::Now | Class::Next => self.options.urgent_request_bytes,
         };
         loop {
+            let ahead = state.may_ask(held_back, now);
             let (running, health) = (&state.running, &state.health);
             // A guess, so that not everything is taken that cannot start; what is judged below counts.
             let fits = |piece: &Piece<Waiter>| {
                 let waiter = piece.waiters.first();
                 let source = waiter.and_then(|w| w.well(health, piece.key.blob, &slow, now));
-                running.fit(&self.options, piece, source)
+                running.fit(&self.options, piece, source, ahead)
             };
             let Some(request) = state.queue.take(fits, limit) else {
                 break;
@@ -156,6 +159,20 @@ impl Slow {
 }
 
 impl State {
+    /// How many bytes the background may still ask for: one request in any case, and not counting what does not come.
+    fn may_ask(&self, held_back: bool, now: Instant) -> u64 {
+        let mut on_the_way = None;
+        for (&id, aloft) in &self.flights {
+            let comes = now.saturating_duration_since(aloft.last.unwrap_or(aloft.begun)) < SLOW;
+            if comes && self.queue.flight_class(id) == Some(Class::All) {
+                *on_the_way.get_or_insert(0) += aloft.rest();
+            }
+        }
+        on_the_way.map_or(u64::MAX, |rest: u64| {
+            self.meter.ahead(held_back, now).saturating_sub(rest)
+        })
+    }
+
     /// The requests that have brought nothing for too long, and when the next one of a reader may be.
     fn slow(&self, now: Instant) -> (Slow, Option<Instant>) {
         let (mut slow, mut look) = (Slow::default(), None);
@@ -223,7 +240,10 @@ impl State {
                     .refused
                     .retain(|(_, _, at)| now.saturating_duration_since(*at) < REFUSAL_LASTS);
             }
-            match waiter.hope(health, probes, (blob, at), slow, options, now) {
+            if let Some(since) = waiter.waits.take() {
+                waiter.waited += now.saturating_duration_since(since);
+            }
+            match waiter.hope(health, probes, (blob, at), slow, now) {
                 Hope::Ask(source) => {
                     let better = ask.as_ref().is_some_and(|known| slow.has(known, blob));
                     if ask.is_none() || better && !slow.has(&source, blob) {
@@ -231,6 +251,15 @@ impl State {
                     }
                 }
                 Hope::Wait(until) => wait = sooner(wait, until),
+                Hope::Trouble(until, source) => {
+                    match waiter.wait_for(until, &source, health, blob, options, now) {
+                        Ok(until) => wait = sooner(wait, until),
+                        Err(error) => {
+                            round.fail.push((waiter, error));
+                            continue;
+                        }
+                    }
+                }
                 Hope::None(error) => {
                     round.fail.push((waiter, error));
                     continue;
@@ -272,6 +301,8 @@ impl State {
 enum Hope {
     Ask(Source),
     Wait(Instant),
+    /// To ask this source, of those in trouble, then.
+    Trouble(Instant, Source),
     None(DemandError),
 }
 
@@ -305,7 +336,6 @@ impl Waiter {
         probes: &mut HashMap<Scope, Probe>,
         (blob, at): (Digest, u64),
         slow: &Slow,
-        options: &Options,
         now: Instant,
     ) -> Hope {
         if let Some(source) = self.well(health, blob, slow, now) {
@@ -349,7 +379,7 @@ impl Waiter {
             }
         }
         if let Some((until, source)) = wait {
-            return self.wait_for(until, source, health, blob, options, now);
+            return Hope::Trouble(until, source.clone());
         }
         match (spent, self.refused.last()) {
             (Some((due, _)), _) if self.patience == Patience::Forever => Hope::Wait(due),
@@ -367,25 +397,26 @@ impl Waiter {
 
     /// Until then, but a reader not longer than the budget in all, whatever the clocks of its sources say.
     fn wait_for(
-        &self,
+        &mut self,
         until: Instant,
         source: &Source,
         health: &Health,
         blob: Digest,
         options: &Options,
         now: Instant,
-    ) -> Hope {
+    ) -> Result<Instant, DemandError> {
+        self.waits = Some(now);
         if self.patience == Patience::Forever {
-            return Hope::Wait(until);
+            return Ok(until);
         }
-        let end = self.asked + options.read_budget;
+        let left = options.read_budget.saturating_sub(self.waited);
         match health.reason(source, blob) {
-            Some(error) if end <= now => Hope::None(DemandError::OutOfTime {
+            Some(error) if left.is_zero() => Err(DemandError::OutOfTime {
                 source_name: Arc::clone(&source.name),
-                lasted: now.saturating_duration_since(self.asked),
+                lasted: self.waited,
                 error,
             }),
-            _ => Hope::Wait(until.min(end.max(now))),
+            _ => Ok(until.min(now + left)),
         }
     }
 }

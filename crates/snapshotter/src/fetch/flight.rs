@@ -17,7 +17,10 @@ use super::{
     queue::{FlightId, Request},
     share::Held,
 };
-use crate::sync::{Arc, atomic::Ordering};
+use crate::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 /// Reader bytes that came this recently: the line is theirs.
 const ARRIVING: Duration = Duration::from_millis(200);
@@ -27,6 +30,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// that carries several requests, does more; who gives a byte now and then to keep a reader does not.
 const LEAST: u64 = 4 << 10;
 const WINDOW: Duration = Duration::from_secs(20);
+
+/// How long a body that was not read may give what it had before.
+const BUFFERED: Duration = Duration::from_millis(250);
 
 /// Permits are counted in KiB, rounded up.
 pub(super) fn kib(bytes: u64) -> usize {
@@ -41,6 +47,9 @@ pub(super) struct Aloft {
     pub(super) begun: Instant,
     /// When it last got bytes; `None` before its first.
     pub(super) last: Option<Instant>,
+    /// First byte that has not come, and the end.
+    position: Arc<AtomicU64>,
+    end: u64,
 }
 
 impl Aloft {
@@ -51,7 +60,15 @@ impl Aloft {
             blob: request.blob,
             begun: now,
             last: None,
+            position: Arc::clone(&request.position),
+            end: request.range().end,
         }
+    }
+
+    /// Bytes that it has asked for and not got.
+    pub(super) fn rest(&self) -> u64 {
+        self.end
+            .saturating_sub(self.position.load(Ordering::Relaxed))
     }
 }
 
@@ -152,22 +169,32 @@ struct Line {
     /// When this window began, with how many bytes carried.
     window: (Instant, u64),
     due: Instant,
+    /// Until then what is read may come from a buffer that filled in a pause.
+    buffered_until: Instant,
 }
 
 impl Line {
     async fn open(
         source: &Source,
         range: std::ops::Range<u64>,
+        background: bool,
         first: Duration,
     ) -> Result<Line, FetchError> {
         let now = Instant::now();
         let due = now + first;
-        match timeout_at(due, source.fetcher.fetch(range)).await {
+        let asking = async {
+            match background {
+                true => source.fetcher.fetch_behind(range).await,
+                false => source.fetcher.fetch(range).await,
+            }
+        };
+        match timeout_at(due, asking).await {
             Ok(body) => Ok(Line {
                 body: body?,
                 first,
                 window: (now, 0),
                 due,
+                buffered_until: now,
             }),
             Err(_) => Err(FetchError::TooSlow {
                 received: 0,
@@ -176,7 +203,18 @@ impl Line {
         }
     }
 
-    /// Counts anew: what was before, the line was not read.
+    /// It was not read for a while.
+    fn resumed(&mut self) {
+        self.renew();
+        self.buffered_until = Instant::now() + BUFFERED;
+    }
+
+    /// Whether it begins with bytes that are not wanted: then a second one would begin with them again.
+    fn skips(&self) -> bool {
+        self.body.carried() > self.body.received()
+    }
+
+    /// Counts anew.
     fn renew(&mut self) {
         let now = Instant::now();
         self.window = (now, self.body.carried());
@@ -211,8 +249,7 @@ impl Flight {
     async fn run(&mut self) -> Result<(), FetchError> {
         let pieces = self.request.pieces.clone();
         let mut at = self.request.range().start;
-        let first = self.shared.options.first_byte;
-        let mut line = Line::open(&self.source, self.request.range(), first).await?;
+        let mut line = self.open(at).await?;
         let mut chunk = Bytes::new();
         // The byte in front of `chunk`: neighbours may share one.
         let mut before: Option<u8> = None;
@@ -223,20 +260,21 @@ impl Flight {
                     if self.class().is_none() {
                         return Ok(());
                     }
-                    if self.pass_gate().await {
-                        line.renew();
-                    }
+                    line = self.pass_gate(line, at).await?;
                     chunk = match line.next().await? {
                         Some(chunk) => chunk,
                         None => return Ok(()),
                     };
-                    self.arrived(at);
+                    self.arrived(at, chunk.len() as u64, &line);
                 }
                 let wanted = self.carries(id);
                 if wanted && buffer.is_none() {
                     // Only now: a source that says nothing holds no memory.
+                    let waits = Instant::now();
                     let permit = self.permit(range.end - range.start).await;
-                    line.renew();
+                    if waits.elapsed() > PAUSE {
+                        line.resumed();
+                    }
                     let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
                     let mut bytes = BytesMut::with_capacity(length);
                     if range.start + 1 == at {
@@ -298,36 +336,65 @@ impl Flight {
         permit
     }
 
-    /// Waits until a body of this class may be read. See the rules of [`super`]. Whether that took a while.
-    async fn pass_gate(&mut self) -> bool {
-        let mut waited = false;
+    /// A body from this byte on.
+    async fn open(&self, at: u64) -> Result<Line, FetchError> {
+        let background = self.class().unwrap_or(self.request.class) == Class::All;
+        let range = at..self.request.range().end;
+        Line::open(
+            &self.source,
+            range,
+            background,
+            self.shared.options.first_byte,
+        )
+        .await
+    }
+
+    /// Waits until a body of this class may be read. See the rules of [`super`]. One that would fill the line meanwhile is
+    /// closed, and asked for again from this byte on.
+    async fn pass_gate(&mut self, line: Line, at: u64) -> Result<Line, FetchError> {
+        if self.shared.may_read(self.request.flight, Instant::now()) {
+            return Ok(line);
+        }
+        let rest = self.request.range().end - at;
+        let closes = !line.skips() && self.shared.state.lock().meter.is_long(rest);
+        let mut line = Some(line).filter(|_| !closes);
         loop {
             let opened = self.shared.gate.notified();
             if self.shared.may_read(self.request.flight, Instant::now()) {
                 break;
             }
-            waited = true;
             drop(timeout(PAUSE, opened).await);
         }
-        if waited {
-            // A pause is nobody's outage.
-            self.since = Instant::now();
+        // A pause is nobody's outage.
+        self.since = Instant::now();
+        match line.take() {
+            Some(mut line) => {
+                line.resumed();
+                Ok(line)
+            }
+            None => self.open(at).await,
         }
-        waited
     }
 
-    fn arrived(&mut self, at: u64) {
-        self.since = Instant::now();
-        self.request.position.store(at, Ordering::Relaxed);
+    fn arrived(&mut self, at: u64, bytes: u64, line: &Line) {
+        let now = Instant::now();
+        self.since = now;
+        self.request.position.store(at + bytes, Ordering::Relaxed);
         let mut state = self.shared.state.lock();
         let state = &mut *state;
+        if now >= line.buffered_until {
+            state.meter.came(bytes, now);
+        }
         let Some(aloft) = state.flights.get_mut(&self.request.flight) else {
             return;
         };
-        let first = aloft.last.replace(self.since).is_none();
+        let first = aloft.last.replace(now).is_none();
+        if first {
+            state.meter.answered(now - aloft.begun, now);
+        }
         let health = &mut state.health;
         if first && health.answered_before(&self.source, self.request.blob, Concern::Blob) {
-            state.unpark_at = Some(self.since);
+            state.unpark_at = Some(now);
             self.shared.wake.notify_one();
         }
     }
@@ -389,7 +456,7 @@ pub(super) async fn probe(shared: Arc<Shared>, source: Source, blob: Digest, at:
     let since = Instant::now();
     let first = shared.options.first_byte;
     let answer = async {
-        let mut line = Line::open(&source, at..at + 1, first).await?;
+        let mut line = Line::open(&source, at..at + 1, false, first).await?;
         line.next().await
     };
     let answer = answer.await;

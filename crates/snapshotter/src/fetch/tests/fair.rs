@@ -15,8 +15,8 @@ enum Does {
     Hangs,
     /// Answers, gives so many bytes at once, and nothing more.
     Stalls(usize),
-    /// Gives so many bytes each time.
-    Gives1(usize, Duration),
+    /// Gives so many bytes, and as many again after each pause.
+    Drips(usize, Duration),
     /// Fails in the middle of its body when it has given so many.
     Breaks(usize),
 }
@@ -58,7 +58,7 @@ impl Fetcher for Other {
             Does::Fails(error) => return Err(error),
             Does::Hangs => return std::future::pending().await,
             Does::Stalls(part) => (part, Duration::from_secs(1 << 30)),
-            Does::Gives1(part, pause) => (part, pause),
+            Does::Drips(part, pause) => (part, pause),
             Does::Breaks(part) => (part, Duration::ZERO),
         };
         let breaks = matches!(does, Does::Breaks(_));
@@ -220,7 +220,7 @@ async fn readers_of_a_host_do_not_wait_for_one_that_hangs() {
 #[tokio::test(start_paused = true)]
 async fn a_drip_ends_and_a_slow_line_does_not() {
     let (bytes, _) = blob();
-    let drip = Other::new(bytes.clone(), Does::Gives1(1, Duration::from_secs(19)));
+    let drip = Other::new(bytes.clone(), Does::Drips(1, Duration::from_secs(19)));
     let good = Other::new(bytes.clone(), Does::Gives);
     let mut asker = Asker::new(Options::default(), Digest::sha256(b""), vec![]);
     aim(
@@ -235,7 +235,7 @@ async fn a_drip_ends_and_a_slow_line_does_not() {
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(45), "{took:?}");
 
-    let slow = Other::new(bytes, Does::Gives1(500, Duration::from_secs(1)));
+    let slow = Other::new(bytes, Does::Drips(500, Duration::from_secs(1)));
     aim(&mut asker, 2, vec![at("c", "app", &slow)]);
     asker.ask(0..60_000, Class::Now, Patience::Budget);
     asker.hear().await.1.expect("bytes after two minutes");
@@ -346,7 +346,7 @@ async fn guesses_do_not_hold_the_memory_of_readers() {
 #[tokio::test(start_paused = true)]
 async fn a_pause_is_no_outage() {
     let (bytes, _) = blob();
-    let first = Other::new(bytes.clone(), Does::Gives1(1000, Duration::from_secs(1)));
+    let first = Other::new(bytes.clone(), Does::Drips(1000, Duration::from_secs(1)));
     let paused = Other::new(bytes, Does::Breaks(1000));
     let mut asker = Asker::new(Options::default(), Digest::sha256(b""), vec![]);
     let guard = asker.scheduler.hold_back();
@@ -375,7 +375,7 @@ async fn a_pause_is_no_outage() {
 async fn the_background_of_one_host_does_not_wait_for_that_of_another() {
     let (bytes, _) = blob();
     let hung = Other::new(bytes.clone(), Does::Stalls(1));
-    let good = Other::new(bytes, Does::Gives1(1000, Duration::from_millis(1)));
+    let good = Other::new(bytes, Does::Drips(1000, Duration::from_millis(1)));
     let mut asker = Asker::new(Options::default(), Digest::sha256(b""), vec![]);
     let _guard = asker.scheduler.hold_back();
     aim(&mut asker, 1, vec![at("a", "app", &hung)]);
@@ -390,4 +390,69 @@ async fn the_background_of_one_host_does_not_wait_for_that_of_another() {
         "{:?}",
         begun.elapsed()
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_would_fill_the_line_is_closed_and_goes_on_at_its_byte() {
+    let (bytes, _) = blob();
+    let background = Arc::new(Ranges {
+        inner: Other::new(bytes.clone(), Does::Drips(1000, Duration::from_millis(10))),
+        asked: Mutex::default(),
+    });
+    let reader = Other::new(bytes.clone(), Does::Drips(1000, Duration::from_millis(50)));
+    let mut asker = Asker::new(Options::default(), Digest::sha256(b""), vec![]);
+    let source = Source::new("a", "app", Arc::clone(&background) as _);
+    aim(&mut asker, 1, vec![source]);
+    asker.ask(0..300_000, Class::All, Patience::Forever);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(*background.asked.lock(), [0..300_000_u64; 1]);
+    aim(&mut asker, 2, vec![at("b", "app", &reader)]);
+    asker.ask(0..20_000, Class::Now, Patience::Budget);
+    asker.hear().await.1.expect("the reader's");
+    let (range, delivery) = asker.hear().await;
+    let delivery = delivery.expect("bytes");
+    assert_eq!(&delivery.bytes[..], &bytes[..range.end as usize]);
+    let asked = background.asked.lock().clone();
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    assert!((50_000..150_000).contains(&asked[1].start), "{asked:?}");
+    assert_eq!(asked[1].end, 300_000);
+}
+
+/// Notes what it is asked for.
+#[derive(Debug)]
+struct Ranges {
+    inner: Arc<Other>,
+    asked: Mutex<Vec<Range<u64>>>,
+}
+
+#[async_trait]
+impl Fetcher for Ranges {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    async fn fetch(&self, range: Range<u64>) -> Result<RangeBody, FetchError> {
+        self.asked.lock().push(range.clone());
+        self.inner.fetch(range).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_background_asks_for_what_the_line_brings_soon() {
+    let (bytes, _) = blob();
+    // 100 kB/s: a tenth of a second of it is less than one piece.
+    let slow = Other::new(bytes, Does::Drips(1000, Duration::from_millis(10)));
+    let mut asker = Asker::new(Options::default(), Digest::sha256(b""), vec![]);
+    aim(&mut asker, 1, vec![at("a", "app", &slow)]);
+    asker.ask(0..20_000, Class::All, Patience::Forever);
+    asker.hear().await.1.expect("bytes");
+    for i in 1..6 {
+        let start = i * 100_000;
+        asker.ask(start..start + 20_000, Class::All, Patience::Forever);
+    }
+    for before in 1..6 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(slow.asked(), before + 1, "one at a time");
+        asker.hear().await.1.expect("bytes");
+    }
 }
