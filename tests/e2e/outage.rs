@@ -114,11 +114,11 @@ fn images() -> Result<[Image; 2]> {
     for (trouble, seed) in TROUBLES.iter().zip((0..).step_by(100)) {
         for reader in 0..READERS {
             files[0].push(file(
-                &format!("d/{trouble}-{reader}"),
+                format!("d/{trouble}-{reader}"),
                 noise(seed + reader, SIZE / 8),
             ));
         }
-        files[1].push(file(&format!("d/{trouble}"), noise(seed + 50, 2 * SIZE)));
+        files[1].push(file(format!("d/{trouble}"), noise(seed + 50, 2 * SIZE)));
     }
     let [bad, good] = files;
     Ok([Image::of(&[&bad])?, Image::of(&[&good])?])
@@ -188,7 +188,7 @@ fn slow_reads(config: &str, rate: u64) -> Result<Duration> {
     };
     let site = Site::with(options, shape)?;
     let mut files = vec![directory("d")];
-    files.extend((0..24).map(|seed| file(&format!("d/{seed}"), noise(seed, SPAN))));
+    files.extend((0..24).map(|seed| file(format!("d/{seed}"), noise(seed, SPAN))));
     let reference = site.publish(&Image::of(&[&files])?, "slow:1")?;
     site.node.pull(&reference, SOCI)?;
     let view = site.node.view(&reference, SOCI)?;
@@ -214,7 +214,6 @@ fn on_a_slow_line_the_background_costs_readers_little() -> Result<()> {
     for rate in [2_000_000, 10_000_000] {
         let alone = slow_reads(NOTHING_BEHIND, rate)?;
         let beside = slow_reads("", rate)?;
-        eprintln!("{rate} B/s: alone {alone:?}, beside the background {beside:?}");
         ensure!(
             beside < alone.mul_f64(1.3) + Duration::from_millis(100),
             "{rate} B/s: {beside:?} beside the background, {alone:?} alone"
