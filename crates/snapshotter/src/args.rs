@@ -15,6 +15,7 @@ pub const NAME: &str = "soci-snapshotter-grpc";
 /// Where containerd finds the daemon.
 pub const DEFAULT_ADDRESS: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
 const SCRUB: &str = "scrub";
+const READS: &str = "reads";
 const DEFAULT_ROOT: &str = "/var/lib/soci-snapshotter-grpc/";
 /// What `git describe` said when this was built; release builds set it.
 pub const VERSION: &str = match option_env!("SOCI_VERSION") {
@@ -51,6 +52,8 @@ pub enum Asked {
     Serve(Args),
     /// Have the daemon of this root hold its store against its digests; the answer in JSON?
     Scrub(PathBuf, bool),
+    /// Print the reads that waited for bytes at the daemon of this root; in JSON?
+    Reads(PathBuf, bool),
     /// Print this on standard output and succeed.
     Show(String),
     /// Print what the refusal says and exit with its code.
@@ -67,6 +70,9 @@ where
         Parsed::Run(matches) => match matches.subcommand() {
             Some((SCRUB, scrub)) => {
                 Asked::Scrub(resolve(&matches).root, scrub.get_one("json") == Some(&true))
+            }
+            Some((READS, reads)) => {
+                Asked::Reads(resolve(&matches).root, reads.get_one("json") == Some(&true))
             }
             _ => Asked::Serve(resolve(&matches)),
         },
@@ -95,6 +101,11 @@ fn grammar() -> Command {
             Command::new(SCRUB)
                 .about("Have the running daemon check its layers on disk and fetch again what is damaged")
                 .arg(soci_flags::switch("json").help("print a line of JSON for each layer")),
+        )
+        .subcommand(
+            Command::new(READS)
+                .about("Print the newest reads of containers that waited for bytes, and what each waited for")
+                .arg(soci_flags::switch("json").help("print a line of JSON for each read")),
         )
         .arg(flag(
             "address",

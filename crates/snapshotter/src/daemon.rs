@@ -12,11 +12,12 @@
 mod attempts;
 mod control;
 mod parts;
+mod reads;
 mod root;
 mod scrub;
 mod way;
 
-pub use self::control::scrub;
+pub use self::control::{reads, scrub};
 pub use self::parts::Daemon;
 pub use self::root::{Claim, Root};
 

@@ -145,6 +145,8 @@ pub struct Delivery {
     pub source: Arc<str>,
     /// How urgent the piece was at the end: a reader may have joined.
     pub class: Class,
+    /// When the request was made that brought them.
+    pub asked: Instant,
     /// Held for its drop.
     _permit: Option<Arc<Held>>,
 }

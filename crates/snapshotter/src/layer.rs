@@ -55,6 +55,7 @@ mod sparse;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod upkeep;
 
 pub use entries::Entries;
@@ -65,6 +66,7 @@ pub use open::{Layers, Lazy, OpenError, Whole};
 pub use prove::ProveError;
 pub use scrub::{Pace, Repairs, Scrubbed};
 pub use stream::StreamError;
+pub use trace::{ReadWait, SpanWait};
 
 use headers::Headers;
 use read::Read;
@@ -131,6 +133,8 @@ struct Context {
     proving: tokio::sync::Semaphore,
     /// Spans that the disk did not take.
     spare: spare::Spare,
+    /// Reads that waited.
+    waits: trace::Waits,
     /// Bytes on disk of all layers, where that is limited; looked at again now and then.
     used: AtomicU64,
 }
@@ -178,6 +182,8 @@ pub struct Layer {
     spans: Mutex<Vec<Span<Arc<Read>>>>,
     /// Bytes that came and wait for the pool, by span. Bounded by the scheduler's permits.
     arrived: Mutex<HashMap<u32, Delivery>>,
+    /// How far each span is that is under way.
+    times: trace::Times,
     ahead: Mutex<Readahead>,
     named: Mutex<Named>,
     counters: Counters,
@@ -239,6 +245,7 @@ impl Layer {
             headers,
             spans: Mutex::new(spans),
             arrived: Mutex::default(),
+            times: trace::Times::default(),
             ahead: Mutex::new(Readahead::new(ahead)),
             named: Mutex::new(named),
             counters: Counters::default(),
@@ -313,7 +320,7 @@ impl Layer {
         self.files.meta(patch)
     }
 
-    /// Writes the EROFS image for a patch and makes it durable. Blocks on the disk.
+    /// Writes the EROFS image for a patch; one that a power loss tears is made again. Blocks on the disk.
     ///
     /// # Errors
     /// The system's and the writer's.
@@ -410,6 +417,7 @@ impl Layer {
     /// Hands a demand for one span to the scheduler.
     fn demand(self: &Arc<Self>, span: u32, class: Class, avoid: Option<Arc<str>>) {
         let Some(ztoc) = self.ztoc() else { return };
+        self.times.demanded(span);
         let (image, sources) = {
             let named = self.named.lock();
             (Arc::clone(&named.image), Arc::clone(&named.sources))
@@ -488,6 +496,7 @@ impl Layer {
         }
         if let Effect::Fail(waiters) = self.step(span, Event::Failed(demander)) {
             read::fail_all(&self.context.cpu, waiters, error);
+            self.times.forget(span);
         }
         self.changed.notify_one();
     }

@@ -47,6 +47,13 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Asked::Reads(root, json) => match daemon::reads(&root, json, &mut std::io::stdout()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{NAME}: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
         Asked::Serve(args) => match serve(&args) {
             Ok(code) => code,
             Err(error) => {

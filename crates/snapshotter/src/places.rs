@@ -391,18 +391,6 @@ impl Places {
         })
     }
 
-    /// Where a range of the tar begins in `heads`: the bytes of `heads` in front of it.
-    pub fn heads_before(&self, tar: u64) -> u64 {
-        match self.pieces(tar..tar.saturating_add(1)).next() {
-            Some(Piece::Heads { heads, .. }) => heads,
-            Some(Piece::Data { data, .. }) => {
-                let index = self.files_in(data..data + 1).start;
-                self.file(index).map_or(self.heads_size, |file| file.heads)
-            }
-            None => self.heads_size,
-        }
-    }
-
     fn bytes(&self) -> &[u8] {
         (*self.table).as_ref()
     }
@@ -609,8 +597,6 @@ mod tests {
                     at += len;
                 }
                 prop_assert_eq!(at, end);
-                prop_assert_eq!(places.heads_before(start), heads.iter().position(|h| h.is_some_and(|h| u64::from(h) >= start)).map_or_else(
-                    || heads.iter().filter(|h| h.is_some()).count() as u64, |at| at as u64));
                 start = end;
             }
             // heads: packed and in order.

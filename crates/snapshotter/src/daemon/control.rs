@@ -1,6 +1,7 @@
 //! The control socket: how a command speaks to the daemon that has the root. `control.sock` in the root, for its owner only.
 //!
-//! A request is a word and a newline. Answers are lines of JSON, [`Answer`]s: any number of layers, then how it ended.
+//! A request is a word and a newline. Answers are lines of JSON, [`Answer`]s: any number of layers or reads, then how it
+//! ended.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufRead, BufReader, Write};
@@ -17,12 +18,14 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::reads::{show as show_read, show_head};
 use super::scrub::Scrubber;
-use crate::layer::Scrubbed;
+use crate::layer::{ReadWait, Scrubbed};
 
 /// Its name in the root.
 const SOCKET: &str = "control.sock";
 const SCRUB: &str = "scrub";
+const READS: &str = "reads";
 /// A request that is longer, or takes longer to come, is none.
 const MOST: u64 = 256;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -32,6 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[serde(rename_all = "snake_case")]
 enum Answer {
     Layer(Scrubbed),
+    Read(ReadWait),
     Error(String),
     Done,
 }
@@ -91,6 +95,12 @@ async fn answer(stream: UnixStream, scrubber: &Scrubber) -> io::Result<()> {
             tokio::join!(scrubber.all(tell), write).1?;
             Answer::Done
         }
+        READS => {
+            for wait in scrubber.layers.waits() {
+                say(&mut to, &Answer::Read(wait)).await?;
+            }
+            Answer::Done
+        }
         other => Answer::Error(format!("{other:?} is not known to this daemon")),
     };
     say(&mut to, &end).await
@@ -107,17 +117,9 @@ async fn say(to: &mut (impl AsyncWriteExt + Unpin), answer: &Answer) -> io::Resu
 /// # Errors
 /// No daemon on this root, or one that ends before it has answered.
 pub fn scrub(root: &Path, json: bool, to: &mut dyn Write) -> anyhow::Result<bool> {
-    let nobody = || {
-        let root = root.display();
-        format!("no daemon answers on the root {root}: start it, or name its root with --root")
-    };
-    let (_folder, path) = socket(root).with_context(nobody)?;
-    let mut stream = net::UnixStream::connect(path).with_context(nobody)?;
-    writeln!(stream, "{SCRUB}")?;
     let mut total = Total::default();
-    for line in BufReader::new(stream).lines() {
-        let line = line.context("the daemon's answer ends early")?;
-        match serde_json::from_str(&line).context("the daemon's answer is not understood")? {
+    for answer in ask(root, SCRUB)? {
+        match answer? {
             Answer::Layer(found) if json => {
                 serde_json::to_writer(&mut *to, &found)?;
                 writeln!(to)?;
@@ -127,6 +129,7 @@ pub fn scrub(root: &Path, json: bool, to: &mut dyn Write) -> anyhow::Result<bool
                 show(to, &found)?;
                 total.add(&found);
             }
+            Answer::Read(_) => {}
             Answer::Error(error) => bail!("the daemon refuses: {error}"),
             Answer::Done => {
                 if !json {
@@ -137,6 +140,44 @@ pub fn scrub(root: &Path, json: bool, to: &mut dyn Write) -> anyhow::Result<bool
         }
     }
     bail!("the daemon ended before the scrub did; see its log")
+}
+
+/// Prints the newest reads that waited for bytes at the daemon of `root`, oldest first.
+///
+/// # Errors
+/// No daemon on this root, or one that ends before it has answered.
+pub fn reads(root: &Path, json: bool, to: &mut dyn Write) -> anyhow::Result<()> {
+    if !json {
+        show_head(to)?;
+    }
+    for answer in ask(root, READS)? {
+        match answer? {
+            Answer::Read(wait) if json => {
+                serde_json::to_writer(&mut *to, &wait)?;
+                writeln!(to)?;
+            }
+            Answer::Read(wait) => show_read(to, &wait)?,
+            Answer::Layer(_) => {}
+            Answer::Error(error) => bail!("the daemon refuses: {error}"),
+            Answer::Done => return Ok(()),
+        }
+    }
+    bail!("the daemon ended before it had answered; see its log")
+}
+
+/// Sends a request to the daemon of a root; its answers as they come.
+fn ask(root: &Path, what: &str) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Answer>>> {
+    let nobody = || {
+        let root = root.display();
+        format!("no daemon answers on the root {root}: start it, or name its root with --root")
+    };
+    let (_folder, path) = socket(root).with_context(nobody)?;
+    let mut stream = net::UnixStream::connect(path).with_context(nobody)?;
+    writeln!(stream, "{what}")?;
+    Ok(BufReader::new(stream).lines().map(|line| {
+        let line = line.context("the daemon's answer ends early")?;
+        serde_json::from_str(&line).context("the daemon's answer is not understood")
+    }))
 }
 
 fn show(to: &mut dyn Write, found: &Scrubbed) -> io::Result<()> {
@@ -220,7 +261,26 @@ mod tests {
         })
     }
 
-    fn ask(lines: &'static str, json: bool) -> (anyhow::Result<bool>, String) {
+    #[test]
+    fn reads_are_shown_as_they_come() {
+        let root = tempfile::tempdir().unwrap();
+        let line = serde_json::to_string(&Answer::Read(ReadWait::default())).unwrap();
+        let lines = Box::leak(format!("{line}\n{line}\n\"done\"\n").into_boxed_str());
+        for json in [false, true] {
+            let daemon = daemon(root.path(), lines);
+            let mut shown = Vec::new();
+            reads(root.path(), json, &mut shown).unwrap();
+            assert_eq!(daemon.join().unwrap(), "reads\n");
+            let shown = String::from_utf8(shown).unwrap();
+            assert_eq!(shown.lines().count(), if json { 2 } else { 3 }, "{shown}");
+            assert_eq!(shown.starts_with('{'), json);
+            fs::remove_file(root.path().join(SOCKET)).unwrap();
+        }
+        let error = reads(root.path(), false, &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("--root"), "{error}");
+    }
+
+    fn scrubbed(lines: &'static str, json: bool) -> (anyhow::Result<bool>, String) {
         let root = tempfile::tempdir().unwrap();
         let daemon = daemon(root.path(), lines);
         let mut shown = Vec::new();
@@ -235,12 +295,12 @@ mod tests {
     #[test]
     fn what_was_found_is_shown_for_people_and_for_programs() {
         let lines = Box::leak(format!("{ONE}\"done\"\n").into_boxed_str());
-        let (well, shown) = ask(lines, false);
+        let (well, shown) = scrubbed(lines, false);
         assert!(well.unwrap());
         let first = "sha256:1 9 spans checked, 1 differing, 1 fetched again (app:1)\n1 layers: ";
         assert!(shown.starts_with(first), "{shown}");
         assert!(shown.contains("drop_caches"), "{shown}");
-        let (_, shown) = ask(lines, true);
+        let (_, shown) = scrubbed(lines, true);
         let found: Scrubbed = serde_json::from_str(&shown).unwrap();
         assert_eq!((found.differing, found.problem), (1, None));
     }
@@ -250,12 +310,12 @@ mod tests {
         let left = r#"{"layer":{"layer":"sha256:1","number":2,"image":"","checked":1,"differing":1,"refetched":0,"bytes":5,"problem":"pull it again"}}
 "done"
 "#;
-        let (well, shown) = ask(left, false);
+        let (well, shown) = scrubbed(left, false);
         assert!(!well.unwrap());
         assert!(shown.contains("pull it again"), "{shown}");
-        let (error, _) = ask("{\"error\":\"no\"}\n", false);
+        let (error, _) = scrubbed("{\"error\":\"no\"}\n", false);
         assert!(error.unwrap_err().to_string().contains("refuses"));
-        let (error, _) = ask(ONE, false);
+        let (error, _) = scrubbed(ONE, false);
         assert!(error.unwrap_err().to_string().contains("ended before"));
     }
 

@@ -77,6 +77,7 @@ struct Flight {
     shared: Arc<Shared>,
     request: Request,
     source: Source,
+    asked: Instant,
     /// When it last got a byte, at first when it began to wait.
     since: Instant,
     failure: Option<FetchError>,
@@ -151,6 +152,7 @@ pub(super) async fn fly(shared: Arc<Shared>, request: Request, source: Source) {
         shared,
         request,
         source,
+        asked: since,
         since,
         failure: None,
         done: false,
@@ -418,6 +420,7 @@ impl Flight {
                 bytes: bytes.clone(),
                 source: Arc::clone(&self.source.name),
                 class: piece.class,
+                asked: self.asked,
                 _permit: permit.clone(),
             }));
         }

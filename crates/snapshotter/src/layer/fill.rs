@@ -69,6 +69,7 @@ impl Layer {
             Class::Next => (&self.counters.on_demand, Lane::ComputeBehind),
         };
         counter.fetch_add(delivery.bytes.len() as u64, Ordering::Relaxed);
+        self.times.delivered(span, delivery.asked);
         arrived.insert(span, delivery);
         drop(arrived);
         let layer = Arc::clone(self);
@@ -89,12 +90,13 @@ impl Layer {
         let Some(delivery) = self.arrived.lock().remove(&span) else {
             return;
         };
+        self.times.begun(span);
         let source = Arc::clone(&delivery.source);
         let work = AssertUnwindSafe(|| self.verify_and_store(span, delivery));
         let filled = std::panic::catch_unwind(work)
             .unwrap_or_else(|_| Filled::Undecodable("the decoder panicked".to_owned()));
         match filled {
-            Filled::Stored => {}
+            Filled::Stored => self.times.forget(span),
             Filled::Wrong(error) => self.wrong(span, error, source),
             Filled::Undecodable(reason) => {
                 let subject = self.subject(Some(span));
@@ -193,7 +195,7 @@ impl Layer {
             tracing::warn!(layer = %self.files.key.layer, span, error = %error, "a mark is not written");
         }
         if let Effect::Wake(waiters) = self.step(span, Event::Filled) {
-            read::wake_all(&self.context.cpu, waiters, None);
+            read::wake_all(&self.context.cpu, waiters, None, &self.times.wait(span));
         }
         self.recovered(span);
         // Behind the readers: only a scrub needs it, and a sync makes up for one that is lost.
@@ -244,8 +246,14 @@ impl Layer {
         // Readers do not wait for the disk, which may be slow for all that the background writes.
         let mut served = None;
         if let Effect::Serve(waiters) = self.step(span, Event::Decoded) {
+            self.times.decoded(span);
             let held = served.insert(held());
-            read::wake_all(&self.context.cpu, waiters, Some(held));
+            read::wake_all(
+                &self.context.cpu,
+                waiters,
+                Some(held),
+                &self.times.wait(span),
+            );
         }
         if let Err(error) = self.write(tar.start, bytes) {
             return Filled::Unstored(served.unwrap_or_else(held), error);
@@ -305,8 +313,14 @@ impl Layer {
             .spare
             .keep(self.files.number, span, held.clone());
         if let Effect::Serve(waiters) = self.step(span, Event::NoRoom) {
-            read::wake_all(&self.context.cpu, waiters, Some(held));
+            read::wake_all(
+                &self.context.cpu,
+                waiters,
+                Some(held),
+                &self.times.wait(span),
+            );
         }
+        self.times.forget(span);
     }
 
     /// Writes a contiguous range of the tar, in as few calls as the kernel allows.

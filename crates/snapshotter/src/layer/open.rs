@@ -12,11 +12,11 @@ use soci_ztoc::Compression;
 use tokio::{runtime::Handle, sync::OnceCell};
 use tokio_util::task::TaskTracker;
 
-use super::{Context, Expected, Layer, Options, stream, upkeep};
+use super::{Context, Expected, Layer, Options, ReadWait, stream, upkeep};
 use crate::{
     cpu::{Cpu, Lane, Lost},
     fetch::{HoldBack, Scheduler, Source},
-    store::{LayerKey, LayerNumber, LayerStore, StoreError, proofs::Proof, sources::Origin},
+    store::{LayerKey, LayerStore, StoreError, proofs::Proof, sources::Origin},
     sync::{Arc, Mutex},
 };
 
@@ -119,6 +119,7 @@ impl Layers {
             passes,
             proving: tokio::sync::Semaphore::new(1),
             spare: super::spare::Spare::default(),
+            waits: super::trace::Waits::default(),
             used: super::AtomicU64::new(0),
         });
         Arc::new_cyclic(|layers: &crate::sync::Weak<Layers>| {
@@ -236,11 +237,9 @@ impl Layers {
         self.open.lock().get(key)?.get().cloned()
     }
 
-    /// An open layer, by its number.
-    pub fn by_number(&self, number: LayerNumber) -> Option<Arc<Layer>> {
-        self.all()
-            .into_iter()
-            .find(|layer| layer.number() == number)
+    /// The newest reads that waited for bytes, oldest first.
+    pub fn waits(&self) -> Vec<ReadWait> {
+        self.context.waits.newest()
     }
 
     /// Every open layer.

@@ -1,12 +1,14 @@
 //! One read: what it needs, its wait, its answer.
 
-use std::{io, ops::Range, os::unix::fs::FileExt};
+use std::{io, io::IoSliceMut, ops::Range, os::unix::fs::FileExt};
 
 use bytes::Bytes;
+use rustix::io::ReadWriteFlags;
 use soci_ztoc::{HeaderMismatch, SpanId};
+use tokio::time::Instant;
 
 use super::{
-    Class, Layer, ReadDone, ReadError,
+    Class, Layer, ReadDone, ReadError, SpanWait,
     headers::{MAX_HEADER, Mark},
     spans::{Effect, Event},
 };
@@ -38,6 +40,7 @@ impl Held {
 struct Wait {
     missing: usize,
     held: Vec<Held>,
+    spans: Vec<SpanWait>,
     done: Option<ReadDone>,
 }
 
@@ -45,7 +48,7 @@ struct Wait {
 pub(super) struct Read {
     layer: Arc<Layer>,
     range: Range<u64>,
-    bytes: bool,
+    began: Instant,
     wait: Mutex<Wait>,
 }
 
@@ -59,42 +62,53 @@ impl std::fmt::Debug for Read {
 
 impl Read {
     /// One of its spans is there, in the store or `held`.
-    pub(super) fn arrived(self: Arc<Self>, held: Option<Held>) {
+    pub(super) fn arrived(self: Arc<Self>, held: Option<Held>, span: Option<SpanWait>) {
         let ready = {
             let mut wait = self.wait.lock();
             wait.missing = wait.missing.saturating_sub(1);
             wait.held.extend(held);
+            wait.spans.extend(span);
             if wait.missing == 0 { wait.take() } else { None }
         };
-        if let Some((done, held)) = ready {
-            done(self.layer.finish(&self.range, self.bytes, &held));
+        if let Some((done, held, spans)) = ready {
+            let answer = self.layer.finish(&self.range, &held);
+            let error = answer.as_ref().err().cloned();
+            done(answer);
+            self.layer
+                .note_wait(&self.range, self.began, spans, error.as_ref());
         }
     }
 
     pub(super) fn failed(&self, error: &ReadError) {
         let done = self.wait.lock().take();
-        if let Some((done, _)) = done {
+        if let Some((done, _, spans)) = done {
             done(Err(error.clone()));
+            self.layer
+                .note_wait(&self.range, self.began, spans, Some(error));
         }
     }
 }
 
 impl Wait {
-    fn take(&mut self) -> Option<(ReadDone, Vec<Held>)> {
-        Some((self.done.take()?, std::mem::take(&mut self.held)))
+    fn take(&mut self) -> Option<(ReadDone, Vec<Held>, Vec<SpanWait>)> {
+        let (held, spans) = (
+            std::mem::take(&mut self.held),
+            std::mem::take(&mut self.spans),
+        );
+        Some((self.done.take()?, held, spans))
     }
 }
 
 /// Lets reads go on: the first here (this is a thread of the pool), the others beside it.
-pub(super) fn wake_all(cpu: &Cpu, waiters: Vec<Arc<Read>>, held: Option<&Held>) {
+pub(super) fn wake_all(cpu: &Cpu, waiters: Vec<Arc<Read>>, held: Option<&Held>, span: &SpanWait) {
     let mut waiters = waiters.into_iter();
     let first = waiters.next();
     for waiter in waiters {
-        let held = held.cloned();
-        cpu.spawn(Lane::Compute, move || waiter.arrived(held));
+        let (held, span) = (held.cloned(), span.clone());
+        cpu.spawn(Lane::Compute, move || waiter.arrived(held, Some(span)));
     }
     if let Some(first) = first {
-        first.arrived(held.cloned());
+        first.arrived(held.cloned(), Some(span.clone()));
     }
 }
 
@@ -116,18 +130,10 @@ pub(super) fn fail_all(cpu: &Cpu, waiters: Vec<Arc<Read>>, error: ReadError) {
 }
 
 impl Layer {
-    /// Bytes of `data`. `done` is called exactly once: before this returns, on this thread, if everything is there and
-    /// checked; else later, on the pool. Never waits for the network. Head and tail of `data` are always there.
+    /// Bytes of `data`. `done` is called exactly once: before this returns, on this thread, if everything is in memory and
+    /// checked; else later, on the pool. Waits neither for the network nor for the disk. Head and tail of `data` are always
+    /// there.
     pub fn read(self: &Arc<Self>, range: Range<u64>, done: ReadDone) {
-        self.start(range, true, done);
-    }
-
-    /// As [`Layer::read`], but the answer has no bytes.
-    pub fn ensure(self: &Arc<Self>, range: Range<u64>, done: ReadDone) {
-        self.start(range, false, done);
-    }
-
-    fn start(self: &Arc<Self>, range: Range<u64>, bytes: bool, done: ReadDone) {
         if range.start > range.end || range.end > self.data_size() {
             let (start, end) = (range.start, range.end);
             return done(Err(ReadError::Outside {
@@ -137,14 +143,14 @@ impl Layer {
             }));
         }
         if self.ztoc().is_none() || self.is_complete() {
-            return done(self.bytes_of(&range, bytes, &[]));
+            return self.answer(range, done);
         }
         let (mut missing, checked) = match self.needs(&range) {
             Ok(needs) => needs,
             Err(entry) => return done(Err(self.header_error(entry, None))),
         };
         if missing.is_empty() && checked {
-            return done(self.bytes_of(&range, bytes, &[]));
+            return self.answer(range, done);
         }
         if self.is_closed() {
             return done(Err(ReadError::Removed {
@@ -164,12 +170,13 @@ impl Layer {
         let wait = Wait {
             missing: 0,
             held,
+            spans: Vec::new(),
             done: Some(done),
         };
         let read = Arc::new(Read {
             layer: Arc::clone(self),
             range,
-            bytes,
+            began: Instant::now(),
             wait: Mutex::new(wait),
         });
         self.park(&read, &missing);
@@ -198,7 +205,7 @@ impl Layer {
             return self
                 .context
                 .cpu
-                .spawn(Lane::Compute, move || read.arrived(None));
+                .spawn(Lane::Compute, move || read.arrived(None, None));
         }
         for (id, effect) in effects {
             self.carry_out(id, effect);
@@ -267,12 +274,7 @@ impl Layer {
     }
 
     /// Every span is there or held: checks the headers, then takes the bytes. On the pool.
-    fn finish(
-        self: &Arc<Self>,
-        range: &Range<u64>,
-        bytes: bool,
-        held: &[Held],
-    ) -> Result<Bytes, ReadError> {
+    fn finish(self: &Arc<Self>, range: &Range<u64>, held: &[Held]) -> Result<Bytes, ReadError> {
         for index in self.files.places.files_in(range.clone()) {
             let Some(file) = self.files.places.file(index) else {
                 continue;
@@ -282,7 +284,7 @@ impl Layer {
             }
             self.check_header(file.entry as usize, held)?;
         }
-        self.bytes_of(range, bytes, held)
+        self.bytes_of(range, held)
     }
 
     /// Checks the header of one entry unless that was done. Its bytes must be there.
@@ -356,15 +358,36 @@ impl Layer {
         error
     }
 
-    fn bytes_of(
-        &self,
-        range: &Range<u64>,
-        wanted: bool,
-        held: &[Held],
-    ) -> Result<Bytes, ReadError> {
-        if !wanted || range.is_empty() {
-            return Ok(Bytes::new());
+    /// Answers with bytes that are all there: at once if they are in the page cache, else on the pool. The caller's thread
+    /// serves every layer of the node, and never waits for the disk.
+    fn answer(self: &Arc<Self>, range: Range<u64>, done: ReadDone) {
+        if let Some(bytes) = self.cached(&range) {
+            return done(Ok(bytes));
         }
+        let layer = Arc::clone(self);
+        self.context.cpu.spawn(Lane::Compute, move || {
+            done(layer.bytes_of(&range, &[]));
+        });
+    }
+
+    /// Bytes of `data` that need no I/O.
+    fn cached(&self, range: &Range<u64>) -> Option<Bytes> {
+        let mut buffer = vec![0; usize::try_from(range.end - range.start).ok()?];
+        let contents = self.files.places.contents();
+        let (from, to) = (range.start.max(contents.start), range.end.min(contents.end));
+        if from < to {
+            let place = |at| usize::try_from(at - range.start).ok();
+            let part = buffer.get_mut(place(from)?..place(to)?)?;
+            let (wanted, flags) = (part.len(), ReadWriteFlags::NOWAIT);
+            let mut slices = [IoSliceMut::new(part)];
+            let read = rustix::io::preadv2(&self.files.data, &mut slices, from, flags);
+            // A part of it is as good as nothing: what is missing is read with the rest.
+            read.ok().filter(|read| *read == wanted)?;
+        }
+        Some(Bytes::from(buffer))
+    }
+
+    fn bytes_of(&self, range: &Range<u64>, held: &[Held]) -> Result<Bytes, ReadError> {
         let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let mut buffer = vec![0; length];
         let read = if held.is_empty() {

@@ -224,6 +224,35 @@ async fn many_readers_at_once_cost_one_fetch() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_waited_tells_for_what() {
+    let made = Made::new(Form::Gzip, 20, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let delay = FetchFault::Delay(Duration::from_millis(100));
+    let blob = Arc::new(FaultyFetcher::new(made.layer.clone(), [delay]));
+    let layer = life.open(&made, blob).await;
+    store(&layer, FIRST).await;
+    let waits = life.layers.waits();
+    assert!((1..=2).contains(&waits.len()), "{waits:#?}");
+    let wait = &waits[0];
+    assert_eq!(
+        (wait.offset, wait.bytes),
+        (FIRST.start, FIRST.end - FIRST.start)
+    );
+    assert_eq!(
+        (wait.number, &*wait.layer),
+        (layer.number().0, &*layer.digest().to_string())
+    );
+    let longest = wait.spans.iter().map(|span| span.wire_us).max();
+    assert!(longest.is_some_and(|wire| wire >= 99_000), "{wait:#?}");
+    assert!(wait.took_us >= 99_000 && wait.error.is_none());
+    // What is here is not waited for.
+    read(&layer, FIRST).await.expect("bytes");
+    assert_eq!(life.layers.waits().len(), waits.len());
+    assert_eq!(layer.times.under_way(), 0, "nothing is left behind");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reads_wait_for_the_registry_and_fail_when_the_budget_is_spent() {
     let made = Made::new(Form::Gzip, 20, 16 << 10);
     let node = Node::new();

@@ -93,8 +93,7 @@ impl LayerFiles {
         content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<PathBuf> {
         let name = meta_name(patch)?;
-        self.folder.write(&name, content)?;
-        self.folder.sync()?;
+        self.folder.write_made(&name, content)?;
         Ok(self.folder.file(&name))
     }
 
@@ -266,7 +265,7 @@ pub(super) fn write_places(
         source,
     })?;
     folder
-        .write("places", |to| to.write_all(&table))
+        .write_made("places", |to| to.write_all(&table))
         .map_err(StoreError::io(folder.path()))?;
     let mapped = Mapped::open(&folder.file("places")).map_err(StoreError::io(folder.path()))?;
     Places::new(Arc::new(mapped)).map_err(|source| StoreError::Places {

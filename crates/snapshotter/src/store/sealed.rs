@@ -71,6 +71,28 @@ impl Folder {
         name: &str,
         content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<String> {
+        self.write_file(name, true, content)
+    }
+
+    /// The same for a file that is made again from others when a power loss has torn it: its seal tells. Nobody waits for
+    /// the disk.
+    ///
+    /// # Errors
+    /// As [`Folder::write`].
+    pub fn write_made(
+        &self,
+        name: &str,
+        content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<String> {
+        self.write_file(name, false, content)
+    }
+
+    fn write_file(
+        &self,
+        name: &str,
+        durable: bool,
+        content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<String> {
         // Two writers of one name do not meet.
         static WRITES: AtomicU64 = AtomicU64::new(0);
         let write = WRITES.fetch_add(1, Ordering::Relaxed);
@@ -84,7 +106,9 @@ impl Folder {
             let file = inner.into_inner().map_err(io::IntoInnerError::into_error)?;
             let sum = hex(&hash.finalize());
             self.seal(&file, &sum)?;
-            file.sync_all()?;
+            if durable {
+                file.sync_all()?;
+            }
             Ok(sum)
         });
         match written {

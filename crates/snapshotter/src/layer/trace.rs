@@ -1,0 +1,247 @@
+//! What readers waited for: the newest reads whose bytes were not here, each with the time of every step of its spans. For
+//! `soci-snapshotter-grpc reads`, and for the debug log.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::Range,
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::{Layer, ReadError};
+use crate::sync::Mutex;
+
+/// Reads that are remembered: a few hundred bytes each.
+const MOST: usize = 512;
+
+/// How long the steps of one span took, in microseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpanWait {
+    /// Its number.
+    pub span: u32,
+    /// From the first wish for it to the request.
+    pub queue_us: u64,
+    /// From the request to its last byte.
+    pub wire_us: u64,
+    /// Until a thread had time for it.
+    pub pool_us: u64,
+    /// Digest and inflate.
+    pub inflate_us: u64,
+    /// Until it was written, for reads that were not answered from memory.
+    pub write_us: u64,
+}
+
+/// A read that waited for bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadWait {
+    /// When it was answered, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// The image that named the layer first.
+    pub image: String,
+    /// Digest of the layer.
+    pub layer: String,
+    /// Its number in the store.
+    pub number: u64,
+    /// Where in `data`.
+    pub offset: u64,
+    /// How many bytes.
+    pub bytes: u64,
+    /// From its beginning to its answer.
+    pub took_us: u64,
+    /// What it waited for.
+    pub spans: Vec<SpanWait>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// When a span passed each step.
+#[derive(Clone, Copy, Debug)]
+struct Steps {
+    demanded: Instant,
+    asked: Option<Instant>,
+    delivered: Option<Instant>,
+    begun: Option<Instant>,
+    decoded: Option<Instant>,
+}
+
+/// The spans of a layer that are under way.
+#[derive(Debug, Default)]
+pub(super) struct Times(Mutex<HashMap<u32, Steps>>);
+
+impl Times {
+    pub(super) fn demanded(&self, span: u32) {
+        let demanded = Instant::now();
+        let none = || Steps {
+            demanded,
+            asked: None,
+            delivered: None,
+            begun: None,
+            decoded: None,
+        };
+        self.0.lock().entry(span).or_insert_with(none);
+    }
+
+    pub(super) fn delivered(&self, span: u32, asked: Instant) {
+        self.note(span, |steps| {
+            steps.asked = Some(asked);
+            steps.delivered = Some(Instant::now());
+        });
+    }
+
+    pub(super) fn begun(&self, span: u32) {
+        self.note(span, |steps| steps.begun = Some(Instant::now()));
+    }
+
+    pub(super) fn decoded(&self, span: u32) {
+        self.note(span, |steps| steps.decoded = Some(Instant::now()));
+    }
+
+    fn note(&self, span: u32, step: impl FnOnce(&mut Steps)) {
+        if let Some(steps) = self.0.lock().get_mut(&span) {
+            step(steps);
+        }
+    }
+
+    /// How long everything took until now.
+    pub(super) fn wait(&self, span: u32) -> SpanWait {
+        let Some(steps) = self.0.lock().get(&span).copied() else {
+            return SpanWait {
+                span,
+                ..SpanWait::default()
+            };
+        };
+        // A step that was not passed, or in another order, took no time.
+        let mut last = steps.demanded;
+        let mut until = |step: Option<Instant>| {
+            let step = step.unwrap_or(last);
+            let took = micros(step.saturating_duration_since(last));
+            last = last.max(step);
+            took
+        };
+        SpanWait {
+            span,
+            queue_us: until(steps.asked),
+            wire_us: until(steps.delivered),
+            pool_us: until(steps.begun),
+            inflate_us: until(steps.decoded),
+            write_us: until(Some(Instant::now())),
+        }
+    }
+
+    pub(super) fn forget(&self, span: u32) {
+        self.0.lock().remove(&span);
+    }
+
+    #[cfg(test)]
+    pub(super) fn under_way(&self) -> usize {
+        self.0.lock().len()
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The newest reads of the node that waited.
+#[derive(Debug, Default)]
+pub(super) struct Waits(Mutex<VecDeque<ReadWait>>);
+
+impl Waits {
+    pub(super) fn newest(&self) -> Vec<ReadWait> {
+        self.0.lock().iter().cloned().collect()
+    }
+
+    fn keep(&self, wait: ReadWait) {
+        let mut waits = self.0.lock();
+        if waits.len() >= MOST {
+            waits.pop_front();
+        }
+        waits.push_back(wait);
+    }
+}
+
+impl Layer {
+    /// Notes that a read was answered which had waited.
+    pub(super) fn note_wait(
+        &self,
+        range: &Range<u64>,
+        began: Instant,
+        spans: Vec<SpanWait>,
+        error: Option<&ReadError>,
+    ) {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let wait = ReadWait {
+            at_ms: since.map_or(0, |since| micros(since) / 1000),
+            image: self.image().to_string(),
+            layer: self.files.key.layer.to_string(),
+            number: self.files.number.0,
+            offset: range.start,
+            bytes: range.end - range.start,
+            took_us: micros(began.elapsed()),
+            spans,
+            error: error.map(ToString::to_string),
+        };
+        tracing::debug!(
+            layer = wait.layer,
+            offset = wait.offset,
+            bytes = wait.bytes,
+            took_us = wait.took_us,
+            spans = ?wait.spans,
+            error = wait.error,
+            "a read waited for bytes"
+        );
+        self.context.waits.keep(wait);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_step_has_its_time() {
+        let times = Times::default();
+        let step = || tokio::time::advance(Duration::from_micros(10));
+        times.demanded(3);
+        step().await;
+        times.demanded(3);
+        let asked = Instant::now();
+        step().await;
+        step().await;
+        times.delivered(3, asked);
+        times.begun(3);
+        step().await;
+        times.decoded(3);
+        let wait = times.wait(3);
+        let steps = [
+            wait.queue_us,
+            wait.wire_us,
+            wait.pool_us,
+            wait.inflate_us,
+            wait.write_us,
+        ];
+        assert_eq!(steps, [10, 20, 0, 10, 0]);
+        times.forget(3);
+        let unknown = SpanWait {
+            span: 3,
+            ..SpanWait::default()
+        };
+        assert_eq!(times.wait(3), unknown);
+    }
+
+    #[test]
+    fn the_newest_are_kept() {
+        let waits = Waits::default();
+        for number in 0..MOST as u64 + 2 {
+            waits.keep(ReadWait {
+                number,
+                ..ReadWait::default()
+            });
+        }
+        let kept = waits.newest();
+        assert_eq!((kept.len(), kept[0].number), (MOST, 2));
+    }
+}
