@@ -45,16 +45,28 @@ impl Disk {
         }
         kept.sync_all()?;
         let mut file = fs::File::create(&ballast)?;
+        // What is written and not allocated yet counts for more than it takes: what is left of that is taken in steps.
+        for step in [block.len(), 64 << 10, 1 << 10] {
+            while self.take(&mut file, &block[..step])? {}
+        }
+        fs::remove_file(reserve)?;
+        Ok(ballast)
+    }
+
+    /// Writes to the file until there is no space, and to the disk; false if there was none.
+    fn take(&self, file: &mut fs::File, step: &[u8]) -> Result<bool> {
+        let mut took = false;
         loop {
-            match file.write(&block) {
-                Ok(_) => {}
+            match file.write(step) {
+                Ok(_) => took = true,
                 Err(error) if error.kind() == ErrorKind::StorageFull => break,
                 Err(error) => return Err(error).context("fill the disk"),
             }
         }
-        file.sync_all()?;
-        fs::remove_file(reserve)?;
-        Ok(ballast)
+        match file.sync_all() {
+            Err(error) if error.kind() != ErrorKind::StorageFull => Err(error)?,
+            _ => Ok(took),
+        }
     }
 }
 

@@ -87,7 +87,7 @@ impl Attempts {
         devices: watch::Sender<Option<Arc<Device>>>,
     ) {
         let mut tasks = JoinSet::new();
-        let mut last = Instant::now();
+        let mut last: Option<Instant> = None;
         loop {
             let who = tokio::time::timeout(EVERY, asked.recv()).await;
             let who = match who {
@@ -96,7 +96,7 @@ impl Attempts {
                 Ok(None) => return,
                 Err(_) => None,
             };
-            if last.elapsed() >= PAUSE {
+            if last.is_none_or(|last| last.elapsed() >= PAUSE) {
                 let served = match self.images().await {
                     Ok(images) => self.serve(images, &snapshotter, &late, &mut tasks).await,
                     Err(NotNow { reason, .. }) => Err(anyhow::anyhow!(reason)),
@@ -106,7 +106,7 @@ impl Attempts {
                     Ok(()) => break,
                     Err(error) => debug!(error = format!("{error:#}"), "still no layers"),
                 }
-                last = Instant::now();
+                last = Some(Instant::now());
             }
             // Dropped or sent is the same for who waits.
             drop(who);
