@@ -183,9 +183,11 @@ impl Directories {
     /// The entries that nothing is at work in, with the snapshot that each belongs to. Whoever cleans up reads
     /// the records *after* this: what is here and idle has its record by then, or never gets one.
     pub(crate) fn idle(&self) -> io::Result<Vec<(Option<SnapshotId>, PathBuf)>> {
+        let entries = self.entries()?;
+        // After the names: what was at work in one of these then, and is not now, has its record.
         let busy: BTreeSet<_> = self.busy.lock().keys().copied().collect();
         let mut idle = Vec::new();
-        for name in self.entries()? {
+        for name in entries {
             let owner = owner_of(&name);
             let left_alone = match owner {
                 Some(id) => busy.contains(&id),

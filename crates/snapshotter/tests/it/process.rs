@@ -297,7 +297,12 @@ fn the_keeper_is_never_killed_for_memory_and_the_worker_as_before() {
             .filter(|target| target.as_os_str() == "/dev/fuse")
             .count()
     };
-    assert_eq!(fuse(running.child.id()), 1);
+    // The keeper may not have heard of it yet.
+    let start = Instant::now();
+    while fuse(running.child.id()) != 1 {
+        assert!(start.elapsed() < LONG, "the device is kept");
+        std::thread::sleep(Duration::from_millis(2));
+    }
     assert_eq!(fuse(running.worker()), 1);
 }
 

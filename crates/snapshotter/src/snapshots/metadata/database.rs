@@ -22,7 +22,7 @@ pub(super) struct Opening(u64);
 pub(super) struct Open {
     pub(super) database: Database,
     /// Dropped after it.
-    pub(super) reserve: Reserve,
+    pub(super) reserve: Arc<Reserve>,
 }
 
 #[derive(Debug)]
@@ -53,7 +53,10 @@ impl Open {
             error => unusable(error.into()),
         })?;
         let reserve = Reserve::of(path).map_err(|error| unusable(redb::Error::Io(error)))?;
-        Ok(Self { database, reserve })
+        Ok(Self {
+            database,
+            reserve: Arc::new(reserve),
+        })
     }
 
     pub(super) fn begin_write(&self) -> Result<WriteTransaction, MetadataError> {
@@ -63,11 +66,18 @@ impl Open {
         Ok(tx)
     }
 
-    pub(super) fn read(&self) -> Result<Reading, MetadataError> {
-        let tx: ReadTransaction = self.database.begin_read().attempt("begin to read")?;
-        let table = tx.open_table(SNAPSHOTS).attempt("open snapshots")?;
-        Ok(Snapshots(table))
+    fn begin_read(&self) -> Result<ReadTransaction, MetadataError> {
+        self.database.begin_read().attempt("begin to read")
     }
+
+    pub(super) fn read(&self) -> Result<Reading, MetadataError> {
+        self.begin_read().and_then(|tx| records(&tx))
+    }
+}
+
+fn records(tx: &ReadTransaction) -> Result<Reading, MetadataError> {
+    let table = tx.open_table(SNAPSHOTS).attempt("open snapshots")?;
+    Ok(Snapshots(table))
 }
 
 impl File {
@@ -83,7 +93,8 @@ impl File {
 
     /// The records as they are now, and the opening that gives them.
     pub(super) fn read(&self) -> (Opening, Result<Reading, MetadataError>) {
-        self.with(Open::read)
+        let (opening, tx) = self.with(Open::begin_read);
+        (opening, tx.and_then(|tx| records(&tx)))
     }
 
     /// Begins to write. Only the thread of the changes does.
@@ -98,13 +109,12 @@ impl File {
 
     /// What new snapshots need: without it the next removal may find no space.
     pub(super) fn keep_reserve(&self) -> Result<(), MetadataError> {
-        let state = self.state.lock();
+        let reserve = {
+            let state = self.state.lock();
+            state.open.as_ref().map(|open| Arc::clone(&open.reserve))
+        };
         // Without the file the transaction has the better error.
-        let kept = state
-            .open
-            .as_ref()
-            .map_or(Ok(()), |open| open.reserve.keep());
-        drop(state);
+        let kept = reserve.map_or(Ok(()), |reserve| reserve.keep());
         kept.map_err(|source| self.full("keep space for removals", source.into()))
     }
 

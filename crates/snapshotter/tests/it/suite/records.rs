@@ -343,19 +343,19 @@ async fn files_go_with_cleanup_and_not_before() {
 async fn cleanup_leaves_alone_what_is_being_made() {
     let server = Server::start().await;
     let make = async {
-        for number in 0..60 {
+        for number in 0..300 {
             let key = format!("key-{number}");
             let mounts = server.prepare(&key, "").await.unwrap();
             assert!(fs::metadata(&mounts[0].source).is_ok(), "{key}");
         }
     };
     let clean = async {
-        for _ in 0..60 {
+        for _ in 0..300 {
             server.cleanup().await.unwrap();
         }
     };
     tokio::join!(make, clean);
-    assert_eq!(fs::read_dir(server.directories()).unwrap().count(), 60);
+    assert_eq!(fs::read_dir(server.directories()).unwrap().count(), 300);
 }
 
 #[tokio::test(flavor = "multi_thread")]
