@@ -11,6 +11,7 @@
 //! Commit, remove, stat and update are called by containerd from inside its own transactions. They never call
 //! containerd, the network or a mount of ours. What was fetched for a client that went away serves the next one.
 
+mod cleanup;
 pub(crate) mod directories;
 mod error;
 pub(crate) mod ids;
@@ -23,7 +24,7 @@ mod record;
 mod trust;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
@@ -538,47 +539,6 @@ impl Snapshotter {
         Ok(())
     }
 
-    /// Deletes what belongs to no snapshot any more. What cannot be deleted is logged and tried again next time.
-    pub async fn cleanup(&self) -> Result<(), SnapshotError> {
-        let Ok(_permit) = self.shared.cleaning.acquire().await else {
-            // Never closed.
-            return Ok(());
-        };
-        let abandoned = self.run(Lane::Files, Shared::abandoned).await?;
-        self.settle_removals().await?;
-        for directory in abandoned {
-            self.delete(Lane::FilesBehind, directory).await;
-        }
-        let Some(images) = self.shared.parts.images.get() else {
-            return Ok(());
-        };
-        let used = || {
-            let snapshotter = self.clone();
-            async move {
-                let used = snapshotter.used_layers().await?;
-                snapshotter.settle_removals().await?;
-                Ok(used)
-            }
-        };
-        images.remove_unused(used).await
-    }
-
-    /// No record that was removed comes back after its files are gone.
-    async fn settle_removals(&self) -> Result<(), SnapshotError> {
-        match self.shared.metadata.sync().await {
-            // Its files may be what fills the disk.
-            Err(error @ MetadataError::Full { .. }) => {
-                let error = &error as &dyn std::error::Error;
-                warn!(
-                    error,
-                    "removed snapshots come back if the power fails before there is space"
-                );
-                Ok(())
-            }
-            done => Ok(done?),
-        }
-    }
-
     /// Makes what was answered last, before the process ends. A disk that does not answer is not waited for.
     pub async fn sync(&self) {
         let synced = tokio::time::timeout(LAST_SYNC, self.shared.metadata.sync());
@@ -590,37 +550,6 @@ impl Snapshotter {
             }
             Err(_) => warn!("the disk does not take the last changes of snapshots; going without"),
         }
-    }
-
-    /// Deletes the directory of a snapshot, after its mount; never through one.
-    async fn delete(&self, lane: Lane, directory: PathBuf) {
-        let path = directory.display().to_string();
-        let fs = directory.join("fs");
-        let unmounted = match self.shared.parts.images.get() {
-            Some(images) => images.unmount(&fs).await,
-            None => mount::detach_all_under(&self.shared.parts.mounts, &fs)
-                .await
-                .map(drop),
-        };
-        if let Err(error) = unmounted {
-            warn!(
-                path,
-                error = &error as &dyn std::error::Error,
-                "failed to unmount"
-            );
-            return;
-        }
-        let removed = self
-            .shared
-            .parts
-            .cpu
-            .run(lane, move || directories::remove_tree(&directory));
-        let error = match removed.await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(lost) => lost.to_string(),
-        };
-        warn!(path, error, "failed to remove directory");
     }
 
     /// The layers that snapshots use.
@@ -705,21 +634,6 @@ impl Shared {
                 id,
                 source,
             })
-    }
-
-    /// Directories that belong to no record and that nothing is at work in.
-    fn abandoned(&self) -> Result<Vec<PathBuf>, SnapshotError> {
-        let path = self.directories.all();
-        let idle = self
-            .directories
-            .idle()
-            .map_err(|source| SnapshotError::Folder { path, source })?;
-        // In this order; see `Directories::idle`.
-        let kept = self.metadata.ids()?;
-        let abandoned = idle
-            .into_iter()
-            .filter(|(owner, _)| owner.is_none_or(|id| !kept.contains(&id)));
-        Ok(abandoned.map(|(_, directory)| directory).collect())
     }
 
     fn used_layers(&self) -> Result<Vec<LayerKey>, SnapshotError> {
