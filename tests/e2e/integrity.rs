@@ -10,7 +10,7 @@ use soci_tests::image::{change_ztocs, noise, rename_entry};
 use soci_tests::node::SOCI;
 use soci_tests::site::NOTHING_BEHIND;
 use soci_tests::tar::{directory, file};
-use soci_tests::{Image, Site, mapped, walk};
+use soci_tests::{Image, NodeOptions, Shape, Site, mapped, walk};
 
 const SIZE: usize = 2 << 20;
 
@@ -52,7 +52,12 @@ fn corrupted_bytes_of_the_registry_are_never_served() -> Result<()> {
 
 #[test]
 fn a_ztoc_that_lies_about_a_header_is_believed_neither_now_nor_later() -> Result<()> {
-    let mut site = Site::new("")?;
+    // Slow enough that the view is there before all bytes are.
+    let slow = Shape {
+        rate: Some(300_000),
+        ..Shape::default()
+    };
+    let mut site = Site::with(NodeOptions::default(), slow)?;
     let image = Image::of(&[&[
         directory("d"),
         file("d/honest", noise(1, 300_000)),
@@ -66,6 +71,7 @@ fn a_ztoc_that_lies_about_a_header_is_believed_neither_now_nor_later() -> Result
     let reference = site.publish_layout(&converted, "lie:1")?;
     site.node.pull(&reference, SOCI)?;
     let view = site.node.view(&reference, SOCI)?;
+    site.relay.limit(100_000_000);
     let check = |folder: &Path| -> Result<()> {
         walk::drop_caches()?;
         assert_eq!(fs::read(folder.join("d/honest"))?, noise(1, 300_000));

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use soci_tests::image::noise;
 use soci_tests::node::SOCI;
 use soci_tests::site::NOTHING_BEHIND;
 use soci_tests::tar::{Entry, file};
-use soci_tests::{Image, Site, View};
+use soci_tests::{Image, Program, Site, View};
 
 const FILES: u64 = 64;
 const SIZE: usize = 200_000;
@@ -52,6 +53,27 @@ fn sixty_four_readers_wait_at_once_and_all_are_answered() -> Result<()> {
             "file {n}"
         );
     }
+    // And the daemon tells what they waited for.
+    let told = Program::ours("soci-snapshotter-grpc")?
+        .args(["reads", "--json", "--root"])
+        .args([site.node.root()])
+        .succeed()?;
+    let reads = told
+        .lines()
+        .map(serde_json::from_str::<Value>)
+        .collect::<Result<Vec<_>, _>>()?;
+    let waited = reads.iter().filter(|read| {
+        read["took_us"]
+            .as_u64()
+            .is_some_and(|took| took > 1_900_000)
+    });
+    assert!(waited.count() >= FILES as usize / 2, "{reads:#?}");
+    let named = |read: &Value| {
+        read["image"]
+            .as_str()
+            .is_some_and(|image| image.ends_with("many:1"))
+    };
+    assert!(reads.iter().all(named), "{reads:#?}");
     Ok(())
 }
 
