@@ -7,6 +7,31 @@ use soci_tests::tar::{self, directory, file};
 use soci_tests::{Image, Layer, Site, walk};
 
 #[test]
+fn an_image_whose_layers_the_registry_does_not_give_is_left_to_containerd() -> Result<()> {
+    let site = Site::new("")?;
+    let image = Image::runnable(&[&[file("hello", "hello\n")]])?;
+    let reference = site.publish(&image, "refused:1")?;
+    let blob = site.registry.blob_file(&image.layers[0].digest())?;
+    let kept = std::fs::read(&blob)?;
+    std::fs::remove_file(&blob)?;
+    let refused = site
+        .node
+        .pull(&reference, SOCI)
+        .expect_err("a layer is missing");
+    let refused = format!("{refused:#}");
+    assert!(refused.contains(&image.layers[0].digest()), "{refused}");
+    assert!(site.node.snapshotter_log().contains("refuses its layers"));
+    // The registry is mended.
+    std::fs::write(&blob, kept)?;
+    site.node.pull(&reference, SOCI)?;
+    let said = site
+        .node
+        .run(&reference, SOCI, "one", &["/bin/cat", "/hello"])?;
+    assert_eq!(said.stdout, "hello\n", "{}", said.stderr);
+    Ok(())
+}
+
+#[test]
 fn an_image_without_an_index_is_left_to_containerd() -> Result<()> {
     let site = Site::new("")?;
     let image = Image::runnable(&[&[file("plain", "as ever\n")]])?;

@@ -498,6 +498,20 @@ impl FetchError {
         }
     }
 
+    /// Whether the registry has answered, and will not give the bytes to who we are: credentials that it does not know, a
+    /// blob that it does not have, an answer that is none.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            FetchError::Unauthorized { .. } => true,
+            FetchError::GaveUp { last, .. } => last.is_refusal(),
+            FetchError::Token { source, .. } | FetchError::Redirected { source, .. } => {
+                source.is_refusal()
+            }
+            FetchError::OutsideBlob { .. } | FetchError::Io { .. } => false,
+            other => !other.is_transient(),
+        }
+    }
+
     /// Whether asking again within the same operation makes sense: transient, and not about who we are (a token endpoint
     /// has had its attempts already).
     pub(crate) fn is_worth_repeating(&self) -> bool {

@@ -85,6 +85,8 @@ struct Image {
     ztocs: Mutex<HashMap<Digest, Arc<OnceCell<Bytes>>>>,
     /// They are being fetched for all layers.
     ahead: AtomicBool,
+    /// The registry was asked for a layer of it and did not refuse.
+    tried: OnceCell<()>,
     since: Instant,
 }
 
@@ -95,6 +97,7 @@ impl Image {
             discovery: OnceCell::new(),
             ztocs: Mutex::default(),
             ahead: AtomicBool::new(false),
+            tried: OnceCell::new(),
             since: Instant::now(),
         })
     }

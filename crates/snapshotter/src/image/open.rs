@@ -1,5 +1,7 @@
 //! From a request to an open layer: the index, the zTOC, or one pass over the blob.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use soci_oci::descriptor::Descriptor;
 use soci_oci::digest::Digest;
@@ -25,6 +27,9 @@ use crate::sync::atomic::Ordering;
 /// Bytes of zTOCs that are fetched before they are asked for: they take disk until then. Those of a large image (30 GB) have
 /// about half of it.
 const AHEAD: u64 = 256 << 20;
+
+/// How long the first byte of an image's layers is waited for before they are mounted all the same.
+const PROBE: Duration = Duration::from_secs(2);
 
 /// First bytes of a zstd frame.
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
@@ -304,10 +309,13 @@ impl Images {
             bytes,
             expected: request.expected,
             origin: origin(&request.image, index.as_ref()),
-            source,
+            source: source.clone(),
         };
         match self.0.parts.layers.open_lazy(lazy).await {
             Ok(layer) => {
+                if let Some(refusal) = refusal(image, &layer, &source).await {
+                    return Err(left(refusal));
+                }
                 // The store has its own copy.
                 image.ztocs.lock().remove(&digest);
                 let verdict = Verdict {
@@ -419,6 +427,29 @@ impl Images {
         }
         Ok(diff_ids[position])
     }
+}
+
+/// Why layers of an image cannot be had, asked for its first one only: a container that starts all the same would meet I/O
+/// errors, while containerd may know the credentials. A registry that does not answer is no reason: it may come back.
+async fn refusal(image: &Image, layer: &Layer, source: &Source) -> Option<String> {
+    if layer.is_complete() {
+        return None;
+    }
+    let asked = image.tried.get_or_try_init(|| async {
+        let first = async {
+            let mut body = source.fetcher.fetch(0..1).await?;
+            body.next().await
+        };
+        match tokio::time::timeout(PROBE, first).await {
+            Ok(Err(error)) if error.is_refusal() => Err(format!(
+                "{} refuses its layers: {}",
+                source.name,
+                explain(&error)
+            )),
+            _ => Ok(()),
+        }
+    });
+    asked.await.err()
 }
 
 /// The zTOCs to fetch before they are asked for: of layers of the image, in their order, as far as [`AHEAD`] goes.
