@@ -112,10 +112,18 @@ fn text(
         "longest replacement of a keeper",
         format!("{} ms", seen(&events.longest_replacement)),
     );
-    let _ = writeln!(
-        text,
-        "\nsecond  main kB  fds  worker kB  fds  loops  on FUSE  kept"
-    );
+    text.push_str(&table(samples));
+    let verdict = if wrongs.is_empty() {
+        "passed".to_owned()
+    } else {
+        format!("NOT passed\n{}", wrongs.join("\n"))
+    };
+    let _ = writeln!(text, "\n{verdict}");
+    text
+}
+
+fn table(samples: &[Sample]) -> String {
+    let mut text = String::from("\nsecond  main kB  fds  worker kB  fds  loops  on FUSE  kept\n");
     for s in samples {
         let _ = writeln!(
             text,
@@ -130,11 +138,5 @@ fn text(
             s.kept
         );
     }
-    let verdict = if wrongs.is_empty() {
-        "passed".to_owned()
-    } else {
-        format!("NOT passed\n{}", wrongs.join("\n"))
-    };
-    let _ = writeln!(text, "\n{verdict}");
     text
 }

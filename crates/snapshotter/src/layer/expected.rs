@@ -37,7 +37,10 @@ impl Expected {
     pub fn is(&self, diff_id: &Digest) -> Option<bool> {
         match self {
             Expected::DiffId(expected) => Some(expected == diff_id),
-            Expected::Chain { name, below: None } => Some(name == diff_id),
+            // The lowest chain has the diff-ID's own name, whatever hash that is.
+            Expected::Chain { name, below: None } => {
+                (name.algorithm() == diff_id.algorithm()).then(|| name == diff_id)
+            }
             Expected::Chain {
                 name,
                 below: Some(below),
@@ -89,5 +92,7 @@ mod tests {
             assert_eq!(Expected::by_names(name, parent), Expected::Unknown);
         }
         assert_eq!(Expected::Unknown.is(&digest), None);
+        let longer = format!("sha512:{}", "0".repeat(128));
+        assert_eq!(Expected::by_names(&longer, None).is(&digest), None);
     }
 }
