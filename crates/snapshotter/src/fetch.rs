@@ -39,17 +39,20 @@ use crate::sync::{
 mod driver;
 mod flight;
 mod health;
+mod line;
 mod meter;
 mod queue;
 pub mod readahead;
+mod running;
 mod share;
 
 use driver::Probe;
 use flight::Aloft;
 use health::{Health, Scope};
 use meter::Meter;
-use queue::{Key, Piece, PieceId, Queue};
-use share::{Held, Memory, Share};
+use queue::{Key, PieceId, Queue};
+use running::Running;
+use share::{Held, Memory};
 
 /// How urgent a demand is. Smaller is more urgent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -260,77 +263,6 @@ impl Waiter {
         if self.sources.iter().any(|own| own.name == source.name) {
             let name = Arc::clone(&source.name);
             self.refused.push((name, error.clone(), now));
-        }
-    }
-}
-
-/// What is running now, counted against the limits.
-struct Running {
-    now: Share,
-    next: Share,
-    all: Share,
-    all_of_image: HashMap<Arc<str>, usize>,
-}
-
-impl Running {
-    fn new(options: &Options) -> Running {
-        Running {
-            now: Share::new(options.now_requests),
-            next: Share::new(options.next_requests),
-            all: Share::new(options.all_requests),
-            all_of_image: HashMap::new(),
-        }
-    }
-
-    fn share(&mut self, class: Class) -> &mut Share {
-        match class {
-            Class::Now => &mut self.now,
-            Class::Next => &mut self.next,
-            Class::All => &mut self.all,
-        }
-    }
-
-    fn has_room(&mut self, class: Class, host: &str) -> bool {
-        self.share(class).fits(host, 1)
-    }
-
-    /// Whether a piece may be taken, as far as is known of the source that it will ask. `ahead` is what the background may
-    /// ask for.
-    fn fit(
-        &self,
-        options: &Options,
-        piece: &Piece<Waiter>,
-        source: Option<&Source>,
-        ahead: u64,
-    ) -> bool {
-        let share = match piece.class {
-            Class::Now => &self.now,
-            Class::Next => &self.next,
-            Class::All => &self.all,
-        };
-        let of_image = || self.all_of_image.get(&piece.image).copied().unwrap_or(0);
-        let full = source.is_some_and(|source| !share.fits(&source.host, 1));
-        let length = piece.key.end - piece.key.start;
-        let background = || of_image() < options.all_requests_per_image && length <= ahead;
-        !full && (piece.class != Class::All || background())
-    }
-
-    fn start(&mut self, class: Class, image: &Arc<str>, host: &Arc<str>) {
-        self.share(class).start(host, 1);
-        if class == Class::All {
-            *self.all_of_image.entry(Arc::clone(image)).or_default() += 1;
-        }
-    }
-
-    fn end(&mut self, class: Class, image: &Arc<str>, host: &Arc<str>) {
-        self.share(class).end(host, 1);
-        if class == Class::All
-            && let Some(running) = self.all_of_image.get_mut(image)
-        {
-            *running -= 1;
-            if *running == 0 {
-                self.all_of_image.remove(image);
-            }
         }
     }
 }

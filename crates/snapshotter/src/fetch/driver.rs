@@ -18,7 +18,7 @@ use crate::sync::{Arc, Weak, atomic::Ordering};
 
 /// A source that refused is asked again for a patient demand after this long.
 const REFUSAL_LASTS: Duration = Duration::from_secs(60);
-/// A reader whose request has brought nothing for so long is given another source that is well, if it has one.
+/// A reader whose request has brought nothing for so long is given a source at another host that is well, if it has one.
 const SLOW: Duration = Duration::from_secs(2);
 
 /// A probe that is due: what for, whom to ask for the byte at this place of which blob, and when.
@@ -145,16 +145,16 @@ impl Shared {
     }
 }
 
-/// Sources that do not bring a blob, as far as requests in the air tell.
+/// Hosts that are slow to bring a blob, as far as requests in the air tell. Another repository there is no quicker.
 #[derive(Default)]
 struct Slow {
     flights: Vec<FlightId>,
-    sources: HashSet<(Arc<str>, Digest)>,
+    hosts: HashSet<(Arc<str>, Digest)>,
 }
 
 impl Slow {
     fn has(&self, source: &Source, blob: Digest) -> bool {
-        !self.sources.is_empty() && self.sources.contains(&(Arc::clone(&source.name), blob))
+        !self.hosts.is_empty() && self.hosts.contains(&(Arc::clone(&source.host), blob))
     }
 }
 
@@ -183,8 +183,7 @@ impl State {
         {
             if now >= aloft.begun + SLOW {
                 slow.flights.push(id);
-                let source = (Arc::clone(&aloft.source), aloft.blob);
-                slow.sources.insert(source);
+                slow.hosts.insert((Arc::clone(&aloft.host), aloft.blob));
             } else if self.queue.flight_class(id) == Some(Class::Now) {
                 look = sooner(look, aloft.begun + SLOW);
             }

@@ -8,12 +8,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use soci_oci::{
     Digest,
-    fetch::{Concern, FetchError, RangeBody},
+    fetch::{Concern, FetchError},
 };
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::{
     Class, Delivery, PieceId, Shared, Source,
+    line::Line,
     queue::{FlightId, Request},
     share::Held,
 };
@@ -26,14 +27,6 @@ use crate::sync::{
 const ARRIVING: Duration = Duration::from_millis(200);
 /// A paused body looks again this often, in case the reader's request stalls.
 const PAUSE: Duration = Duration::from_millis(100);
-/// After its first byte a request brings at least so much in each such time. A packet or two: a line of 1 kB/s, even one
-/// that carries several requests, does more; who gives a byte now and then to keep a reader does not.
-const LEAST: u64 = 4 << 10;
-const WINDOW: Duration = Duration::from_secs(20);
-
-/// How long a body that was not read may give what it had before.
-const BUFFERED: Duration = Duration::from_millis(250);
-
 /// Permits are counted in KiB, rounded up.
 pub(super) fn kib(bytes: u64) -> usize {
     usize::try_from(bytes.div_ceil(1024)).unwrap_or(usize::MAX >> 4)
@@ -42,7 +35,6 @@ pub(super) fn kib(bytes: u64) -> usize {
 /// What others know of a running request.
 pub(super) struct Aloft {
     pub(super) host: Arc<str>,
-    pub(super) source: Arc<str>,
     pub(super) blob: Digest,
     pub(super) begun: Instant,
     /// When it last got bytes; `None` before its first.
@@ -56,7 +48,6 @@ impl Aloft {
     pub(super) fn new(request: &Request, source: &Source, now: Instant) -> Aloft {
         Aloft {
             host: Arc::clone(&source.host),
-            source: Arc::clone(&source.name),
             blob: request.blob,
             begun: now,
             last: None,
@@ -162,89 +153,6 @@ pub(super) async fn fly(shared: Arc<Shared>, request: Request, source: Source) {
         Err(error) => flight.failure = Some(error),
     }
     flight.done = true;
-}
-
-/// A body and what it must bring until when.
-struct Line {
-    body: RangeBody,
-    first: Duration,
-    /// When this window began, with how many bytes carried.
-    window: (Instant, u64),
-    due: Instant,
-    /// Until then what is read may come from a buffer that filled in a pause.
-    buffered_until: Instant,
-}
-
-impl Line {
-    async fn open(
-        source: &Source,
-        range: std::ops::Range<u64>,
-        background: bool,
-        first: Duration,
-    ) -> Result<Line, FetchError> {
-        let now = Instant::now();
-        let due = now + first;
-        let asking = async {
-            match background {
-                true => source.fetcher.fetch_behind(range).await,
-                false => source.fetcher.fetch(range).await,
-            }
-        };
-        match timeout_at(due, asking).await {
-            Ok(body) => Ok(Line {
-                body: body?,
-                first,
-                window: (now, 0),
-                due,
-                buffered_until: now,
-            }),
-            Err(_) => Err(FetchError::TooSlow {
-                received: 0,
-                lasted: first,
-            }),
-        }
-    }
-
-    /// It was not read for a while.
-    fn resumed(&mut self) {
-        self.renew();
-        self.buffered_until = Instant::now() + BUFFERED;
-    }
-
-    /// Whether it begins with bytes that are not wanted: then a second one would begin with them again.
-    fn skips(&self) -> bool {
-        self.body.carried() > self.body.received()
-    }
-
-    /// Counts anew.
-    fn renew(&mut self) {
-        let now = Instant::now();
-        self.window = (now, self.body.carried());
-        let begun = self.window.1 > 0;
-        self.due = now + if begun { WINDOW } else { self.first };
-    }
-
-    async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
-        loop {
-            let chunk = timeout_at(self.due, self.body.next()).await;
-            let (began, before) = self.window;
-            let came = self.body.carried() - before;
-            let least = if before == 0 { 1 } else { LEAST };
-            if came >= least {
-                self.renew();
-            }
-            match chunk {
-                Ok(chunk) => return chunk,
-                Err(_) if came >= least => {}
-                Err(_) => {
-                    return Err(FetchError::TooSlow {
-                        received: came,
-                        lasted: began.elapsed(),
-                    });
-                }
-            }
-        }
-    }
 }
 
 impl Flight {
@@ -384,7 +292,7 @@ impl Flight {
         self.request.position.store(at + bytes, Ordering::Relaxed);
         let mut state = self.shared.state.lock();
         let state = &mut *state;
-        if now >= line.buffered_until {
+        if line.is_fresh(now) {
             state.meter.came(bytes, now);
         }
         let Some(aloft) = state.flights.get_mut(&self.request.flight) else {
