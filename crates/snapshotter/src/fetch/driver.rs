@@ -163,7 +163,8 @@ impl State {
     fn may_ask(&self, held_back: bool, now: Instant) -> u64 {
         let mut on_the_way = None;
         for (&id, aloft) in &self.flights {
-            let comes = now.saturating_duration_since(aloft.last.unwrap_or(aloft.begun)) < SLOW;
+            let since = aloft.last.map_or(aloft.begun, |last| last.max(aloft.begun));
+            let comes = aloft.paused || now.saturating_duration_since(since) < SLOW;
             if comes && self.queue.flight_class(id) == Some(Class::All) {
                 *on_the_way.get_or_insert(0) += aloft.rest();
             }
@@ -179,7 +180,7 @@ impl State {
         for (&id, aloft) in self
             .flights
             .iter()
-            .filter(|(_, aloft)| aloft.last.is_none())
+            .filter(|(_, aloft)| aloft.last.is_none() && !aloft.paused)
         {
             if now >= aloft.begun + SLOW {
                 slow.flights.push(id);

@@ -36,7 +36,10 @@ pub(super) fn kib(bytes: u64) -> usize {
 pub(super) struct Aloft {
     pub(super) host: Arc<str>,
     pub(super) blob: Digest,
+    /// When it began to wait for its first byte, a pause of ours not counted.
     pub(super) begun: Instant,
+    /// It is not read now, as readers go first.
+    pub(super) paused: bool,
     /// When it last got bytes; `None` before its first.
     pub(super) last: Option<Instant>,
     /// First byte that has not come, and the end.
@@ -50,6 +53,7 @@ impl Aloft {
             host: Arc::clone(&source.host),
             blob: request.blob,
             begun: now,
+            paused: false,
             last: None,
             position: Arc::clone(&request.position),
             end: request.range().end,
@@ -68,6 +72,7 @@ struct Flight {
     shared: Arc<Shared>,
     request: Request,
     source: Source,
+    /// When it was asked for.
     asked: Instant,
     /// When it last got a byte, at first when it began to wait.
     since: Instant,
@@ -139,11 +144,17 @@ impl Drop for Flight {
 /// Makes the request and delivers its pieces. What is left at the end goes back to the queue.
 pub(super) async fn fly(shared: Arc<Shared>, request: Request, source: Source) {
     let since = Instant::now();
+    let begun = shared
+        .state
+        .lock()
+        .flights
+        .get(&request.flight)
+        .map(|aloft| aloft.begun);
     let mut flight = Flight {
         shared,
         request,
         source,
-        asked: since,
+        asked: begun.unwrap_or(since),
         since,
         failure: None,
         done: false,
@@ -268,6 +279,7 @@ impl Flight {
         let rest = self.request.range().end - at;
         let closes = !line.skips() && self.shared.state.lock().meter.is_long(rest);
         let mut line = Some(line).filter(|_| !closes);
+        self.paused(true);
         loop {
             let opened = self.shared.gate.notified();
             if self.shared.may_read(self.request.flight, Instant::now()) {
@@ -277,12 +289,20 @@ impl Flight {
         }
         // A pause is nobody's outage.
         self.since = Instant::now();
+        self.paused(false);
         match line.take() {
             Some(mut line) => {
                 line.resumed();
                 Ok(line)
             }
             None => self.open(at).await,
+        }
+    }
+
+    fn paused(&self, paused: bool) {
+        let mut state = self.shared.state.lock();
+        if let Some(aloft) = state.flights.get_mut(&self.request.flight) {
+            (aloft.paused, aloft.begun) = (paused, Instant::now());
         }
     }
 
@@ -299,7 +319,8 @@ impl Flight {
             return;
         };
         let first = aloft.last.replace(now).is_none();
-        if first {
+        // Whoever has been paused says nothing of the round trip.
+        if first && self.asked == aloft.begun {
             state.meter.answered(now - aloft.begun, now);
         }
         let health = &mut state.health;

@@ -281,6 +281,34 @@ async fn a_reader_is_given_the_next_source_when_the_first_is_slow_to_begin() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_is_paused_is_not_slow() {
+    let (bytes, _) = blob();
+    let [near, far, line] = [
+        Does::Gives,
+        Does::Gives,
+        Does::Drips(1000, Duration::from_millis(100)),
+    ]
+    .map(|does| Other::new(bytes.clone(), does));
+    let mut asker = Asker::new(Options::default(), Digest::sha256(b""), vec![]);
+    // A reader's bytes arrive for ten seconds; the background of another host is paused before its first byte.
+    aim(&mut asker, 1, vec![at("c", "app", &line)]);
+    asker.ask(0..100_000, Class::Now, Patience::Budget);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    aim(
+        &mut asker,
+        2,
+        vec![at("a", "app", &near), at("b", "app", &far)],
+    );
+    asker.ask(0..1000, Class::All, Patience::Forever);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    asker.ask(5000..6000, Class::Now, Patience::Budget);
+    let (range, delivery) = asker.hear().await;
+    assert_eq!(range, 5000..6000);
+    assert_eq!(&*delivery.expect("bytes").source, "a/app");
+    assert_eq!(far.asked(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reader_that_joins_a_request_takes_it_past_the_backgrounds_memory() {
     let (bytes, _) = blob();
     let good = Other::new(bytes, Does::Gives);
