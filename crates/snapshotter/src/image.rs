@@ -17,6 +17,7 @@
 //! snapshot is used first.
 
 mod after;
+mod ahead;
 mod content;
 mod discover;
 mod holds;
@@ -28,6 +29,7 @@ mod open;
 mod restore;
 mod scrub;
 mod show;
+mod source;
 mod trust;
 pub mod verdict;
 

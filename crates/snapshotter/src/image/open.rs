@@ -1,38 +1,23 @@
 //! From a request to an open layer: the index, the zTOC, or one pass over the blob.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use soci_oci::descriptor::Descriptor;
 use soci_oci::digest::Digest;
 use soci_oci::manifest::{self, ImageConfig, Manifest};
-use soci_oci::media_type::{self, LayerCompression};
-use soci_oci::reference::ImageRef;
-use soci_oci::registry::Registry;
-use soci_ztoc::{Compression, MAX_ZTOC_SIZE};
+use soci_oci::media_type;
+use soci_ztoc::MAX_ZTOC_SIZE;
 use tracing::{debug, info};
 
 use super::after::{After, Found, after};
 use super::content::Document;
 use super::discover::{Index, discover};
+use super::source::{compression, refusal, source_at};
 use super::trust::Standing;
 use super::verdict::{Verdict, Way};
 use super::{Arc, Attempt, ContentError, Discovery, Image, ImageName, Images, Request, explain};
-use crate::fetch::Source;
 use crate::layer::{Layer, Lazy, OpenError, Whole};
 use crate::store::sources::Origin;
 use crate::store::{LayerKey, StoreError};
-use crate::sync::atomic::Ordering;
-
-/// Bytes of zTOCs that are fetched before they are asked for: they take disk until then. Those of a large image (30 GB) have
-/// about half of it.
-const AHEAD: u64 = 256 << 20;
-
-/// How long the first byte of an image's layers is waited for before they are mounted all the same.
-const PROBE: Duration = Duration::from_secs(2);
-
-/// First bytes of a zstd frame.
-const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// An open layer, and how it was got.
 pub(super) struct Opened {
@@ -230,7 +215,7 @@ impl Images {
         }
     }
 
-    async fn ztoc(
+    pub(super) async fn ztoc(
         &self,
         image: &Image,
         name: &ImageName,
@@ -242,39 +227,12 @@ impl Images {
         bytes.await.cloned()
     }
 
-    fn is_stored(&self, layer: Digest, ztoc: &Descriptor) -> bool {
+    pub(super) fn is_stored(&self, layer: Digest, ztoc: &Descriptor) -> bool {
         let key = LayerKey {
             layer,
             ztoc: Some(ztoc.digest),
         };
         self.0.parts.layers.store().number(&key).is_some()
-    }
-
-    /// Fetches the zTOCs of all layers, so many at once as configured. Failures are left to who needs them.
-    fn fetch_ahead(&self, image: &Arc<Image>, name: &ImageName, index: &Index) {
-        if image.ahead.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let Some(manifest) = image.manifest.get() else {
-            return;
-        };
-        for (layer, ztoc) in worth_ahead(manifest, index) {
-            if self.is_stored(layer, ztoc) || image.ztocs.lock().contains_key(&ztoc.digest) {
-                continue;
-            }
-            let (images, image) = (self.clone(), Arc::clone(image));
-            let (name, ztoc) = (name.clone(), ztoc.clone());
-            let ahead = Arc::clone(&self.0.ahead);
-            self.0.tasks.spawn(async move {
-                let Ok(_permit) = ahead.acquire().await else {
-                    return;
-                };
-                if let Err(error) = images.ztoc(&image, &name, &ztoc).await {
-                    let (digest, error) = (ztoc.digest.to_string(), explain(&error));
-                    debug!(digest, error, "zTOC not fetched ahead");
-                }
-            });
-        }
     }
 
     async fn lazy(
@@ -429,44 +387,6 @@ impl Images {
     }
 }
 
-/// Why layers of an image cannot be had, asked for its first one only: a container that starts all the same would meet I/O
-/// errors, while containerd may know the credentials. A registry that does not answer is no reason: it may come back.
-async fn refusal(image: &Image, layer: &Layer, source: &Source) -> Option<String> {
-    if layer.is_complete() {
-        return None;
-    }
-    let asked = image.tried.get_or_try_init(|| async {
-        let first = async {
-            let mut body = source.fetcher.fetch(0..1).await?;
-            body.next().await
-        };
-        match tokio::time::timeout(PROBE, first).await {
-            Ok(Err(error)) if error.is_refusal() => Err(format!(
-                "{} refuses its layers: {}",
-                source.name,
-                explain(&error)
-            )),
-            _ => Ok(()),
-        }
-    });
-    asked.await.err()
-}
-
-/// The zTOCs to fetch before they are asked for: of layers of the image, in their order, as far as [`AHEAD`] goes.
-fn worth_ahead<'a>(
-    manifest: &'a Manifest,
-    index: &'a Index,
-) -> impl Iterator<Item = (Digest, &'a Descriptor)> {
-    let mut left = AHEAD;
-    let layers = manifest.layers().iter().map(|layer| layer.digest);
-    let ztocs = layers.filter_map(|layer| Some((layer, index.ztocs.get(&layer)?)));
-    ztocs.take_while(move |(_, ztoc)| {
-        let fits = ztoc.size <= left;
-        left = left.saturating_sub(ztoc.size);
-        fits
-    })
-}
-
 /// Why a manifest cannot be read.
 #[derive(Debug, thiserror::Error)]
 enum Unread {
@@ -498,87 +418,5 @@ fn origin(image: &ImageName, index: Option<&Index>) -> Origin {
         found: index
             .map(|index| index.found.to_owned())
             .unwrap_or_default(),
-    }
-}
-
-/// The registry as a source of a layer, by the reference as containerd wrote it. Asks nobody.
-pub(super) fn source(
-    registry: &Registry,
-    reference: &str,
-    layer: &Descriptor,
-) -> Result<Source, String> {
-    let reference = ImageRef::from_containerd(reference).map_err(|error| error.to_string())?;
-    source_at(registry, &reference, layer)
-}
-
-fn source_at(registry: &Registry, image: &ImageRef, layer: &Descriptor) -> Result<Source, String> {
-    let fetcher = registry
-        .blob(image, layer)
-        .map_err(|error| explain(&error))?;
-    Ok(Source::new(image.host(), image.repository(), fetcher))
-}
-
-/// How a layer is compressed: by its type where that says so, else by its first bytes, as containerd does it.
-async fn compression(layer: &Descriptor, source: &Source) -> Result<Compression, String> {
-    let unsupported = || format!("media type {}: compression not supported", layer.media_type);
-    match media_type::layer_compression(&layer.media_type) {
-        Ok(LayerCompression::Gzip) => return Ok(Compression::Gzip),
-        Ok(LayerCompression::Uncompressed | LayerCompression::Unknown) => {}
-        _ => return Err(unsupported()),
-    }
-    let length = layer.size.min(ZSTD_MAGIC.len() as u64);
-    if length == 0 {
-        return Ok(Compression::Plain);
-    }
-    let body = source
-        .fetcher
-        .fetch(0..length)
-        .await
-        .map_err(|error| explain(&error))?;
-    let start = body.collect().await.map_err(|error| explain(&error))?;
-    if start.starts_with(&ZSTD_MAGIC) {
-        Err(unsupported())
-    } else {
-        Ok(Compression::sniff(&start))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_ztocs_of_the_images_layers_are_fetched_ahead_and_not_without_end() {
-        let [one, two, three, other] = [b"1", b"2", b"3", b"4"].map(|bytes| Digest::sha256(bytes));
-        let layer = |digest: Digest| {
-            format!(
-                r#"{{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":"{digest}","size":9}}"#
-            )
-        };
-        let layers = [one, two, three].map(layer).join(",");
-        let text = format!(
-            r#"{{"schemaVersion":2,"mediaType":"{}","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"{other}","size":2}},"layers":[{layers}]}}"#,
-            media_type::OCI_MANIFEST
-        );
-        let parsed = manifest::parse(text.as_bytes(), media_type::OCI_MANIFEST);
-        let manifest: Manifest = parsed.expect("a manifest");
-        let ztoc = |size| Descriptor::new("application/octet-stream", other, size);
-        let index = |sizes: [u64; 4]| Index {
-            digest: other,
-            found: "by hand",
-            ztocs: [one, two, three, other]
-                .into_iter()
-                .zip(sizes.map(ztoc))
-                .collect(),
-        };
-        let ahead = |sizes| {
-            let index = index(sizes);
-            worth_ahead(&manifest, &index)
-                .map(|(layer, _)| layer)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(ahead([10, 10, 10, 10]), [one, two, three]);
-        assert_eq!(ahead([10, AHEAD - 10, 1, 10]), [one, two]);
-        assert_eq!(ahead([1 << 30, 10, 10, 10]), []);
     }
 }

@@ -10,7 +10,7 @@ use super::discover::explain;
 use super::labels::{self, Labels};
 use super::name::ImageName;
 use super::verdict::Subject;
-use super::{Images, LayerUse, Parent, Request, copies_below, open, show};
+use super::{Images, LayerUse, Parent, Request, copies_below, show, source};
 use crate::cpu::Lane;
 use crate::layer::{Expected, Layer};
 use crate::mount::table::MountTable;
@@ -187,7 +187,7 @@ impl Images {
     pub(super) fn add_sources(&self, layer: &Layer) {
         let record = layer.record();
         for origin in &record.origins {
-            match open::source(&self.0.parts.registry, &origin.reference, &record.layer) {
+            match source::source(&self.0.parts.registry, &origin.reference, &record.layer) {
                 Ok(source) => layer.add_source(source),
                 Err(error) => debug!(reference = origin.reference, error, "no source"),
             }
