@@ -216,6 +216,7 @@ impl World {
             "connection error",
             "EOF",
             "broken pipe",
+            "is being stopped or replaced",
         ];
         // overlayfs that cannot make its work folder on a full disk mounts read-only, and says so to nobody but the
         // kernel's log ("errno: 28; mounting read-only").
