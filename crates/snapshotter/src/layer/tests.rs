@@ -232,9 +232,16 @@ async fn a_read_that_waited_tells_for_what() {
     let blob = Arc::new(FaultyFetcher::new(made.layer.clone(), [delay]));
     let layer = life.open(&made, blob).await;
     store(&layer, FIRST).await;
-    let waits = life.layers.waits();
-    assert!((1..=2).contains(&waits.len()), "{waits:#?}");
-    let wait = &waits[0];
+    // Noted behind the answer. The second read may have waited for the write, and may be noted first.
+    let begin = std::time::Instant::now();
+    let wait = loop {
+        let long = |wait: &ReadWait| wait.took_us >= 99_000;
+        if let Some(wait) = life.layers.waits().into_iter().find(long) {
+            break wait;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20), "nothing noted");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    };
     assert_eq!(
         (wait.offset, wait.bytes),
         (FIRST.start, FIRST.end - FIRST.start)
@@ -245,11 +252,15 @@ async fn a_read_that_waited_tells_for_what() {
     );
     let longest = wait.spans.iter().map(|span| span.wire_us).max();
     assert!(longest.is_some_and(|wire| wire >= 99_000), "{wait:#?}");
-    assert!(wait.took_us >= 99_000 && wait.error.is_none());
+    assert!(wait.error.is_none());
     // What is here is not waited for.
     read(&layer, FIRST).await.expect("bytes");
-    assert_eq!(life.layers.waits().len(), waits.len());
-    assert_eq!(layer.times.under_way(), 0, "nothing is left behind");
+    assert!(life.layers.waits().len() <= 2);
+    let begin = std::time::Instant::now();
+    while layer.times.under_way() > 0 {
+        assert!(begin.elapsed() < Duration::from_secs(20), "a span is left");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
