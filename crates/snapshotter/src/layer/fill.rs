@@ -263,7 +263,8 @@ impl Layer {
         used.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.stored(span, || sum_of(bytes));
         self.check_headers_of(tar.clone(), bytes);
-        if class == Class::All {
+        // While readers wait the cores are theirs: what is left out now is read again when the layer is complete.
+        if class == Class::All && !self.context.fetch.is_urgent() {
             self.pass_on(ztoc, &tar, bytes);
         }
         Filled::Stored
