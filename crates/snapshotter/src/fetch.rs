@@ -15,7 +15,8 @@
 //!   each host is. A request is as urgent as its most urgent piece, from the moment on that it becomes so.
 //! * Bytes in memory are bounded: permits are taken when a piece's first bytes are there and go back when the sink has
 //!   dropped its [`Delivery`].
-//! * The background has not more on its way than the line brings soon ([`meter`]), so that a reader's bytes come soon.
+//! * On a slow line the background has not more on its way than that brings soon ([`meter`]), so that a reader's bytes come
+//!   soon. A fast one is kept busy.
 //! * No host takes what the readers of another need: slots and permits are shared ([`share`]), requests have deadlines
 //!   ([`flight`]).
 //! * One failure is not the others': it is kept with what failed ([`health`]), and a piece asks the next source that is well.

@@ -263,7 +263,7 @@ impl Layer {
         used.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.stored(span, || sum_of(bytes));
         self.check_headers_of(tar.clone(), bytes);
-        // While readers wait the cores are theirs: what is left out now is read again when the layer is complete.
+        // While readers wait the cores are theirs: what is left out now is read again behind a later span.
         if class == Class::All && !self.context.fetch.is_urgent() {
             self.pass_on(ztoc, &tar, bytes);
         }

@@ -1,6 +1,6 @@
 //! Is a layer what its index says? Its whole tar against the zTOC's entries, and the tar's digest.
 //!
-//! Spans that come in order are hashed as they pass; the rest is read from the store when the layer is complete. What the
+//! Spans that come in order are hashed as they pass, while no reader waits; the rest is read from the store when the layer is complete. What the
 //! stream has behind the archive counts for its digest and is not stored: it is kept from the last span while that is
 //! decoded, or fetched again.
 
@@ -158,7 +158,7 @@ impl TarSink for Against<'_> {
 }
 
 impl Layer {
-    /// A span was stored in the background: hashes it if it is its turn, and what was read before its turn.
+    /// A span was stored in the background: hashes it if it is its turn, and what was stored before and left out.
     pub(super) fn pass_on(&self, ztoc: &ZtocFile, tar: &Range<u64>, bytes: &[u8]) {
         // Taken out: no lock is held meanwhile, and who comes then has nothing to do.
         let Some(mut passing) = self.passing.lock().take() else {
@@ -167,9 +167,7 @@ impl Layer {
         if passing.at == tar.start {
             passing.push(ztoc, bytes);
         }
-        if passing.at >= tar.start
-            && let Err(error) = passing.read_on(self, ztoc, STEP)
-        {
+        if let Err(error) = passing.read_on(self, ztoc, STEP) {
             tracing::debug!(layer = %self.files.key.layer, error = %error, "read again when the layer is complete");
         }
         *self.passing.lock() = Some(passing);
