@@ -316,6 +316,17 @@ impl Images {
         at: &Path,
         parents: &[Parent],
     ) -> Result<String, show::ShowError> {
+        let (patch, meta) = self.make_meta(layer, parents).await?;
+        self.mount_meta(layer, &patch, meta, at, parents).await?;
+        Ok(patch)
+    }
+
+    /// The image of a layer on these parents, made or found: its patch and its file.
+    async fn make_meta(
+        &self,
+        layer: &Arc<Layer>,
+        parents: &[Parent],
+    ) -> Result<(String, PathBuf), show::ShowError> {
         let Shared { parts, options, .. } = &*self.0;
         // Two requests for one layer usually want the same image: the second finds it.
         let turn = Arc::clone(
@@ -331,11 +342,23 @@ impl Images {
         let user_namespace = options.user_namespace;
         let job = move || show::make_meta(&of, &below, user_namespace);
         // A pull waits for it.
-        let (patch, meta) = parts.cpu.run(Lane::Files, job).await??;
-        let copy = copies_below(parents, layer.key(), &patch);
-        parts.mounts.mount(layer, &patch, copy, meta, at).await?;
+        parts.cpu.run(Lane::Files, job).await?
+    }
+
+    /// Mounts an image of a layer, and has the rest of the layer brought.
+    async fn mount_meta(
+        &self,
+        layer: &Arc<Layer>,
+        patch: &str,
+        meta: PathBuf,
+        at: &Path,
+        parents: &[Parent],
+    ) -> Result<(), MountError> {
+        let copy = copies_below(parents, layer.key(), patch);
+        let mounts = &self.0.parts.mounts;
+        mounts.mount(layer, patch, copy, meta, at).await?;
         self.finish_behind(layer);
-        Ok(patch)
+        Ok(())
     }
 
     /// Has the rest of a layer brought, and the layer moved to `data` when it is there.

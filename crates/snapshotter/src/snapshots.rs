@@ -406,12 +406,13 @@ impl Snapshotter {
                 key: top.name.clone(),
             });
         }
-        self.ensure(parents).await?;
+        let mut parents = parents.to_vec();
+        self.ensure(&mut parents).await?;
         if self.shared.options.verified_only && !top.record.labels.contains_key(labels::TARGET) {
-            self.wait_for_trust(parents).await?;
+            self.wait_for_trust(&parents).await?;
         }
         let has_layers = parents.iter().any(|info| info.record.layer.is_some());
-        let idmap = IdMap::wanted(&top.record.labels, parents)?;
+        let idmap = IdMap::wanted(&top.record.labels, &parents)?;
         let parents: Vec<_> = parents.iter().map(|info| info.record.id).collect();
         let Shared {
             directories,
@@ -432,8 +433,8 @@ impl Snapshotter {
         )])
     }
 
-    /// Has every layer of a chain mounted by this process.
-    async fn ensure(&self, chain: &[Info]) -> Result<(), SnapshotError> {
+    /// Has every layer of a chain mounted by this process. The records name what is mounted then, and so does the chain.
+    async fn ensure(&self, chain: &mut [Info]) -> Result<(), SnapshotError> {
         self.check_trust(chain)?;
         let wanted = self.wanted(chain)?;
         if wanted.is_empty() {
@@ -450,15 +451,33 @@ impl Snapshotter {
             let why = plan::Why::Unable.to_string();
             return Err(unavailable(&wanted[0].at, why));
         };
+        let snapshotter = self.clone();
+        let layers = chain.iter().filter(|info| info.record.layer.is_some());
+        let names: Vec<_> = layers
+            .map(|info| (info.name.clone(), info.record.id))
+            .collect();
+        let record = move |position: usize, layer| {
+            let (snapshotter, named) = (snapshotter.clone(), names.get(position).cloned());
+            async move {
+                let (name, id) = named.ok_or(MetadataError::Lost)?;
+                let metadata = &snapshotter.shared.metadata;
+                metadata.show(&name, id, layer).await.map(drop)
+            }
+        };
         // As its own task: a mount that was begun is known when it is made.
         let ensured = self
             .shared
             .tasks
-            .spawn(async move { images.ensure(&wanted).await })
+            .spawn(async move { images.ensure(wanted, record).await })
             .await;
         let ensured =
             ensured.map_err(|error| SnapshotError::Lost(Lost::Panicked(error.to_string())))?;
-        ensured.map_err(|(at, error)| unavailable(&at, explain(&error)))
+        let shown = ensured.map_err(|(at, error)| unavailable(&at, explain(&error)))?;
+        let layers = chain.iter_mut().filter(|info| info.record.layer.is_some());
+        for (info, shown) in layers.zip(shown) {
+            info.record.layer = Some(shown);
+        }
+        Ok(())
     }
 
     /// The layers of a chain, top-most first, each with what lies below it.

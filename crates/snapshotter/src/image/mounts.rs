@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tracing::warn;
 
 use super::discover::explain;
+use super::layer_use::LayerUse;
 use crate::device::Device;
 use crate::layer::Layer;
 use crate::mount::table::MountTable;
@@ -234,9 +235,14 @@ impl Mounts {
         self.mounter.supply(&self.source(layer), &[]).await
     }
 
-    /// Whether `at` shows a layer that this process mounted or took over.
-    pub(crate) fn has(&self, table: &MountTable, at: &Path) -> bool {
-        self.known.lock().by_path.contains_key(at) && self.mounter.is_ours(table, at)
+    /// What `at` shows, if this process mounted it there or took it over.
+    pub(crate) fn shown(&self, table: &MountTable, at: &Path) -> Option<LayerUse> {
+        let shown = {
+            let known = self.known.lock();
+            let Shown { layer, patch, .. } = known.by_path.get(at)?.clone();
+            LayerUse { layer, patch }
+        };
+        self.mounter.is_ours(table, at).then_some(shown)
     }
 
     /// Takes a layer away from `at`; none being there is no error.

@@ -10,7 +10,7 @@ use super::discover::explain;
 use super::labels::{self, Labels};
 use super::name::ImageName;
 use super::verdict::Subject;
-use super::{Images, LayerUse, Parent, Request, copies_below, show, source};
+use super::{Images, LayerUse, Parent, Request, show, source};
 use crate::cpu::Lane;
 use crate::layer::{Expected, Layer};
 use crate::mount::table::MountTable;
@@ -29,6 +29,9 @@ pub enum RestoreError {
     /// It could not be opened.
     #[error(transparent)]
     Open(#[from] crate::layer::OpenError),
+    /// Its record does not take what it shows now.
+    #[error("its record")]
+    Record(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// A snapshot whose layer is to be mounted.
@@ -41,6 +44,16 @@ pub(crate) struct Wanted {
     pub(crate) labels: Labels,
     /// Nearest first.
     pub(crate) parents: Vec<Parent>,
+}
+
+impl Wanted {
+    /// The one of its chain that stands on `below` others shows this now.
+    fn stands_on(&mut self, below: usize, shown: &LayerUse) {
+        let at = self.parents.len().checked_sub(below + 1);
+        if let Some(parent) = at.and_then(|at| self.parents.get_mut(at)) {
+            *parent = Parent::Layer(shown.clone());
+        }
+    }
 }
 
 impl Images {
@@ -128,59 +141,104 @@ impl Images {
         self.finish_behind(layer);
     }
 
-    /// Mounts what is not mounted by this process, lowest first.
-    pub(crate) async fn ensure(&self, wanted: &[Wanted]) -> Result<(), (PathBuf, RestoreError)> {
+    /// Mounts what is not mounted by this process, lowest first; what each shows then.
+    ///
+    /// Where the store has lost what a record names, another form of the layer may take its place. `record` writes that
+    /// down for good, by the position of what is wanted, before it is mounted: layers are removed by the records.
+    pub(crate) async fn ensure<F, E>(
+        &self,
+        mut wanted: Vec<Wanted>,
+        record: impl Fn(usize, LayerUse) -> F,
+    ) -> Result<Vec<LayerUse>, (PathBuf, RestoreError)>
+    where
+        F: Future<Output = Result<(), E>>,
+        E: std::error::Error + Send + Sync + 'static,
+    {
         let Some(first) = wanted.first() else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         // Without the table nothing is known, and nothing is mounted over what may be there.
         let table = MountTable::read()
             .map_err(|error| (first.at.clone(), show::ShowError::from(error).into()))?;
-        for wanted in wanted.iter().rev() {
-            if !self.0.parts.mounts.has(&table, &wanted.at) {
-                let done = self.restore(wanted).await;
-                done.map_err(|error| (wanted.at.clone(), error))?;
+        let mounts = &self.0.parts.mounts;
+        for position in (0..wanted.len()).rev() {
+            let (above, here) = wanted.split_at_mut(position);
+            let Some(here) = here.first_mut() else {
+                continue;
+            };
+            let shown = match mounts.shown(&table, &here.at) {
+                Some(shown) => shown,
+                None => {
+                    let restored = self.restore(here, |layer| record(position, layer));
+                    restored.await.map_err(|error| (here.at.clone(), error))?
+                }
+            };
+            if shown != here.layer {
+                above
+                    .iter_mut()
+                    .for_each(|above| above.stands_on(here.parents.len(), &shown));
+                here.layer = shown;
             }
         }
-        Ok(())
+        Ok(wanted.into_iter().map(|wanted| wanted.layer).collect())
     }
 
-    async fn restore(&self, wanted: &Wanted) -> Result<(), RestoreError> {
+    /// Mounts a layer from the store, or one that is got again; what it shows then.
+    async fn restore<F, E>(
+        &self,
+        wanted: &Wanted,
+        record: impl FnOnce(LayerUse) -> F,
+    ) -> Result<LayerUse, RestoreError>
+    where
+        F: Future<Output = Result<(), E>>,
+        E: std::error::Error + Send + Sync + 'static,
+    {
         let LayerUse { layer: key, patch } = &wanted.layer;
+        // Until the record names what is mounted.
         let _hold = self.0.holds.hold(key.layer).await;
-        let Some(layer) = self.0.parts.layers.open_present(key).await? else {
-            return self.bring_back(wanted).await;
+        let layer = match self.0.parts.layers.open_present(key).await? {
+            Some(layer) => layer,
+            None => self.bring_back(wanted).await?,
         };
         if !layer.is_complete() {
             self.add_sources(&layer);
         }
-        let of = Arc::clone(&layer);
-        let named = patch.clone();
-        let meta = self
-            .0
-            .parts
-            .cpu
-            .run(Lane::Files, move || of.meta(&named))
-            .await;
-        match meta
-            .map_err(show::ShowError::from)?
-            .map_err(show::ShowError::from)?
-        {
-            Some(meta) => {
-                let copy = copies_below(&wanted.parents, *key, patch);
-                let mounted = self
-                    .0
-                    .parts
-                    .mounts
-                    .mount(&layer, patch, copy, meta, &wanted.at)
-                    .await;
-                mounted.map_err(show::ShowError::from)?;
-                self.finish_behind(&layer);
-            }
-            // Torn by a power loss: made again from entries and parents.
-            None => drop(self.show(&layer, &wanted.at, &wanted.parents).await?),
+        // None if it is another form, or was torn by a power loss: made again from entries and parents.
+        let meta = match layer.key() == *key {
+            true => self.named_meta(&layer, patch).await?,
+            false => None,
+        };
+        let (patch, meta) = match meta {
+            Some(meta) => (patch.clone(), meta),
+            None => self.make_meta(&layer, &wanted.parents).await?,
+        };
+        let shown = LayerUse {
+            layer: layer.key(),
+            patch,
+        };
+        if shown != wanted.layer {
+            info!(
+                layer = layer.digest().to_string(),
+                path = %wanted.at.display(),
+                "the store has lost what a snapshot showed: another form of its layer takes its place"
+            );
+            let recorded = record(shown.clone()).await;
+            recorded.map_err(|error| RestoreError::Record(Box::new(error)))?;
         }
-        Ok(())
+        self.mount_meta(&layer, &shown.patch, meta, &wanted.at, &wanted.parents)
+            .await
+            .map_err(show::ShowError::from)?;
+        Ok(shown)
+    }
+
+    async fn named_meta(
+        &self,
+        layer: &Arc<Layer>,
+        patch: &str,
+    ) -> Result<Option<PathBuf>, show::ShowError> {
+        let (of, named) = (Arc::clone(layer), patch.to_owned());
+        let cpu = &self.0.parts.cpu;
+        Ok(cpu.run(Lane::Files, move || of.meta(&named)).await??)
     }
 
     /// The registry again, for a layer that the store knows. Asks nobody.
@@ -194,8 +252,8 @@ impl Images {
         }
     }
 
-    /// A layer that the store has lost is got as at first.
-    async fn bring_back(&self, wanted: &Wanted) -> Result<(), RestoreError> {
+    /// A layer that the store has lost is got as at first: perhaps in another form, as its image is now.
+    async fn bring_back(&self, wanted: &Wanted) -> Result<Arc<Layer>, RestoreError> {
         let namespace = labels::value(&wanted.labels, labels::NAMESPACE).unwrap_or_default();
         let image =
             ImageName::from_labels(namespace, &wanted.labels).map_err(RestoreError::Gone)?;
@@ -211,8 +269,6 @@ impl Images {
         let image = self.image(&request.image);
         let opened = self.open(&image, &request).await;
         let opened = opened.map_err(|left| RestoreError::Gone(left.why))?;
-        self.show(&opened.layer, &request.at, &request.parents)
-            .await?;
-        Ok(())
+        Ok(opened.layer)
     }
 }

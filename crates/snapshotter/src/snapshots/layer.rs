@@ -52,7 +52,7 @@ impl Snapshotter {
         };
         let (key, labels) = (wanted.subject.key.clone(), wanted.labels.clone());
         // Busy until the end, even if the key is removed meanwhile.
-        let (chain, _busy) = self
+        let (mut chain, _busy) = self
             .create(
                 Kind::Active,
                 key,
@@ -62,9 +62,12 @@ impl Snapshotter {
             )
             .await?;
         let at = self.shared.directories.fs(chain[0].record.id);
-        let prepared = match self.request(&wanted, &chain, at.clone()) {
-            Ok(request) => match self.ensure(&chain[1..]).await {
-                Ok(()) => images.prepare(request).await,
+        let prepared = match self.request(&wanted, at.clone()) {
+            Ok(request) => match self.ensure(&mut chain[1..]).await {
+                Ok(()) => {
+                    let parents = self.parents(&chain[1..]);
+                    images.prepare(Request { parents, ..request }).await
+                }
                 Err(error) => {
                     self.take_back(&chain).await;
                     return Err(error);
@@ -121,18 +124,14 @@ impl Snapshotter {
         done
     }
 
-    fn request(
-        &self,
-        wanted: &LayerWanted,
-        chain: &[Info],
-        at: PathBuf,
-    ) -> Result<Request, String> {
+    fn request(&self, wanted: &LayerWanted, at: PathBuf) -> Result<Request, String> {
         info!("preparing filesystem mount at mountpoint={}", at.display());
         Ok(Request {
             image: ImageName::from_labels(&wanted.namespace, &wanted.labels)?,
             layer: layer_of(&wanted.labels)?,
             at,
-            parents: self.parents(&chain[1..]),
+            // As they are when they are mounted.
+            parents: Vec::new(),
             expected: Expected::by_names(&wanted.target, wanted.parent().as_deref()),
             subject: wanted.subject.clone(),
             small: wanted.small,

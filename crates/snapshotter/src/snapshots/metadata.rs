@@ -312,6 +312,17 @@ impl Metadata {
             .await
     }
 
+    /// Writes down, for good, what the snapshot with this name and id shows from now on.
+    pub async fn show(
+        &self,
+        name: &str,
+        id: SnapshotId,
+        layer: LayerUse,
+    ) -> Result<Record, MetadataError> {
+        let name = name.to_owned();
+        self.writer.change(Change::Show { name, id, layer }).await
+    }
+
     /// Removes a snapshot that nothing stands on. A power failure may bring it back until [`Metadata::sync`].
     pub async fn remove(&self, name: &str) -> Result<Record, MetadataError> {
         let name = name.to_owned();

@@ -266,6 +266,46 @@ async fn after_a_restart_layers_are_mounted_without_a_registry() {
     server.interrupt().await;
 }
 
+/// The folders of the layers in the store.
+fn stored(root: &std::path::Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(root.join(soci_snapshotter::store::FOLDER)).unwrap();
+    let folders = entries.map(|entry| entry.unwrap().path());
+    folders.filter(|path| path.is_dir()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_layer_that_comes_back_in_another_form_is_what_its_snapshot_names() {
+    let registry = TestRegistry::start();
+    let image = Image::publish(&registry, &tars(), Shape::default());
+    let server = daemon().await;
+    pull_all(&server, &image).await;
+    let root = server.stop_unmounted().await;
+    for folder in stored(root.path()) {
+        fs::remove_dir_all(folder).unwrap();
+    }
+    // The layer below is to be had whole only now.
+    let rubbish = Wrong::Flip(0);
+    registry.fault(Fault::always(On::Blob(image.ztocs[0]), rubbish));
+    let server = Server::daemon_on(root, &Config::default()).await;
+    let view = server.viewed(&image.target(1)).await;
+    check_content(view.path());
+    let sent = registry.bytes_sent(&image.layers[0]);
+    assert!(sent > big().len() as u64, "{sent}");
+    drop(view);
+    server
+        .remove(&format!("{}-view", image.target(1)))
+        .await
+        .unwrap();
+    server.cleanup().await.unwrap();
+    assert_eq!(stored(server.root.path()).len(), 2, "both are used");
+    registry.set_online(false);
+    let server = Server::daemon_on(server.stop_unmounted().await, &Config::default()).await;
+    let view = server.viewed(&image.target(0)).await;
+    assert_eq!(fs::read(view.path().join("big")).unwrap(), big());
+    drop(view);
+    server.interrupt().await;
+}
+
 /// The mount points that show a layer.
 fn layer_mounts(server: &Server) -> Vec<PathBuf> {
     let table = MountTable::read().unwrap();
@@ -343,13 +383,7 @@ async fn removed_layers_leave_neither_mounts_nor_files() {
     server.remove(&image.target(1)).await.unwrap();
     server.cleanup().await.unwrap();
     assert_eq!(mounts_below(&server), 1);
-    let layers = || {
-        let entries =
-            fs::read_dir(server.root.path().join(soci_snapshotter::store::FOLDER)).unwrap();
-        entries
-            .filter(|entry| entry.as_ref().unwrap().path().is_dir())
-            .count()
-    };
+    let layers = || stored(server.root.path()).len();
     assert_eq!(layers(), 1);
     server.remove(&image.target(0)).await.unwrap();
     server.cleanup().await.unwrap();

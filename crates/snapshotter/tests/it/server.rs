@@ -124,6 +124,14 @@ impl Server {
         }
     }
 
+    /// Unmounts the layers, ends the server, and gives back its root.
+    pub(crate) async fn stop_unmounted(self) -> TempDir {
+        if let Some(daemon) = &self.daemon {
+            daemon.unmount().await.unwrap();
+        }
+        self.stop().await
+    }
+
     /// Ends the server as a termination does, and gives back its root. Mounts of layers stay.
     pub(crate) async fn stop(self) -> TempDir {
         let Self {

@@ -6,8 +6,8 @@ use std::time::SystemTime;
 use redb::{ReadableTable, Table, WriteTransaction};
 
 use super::{
-    Attempt, CHILDREN, COUNTERS, Commit, Kind, LabelUpdate, Labels, MetadataError, NEXT_ID, Record,
-    SNAPSHOTS, SnapshotId, Snapshots, Usage,
+    Attempt, CHILDREN, COUNTERS, Commit, Kind, LabelUpdate, Labels, LayerUse, MetadataError,
+    NEXT_ID, Record, SNAPSHOTS, SnapshotId, Snapshots, Usage,
 };
 
 use crate::snapshots::ids::is_remapping;
@@ -43,6 +43,12 @@ pub(super) enum Change {
         which: LabelUpdate,
         now: SystemTime,
     },
+    /// A snapshot shows another image of a layer, or another form of it.
+    Show {
+        name: String,
+        id: SnapshotId,
+        layer: LayerUse,
+    },
     Remove {
         name: String,
     },
@@ -57,7 +63,7 @@ impl Change {
     pub(super) fn must_last(&self) -> bool {
         match self {
             Self::Create(new) => !new.repeated,
-            Self::Commit { .. } | Self::Update { .. } => true,
+            Self::Commit { .. } | Self::Update { .. } | Self::Show { .. } => true,
             Self::Remove { .. } => false,
         }
     }
@@ -72,7 +78,7 @@ impl Change {
         match self {
             Self::Create(_) => "create a snapshot",
             Self::Commit { .. } => "commit a snapshot",
-            Self::Update { .. } => "update a snapshot",
+            Self::Update { .. } | Self::Show { .. } => "update a snapshot",
             Self::Remove { .. } => "remove a snapshot",
         }
     }
@@ -83,6 +89,7 @@ impl Change {
             Self::Create(New { name, .. })
             | Self::Commit { name, .. }
             | Self::Update { name, .. }
+            | Self::Show { name, .. }
             | Self::Remove { name } => name,
         }
     }
@@ -121,6 +128,7 @@ impl<'a> Tables<'a> {
                 which,
                 now,
             } => self.update(name, labels, which, *now),
+            Change::Show { name, id, layer } => self.show(name, *id, layer),
             Change::Remove { name } => self.remove(name),
         }
     }
@@ -225,6 +233,24 @@ impl<'a> Tables<'a> {
         }
         record.labels.retain(|_, value| !value.is_empty());
         record.updated = now;
+        self.snapshots.put(name, &record)?;
+        Ok(record)
+    }
+
+    fn show(
+        &mut self,
+        name: &str,
+        id: SnapshotId,
+        layer: &LayerUse,
+    ) -> Result<Record, MetadataError> {
+        let mut record = self.snapshots.get(name)?;
+        if record.id != id {
+            // Another has the name by now.
+            return Err(MetadataError::NotFound {
+                name: name.to_owned(),
+            });
+        }
+        record.layer = Some(layer.clone());
         self.snapshots.put(name, &record)?;
         Ok(record)
     }

@@ -111,6 +111,34 @@ fn a_name_is_given_once() {
 }
 
 #[test]
+fn what_a_snapshot_shows_is_changed_for_good_and_only_in_the_snapshot_that_is_meant() {
+    let fixture = Fixture::populated();
+    let digest = |text: &[u8]| soci_oci::digest::Digest::sha256(text);
+    let shown = LayerUse {
+        layer: crate::store::LayerKey {
+            layer: digest(b"layer"),
+            ztoc: None,
+        },
+        patch: "p".to_owned(),
+    };
+    let before = fixture.metadata.get("committed-2").unwrap();
+    let show = |id| wait(fixture.metadata.show("committed-2", id, shown.clone()));
+    let error = show(SnapshotId(before.id.0 + 1)).unwrap_err();
+    assert!(matches!(error, MetadataError::NotFound { .. }), "{error}");
+    assert_eq!(fixture.metadata.get("committed-2").unwrap(), before);
+    let changed = show(before.id).unwrap();
+    assert_eq!(
+        changed,
+        Record {
+            layer: Some(shown),
+            ..before
+        }
+    );
+    let fixture = fixture.reopened(0);
+    assert_eq!(fixture.metadata.get("committed-2").unwrap(), changed);
+}
+
+#[test]
 fn a_parent_must_exist_and_be_committed() {
     let fixture = Fixture::populated();
     let error = fixture.create(Kind::Active, "new", "nobody").unwrap_err();
