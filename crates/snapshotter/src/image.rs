@@ -23,6 +23,7 @@ mod discover;
 mod holds;
 pub mod labels;
 mod layer_use;
+mod line;
 mod mounts;
 mod name;
 mod open;
@@ -41,7 +42,7 @@ use bytes::Bytes;
 use soci_oci::digest::Digest;
 use soci_oci::manifest::Manifest;
 use soci_oci::registry::Registry;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{Notify, OnceCell, Semaphore};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
@@ -87,6 +88,8 @@ struct Image {
     ztocs: Mutex<HashMap<Digest, Arc<OnceCell<Bytes>>>>,
     /// They are being fetched for all layers.
     ahead: AtomicBool,
+    /// Told when something of it has come: a document, a piece of a zTOC.
+    came: Notify,
     /// The registry was asked for a layer of it and did not refuse.
     tried: OnceCell<()>,
     since: Instant,
@@ -99,6 +102,7 @@ impl Image {
             discovery: OnceCell::new(),
             ztocs: Mutex::default(),
             ahead: AtomicBool::new(false),
+            came: Notify::new(),
             tried: OnceCell::new(),
             since: Instant::now(),
         })

@@ -174,12 +174,14 @@ impl Content {
         Ok(bytes)
     }
 
-    /// A blob, mapped from a file: it never lies in memory as a whole. Its digest is checked by who reads it.
+    /// A blob, mapped from a file: it never lies in memory as a whole. Its digest is checked by who reads it. `came` is
+    /// called for each piece of it that the registry sends.
     pub(crate) async fn blob(
         &self,
         place: Place<'_>,
         wanted: &Descriptor,
         limit: u64,
+        came: impl Fn(),
     ) -> Result<Bytes, ContentError> {
         let Descriptor { digest, size, .. } = wanted;
         let (digest, size) = (*digest, *size);
@@ -202,7 +204,7 @@ impl Content {
                 Err(error) => debug!(digest = %digest, error = %error, "not taken from containerd"),
             }
         }
-        let file = self.fetch(place, wanted).await?;
+        let file = self.fetch(place, wanted, came).await?;
         map(&file).map_err(io)
     }
 
@@ -226,7 +228,12 @@ impl Content {
     }
 
     /// A blob of the registry in a file without a name.
-    async fn fetch(&self, place: Place<'_>, wanted: &Descriptor) -> Result<File, ContentError> {
+    async fn fetch(
+        &self,
+        place: Place<'_>,
+        wanted: &Descriptor,
+        came: impl Fn(),
+    ) -> Result<File, ContentError> {
         let digest = wanted.digest;
         let io = |source| ContentError::Io { digest, source };
         let fetch = |source| ContentError::Fetch { digest, source };
@@ -235,6 +242,7 @@ impl Content {
             let fetcher = self.registry.blob(place.image, wanted)?;
             let mut body = fetcher.fetch(0..wanted.size).await.map_err(fetch)?;
             while let Some(chunk) = body.next().await.map_err(fetch)? {
+                came();
                 file.write_all(&chunk).await.map_err(io)?;
             }
         }

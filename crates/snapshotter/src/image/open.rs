@@ -14,7 +14,9 @@ use super::discover::{Index, discover};
 use super::source::{compression, refusal, source_at};
 use super::trust::Standing;
 use super::verdict::{Verdict, Way};
-use super::{Arc, Attempt, ContentError, Discovery, Image, ImageName, Images, Request, explain};
+use super::{
+    Arc, Attempt, ContentError, Discovery, Image, ImageName, Images, Request, explain, line,
+};
 use crate::layer::{Layer, Lazy, OpenError, Whole};
 use crate::store::sources::Origin;
 use crate::store::{LayerKey, StoreError};
@@ -97,19 +99,22 @@ impl Images {
         let (layer, subject) = (request.layer, request.subject.clone());
         let mountpoint = request.at.display().to_string();
         let asking = self.0.tasks.spawn(async move {
-            // A start waits for this, and it does not go through the scheduler.
-            let _line = images.0.parts.layers.hold_back();
-            let answer = images
-                .find_index(&image, &name, &subject, &mountpoint)
-                .await;
-            match answer {
-                Ok(Discovery::Found(index)) => images.find_ztoc(&image, &name, layer, index).await,
-                Ok(Discovery::None(why)) => Asked::unindexed(Found::NoIndex, why),
-                Err(error) => {
-                    let why = format!("unable to fetch SOCI artifacts: {}", explain(&error));
-                    Asked::unindexed(Found::Unreachable, why)
+            let answer = async {
+                let index = images.find_index(&image, &name, &subject, &mountpoint);
+                match index.await {
+                    Ok(Discovery::Found(index)) => {
+                        images.find_ztoc(&image, &name, layer, index).await
+                    }
+                    Ok(Discovery::None(why)) => Asked::unindexed(Found::NoIndex, why),
+                    Err(error) => {
+                        let why = format!("unable to fetch SOCI artifacts: {}", explain(&error));
+                        Asked::unindexed(Found::Unreachable, why)
+                    }
                 }
-            }
+            };
+            // A start waits for this.
+            let hold = || images.0.parts.layers.hold_back();
+            line::while_it_comes(hold, &image.came, answer).await
         });
         match tokio::time::timeout(self.0.options.patience, asking).await {
             Ok(Ok(asked)) => asked,
@@ -143,7 +148,11 @@ impl Images {
                 Err(error) => Ok(Discovery::None(explain(&error))),
             }
         });
-        discovery.await.cloned()
+        let discovery = discovery.await.cloned();
+        if discovery.is_ok() {
+            image.came.notify_waiters();
+        }
+        discovery
     }
 
     /// The image's manifest, read once.
@@ -158,6 +167,7 @@ impl Images {
             let bytes = content
                 .document(name.place(), Document::Manifest, &wanted)
                 .await?;
+            image.came.notify_waiters();
             Ok(manifest::parse(&bytes, media_type::OCI_MANIFEST)?)
         });
         read.await
@@ -223,7 +233,11 @@ impl Images {
     ) -> Result<Bytes, ContentError> {
         let cell = Arc::clone(image.ztocs.lock().entry(ztoc.digest).or_default());
         let content = &self.0.parts.content;
-        let bytes = cell.get_or_try_init(|| content.blob(name.place(), ztoc, MAX_ZTOC_SIZE));
+        let bytes = cell.get_or_try_init(|| {
+            content.blob(name.place(), ztoc, MAX_ZTOC_SIZE, || {
+                image.came.notify_waiters()
+            })
+        });
         bytes.await.cloned()
     }
 
