@@ -37,6 +37,7 @@ use crate::device::{Device, KeptDevice};
 use crate::grpc;
 use crate::keeper::{self, Keeping};
 use crate::listen::{self, Inherited, Listener};
+use crate::logging;
 
 /// How the daemon was asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,6 +262,7 @@ fn at_once(daemon: &Daemon) -> anyhow::Error {
     if let Some(device) = daemon.device().filter(|device| device.is_kept()) {
         device.leave();
     }
+    logging::finish();
     let killed =
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     anyhow::Error::new(std::io::Error::from(

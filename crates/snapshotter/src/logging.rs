@@ -5,18 +5,36 @@
 //! nine fractional digits. `<`, `>` and `&` are escaped as Go escapes them.
 //!
 //! Lines of other crates (HTTP, gRPC) show up at `trace` only.
+//!
+//! Whoever logs waits for nobody: a thread of its own writes ([`outlet`]). Failing reads of one layer are not logged one
+//! by one ([`limit`]).
+
+mod limit;
+mod outlet;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
 use std::str::FromStr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
+
+use self::limit::{Complaint, LeftOut, Limit};
+use self::outlet::Outlet;
+use crate::sync::{Arc, OnceLock};
+
+/// Modules whose complaints are about one read, or one span, of one layer.
+const OF_READS: [&str; 2] = ["soci_snapshotter::device", "soci_snapshotter::layer"];
+/// How long the end of the process waits for a standard error that takes nothing.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// Where lines go, once a thread writes them.
+static OUTLET: OnceLock<Arc<Outlet>> = OnceLock::new();
 
 /// Least level that is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +65,10 @@ impl FromStr for LogLevel {
 
 /// Starts writing log lines. Called once, first of all.
 pub fn start(level: LogLevel) {
-    let subscriber = tracing_subscriber::registry().with(Lines(level.0));
+    let limit = Arc::new(Limit::default());
+    start_writing(Arc::clone(&limit));
+    let level = level.0;
+    let subscriber = tracing_subscriber::registry().with(Lines { level, limit });
     // Fails only where a subscriber is set already, which then goes on.
     drop(tracing::subscriber::set_global_default(subscriber));
 }
@@ -56,26 +77,88 @@ pub fn start(level: LogLevel) {
 pub fn fatal(message: &str, error: &str) {
     let fields = BTreeMap::from([("error".to_owned(), error.to_owned())]);
     write_line(&line("fatal", message, SystemTime::now(), fields));
+    finish();
+}
+
+/// Waits until all lines are written, before the process ends. A standard error that takes nothing is not waited for.
+pub fn finish() {
+    if let Some(outlet) = OUTLET.get() {
+        outlet.flush(LAST_LINES);
+    }
+}
+
+/// Starts the thread that writes. Without it each line is written by who has it.
+fn start_writing(limit: Arc<Limit>) {
+    let outlet = Arc::new(Outlet::new());
+    let from = Arc::clone(&outlet);
+    let write = move || {
+        let lost = |count: u64| {
+            let fields = BTreeMap::from([("count".to_owned(), count.to_string())]);
+            let message = "log lines were lost: standard error did not take them";
+            ended(&line("warning", message, SystemTime::now(), fields))
+        };
+        let between = || {
+            let (over, next) = limit.over(Instant::now());
+            (over.into_iter().map(left_out).collect(), next)
+        };
+        from.write_to(&mut std::io::stderr(), lost, between);
+    };
+    let thread = std::thread::Builder::new().name("soci-log".to_owned());
+    if thread.spawn(write).is_ok() {
+        drop(OUTLET.set(outlet));
+    }
+}
+
+/// The line about lines that were left out.
+fn left_out(of: LeftOut) -> Vec<u8> {
+    let mut fields = BTreeMap::from([
+        ("count".to_owned(), of.count.to_string()),
+        ("of".to_owned(), of.message),
+    ]);
+    if !of.layer.is_empty() {
+        fields.insert("layer".to_owned(), of.layer);
+    }
+    let message = "more of these were not logged in the last minute";
+    ended(&line("warning", message, SystemTime::now(), fields))
+}
+
+/// Whether an event is a complaint that may come with each read.
+fn is_of_a_read(metadata: &tracing::Metadata<'_>) -> bool {
+    let target = metadata.target();
+    *metadata.level() <= Level::WARN && OF_READS.iter().any(|of| target.starts_with(of))
 }
 
 /// The layer that turns events into lines.
-struct Lines(LevelFilter);
+struct Lines {
+    level: LevelFilter,
+    limit: Arc<Limit>,
+}
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Lines {
     fn enabled(&self, metadata: &tracing::Metadata<'_>, _context: Context<'_, S>) -> bool {
         let ours = metadata.target().starts_with("soci");
-        *metadata.level() <= self.0 && (ours || self.0 == LevelFilter::TRACE)
+        *metadata.level() <= self.level && (ours || self.level == LevelFilter::TRACE)
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(self.0)
+        Some(self.level)
     }
 
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let Fields { message, others } = fields;
-        let level = level(*event.metadata().level());
+        let metadata = event.metadata();
+        if is_of_a_read(metadata) {
+            let complaint = Complaint {
+                kind: metadata.callsite(),
+                layer: others.get("layer").cloned().unwrap_or_default(),
+            };
+            if !self.limit.admits(complaint, &message, Instant::now()) {
+                return;
+            }
+        }
+        let level = level(*metadata.level());
         write_line(&line(level, &message, SystemTime::now(), others));
     }
 }
@@ -196,11 +279,19 @@ fn civil(days: u64) -> (u64, u64, u64) {
 }
 
 fn write_line(line: &str) {
+    let bytes = ended(line);
+    match OUTLET.get() {
+        Some(outlet) => outlet.put(bytes),
+        // One write, so that lines of two threads do not mix. There is nowhere to complain to.
+        None => drop(std::io::stderr().lock().write_all(&bytes)),
+    }
+}
+
+fn ended(line: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(line.len() + 1);
     bytes.extend_from_slice(line.as_bytes());
     bytes.push(b'\n');
-    // One write, so that lines of two threads do not mix. There is nowhere to complain to.
-    let _ = std::io::stderr().lock().write_all(&bytes);
+    bytes
 }
 
 #[cfg(test)]

@@ -55,7 +55,10 @@ fn main() -> ExitCode {
             }
         },
         Asked::Serve(args) => match serve(&args) {
-            Ok(code) => code,
+            Ok(code) => {
+                logging::finish();
+                code
+            }
             Err(error) => {
                 let error = format!("{error:#}");
                 logging::fatal("failed to run", &error);

@@ -91,3 +91,19 @@ pub enum ReadError {
         subject: Arc<Subject>,
     },
 }
+
+impl ReadError {
+    /// What it is about.
+    #[must_use]
+    pub fn subject(&self) -> &Subject {
+        match self {
+            Self::Corrupt { subject, .. }
+            | Self::Undecodable { subject, .. }
+            | Self::Header { subject, .. }
+            | Self::Fetch { subject, .. }
+            | Self::Store { subject, .. }
+            | Self::Outside { subject, .. }
+            | Self::Removed { subject } => subject,
+        }
+    }
+}

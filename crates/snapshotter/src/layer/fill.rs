@@ -106,6 +106,7 @@ impl Layer {
                 };
                 if self.bad_span(span, &error) {
                     tracing::error!(
+                        layer = %self.files.key.layer,
                         error = &error as &dyn std::error::Error,
                         "a span cannot be used"
                     );
@@ -283,7 +284,7 @@ impl Layer {
                 "span digests still do not match"
             );
         } else {
-            tracing::error!(error = cause, source = &*from, "span digests do not match");
+            tracing::error!(layer = %self.files.key.layer, error = cause, source = &*from, "span digests do not match");
         }
         self.note_error(&error);
         let most = self.context.options.span_fetches.max(2);

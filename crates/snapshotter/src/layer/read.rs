@@ -118,6 +118,7 @@ pub(super) fn fail_all(cpu: &Cpu, waiters: Vec<Arc<Read>>, error: ReadError) {
         return;
     }
     tracing::warn!(
+        layer = %error.subject().layer,
         error = &error as &dyn std::error::Error,
         reads = waiters.len(),
         "reads fail"
@@ -319,6 +320,7 @@ impl Layer {
                 let error = self.header_error(entry, Some(mismatch));
                 if first {
                     tracing::error!(
+                        layer = %self.files.key.layer,
                         error = &error as &dyn std::error::Error,
                         "a file is not what its index says; it is not shown"
                     );

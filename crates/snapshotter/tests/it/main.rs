@@ -4,6 +4,7 @@ mod device_erofs;
 mod drain;
 mod image;
 mod layers;
+mod logs;
 mod process;
 mod server;
 mod suite;

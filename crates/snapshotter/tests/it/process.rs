@@ -31,8 +31,13 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new() -> Self {
+        Self::with("")
+    }
+
+    /// With this configuration.
+    pub(crate) fn with(config: &str) -> Self {
         let folder = TempDir::new().unwrap();
-        fs::write(folder.path().join("config.toml"), "").unwrap();
+        fs::write(folder.path().join("config.toml"), config).unwrap();
         Self { folder }
     }
 

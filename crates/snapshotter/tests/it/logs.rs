@@ -1,0 +1,94 @@
+//! The log under stress: nobody reads it, or there is too much to say.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use soci_oci::testing::{Fault, On, TestRegistry, Wrong, noise};
+
+use crate::image::{Image, Shape, file, tar};
+use crate::process::{LONG, Place, Running, serves};
+use crate::server::{connect, prepare_request};
+
+/// What a pipe holds.
+const PIPE: usize = 64 << 10;
+
+/// A child that is killed when it is dropped.
+struct Spawned(Child);
+
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn a_standard_error_that_nobody_reads_stops_nothing() {
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(&[b'\n'; PIPE]).unwrap();
+    let place = Place::new();
+    let mut command = place.command();
+    command
+        .args(["--no-keeper", "--log-level=trace"])
+        .stderr(writer);
+    let mut daemon = Spawned(command.spawn().unwrap());
+    // It has the writing end as well.
+    drop(command);
+    let start = Instant::now();
+    let socket = place.path("s/s.sock");
+    while !socket.exists() {
+        assert!(start.elapsed() < LONG, "it waits for a reader of its log");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    serves(&socket);
+    kill_process(Pid::from_child(&daemon.0), Signal::TERM).unwrap();
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = daemon.0.try_wait().unwrap() {
+            break status;
+        }
+        assert!(start.elapsed() < LONG, "it does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!(status.code(), Some(0));
+    let mut written = Vec::new();
+    reader.read_to_end(&mut written).unwrap();
+    assert_eq!(written.len(), PIPE, "nothing fitted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_that_fail_are_not_logged_one_by_one() {
+    const FILES: u64 = 40;
+    let registry = TestRegistry::start();
+    let files: Vec<_> = (0..FILES)
+        .map(|n| file(&format!("f{n}"), &noise(n, 70_000)))
+        .collect();
+    let image = Image::publish(&registry, &[tar(&files)], Shape::default());
+    let place = Place::with("[background_fetch]\ndisable = true\n");
+    let mut running = Running::start(place.command());
+    let mut client = connect(place.path("s/s.sock")).await;
+    let request = prepare_request("default", "key", "", image.labels(0));
+    let said = client.prepare(request).await.unwrap_err();
+    assert_eq!(said.code(), tonic::Code::AlreadyExists, "{said}");
+    let gone = Wrong::status(404);
+    registry.fault(Fault::always(On::Blob(image.layers[0]), gone));
+    let snapshots = fs::read_dir(place.path("root/snapshotter/snapshots")).unwrap();
+    let snapshots: Vec<_> = snapshots.map(|entry| entry.unwrap().path()).collect();
+    let [snapshot] = &snapshots[..] else {
+        panic!("{snapshots:?}")
+    };
+    for n in 0..FILES {
+        let read = fs::read(snapshot.join(format!("fs/f{n}")));
+        assert!(read.is_err(), "f{n}: there is nobody to ask");
+    }
+    drop(client);
+    running.end(Signal::INT);
+    for message in ["read of layer data failed", "reads fail"] {
+        let count = running.said.iter().filter(|line| line["msg"] == message);
+        let count = count.count();
+        assert!((1..=5).contains(&count), "{message}: {count}");
+    }
+}
