@@ -34,6 +34,11 @@ const WHOLE: [&str; 2] = ["--min-layer-size", "5000000"];
 
 /// Every image must show the same under both snapshotters, and none may be left to containerd.
 fn assert_equal(way: Way, cases: Vec<Case>) -> Result<()> {
+    assert_as(way, cases, false)
+}
+
+/// Every image must show the same under both snapshotters; whether one is left to containerd is said by `left`.
+fn assert_as(way: Way, cases: Vec<Case>, left: bool) -> Result<()> {
     let start = walk::now();
     let site = Site::new("")?;
     let mut lines = Vec::new();
@@ -47,8 +52,9 @@ fn assert_equal(way: Way, cases: Vec<Case>) -> Result<()> {
         }
         let log = site.node.snapshotter_log();
         let said = log.get(before..).unwrap_or_default();
-        if said.contains("defer-snapshot-runtime") {
-            lines.push(format!("{name}: was left to containerd:\n{said}"));
+        if said.contains("defer-snapshot-runtime") != left {
+            let not = if left { " not" } else { "" };
+            lines.push(format!("{name}: was{not} left to containerd:\n{said}"));
         }
     }
     assert!(
@@ -137,6 +143,11 @@ fn layers_without_a_ztoc_follow_the_same_rules_for_kinds_and_attributes() -> Res
         ]
         .concat(),
     )
+}
+
+#[test]
+fn global_headers_whose_names_have_an_effect_are_left_to_containerd() -> Result<()> {
+    assert_as(Way::Whole, kinds::left_to_containerd(), true)
 }
 
 #[test]

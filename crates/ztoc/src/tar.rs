@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::toc::{BLOCK, Entry, FileKind, SparseVersion};
 
+mod global;
 mod header;
 mod pax;
 mod sparse;
@@ -61,6 +62,15 @@ pub enum TarError {
         /// Its name.
         name: Vec<u8>,
     },
+    /// A global PAX header that unpacking takes for more than a comment.
+    #[error(
+        "a global PAX header named '{}', which unpacking takes for an entry",
+        name.escape_ascii()
+    )]
+    Global {
+        /// Its name.
+        name: Vec<u8>,
+    },
     /// A sparse file, where the caller asked to refuse those.
     #[error("sparse file {}", name.escape_ascii())]
     Sparse {
@@ -75,8 +85,8 @@ pub enum Policy {
     /// As the zTOC builder: a global PAX header is an unsupported entry; sparse files pass, with the
     /// size of their content.
     Ztoc,
-    /// As unpacking: global PAX headers are ignored; sparse files are refused, because their map lies
-    /// in the data.
+    /// As unpacking: global PAX headers are ignored, and refused where their name has an effect; sparse
+    /// files are refused, because their map lies in the data.
     Unpack,
 }
 
@@ -146,6 +156,8 @@ pub struct TarScanner {
     /// Payload of a meta header while it is collected.
     payload: Vec<u8>,
     pending: Pending,
+    /// What entries may have at the root, for [`Policy::Unpack`].
+    roots: global::Roots,
     /// Header whose sparse map is being collected, and the stored bytes that are left.
     sparse: Option<(Header, u64, sparse::MapInData)>,
     /// End of the entry before, which is where the next header begins.
@@ -179,6 +191,7 @@ impl TarScanner {
             padding: 0,
             payload: Vec::new(),
             pending: Pending::default(),
+            roots: global::Roots::default(),
             sparse: None,
             header_start: 0,
             entries: 0,
@@ -347,16 +360,28 @@ impl TarScanner {
                 if flag == b'g' {
                     // It ends the search for an entry in Go's reader too: what was pending is dropped.
                     self.pending.clear();
-                    if self.policy == Policy::Ztoc {
-                        return Err(TarError::Unsupported {
-                            flag,
-                            name: Vec::new(),
-                        });
-                    }
+                    self.check_global()?;
                 }
             }
         }
         self.go_to_padding();
+        Ok(())
+    }
+
+    /// The block at hand is a global header.
+    fn check_global(&mut self) -> Result<(), TarError> {
+        if self.policy == Policy::Ztoc {
+            return Err(TarError::Unsupported {
+                flag: b'g',
+                name: Vec::new(),
+            });
+        }
+        let header = header::parse(&self.block).ok_or_else(|| self.invalid())?;
+        header::name(&self.block, header.format, &mut self.name);
+        if self.roots.is_changed_by(&self.name) {
+            let name = self.name.clone();
+            return Err(TarError::Global { name });
+        }
         Ok(())
     }
 
@@ -488,7 +513,7 @@ impl TarScanner {
             }
         };
         self.pending.pax.pack(&mut self.packed_pax);
-        sink.entry(&Entry {
+        let entry = Entry {
             name: &self.name,
             kind,
             header_start: self.header_start,
@@ -504,7 +529,11 @@ impl TarScanner {
             dev_major: header.dev_major,
             dev_minor: header.dev_minor,
             pax: crate::toc::Pax::packed(&self.packed_pax),
-        });
+        };
+        if self.policy == Policy::Unpack {
+            self.roots.note(&entry);
+        }
+        sink.entry(&entry);
         self.pending.clear();
         self.entries = self.entries.saturating_add(1);
         let end = self.pos.saturating_add(stored);

@@ -170,12 +170,64 @@ fn kinds_that_unpacking_refuses_are_refused() -> Result<()> {
 
 /// What unpacking takes and no index can be made of.
 pub(super) fn only_without_an_index() -> Vec<Case> {
-    let entries = vec![
-        file("f", "f"),
-        file("pax_global_header", "19 comment=ignored\n").kind(b'g'),
-        file("g", "g"),
+    let entries = vec![file("f", "f"), global("pax_global_header"), file("g", "g")];
+    let before = vec![
+        global("f"),
+        file("f", "comes later"),
+        directory("d"),
+        global("./"),
     ];
-    vec![("a-global-header-is-ignored", vec![entries])]
+    let below = vec![file("f", "below"), directory("d").mode(0o700)];
+    let above = vec![global("f"), global("d"), file("g", "g")];
+    vec![
+        ("a-global-header-is-ignored", vec![entries]),
+        ("a-global-header-before-its-name", vec![before]),
+        ("a-global-header-over-a-lower-name", vec![below, above]),
+    ]
+}
+
+fn global(name: &str) -> Entry {
+    file(name, "19 comment=ignored\n").kind(b'g')
+}
+
+/// Global headers with an effect on the tree: nothing but unpacking knows it.
+pub(super) fn left_to_containerd() -> Vec<Case> {
+    let lower = || {
+        vec![
+            directory("d").mode(0o750).owner(12, 34),
+            file("d/f", "below"),
+            file("f", "below"),
+            symlink("l", "d"),
+        ]
+    };
+    let over = |entries: Vec<Entry>| vec![lower(), entries];
+    vec![
+        (
+            "a-global-header-makes-parents",
+            over(vec![global("d/new/g"), file("x", "x")]),
+        ),
+        (
+            "a-global-header-hides-a-link",
+            over(vec![global("l/g"), file("x", "x")]),
+        ),
+        (
+            "a-global-header-whites-out",
+            over(vec![global(".wh.f"), file("x", "x")]),
+        ),
+        (
+            "a-global-header-removes-a-file",
+            over(vec![file("a", "a"), global("a"), file("x", "x")]),
+        ),
+        (
+            "a-global-header-removes-a-folder",
+            vec![vec![
+                directory("e"),
+                file("e/f", "f"),
+                global("e"),
+                file("x", "x"),
+            ]],
+        ),
+    ]
 }
 
 /// What unpacking refuses and no index can be made of.
