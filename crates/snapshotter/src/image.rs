@@ -235,6 +235,17 @@ impl Shared {
         }
     }
 
+    /// Closes the files of a layer that nobody needs open any more: it is complete, moved to `data`, settled and proven.
+    /// Who wants it opens it again.
+    async fn close(&self, layer: Arc<Layer>) {
+        let parts = &self.parts;
+        let is_proven = parts.layers.store().proofs().get(&layer.key()).is_some();
+        let is_settled = !self.watched.lock().contains(&layer.number().0);
+        if is_proven && is_settled && parts.mounts.retire(&layer).await {
+            parts.layers.close_unused(layer);
+        }
+    }
+
     async fn settle(&self, layer: &Arc<Layer>) {
         if let Err(error) = self.parts.mounts.settle(layer).await {
             let (layer, error) = (layer.digest().to_string(), explain(&error));
@@ -400,6 +411,7 @@ impl Images {
             images.watched.lock().remove(&number);
             if let Some(layer) = layer.upgrade().filter(|layer| layer.is_complete()) {
                 images.settle(&layer).await;
+                images.close(layer).await;
             }
         });
     }

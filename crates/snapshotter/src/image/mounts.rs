@@ -16,7 +16,7 @@ use super::layer_use::LayerUse;
 use crate::device::Device;
 use crate::layer::Layer;
 use crate::mount::table::MountTable;
-use crate::mount::{LayerImage, LayerSource, MountError, Mounter, Supply};
+use crate::mount::{LayerImage, LayerSource, MountError, Mounter, Supply, Way};
 use crate::store::LayerKey;
 use crate::sync::{Arc, Mutex};
 
@@ -77,6 +77,8 @@ pub struct Mounts {
     mounter: Arc<dyn Mounter>,
     device: Arc<Device>,
     known: Mutex<Known>,
+    /// Layers whose READs may come to the device, by number.
+    on_device: Mutex<BTreeSet<u64>>,
     turn: Semaphore,
 }
 
@@ -87,6 +89,7 @@ impl Mounts {
             mounter,
             device,
             known: Mutex::default(),
+            on_device: Mutex::default(),
             turn: Semaphore::new(1),
         }
     }
@@ -164,7 +167,12 @@ impl Mounts {
                 supply: Supply::Complete,
             };
         }
-        self.device.add(Arc::clone(layer) as _);
+        self.on_demand(layer)
+    }
+
+    fn on_demand(&self, layer: &Arc<Layer>) -> LayerSource {
+        let number = layer.number().0;
+        self.serve(layer);
         LayerSource {
             number,
             file: self.device.path(number),
@@ -175,26 +183,42 @@ impl Mounts {
     /// The layer is complete: it moves to `data`. Its READs find every byte present, so none waits for the network.
     pub(crate) async fn complete(&self, layer: &Arc<Layer>) -> Result<(), MountError> {
         let _turn = self.turn().await;
-        self.move_to_source(layer).await
+        let shown = self.known.lock().of(layer.key());
+        self.move_to_source(layer, &shown).await
     }
 
     /// Moves a layer to where its bytes are to come from now.
-    async fn move_to_source(&self, layer: &Arc<Layer>) -> Result<(), MountError> {
-        let shown = self.known.lock().of(layer.key());
-        self.mounter.supply(&self.source(layer), &shown).await
+    async fn move_to_source(
+        &self,
+        layer: &Arc<Layer>,
+        shown: &[(PathBuf, Vec<PathBuf>)],
+    ) -> Result<(), MountError> {
+        let source = self.source(layer);
+        self.mounter.supply(&source, shown).await?;
+        if source.supply == Supply::Complete {
+            self.on_device.lock().remove(&source.number);
+        }
+        Ok(())
+    }
+
+    /// Ends the service of a complete layer on the device. False where a READ may still come: by the file way what a
+    /// container has mounted never changes hands.
+    pub(crate) async fn retire(&self, layer: &Arc<Layer>) -> bool {
+        let _turn = self.turn().await;
+        let number = layer.number().0;
+        let moved = self.mounter.way() == Way::Loop && !self.on_device.lock().contains(&number);
+        let retires = moved && layer.is_complete();
+        if retires {
+            self.device.remove(number);
+        }
+        retires
     }
 
     /// The layer moves back to the device, while bytes are taken out of its `data`. `data` itself answers no READ
     /// that waits.
     pub(crate) async fn reopen(&self, layer: &Arc<Layer>) -> Result<(), MountError> {
         let _turn = self.turn().await;
-        let number = layer.number().0;
-        self.device.add(Arc::clone(layer) as _);
-        let source = LayerSource {
-            number,
-            file: self.device.path(number),
-            supply: Supply::OnDemand,
-        };
+        let source = self.on_demand(layer);
         let shown = self.known.lock().of(layer.key());
         self.mounter.supply(&source, &shown).await
     }
@@ -218,8 +242,9 @@ impl Mounts {
         self.mounter.find().await
     }
 
-    /// Answers reads of a layer that an earlier process mounted, whatever its bytes come from now.
+    /// Answers reads of a layer, whatever its bytes come from now.
     pub(crate) fn serve(&self, layer: &Arc<Layer>) {
+        self.on_device.lock().insert(layer.number().0);
         self.device.add(Arc::clone(layer) as _);
     }
 
@@ -232,7 +257,7 @@ impl Mounts {
     /// or to `data`. Every READ of it is answered, or failed with the earlier connection.
     pub(crate) async fn take_over(&self, layer: &Arc<Layer>) -> Result<(), MountError> {
         let _turn = self.turn().await;
-        self.mounter.supply(&self.source(layer), &[]).await
+        self.move_to_source(layer, &[]).await
     }
 
     /// What `at` shows, if this process mounted it there or took it over.
@@ -263,6 +288,7 @@ impl Mounts {
 
     /// A layer leaves the store: no read of it is answered any more.
     pub(crate) fn forget(&self, number: u64) {
+        self.on_device.lock().remove(&number);
         self.device.remove(number);
     }
 

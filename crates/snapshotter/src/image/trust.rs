@@ -144,8 +144,9 @@ async fn prove(images: Weak<Shared>, layer: Weak<Layer>) {
             }
             match images.parts.layers.prove(&layer).await {
                 Ok(proof) => {
-                    let layer = layer.digest().to_string();
-                    return debug!(layer, ?proof, "the whole layer was hashed");
+                    let digest = layer.digest().to_string();
+                    debug!(layer = digest, ?proof, "the whole layer was hashed");
+                    return images.close(layer).await;
                 }
                 Err(error) => {
                     let (layer, error) = (layer.digest().to_string(), explain(&error));

@@ -291,7 +291,7 @@ impl Layers {
     }
 
     /// Closes a layer that nobody else has: who looks at every layer of the store does not keep them all open.
-    pub(super) fn close_unused(&self, layer: Arc<Layer>) {
+    pub(crate) fn close_unused(&self, layer: Arc<Layer>) {
         let mut open = self.open.lock();
         let key = layer.key();
         if let Some(cell) = open.get(&key)

@@ -392,6 +392,47 @@ async fn removed_layers_leave_neither_mounts_nor_files() {
     server.interrupt().await;
 }
 
+/// How many files of the store this process has open.
+fn open_files(root: &std::path::Path) -> usize {
+    let folder = root.join(soci_snapshotter::store::FOLDER);
+    let files = fs::read_dir("/proc/self/fd").unwrap();
+    let files = files.filter_map(|file| fs::read_link(file.unwrap().path()).ok());
+    files.filter(|file| file.starts_with(&folder)).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn complete_layers_have_no_files_open_and_are_used_as_before() {
+    let registry = TestRegistry::start();
+    let image = Image::publish(&registry, &tars(), Shape::default());
+    let server = daemon().await;
+    pull_all(&server, &image).await;
+    assert!(open_files(server.root.path()) > 0);
+    let closed = "no file of a complete layer is open";
+    until(closed, async || open_files(server.root.path()) == 0).await;
+    // A restart opens them to take them over.
+    let server = Server::daemon_on(server.stop().await, &Config::default()).await;
+    until(closed, async || open_files(server.root.path()) == 0).await;
+    registry.set_online(false);
+    let view = server.viewed(&image.target(1)).await;
+    check_content(view.path());
+    drop(view);
+    // One more mount of a layer that was closed.
+    let other = Image::publish(&registry, &tars()[..1], Shape::default());
+    registry.set_online(true);
+    server
+        .remove(&format!("{}-view", image.target(1)))
+        .await
+        .unwrap();
+    for layer in [1, 0] {
+        server.remove(&image.target(layer)).await.unwrap();
+    }
+    pull_all(&server, &other).await;
+    let view = server.viewed(&other.target(0)).await;
+    assert_eq!(fs::read(view.path().join("big")).unwrap(), big());
+    drop(view);
+    server.interrupt().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_space_of_a_removed_layer_comes_back_though_it_was_never_complete() {
     let registry = TestRegistry::start();
@@ -400,12 +441,7 @@ async fn the_space_of_a_removed_layer_comes_back_though_it_was_never_complete() 
     config.background_fetch.disable = true;
     let server = Server::daemon_on(TempDir::new().unwrap(), &config).await;
     pull_all(&server, &image).await;
-    let open = || {
-        let folder = server.root.path().join(soci_snapshotter::store::FOLDER);
-        let files = fs::read_dir("/proc/self/fd").unwrap();
-        let files = files.filter_map(|file| fs::read_link(file.unwrap().path()).ok());
-        files.filter(|file| file.starts_with(&folder)).count()
-    };
+    let open = || open_files(server.root.path());
     assert!(open() > 0, "both layers are open");
     for layer in [1, 0] {
         server.remove(&image.target(layer)).await.unwrap();
