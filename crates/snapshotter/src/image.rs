@@ -59,13 +59,13 @@ pub(crate) use self::name::{ImageName, layer_of};
 use self::open::Opened;
 pub use self::restore::RestoreError;
 pub(crate) use self::restore::Wanted;
-pub(crate) use self::show::Footprint;
 pub(crate) use self::trust::Standing;
-use self::verdict::{Subject, Verdict, Way};
+use self::verdict::{Subject, Verdict};
 use crate::cpu::{Cpu, Lane};
 use crate::layer::{Expected, Layer, Layers};
 use crate::mount::MountError;
 use crate::store::LayerKey;
+use crate::store::space::Taken;
 use crate::sync::atomic::AtomicBool;
 use crate::sync::{Arc, Mutex};
 
@@ -171,7 +171,6 @@ pub(crate) enum Attempt {
 pub(crate) struct Mounted {
     pub(crate) layer: LayerUse,
     pub(crate) verdict: Verdict,
-    pub(crate) usage: Footprint,
     /// Until the record says who uses the layer.
     pub(crate) hold: Hold,
 }
@@ -302,10 +301,6 @@ impl Images {
                     "mount-point" = request.at.display().to_string(),
                     "checking mount point"
                 );
-                let usage = match verdict.way {
-                    Way::Whole => show::footprint(&layer),
-                    Way::Lazy => Footprint::default(),
-                };
                 let layer = LayerUse {
                     layer: layer.key(),
                     patch,
@@ -313,7 +308,6 @@ impl Images {
                 Attempt::Mounted(Box::new(Mounted {
                     layer,
                     verdict,
-                    usage,
                     hold,
                 }))
             }
@@ -414,6 +408,11 @@ impl Images {
                 images.close(layer).await;
             }
         });
+    }
+
+    /// What a layer takes on disk. Blocks on the disk.
+    pub(crate) fn taken(&self, layer: &LayerKey) -> std::io::Result<Taken> {
+        self.0.parts.layers.store().taken(layer)
     }
 
     /// Takes a layer away from a mount point.

@@ -213,7 +213,7 @@ impl Snapshotter {
         .await
     }
 
-    /// What a snapshot takes: measured now while it is active, else as it was when it was committed.
+    /// What a snapshot takes: measured now while it is active or a layer of ours, else as it was when it was committed.
     pub async fn usage(&self, key: String) -> Result<Usage, SnapshotError> {
         // Never closed.
         let _turn = self.shared.measuring.acquire().await.ok();
@@ -222,7 +222,7 @@ impl Snapshotter {
             match record.kind {
                 // What is being made may be a mount of ours.
                 Kind::Active if !shared.directories.is_busy(record.id) => shared.measure(&record),
-                _ => Ok(record.usage),
+                _ => shared.taken(&record),
             }
         })
         .await
@@ -642,6 +642,28 @@ impl Shared {
                 id,
                 source,
             })
+    }
+
+    /// What a snapshot takes that is not measured. A layer's files belong to the first of the snapshots that show it:
+    /// all together take what is on disk.
+    fn taken(&self, record: &Record) -> Result<Usage, SnapshotError> {
+        let (Some(used), Some(images)) = (&record.layer, self.parts.images.get()) else {
+            return Ok(record.usage);
+        };
+        let shows = |info: &Info| {
+            let layer = info.record.layer.as_ref();
+            layer.is_some_and(|layer| layer.layer == used.layer)
+        };
+        let all = self.metadata.list(shows)?;
+        if all.iter().any(|info| info.record.id < record.id) {
+            return Ok(Usage::default());
+        }
+        let taken = images.taken(&used.layer);
+        let taken = taken.map_err(|source| self.files("measure the layer", record.id, source))?;
+        Ok(Usage {
+            size: taken.bytes,
+            inodes: taken.inodes,
+        })
     }
 
     fn owner(&self, record: &Record) -> Result<metadata::Owner, SnapshotError> {

@@ -140,22 +140,3 @@ fn settle(tree: &Tree, below: &[Lying]) -> Result<Patch, ShowError> {
     }
     tree.settle(|path| Ok(Lower::nearest(&layers, path)?))
 }
-
-/// What a layer counts as taking on disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Footprint {
-    /// Bytes of its contents.
-    pub(crate) bytes: u64,
-    /// Its entries and its root.
-    pub(crate) inodes: u64,
-}
-
-/// The footprint of a layer that was fetched whole.
-pub(super) fn footprint(layer: &Layer) -> Footprint {
-    let inodes = layer.places().entries() as u64 + 1;
-    let contents = layer.places().contents();
-    Footprint {
-        bytes: contents.end - contents.start,
-        inodes,
-    }
-}

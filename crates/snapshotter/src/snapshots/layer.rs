@@ -148,7 +148,6 @@ impl Snapshotter {
         let Mounted {
             layer,
             verdict,
-            usage,
             hold,
         } = mounted;
         let mut labels = wanted.labels.clone();
@@ -157,14 +156,11 @@ impl Snapshotter {
             labels.insert(labels::REMOTE.to_owned(), labels::REMOTE_VALUE.to_owned());
         }
         labels.insert(labels::HAS_INDEX.to_owned(), "true".to_owned());
-        let usage = Usage {
-            size: usage.bytes,
-            inodes: usage.inodes,
-        };
         let commit = Commit {
             labels,
             parent: None,
-            usage,
+            // Asked of the store; it changes.
+            usage: Usage::default(),
             owner: None,
             layer: Some(layer),
         };

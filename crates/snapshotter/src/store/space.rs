@@ -2,7 +2,10 @@
 
 use std::{fs, io, os::unix::fs::MetadataExt as _};
 
-use super::LayerStore;
+use super::{LayerKey, LayerStore, sealed::missing_is_none};
+
+/// Bytes of a block as stat(2) counts them.
+const BLOCK: u64 = 512;
 
 /// Free space that is kept unless told otherwise: a twentieth of the file system, but not more than this.
 const MOST_KEPT: u64 = 2 << 30;
@@ -42,6 +45,15 @@ impl Limits {
     }
 }
 
+/// What one layer takes on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Bytes of its files, holes not counted.
+    pub bytes: u64,
+    /// Its files and its folder.
+    pub inodes: u64,
+}
+
 impl LayerStore {
     /// The file system that layers are on. No I/O.
     ///
@@ -57,7 +69,6 @@ impl LayerStore {
 
     /// Bytes that the contents of all layers take on disk; two calls a layer.
     pub fn used(&self) -> u64 {
-        const BLOCK: u64 = 512;
         let layers = self.list().into_iter();
         let folders = layers.map(|(number, _)| self.root.join(number.to_string()));
         let files = folders.flat_map(|folder| ["data", "heads"].map(|name| folder.join(name)));
@@ -66,6 +77,38 @@ impl LayerStore {
             .filter_map(|file| fs::metadata(file).ok())
             .map(|found| found.blocks() * BLOCK)
             .sum()
+    }
+}
+
+impl LayerStore {
+    /// What a layer takes on disk, with its tables and images; nothing if it is not there. One call a file.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn taken(&self, key: &LayerKey) -> io::Result<Taken> {
+        let Some(number) = self.number(key) else {
+            return Ok(Taken::default());
+        };
+        let folder = self.root.join(number.to_string());
+        let mut taken = Taken::default();
+        let mut add = |found: fs::Metadata| {
+            taken.bytes += found.blocks() * BLOCK;
+            taken.inodes += 1;
+        };
+        // It may be removed meanwhile.
+        let Some(found) = missing_is_none(fs::metadata(&folder))? else {
+            return Ok(taken);
+        };
+        add(found);
+        for file in missing_is_none(fs::read_dir(&folder))?
+            .into_iter()
+            .flatten()
+        {
+            if let Some(found) = missing_is_none(file?.metadata())? {
+                add(found);
+            }
+        }
+        Ok(taken)
     }
 }
 
