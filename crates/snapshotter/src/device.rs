@@ -341,6 +341,7 @@ mod adopt_tests;
 #[cfg(test)]
 mod reads_tests;
 #[cfg(test)]
+#[path = "../tests/support/double.rs"]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -26,12 +26,11 @@
 
 mod acl;
 #[cfg(test)]
+#[path = "../tests/support/archive.rs"]
 mod archive;
 mod attributes;
 mod build;
 mod lower;
-#[cfg(test)]
-mod model;
 mod resolve;
 #[cfg(test)]
 mod tests;

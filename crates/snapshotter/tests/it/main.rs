@@ -1,5 +1,8 @@
 //! The snapshots service over its socket, as containerd's own suite checks an overlay snapshotter.
 
+#[path = "../support/archive.rs"]
+#[expect(dead_code, reason = "the tests beside the tree's code use more of it")]
+mod archive;
 mod device_erofs;
 mod drain;
 mod image;
@@ -8,3 +11,4 @@ mod logs;
 mod process;
 mod server;
 mod suite;
+mod tree;

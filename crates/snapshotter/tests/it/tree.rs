@@ -7,8 +7,9 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use soci_erofs::{Attributes, Kind, NodeId, Time};
 
-use super::archive::{Made, archive, made};
-use super::{Patch, Rules, Tree};
+use soci_snapshotter::tree::{Patch, Rules, Tree};
+
+use crate::archive::{Made, archive, made};
 
 /// An inode: type flag of a tar, link target, device, block, attributes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -366,7 +367,7 @@ fn seen(tree: &Tree) -> (BTreeMap<String, usize>, BTreeMap<usize, Inode>) {
     let mut paths = BTreeMap::new();
     let mut inodes = BTreeMap::new();
     while let Some((path, node)) = todo.pop() {
-        for (name, child) in tree.image.children(node) {
+        for (name, child) in tree.image().children(node) {
             let name = std::str::from_utf8(name).expect("text");
             todo.push((clean(&format!("{path}/{name}")), child));
         }
@@ -375,8 +376,8 @@ fn seen(tree: &Tree) -> (BTreeMap<String, usize>, BTreeMap<usize, Inode>) {
             uid,
             gid,
             mtime: Time { secs, nanos },
-        } = tree.image.attributes(node);
-        let (flag, target, device, block) = match tree.image.kind(node) {
+        } = tree.image().attributes(node);
+        let (flag, target, device, block) = match tree.image().kind(node) {
             Kind::Regular { size: 0, .. } => (b'0', "", (0, 0), None),
             Kind::Regular { data_block, .. } => (b'0', "", (0, 0), Some(data_block)),
             Kind::Directory => (b'5', "", (0, 0), None),
@@ -390,7 +391,7 @@ fn seen(tree: &Tree) -> (BTreeMap<String, usize>, BTreeMap<usize, Inode>) {
             _ => (b'6', "", (0, 0), None),
         };
         let xattrs = tree
-            .image
+            .image()
             .xattrs(node)
             .map(|(name, value)| (name, value.to_vec()))
             .collect();

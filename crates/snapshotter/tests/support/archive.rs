@@ -1,25 +1,25 @@
-//! Archives for the tests of the tree: entries described in short, written as a tar with PAX records
+//! Archives for the tests of the tree, beside its code and outside: entries described in short, written as a tar with PAX records
 //! and scanned as a layer is.
 
 use soci_ztoc::{Entry, Policy, TarScanner, TarSink, Toc};
 
 /// An entry to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Made {
-    pub(super) name: Vec<u8>,
-    pub(super) flag: u8,
-    pub(super) link: Vec<u8>,
-    pub(super) mode: u16,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+pub(crate) struct Made {
+    pub(crate) name: Vec<u8>,
+    pub(crate) flag: u8,
+    pub(crate) link: Vec<u8>,
+    pub(crate) mode: u16,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
     /// As a PAX record has it.
-    pub(super) mtime: String,
-    pub(super) device: (u32, u32),
-    pub(super) size: u64,
-    pub(super) xattrs: Vec<(String, Vec<u8>)>,
+    pub(crate) mtime: String,
+    pub(crate) device: (u32, u32),
+    pub(crate) size: u64,
+    pub(crate) xattrs: Vec<(String, Vec<u8>)>,
 }
 
-pub(super) fn made(flag: u8, name: impl AsRef<[u8]>) -> Made {
+pub(crate) fn made(flag: u8, name: impl AsRef<[u8]>) -> Made {
     Made {
         name: name.as_ref().to_vec(),
         flag,
@@ -35,25 +35,25 @@ pub(super) fn made(flag: u8, name: impl AsRef<[u8]>) -> Made {
 }
 
 /// A regular file of so many bytes.
-pub(super) fn file(name: impl AsRef<[u8]>, size: u64) -> Made {
+pub(crate) fn file(name: impl AsRef<[u8]>, size: u64) -> Made {
     Made {
         size,
         ..made(b'0', name)
     }
 }
 
-pub(super) fn dir(name: impl AsRef<[u8]>) -> Made {
+pub(crate) fn dir(name: impl AsRef<[u8]>) -> Made {
     made(b'5', name)
 }
 
-pub(super) fn symlink(name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Made {
+pub(crate) fn symlink(name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Made {
     Made {
         link: target.as_ref().to_vec(),
         ..made(b'2', name)
     }
 }
 
-pub(super) fn hardlink(name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Made {
+pub(crate) fn hardlink(name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Made {
     Made {
         link: target.as_ref().to_vec(),
         ..made(b'1', name)
@@ -61,22 +61,22 @@ pub(super) fn hardlink(name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Made
 }
 
 impl Made {
-    pub(super) fn mode(self, mode: u16) -> Self {
+    pub(crate) fn mode(self, mode: u16) -> Self {
         Self { mode, ..self }
     }
 
-    pub(super) fn owner(self, uid: u32, gid: u32) -> Self {
+    pub(crate) fn owner(self, uid: u32, gid: u32) -> Self {
         Self { uid, gid, ..self }
     }
 
-    pub(super) fn mtime(self, mtime: &str) -> Self {
+    pub(crate) fn mtime(self, mtime: &str) -> Self {
         Self {
             mtime: mtime.into(),
             ..self
         }
     }
 
-    pub(super) fn xattr(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn xattr(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         self.xattrs.push((name.into(), value.as_ref().to_vec()));
         self
     }
@@ -132,7 +132,7 @@ fn header(tar: &mut Vec<u8>, flag: u8, mode: u16, size: u64, device: (u32, u32))
 }
 
 /// The table of contents of an archive with these entries.
-pub(super) fn archive(entries: &[Made]) -> Toc {
+pub(crate) fn archive(entries: &[Made]) -> Toc {
     struct Sink(Toc);
     impl TarSink for Sink {
         fn entry(&mut self, entry: &Entry<'_>) {
