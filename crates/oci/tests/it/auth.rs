@@ -3,8 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use soci_oci::{
-    credentials::{Credential, DockerConfig, ForHost},
+    Digest,
+    credentials::{Credential, Credentials, DockerConfig, ForHost},
     fetch::{Concern, FetchError, Fetcher},
+    registry::Registry,
     testing::{Access, Expired, Fault, On, Redirect, Setup, TestRegistry, Wrong, noise},
 };
 
@@ -23,6 +25,55 @@ fn tokens(login: Option<(&str, &str)>, lifetime: Duration, oauth: bool) -> TestR
         access,
         ..Setup::default()
     })
+}
+
+const REPOSITORY: &str = "app";
+
+/// A registry with one blob in one repository.
+struct Site {
+    registry: TestRegistry,
+    bytes: Vec<u8>,
+    digest: Digest,
+}
+
+impl Site {
+    /// That gives tokens for so long to anybody.
+    fn anonymous(lifetime: Duration) -> Self {
+        Self::of(tokens(None, lifetime, false))
+    }
+
+    fn of(registry: TestRegistry) -> Self {
+        Self::with(registry, 100)
+    }
+
+    fn with(registry: TestRegistry, length: usize) -> Self {
+        let bytes = noise(1, length);
+        let digest = registry.add_blob(REPOSITORY, bytes.clone());
+        Self {
+            registry,
+            bytes,
+            digest,
+        }
+    }
+
+    /// The blob as a new client without credentials sees it.
+    fn blob(&self) -> Arc<dyn Fetcher> {
+        self.blob_for(&client(quick()))
+    }
+
+    /// The blob as a new client with these credentials sees it.
+    fn blob_as(&self, credentials: Arc<dyn Credentials>) -> Arc<dyn Fetcher> {
+        self.blob_for(&client_as(quick(), credentials))
+    }
+
+    fn blob_for(&self, client: &Registry) -> Arc<dyn Fetcher> {
+        let image = self.registry.reference(REPOSITORY, "v1");
+        client.blob(&image, &layer(&self.bytes)).expect("a blob")
+    }
+
+    async fn read(&self, blob: &Arc<dyn Fetcher>) -> Result<(), FetchError> {
+        read(&**blob, &self.bytes).await
+    }
 }
 
 async fn read(blob: &dyn Fetcher, bytes: &[u8]) -> Result<(), FetchError> {
@@ -71,14 +122,10 @@ async fn a_token_is_got_once_and_serves_all_blobs_of_the_image() {
 
 #[tokio::test]
 async fn a_token_that_runs_out_in_the_middle_of_a_range_is_renewed() {
-    let registry = tokens(None, Duration::from_secs(300), false);
-    let bytes = noise(1, 300_000);
-    let digest = registry.add_blob("app", bytes.clone());
-    let client = client(quick());
-    let blob = client
-        .blob(&registry.reference("app", "v1"), &layer(&bytes))
-        .expect("a blob");
-    registry.fault(Fault::once(On::Blob(digest), Wrong::Cut(100_000)).after(1));
+    let site = Site::with(tokens(None, Duration::from_secs(300), false), 300_000);
+    let blob = site.blob();
+    site.registry
+        .fault(Fault::once(On::Blob(site.digest), Wrong::Cut(100_000)).after(1));
     let mut body = blob.fetch(0..300_000).await.expect("begins");
     let mut got = body
         .next()
@@ -86,34 +133,30 @@ async fn a_token_that_runs_out_in_the_middle_of_a_range_is_renewed() {
         .expect("goes on")
         .expect("a chunk")
         .to_vec();
-    registry.revoke_tokens();
+    site.registry.revoke_tokens();
     while let Some(chunk) = body.next().await.expect("goes on with a new token") {
         got.extend_from_slice(&chunk);
     }
-    assert!(got == bytes);
-    assert_eq!(registry.tokens_issued(), 2);
+    assert!(got == site.bytes);
+    assert_eq!(site.registry.tokens_issued(), 2);
 }
 
 #[tokio::test]
 async fn a_token_is_renewed_before_its_announced_end() {
-    let registry = tokens(None, Duration::from_secs(1), false);
-    let bytes = noise(1, 100);
-    registry.add_blob("app", bytes.clone());
-    let client = client(quick());
-    let blob = client
-        .blob(&registry.reference("app", "v1"), &layer(&bytes))
-        .expect("a blob");
+    let site = Site::anonymous(Duration::from_secs(1));
+    let blob = site.blob();
     for _ in 0..8 {
-        read(&*blob, &bytes).await.expect("goes on");
+        site.read(&blob).await.expect("goes on");
         tokio::time::sleep(Duration::from_millis(150)).await;
     }
-    let refused = registry
+    let refused = site
+        .registry
         .seen()
         .iter()
         .filter(|seen| seen.status == 401)
         .count();
     assert_eq!(refused, 1, "only the first request comes without a token");
-    assert!(registry.tokens_issued() >= 2);
+    assert!(site.registry.tokens_issued() >= 2);
 }
 
 #[tokio::test]
@@ -123,56 +166,42 @@ async fn a_token_of_unknown_life_is_renewed_when_it_is_refused() {
         lifetime: Duration::from_millis(200),
         oauth: false,
     };
-    let registry = TestRegistry::with(Setup {
+    let site = Site::of(TestRegistry::with(Setup {
         access,
         unannounced: true,
         ..Setup::default()
-    });
-    let bytes = noise(1, 100);
-    registry.add_blob("app", bytes.clone());
-    let blob = client(quick())
-        .blob(&registry.reference("app", "v1"), &layer(&bytes))
-        .expect("a blob");
-    read(&*blob, &bytes).await.expect("comes");
+    }));
+    let blob = site.blob();
+    site.read(&blob).await.expect("comes");
     tokio::time::sleep(Duration::from_millis(300)).await;
-    read(&*blob, &bytes).await.expect("comes with a new token");
-    assert_eq!(registry.tokens_issued(), 2);
+    site.read(&blob).await.expect("comes with a new token");
+    assert_eq!(site.registry.tokens_issued(), 2);
 }
 
 #[tokio::test]
 async fn tokens_are_got_where_the_registry_says_now() {
-    let registry = tokens(None, Duration::from_secs(1), false);
-    let bytes = noise(1, 100);
-    registry.add_blob("app", bytes.clone());
-    let client = client(quick());
-    let blob = client
-        .blob(&registry.reference("app", "v1"), &layer(&bytes))
-        .expect("a blob");
-    read(&*blob, &bytes).await.expect("comes");
-    registry.move_tokens();
+    let site = Site::anonymous(Duration::from_secs(1));
+    let blob = site.blob();
+    site.read(&blob).await.expect("comes");
+    site.registry.move_tokens();
     // The token is over by its own word: the client asks for the next where it got the last, which is gone.
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    read(&*blob, &bytes)
-        .await
-        .expect("comes from the new realm");
-    registry.revoke_tokens();
-    read(&*blob, &bytes).await.expect("and again");
-    assert_eq!(registry.tokens_issued(), 3);
+    site.read(&blob).await.expect("comes from the new realm");
+    site.registry.revoke_tokens();
+    site.read(&blob).await.expect("and again");
+    assert_eq!(site.registry.tokens_issued(), 3);
 }
 
 #[tokio::test]
 async fn a_token_endpoint_in_trouble_is_told_from_the_registry() {
-    let registry = tokens(None, Duration::from_secs(1), false);
-    let bytes = noise(1, 100);
-    registry.add_blob("app", bytes.clone());
-    registry.fault(Fault::always(On::Token, Wrong::status(500)));
-    let blob = client(quick())
-        .blob(&registry.reference("app", "v1"), &layer(&bytes))
-        .expect("a blob");
-    let error = read(&*blob, &bytes).await.expect_err("no token");
+    let site = Site::anonymous(Duration::from_secs(1));
+    site.registry
+        .fault(Fault::always(On::Token, Wrong::status(500)));
+    let blob = site.blob();
+    let error = site.read(&blob).await.expect_err("no token");
     assert_eq!(error.concern(), Concern::Repository, "{error:?}");
     assert!(error.is_transient());
-    let asked = registry.seen();
+    let asked = site.registry.seen();
     let asked = asked.iter().filter(|seen| seen.path == "/token").count();
     assert_eq!(
         asked, 4,
@@ -182,24 +211,21 @@ async fn a_token_endpoint_in_trouble_is_told_from_the_registry() {
 
 #[tokio::test]
 async fn a_403_for_a_token_that_is_over_renews_it() {
-    let registry = tokens(None, Duration::from_secs(300), false);
-    let bytes = noise(1, 100);
-    let digest = registry.add_blob("app", bytes.clone());
-    let client = client(quick());
-    let blob = client
-        .blob(&registry.reference("app", "v1"), &layer(&bytes))
-        .expect("a blob");
-    read(&*blob, &bytes).await.expect("a first token");
-    registry.fault(Fault::once(On::Blob(digest), Wrong::status(403)));
-    read(&*blob, &bytes).await.expect("a second token");
-    assert_eq!(registry.tokens_issued(), 2);
-    registry.fault(Fault::always(On::Blob(digest), Wrong::status(403)));
-    let error = read(&*blob, &bytes).await.expect_err("refused for good");
+    let site = Site::anonymous(Duration::from_secs(300));
+    let blob = site.blob();
+    site.read(&blob).await.expect("a first token");
+    site.registry
+        .fault(Fault::once(On::Blob(site.digest), Wrong::status(403)));
+    site.read(&blob).await.expect("a second token");
+    assert_eq!(site.registry.tokens_issued(), 2);
+    site.registry
+        .fault(Fault::always(On::Blob(site.digest), Wrong::status(403)));
+    let error = site.read(&blob).await.expect_err("refused for good");
     assert!(
         matches!(error, FetchError::Status { status: 403, .. }),
         "{error:?}"
     );
-    assert_eq!(registry.tokens_issued(), 3, "one renewal a request");
+    assert_eq!(site.registry.tokens_issued(), 3, "one renewal a request");
 }
 
 #[tokio::test]
@@ -208,24 +234,19 @@ async fn the_words_of_ecr_mean_that_the_password_is_over() {
         user: user.to_owned(),
         password: SECRET.to_owned(),
     };
-    let registry = TestRegistry::with(Setup {
+    let site = Site::of(TestRegistry::with(Setup {
         access: password("AWS"),
         ..Setup::default()
-    });
-    let bytes = noise(1, 100);
-    let digest = registry.add_blob("app", bytes.clone());
-    let client = client_as(quick(), login(&registry, "AWS", SECRET));
-    let blob = client
-        .blob(&registry.reference("app", "v1"), &layer(&bytes))
-        .expect("a blob");
+    }));
+    let blob = site.blob_as(login(&site.registry, "AWS", SECRET));
     let body = r#"{"errors":[{"code":"DENIED","message":"Your authorization token has expired. Reauthenticate and try again."}]}"#;
     let ecr = Wrong::Status {
         code: 403,
         headers: vec![],
         body: body.to_owned(),
     };
-    registry.fault(Fault::once(On::Blob(digest), ecr));
-    read(&*blob, &bytes)
+    site.registry.fault(Fault::once(On::Blob(site.digest), ecr));
+    site.read(&blob)
         .await
         .expect("Basic is offered without a challenge");
     let denied = Wrong::Status {
@@ -233,9 +254,11 @@ async fn the_words_of_ecr_mean_that_the_password_is_over() {
         headers: vec![],
         body: r#"{"errors":[{"code":"DENIED","message":"no"}]}"#.to_owned(),
     };
-    registry.fault(Fault::once(On::Blob(digest), denied));
-    registry.forget_seen();
-    let error = read(&*blob, &bytes)
+    site.registry
+        .fault(Fault::once(On::Blob(site.digest), denied));
+    site.registry.forget_seen();
+    let error = site
+        .read(&blob)
         .await
         .expect_err("another 403 is a refusal");
     assert!(error.to_string().ends_with("403: DENIED no"), "{error}");
@@ -279,73 +302,62 @@ async fn passwords_work_by_basic_by_post_and_by_get() {
 
 #[tokio::test]
 async fn an_identity_token_is_a_refresh_token() {
-    let registry = tokens(Some(("", "refresh-me")), Duration::from_secs(300), true);
-    let bytes = noise(1, 100);
-    registry.add_blob("app", bytes.clone());
-    let client = client_as(quick(), login(&registry, "", "refresh-me"));
-    let blob = client
-        .blob(&registry.reference("app", "v1"), &layer(&bytes))
-        .expect("a blob");
-    read(&*blob, &bytes).await.expect("the token is good");
+    let site = Site::of(tokens(
+        Some(("", "refresh-me")),
+        Duration::from_secs(300),
+        true,
+    ));
+    let blob = site.blob_as(login(&site.registry, "", "refresh-me"));
+    site.read(&blob).await.expect("the token is good");
 }
 
 #[tokio::test]
 async fn the_docker_configuration_is_read_at_every_challenge() {
-    let registry = tokens(Some(("me", SECRET)), Duration::from_secs(300), false);
-    let bytes = noise(1, 100);
-    registry.add_blob("app", bytes.clone());
+    let site = Site::of(tokens(
+        Some(("me", SECRET)),
+        Duration::from_secs(300),
+        false,
+    ));
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("config.json");
-    let client = client_as(quick(), Arc::new(DockerConfig::at(&path)));
-    let blob = client
-        .blob(&registry.reference("app", "v1"), &layer(&bytes))
-        .expect("a blob");
-    let error = read(&*blob, &bytes).await.expect_err("nobody is logged in");
+    let blob = site.blob_as(Arc::new(DockerConfig::at(&path)));
+    let error = site.read(&blob).await.expect_err("nobody is logged in");
     assert!(error.to_string().contains("without credentials"), "{error}");
     let text = format!(
         r#"{{"auths":{{"{}":{{"username":"me","password":"{SECRET}"}}}}}}"#,
-        registry.host()
+        site.registry.host()
     );
     std::fs::write(&path, text).expect("docker login");
-    read(&*blob, &bytes).await.expect("the login is noticed");
+    site.read(&blob).await.expect("the login is noticed");
 }
 
 #[tokio::test]
 async fn a_caller_who_gives_up_does_not_take_the_others_down() {
-    let registry = tokens(None, Duration::from_secs(300), false);
-    registry.fault(Fault::once(
+    let site = Site::anonymous(Duration::from_secs(300));
+    site.registry.fault(Fault::once(
         On::Token,
         Wrong::Delay(Duration::from_millis(300)),
     ));
-    let bytes = noise(1, 100);
-    registry.add_blob("app", bytes.clone());
-    let client = client(quick());
-    let blob = client
-        .blob(&registry.reference("app", "v1"), &layer(&bytes))
-        .expect("a blob");
-    let first = tokio::time::timeout(Duration::from_millis(100), read(&*blob, &bytes));
+    let blob = site.blob();
+    let first = tokio::time::timeout(Duration::from_millis(100), site.read(&blob));
     let second = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        read(&*blob, &bytes).await
+        site.read(&blob).await
     };
     let (first, second) = tokio::join!(first, second);
     assert!(first.is_err(), "the first gave up");
     second.expect("the second got the token of the same exchange");
-    assert_eq!(registry.tokens_issued(), 1);
+    assert_eq!(site.registry.tokens_issued(), 1);
 }
 
 #[tokio::test]
 async fn a_busy_token_endpoint_is_asked_again() {
-    let registry = tokens(None, Duration::from_secs(300), false);
-    registry.fault(Fault::once(On::Token, Wrong::too_many("0")));
-    registry.fault(Fault::once(On::Token, Wrong::Hangup));
-    let bytes = noise(1, 100);
-    registry.add_blob("app", bytes.clone());
-    let client = client(quick());
-    let blob = client
-        .blob(&registry.reference("app", "v1"), &layer(&bytes))
-        .expect("a blob");
-    read(&*blob, &bytes).await.expect("got in the end");
+    let site = Site::anonymous(Duration::from_secs(300));
+    site.registry
+        .fault(Fault::once(On::Token, Wrong::too_many("0")));
+    site.registry.fault(Fault::once(On::Token, Wrong::Hangup));
+    let blob = site.blob();
+    site.read(&blob).await.expect("got in the end");
 }
 
 #[tokio::test]
@@ -370,15 +382,10 @@ async fn strange_token_endpoints_are_refusals_not_panics() {
         (Wrong::status(401), "refused us"),
         (Wrong::status(302), "answered 302"),
     ] {
-        let registry = tokens(None, Duration::from_secs(300), false);
-        registry.fault(Fault::always(On::Token, wrong.clone()));
-        let bytes = noise(1, 100);
-        registry.add_blob("app", bytes.clone());
-        let client = client(quick());
-        let blob = client
-            .blob(&registry.reference("app", "v1"), &layer(&bytes))
-            .expect("a blob");
-        let error = read(&*blob, &bytes).await.expect_err("no token");
+        let site = Site::anonymous(Duration::from_secs(300));
+        site.registry.fault(Fault::always(On::Token, wrong.clone()));
+        let blob = site.blob();
+        let error = site.read(&blob).await.expect_err("no token");
         assert!(
             everything_said(&error).contains(reason),
             "{wrong:?}: {error}"
@@ -427,36 +434,33 @@ async fn credentials_go_to_their_host_only_and_are_never_shown() {
         uses: 1,
         expired: Expired::Forbidden,
     });
-    let registry = TestRegistry::with(Setup {
+    let site = Site::of(TestRegistry::with(Setup {
         access,
         redirect,
         ..Setup::default()
-    });
-    let bytes = noise(1, 100);
-    registry.add_blob("app", bytes.clone());
+    }));
     let credentials = ForHost {
-        host: registry.host(),
+        host: site.registry.host(),
         credential: Credential::new("me", SECRET),
     };
     let client = client_as(quick(), Arc::new(credentials.clone()));
-    let blob = client
-        .blob(&registry.reference("app", "v1"), &layer(&bytes))
-        .expect("a blob");
+    let blob = site.blob_for(&client);
     for _ in 0..3 {
-        read(&*blob, &bytes)
+        site.read(&blob)
             .await
             .expect("storage refuses a second credential, so none was sent");
     }
-    for seen in registry.seen() {
+    for seen in site.registry.seen() {
         let at_storage = seen.path.starts_with("/signed/");
         assert!(at_storage == seen.host.starts_with("localhost"));
         assert!(!at_storage || seen.authorization.is_none());
     }
-    registry.fault(Fault::always(On::Any, Wrong::status(401)));
-    let mut said = everything_said(&read(&*blob, &bytes).await.expect_err("refused"));
-    registry.clear_faults();
-    registry.set_online(false);
-    said += &everything_said(&read(&*blob, &bytes).await.expect_err("nobody there"));
+    site.registry
+        .fault(Fault::always(On::Any, Wrong::status(401)));
+    let mut said = everything_said(&site.read(&blob).await.expect_err("refused"));
+    site.registry.clear_faults();
+    site.registry.set_online(false);
+    said += &everything_said(&site.read(&blob).await.expect_err("nobody there"));
     said += &format!("{client:?} {blob:?} {credentials:?}");
     for secret in [SECRET, "do-not-print", "Bearer t", "Basic "] {
         assert!(!said.contains(secret), "{secret} in {said}");
@@ -465,16 +469,11 @@ async fn credentials_go_to_their_host_only_and_are_never_shown() {
 
 #[tokio::test]
 async fn no_credentials_are_sent_before_they_are_asked_for() {
-    let registry = TestRegistry::start();
-    let bytes = noise(1, 100);
-    registry.add_blob("app", bytes.clone());
-    let client = client_as(quick(), login(&registry, "me", SECRET));
-    let blob = client
-        .blob(&registry.reference("app", "v1"), &layer(&bytes))
-        .expect("a blob");
-    read(&*blob, &bytes).await.expect("open to everybody");
+    let site = Site::of(TestRegistry::start());
+    let blob = site.blob_as(login(&site.registry, "me", SECRET));
+    site.read(&blob).await.expect("open to everybody");
     assert!(
-        registry
+        site.registry
             .seen()
             .iter()
             .all(|seen| seen.authorization.is_none())
