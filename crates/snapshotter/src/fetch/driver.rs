@@ -1,32 +1,29 @@
 //! What to do next: which requests fit, which source to ask, who has nothing to hope for. [`drive`] carries it out.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashSet, time::Duration};
 
 use soci_oci::Digest;
 use tokio::{task::JoinSet, time::Instant};
 
 use super::{
-    Class, DemandError, Options, Patience, Shared, Source, State, Waiter,
-    flight::{self, Aloft},
-    health::{Health, Scope, Standing},
+    Class, DemandError, Options, Patience, Shared, Source, State, Waiter, flight,
     queue::{FlightId, Piece, PieceId, Request},
+    running::Aloft,
+    waiter::Hope,
 };
 use crate::sync::{Arc, Weak, atomic::Ordering};
 
 /// A source that refused is asked again for a patient demand after this long.
-const REFUSAL_LASTS: Duration = Duration::from_secs(60);
+pub(super) const REFUSAL_LASTS: Duration = Duration::from_secs(60);
 /// A reader whose request has brought nothing for so long is given a source at another host that is well, if it has one.
 const SLOW: Duration = Duration::from_secs(2);
 
 /// A probe that is due: what for, whom to ask for the byte at this place of which blob, and when.
 pub(super) struct Probe {
-    source: Source,
-    blob: Digest,
-    at: u64,
-    due: Instant,
+    pub(super) source: Source,
+    pub(super) blob: Digest,
+    pub(super) at: u64,
+    pub(super) due: Instant,
 }
 
 /// What the driver found to do.
@@ -147,13 +144,13 @@ impl Shared {
 
 /// Hosts that are slow to bring a blob, as far as requests in the air tell. Another repository there is no quicker.
 #[derive(Default)]
-struct Slow {
+pub(super) struct Slow {
     flights: Vec<FlightId>,
     hosts: HashSet<(Arc<str>, Digest)>,
 }
 
 impl Slow {
-    fn has(&self, source: &Source, blob: Digest) -> bool {
+    pub(super) fn has(&self, source: &Source, blob: Digest) -> bool {
         !self.hosts.is_empty() && self.hosts.contains(&(Arc::clone(&source.host), blob))
     }
 }
@@ -293,130 +290,6 @@ impl State {
                 probe.due = now + Duration::from_secs(3);
             }
             round.wake_at = sooner(round.wake_at, probe.due);
-        }
-    }
-}
-
-/// What one waiter may hope for.
-enum Hope {
-    Ask(Source),
-    Wait(Instant),
-    /// To ask this source, of those in trouble, then.
-    Trouble(Instant, Source),
-    None(DemandError),
-}
-
-impl Waiter {
-    /// Its sources, those that gave wrong bytes last, without those that refused.
-    fn candidates(&self) -> impl Iterator<Item = &Source> {
-        let avoided = |source: &&Source| self.avoid.as_ref() == Some(&source.name);
-        let preferred = self.sources.iter().filter(move |source| !avoided(source));
-        let last = self.sources.iter().filter(move |source| avoided(source));
-        let refused = |source: &&Source| self.refused.iter().any(|(name, ..)| *name == source.name);
-        preferred.chain(last).filter(move |source| !refused(source))
-    }
-
-    /// The first that is well, one that is quick to begin before one that is not.
-    fn well(&self, health: &Health, blob: Digest, slow: &Slow, now: Instant) -> Option<&Source> {
-        let mut late = None;
-        for source in self.candidates() {
-            if matches!(health.standing(source, blob, now), Standing::Well) {
-                if !slow.has(source, blob) {
-                    return Some(source);
-                }
-                late = late.or(Some(source));
-            }
-        }
-        late
-    }
-
-    fn hope(
-        &self,
-        health: &mut Health,
-        probes: &mut HashMap<Scope, Probe>,
-        (blob, at): (Digest, u64),
-        slow: &Slow,
-        now: Instant,
-    ) -> Hope {
-        if let Some(source) = self.well(health, blob, slow, now) {
-            return Hope::Ask(source.clone());
-        }
-        let mut wait: Option<(Instant, &Source)> = None;
-        let mut spent = None;
-        for source in self.candidates() {
-            health.wanted(source, blob, now);
-            match health.standing(source, blob, now) {
-                Standing::Well => return Hope::Ask(source.clone()),
-                Standing::Failing(until) if until <= now => return Hope::Ask(source.clone()),
-                Standing::Failing(until) => {
-                    if wait.is_none_or(|(known, _)| until < known) {
-                        wait = Some((until, source));
-                    }
-                }
-                Standing::Spent {
-                    scope,
-                    lasted,
-                    probe_at,
-                    last,
-                } => {
-                    let probe = probes.entry(scope).or_insert_with(|| Probe {
-                        source: source.clone(),
-                        blob,
-                        at,
-                        due: probe_at,
-                    });
-                    // The newest who asks knows best, a newer credential for one.
-                    probe.source = source.clone();
-                    (probe.blob, probe.at) = (blob, at);
-                    let source_name = Arc::clone(&source.name);
-                    let error = DemandError::OutOfTime {
-                        source_name,
-                        lasted,
-                        error: last,
-                    };
-                    spent = Some((probe.due, error));
-                }
-            }
-        }
-        if let Some((until, source)) = wait {
-            return Hope::Trouble(until, source.clone());
-        }
-        match (spent, self.refused.last()) {
-            (Some((due, _)), _) if self.patience == Patience::Forever => Hope::Wait(due),
-            (Some((_, error)), _) => Hope::None(error),
-            (None, Some((_, _, at))) if self.patience == Patience::Forever => {
-                Hope::Wait(*at + REFUSAL_LASTS)
-            }
-            (None, Some((name, error, _))) => Hope::None(DemandError::Refused {
-                source_name: Arc::clone(name),
-                error: error.clone(),
-            }),
-            (None, None) => Hope::None(DemandError::NoSource),
-        }
-    }
-
-    /// Until then, but a reader not longer than the budget in all, whatever the clocks of its sources say.
-    fn wait_for(
-        &mut self,
-        until: Instant,
-        source: &Source,
-        health: &Health,
-        blob: Digest,
-        options: &Options,
-        now: Instant,
-    ) -> Result<Instant, DemandError> {
-        self.waits = Some(now);
-        if self.patience == Patience::Forever {
-            return Ok(until);
-        }
-        let left = options.read_budget.saturating_sub(self.waited);
-        match health.reason(source, blob) {
-            Some(error) if left.is_zero() => Err(DemandError::OutOfTime {
-                source_name: Arc::clone(&source.name),
-                lasted: self.waited,
-                error,
-            }),
-            _ => Ok(until.min(now + left)),
         }
     }
 }

@@ -18,10 +18,7 @@ use super::{
     queue::{FlightId, Request},
     share::Held,
 };
-use crate::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use crate::sync::{Arc, atomic::Ordering};
 
 /// Reader bytes that came this recently: the line is theirs.
 const ARRIVING: Duration = Duration::from_millis(200);
@@ -30,41 +27,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Permits are counted in KiB, rounded up.
 pub(super) fn kib(bytes: u64) -> usize {
     usize::try_from(bytes.div_ceil(1024)).unwrap_or(usize::MAX >> 4)
-}
-
-/// What others know of a running request.
-pub(super) struct Aloft {
-    pub(super) host: Arc<str>,
-    pub(super) blob: Digest,
-    /// When it began to wait for its first byte, a pause of ours not counted.
-    pub(super) begun: Instant,
-    /// It is not read now, as readers go first.
-    pub(super) paused: bool,
-    /// When it last got bytes; `None` before its first.
-    pub(super) last: Option<Instant>,
-    /// First byte that has not come, and the end.
-    position: Arc<AtomicU64>,
-    end: u64,
-}
-
-impl Aloft {
-    pub(super) fn new(request: &Request, source: &Source, now: Instant) -> Aloft {
-        Aloft {
-            host: Arc::clone(&source.host),
-            blob: request.blob,
-            begun: now,
-            paused: false,
-            last: None,
-            position: Arc::clone(&request.position),
-            end: request.range().end,
-        }
-    }
-
-    /// Bytes that it has asked for and not got.
-    pub(super) fn rest(&self) -> u64 {
-        self.end
-            .saturating_sub(self.position.load(Ordering::Relaxed))
-    }
 }
 
 /// Gives back, however the request ends, what it holds: its slot and the pieces that it did not deliver.

@@ -17,10 +17,7 @@
 //! Ready pieces are taken by class, then by the order their demand gave, then by age. A request takes the pieces that
 //! follow it in the blob with it, up to a limit, if they are of its class (`Next` may ride with `Now`).
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    ops::Range,
-};
+use std::collections::{BTreeMap, HashMap};
 
 use soci_oci::Digest;
 
@@ -34,22 +31,14 @@ use crate::sync::{
 /// of 20 ms at the 90 MB/s one connection gives.
 pub(crate) const NEAR: u64 = 1 << 20;
 
+mod request;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use request::{Key, Request};
+
 pub(crate) type PieceId = u64;
 pub(crate) type FlightId = u64;
-
-/// Which bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Key {
-    pub(crate) blob: Digest,
-    pub(crate) start: u64,
-    pub(crate) end: u64,
-}
-
-impl Key {
-    pub(crate) fn range(&self) -> Range<u64> {
-        self.start..self.end
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -68,26 +57,6 @@ pub(crate) struct Piece<T> {
     pub(crate) image: Arc<str>,
     pub(crate) waiters: Vec<T>,
     state: State,
-}
-
-/// One request to make: pieces that follow each other in one blob (neighbours may share a byte).
-#[derive(Clone, Debug)]
-pub(crate) struct Request {
-    pub(crate) flight: FlightId,
-    pub(crate) blob: Digest,
-    pub(crate) image: Arc<str>,
-    pub(crate) class: Class,
-    pub(crate) pieces: Vec<(PieceId, Range<u64>)>,
-    /// First byte that has not come; kept up to date by who reads the body.
-    pub(crate) position: Arc<AtomicU64>,
-}
-
-impl Request {
-    /// From the first piece's first byte to the last piece's end.
-    pub(crate) fn range(&self) -> Range<u64> {
-        let start = self.pieces.first().map_or(0, |(_, range)| range.start);
-        start..self.pieces.last().map_or(start, |(_, range)| range.end)
-    }
 }
 
 type Rank = (Class, u64, PieceId);
@@ -399,232 +368,5 @@ impl<T> Queue<T> {
     /// Every piece, for shutting down.
     pub(crate) fn ids(&self) -> Vec<PieceId> {
         self.pieces.keys().copied().collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn key(blob: u8, start: u64, end: u64) -> Key {
-        Key {
-            blob: Digest::sha256(&[blob]),
-            start,
-            end,
-        }
-    }
-
-    fn push(queue: &mut Queue<u32>, key: Key, class: Class, waiter: u32) {
-        queue.push(key, class, 0, &Arc::from("image"), waiter);
-    }
-
-    fn take(queue: &mut Queue<u32>) -> Option<Request> {
-        queue.take(|_| true, |_| 100)
-    }
-
-    #[test]
-    fn neighbours_become_one_request_up_to_the_limit() {
-        let mut queue = Queue::default();
-        for (waiter, start) in (0..6).zip((0..).step_by(30)) {
-            // Neighbours share a byte, as spans do that begin inside one.
-            push(&mut queue, key(1, start, start + 31), Class::All, waiter);
-        }
-        push(&mut queue, key(2, 91, 120), Class::All, 99);
-        assert_eq!(take(&mut queue).expect("a request").range(), 0..91);
-        assert_eq!(take(&mut queue).expect("a request").range(), 90..181);
-        assert_eq!(
-            take(&mut queue).expect("a request").blob,
-            Digest::sha256(&[2])
-        );
-        assert!(take(&mut queue).is_none());
-    }
-
-    #[test]
-    fn a_reader_goes_first_and_next_rides_with_it() {
-        let mut queue = Queue::default();
-        push(&mut queue, key(1, 0, 10), Class::All, 0);
-        push(&mut queue, key(1, 50, 60), Class::Now, 1);
-        push(&mut queue, key(1, 60, 70), Class::Next, 2);
-        push(&mut queue, key(1, 70, 80), Class::All, 3);
-        let request = take(&mut queue).expect("a request");
-        assert_eq!((request.class, request.range()), (Class::Now, 50..70));
-        queue
-            .finish(request.flight, request.pieces[0].0)
-            .expect("carried");
-        assert_eq!(queue.flight_class(request.flight), Some(Class::Next));
-    }
-
-    #[test]
-    fn equal_wishes_are_one_piece_with_two_waiters() {
-        let mut queue = Queue::default();
-        push(&mut queue, key(1, 0, 10), Class::All, 0);
-        push(&mut queue, key(1, 0, 10), Class::Now, 1);
-        let request = take(&mut queue).expect("a request");
-        assert_eq!(request.class, Class::Now);
-        let piece = queue
-            .finish(request.flight, request.pieces[0].0)
-            .expect("carried");
-        assert_eq!(piece.waiters, [0, 1]);
-        assert!(take(&mut queue).is_none());
-    }
-
-    #[test]
-    fn a_piece_wanted_now_far_behind_in_a_flight_gets_its_own() {
-        let mut queue = Queue::default();
-        push(&mut queue, key(1, 0, NEAR), Class::All, 0);
-        push(&mut queue, key(1, NEAR, 2 * NEAR), Class::All, 1);
-        push(&mut queue, key(1, 2 * NEAR, 3 * NEAR), Class::All, 2);
-        let request = queue.take(|_| true, |_| u64::MAX).expect("a request");
-        assert_eq!(request.pieces.len(), 3);
-        assert!(queue.promote(&key(1, NEAR, 2 * NEAR), Class::Now));
-        assert_eq!(
-            queue.flight_class(request.flight),
-            Some(Class::Now),
-            "near: it stays"
-        );
-        assert!(queue.promote(&key(1, 2 * NEAR, 3 * NEAR), Class::Now));
-        let own = take(&mut queue).expect("a request of its own");
-        assert_eq!(own.range(), 2 * NEAR..3 * NEAR);
-        assert!(!queue.carries(request.flight, own.pieces[0].0));
-        assert!(queue.finish(request.flight, own.pieces[0].0).is_none());
-        assert_eq!(queue.give_back(request.flight).len(), 2);
-    }
-
-    #[test]
-    fn parked_pieces_stay_out_until_they_are_called() {
-        let mut queue = Queue::default();
-        push(&mut queue, key(1, 0, 10), Class::All, 0);
-        let request = take(&mut queue).expect("a request");
-        for id in queue.give_back(request.flight) {
-            queue.park(id);
-        }
-        assert!(take(&mut queue).is_none());
-        assert!(queue.promote(&key(1, 0, 10), Class::Now));
-        queue.unpark();
-        assert_eq!(take(&mut queue).expect("a request").class, Class::Now);
-    }
-
-    #[test]
-    fn what_does_not_fit_is_passed_over() {
-        let mut queue = Queue::default();
-        push(&mut queue, key(1, 0, 10), Class::Now, 0);
-        push(&mut queue, key(2, 0, 10), Class::All, 1);
-        let fits = |piece: &Piece<u32>| piece.class == Class::All;
-        let request = queue.take(fits, |_| 100).expect("the one that fits");
-        assert_eq!(request.class, Class::All);
-        assert!(queue.take(fits, |_| 100).is_none());
-    }
-
-    #[test]
-    fn a_piece_that_is_freed_gets_a_request_of_its_own() {
-        let mut queue = Queue::default();
-        push(&mut queue, key(1, 0, 10), Class::Now, 0);
-        push(&mut queue, key(1, 10, 20), Class::Now, 1);
-        let slow = take(&mut queue).expect("a request");
-        let second = slow.pieces[1].0;
-        queue.free(slow.flight, second);
-        assert_eq!(queue.carried(slow.flight), [slow.pieces[0].0]);
-        let own = take(&mut queue).expect("a request of its own");
-        assert_eq!(own.range(), 10..20);
-        queue.free(slow.flight, second);
-        assert!(
-            queue.carries(own.flight, second),
-            "not the slow one's any more"
-        );
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Push(u8, u64, Class),
-        Take(u64),
-        Finish(usize),
-        Break(usize),
-        Park,
-        Unpark,
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let class = prop_oneof![Just(Class::Now), Just(Class::Next), Just(Class::All)];
-        let step = prop_oneof![
-            4 => (0_u8..2, 0_u64..20, class).prop_map(|(b, s, c)| Step::Push(b, s, c)),
-            2 => (10_u64..60).prop_map(Step::Take),
-            2 => (0_usize..8).prop_map(Step::Finish),
-            1 => (0_usize..8).prop_map(Step::Break),
-            1 => Just(Step::Park),
-            1 => Just(Step::Unpark),
-        ];
-        prop::collection::vec(step, 0..80)
-    }
-
-    proptest! {
-        #[test]
-        fn prop_every_wish_is_answered_once_and_flies_once(steps in steps()) {
-            let mut queue = Queue::default();
-            let mut flights: Vec<Request> = Vec::new();
-            let (mut asked, mut answered) = (0_u32, HashSet::new());
-            for step in steps {
-                match step {
-                    Step::Push(blob, slot, class) => {
-                        push(&mut queue, key(blob, slot * 10, slot * 10 + 11), class, asked);
-                        asked += 1;
-                    }
-                    Step::Take(limit) => {
-                        let least = queue.ready.keys().map(|(class, _, _)| *class).min();
-                        if let Some(request) = queue.take(|_| true, |_| limit) {
-                            prop_assert_eq!(Some(request.class), least);
-                            let range = request.range();
-                            prop_assert!(request.pieces.len() == 1 || range.end - range.start <= limit);
-                            flights.push(request);
-                        }
-                    }
-                    Step::Finish(n) if n < flights.len() => {
-                        let flight = flights.swap_remove(n);
-                        for (id, _) in &flight.pieces {
-                            if let Some(piece) = queue.finish(flight.flight, *id) {
-                                for waiter in piece.waiters {
-                                    prop_assert!(answered.insert(waiter));
-                                }
-                            }
-                        }
-                        queue.give_back(flight.flight);
-                    }
-                    Step::Break(n) if n < flights.len() => {
-                        queue.give_back(flights.swap_remove(n).flight);
-                    }
-                    Step::Park => {
-                        if let Some(id) = queue.ready.values().next().copied() {
-                            queue.park(id);
-                        }
-                    }
-                    Step::Unpark => queue.unpark(),
-                    Step::Finish(_) | Step::Break(_) => {}
-                }
-                for flight in &flights {
-                    for (id, _) in &flight.pieces {
-                        let carriers = flights.iter().filter(|f| queue.carries(f.flight, *id)).count();
-                        prop_assert!(carriers <= 1);
-                    }
-                }
-            }
-            for flight in flights {
-                queue.give_back(flight.flight);
-            }
-            queue.unpark();
-            while let Some(request) = queue.take(|_| true, |_| 50) {
-                for (id, _) in &request.pieces {
-                    for waiter in queue.finish(request.flight, *id).expect("it flies").waiters {
-                        prop_assert!(answered.insert(waiter));
-                    }
-                }
-                queue.give_back(request.flight);
-            }
-            prop_assert_eq!(answered.len(), asked as usize);
-            prop_assert!(queue.pieces.is_empty() && queue.by_key.is_empty() && queue.starts.is_empty());
-            prop_assert!(queue.flights.is_empty() && queue.parked.is_empty());
-        }
     }
 }

@@ -1,9 +1,19 @@
-//! Requests at once, by class, host and image.
+//! Requests at once, by class, host and image; what others know of each.
 
 use std::collections::HashMap;
 
-use super::{Class, Options, Source, Waiter, queue::Piece, share::Share};
-use crate::sync::Arc;
+use soci_oci::Digest;
+use tokio::time::Instant;
+
+use super::{
+    Class, Options, Source, Waiter,
+    queue::{Piece, Request},
+    share::Share,
+};
+use crate::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 /// What is running now, counted against the limits.
 pub(super) struct Running {
@@ -73,5 +83,40 @@ impl Running {
                 self.all_of_image.remove(image);
             }
         }
+    }
+}
+
+/// What others know of a running request.
+pub(super) struct Aloft {
+    pub(super) host: Arc<str>,
+    pub(super) blob: Digest,
+    /// When it began to wait for its first byte, a pause of ours not counted.
+    pub(super) begun: Instant,
+    /// It is not read now, as readers go first.
+    pub(super) paused: bool,
+    /// When it last got bytes; `None` before its first.
+    pub(super) last: Option<Instant>,
+    /// First byte that has not come, and the end.
+    position: Arc<AtomicU64>,
+    end: u64,
+}
+
+impl Aloft {
+    pub(super) fn new(request: &Request, source: &Source, now: Instant) -> Aloft {
+        Aloft {
+            host: Arc::clone(&source.host),
+            blob: request.blob,
+            begun: now,
+            paused: false,
+            last: None,
+            position: Arc::clone(&request.position),
+            end: request.range().end,
+        }
+    }
+
+    /// Bytes that it has asked for and not got.
+    pub(super) fn rest(&self) -> u64 {
+        self.end
+            .saturating_sub(self.position.load(Ordering::Relaxed))
     }
 }

@@ -6,7 +6,8 @@
 use std::collections::VecDeque;
 
 use async_trait::async_trait;
-use soci_oci::fetch::{ByteRange, RangeBody};
+use bytes::Bytes;
+use soci_oci::fetch::{ByteRange, FetchError, Fetcher, RangeBody};
 use soci_oci::testing::{FaultyFetcher, FetchFault, MemoryBlob, noise};
 use tokio::sync::{Semaphore, mpsc};
 
