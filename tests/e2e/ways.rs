@@ -1,13 +1,16 @@
 //! `[snapshotter] mount`: each way of giving a layer to the kernel starts, reads, completes and restarts.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use soci_tests::image::noise;
-use soci_tests::node::SOCI;
+use soci_tests::node::{NodeOptions, SOCI};
+use soci_tests::relay::Shape;
+use soci_tests::site::NOTHING_BEHIND;
 use soci_tests::tar::{directory, file};
-use soci_tests::{Image, Site, View, loops, walk};
+use soci_tests::{Image, Program, Site, View, loops, walk};
 
 const SIZE: usize = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(15);
@@ -101,4 +104,67 @@ fn layers_are_left_to_containerd_where_that_is_asked_for() -> Result<()> {
     let log = site.node.snapshotter_log();
     ensure!(log.contains("mount = "), "the log says why:\n{log}");
     Ok(())
+}
+
+fn program(line: &str) -> Result<()> {
+    let mut words = line.split(' ');
+    let name = words.next().unwrap_or_default();
+    Program::at(Path::new(name)).args(words).succeed().map(drop)
+}
+
+/// An image of which nothing was read, seen through a view.
+fn fresh(site: &Site, name: &str, seed: u64) -> Result<View> {
+    let entries = [directory("d"), file("d/f", noise(seed, SIZE))];
+    let reference = site.publish(&Image::runnable(&[&entries])?, name)?;
+    site.node.pull(&reference, SOCI)?;
+    site.node.view(&reference, SOCI)
+}
+
+#[test]
+fn while_there_is_no_free_loop_device_layers_are_left_to_containerd() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let root = folder.path().display();
+    program(&format!("mount --bind {root} {root}"))?;
+    program(&format!("mount --make-shared {root}"))?;
+    let options = NodeOptions {
+        config: NOTHING_BEHIND.to_owned(),
+        root: Some(folder.path().to_owned()),
+        service_apart: true,
+        ..NodeOptions::default()
+    };
+    let mut site = Site::with(options, Shape::default())?;
+    site.node.start_snapshotter_apart()?;
+    let before = fresh(&site, "before:1", 1)?;
+    let (lazy, _) = layers(&site)?;
+    ensure!(lazy >= 1, "{:#?}", site.node.mounts());
+
+    // The control device of the daemon's namespace is one that has none to give.
+    let inside = format!(
+        "nsenter --mount=/proc/{}/ns/mnt",
+        site.node.snapshotter()?.pid()
+    );
+    program(&format!(
+        "{inside} mount --bind /dev/null /dev/loop-control"
+    ))?;
+    let without = fresh(&site, "without:1", 2)?;
+    ensure!(fs::read(without.join("d/f"))? == noise(2, SIZE));
+    ensure!(layers(&site)?.0 == lazy, "{:#?}", site.node.mounts());
+    ensure!(
+        fs::read(before.join("d/f"))? == noise(1, SIZE),
+        "others read on"
+    );
+    let log = site.node.snapshotter_log();
+    for part in ["without:1", "/dev/loop-control", "raise `max_loop`"] {
+        ensure!(log.contains(part), "{part} is not in the log:\n{log}");
+    }
+
+    program(&format!("{inside} umount /dev/loop-control"))?;
+    let after = fresh(&site, "after:1", 3)?;
+    ensure!(fs::read(after.join("d/f"))? == noise(3, SIZE));
+    ensure!(layers(&site)?.0 > lazy, "{:#?}", site.node.mounts());
+    for view in [before, without, after] {
+        view.close()?;
+    }
+    drop(site);
+    program(&format!("umount -l {root}"))
 }

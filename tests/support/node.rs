@@ -93,14 +93,28 @@ impl Node {
 
     /// The same with further environment variables.
     pub fn start_snapshotter_with(&mut self, environment: &[(&str, &str)]) -> Result<()> {
-        let socket = self.snapshotter_socket();
-        let mut program = Program::ours("soci-snapshotter-grpc")?
-            .args([Path::new("--address"), &socket])
-            .args(self.snapshotter_arguments()?);
-        program = self.trusting(program);
+        let mut program = Program::ours("soci-snapshotter-grpc")?;
         for (key, value) in environment {
             program = program.env(key, value);
         }
+        self.start_snapshotter_as(program)
+    }
+
+    /// The same in a mount namespace of its own; only mounts below the state folder are seen from outside, and only if that
+    /// is a shared mount.
+    pub fn start_snapshotter_apart(&mut self) -> Result<()> {
+        let apart = ["--mount", "--propagation", "unchanged", "--"].map(OsString::from);
+        let service = crate::process::binary("soci-snapshotter-grpc")?;
+        let program = Program::at(Path::new("unshare")).args(apart);
+        self.start_snapshotter_as(program.args([service]))
+    }
+
+    fn start_snapshotter_as(&mut self, program: Program) -> Result<()> {
+        let socket = self.snapshotter_socket();
+        let program = program
+            .args([Path::new("--address"), &socket])
+            .args(self.snapshotter_arguments()?);
+        let program = self.trusting(program);
         let before = self.snapshotter_log().len();
         let mut daemon = program.spawn(&self.folder.join("soci.log"))?;
         daemon.wait_until("listening", START, |log| {

@@ -55,6 +55,9 @@ const DRIP: Duration = Duration::from_secs(1);
 const QUEUE: usize = 4096;
 const PIECE: usize = 16 << 10;
 
+/// What the kernel keeps for a client that does not read: little, or the bytes of one that waits would still pass the link.
+const KEPT: usize = 64 << 10;
+
 impl Relay {
     /// Listens on `listen` (port 0: any) and relays to `to`.
     pub fn start(listen: SocketAddr, to: SocketAddr, shape: Shape) -> std::io::Result<Self> {
@@ -154,6 +157,9 @@ impl Link {
         let Ok(server) = TcpStream::connect(self.to) else {
             return;
         };
+        if rustix::net::sockopt::set_socket_send_buffer_size(client, KEPT).is_err() {
+            return;
+        }
         let streams =
             [client, &server].map(|stream| (stream.set_nodelay(true), stream.try_clone()));
         for (_, clone) in streams {
