@@ -2,12 +2,14 @@
 //!
 //! Four lanes, each a queue of jobs in order with threads of its own, by what a job mostly waits for and who waits for it:
 //!
-//! | lane | threads | for |
+//! | lane | threads at most | for |
 //! |--|--|--|
 //! | [`Lane::Compute`] | one a core | hash, inflate, answer: a reader waits |
 //! | [`Lane::ComputeBehind`] | one a core, of lower priority | the same for spans that nobody waits for, and for whole layers |
 //! | [`Lane::Files`] | four | files of a layer or snapshot are made, opened, synced: a request waits |
 //! | [`Lane::FilesBehind`] | one | syncs of contents, removals, upkeep: they wait for the disk for seconds |
+//!
+//! Each lane always has one thread. The others start when a job finds none idle, and end when they have had nothing to do.
 //!
 //! What may run where stands at [`Lane`]. The records have a thread of their own (`snapshots::metadata`), and so have
 //! the mounts (`mount::thread`).
@@ -62,7 +64,7 @@ impl Lane {
         self as usize
     }
 
-    fn threads(self, cores: NonZeroUsize) -> usize {
+    fn most_threads(self, cores: NonZeroUsize) -> usize {
         match self {
             Lane::Compute | Lane::ComputeBehind => cores.get(),
             Lane::Files => FILES,
@@ -94,16 +96,32 @@ pub enum Lost {
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// One lane's jobs and threads.
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    threads: usize,
+    /// Threads that wait for a job, those included that were woken and have not taken theirs yet.
+    idle: usize,
+}
+
 #[derive(Default)]
 struct Queues {
-    jobs: [VecDeque<Job>; Lane::ALL.len()],
+    lanes: [Queue; Lane::ALL.len()],
     closed: bool,
+}
+
+impl Queues {
+    fn lane(&mut self, lane: Lane) -> &mut Queue {
+        &mut self.lanes[lane.index()]
+    }
 }
 
 struct Shared {
     queues: Mutex<Queues>,
     /// One condition for each lane, so that `notify_one` never wakes a thread of another.
     waiting: [Condvar; Lane::ALL.len()],
+    cores: NonZeroUsize,
     idle: fn(),
 }
 
@@ -116,19 +134,19 @@ impl Shared {
 /// The pool. Shared by everything that computes.
 pub struct Cpu {
     shared: Arc<Shared>,
-    threads: Vec<thread::JoinHandle<()>>,
+    threads: Mutex<Vec<thread::JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for Cpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Cpu")
-            .field("threads", &self.threads.len())
+            .field("cores", &self.shared.cores)
             .finish_non_exhaustive()
     }
 }
 
 impl Cpu {
-    /// Starts the threads of all lanes; those that compute have `cores` each.
+    /// A pool whose lanes that compute have up to `cores` threads each.
     ///
     /// # Errors
     /// The system's, if it gives no thread.
@@ -141,36 +159,51 @@ impl Cpu {
     /// # Errors
     /// As [`Cpu::new`].
     pub fn with_idle(cores: NonZeroUsize, idle: fn()) -> io::Result<Arc<Cpu>> {
-        let mut cpu = Cpu {
+        let cpu = Cpu {
             shared: Arc::new(Shared {
                 queues: Mutex::new(Queues::default()),
                 waiting: Default::default(),
+                cores,
                 idle,
             }),
-            threads: Vec::new(),
+            threads: Mutex::default(),
         };
         for lane in Lane::ALL {
-            for number in 0..lane.threads(cores) {
-                cpu.start(format!("{}-{number}", lane.name()), lane)?;
-            }
+            cpu.shared.queues.lock().lane(lane).threads += 1;
+            cpu.start(lane, Stays::Always)?;
         }
         Ok(Arc::new(cpu))
     }
 
-    fn start(&mut self, name: String, lane: Lane) -> io::Result<()> {
+    /// Starts a thread that is counted already.
+    fn start(&self, lane: Lane, stays: Stays) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
+        let mut threads = self.threads.lock();
+        threads.retain(|thread| !thread.is_finished());
         let thread = thread::Builder::new()
-            .name(name)
-            .spawn(move || work(&shared, lane))?;
-        self.threads.push(thread);
+            .name(lane.name().to_owned())
+            .spawn(move || work(&shared, lane, stays))?;
+        threads.push(thread);
         Ok(())
     }
 
     /// Queues a job that answers in its own way. It runs even if nobody waits for it any more; a panic in it is logged
     /// and dropped, so it must hold what answers for it (a value that reports on drop).
     pub fn spawn(&self, lane: Lane, job: impl FnOnce() + Send + 'static) {
-        self.shared.queues.lock().jobs[lane.index()].push_back(Box::new(job));
+        let starts = {
+            let mut queues = self.shared.queues.lock();
+            let queue = queues.lane(lane);
+            queue.jobs.push_back(Box::new(job));
+            let starts = queue.jobs.len() > queue.idle
+                && queue.threads < lane.most_threads(self.shared.cores);
+            queue.threads += usize::from(starts);
+            starts
+        };
         self.shared.condition(lane).notify_one();
+        if starts && let Err(error) = self.start(lane, Stays::WhileBusy) {
+            self.shared.queues.lock().lane(lane).threads -= 1;
+            tracing::debug!(lane = lane.name(), error = %error, "no further thread: the job waits for those there are");
+        }
     }
 
     /// Runs a job and waits for its result. Dropping the future does not stop a job that has been queued: it runs to
@@ -201,7 +234,7 @@ impl Drop for Cpu {
             self.shared.condition(lane).notify_all();
         }
         let me = thread::current().id();
-        for thread in self.threads.drain(..) {
+        for thread in std::mem::take(&mut *self.threads.lock()) {
             // The last owner may be a job of the pool itself; that thread ends by itself.
             if thread.thread().id() != me && thread.join().is_err() {
                 tracing::error!("a thread of the pool panicked outside of a job");
@@ -210,37 +243,56 @@ impl Drop for Cpu {
     }
 }
 
-fn work(shared: &Shared, lane: Lane) {
+/// What a thread does that has had nothing to do for [`IDLE`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stays {
+    /// It gives its scratch memory back and waits.
+    Always,
+    /// It ends.
+    WhileBusy,
+}
+
+fn work(shared: &Shared, lane: Lane, stays: Stays) {
     let condition = shared.condition(lane);
     if lane == Lane::ComputeBehind
         && let Err(error) = rustix::process::nice(NICE)
     {
         tracing::debug!(error = %error, "the background runs with full priority");
     }
-    let mut rested = true;
+    let mut rested = stays == Stays::Always;
     let mut queues = shared.queues.lock();
     loop {
-        if let Some(job) = queues.jobs[lane.index()].pop_front() {
+        if let Some(job) = queues.lane(lane).jobs.pop_front() {
             drop(queues);
             rested = false;
             if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(job)) {
                 tracing::error!(panic = panic_text(&*panic), "a job panicked");
             }
             queues = shared.queues.lock();
-        } else if queues.closed {
-            return;
-        } else if rested {
-            queues = condition.wait(queues);
-        } else {
-            let (guard, timed_out) = condition.wait_for(queues, IDLE);
-            queues = guard;
-            if timed_out && !queues.closed {
-                drop(queues);
-                (shared.idle)();
-                rested = true;
-                queues = shared.queues.lock();
-            }
+            continue;
         }
+        if queues.closed {
+            return;
+        }
+        queues.lane(lane).idle += 1;
+        let waited = if rested {
+            (condition.wait(queues), false)
+        } else {
+            condition.wait_for(queues, IDLE)
+        };
+        queues = waited.0;
+        queues.lane(lane).idle -= 1;
+        if !waited.1 || queues.closed || !queues.lane(lane).jobs.is_empty() {
+            continue;
+        }
+        if stays == Stays::WhileBusy {
+            queues.lane(lane).threads -= 1;
+            return;
+        }
+        drop(queues);
+        (shared.idle)();
+        rested = true;
+        queues = shared.queues.lock();
     }
 }
 
@@ -318,6 +370,36 @@ mod tests {
                 .expect("only other work is stuck");
         }
         drop(release);
+    }
+
+    #[test]
+    fn threads_come_with_jobs_and_end_without() {
+        let cpu = pool(4);
+        let threads = || cpu.shared.queues.lock().lane(Lane::Compute).threads;
+        assert_eq!(threads(), 1);
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        let (tell, told) = mpsc::channel();
+        for _ in 0..6 {
+            let (gate, tell) = (Arc::clone(&gate), tell.clone());
+            cpu.spawn(Lane::Compute, move || {
+                tell.send(()).expect("the test waits");
+                assert!(gate.lock().recv().is_err());
+            });
+        }
+        assert_eq!(threads(), 4, "one a core");
+        drop(release);
+        assert_eq!(told.iter().take(6).count(), 6);
+        let begin = Instant::now();
+        while threads() > 1 {
+            assert!(begin.elapsed() < Duration::from_secs(20));
+            thread::sleep(Duration::from_millis(20));
+        }
+        cpu.spawn(Lane::Compute, move || {
+            tell.send(()).expect("the test waits")
+        });
+        told.recv_timeout(Duration::from_secs(10))
+            .expect("the last one stays");
     }
 
     #[test]
