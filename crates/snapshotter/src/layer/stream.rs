@@ -17,7 +17,7 @@ use soci_oci::{Digest, Verifier, digest::DigestMismatch};
 use soci_ztoc::{Entry, GzipError, LayerInflate, Policy, TarError, TarScanner, TarSink};
 use tokio::sync::oneshot;
 
-use super::{Context, open::Whole, sparse};
+use super::{Context, layers::Whole, sparse};
 use crate::{
     cpu::{Lane, Lost},
     fetch::{Class, Delivery, Demand, DemandError, Patience},
