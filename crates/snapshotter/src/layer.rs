@@ -46,6 +46,7 @@ mod expected;
 mod fill;
 mod headers;
 mod layers;
+mod named;
 mod prove;
 mod read;
 mod scrub;
@@ -56,6 +57,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod trace;
+mod trouble;
 mod upkeep;
 
 pub use entries::Entries;
@@ -69,8 +71,10 @@ pub use stream::StreamError;
 pub use trace::{ReadWait, SpanWait};
 
 use headers::Headers;
+use named::Named;
 use read::Read;
 use spans::{Demander, Effect, Event, Span};
+use trouble::Trouble;
 
 /// Takes the outcome of one read. Called once, on any thread; it must not block.
 pub type ReadDone = Box<dyn FnOnce(Result<Bytes, ReadError>) + Send>;
@@ -160,14 +164,6 @@ pub struct Progress {
     pub last_error: Option<String>,
 }
 
-/// Who wants the layer and where it can be had.
-#[derive(Debug)]
-struct Named {
-    image: Arc<str>,
-    sources: Arc<[Source]>,
-    record: Sources,
-}
-
 #[derive(Debug, Default)]
 struct Counters {
     on_demand: AtomicU64,
@@ -185,14 +181,14 @@ pub struct Layer {
     /// How far each span is that is under way.
     times: trace::Times,
     ahead: Mutex<Readahead>,
-    named: Mutex<Named>,
+    image: Arc<str>,
+    named: Named,
+    trouble: Trouble,
     counters: Counters,
-    last_error: Mutex<Option<String>>,
     complete: watch::Sender<bool>,
     /// A span changed, a source came, the layer closed: completion looks again.
     changed: Notify,
     completing: AtomicBool,
-    trouble: Mutex<complete::Trouble>,
     /// How far its tar was hashed; taken out by who hashes.
     passing: Mutex<Option<Box<prove::Passing>>>,
     /// What the stream has behind the archive, if it is known.
@@ -211,13 +207,11 @@ impl fmt::Debug for Layer {
     }
 }
 
-/// Places that a layer is fetched from, the newest first: as many as its record remembers.
-const MOST_SOURCES: usize = 64;
 /// Bytes that readahead may ask for beyond a reader: two requests' worth.
 const AHEAD: u64 = 8 << 20;
 
 impl Layer {
-    fn new(context: Arc<Context>, files: LayerFiles, sources: Vec<Source>) -> Arc<Layer> {
+    fn new(context: Arc<Context>, files: LayerFiles) -> Arc<Layer> {
         let total = files.present.len();
         let state = |id| {
             if files.present.has(id) {
@@ -235,11 +229,6 @@ impl Layer {
         let ahead = u32::try_from(AHEAD / average.max(1))
             .unwrap_or(16)
             .clamp(1, 16);
-        let named = Named {
-            image: Arc::from(files.sources.image()),
-            sources: sources.into(),
-            record: files.sources.clone(),
-        };
         let layer = Layer {
             complete: watch::Sender::new(files.present.is_complete()),
             headers,
@@ -247,12 +236,12 @@ impl Layer {
             arrived: Mutex::default(),
             times: trace::Times::default(),
             ahead: Mutex::new(Readahead::new(ahead)),
-            named: Mutex::new(named),
+            image: Arc::from(files.sources.image()),
+            named: Named::new(files.sources.clone()),
+            trouble: Trouble::new(context.options.pause),
             counters: Counters::default(),
-            last_error: Mutex::default(),
             changed: Notify::new(),
             completing: AtomicBool::new(false),
-            trouble: Mutex::default(),
             passing: Mutex::new((!files.present.is_complete()).then(prove::Passing::new)),
             behind: Mutex::default(),
             settles: Mutex::default(),
@@ -356,34 +345,25 @@ impl Layer {
             bytes_total: self.files.sources.layer.size,
             guesses,
             complete: self.is_complete(),
-            last_error: self.last_error.lock().clone(),
+            last_error: self.trouble.last_error(),
         }
     }
 
     /// What the store knows about it.
     pub fn record(&self) -> Sources {
-        self.named.lock().record.clone()
+        self.named.record()
     }
 
     /// Whether it has a source to fetch from.
     pub fn has_source(&self) -> bool {
-        !self.named.lock().sources.is_empty()
+        !self.named.sources().is_empty()
     }
 
     /// One more place to fetch from, before the others; what was known of the same repository is replaced. What waits for a
     /// source goes on.
     pub fn add_source(&self, source: Source) {
-        {
-            let mut named = self.named.lock();
-            let others = named
-                .sources
-                .iter()
-                .filter(|known| known.name != source.name)
-                .cloned();
-            let sources = std::iter::once(source.clone()).chain(others);
-            named.sources = sources.take(MOST_SOURCES).collect();
-        }
-        *self.trouble.lock() = complete::Trouble::default();
+        self.named.add_source(source);
+        self.trouble.start_over();
         self.changed.notify_one();
     }
 
@@ -396,32 +376,18 @@ impl Layer {
     }
 
     fn image(&self) -> Arc<str> {
-        Arc::clone(&self.named.lock().image)
+        Arc::clone(&self.image)
     }
 
     fn ztoc(&self) -> Option<&ZtocFile> {
         self.files.ztoc.as_ref()
     }
 
-    fn note_error(&self, error: &ReadError) {
-        let mut text = error.to_string();
-        let mut cause: &dyn std::error::Error = error;
-        while let Some(source) = cause.source() {
-            text.push_str(": ");
-            text.push_str(&source.to_string());
-            cause = source;
-        }
-        *self.last_error.lock() = Some(text);
-    }
-
     /// Hands a demand for one span to the scheduler.
     fn demand(self: &Arc<Self>, span: u32, class: Class, avoid: Option<Arc<str>>) {
         let Some(ztoc) = self.ztoc() else { return };
         self.times.demanded(span);
-        let (image, sources) = {
-            let named = self.named.lock();
-            (Arc::clone(&named.image), Arc::clone(&named.sources))
-        };
+        let sources = self.named.sources();
         let (demander, patience, order) = match class {
             Class::All => (Demander::Patient, Patience::Forever, self.files.number.0),
             Class::Now | Class::Next => (Demander::Urgent, Patience::Budget, 0),
@@ -432,7 +398,7 @@ impl Layer {
             blob: self.files.key.layer,
             range: ztoc.spans().compressed(SpanId(span)),
             class,
-            image,
+            image: self.image(),
             order,
             sources,
             avoid,
@@ -450,7 +416,7 @@ impl Layer {
     }
 
     fn has_other_sources(&self, asked: &Arc<[Source]>) -> bool {
-        !self.is_closed() && !Arc::ptr_eq(&self.named.lock().sources, asked)
+        !self.is_closed() && !Arc::ptr_eq(&self.named.sources(), asked)
     }
 
     /// One step of one span; effects that need the scheduler are carried out, the others returned.
@@ -490,9 +456,9 @@ impl Layer {
             source: Arc::new(error),
         };
         if demander == Demander::Patient {
-            self.troubled(&error);
+            self.trouble.pause(&error);
         } else {
-            self.note_error(&error);
+            self.trouble.note(&error);
         }
         if let Effect::Fail(waiters) = self.step(span, Event::Failed(demander)) {
             read::fail_all(&self.context.cpu, waiters, error);

@@ -4,17 +4,12 @@
 //! has come, so that neighbours travel together. Any failure makes it pause; a full disk makes it wait for room. When every
 //! span is there and every header agreed, the bytes are synced, the marks made durable, and the layer is complete.
 
-use std::{
-    collections::{HashMap, HashSet},
-    io,
-    ops::Range,
-    time::Duration,
-};
+use std::{io, ops::Range, time::Duration};
 
 use soci_ztoc::SpanId;
 use tokio::time::Instant;
 
-use super::{Class, Context, Event, Layer, ReadError, Span};
+use super::{Class, Context, Event, Layer, Span};
 use crate::{
     cpu::Lane,
     places::Piece,
@@ -34,38 +29,6 @@ const LOOK: Duration = Duration::from_secs(30);
 
 /// How long after its completion a layer's bytes are kept in the page cache for who has not read them yet.
 const SETTLE: Duration = Duration::from_secs(20);
-
-/// Why completion is not asking now.
-#[derive(Debug, Default)]
-pub(super) struct Trouble {
-    /// Do not ask before.
-    until: Option<Instant>,
-    /// How long the next pause is.
-    pause: Option<Duration>,
-    /// The disk is full: ask when so many bytes are free.
-    need: Option<u64>,
-    /// It was said that the rest of the disk is kept for others.
-    low: bool,
-    /// Syncs that failed since one went well.
-    failed_syncs: u32,
-    /// Spans whose bytes came and were of no use.
-    bad: HashMap<u32, Bad>,
-}
-
-/// A span that is not asked for in the background for a while.
-#[derive(Clone, Copy, Debug)]
-struct Bad {
-    times: u32,
-    until: Instant,
-}
-
-/// What is wrong at its origin, or on a broken disk, is tried again after so many of the longest pauses at most: an hour.
-const LONGEST: u32 = 60;
-
-/// The pause after something was wrong so many times.
-fn pause_after(times: u32, unit: Duration) -> Duration {
-    unit * 2_u32.saturating_pow(times.saturating_sub(1)).min(LONGEST)
-}
 
 impl Layer {
     /// Waits until the layer is complete, and fetches whatever is missing in the background if it `fetches`. Runs until then,
@@ -94,26 +57,14 @@ impl Layer {
     /// Asks for what is missing, as far as the window goes. Returns when to look again at the latest.
     fn top_up(self: &Arc<Self>) -> Instant {
         let now = Instant::now();
-        {
-            let mut trouble = self.trouble.lock();
-            if let Some(until) = trouble.until.filter(|until| *until > now) {
-                return until;
-            }
-            if let Some(need) = trouble.need {
-                // One statvfs: no I/O.
-                let disk = self.context.store.disk();
-                if disk.is_ok_and(|disk| disk.free < need) {
-                    let until = now + LOOK_FOR_ROOM;
-                    trouble.until = Some(until);
-                    return until;
-                }
-                trouble.need = None;
-            }
-            trouble.until = None;
+        // One statvfs: no I/O.
+        let free = || self.context.store.disk().ok().map(|disk| disk.free);
+        if let Some(until) = self.trouble.waits(free, LOOK_FOR_ROOM) {
+            return until;
         }
         let room = self.room();
         if room == 0 {
-            self.trouble.lock().until = Some(now + LOOK_FOR_ROOM);
+            self.trouble.wait_until(now + LOOK_FOR_ROOM);
             return now + LOOK_FOR_ROOM;
         }
         for span in self.absent_in_window(room) {
@@ -156,8 +107,7 @@ impl Layer {
         let room = options.limits.room(disk, used.load(Ordering::Relaxed));
         // What others have under way comes too.
         let room = if room < MARGIN { 0 } else { room / 4 };
-        let was_low = std::mem::replace(&mut self.trouble.lock().low, room == 0);
-        if was_low != (room == 0) {
+        if self.trouble.is_low(room == 0) {
             let layer = self.files.key.layer.to_string();
             let (free, kept) = (disk.free, options.limits.floor(disk));
             if room == 0 {
@@ -180,7 +130,7 @@ impl Layer {
             return Vec::new();
         };
         let (mut under_way, mut room, mut absent) = (0, WINDOW, Vec::new());
-        let bad = self.bad_for_now();
+        let bad = self.trouble.bad_for_now();
         let spans = self.spans.lock();
         for (id, span) in (0_u32..).zip(spans.iter()) {
             if matches!(span, Span::Present) || (span.is_absent() && bad.contains(&id)) {
@@ -221,7 +171,8 @@ impl Layer {
                 return true;
             }
             // A header could not be read.
-            self.troubled(&self.store_error(io::ErrorKind::Other.into()));
+            self.trouble
+                .pause(&self.store_error(io::ErrorKind::Other.into()));
             return false;
         }
         let layer = Arc::clone(self);
@@ -234,7 +185,7 @@ impl Layer {
             Ok(Ok(complete)) => complete,
             Ok(Err(error)) => {
                 let error = self.store_error(error);
-                self.troubled(&error);
+                self.trouble.pause(&error);
                 false
             }
             Err(lost) => {
@@ -292,7 +243,7 @@ impl Layer {
         };
         match sync() {
             Ok(()) => {
-                self.trouble.lock().failed_syncs = 0;
+                self.trouble.synced();
                 self.files.present.durable(&written)
             }
             Err(error) => {
@@ -305,14 +256,8 @@ impl Layer {
         }
     }
 
-    /// Written spans are lost: nothing more is written in the background for a while, longer each time, or the layer would
-    /// be fetched again and again onto a disk that loses it.
     fn sync_failed(&self, error: &io::Error) {
-        let mut trouble = self.trouble.lock();
-        trouble.failed_syncs = trouble.failed_syncs.saturating_add(1);
-        let times = trouble.failed_syncs;
-        trouble.until = Some(Instant::now() + pause_after(times, self.context.options.pause.1));
-        drop(trouble);
+        let times = self.trouble.sync_failed();
         // Completion waits by what was true before.
         self.changed.notify_one();
         let layer = self.files.key.layer.to_string();
@@ -327,76 +272,28 @@ impl Layer {
         }
     }
 
-    /// A span came and was of no use: it is not asked for in the background for a while, longer each time. True if that is
-    /// news.
-    pub(super) fn bad_span(&self, span: u32, error: &ReadError) -> bool {
-        self.note_error(error);
-        let mut trouble = self.trouble.lock();
-        let until = Instant::now();
-        let bad = trouble.bad.entry(span).or_insert(Bad { times: 0, until });
-        bad.times = bad.times.saturating_add(1);
-        bad.until = until + pause_after(bad.times, self.context.options.pause.1);
-        bad.times == 1
-    }
-
-    /// Whether a span's bytes were of no use when they came last.
-    pub(super) fn is_bad(&self, span: u32) -> bool {
-        self.trouble.lock().bad.contains_key(&span)
-    }
-
-    fn bad_for_now(&self) -> HashSet<u32> {
-        let now = Instant::now();
-        let trouble = self.trouble.lock();
-        let bad = trouble.bad.iter().filter(|(_, bad)| bad.until > now);
-        bad.map(|(span, _)| *span).collect()
-    }
-
-    /// Something failed in the background: pause, longer each time.
-    pub(super) fn troubled(&self, error: &ReadError) {
-        self.note_error(error);
-        let (first, longest) = self.context.options.pause;
-        let mut trouble = self.trouble.lock();
-        let now = Instant::now();
-        if trouble.until.is_some_and(|until| until > now) {
-            return;
-        }
-        let pause = trouble
-            .pause
-            .map_or(first, |pause| (pause * 2).min(longest));
-        trouble.pause = Some(pause);
-        trouble.until = Some(now + pause);
-    }
-
-    /// A span was stored: the next failure pauses for the shortest time again.
+    /// A span was stored.
     pub(super) fn recovered(&self, span: u32) {
-        let mut trouble = self.trouble.lock();
-        trouble.bad.remove(&span);
-        trouble.pause = None;
-        if trouble.need.take().is_some() {
+        if self.trouble.recovered(span) {
             self.context.spare.forget(self.files.number);
         }
     }
 
     /// The store did not take a span.
-    pub(super) fn no_room(self: &Arc<Self>, span: u32, full: bool, error: io::Error) {
+    pub(super) fn no_room(&self, span: u32, full: bool, error: io::Error) {
         let size = self.ztoc().map_or(0, |ztoc| {
             let range = ztoc.spans().uncompressed(SpanId(span));
             range.end - range.start
         });
-        let first = self.trouble.lock().need.is_none();
-        if first {
+        let error = self.store_error(error);
+        if self.trouble.no_room(full.then_some(size + ROOM), &error) {
             tracing::error!(
                 layer = %self.files.key.layer,
                 image = &*self.image(),
                 span,
-                error = %error,
+                error = &error as &dyn std::error::Error,
                 "the store takes no more; reads are served from memory"
             );
-        }
-        let error = self.store_error(error);
-        self.troubled(&error);
-        if full {
-            self.trouble.lock().need = Some(size + ROOM);
         }
     }
 

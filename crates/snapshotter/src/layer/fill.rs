@@ -104,7 +104,7 @@ impl Layer {
                     subject,
                     reason: reason.into(),
                 };
-                if self.bad_span(span, &error) {
+                if self.trouble.bad_span(span, &error) {
                     tracing::error!(
                         layer = %self.files.key.layer,
                         error = &error as &dyn std::error::Error,
@@ -277,7 +277,7 @@ impl Layer {
             source: Arc::new(source),
         };
         let cause = &error as &dyn std::error::Error;
-        if self.is_bad(span) {
+        if self.trouble.is_bad(span) {
             tracing::debug!(
                 error = cause,
                 source = &*from,
@@ -286,7 +286,7 @@ impl Layer {
         } else {
             tracing::error!(layer = %self.files.key.layer, error = cause, source = &*from, "span digests do not match");
         }
-        self.note_error(&error);
+        self.trouble.note(&error);
         let most = self.context.options.span_fetches.max(2);
         let effect = {
             let mut spans = self.spans.lock();
@@ -298,7 +298,7 @@ impl Layer {
         match effect {
             Effect::Demand(class) => self.demand(span, class, Some(from)),
             Effect::Fail(waiters) => {
-                self.bad_span(span, &error);
+                self.trouble.bad_span(span, &error);
                 read::fail_all(&self.context.cpu, waiters, error);
             }
             _ => {}

@@ -171,7 +171,7 @@ impl Layers {
             let (store, origin) = (Arc::clone(&self.context.store), origin.clone());
             let make = move || store.create_lazy(&layer, &ztoc, bytes, origin);
             let files = self.context.cpu.run(Lane::Files, make).await??;
-            Ok::<_, OpenError>(Layer::new(Arc::clone(&self.context), files, Vec::new()))
+            Ok::<_, OpenError>(Layer::new(Arc::clone(&self.context), files))
         });
         let opened = Arc::clone(opened.await?);
         opened.add_source(source);
@@ -224,7 +224,7 @@ impl Layers {
                 return Ok(found);
             }
             let files = stream::pull(&self.context, whole).await?;
-            Ok::<_, OpenError>(Layer::new(Arc::clone(&self.context), files, Vec::new()))
+            Ok::<_, OpenError>(Layer::new(Arc::clone(&self.context), files))
         });
         let opened = Arc::clone(opened.await?);
         self.prove_whole(&opened).await?;
@@ -339,7 +339,7 @@ impl Layers {
             }
         });
         let files = opened.await??;
-        Ok(files.map(|files| Layer::new(Arc::clone(&self.context), files, Vec::new())))
+        Ok(files.map(|files| Layer::new(Arc::clone(&self.context), files)))
     }
 
     /// Another form of the same layer that is complete, and whose tar is the one that is asked for.
@@ -366,7 +366,7 @@ impl Layers {
 
     /// Notes who names a layer.
     async fn name(&self, layer: &Arc<Layer>, origin: Origin) {
-        if !layer.named.lock().record.name(origin) {
+        if !layer.named.add_origin(origin) {
             return;
         }
         let writer = Arc::clone(layer);

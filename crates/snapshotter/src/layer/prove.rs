@@ -228,7 +228,7 @@ impl Layer {
     pub(super) async fn prove_false(self: &Arc<Self>) {
         let layer = self.files.key.layer;
         tracing::error!(layer = %layer, image = &*self.image(), "every byte is there, but the layer is not what its index says; it stays on the device, and no container is started from it");
-        let why = self.last_error.lock().clone();
+        let why = self.trouble.last_error();
         let why = why.unwrap_or_else(|| "a tar header disagrees with the zTOC".to_owned());
         let proof = Proof::False(why.into());
         if let Err(lost) = note(&self.context, self.files.key, proof).await {
@@ -274,18 +274,14 @@ impl Layer {
         let Some(ztoc) = self.ztoc() else {
             return Err(DemandError::NoSource);
         };
-        let (image, sources) = {
-            let named = self.named.lock();
-            (Arc::clone(&named.image), Arc::clone(&named.sources))
-        };
         let (tell, told) = oneshot::channel();
         self.context.fetch.demand(Demand {
             blob: self.files.key.layer,
             range: ztoc.spans().compressed(span),
             class: Class::All,
-            image,
+            image: self.image(),
             order: self.files.number.0,
-            sources,
+            sources: self.named.sources(),
             avoid: None,
             patience: Patience::Budget,
             sink: Box::new(move |outcome| drop(tell.send(outcome))),

@@ -324,7 +324,7 @@ impl Layer {
                         error = &error as &dyn std::error::Error,
                         "a file is not what its index says; it is not shown"
                     );
-                    self.note_error(&error);
+                    self.trouble.note(&error);
                 }
                 Err(error)
             }
@@ -356,7 +356,7 @@ impl Layer {
             subject: self.subject(None),
             source: Arc::new(source),
         };
-        self.note_error(&error);
+        self.trouble.note(&error);
         error
     }
 

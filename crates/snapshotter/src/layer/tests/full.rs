@@ -181,8 +181,8 @@ async fn a_store_that_takes_nothing_still_lets_reads_through() {
         )
         .expect("files");
     files.data = std::fs::File::open(files.data_path()).expect("read only");
-    let from = vec![source(Arc::clone(&blob) as _)];
-    let layer = Layer::new(Arc::clone(&life.layers.context), files, from);
+    let layer = Layer::new(Arc::clone(&life.layers.context), files);
+    layer.add_source(source(Arc::clone(&blob) as _));
     let data = made.data();
     for start in (0..layer.data_size()).step_by(30_000) {
         let range = start..(start + 60_000).min(layer.data_size());
@@ -225,8 +225,8 @@ async fn a_disk_that_loses_what_it_took_is_not_written_again_and_again() {
         .write(true)
         .open("/dev/null")
         .expect("a device");
-    let from = vec![source(Arc::clone(&blob) as _)];
-    let layer = Layer::new(Arc::clone(&life.layers.context), files, from);
+    let layer = Layer::new(Arc::clone(&life.layers.context), files);
+    layer.add_source(source(Arc::clone(&blob) as _));
     life.layers.complete(&layer);
     tokio::time::sleep(Duration::from_secs(2)).await;
     let rounds = blob.bytes_sent() / made.layer.len() as u64;

@@ -1,6 +1,7 @@
 //! A layer that several images name has all their sources.
 
 use super::*;
+use crate::layer::named::MOST_SOURCES;
 
 fn of(repository: &str, fetcher: Arc<dyn Fetcher>) -> Source {
     Source::new("registry.example", repository, fetcher)
@@ -25,8 +26,8 @@ async fn the_same_layer_in_another_repository_is_another_source() {
         &made.data()[FIRST.start as usize..FIRST.end as usize]
     );
     let names = || {
-        let named = layer.named.lock();
-        let names = named.sources.iter().map(|source| source.name.to_string());
+        let sources = layer.named.sources();
+        let names = sources.iter().map(|source| source.name.to_string());
         names.collect::<Vec<_>>()
     };
     assert_eq!(names(), ["registry.example/gone", "registry.example/app"]);
