@@ -1,417 +1,243 @@
-//! The states of a layer's spans. Pure: [`Span::step`] is the only transition, waiters are values.
+//! The spans of a layer on their way to the store: who waits for which, what was asked for, what came.
 //!
-//! A span is fetched by *demands*: a patient one (background, waits for ever) and an urgent one (a reader or a guess, ends
-//! with the read budget). Both may be out for the same bytes; the scheduler makes one request of them.
+//! ```text
+//! read    the spans that a read needs; those that are missing are asked for, and it becomes a waiter of each
+//! demand  a span becomes a demand of the scheduler, and its bytes come back
+//! fill    compressed bytes ─▶ digest ─▶ inflate ─▶ waiters, from memory ─▶ data, heads ─▶ mark ─▶ waiters
+//! window  the next spans that nobody has asked for, for the background
+//! ```
 //!
-//! | state | event | next | effect |
-//! |--|--|--|--|
-//! | absent | want now | fetching, urgent | demand now |
-//! | absent | want next | fetching, urgent | demand next |
-//! | absent | want all | fetching, patient | demand all |
-//! | fetching | want now, nobody urgent | fetching, urgent too | demand now |
-//! | fetching | want now, a guess is out | fetching | promote |
-//! | fetching | want next or all | fetching | - |
-//! | fetching | delivered | filling | fill |
-//! | fetching | urgent demand failed | fetching if patient, else absent | fail waiters |
-//! | fetching | patient demand failed | fetching if urgent, else absent | fail waiters if absent |
-//! | filling | want now | filling | hurry: the background may have it in its queue |
-//! | filling | want next or all | filling | - |
-//! | filling | decoded | filling | serve waiters from memory |
-//! | filling | filled | present | wake waiters |
-//! | filling | wrong bytes, tries left | fetching | demand again |
-//! | filling | wrong bytes, none left; undecodable | absent | fail waiters |
-//! | filling | no room | absent | serve waiters from memory |
-//! | present | lost (a sync failed) | absent | - |
-//!
-//! A delivery that finds a span neither fetching nor its own is dropped: another one was first.
+//! [`state`] has one span's states. A failed span is absent again: nothing wrong is remembered, the next read tries anew.
 
-use crate::fetch::Class;
+use std::{collections::HashMap, io};
 
-/// Which of the two demands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Demander {
-    /// Waits for ever.
-    Patient,
-    /// Ends with the read budget.
-    Urgent,
-}
+use tokio::sync::Notify;
 
-/// One span; `W` is what waits for it.
-#[derive(Debug)]
-pub(crate) enum Span<W> {
-    Absent,
-    Fetching {
-        patient: bool,
-        urgent: Option<Class>,
-        tries: u32,
-        waiters: Vec<W>,
+use super::{Context, ReadError, data::Data, named::Named, passing::Passing, trouble::Trouble};
+use crate::{
+    fetch::{Class, Delivery, readahead::Readahead},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    Filling {
-        tries: u32,
-        waiters: Vec<W>,
-    },
-    Present,
+};
+
+mod demand;
+mod fill;
+mod read;
+mod spare;
+mod state;
+mod trace;
+mod window;
+
+pub use fill::drop_scratch;
+pub(super) use spare::Spare;
+pub(super) use trace::Waits;
+pub use trace::{ReadWait, SpanWait};
+
+use read::Read;
+use state::{Demander, Effect, Event, Span};
+use trace::Times;
+
+/// Bytes that readahead may ask for beyond a reader: two requests' worth.
+const AHEAD: u64 = 8 << 20;
+
+/// The spans of one layer. Parked reads and jobs of the pool hold it; demands hold it weakly.
+pub(super) struct Spans {
+    context: Arc<Context>,
+    data: Arc<Data>,
+    named: Arc<Named>,
+    trouble: Arc<Trouble>,
+    passing: Arc<Passing>,
+    states: Mutex<States>,
+    /// Bytes that came and wait for the pool, by span. Bounded by the scheduler's permits.
+    arrived: Mutex<HashMap<u32, Delivery>>,
+    /// How far each span is that is under way.
+    times: Times,
+    ahead: Mutex<Readahead>,
+    fetched: Fetched,
+    /// A span changed, a source came, the layer closed: completion looks again.
+    changed: Notify,
+    closed: AtomicBool,
 }
 
-/// What happens to a span.
+/// All states, by span.
 #[derive(Debug)]
-pub(crate) enum Event<W> {
-    /// Somebody wants it; a reader brings what waits.
-    Want(Class, Option<W>),
-    /// Its bytes have come.
-    Delivered,
-    /// A demand for it has failed.
-    Failed(Demander),
-    /// Its bytes are right, and in memory.
-    Decoded,
-    /// Its bytes are in the store.
-    Filled,
-    /// Its bytes had the wrong digest; the most fetches it may take in all.
-    Wrong { most: u32 },
-    /// Its bytes cannot be used, or reading them failed for good.
-    Broken,
-    /// Its bytes are right, but there is no room for them.
-    NoRoom,
-    /// What was in the store is gone.
-    Lost,
+struct States {
+    spans: Vec<Span<Arc<Read>>>,
+    /// Every span before it is present.
+    first_missing: usize,
 }
 
-/// What is to be done after a step.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Effect<W> {
-    None,
-    /// Hand a demand to the scheduler.
-    Demand(Class),
-    /// Tell the scheduler that its demand is a reader's now.
-    Promote,
-    /// Verify and inflate the bytes that came.
-    Fill,
-    /// A reader waits for bytes that came: before those of the background.
-    Hurry,
-    /// It is there already: the waiter is handed back.
-    Ready(W),
-    /// These may go on.
-    Wake(Vec<W>),
-    /// These get the error.
-    Fail(Vec<W>),
-    /// These get the bytes from memory.
-    Serve(Vec<W>),
+/// Compressed bytes that came, by why they were asked for.
+#[derive(Debug, Default)]
+struct Fetched {
+    on_demand: AtomicU64,
+    background: AtomicU64,
 }
 
-impl<W> Span<W> {
-    /// The one transition function; see the table above.
-    pub(crate) fn step(&mut self, event: Event<W>) -> Effect<W> {
-        match event {
-            Event::Want(class, waiter) => self.want(class, waiter),
-            Event::Delivered => match std::mem::replace(self, Span::Absent) {
-                Span::Fetching { tries, waiters, .. } => {
-                    *self = Span::Filling {
-                        tries: tries + 1,
-                        waiters,
-                    };
-                    Effect::Fill
-                }
-                other => {
-                    *self = other;
-                    Effect::None
-                }
-            },
-            Event::Failed(demander) => self.failed(demander),
-            Event::Decoded => match self {
-                Span::Filling { waiters, .. } if !waiters.is_empty() => {
-                    Effect::Serve(std::mem::take(waiters))
-                }
-                _ => Effect::None,
-            },
-            Event::Filled => self.leave_filling(Span::Present, Effect::Wake),
-            Event::Wrong { most } => self.wrong(most),
-            Event::Broken => self.leave_filling(Span::Absent, Effect::Fail),
-            Event::NoRoom => self.leave_filling(Span::Absent, Effect::Serve),
-            Event::Lost => {
-                if matches!(self, Span::Present) {
-                    *self = Span::Absent;
-                }
-                Effect::None
+impl Spans {
+    pub(super) fn new(
+        context: Arc<Context>,
+        data: Arc<Data>,
+        named: Arc<Named>,
+        trouble: Arc<Trouble>,
+        passing: Arc<Passing>,
+    ) -> Spans {
+        mark_empty_spans(&data);
+        let state = |span| {
+            if data.files.present.has(span) {
+                Span::Present
+            } else {
+                Span::Absent
             }
-        }
-    }
-
-    fn want(&mut self, class: Class, waiter: Option<W>) -> Effect<W> {
-        match self {
-            Span::Absent => {
-                let waiters = waiter.into_iter().collect();
-                let patient = class == Class::All;
-                let urgent = (!patient).then_some(class);
-                *self = Span::Fetching {
-                    patient,
-                    urgent,
-                    tries: 0,
-                    waiters,
-                };
-                Effect::Demand(class)
-            }
-            Span::Fetching {
-                urgent, waiters, ..
-            } => {
-                waiters.extend(waiter);
-                match (class, *urgent) {
-                    (Class::Now, None) => {
-                        *urgent = Some(class);
-                        Effect::Demand(class)
-                    }
-                    (Class::Now, Some(Class::Next | Class::All)) => {
-                        *urgent = Some(class);
-                        Effect::Promote
-                    }
-                    _ => Effect::None,
-                }
-            }
-            Span::Filling { waiters, .. } => {
-                waiters.extend(waiter);
-                if class == Class::Now {
-                    Effect::Hurry
-                } else {
-                    Effect::None
-                }
-            }
-            Span::Present => waiter.map_or(Effect::None, Effect::Ready),
-        }
-    }
-
-    fn failed(&mut self, demander: Demander) -> Effect<W> {
-        let Span::Fetching {
-            patient,
-            urgent,
-            waiters,
-            ..
-        } = self
-        else {
-            return Effect::None;
         };
-        match demander {
-            Demander::Patient => *patient = false,
-            Demander::Urgent => *urgent = None,
-        }
-        if *patient && demander == Demander::Urgent {
-            return Effect::Fail(std::mem::take(waiters));
-        }
-        if *patient || urgent.is_some() {
-            return Effect::None;
-        }
-        let waiters = std::mem::take(waiters);
-        *self = Span::Absent;
-        Effect::Fail(waiters)
-    }
-
-    fn wrong(&mut self, most: u32) -> Effect<W> {
-        match std::mem::replace(self, Span::Absent) {
-            Span::Filling { tries, waiters } if tries < most => {
-                // Without a reader the next try is the background's again.
-                let patient = waiters.is_empty();
-                let urgent = (!patient).then_some(Class::Now);
-                *self = Span::Fetching {
-                    patient,
-                    urgent,
-                    tries,
-                    waiters,
-                };
-                Effect::Demand(if patient { Class::All } else { Class::Now })
-            }
-            Span::Filling { waiters, .. } => Effect::Fail(waiters),
-            other => {
-                *self = other;
-                Effect::None
-            }
+        let states = States {
+            spans: (0..data.spans()).map(state).collect(),
+            first_missing: 0,
+        };
+        let average = data.files.sources.layer.size / u64::from(data.spans()).max(1);
+        let ahead = u32::try_from(AHEAD / average.max(1))
+            .unwrap_or(16)
+            .clamp(1, 16);
+        Spans {
+            states: Mutex::new(states),
+            arrived: Mutex::default(),
+            times: Times::default(),
+            ahead: Mutex::new(Readahead::new(ahead)),
+            fetched: Fetched::default(),
+            changed: Notify::new(),
+            closed: AtomicBool::new(false),
+            context,
+            data,
+            named,
+            trouble,
+            passing,
         }
     }
 
-    fn leave_filling(
-        &mut self,
-        to: Span<W>,
-        effect: impl FnOnce(Vec<W>) -> Effect<W>,
-    ) -> Effect<W> {
-        match std::mem::replace(self, Span::Absent) {
-            Span::Filling { waiters, .. } => {
-                *self = to;
-                effect(waiters)
-            }
-            other => {
-                *self = other;
-                Effect::None
-            }
+    /// Compressed bytes fetched because a reader waited or soon would, and those fetched in the background.
+    pub(super) fn bytes_fetched(&self) -> (u64, u64) {
+        let Fetched {
+            on_demand,
+            background,
+        } = &self.fetched;
+        (
+            on_demand.load(Ordering::Relaxed),
+            background.load(Ordering::Relaxed),
+        )
+    }
+
+    /// Spans that were guessed ahead of readers and then read; and those that were not.
+    pub(super) fn guesses(&self) -> (u64, u64) {
+        let ahead = self.ahead.lock();
+        (ahead.paid(), ahead.wasted())
+    }
+
+    /// Asks for a span in the background; one that is under way or there is left as it is.
+    pub(super) fn want(self: &Arc<Self>, span: u32) {
+        self.step(span, Event::Want(Class::All, None));
+    }
+
+    /// What was in the store of these spans is gone: their marks say so already.
+    pub(super) fn lose(self: &Arc<Self>, spans: &[u32]) {
+        for &span in spans {
+            self.step(span, Event::Lost);
         }
     }
 
-    /// Whether nothing of it is there or under way.
-    pub(crate) fn is_absent(&self) -> bool {
-        matches!(self, Span::Absent)
+    /// Takes spans out; they are to be fetched again. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The system's; they are absent in this process all the same.
+    pub(super) fn take_out(self: &Arc<Self>, spans: &[u32]) -> io::Result<()> {
+        let taken = self.data.files.present.take_out(spans);
+        for &span in spans {
+            self.step(span, Event::Lost);
+            self.data.clear_padding(span);
+        }
+        self.look_again();
+        taken
+    }
+
+    /// Waits for a reason to look again at what is missing.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Something is to be looked at again.
+    pub(super) fn look_again(&self) {
+        self.changed.notify_one();
+    }
+
+    /// The layer is removed: what waits is answered, nothing more is asked for.
+    pub(super) fn close(self: &Arc<Self>) {
+        self.closed.store(true, Ordering::Release);
+        self.context.spare.forget(self.data.files.number);
+        for span in 0..self.data.spans() {
+            for demander in [Demander::Patient, Demander::Urgent] {
+                if let Effect::Fail(waiters) = self.step(span, Event::Failed(demander)) {
+                    self.fail_all(waiters, self.removed());
+                }
+            }
+        }
+        self.look_again();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Spans that were demanded and are not settled.
+    #[cfg(test)]
+    pub(super) fn under_way(&self) -> usize {
+        let states = self.states.lock();
+        let settled = |span: &&Span<_>| span.is_absent() || matches!(span, Span::Present);
+        let unsettled = states.spans.iter().filter(|span| !settled(span)).count();
+        unsettled.max(self.times.under_way())
+    }
+
+    fn removed(&self) -> ReadError {
+        ReadError::Removed {
+            subject: self.data.subject(None),
+        }
+    }
+
+    /// One step of one span; effects that need the scheduler are carried out, the others returned.
+    fn step(self: &Arc<Self>, span: u32, event: Event<Arc<Read>>) -> Effect<Arc<Read>> {
+        let effect = self.states.lock().step(span, event);
+        self.carry_out(span, effect)
+    }
+
+    fn carry_out(self: &Arc<Self>, span: u32, effect: Effect<Arc<Read>>) -> Effect<Arc<Read>> {
+        match effect {
+            Effect::Demand(class) => self.demand(span, class, None),
+            Effect::Promote => self.promote(span),
+            Effect::Hurry => self.hurry(span),
+            other => return other,
+        }
+        Effect::None
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn fetching(patient: bool, urgent: Option<Class>, waiters: Vec<u32>) -> Span<u32> {
-        Span::Fetching {
-            patient,
-            urgent,
-            tries: 0,
-            waiters,
+impl States {
+    fn step(&mut self, span: u32, event: Event<Arc<Read>>) -> Effect<Arc<Read>> {
+        let index = span as usize;
+        if matches!(event, Event::Lost) {
+            self.first_missing = self.first_missing.min(index);
         }
+        let span = self.spans.get_mut(index);
+        span.map_or(Effect::None, |span| span.step(event))
     }
+}
 
-    #[test]
-    fn a_reader_takes_a_span_through_its_life() {
-        let mut span = Span::Absent;
-        assert_eq!(
-            span.step(Event::Want(Class::Now, Some(1))),
-            Effect::Demand(Class::Now)
-        );
-        assert_eq!(span.step(Event::Want(Class::Now, Some(2))), Effect::None);
-        assert_eq!(span.step(Event::Delivered), Effect::Fill);
-        assert_eq!(
-            span.step(Event::Delivered),
-            Effect::None,
-            "the second of two equal deliveries"
-        );
-        assert_eq!(span.step(Event::Want(Class::Now, Some(3))), Effect::Hurry);
-        assert_eq!(span.step(Event::Filled), Effect::Wake(vec![1, 2, 3]));
-        assert_eq!(
-            span.step(Event::Want(Class::Now, Some(4))),
-            Effect::Ready(4)
-        );
-        assert_eq!(span.step(Event::Lost), Effect::None);
-        assert!(span.is_absent());
-    }
-
-    #[test]
-    fn a_reader_that_joins_the_background_brings_its_own_patience() {
-        let mut span = fetching(true, None, vec![]);
-        assert_eq!(
-            span.step(Event::Want(Class::Now, Some(1))),
-            Effect::Demand(Class::Now)
-        );
-        assert_eq!(
-            span.step(Event::Failed(Demander::Urgent)),
-            Effect::Fail(vec![1])
-        );
-        assert!(!span.is_absent(), "the background still waits");
-        assert_eq!(span.step(Event::Delivered), Effect::Fill);
-    }
-
-    #[test]
-    fn a_guess_becomes_a_readers() {
-        let mut span = Span::Absent;
-        assert_eq!(
-            span.step(Event::Want(Class::Next, None)),
-            Effect::Demand(Class::Next)
-        );
-        assert_eq!(span.step(Event::Want(Class::Now, Some(1))), Effect::Promote);
-        assert_eq!(
-            span.step(Event::Failed(Demander::Urgent)),
-            Effect::Fail(vec![1])
-        );
-        assert!(span.is_absent());
-    }
-
-    #[test]
-    fn wrong_bytes_are_fetched_again_a_bounded_number_of_times() {
-        let mut span = Span::Absent;
-        span.step(Event::Want(Class::Now, Some(1)));
-        span.step(Event::Delivered);
-        assert_eq!(
-            span.step(Event::Wrong { most: 2 }),
-            Effect::Demand(Class::Now)
-        );
-        span.step(Event::Delivered);
-        assert_eq!(span.step(Event::Wrong { most: 2 }), Effect::Fail(vec![1]));
-        assert!(span.is_absent());
-    }
-
-    #[test]
-    fn without_room_readers_are_served_from_memory() {
-        let mut span = Span::Absent;
-        span.step(Event::Want(Class::Now, Some(1)));
-        span.step(Event::Delivered);
-        assert_eq!(span.step(Event::NoRoom), Effect::Serve(vec![1]));
-        assert!(span.is_absent());
-    }
-
-    #[test]
-    fn readers_are_served_from_memory_before_the_disk_has_it() {
-        let mut span = Span::Absent;
-        span.step(Event::Want(Class::Now, Some(1)));
-        assert_eq!(span.step(Event::Decoded), Effect::None, "nothing has come");
-        span.step(Event::Delivered);
-        assert_eq!(span.step(Event::Decoded), Effect::Serve(vec![1]));
-        assert_eq!(span.step(Event::Decoded), Effect::None);
-        assert_eq!(span.step(Event::Want(Class::Now, Some(2))), Effect::Hurry);
-        assert_eq!(span.step(Event::Filled), Effect::Wake(vec![2]));
-    }
-
-    #[derive(Clone, Debug)]
-    enum Move {
-        Want(Class, bool),
-        Other(u8),
-    }
-
-    fn moves() -> impl Strategy<Value = Vec<Move>> {
-        let class = prop_oneof![Just(Class::Now), Just(Class::Next), Just(Class::All)];
-        let step = prop_oneof![
-            (class, any::<bool>())
-                .prop_map(|(class, waits)| Move::Want(class, waits && class == Class::Now)),
-            (0_u8..9).prop_map(Move::Other),
-        ];
-        prop::collection::vec(step, 0..60)
-    }
-
-    proptest! {
-        #[test]
-        fn prop_no_waiter_is_lost_or_answered_twice(moves in moves()) {
-            let mut span = Span::Absent;
-            let (mut asked, mut answered) = (0_u32, Vec::new());
-            // Demands that are out, as the scheduler would have them: patient, urgent.
-            let (mut patient, mut urgent) = (false, false);
-            for step in moves {
-                let event = match step {
-                    Move::Want(class, waits) => {
-                        let waiter = waits.then(|| { asked += 1; asked });
-                        Event::Want(class, waiter)
-                    }
-                    Move::Other(0) if patient || urgent => { (patient, urgent) = (false, false); Event::Delivered }
-                    Move::Other(1) if patient => { patient = false; Event::Failed(Demander::Patient) }
-                    Move::Other(2) if urgent => { urgent = false; Event::Failed(Demander::Urgent) }
-                    Move::Other(3) => Event::Filled,
-                    Move::Other(4) => Event::Wrong { most: 2 },
-                    Move::Other(5) => Event::Broken,
-                    Move::Other(6) => Event::NoRoom,
-                    Move::Other(7) => Event::Lost,
-                    Move::Other(8) => Event::Decoded,
-                    Move::Other(_) => continue,
-                };
-                match span.step(event) {
-                    Effect::Demand(Class::All) => { prop_assert!(!patient); patient = true; }
-                    Effect::Demand(_) => { prop_assert!(!urgent); urgent = true; }
-                    Effect::Promote => prop_assert!(urgent),
-                    Effect::Ready(waiter) => answered.push(waiter),
-                    Effect::Wake(waiters) | Effect::Fail(waiters) | Effect::Serve(waiters) => answered.extend(waiters),
-                    Effect::Fill | Effect::Hurry | Effect::None => {}
-                }
-                if let Span::Fetching { patient: p, urgent: u, waiters, .. } = &span {
-                    prop_assert_eq!((*p, u.is_some()), (patient, urgent), "states follow the demands");
-                    prop_assert!(waiters.is_empty() || urgent, "who waits has a demand that ends");
-                }
-                if matches!(span, Span::Absent | Span::Present) {
-                    prop_assert_eq!(answered.len(), asked as usize);
-                }
-            }
-            let mut unique = answered.clone();
-            unique.sort_unstable();
-            unique.dedup();
-            prop_assert_eq!(unique.len(), answered.len());
+/// Spans without a byte of the archive (behind its end, say) need nothing.
+fn mark_empty_spans(data: &Data) {
+    let Some(ztoc) = data.ztoc() else { return };
+    for id in ztoc.spans().ids() {
+        let empty = ztoc.spans().uncompressed(id).is_empty();
+        if empty && !data.files.present.has(id.0) {
+            data.mark(id.0);
         }
     }
 }

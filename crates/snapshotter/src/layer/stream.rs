@@ -10,21 +10,25 @@
 //! Everything goes into a draft that nobody sees; it becomes a layer when both digests are right. Entries that
 //! unpacking ignores or refuses are ignored or refused here too.
 
-use std::{collections::VecDeque, fs::File, io, ops::Range, sync::Arc as StdArc};
+use std::{collections::VecDeque, io, ops::Range};
 
 use bytes::Bytes;
 use soci_oci::{Digest, Verifier, digest::DigestMismatch};
-use soci_ztoc::{Entry, GzipError, LayerInflate, Policy, TarError, TarScanner, TarSink};
+use soci_ztoc::{GzipError, LayerInflate, Policy, TarError, TarScanner};
 use tokio::sync::oneshot;
 
-use super::{Context, layers::Whole, sparse};
+use super::{Context, Whole};
 use crate::{
     cpu::{Lane, Lost},
-    fetch::{Class, Delivery, Demand, DemandError, Patience},
-    places::{self, BLOCK, LEAD, PlaceError, Planned, TAIL},
+    fetch::{Class, Delivery, Demand, DemandError, Patience, Source},
+    places::{self, PlaceError},
     store::{Draft, LayerFiles, StoreError, sources::Sources},
     sync::Arc,
 };
+
+mod files;
+
+use files::Files;
 
 /// Bytes of one step: enough for a connection to reach its speed.
 const STEP: u64 = 2 << 20;
@@ -32,8 +36,6 @@ const STEP: u64 = 2 << 20;
 const STEPS: usize = 6;
 /// Passes at once: bounds their memory. Others wait.
 pub(super) const PASSES: usize = 3;
-/// Bytes gathered before a write.
-const WRITE: usize = 1 << 20;
 
 /// Why a layer could not be pulled whole.
 #[derive(Debug, thiserror::Error)]
@@ -150,7 +152,7 @@ pub(super) async fn pull(context: &Arc<Context>, whole: Whole) -> Result<LayerFi
 struct Steps<'a> {
     context: &'a Context,
     blob: Digest,
-    sources: StdArc<[crate::fetch::Source]>,
+    sources: Arc<[Source]>,
     image: Arc<str>,
     left: Range<u64>,
     asked: VecDeque<oneshot::Receiver<Result<Delivery, DemandError>>>,
@@ -312,114 +314,5 @@ impl Pass {
             source,
         })?;
         Ok((draft, table))
-    }
-}
-
-/// Where the tar's bytes go. Keeps its first error: the scanner cannot hear of it.
-struct Files {
-    draft: Draft,
-    data: Gathered,
-    heads: Gathered,
-    planned: Vec<Planned>,
-    /// Place in `data` of the file at hand minus its offset in the tar, and where the next file begins.
-    file: (u64, u64),
-    next: u64,
-    error: Option<io::Error>,
-}
-
-impl Files {
-    fn new(draft: Draft) -> Files {
-        Files {
-            draft,
-            data: Gathered::default(),
-            heads: Gathered::default(),
-            planned: Vec::new(),
-            file: (LEAD, 0),
-            next: LEAD,
-            error: None,
-        }
-    }
-
-    fn finish(mut self) -> io::Result<Draft> {
-        self.data.flush(&self.draft.data)?;
-        self.heads.flush(&self.draft.heads)?;
-        self.draft.heads.set_len(self.heads.end())?;
-        self.draft.data.set_len(self.next.saturating_add(TAIL))?;
-        Ok(self.draft)
-    }
-
-    fn keep(&mut self, written: io::Result<()>) {
-        if let (Err(error), None) = (written, &self.error) {
-            self.error = Some(error);
-        }
-    }
-}
-
-impl TarSink for Files {
-    fn head(&mut self, _offset: u64, bytes: &[u8]) {
-        let place = self.heads.end();
-        let written = self.heads.push(&self.draft.heads, place, bytes);
-        self.keep(written);
-    }
-
-    fn entry(&mut self, entry: &Entry<'_>) {
-        let content = entry.content();
-        let size = content.end - content.start;
-        self.planned.push(Planned {
-            header: entry.header(),
-            offset: content.start,
-            size,
-        });
-        self.file = (self.next, content.start);
-        // Sizes that do not fit are refused by the plan at the end; nothing is written for them before.
-        self.next = self
-            .next
-            .saturating_add(size.checked_next_multiple_of(BLOCK).unwrap_or(0));
-    }
-
-    fn data(&mut self, offset: u64, bytes: &[u8]) {
-        let place = self.file.0 + (offset - self.file.1);
-        let written = self.data.push(&self.draft.data, place, bytes);
-        self.keep(written);
-    }
-}
-
-/// Bytes gathered for one large write.
-#[derive(Default)]
-struct Gathered {
-    start: u64,
-    bytes: Vec<u8>,
-}
-
-impl Gathered {
-    fn end(&self) -> u64 {
-        self.start + self.bytes.len() as u64
-    }
-
-    fn push(&mut self, file: &File, place: u64, part: &[u8]) -> io::Result<()> {
-        match place.checked_sub(self.end()) {
-            // The zeros behind a file's end.
-            Some(gap) if gap < BLOCK => {
-                let gap = usize::try_from(gap).unwrap_or(0);
-                self.bytes.resize(self.bytes.len() + gap, 0);
-            }
-            _ => {
-                self.flush(file)?;
-                self.start = place;
-            }
-        }
-        self.bytes.extend_from_slice(part);
-        if self.bytes.len() >= WRITE {
-            self.flush(file)
-        } else {
-            Ok(())
-        }
-    }
-
-    fn flush(&mut self, file: &File) -> io::Result<()> {
-        sparse::write_new(file, &self.bytes, self.start)?;
-        self.start = self.end();
-        self.bytes.clear();
-        Ok(())
     }
 }

@@ -17,9 +17,10 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    fetch,
+    cpu::Cpu,
+    fetch::{self, Scheduler},
     places::LEAD,
-    store::{StoreError, proofs::Proof, sources::Origin},
+    store::{LayerStore, StoreError, proofs::Proof, sources::Origin},
 };
 
 mod damage;
@@ -156,8 +157,6 @@ async fn completes(layer: &Arc<Layer>) {
         .expect("the layer lives");
 }
 
-use std::ops::Range;
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_reads_equal_the_tar() {
     for form in [Form::Gzip, Form::Members, Form::Plain] {
@@ -257,7 +256,7 @@ async fn a_read_that_waited_tells_for_what() {
     read(&layer, FIRST).await.expect("bytes");
     assert!(life.layers.waits().len() <= 2);
     let begin = std::time::Instant::now();
-    while layer.times.under_way() > 0 {
+    while layer.spans.under_way() > 0 {
         assert!(begin.elapsed() < Duration::from_secs(20), "a span is left");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }

@@ -23,6 +23,7 @@ async fn corrupt_bytes_are_never_given_out() {
         assert!(layer.progress().spans_present == 0);
         let mut stored = vec![0; first.size as usize];
         layer
+            .data
             .files
             .data
             .read_exact_at(&mut stored, first.data)
@@ -159,10 +160,13 @@ async fn a_span_that_is_wrong_at_its_origin_is_asked_for_less_and_less() {
     let file = (0..layer.places().files())
         .filter_map(|index| layer.places().file(index))
         .find(|file| {
-            let spans = layer.ztoc().expect("a zTOC").spans();
+            let spans = layer.data.ztoc().expect("a zTOC").spans();
             let ids = spans.covering(file.tar..file.tar + file.size);
-            ids.clone()
-                .any(|id| spans.compressed(SpanId(id)).contains(&(at as u64)))
+            ids.clone().any(|id| {
+                spans
+                    .compressed(soci_ztoc::SpanId(id))
+                    .contains(&(at as u64))
+            })
         });
     let file = file.expect("a file in it");
     let before = asked();

@@ -25,7 +25,7 @@ async fn head_and_tail_are_there_without_a_fetch() {
         let layer = life.open(&made, Arc::clone(&blob) as _).await;
         // Also where the disk holds something: nothing of it is anybody's.
         for at in [0, LEAD - 7] {
-            let written = layer.files.data.write_all_at(b"garbage", at);
+            let written = layer.data.files.data.write_all_at(b"garbage", at);
             written.expect("written");
         }
         let (size, contents) = (layer.data_size(), layer.places().contents());
@@ -45,14 +45,7 @@ async fn head_and_tail_are_there_without_a_fetch() {
             assert!(bytes.iter().all(|byte| *byte == 0), "{range:?}");
         }
         assert!(blob.requests().is_empty(), "nobody was asked");
-        assert!(
-            layer
-                .spans
-                .lock()
-                .iter()
-                .all(|span| span.is_absent() || matches!(span, Span::Present)),
-            "nothing is under way"
-        );
+        assert_eq!(layer.spans.under_way(), 0);
     }
 }
 

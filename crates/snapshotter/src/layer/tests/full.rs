@@ -1,6 +1,7 @@
 //! Stores that take nothing.
 
 use super::*;
+use crate::store::space::Limits;
 
 /// A small file system of its own. Mounting it needs root and a mount namespace, as `make test` gives.
 struct SmallDisk(TempDir);
@@ -181,7 +182,7 @@ async fn a_store_that_takes_nothing_still_lets_reads_through() {
         )
         .expect("files");
     files.data = std::fs::File::open(files.data_path()).expect("read only");
-    let layer = Layer::new(Arc::clone(&life.layers.context), files);
+    let layer = Layer::new(&life.layers.context, files);
     layer.add_source(source(Arc::clone(&blob) as _));
     let data = made.data();
     for start in (0..layer.data_size()).step_by(30_000) {
@@ -225,7 +226,7 @@ async fn a_disk_that_loses_what_it_took_is_not_written_again_and_again() {
         .write(true)
         .open("/dev/null")
         .expect("a device");
-    let layer = Layer::new(Arc::clone(&life.layers.context), files);
+    let layer = Layer::new(&life.layers.context, files);
     layer.add_source(source(Arc::clone(&blob) as _));
     life.layers.complete(&layer);
     tokio::time::sleep(Duration::from_secs(2)).await;

@@ -74,10 +74,10 @@ async fn damage_is_found_and_fetched_again() {
 
         let file = layer.places().file(4).expect("a file");
         let damage: [(&std::fs::File, u64); 3] = [
-            (&layer.files.data, file.data + file.size / 2),
+            (&layer.data.files.data, file.data + file.size / 2),
             // Behind the end of a file: no span writes there.
-            (&layer.files.data, file.data + file.size),
-            (&layer.files.heads, layer.places().heads_size() - 1500),
+            (&layer.data.files.data, file.data + file.size),
+            (&layer.data.files.heads, layer.places().heads_size() - 1500),
         ];
         assert_ne!((file.data + file.size) % 4096, 0);
         for (file, at) in damage {
@@ -119,11 +119,12 @@ async fn damage_that_nobody_can_repair_now_is_not_served_after_a_crash() {
     let layer = life.layers.open_present(&key).await.expect("opens");
     let layer = layer.expect("is there");
     layer
+        .data
         .files
         .data
         .write_all_at(b"damage", file.data)
         .expect("damaged");
-    layer.files.data.sync_data().expect("on the disk");
+    layer.data.files.data.sync_data().expect("on the disk");
     asked.source = None;
     let pass = {
         let layers = Arc::clone(&life.layers);
@@ -159,10 +160,10 @@ async fn of_a_layer_that_is_not_complete_only_spans_are_taken_out() {
     let layer = life.open(&made, blob).await;
     store(&layer, FIRST).await;
     let before = read(&layer, FIRST).await.expect("bytes");
-    layer.sync().expect("synced");
-    let damaged = layer.files.data.write_all_at(b"damage", FIRST.start);
+    layer.completion.sync().expect("synced");
+    let damaged = layer.data.files.data.write_all_at(b"damage", FIRST.start);
     damaged.expect("damaged");
-    layer.files.data.sync_data().expect("on the disk");
+    layer.data.files.data.sync_data().expect("on the disk");
     let asked = Asked::new(&life, &made);
     let found = scrub(&life, layer.key(), &asked).await;
     assert_eq!((found.differing, found.refetched), (1, 0), "{found:?}");
@@ -184,8 +185,13 @@ async fn a_whole_layer_is_held_against_its_tar() {
     let asked = Asked::new(&life, &made);
     let found = scrub(&life, layer.key(), &asked).await;
     assert_eq!((found.checked, found.differing), (1, 0), "{found:?}");
-    layer.files.heads.write_all_at(b"x", 700).expect("damaged");
-    layer.files.heads.sync_data().expect("on the disk");
+    layer
+        .data
+        .files
+        .heads
+        .write_all_at(b"x", 700)
+        .expect("damaged");
+    layer.data.files.heads.sync_data().expect("on the disk");
     let found = scrub(&life, layer.key(), &asked).await;
     assert_eq!((found.differing, found.refetched), (1, 0), "{found:?}");
     let remedy = found.problem.expect("a remedy");
@@ -216,7 +222,7 @@ async fn a_killed_process_leaves_no_span_without_a_sum() {
     let life = node.start();
     let layer = life.layers.open_present(&key).await.expect("opens");
     let layer = layer.expect("is there");
-    layer.sync().expect("synced");
+    layer.completion.sync().expect("synced");
     let asked = Asked::new(&life, &made);
     let found = scrub(&life, key, &asked).await;
     assert_eq!((found.checked, found.differing), (1, 0), "{found:?}");

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use soci_oci::Verifier;
 use tokio::time::Instant;
 
-use super::{Layer, Layers, OpenError};
-use crate::{cpu::Lane, store::LayerKey, sync::Arc};
+use super::{Layers, OpenError};
+use crate::{cpu::Lane, layer::Layer, store::LayerKey, sync::Arc};
 
 /// How long a scrub of one layer waits for what it has asked for again.
 const REFETCH: Duration = Duration::from_secs(120);
@@ -89,12 +89,12 @@ impl Layers {
         let mut found = Scrubbed {
             layer: key.layer.to_string(),
             number: layer.number().0,
-            image: layer.image().to_string(),
+            image: layer.data.image().to_string(),
             ..Scrubbed::default()
         };
-        if layer.ztoc().is_some() {
+        if layer.data.ztoc().is_some() {
             let differing = self.check_spans(&layer, pace, &mut found).await;
-            if !differing.is_empty() && !layer.is_closed() {
+            if !differing.is_empty() && !layer.spans.is_closed() {
                 self.repair(&layer, &differing, repairs, &mut found).await;
             }
         } else {
@@ -107,14 +107,14 @@ impl Layers {
 
     async fn check_spans(&self, layer: &Arc<Layer>, pace: Pace, found: &mut Scrubbed) -> Vec<u32> {
         let mut differing = Vec::new();
-        for span in 0..u32::try_from(layer.files.present.len()).unwrap_or(u32::MAX) {
+        for span in 0..layer.data.spans() {
             let begin = Instant::now();
-            if layer.is_closed() {
+            if layer.spans.is_closed() {
                 break;
             }
             self.give_way().await;
-            let of = Arc::clone(layer);
-            let job = move || of.check_span(span);
+            let data = Arc::clone(&layer.data);
+            let job = move || data.check_span(span);
             let checked = match self.context.cpu.run(Lane::ComputeBehind, job).await {
                 Ok(None) => continue,
                 Ok(Some(checked)) => checked,
@@ -145,12 +145,8 @@ impl Layers {
         found: &mut Scrubbed,
     ) {
         // First, so that whoever mounts it from now on mounts the device.
-        let of = Arc::clone(layer);
-        let doubted = self
-            .context
-            .cpu
-            .run(Lane::FilesBehind, move || of.doubt())
-            .await;
+        let (cpu, of) = (&self.context.cpu, Arc::clone(&layer.completion));
+        let doubted = cpu.run(Lane::FilesBehind, move || of.doubt()).await;
         let was_complete = match doubted {
             Ok(Ok(was_complete)) => was_complete,
             Ok(Err(error)) => {
@@ -167,13 +163,9 @@ impl Layers {
                 "readers of a damaged layer stay on its data"
             );
         }
-        let (of, spans) = (Arc::clone(layer), differing.to_vec());
-        let taken = self
-            .context
-            .cpu
-            .run(Lane::FilesBehind, move || of.take_out(&spans))
-            .await;
-        if let Ok(Err(error)) = taken {
+        let (of, spans) = (Arc::clone(&layer.spans), differing.to_vec());
+        let taken = cpu.run(Lane::FilesBehind, move || of.take_out(&spans));
+        if let Ok(Err(error)) = taken.await {
             found.problem = Some(unwritten(&error));
         }
         if !was_complete {
@@ -183,16 +175,20 @@ impl Layers {
         }
         repairs.after(layer);
         let until = Instant::now() + REFETCH;
-        let is_back = || differing.iter().all(|span| layer.files.present.has(*span));
-        while !is_back() && Instant::now() < until && !layer.is_closed() {
+        let is_back = || {
+            differing
+                .iter()
+                .all(|span| layer.data.files.present.has(*span))
+        };
+        while !is_back() && Instant::now() < until && !layer.spans.is_closed() {
             tokio::time::sleep(LOOK).await;
         }
         let back = differing
             .iter()
-            .filter(|span| layer.files.present.has(**span));
+            .filter(|span| layer.data.files.present.has(**span));
         found.refetched = back.count();
         if found.refetched < found.differing && found.problem.is_none() {
-            let error = layer.progress().last_error.unwrap_or_default();
+            let error = layer.trouble.last_error().unwrap_or_default();
             found.problem = Some(format!(
                 "not all of it could be fetched again yet ({error}); it goes on in the background, and reads wait for it"
             ));
@@ -200,18 +196,18 @@ impl Layers {
     }
 
     async fn check_whole(&self, layer: &Arc<Layer>, pace: Pace, found: &mut Scrubbed) {
-        let Some(diff_id) = layer.files.sources.diff_id else {
+        let Some(diff_id) = layer.data.files.sources.diff_id else {
             return;
         };
         let mut tar = Verifier::new(diff_id);
-        let size = layer.files.places.archive_size();
+        let size = layer.data.files.places.archive_size();
         let mut at = 0;
         found.checked = 1;
-        while at < size && !layer.is_closed() {
+        while at < size && !layer.spans.is_closed() {
             let begin = Instant::now();
             self.give_way().await;
             let range = at..size.min(at + STEP);
-            let (of, part) = (Arc::clone(layer), range.clone());
+            let (of, part) = (Arc::clone(&layer.data), range.clone());
             let read = self
                 .context
                 .cpu
@@ -225,7 +221,7 @@ impl Layers {
             pace.hold(begin, range.end - range.start).await;
             at = range.end;
         }
-        if !layer.is_closed() && (at < size || tar.finish().is_err()) {
+        if !layer.spans.is_closed() && (at < size || tar.finish().is_err()) {
             found.differing = 1;
             found.problem = Some(
                 "the layer was pulled whole and is damaged; it cannot be fetched in parts: remove the image from \

@@ -3,14 +3,12 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    ops::Range,
     time::{Duration, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::{Layer, ReadError};
 use crate::sync::Mutex;
 
 /// Reads that are remembered: a few hundred bytes each.
@@ -69,7 +67,7 @@ struct Steps {
 
 /// The spans of a layer that are under way.
 #[derive(Debug, Default)]
-pub(super) struct Times(Mutex<HashMap<u32, Steps>>);
+pub(in crate::layer) struct Times(Mutex<HashMap<u32, Steps>>);
 
 impl Times {
     pub(super) fn demanded(&self, span: u32) {
@@ -141,49 +139,26 @@ impl Times {
     }
 }
 
-fn micros(time: Duration) -> u64 {
+pub(super) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The time of day, in milliseconds since 1970.
+pub(super) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| micros(since) / 1000)
 }
 
 /// The newest reads of the node that waited.
 #[derive(Debug, Default)]
-pub(super) struct Waits(Mutex<VecDeque<ReadWait>>);
+pub(in crate::layer) struct Waits(Mutex<VecDeque<ReadWait>>);
 
 impl Waits {
-    pub(super) fn newest(&self) -> Vec<ReadWait> {
+    pub(in crate::layer) fn newest(&self) -> Vec<ReadWait> {
         self.0.lock().iter().cloned().collect()
     }
 
-    fn keep(&self, wait: ReadWait) {
-        let mut waits = self.0.lock();
-        if waits.len() >= MOST {
-            waits.pop_front();
-        }
-        waits.push_back(wait);
-    }
-}
-
-impl Layer {
-    /// Notes that a read was answered which had waited.
-    pub(super) fn note_wait(
-        &self,
-        range: &Range<u64>,
-        began: Instant,
-        spans: Vec<SpanWait>,
-        error: Option<&ReadError>,
-    ) {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let wait = ReadWait {
-            at_ms: since.map_or(0, |since| micros(since) / 1000),
-            image: self.image().to_string(),
-            layer: self.files.key.layer.to_string(),
-            number: self.files.number.0,
-            offset: range.start,
-            bytes: range.end - range.start,
-            took_us: micros(began.elapsed()),
-            spans,
-            error: error.map(ToString::to_string),
-        };
+    pub(super) fn keep(&self, wait: ReadWait) {
         tracing::debug!(
             layer = wait.layer,
             offset = wait.offset,
@@ -193,7 +168,11 @@ impl Layer {
             error = wait.error,
             "a read waited for bytes"
         );
-        self.context.waits.keep(wait);
+        let mut waits = self.0.lock();
+        if waits.len() >= MOST {
+            waits.pop_front();
+        }
+        waits.push_back(wait);
     }
 }
 

@@ -3,8 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::read::Held;
-use crate::{store::LayerNumber, sync::Mutex};
+use crate::{layer::data::Held, store::LayerNumber, sync::Mutex};
 
 /// Bytes kept in all.
 const MOST: usize = 32 << 20;
@@ -18,7 +17,7 @@ struct Kept {
 
 /// The newest spans that could not be stored.
 #[derive(Debug, Default)]
-pub(super) struct Spare(Mutex<VecDeque<Kept>>);
+pub(in crate::layer) struct Spare(Mutex<VecDeque<Kept>>);
 
 impl Spare {
     /// Keeps a span; the oldest make room for it. One that is larger than all room is not kept.

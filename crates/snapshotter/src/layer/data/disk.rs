@@ -1,33 +1,32 @@
-//! The bytes of a layer as the disk has them, against its sums; and how spans that are wrong leave it. On the pool.
+//! The bytes of a layer as the disk has them: made durable, held against their sums, dropped from memory. On the pool.
 
 use std::{io, ops::Range, os::unix::fs::FileExt};
 
 use rustix::fs::Advice;
 use soci_ztoc::SpanId;
 
-use super::{Event, Layer};
+use super::Data;
 use crate::{
     places::{BLOCK, Piece},
     store::sums::sum_of,
-    sync::Arc,
 };
 
 /// What a look at one span says.
-pub(super) struct Checked {
-    pub(super) bytes: u64,
-    pub(super) damage: Option<&'static str>,
+pub(in crate::layer) struct Checked {
+    pub(in crate::layer) bytes: u64,
+    pub(in crate::layer) damage: Option<&'static str>,
 }
 
 /// A range of the tar as the disk has it.
-pub(super) struct FromDisk {
-    pub(super) tar: Vec<u8>,
+pub(in crate::layer) struct FromDisk {
+    pub(in crate::layer) tar: Vec<u8>,
     /// Behind the ends of files there are zeros.
-    pub(super) padding: bool,
+    pub(in crate::layer) padding: bool,
 }
 
-impl Layer {
+impl Data {
     /// None if it is not there, or not durable: that is in the page cache only, and may be lost yet.
-    pub(super) fn check_span(&self, span: u32) -> Option<Checked> {
+    pub(in crate::layer) fn check_span(&self, span: u32) -> Option<Checked> {
         let tar = self.ztoc()?.spans().uncompressed(SpanId(span));
         if !self.files.present.is_durable(span) {
             return None;
@@ -47,7 +46,7 @@ impl Layer {
     }
 
     /// Reads a range of the tar past the page cache, which would hide what the disk has; and leaves nothing there.
-    pub(super) fn read_disk(&self, tar: Range<u64>) -> io::Result<FromDisk> {
+    pub(in crate::layer) fn read_disk(&self, tar: Range<u64>) -> io::Result<FromDisk> {
         let ranges = self.ranges(tar.clone());
         ranges.forget(self)?;
         let mut read = FromDisk {
@@ -103,26 +102,8 @@ impl Layer {
         }
     }
 
-    /// The layer does not count as complete from now on. True if it did. Blocks on the disk.
-    pub(super) fn doubt(self: &Arc<Self>) -> io::Result<bool> {
-        let cleared = self.files.present.clear_complete();
-        self.complete.send_replace(false);
-        cleared
-    }
-
-    /// Takes spans out; they are to be fetched again. Blocks on the disk.
-    pub(super) fn take_out(self: &Arc<Self>, spans: &[u32]) -> io::Result<()> {
-        let taken = self.files.present.take_out(spans);
-        for &span in spans {
-            self.step(span, Event::Lost);
-            self.clear_padding(span);
-        }
-        self.changed.notify_one();
-        taken
-    }
-
     /// What is behind the ends of files is written by no span.
-    fn clear_padding(&self, span: u32) {
+    pub(in crate::layer) fn clear_padding(&self, span: u32) {
         let Some(ztoc) = self.ztoc() else { return };
         let tar = ztoc.spans().uncompressed(SpanId(span));
         for piece in self.files.places.pieces(tar) {
@@ -133,14 +114,34 @@ impl Layer {
             if behind > 0
                 && let Err(error) = self.files.data.write_all_at(&vec![0; behind], data + len)
             {
-                tracing::error!(layer = %self.files.key.layer, span, error = %error, "padding is not cleared");
+                tracing::error!(layer = %self.digest(), span, error = %error, "padding is not cleared");
+            }
+        }
+    }
+
+    /// Makes written spans durable; their marks are not changed.
+    ///
+    /// # Errors
+    /// The system's: what was written since the last sync may be lost.
+    pub(in crate::layer) fn sync_written(&self, spans: &[u32]) -> io::Result<()> {
+        self.complete_sums(spans)?;
+        self.files.data.sync_data()?;
+        self.files.heads.sync_data()
+    }
+
+    /// Lets the page cache forget the second copy of what mounts have read: EROFS has its own. Not soon after completion:
+    /// what a start has not read yet is wanted warm. Blocks on the disk.
+    pub(in crate::layer) fn drop_second_copy(&self) {
+        for file in [&self.files.data, &self.files.heads] {
+            if let Err(error) = rustix::fs::fadvise(file, 0, None, Advice::DontNeed) {
+                tracing::debug!(layer = %self.digest(), error = %error, "page cache");
             }
         }
     }
 
     /// Bytes of a span that nobody has asked for yet are made certain before they are called durable: a process that was
     /// killed may have left a span without its sum.
-    pub(super) fn complete_sums(&self, spans: &[u32]) -> io::Result<()> {
+    fn complete_sums(&self, spans: &[u32]) -> io::Result<()> {
         let Some(ztoc) = self.ztoc() else {
             return Ok(());
         };
@@ -164,8 +165,8 @@ struct Ranges {
 
 impl Ranges {
     /// Drops clean pages from the page cache.
-    fn forget(&self, layer: &Layer) -> io::Result<()> {
-        let files = &layer.files;
+    fn forget(&self, data: &Data) -> io::Result<()> {
+        let files = &data.files;
         for (file, range) in [(&files.data, &self.data), (&files.heads, &self.heads)] {
             let length = std::num::NonZeroU64::new(range.end - range.start);
             if length.is_some() {

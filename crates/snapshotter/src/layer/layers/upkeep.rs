@@ -53,7 +53,7 @@ impl Layers {
         let sync = move || {
             for layer in layers {
                 // A failure has been logged and the spans are absent again.
-                drop(layer.sync());
+                drop(layer.completion.sync());
             }
         };
         if !within(LAST_SYNC, sync).await {
@@ -69,7 +69,7 @@ impl Layers {
             match self
                 .context
                 .cpu
-                .run(Lane::FilesBehind, move || layer.sync())
+                .run(Lane::FilesBehind, move || layer.completion.sync())
                 .await
             {
                 // As above.
@@ -89,8 +89,12 @@ impl Layers {
 
     async fn drop_second_copies(&self) {
         let mut settled = self.all();
-        settled.retain(|layer| layer.has_settled());
-        let job = move || settled.iter().for_each(|layer| layer.drop_second_copy());
+        settled.retain(|layer| layer.completion.has_settled());
+        let job = move || {
+            settled
+                .iter()
+                .for_each(|layer| layer.data.drop_second_copy())
+        };
         if let Err(lost) = self.context.cpu.run(Lane::FilesBehind, job).await {
             tracing::error!(error = %lost, "the page cache");
         }

@@ -4,7 +4,7 @@ use std::io;
 
 use soci_ztoc::{Entry, Policy, TarScanner, TarSink, Toc};
 
-use super::Layer;
+use super::Data;
 use crate::{places::Piece, store::LayerFiles, sync::Arc};
 
 /// The entries of a layer's tar, for building its tree.
@@ -13,7 +13,7 @@ pub struct Entries(Listed);
 
 #[derive(Debug)]
 enum Listed {
-    Ztoc(Arc<Layer>),
+    Ztoc(Arc<Data>),
     Scanned(Toc),
 }
 
@@ -22,7 +22,7 @@ impl Entries {
     pub fn iter(&self) -> Box<dyn Iterator<Item = Entry<'_>> + '_> {
         match &self.0 {
             Listed::Scanned(toc) => Box::new(toc.entries()),
-            Listed::Ztoc(layer) => match layer.ztoc() {
+            Listed::Ztoc(data) => match data.ztoc() {
                 Some(ztoc) => Box::new(ztoc.view().entries()),
                 None => Box::new(std::iter::empty()),
             },
@@ -30,12 +30,12 @@ impl Entries {
     }
 }
 
-impl Layer {
+impl Data {
     /// The entries of its tar: the zTOC's, or for a layer pulled whole what a scan of its headers finds. Blocks on the disk.
     ///
     /// # Errors
     /// The system's; headers that do not parse any more.
-    pub fn entries(self: &Arc<Self>) -> io::Result<Entries> {
+    pub(in crate::layer) fn entries(self: &Arc<Self>) -> io::Result<Entries> {
         if self.ztoc().is_some() {
             return Ok(Entries(Listed::Ztoc(Arc::clone(self))));
         }

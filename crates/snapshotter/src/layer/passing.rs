@@ -1,0 +1,204 @@
+//! The tar of a layer as its bytes pass on their way to the store: hashed, and held against the zTOC's entries.
+//!
+//! Spans that come in order are hashed as they pass, while no reader waits; what was left out is read from the store behind
+//! them. What the stream has behind the archive counts for its digest and is not stored: it is kept from the last span
+//! while that is decoded, or fetched again by who proves the layer.
+
+use std::{
+    io,
+    ops::{ControlFlow, Range},
+};
+
+use sha2::{Digest as _, Sha256};
+use soci_oci::Digest;
+use soci_ztoc::{
+    Decoder, Entry, Policy, SpanId, TarScanner, TarSink, VerifiedSpan, VerifyError, Ztoc,
+    disagreement,
+};
+
+use super::data::Data;
+use crate::{
+    store::{ZtocFile, proofs::Proof, sums::sum_of},
+    sync::{Arc, Mutex},
+};
+
+/// Bytes of the tar that one job reads.
+pub(super) const STEP: u64 = 16 << 20;
+/// Bytes behind the archive that are kept until the layer is complete.
+pub(super) const KEPT: usize = 64 << 10;
+
+/// How far the tar of a layer has passed.
+pub(super) struct Passing {
+    data: Arc<Data>,
+    /// Taken out by who hashes: no lock is held meanwhile, and who comes then has nothing to do.
+    tar: Mutex<Option<Box<Tar>>>,
+    /// What the stream has behind the archive, if it is known.
+    behind: Mutex<Option<Vec<u8>>>,
+}
+
+impl Passing {
+    pub(super) fn new(data: Arc<Data>) -> Passing {
+        let passes = !data.files.present.is_complete();
+        Passing {
+            data,
+            tar: Mutex::new(passes.then(Tar::new)),
+            behind: Mutex::default(),
+        }
+    }
+
+    /// A span was stored in the background: hashes it if it is its turn, and what was stored before and left out.
+    pub(super) fn pass_on(&self, ztoc: &ZtocFile, place: &Range<u64>, bytes: &[u8]) {
+        let Some(mut tar) = self.tar.lock().take() else {
+            return;
+        };
+        if tar.at == place.start {
+            tar.push(ztoc, bytes);
+        }
+        if let Err(error) = tar.read_on(&self.data, ztoc, STEP) {
+            tracing::debug!(layer = %self.data.digest(), error = %error, "read again when the layer is complete");
+        }
+        *self.tar.lock() = Some(tar);
+    }
+
+    /// What a stream has behind the archive, for when the layer is complete; `None` if that is too much to keep.
+    pub(super) fn keep_behind(&self, bytes: Option<Vec<u8>>) {
+        *self.behind.lock() = bytes;
+    }
+
+    /// The tar, from its beginning if nobody has hashed any of it.
+    pub(super) fn take(&self) -> Box<Tar> {
+        self.tar.lock().take().unwrap_or_else(Tar::new)
+    }
+
+    /// What was kept of the stream behind the archive.
+    pub(super) fn take_behind(&self) -> Option<Vec<u8>> {
+        self.behind.lock().take()
+    }
+}
+
+/// The tar of a layer, as far as it was hashed.
+pub(super) struct Tar {
+    hash: Sha256,
+    scanner: TarScanner,
+    /// The next entry of the zTOC.
+    entry: usize,
+    /// The first thing that the tar and the zTOC say differently.
+    fault: Option<Arc<str>>,
+    at: u64,
+}
+
+impl Tar {
+    fn new() -> Box<Tar> {
+        Box::new(Tar {
+            hash: Sha256::new(),
+            scanner: TarScanner::new(Policy::Ztoc),
+            entry: 0,
+            fault: None,
+            at: 0,
+        })
+    }
+
+    pub(super) fn push(&mut self, ztoc: &ZtocFile, bytes: &[u8]) {
+        self.hash.update(bytes);
+        self.at += bytes.len() as u64;
+        if self.fault.is_some() {
+            return;
+        }
+        let mut against = Against {
+            ztoc: ztoc.view(),
+            entry: &mut self.entry,
+            fault: &mut self.fault,
+        };
+        if let Err(error) = self.scanner.feed(bytes, &mut against) {
+            self.fault = Some(error.to_string().into());
+        }
+    }
+
+    /// Reads on from the store, as far as spans are there and at most about `most` bytes. True at the end of the archive.
+    pub(super) fn read_on(&mut self, data: &Data, ztoc: &ZtocFile, most: u64) -> io::Result<bool> {
+        let spans = ztoc.spans();
+        let end = self.at.saturating_add(most);
+        while self.at < spans.archive_size() {
+            let Some(span) = spans.at(self.at) else { break };
+            if self.at >= end || !data.files.present.has(span.0) {
+                return Ok(false);
+            }
+            let bytes = data.tar_bytes(spans.uncompressed(span), &[])?;
+            let sum = data.files.sums.get(span.0)?;
+            if sum.is_some_and(|sum| sum != sum_of(&bytes)) {
+                let what = format!("span {} is not what was written", span.0);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+            }
+            self.push(ztoc, &bytes);
+        }
+        Ok(true)
+    }
+
+    /// Passes what a span's stream has behind the archive. A stream that does not decode there is a fault of the layer.
+    pub(super) fn push_behind(
+        &mut self,
+        ztoc: &ZtocFile,
+        span: SpanId,
+        bytes: &[u8],
+    ) -> Result<(), VerifyError> {
+        let spans = ztoc.spans();
+        let verified = VerifiedSpan::verify(span, bytes, spans)?;
+        let archive = spans.uncompressed(span);
+        let mut skip = usize::try_from(archive.end - archive.start).unwrap_or(usize::MAX);
+        let view = ztoc.view();
+        let decoded =
+            Decoder::new().decode_to_end(&verified, &view.checkpoint(span), spans, |piece| {
+                let behind = piece.get(skip.min(piece.len())..).unwrap_or_default();
+                skip = skip.saturating_sub(piece.len());
+                self.push(ztoc, behind);
+                ControlFlow::Continue(())
+            });
+        if let Err(error) = decoded {
+            self.fault.get_or_insert_with(|| error.to_string().into());
+        }
+        Ok(())
+    }
+
+    /// The stream has ended.
+    pub(super) fn finish(self, ztoc: &ZtocFile) -> Proof {
+        let stated = ztoc.view().entry_count();
+        let fault = self.fault.or_else(|| match self.scanner.finish() {
+            Err(error) => Some(error.to_string().into()),
+            Ok(_) if self.entry < stated => {
+                let (found, stated) = (self.entry, stated);
+                Some(format!("the tar has {found} entries, the zTOC {stated}").into())
+            }
+            Ok(_) => None,
+        });
+        match fault {
+            Some(why) => Proof::False(why),
+            None => Proof::Tar(Digest::from_sha256(self.hash.finalize().into())),
+        }
+    }
+}
+
+/// Holds the entries of a tar against those of its zTOC.
+struct Against<'a> {
+    ztoc: Ztoc<'a>,
+    entry: &'a mut usize,
+    fault: &'a mut Option<Arc<str>>,
+}
+
+impl TarSink for Against<'_> {
+    fn entry(&mut self, found: &Entry<'_>) {
+        if self.fault.is_some() {
+            return;
+        }
+        let name = || String::from_utf8_lossy(found.name).into_owned();
+        *self.fault = match self.ztoc.entry(*self.entry) {
+            None => Some(format!("the zTOC leaves out the entry {:?}", name()).into()),
+            Some(stated) if stated.header() != found.header() || stated.offset != found.offset => {
+                Some(format!("the zTOC has another place for the entry {:?}", name()).into())
+            }
+            Some(stated) => disagreement(found, &stated).map(|field| {
+                format!("tar and zTOC disagree about the {field} of {:?}", name()).into()
+            }),
+        };
+        *self.entry += 1;
+    }
+}

@@ -1,0 +1,304 @@
+//! From compressed bytes to the store: digest, inflate, waiters, writes, mark. On the pool.
+//!
+//! The order is in the types: only a [`VerifiedSpan`] can be decoded, and only what was decoded is written. The decoder's
+//! buffers belong to the pool's threads and are dropped when a thread has had nothing to do for a while.
+
+use std::{borrow::Cow, cell::RefCell, io, ops::ControlFlow, panic::AssertUnwindSafe};
+
+use sha2::{Digest as _, Sha256};
+use soci_ztoc::{Checkpoint, Decoder, ExtractError, SpanId, VerifiedSpan, VerifyError};
+
+use super::{Effect, Event, Spans};
+use crate::{
+    cpu::Lane,
+    fetch::{Class, Delivery},
+    layer::{ReadError, data::Held, passing::KEPT},
+    store::{
+        ZtocFile,
+        sums::{Sum, sum_from, sum_of},
+    },
+    sync::{Arc, atomic::Ordering},
+};
+
+thread_local! {
+    static SCRATCH: RefCell<Option<Decoder>> = const { RefCell::new(None) };
+}
+
+/// Drops what this thread keeps for decoding: for the pool's idle hook.
+pub fn drop_scratch() {
+    SCRATCH.with(|scratch| drop(scratch.borrow_mut().take()));
+}
+
+/// Larger spans are written in pieces of at least [`GATHERED`] bytes. Spans have 4 MiB unless told otherwise.
+const LARGE: u64 = 16 << 20;
+const GATHERED: usize = 1 << 20;
+
+/// What must be free beyond a span's size before it is asked for again after the disk was full.
+const ROOM: u64 = 16 << 20;
+
+/// What became of a span's bytes.
+enum Filled {
+    Stored,
+    Wrong(VerifyError),
+    Undecodable(String),
+    /// Right, but the store did not take them.
+    Unstored(Held, io::Error),
+}
+
+impl Spans {
+    /// The bytes of a span came. On a thread of the network runtime.
+    pub(super) fn delivered(self: &Arc<Self>, span: u32, delivery: Delivery) {
+        // Until the bytes are in the list, so that a reader that comes between finds them there.
+        let mut arrived = self.arrived.lock();
+        if !matches!(self.step(span, Event::Delivered), Effect::Fill) {
+            return;
+        }
+        let (counter, lane) = match delivery.class {
+            Class::All => (&self.fetched.background, Lane::ComputeBehind),
+            Class::Now => (&self.fetched.on_demand, Lane::Compute),
+            Class::Next => (&self.fetched.on_demand, Lane::ComputeBehind),
+        };
+        counter.fetch_add(delivery.bytes.len() as u64, Ordering::Relaxed);
+        self.times.delivered(span, delivery.asked);
+        arrived.insert(span, delivery);
+        drop(arrived);
+        let spans = Arc::clone(self);
+        self.context.cpu.spawn(lane, move || spans.fill(span));
+    }
+
+    /// A reader waits for a span whose bytes came: whichever job is first fills it.
+    pub(super) fn hurry(self: &Arc<Self>, span: u32) {
+        if self.arrived.lock().contains_key(&span) {
+            let (cpu, spans) = (&self.context.cpu, Arc::clone(self));
+            cpu.spawn(Lane::Compute, move || spans.fill(span));
+        }
+    }
+
+    fn fill(self: &Arc<Self>, span: u32) {
+        let Some(delivery) = self.arrived.lock().remove(&span) else {
+            return;
+        };
+        self.times.begun(span);
+        let source = Arc::clone(&delivery.source);
+        let work = AssertUnwindSafe(|| self.verify_and_store(span, delivery));
+        let filled = std::panic::catch_unwind(work)
+            .unwrap_or_else(|_| Filled::Undecodable("the decoder panicked".to_owned()));
+        match filled {
+            Filled::Stored => self.times.forget(span),
+            Filled::Wrong(error) => self.wrong(span, error, source),
+            Filled::Undecodable(reason) => self.undecodable(span, reason),
+            Filled::Unstored(held, error) => self.unstored(span, held, error),
+        }
+        self.look_again();
+    }
+
+    fn verify_and_store(self: &Arc<Self>, span: u32, delivery: Delivery) -> Filled {
+        let Some(ztoc) = self.data.ztoc() else {
+            return Filled::Undecodable("the layer has no zTOC".to_owned());
+        };
+        let verified = match VerifiedSpan::verify(SpanId(span), &delivery.bytes, ztoc.spans()) {
+            Ok(verified) => verified,
+            Err(error) => return Filled::Wrong(error),
+        };
+        SCRATCH.with(|scratch| {
+            let mut scratch = scratch.borrow_mut();
+            let decoder = scratch.get_or_insert_with(Decoder::new);
+            let view = ztoc.view();
+            let checkpoint = view.checkpoint(SpanId(span));
+            let tar = ztoc.spans().uncompressed(SpanId(span));
+            if tar.end - tar.start > LARGE {
+                let pieces = self.store_in_pieces(decoder, &verified, &checkpoint, ztoc);
+                if let Some(filled) = pieces {
+                    return filled;
+                }
+            }
+            let last = span as usize + 1 == ztoc.spans().len();
+            let decoded = if last {
+                self.decode_last(decoder, &verified, &checkpoint, ztoc)
+            } else {
+                decoder
+                    .decode(&verified, &checkpoint, ztoc.spans())
+                    .map(Cow::Borrowed)
+            };
+            match decoded {
+                Ok(bytes) => self.store(ztoc, span, &bytes, delivery.class),
+                Err(error) => Filled::Undecodable(error.to_string()),
+            }
+        })
+    }
+
+    /// Decodes a large span and writes it in pieces: memory does not grow with it. None if it could not be written.
+    fn store_in_pieces(
+        self: &Arc<Self>,
+        decoder: &mut Decoder,
+        span: &VerifiedSpan<'_>,
+        at: &Checkpoint<'_>,
+        ztoc: &ZtocFile,
+    ) -> Option<Filled> {
+        let tar = ztoc.spans().uncompressed(span.id());
+        let (mut hash, mut gathered) = (Sha256::new(), Vec::with_capacity(2 * GATHERED));
+        let (mut place, mut written) = (tar.start, Ok(()));
+        let decoded = decoder.decode_in_pieces(span, at, ztoc.spans(), |piece| {
+            hash.update(piece);
+            gathered.extend_from_slice(piece);
+            if gathered.len() >= GATHERED && written.is_ok() {
+                written = self.data.write(place, &gathered);
+                place += gathered.len() as u64;
+                gathered.clear();
+            }
+        });
+        if let Err(error) = decoded {
+            return Some(Filled::Undecodable(error.to_string()));
+        }
+        written
+            .and_then(|()| self.data.write(place, &gathered))
+            .ok()?;
+        self.stored(span.id().0, || sum_from(hash));
+        self.data.check_headers_in(tar, None);
+        Some(Filled::Stored)
+    }
+
+    /// A span's bytes are in the store: marks it, lets its waiters go on.
+    fn stored(self: &Arc<Self>, span: u32, sum: impl FnOnce() -> Sum) {
+        self.data.mark(span);
+        if let Effect::Wake(waiters) = self.step(span, Event::Filled) {
+            self.wake_all(span, waiters, None);
+        }
+        if self.trouble.recovered(span) {
+            self.context.spare.forget(self.data.files.number);
+        }
+        // Behind the readers.
+        self.data.note_sum(span, &sum());
+    }
+
+    /// Decodes the last span, and keeps what its stream has behind the archive: the layer's digest counts it.
+    fn decode_last<'d>(
+        &self,
+        decoder: &'d mut Decoder,
+        span: &VerifiedSpan<'d>,
+        at: &Checkpoint<'_>,
+        ztoc: &ZtocFile,
+    ) -> Result<Cow<'d, [u8]>, ExtractError> {
+        let archive = ztoc.spans().uncompressed(span.id());
+        if archive.is_empty() {
+            return Ok(Cow::default());
+        }
+        let len = usize::try_from(archive.end - archive.start).unwrap_or(usize::MAX);
+        let most = len.saturating_add(KEPT);
+        let mut stream = Vec::new();
+        let ended = decoder.decode_to_end(span, at, ztoc.spans(), |piece| {
+            stream.extend_from_slice(piece);
+            if stream.len() > most {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        if stream.len() < len {
+            // Its own account of what is wrong.
+            return decoder.decode(span, at, ztoc.spans()).map(Cow::Borrowed);
+        }
+        let behind = stream.split_off(len);
+        self.passing
+            .keep_behind((ended.is_ok() && behind.len() <= KEPT).then_some(behind));
+        Ok(Cow::Owned(stream))
+    }
+
+    /// Writes decoded bytes, marks the span, lets its waiters go on, checks the headers that are there now.
+    fn store(self: &Arc<Self>, ztoc: &ZtocFile, span: u32, bytes: &[u8], class: Class) -> Filled {
+        let tar = ztoc.spans().uncompressed(SpanId(span));
+        let held = || Held {
+            tar: tar.clone(),
+            bytes: Arc::new(bytes.to_vec()),
+        };
+        // Readers do not wait for the disk, which may be slow for all that the background writes.
+        let mut served = None;
+        if let Effect::Serve(waiters) = self.step(span, Event::Decoded) {
+            self.times.decoded(span);
+            self.wake_all(span, waiters, Some(served.insert(held())));
+        }
+        if let Err(error) = self.data.write(tar.start, bytes) {
+            return Filled::Unstored(served.unwrap_or_else(held), error);
+        }
+        drop(served);
+        self.context
+            .used
+            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.stored(span, || sum_of(bytes));
+        self.data.check_headers_in(tar.clone(), Some(bytes));
+        // While readers wait the cores are theirs: what is left out now is read again behind a later span.
+        if class == Class::All && !self.context.fetch.is_urgent() {
+            self.passing.pass_on(ztoc, &tar, bytes);
+        }
+        Filled::Stored
+    }
+
+    fn wrong(self: &Arc<Self>, span: u32, source: VerifyError, from: Arc<str>) {
+        let error = ReadError::Corrupt {
+            subject: self.data.subject(Some(span)),
+            source: Arc::new(source),
+        };
+        let cause = &error as &dyn std::error::Error;
+        if self.trouble.is_bad(span) {
+            tracing::debug!(
+                error = cause,
+                source = &*from,
+                "span digests still do not match"
+            );
+        } else {
+            tracing::error!(layer = %self.data.digest(), error = cause, source = &*from, "span digests do not match");
+        }
+        let most = self.context.options.span_fetches.max(2);
+        let effect = self.states.lock().step(span, Event::Wrong { most });
+        if let Effect::Fail(waiters) = effect {
+            self.trouble.bad_span(span, &error);
+            return self.fail_all(waiters, error);
+        }
+        self.trouble.note(&error);
+        if let Effect::Demand(class) = effect {
+            self.demand(span, class, Some(from));
+        }
+    }
+
+    fn undecodable(self: &Arc<Self>, span: u32, reason: String) {
+        let error = ReadError::Undecodable {
+            subject: self.data.subject(Some(span)),
+            reason: reason.into(),
+        };
+        if self.trouble.bad_span(span, &error) {
+            tracing::error!(
+                layer = %self.data.digest(),
+                error = &error as &dyn std::error::Error,
+                "a span cannot be used"
+            );
+        }
+        if let Effect::Fail(waiters) = self.step(span, Event::Broken) {
+            self.fail_all(waiters, error);
+        }
+    }
+
+    /// The store did not take a span, whose bytes are right.
+    fn unstored(self: &Arc<Self>, span: u32, held: Held, error: io::Error) {
+        let full = matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        );
+        let need = full.then_some(held.tar.end - held.tar.start + ROOM);
+        let error = self.data.store_error(error);
+        if self.trouble.no_room(need, &error) {
+            tracing::error!(
+                layer = %self.data.digest(),
+                image = &*self.data.image(),
+                span,
+                error = &error as &dyn std::error::Error,
+                "the store takes no more; reads are served from memory"
+            );
+        }
+        let spare = &self.context.spare;
+        spare.keep(self.data.files.number, span, held.clone());
+        if let Effect::Serve(waiters) = self.step(span, Event::NoRoom) {
+            self.wake_all(span, waiters, Some(&held));
+        }
+        self.times.forget(span);
+    }
+}

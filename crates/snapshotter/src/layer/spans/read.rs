@@ -1,0 +1,211 @@
+//! One read that finds bytes missing: its wait, its answer. It waits as a value, never as a thread, and is answered once.
+
+use std::ops::Range;
+
+use tokio::time::Instant;
+
+use super::{
+    Effect, Event, Spans,
+    trace::{self, ReadWait, SpanWait},
+};
+use crate::{
+    cpu::Lane,
+    fetch::Class,
+    layer::{
+        ReadDone, ReadError,
+        data::{Held, Needs},
+    },
+    sync::{Arc, Mutex},
+};
+
+struct Wait {
+    missing: usize,
+    held: Vec<Held>,
+    waits: Vec<SpanWait>,
+    done: Option<ReadDone>,
+}
+
+/// A read that waits for spans.
+pub(super) struct Read {
+    spans: Arc<Spans>,
+    range: Range<u64>,
+    began: Instant,
+    wait: Mutex<Wait>,
+}
+
+impl std::fmt::Debug for Read {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Read")
+            .field("range", &self.range)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Read {
+    /// One of its spans is there, in the store or `held`.
+    pub(super) fn arrived(self: Arc<Self>, held: Option<Held>, span: Option<SpanWait>) {
+        let ready = {
+            let mut wait = self.wait.lock();
+            wait.missing = wait.missing.saturating_sub(1);
+            wait.held.extend(held);
+            wait.waits.extend(span);
+            if wait.missing == 0 { wait.take() } else { None }
+        };
+        if let Some((done, held, waits)) = ready {
+            let answer = self.spans.data.checked_bytes(&self.range, &held);
+            let error = answer.as_ref().err().cloned();
+            done(answer);
+            self.note(waits, error.as_ref());
+        }
+    }
+
+    pub(super) fn failed(&self, error: &ReadError) {
+        let done = self.wait.lock().take();
+        if let Some((done, _, waits)) = done {
+            done(Err(error.clone()));
+            self.note(waits, Some(error));
+        }
+    }
+
+    /// Notes that it was answered, and what it had waited for.
+    fn note(&self, waits: Vec<SpanWait>, error: Option<&ReadError>) {
+        let data = &self.spans.data;
+        self.spans.context.waits.keep(ReadWait {
+            at_ms: trace::now_ms(),
+            image: data.image().to_string(),
+            layer: data.digest().to_string(),
+            number: data.files.number.0,
+            offset: self.range.start,
+            bytes: self.range.end - self.range.start,
+            took_us: trace::micros(self.began.elapsed()),
+            spans: waits,
+            error: error.map(ToString::to_string),
+        });
+    }
+}
+
+impl Wait {
+    fn take(&mut self) -> Option<(ReadDone, Vec<Held>, Vec<SpanWait>)> {
+        let done = self.done.take()?;
+        let (held, waits) = (&mut self.held, &mut self.waits);
+        Some((done, std::mem::take(held), std::mem::take(waits)))
+    }
+}
+
+impl Spans {
+    /// Bytes of `data`, of a layer with a zTOC. As `Layer::read`, whose range it is.
+    pub(in crate::layer) fn read(self: &Arc<Self>, range: Range<u64>, done: ReadDone) {
+        let Needs {
+            mut missing,
+            touched,
+            checked,
+        } = match self.data.needs(&range) {
+            Ok(needs) => needs,
+            Err(error) => return done(Err(error)),
+        };
+        if let Some(touched) = touched {
+            self.guess(touched);
+        }
+        if missing.is_empty() && checked {
+            return self.data.answer(range, done);
+        }
+        if self.is_closed() {
+            return done(Err(self.removed()));
+        }
+        let mut held = Vec::new();
+        missing.retain(|span| {
+            let spare = self.context.spare.get(self.data.files.number, *span);
+            let fetch = spare.is_none();
+            held.extend(spare);
+            fetch
+        });
+        let wait = Wait {
+            missing: 0,
+            held,
+            waits: Vec::new(),
+            done: Some(done),
+        };
+        let read = Arc::new(Read {
+            spans: Arc::clone(self),
+            range,
+            began: Instant::now(),
+            wait: Mutex::new(wait),
+        });
+        self.park(&read, &missing);
+    }
+
+    /// Makes a read a waiter of each missing span, and asks for those nobody has asked for.
+    fn park(self: &Arc<Self>, read: &Arc<Read>, missing: &[u32]) {
+        let mut effects = Vec::with_capacity(missing.len());
+        {
+            let mut states = self.states.lock();
+            for &span in missing {
+                let wants = Event::Want(Class::Now, Some(Arc::clone(read)));
+                match states.step(span, wants) {
+                    Effect::Ready(_) => {}
+                    effect => effects.push((span, effect)),
+                }
+            }
+            // Waiters leave a span under the lock only: none has gone on yet.
+            read.wait.lock().missing = effects.len();
+        }
+        if effects.is_empty() {
+            let read = Arc::clone(read);
+            let cpu = &self.context.cpu;
+            return cpu.spawn(Lane::Compute, move || read.arrived(None, None));
+        }
+        for (span, effect) in effects {
+            self.carry_out(span, effect);
+        }
+        if self.is_closed() {
+            self.close();
+        }
+    }
+
+    /// Asks for what a sequential reader will want next.
+    fn guess(self: &Arc<Self>, touched: Range<u32>) {
+        let ahead = self.ahead.lock().read(touched);
+        for span in ahead.start..ahead.end.min(self.data.spans()) {
+            let spare = &self.context.spare;
+            if !self.data.files.present.has(span) && !spare.has(self.data.files.number, span) {
+                self.step(span, Event::Want(Class::Next, None));
+            }
+        }
+    }
+
+    /// Lets reads go on that waited for a span: the first here (this is a thread of the pool), the others beside it.
+    pub(super) fn wake_all(&self, span: u32, waiters: Vec<Arc<Read>>, held: Option<&Held>) {
+        if waiters.is_empty() {
+            return;
+        }
+        let wait = self.times.wait(span);
+        let mut waiters = waiters.into_iter();
+        let first = waiters.next();
+        for waiter in waiters {
+            let (held, wait) = (held.cloned(), wait.clone());
+            let cpu = &self.context.cpu;
+            cpu.spawn(Lane::Compute, move || waiter.arrived(held, Some(wait)));
+        }
+        if let Some(first) = first {
+            first.arrived(held.cloned(), Some(wait));
+        }
+    }
+
+    /// Tells reads an error, on the pool.
+    pub(super) fn fail_all(&self, waiters: Vec<Arc<Read>>, error: ReadError) {
+        if waiters.is_empty() {
+            return;
+        }
+        tracing::warn!(
+            layer = %error.subject().layer,
+            error = &error as &dyn std::error::Error,
+            reads = waiters.len(),
+            "reads fail"
+        );
+        self.context.cpu.spawn(Lane::Compute, move || {
+            for waiter in waiters {
+                waiter.failed(&error);
+            }
+        });
+    }
+}

@@ -1,0 +1,47 @@
+//! Which spans the background asks for next.
+
+use std::ops::Range;
+
+use soci_ztoc::SpanId;
+
+use super::{Span, Spans};
+
+impl Spans {
+    /// The next absent spans, in the order of the tar, so that `window` compressed bytes are under way and no more than
+    /// `space` come out of them. None while more than half of the window is under way: neighbours travel together.
+    pub(in crate::layer) fn next_absent(&self, window: u64, mut space: u64) -> Vec<u32> {
+        let Some(ztoc) = self.data.ztoc() else {
+            return Vec::new();
+        };
+        let (mut under_way, mut room, mut absent) = (0, window, Vec::new());
+        let bad = self.trouble.bad_for_now();
+        let mut states = self.states.lock();
+        let present = |span: &&Span<_>| matches!(span, Span::Present);
+        let rest = states.spans.get(states.first_missing..).unwrap_or_default();
+        let more = rest.iter().take_while(present).count();
+        states.first_missing += more;
+        let rest = (0_u32..).zip(&states.spans).skip(states.first_missing);
+        for (id, span) in rest {
+            if present(&span) || (span.is_absent() && bad.contains(&id)) {
+                continue;
+            }
+            let Range { start, end } = ztoc.spans().compressed(SpanId(id));
+            let size = end - start;
+            let tar = ztoc.spans().uncompressed(SpanId(id));
+            space = space.saturating_sub(tar.end - tar.start);
+            if span.is_absent() {
+                absent.push(id);
+            } else {
+                under_way += size;
+            }
+            if under_way > window / 2 {
+                return Vec::new();
+            }
+            room = room.saturating_sub(size);
+            if room == 0 || space == 0 {
+                break;
+            }
+        }
+        absent
+    }
+}
