@@ -175,7 +175,12 @@ mod tests {
         });
         let line = |n: usize| format!("{n:0>1000}").into_bytes();
         let count = 3 * MOST_BYTES / 1000;
-        for n in 0..count {
+        outlet.put(line(0));
+        // The writer stands still with the first line: no other leaves while they come.
+        while !outlet.state.lock().writing {
+            std::thread::yield_now();
+        }
+        for n in 1..count {
             outlet.put(line(n));
         }
         assert!(!outlet.flush(Duration::from_millis(20)), "nobody reads");
