@@ -131,6 +131,8 @@ pub fn run(args: &Args, outside: Outside) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("soci-net")
+        // Small files and names are looked up in a pull, by threads that nobody needs afterwards.
+        .thread_keep_alive(Duration::from_millis(500))
         .build()
         .context("cannot start the network threads")?;
     let starting = Starting {

@@ -92,12 +92,17 @@ impl Default for Options {
             all_request_bytes: 8 << 20,
             urgent_request_bytes: 4 << 20,
             now_memory: 32 << 20,
-            next_memory: 16 << 20,
-            all_memory: 32 << 20,
+            next_memory: 8 << 20,
+            all_memory: (4 + 4 * cores()).clamp(12, 32) << 20,
             read_budget: Duration::from_secs(300),
             first_byte: FIRST_BYTE,
         }
     }
+}
+
+/// What one core inflates while the next spans come is enough: more only waits in memory.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
 }
 
 /// How long after the last bytes of a range a source's own attempts at it may begin.
@@ -248,6 +253,11 @@ impl Scheduler {
             classes.any(|class| class == Some(Class::Now))
         };
         running || self.shared.held_back.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether somebody waits for bytes now, or did a moment ago: programs that start come again.
+    pub fn had_readers(&self) -> bool {
+        self.is_urgent() || self.shared.state.lock().meter.had_readers(Instant::now())
     }
 
     /// While the guard lives, bodies of class `All` are read as if a reader waited for its first byte.

@@ -116,18 +116,23 @@ impl Meter {
         self.reader = Some(now);
     }
 
+    /// Whether a reader asked so recently that it comes again.
+    pub(crate) fn had_readers(&self, now: Instant) -> bool {
+        let recently = |at: Instant| now.saturating_duration_since(at) < RECENTLY;
+        self.reader.is_some_and(recently)
+    }
+
     /// Bytes that the background may have asked for and not got.
     pub(crate) fn ahead(&self, held_back: bool, now: Instant) -> u64 {
         let Some(rate) = self.rate.get(|a, b| a > b) else {
             return START;
         };
         let round_trip = self.round_trip.get(|a, b| a < b).unwrap_or(AHEAD);
-        let recently = |at: Instant| now.saturating_duration_since(at) < RECENTLY;
         if held_back {
             bytes_in(rate, round_trip * 2 + BESIDE)
         } else if rate >= FAST {
             WIDE
-        } else if self.reader.is_some_and(recently) {
+        } else if self.had_readers(now) {
             bytes_in(rate, round_trip * 2 + BESIDE)
         } else {
             bytes_in(rate, AHEAD.max(round_trip * ROUND_TRIPS))

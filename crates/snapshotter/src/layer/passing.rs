@@ -18,7 +18,7 @@ use soci_ztoc::{
 
 use super::data::Data;
 use crate::{
-    store::{ZtocFile, proofs::Proof, sums::sum_of},
+    store::{ZtocFile, proofs::Proof},
     sync::{Arc, Mutex},
 };
 
@@ -125,7 +125,7 @@ impl Tar {
             }
             let bytes = data.tar_bytes(spans.uncompressed(span), &[])?;
             let sum = data.files.sums.get(span.0)?;
-            if sum.is_some_and(|sum| sum != sum_of(&bytes)) {
+            if sum.is_some_and(|sum| sum != data.files.sums.of(&bytes)) {
                 let what = format!("span {} is not what was written", span.0);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, what));
             }

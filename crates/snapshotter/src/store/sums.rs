@@ -1,28 +1,65 @@
-//! What each span's bytes in the store must be: a digest of the inflated bytes, written when they are.
+//! What each span's bytes in the store must be: a sum of the inflated bytes, written when they are.
 //!
 //! The zTOC's digests are of compressed bytes, which are not kept, so `data` and `heads` cannot be held against them. The
-//! file `sums` has a record for each span, the first half of the SHA-256 of its range of the tar; zeros if there is none.
+//! file `sums` has a record for each span, a checksum of its range of the tar; zeros if there is none. It finds what a disk
+//! did, not what an attacker did: whoever can write `data` can write `sums`. So it is XXH3, twenty times quicker than
+//! SHA-256; layers of earlier versions of this program go on with the first half of that.
 //! Bytes that are durable have a durable record. A wrong record costs a second fetch, so it needs no seal.
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{fmt, fs::File, io, os::unix::fs::FileExt, path::Path};
 
 use sha2::{Digest as _, Sha256};
+use twox_hash::xxhash3_128;
 
 /// Form and version.
-const MAGIC: &[u8; 8] = b"socism\x00\x01";
+const MAGIC: &[u8; 8] = b"socism\x00\x02";
+const MAGIC_SHA256: &[u8; 8] = b"socism\x00\x01";
 /// Magic, number of spans, reserved.
 const HEADER: u64 = 64;
 
-/// Digest of one span's bytes.
+/// Checksum of one span's bytes.
 pub type Sum = [u8; 16];
 
-/// The digest of a span's range of the tar.
-pub fn sum_of(bytes: &[u8]) -> Sum {
-    sum_from(Sha256::new_with_prefix(bytes))
+/// How the records of a file are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Xxh3,
+    Sha256,
 }
 
-/// The same for bytes that were hashed as they came.
-pub fn sum_from(hash: Sha256) -> Sum {
+/// A checksum of bytes that come in pieces.
+pub enum Summing {
+    /// What this version makes.
+    Xxh3(Box<xxhash3_128::Hasher>),
+    /// What layers of earlier versions go on with.
+    Sha256(Sha256),
+}
+
+impl fmt::Debug for Summing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Summing")
+    }
+}
+
+impl Summing {
+    /// The next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Summing::Xxh3(hash) => hash.write(bytes),
+            Summing::Sha256(hash) => hash.update(bytes),
+        }
+    }
+
+    /// Of all bytes.
+    pub fn finish(self) -> Sum {
+        match self {
+            Summing::Xxh3(hash) => hash.finish_128().to_le_bytes(),
+            Summing::Sha256(hash) => half(hash),
+        }
+    }
+}
+
+fn half(hash: Sha256) -> Sum {
     let mut sum = Sum::default();
     for (to, from) in sum.iter_mut().zip(hash.finalize()) {
         *to = from;
@@ -30,12 +67,15 @@ pub fn sum_from(hash: Sha256) -> Sum {
     sum
 }
 
-/// The digests of one layer.
+/// The sums of one layer.
 #[derive(Debug)]
-pub struct Sums(File);
+pub struct Sums {
+    file: File,
+    kind: Kind,
+}
 
 impl Sums {
-    /// Opens the digests of a layer of `spans` spans, or begins without any.
+    /// Opens the sums of a layer of `spans` spans, or begins without any.
     ///
     /// # Errors
     /// The system's.
@@ -44,19 +84,41 @@ impl Sums {
         let options = options.read(true).write(true).create(true).truncate(false);
         let file = options.open(path)?;
         let size = HEADER + spans as u64 * size_of::<Sum>() as u64;
-        let mut head = [0; 16];
-        head[..8].copy_from_slice(MAGIC);
-        head[8..].copy_from_slice(&(spans as u64).to_le_bytes());
+        let head = |magic: &[u8; 8]| {
+            let mut head = [0; 16];
+            head[..8].copy_from_slice(magic);
+            head[8..].copy_from_slice(&(spans as u64).to_le_bytes());
+            head
+        };
         let mut found = [0; 16];
-        let known = file.metadata()?.len() == size
-            && file.read_exact_at(&mut found, 0).is_ok()
-            && found == head;
-        if !known {
-            file.set_len(0)?;
-            file.set_len(size)?;
-            file.write_all_at(&head, 0)?;
+        if file.metadata()?.len() == size && file.read_exact_at(&mut found, 0).is_ok() {
+            for (magic, kind) in [(MAGIC, Kind::Xxh3), (MAGIC_SHA256, Kind::Sha256)] {
+                if found == head(magic) {
+                    return Ok(Sums { file, kind });
+                }
+            }
         }
-        Ok(Sums(file))
+        file.set_len(0)?;
+        file.set_len(size)?;
+        file.write_all_at(&head(MAGIC), 0)?;
+        let kind = Kind::Xxh3;
+        Ok(Sums { file, kind })
+    }
+
+    /// The sum of a span's range of the tar, as this layer has them.
+    pub fn of(&self, bytes: &[u8]) -> Sum {
+        match self.kind {
+            Kind::Xxh3 => xxhash3_128::Hasher::oneshot(bytes).to_le_bytes(),
+            Kind::Sha256 => half(Sha256::new_with_prefix(bytes)),
+        }
+    }
+
+    /// The same for bytes that come in pieces.
+    pub fn summing(&self) -> Summing {
+        match self.kind {
+            Kind::Xxh3 => Summing::Xxh3(Box::new(xxhash3_128::Hasher::new())),
+            Kind::Sha256 => Summing::Sha256(Sha256::new()),
+        }
     }
 
     /// Notes what a span's bytes are.
@@ -64,7 +126,7 @@ impl Sums {
     /// # Errors
     /// The system's.
     pub fn set(&self, span: u32, sum: &Sum) -> io::Result<()> {
-        self.0.write_all_at(sum, place(span))
+        self.file.write_all_at(sum, place(span))
     }
 
     /// What a span's bytes must be; `None` if that was never noted.
@@ -73,7 +135,7 @@ impl Sums {
     /// The system's.
     pub fn get(&self, span: u32) -> io::Result<Option<Sum>> {
         let mut sum = Sum::default();
-        self.0.read_exact_at(&mut sum, place(span))?;
+        self.file.read_exact_at(&mut sum, place(span))?;
         Ok((sum != Sum::default()).then_some(sum))
     }
 
@@ -82,7 +144,7 @@ impl Sums {
     /// # Errors
     /// The system's.
     pub fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 }
 
@@ -99,8 +161,8 @@ mod tests {
         let root = tempfile::tempdir().expect("a folder");
         let path = root.path().join("sums");
         let sums = Sums::open(&path, 3).expect("opened");
-        let sum = sum_of(b"bytes");
-        assert_ne!(sum, sum_of(b"other bytes"));
+        let sum = sums.of(b"bytes");
+        assert_ne!(sum, sums.of(b"other bytes"));
         sums.set(2, &sum).expect("noted");
         sums.sync().expect("synced");
         drop(sums);
@@ -109,9 +171,47 @@ mod tests {
             [0, 2].map(|span| sums.get(span).expect("readable")),
             [None, Some(sum)]
         );
+        assert_eq!(sums.of(b"bytes"), sum);
         sums.get(3).expect_err("outside");
         drop(sums);
         let other = Sums::open(&path, 4).expect("opened");
         assert_eq!(other.get(2).expect("readable"), None);
+    }
+
+    #[test]
+    fn a_layer_of_an_earlier_version_goes_on_with_its_kind_of_sums() {
+        let root = tempfile::tempdir().expect("a folder");
+        let path = root.path().join("sums");
+        let mut file = vec![0; 64 + 16];
+        file[..8].copy_from_slice(MAGIC_SHA256);
+        file[8] = 1;
+        // The first half of the SHA-256 of "bytes".
+        let sum = [
+            0x27, 0x70, 0x89, 0xd9, 0x1c, 0x0b, 0xdf, 0x4f, 0x2e, 0x68, 0x62, 0xba, 0x7e, 0x4a,
+            0x07, 0x60,
+        ];
+        file[64..].copy_from_slice(&sum);
+        std::fs::write(&path, file).expect("written");
+        let sums = Sums::open(&path, 1).expect("opened");
+        assert_eq!(sums.get(0).expect("readable"), Some(sum));
+        assert_eq!(sums.of(b"bytes"), sum);
+    }
+
+    #[test]
+    fn bytes_in_pieces_have_the_sum_of_the_whole() {
+        let root = tempfile::tempdir().expect("a folder");
+        let file = File::create_new(root.path().join("sums")).expect("made");
+        for kind in [Kind::Xxh3, Kind::Sha256] {
+            let sums = Sums {
+                file: file.try_clone().expect("a copy"),
+                kind,
+            };
+            let bytes: Vec<u8> = (0..=255).cycle().take(10_000).collect();
+            let mut summing = sums.summing();
+            for piece in bytes.chunks(700) {
+                summing.update(piece);
+            }
+            assert_eq!(summing.finish(), sums.of(&bytes));
+        }
     }
 }

@@ -6,10 +6,7 @@ use rustix::fs::Advice;
 use soci_ztoc::SpanId;
 
 use super::Data;
-use crate::{
-    places::{BLOCK, Piece},
-    store::sums::sum_of,
-};
+use crate::places::{BLOCK, Piece};
 
 /// What a look at one span says.
 pub(in crate::layer) struct Checked {
@@ -38,9 +35,8 @@ impl Data {
             (Ok(Some(_)), Ok(read)) if !read.padding => {
                 Some("there is something behind the end of a file")
             }
-            (Ok(Some(sum)), Ok(read)) => {
-                (sum != sum_of(&read.tar)).then_some("its bytes are not those that were stored")
-            }
+            (Ok(Some(sum)), Ok(read)) => (sum != self.files.sums.of(&read.tar))
+                .then_some("its bytes are not those that were stored"),
         };
         Some(Checked { bytes, damage })
     }
@@ -149,7 +145,7 @@ impl Data {
             if self.files.sums.get(span)?.is_none() {
                 let tar = ztoc.spans().uncompressed(SpanId(span));
                 let bytes = self.tar_bytes(tar, &[])?;
-                self.files.sums.set(span, &sum_of(&bytes))?;
+                self.files.sums.set(span, &self.files.sums.of(&bytes))?;
             }
         }
         self.files.sums.sync()

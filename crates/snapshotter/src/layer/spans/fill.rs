@@ -5,7 +5,6 @@
 
 use std::{borrow::Cow, cell::RefCell, io, ops::ControlFlow, panic::AssertUnwindSafe};
 
-use sha2::{Digest as _, Sha256};
 use soci_ztoc::{Checkpoint, Decoder, ExtractError, SpanId, VerifiedSpan, VerifyError};
 
 use super::{Effect, Event, Spans};
@@ -13,10 +12,7 @@ use crate::{
     cpu::Lane,
     fetch::{Class, Delivery},
     layer::{ReadError, data::Held, passing::KEPT},
-    store::{
-        ZtocFile,
-        sums::{Sum, sum_from, sum_of},
-    },
+    store::{ZtocFile, sums::Sum},
     sync::{Arc, atomic::Ordering},
 };
 
@@ -136,10 +132,11 @@ impl Spans {
         ztoc: &ZtocFile,
     ) -> Option<Filled> {
         let tar = ztoc.spans().uncompressed(span.id());
-        let (mut hash, mut gathered) = (Sha256::new(), Vec::with_capacity(2 * GATHERED));
+        let mut sum = self.data.files.sums.summing();
+        let mut gathered = Vec::with_capacity(2 * GATHERED);
         let (mut place, mut written) = (tar.start, Ok(()));
         let decoded = decoder.decode_in_pieces(span, at, ztoc.spans(), |piece| {
-            hash.update(piece);
+            sum.update(piece);
             gathered.extend_from_slice(piece);
             if gathered.len() >= GATHERED && written.is_ok() {
                 written = self.data.write(place, &gathered);
@@ -153,7 +150,7 @@ impl Spans {
         written
             .and_then(|()| self.data.write(place, &gathered))
             .ok()?;
-        self.stored(span.id().0, || sum_from(hash));
+        self.stored(span.id().0, || sum.finish());
         self.data.check_headers_in(tar, None);
         Some(Filled::Stored)
     }
@@ -224,10 +221,10 @@ impl Spans {
         self.context
             .used
             .fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.stored(span, || sum_of(bytes));
+        self.stored(span, || self.data.files.sums.of(bytes));
         self.data.check_headers_in(tar.clone(), Some(bytes));
-        // While readers wait the cores are theirs: what is left out now is read again behind a later span.
-        if class == Class::All && !self.context.fetch.is_urgent() {
+        // While a program starts the cores are its own: what is left out now is read again behind a later span.
+        if class == Class::All && !self.context.fetch.had_readers() {
             self.passing.pass_on(ztoc, &tar, bytes);
         }
         Filled::Stored
