@@ -1,11 +1,12 @@
 //! The bounded pool for computing and for files, and the only way into it.
 //!
-//! Four lanes, each a queue of jobs in order with threads of its own, by what a job mostly waits for and who waits for it:
+//! Five lanes, each a queue of jobs in order with threads of its own, by what a job mostly waits for and who waits for it:
 //!
 //! | lane | threads at most | for |
 //! |--|--|--|
 //! | [`Lane::Compute`] | one a core | hash, inflate, answer: a reader waits |
 //! | [`Lane::ComputeBehind`] | one a core, of lower priority | the same for spans that nobody waits for, and for whole layers |
+//! | [`Lane::ComputeLast`] | one, of the lowest priority | what no container waits for, ever: proofs, scrubs |
 //! | [`Lane::Files`] | four | files of a layer or snapshot are made, opened, synced: a request waits |
 //! | [`Lane::FilesBehind`] | one | syncs of contents, removals, upkeep: they wait for the disk for seconds |
 //!
@@ -30,9 +31,6 @@ use crate::sync::{Arc, Condvar, Mutex};
 /// An idle thread gives its scratch memory back after this long.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// Priority of the background's threads: about a quarter of a core against one busy thread of a container.
-const NICE: i32 = 5;
-
 /// Threads of [`Lane::Files`]: enough that one slow sync does not hold up the requests of others.
 const FILES: usize = 4;
 
@@ -44,6 +42,9 @@ pub enum Lane {
     Compute,
     /// Computes, and nobody waits. May do what [`Lane::Compute`] may.
     ComputeBehind,
+    /// Computes when a core is idle: whole layers are held against their tars and their sums. May do what
+    /// [`Lane::Compute`] may.
+    ComputeLast,
     /// A request waits for small files: made, opened, read, synced. It deletes no trees and syncs no contents that
     /// nobody waits for.
     Files,
@@ -52,9 +53,10 @@ pub enum Lane {
 }
 
 impl Lane {
-    const ALL: [Lane; 4] = [
+    const ALL: [Lane; 5] = [
         Lane::Compute,
         Lane::ComputeBehind,
+        Lane::ComputeLast,
         Lane::Files,
         Lane::FilesBehind,
     ];
@@ -69,7 +71,17 @@ impl Lane {
             Lane::Compute | Lane::ComputeBehind => cores.get(),
             Lane::Files => FILES,
             // Some of its jobs count on being alone: a sync of a layer and a repair of it.
-            Lane::FilesBehind => 1,
+            Lane::FilesBehind | Lane::ComputeLast => 1,
+        }
+    }
+
+    /// Priority of its threads. Against one busy thread of a container the background has about a quarter of a core, and
+    /// what comes last a sixtieth.
+    const fn nice(self) -> i32 {
+        match self {
+            Lane::Compute | Lane::Files | Lane::FilesBehind => 0,
+            Lane::ComputeBehind => 5,
+            Lane::ComputeLast => 19,
         }
     }
 
@@ -77,6 +89,7 @@ impl Lane {
         match self {
             Lane::Compute => "soci-now",
             Lane::ComputeBehind => "soci-back",
+            Lane::ComputeLast => "soci-last",
             Lane::Files => "soci-files",
             Lane::FilesBehind => "soci-disk",
         }
@@ -254,8 +267,8 @@ enum Stays {
 
 fn work(shared: &Shared, lane: Lane, stays: Stays) {
     let condition = shared.condition(lane);
-    if lane == Lane::ComputeBehind
-        && let Err(error) = rustix::process::nice(NICE)
+    if lane.nice() > 0
+        && let Err(error) = rustix::process::nice(lane.nice())
     {
         tracing::debug!(error = %error, "the background runs with full priority");
     }

@@ -63,7 +63,7 @@ impl Completion {
         let tar = self.pass_behind(tar).await?;
         let data = Arc::clone(&self.data);
         let job = move || data.ztoc().map(|ztoc| tar.finish(ztoc));
-        let proof = self.context.cpu.run(Lane::ComputeBehind, job).await?;
+        let proof = self.context.cpu.run(Lane::ComputeLast, job).await?;
         proof.ok_or(ProveError::Incomplete(layer))
     }
 
@@ -77,7 +77,7 @@ impl Completion {
                 let done = tar.read_on(&data, ztoc, STEP)?;
                 Ok((done, tar))
             };
-            let read = self.context.cpu.run(Lane::ComputeBehind, job).await?;
+            let read = self.context.cpu.run(Lane::ComputeLast, job).await?;
             let (done, next) = read.map_err(|source| ProveError::Store { layer, source })?;
             if done {
                 return Ok(next);
@@ -109,7 +109,7 @@ impl Completion {
                     .map_err(|error| error.to_string())?;
                 Ok::<_, String>(tar)
             };
-            let passed = self.context.cpu.run(Lane::ComputeBehind, job).await?;
+            let passed = self.context.cpu.run(Lane::ComputeLast, job).await?;
             tar = passed.map_err(|error| self.unfetched(error))?;
         }
         Ok(tar)

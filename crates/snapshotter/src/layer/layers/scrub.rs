@@ -115,7 +115,7 @@ impl Layers {
             self.give_way().await;
             let data = Arc::clone(&layer.data);
             let job = move || data.check_span(span);
-            let checked = match self.context.cpu.run(Lane::ComputeBehind, job).await {
+            let checked = match self.context.cpu.run(Lane::ComputeLast, job).await {
                 Ok(None) => continue,
                 Ok(Some(checked)) => checked,
                 Err(lost) => {
@@ -211,7 +211,7 @@ impl Layers {
             let read = self
                 .context
                 .cpu
-                .run(Lane::ComputeBehind, move || of.read_disk(part));
+                .run(Lane::ComputeLast, move || of.read_disk(part));
             match read.await {
                 Ok(Ok(read)) if read.padding => tar.update(&read.tar),
                 // An error is damage too; a digest of less than all of it cannot be right.
