@@ -219,7 +219,12 @@ impl Completion {
         if written.is_empty() {
             return Ok(());
         }
-        match self.data.sync_written(&written) {
+        if let Err(error) = self.data.complete_sums(&written) {
+            // Without their sums spans are not durable, and there all the same.
+            tracing::warn!(layer = %self.data.digest(), error = %error, "the sums of written spans are not noted; tried again");
+            return Err(error);
+        }
+        match self.data.sync_bytes() {
             Ok(()) => {
                 self.trouble.synced();
                 present.durable(&written)

@@ -115,12 +115,11 @@ impl Data {
         }
     }
 
-    /// Makes written spans durable; their marks are not changed.
+    /// Makes written bytes durable; marks are not changed.
     ///
     /// # Errors
     /// The system's: what was written since the last sync may be lost.
-    pub(in crate::layer) fn sync_written(&self, spans: &[u32]) -> io::Result<()> {
-        self.complete_sums(spans)?;
+    pub(in crate::layer) fn sync_bytes(&self) -> io::Result<()> {
         self.files.data.sync_data()?;
         self.files.heads.sync_data()
     }
@@ -135,9 +134,12 @@ impl Data {
         }
     }
 
-    /// Bytes of a span that nobody has asked for yet are made certain before they are called durable: a process that was
-    /// killed may have left a span without its sum.
-    fn complete_sums(&self, spans: &[u32]) -> io::Result<()> {
+    /// Notes the sums that written spans lack, and makes all durable: a span is called durable only with its sum. One may
+    /// lack it because a process was killed, or the disk was full.
+    ///
+    /// # Errors
+    /// The system's. It says nothing of the bytes of the spans.
+    pub(in crate::layer) fn complete_sums(&self, spans: &[u32]) -> io::Result<()> {
         let Some(ztoc) = self.ztoc() else {
             return Ok(());
         };

@@ -229,6 +229,31 @@ async fn a_killed_process_leaves_no_span_without_a_sum() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spans_stay_whose_sums_cannot_be_noted() {
+    let made = Made::new(Form::Gzip, 60, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let blob = || Arc::new(MemoryBlob::new(made.layer.clone())) as Arc<dyn Fetcher>;
+    let layer = life.open(&made, blob()).await;
+    store(&layer, FIRST).await;
+    let there = layer.data.files.present.count();
+    assert!(there > 0);
+    // As on a full disk: what is written of the sums does not come to be.
+    let sums = node.file(&layer, "sums");
+    let file = std::fs::File::options().write(true).open(&sums);
+    let file = file.expect("is there");
+    let length = file.metadata().expect("its size").len();
+    file.set_len(64).expect("shortened");
+    layer.completion.sync().expect_err("no sum can be read");
+    let present = &layer.data.files.present;
+    assert_eq!(present.count(), there, "the bytes are there all the same");
+    assert_eq!(present.volatile().len(), there, "and not durable yet");
+    file.set_len(length).expect("there is room again");
+    layer.completion.sync().expect("synced");
+    assert_eq!((present.count(), present.volatile().len()), (there, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_scrub_keeps_its_pace() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let node = Node::new();
