@@ -29,6 +29,8 @@ pub struct NodeOptions {
     pub authority: Option<PathBuf>,
     /// The daemon's state folder, if it is not to lie in the node's folder.
     pub root: Option<PathBuf>,
+    /// Where our daemon finds containerd's content store, if it is not containerd's own socket.
+    pub content: Option<PathBuf>,
     /// Only containerd, with its own snapshotters.
     pub oracle_only: bool,
     /// Our daemon is started by the test itself, see [`crate::unit`].
@@ -129,9 +131,11 @@ impl Node {
     /// The arguments of our daemon but its address; writes the configuration that they name.
     pub fn snapshotter_arguments(&self) -> Result<Vec<OsString>> {
         let config = self.folder.join("soci.toml");
+        let content = self.options.content.clone();
+        let content = content.unwrap_or_else(|| self.containerd_socket());
         let containerd = format!(
             "[content_store]\ncontainerd_address = \"{}\"\n",
-            self.containerd_socket().display()
+            content.display()
         );
         fs::write(&config, format!("{}{containerd}", self.options.config))?;
         Ok(vec![

@@ -23,7 +23,7 @@ use soci_oci::store::containerd::Containerd;
 use soci_oci::store::layout::Layout;
 use soci_oci::store::{ContentStore, StoreError};
 use tokio::io::AsyncWriteExt;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::sync::Mutex;
 
@@ -158,7 +158,8 @@ impl Content {
             Err(error) => debug!(digest = %digest, error = %error, "own copy cannot be used"),
         }
         if let Some(containerd) = self.containerd(place.namespace).await {
-            match containerd.read(digest, MAX_DOCUMENT_BYTES).await {
+            let read = containerd.read(digest, MAX_DOCUMENT_BYTES);
+            match self.soon(CONTAINERD_PATIENCE, read).await {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) => debug!(digest = %digest, error = %error, "not taken from containerd"),
             }
@@ -197,7 +198,10 @@ impl Content {
             return map(&self.own.open_file(&digest)?).map_err(io);
         }
         if let Some(containerd) = self.containerd(place.namespace).await
-            && matches!(containerd.size(&digest).await, Ok(Some(found)) if found == size)
+            && let Ok(Some(found)) = self
+                .soon(CONTAINERD_PATIENCE, containerd.size(&digest))
+                .await
+            && found == size
         {
             match self.copy(&containerd, digest).await {
                 Ok(file) => return map(&file).map_err(io),
@@ -210,21 +214,38 @@ impl Content {
 
     /// A blob of containerd in a file without a name.
     async fn copy(&self, containerd: &Containerd, digest: Digest) -> Result<File, ContentError> {
-        let mut blob = containerd.open(&digest).await?;
         let io = |source| ContentError::Io { digest, source };
         let mut file = self.temporary().map_err(io)?;
-        // On a thread of the runtime, which has many: a stream that stands still holds up nobody else.
-        let copied = tokio::task::spawn_blocking(move || {
-            io::copy(&mut blob.reader, &mut file)?;
-            Ok(file)
-        });
-        let copied = tokio::time::timeout(COPY_PATIENCE, copied).await;
-        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "containerd sends nothing");
-        copied
-            .map_err(late)
-            .and_then(|copied| copied.map_err(io::Error::other))
-            .flatten()
-            .map_err(io)
+        let copy = async {
+            let mut blob = containerd.open(&digest).await?;
+            // On a thread of the runtime, which has many. It gives up by itself when nothing comes.
+            let copied = tokio::task::spawn_blocking(move || {
+                io::copy(&mut blob.reader, &mut file)?;
+                Ok::<_, io::Error>(file)
+            });
+            let copied = copied.await.map_err(io::Error::other).flatten();
+            Ok(copied)
+        };
+        self.soon(COPY_PATIENCE, copy).await?.map_err(io)
+    }
+
+    /// What containerd answers within `limit`. One that does not is left alone for a while.
+    async fn soon<T>(
+        &self,
+        limit: Duration,
+        asked: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let answer = tokio::time::timeout(limit, asked).await;
+        answer.unwrap_or_else(|_| {
+            warn!(
+                seconds = limit.as_secs(),
+                "containerd does not answer: its content is left alone for a while"
+            );
+            let mut known = self.connections.lock();
+            known.by_namespace.clear();
+            known.failed = Some(Instant::now());
+            Err(StoreError::Deadline)
+        })
     }
 
     /// A blob of the registry in a file without a name.

@@ -227,6 +227,31 @@ async fn an_image_without_an_index_is_left_to_containerd_and_remembered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_containerd_that_hangs_costs_a_moment_and_the_registry_is_asked() {
+    let registry = TestRegistry::start();
+    let shape = Shape {
+        without: Some(0),
+        ..Shape::default()
+    };
+    let image = Image::publish(&registry, &tars(), shape);
+    let folder = TempDir::new().unwrap();
+    let socket = folder.path().join("containerd.sock");
+    // It takes connections, and says nothing.
+    let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let mut config = Config::default();
+    config.content_store.containerd_address = socket.display().to_string();
+    let server = Server::daemon_on(TempDir::new().unwrap(), &config).await;
+    let start = tokio::time::Instant::now();
+    pull_all(&server, &image).await;
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    let view = server.viewed(&image.target(1)).await;
+    check_content(view.path());
+    drop(view);
+    server.interrupt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_did_not_answer_is_asked_again() {
     let registry = TestRegistry::start();
     let image = Image::publish(&registry, &tars(), Shape::default());

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 use std::ops::Range;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -79,6 +80,9 @@ impl Containerd {
     }
 }
 
+/// How long a stream may say nothing: its thread does not wait for ever for a containerd that hangs.
+const SILENCE: Duration = Duration::from_secs(20);
+
 /// A blob as containerd streams it, for a plain thread.
 struct StreamReader {
     runtime: Handle,
@@ -89,10 +93,16 @@ struct StreamReader {
 impl Read for StreamReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.current.is_empty() {
-            match self.runtime.block_on(self.stream.message()) {
-                Ok(Some(message)) => self.current = message.data,
-                Ok(None) => return Ok(0),
-                Err(status) => return Err(io::Error::other(status.message().to_owned())),
+            let next = async { tokio::time::timeout(SILENCE, self.stream.message()).await };
+            match self.runtime.block_on(next) {
+                Ok(Ok(Some(message))) => self.current = message.data,
+                Ok(Ok(None)) => return Ok(0),
+                Ok(Err(status)) => return Err(io::Error::other(status.message().to_owned())),
+                Err(_) => {
+                    let seconds = SILENCE.as_secs();
+                    let silent = format!("containerd has sent nothing for {seconds} s");
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, silent));
+                }
             }
         }
         let length = buffer.len().min(self.current.len());
