@@ -5,6 +5,7 @@
 mod archive;
 mod device_erofs;
 mod drain;
+mod ending;
 mod image;
 mod layers;
 mod logs;

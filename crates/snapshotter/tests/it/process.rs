@@ -452,7 +452,7 @@ fn pid(number: u32) -> Pid {
 }
 
 /// The mounts below a folder, with their device numbers.
-fn mounted(root: &Path) -> Vec<String> {
+pub(crate) fn mounted(root: &Path) -> Vec<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let below = format!(" {}/", root.display());
     let lines = table.lines().filter(|line| line.contains(&below));
