@@ -1,7 +1,8 @@
 //! Snapshots: prepare, view, mounts, commit, remove, usage, walk, cleanup.
 //!
 //! Purpose: what containerd asks of a snapshotter, without knowing gRPC. Parts: `plan` decides, `metadata`
-//! remembers, `directories` and `overlay` are the files and the mounts; layers are the business of `image`.
+//! remembers, `directories` and `overlay` are the files and the mounts, `create`, `mounts` and `measure` what is done with
+//! them; layers are the business of `image`.
 //!
 //! Order of a creation: the directory, then the record, so that whatever has a record is usable; a directory
 //! without a record is found and deleted by `cleanup`, and its number is never used again. Order of a removal:
@@ -12,12 +13,15 @@
 //! containerd, the network or a mount of ours. What was fetched for a client that went away serves the next one.
 
 mod cleanup;
+mod create;
 pub(crate) mod directories;
 mod error;
 pub(crate) mod ids;
 pub(crate) mod late;
 mod layer;
+mod measure;
 pub mod metadata;
+mod mounts;
 pub(crate) mod overlay;
 pub(crate) mod plan;
 mod record;
@@ -30,20 +34,18 @@ use std::time::Duration;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use self::directories::{Busy, Directories};
+use self::directories::Directories;
 pub use self::error::{SnapshotError, StartError};
-use self::ids::IdMap;
 pub use self::late::Late;
 use self::layer::LayerWanted;
 use self::metadata::{
-    Commit, Info, Kind, LabelUpdate, Labels, Metadata, MetadataError, Record, SnapshotId, Usage,
+    Commit, Info, Kind, LabelUpdate, Labels, Metadata, MetadataError, Record, SnapshotId,
 };
 pub use self::overlay::{Mount, Unsupported, needs_userxattr};
 use self::plan::{Facts, First};
 use crate::cpu::{Cpu, Lane, Lost};
 use crate::image::labels;
 use crate::image::verdict::Subject;
-use crate::image::{Parent, Wanted, explain};
 use crate::mount;
 use crate::mount::thread::MountThread;
 use crate::store::LayerKey;
@@ -74,14 +76,6 @@ pub struct Parts {
     pub mounts: MountThread,
     /// Where layers come from; until they are there all are left to containerd.
     pub images: Late,
-}
-
-/// Whether a new snapshot has to survive a power failure before the answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lasts {
-    Always,
-    /// Who asked asks again.
-    UnlessRepeated,
 }
 
 /// Who waits for the answer to a request.
@@ -213,21 +207,6 @@ impl Snapshotter {
         .await
     }
 
-    /// What a snapshot takes: measured now while it is active or a layer of ours, else as it was when it was committed.
-    pub async fn usage(&self, key: String) -> Result<Usage, SnapshotError> {
-        // Never closed.
-        let _turn = self.shared.measuring.acquire().await.ok();
-        self.run(Lane::Files, move |shared| {
-            let record = shared.metadata.get(&key)?;
-            match record.kind {
-                // What is being made may be a mount of ours.
-                Kind::Active if !shared.directories.is_busy(record.id) => shared.measure(&record),
-                _ => shared.taken(&record),
-            }
-        })
-        .await
-    }
-
     /// The mounts of an active snapshot or a view.
     pub async fn mounts(&self, key: String) -> Result<Vec<Mount>, SnapshotError> {
         let chain = self
@@ -312,212 +291,6 @@ impl Snapshotter {
         .await
     }
 
-    /// A snapshot that is no layer of ours.
-    async fn plain(
-        &self,
-        kind: Kind,
-        key: String,
-        parent: Option<String>,
-        labels: Labels,
-    ) -> Result<Vec<Mount>, SnapshotError> {
-        let snapshotter = self.clone();
-        self.owned(|caller| async move {
-            let made = snapshotter
-                .create(kind, key, parent, labels, Lasts::Always)
-                .await;
-            let (chain, _busy) = made?;
-            let mut mounts = snapshotter.mounts_of(&chain).await;
-            if caller.is_gone() {
-                mounts = mounts.and(Err(SnapshotError::CallerGone));
-            }
-            if mounts.is_err() {
-                snapshotter.take_back(&chain).await;
-            }
-            mounts
-        })
-        .await
-    }
-
-    /// Directory first, then the record; see the module.
-    async fn create(
-        &self,
-        kind: Kind,
-        key: String,
-        parent: Option<String>,
-        labels: Labels,
-        lasts: Lasts,
-    ) -> Result<(Vec<Info>, Busy), SnapshotError> {
-        if key.is_empty() {
-            return Err(SnapshotError::Empty { field: "key" });
-        }
-        let (name, below, asked) = (key.clone(), parent.clone(), labels.clone());
-        let made = self.run(Lane::Files, move |shared| {
-            shared.make_directory(kind, &name, below.as_deref(), &asked)
-        });
-        let (id, busy, below) = made.await?;
-        let (metadata, parent) = (&self.shared.metadata, parent.as_deref());
-        let created = match lasts {
-            Lasts::Always => metadata.create(id, kind, &key, parent, labels).await,
-            Lasts::UnlessRepeated => {
-                metadata
-                    .create_repeatable(id, kind, &key, parent, labels)
-                    .await
-            }
-        };
-        match created {
-            Ok(record) => {
-                let mut chain = vec![Info { name: key, record }];
-                chain.extend(below);
-                Ok((chain, busy))
-            }
-            Err(error) => {
-                self.delete(Lane::Files, self.shared.directories.of(id))
-                    .await;
-                Err(error.into())
-            }
-        }
-    }
-
-    /// Removes the snapshot that a failing request has made, and its directory.
-    async fn take_back(&self, chain: &[Info]) {
-        let Some(top) = chain.first() else {
-            return;
-        };
-        match self.shared.metadata.remove(&top.name).await {
-            // Somebody else may have removed it already.
-            Ok(_) | Err(MetadataError::NotFound { .. }) => {}
-            Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                warn!(error, "a snapshot of a failed request stays");
-                return;
-            }
-        }
-        let directory = self.shared.directories.of(top.record.id);
-        self.delete(Lane::Files, directory).await;
-    }
-
-    /// The mounts of the first snapshot of a chain. The layers below it are mounted then.
-    async fn mounts_of(&self, chain: &[Info]) -> Result<Vec<Mount>, SnapshotError> {
-        let [top, parents @ ..] = chain else {
-            return Ok(Vec::new());
-        };
-        if top.record.kind == Kind::Committed {
-            return Err(SnapshotError::NotMountable {
-                key: top.name.clone(),
-            });
-        }
-        let mut parents = parents.to_vec();
-        self.ensure(&mut parents).await?;
-        if self.shared.options.verified_only && !top.record.labels.contains_key(labels::TARGET) {
-            self.wait_for_trust(&parents).await?;
-        }
-        let has_layers = parents.iter().any(|info| info.record.layer.is_some());
-        let idmap = IdMap::wanted(&top.record.labels, &parents)?;
-        let parents: Vec<_> = parents.iter().map(|info| info.record.id).collect();
-        let Shared {
-            directories,
-            options,
-            ..
-        } = &*self.shared;
-        let Record { kind, id, .. } = top.record;
-        Ok(vec![overlay::mount_of(
-            directories,
-            kind,
-            id,
-            &parents,
-            &overlay::Extra {
-                idmap,
-                xino: has_layers && self.shared.parts.images.xino(),
-                userxattr: options.userxattr,
-            },
-        )])
-    }
-
-    /// Has every layer of a chain mounted by this process. The records name what is mounted then, and so does the chain.
-    async fn ensure(&self, chain: &mut [Info]) -> Result<(), SnapshotError> {
-        self.check_trust(chain)?;
-        let wanted = self.wanted(chain)?;
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        let unavailable = |at: &Path, why: String| {
-            let id = at.parent().and_then(Path::file_name).unwrap_or_default();
-            SnapshotError::Unavailable {
-                layer: id.to_string_lossy().into_owned(),
-                why,
-            }
-        };
-        let Some(images) = self.shared.parts.images.wanted().await.cloned() else {
-            let why = plan::Why::Unable.to_string();
-            return Err(unavailable(&wanted[0].at, why));
-        };
-        let snapshotter = self.clone();
-        let layers = chain.iter().filter(|info| info.record.layer.is_some());
-        let names: Vec<_> = layers
-            .map(|info| (info.name.clone(), info.record.id))
-            .collect();
-        let record = move |position: usize, layer| {
-            let (snapshotter, named) = (snapshotter.clone(), names.get(position).cloned());
-            async move {
-                let (name, id) = named.ok_or(MetadataError::Lost)?;
-                let metadata = &snapshotter.shared.metadata;
-                metadata.show(&name, id, layer).await.map(drop)
-            }
-        };
-        // As its own task: a mount that was begun is known when it is made.
-        let ensured = self
-            .shared
-            .tasks
-            .spawn(async move { images.ensure(wanted, record).await })
-            .await;
-        let ensured =
-            ensured.map_err(|error| SnapshotError::Lost(Lost::Panicked(error.to_string())))?;
-        let shown = ensured.map_err(|(at, error)| unavailable(&at, explain(&error)))?;
-        let layers = chain.iter_mut().filter(|info| info.record.layer.is_some());
-        for (info, shown) in layers.zip(shown) {
-            info.record.layer = Some(shown);
-        }
-        Ok(())
-    }
-
-    /// The layers of a chain, top-most first, each with what lies below it.
-    fn wanted(&self, chain: &[Info]) -> Result<Vec<Wanted>, SnapshotError> {
-        let mut wanted = Vec::new();
-        for (depth, info) in chain.iter().enumerate() {
-            let Some(layer) = info.record.layer.clone() else {
-                continue;
-            };
-            let id = info.record.id;
-            let at =
-                self.shared
-                    .directories
-                    .restore(id)
-                    .map_err(|source| SnapshotError::Files {
-                        action: "make the mount point",
-                        id,
-                        source,
-                    })?;
-            let parents = self.parents(&chain[depth + 1..]);
-            wanted.push(Wanted {
-                layer,
-                at,
-                expected: trust::expected(info),
-                labels: info.record.labels.clone(),
-                parents,
-            });
-        }
-        Ok(wanted)
-    }
-
-    fn parents(&self, chain: &[Info]) -> Vec<Parent> {
-        let directories = &self.shared.directories;
-        let parent = |info: &Info| match &info.record.layer {
-            Some(layer) => Parent::Layer(layer.clone()),
-            None => Parent::Directory(directories.fs(info.record.id)),
-        };
-        chain.iter().map(parent).collect()
-    }
-
     /// Turns the active snapshot `key` into the committed snapshot `name`.
     pub async fn commit(
         &self,
@@ -586,38 +359,6 @@ impl Snapshotter {
 }
 
 impl Shared {
-    /// The directory of a new snapshot, and the chain that it stands on.
-    fn make_directory(
-        &self,
-        kind: Kind,
-        key: &str,
-        parent: Option<&str>,
-        labels: &Labels,
-    ) -> Result<(SnapshotId, Busy, Vec<Info>), SnapshotError> {
-        let below = parent
-            .map(|parent| self.metadata.chain(parent))
-            .transpose()?
-            .unwrap_or_default();
-        if self.metadata.find(key)?.is_some() {
-            return Err(MetadataError::AlreadyExists {
-                name: key.to_owned(),
-            }
-            .into());
-        }
-        let first = below.first().map(|below| below.record.owner);
-        let mut owner = first.unwrap_or_default();
-        if let Some(map) = IdMap::wanted(labels, &below)? {
-            // What is written there is seen as it is.
-            owner = map.outside(owner);
-        }
-        let id = self.metadata.reserve_id();
-        let busy = self.directories.busy(id);
-        self.directories
-            .create(id, kind, owner)
-            .map_err(|source| self.files("make the directory", id, source))?;
-        Ok((id, busy, below))
-    }
-
     /// What a failure of a snapshot's files means.
     fn files(&self, action: &'static str, id: SnapshotId, source: io::Error) -> SnapshotError {
         if metadata::reserve::is_full(&source) {
@@ -630,40 +371,6 @@ impl Shared {
             };
         }
         SnapshotError::Files { action, id, source }
-    }
-
-    /// What an active snapshot takes. Only those whose `fs` is a directory are ever active.
-    fn measure(&self, record: &Record) -> Result<Usage, SnapshotError> {
-        let id = record.id;
-        self.directories
-            .usage(id)
-            .map_err(|source| SnapshotError::Files {
-                action: "measure the files",
-                id,
-                source,
-            })
-    }
-
-    /// What a snapshot takes that is not measured. A layer's files belong to the first of the snapshots that show it:
-    /// all together take what is on disk.
-    fn taken(&self, record: &Record) -> Result<Usage, SnapshotError> {
-        let (Some(used), Some(images)) = (&record.layer, self.parts.images.get()) else {
-            return Ok(record.usage);
-        };
-        let shows = |info: &Info| {
-            let layer = info.record.layer.as_ref();
-            layer.is_some_and(|layer| layer.layer == used.layer)
-        };
-        let all = self.metadata.list(shows)?;
-        if all.iter().any(|info| info.record.id < record.id) {
-            return Ok(Usage::default());
-        }
-        let taken = images.taken(&used.layer);
-        let taken = taken.map_err(|source| self.files("measure the layer", record.id, source))?;
-        Ok(Usage {
-            size: taken.bytes,
-            inodes: taken.inodes,
-        })
     }
 
     fn owner(&self, record: &Record) -> Result<metadata::Owner, SnapshotError> {

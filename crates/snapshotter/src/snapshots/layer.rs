@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use tracing::{info, warn};
 
-use super::metadata::{Commit, Info, Kind, Labels, MetadataError, SnapshotId, Usage};
-use super::{Caller, Lasts, Mount, SnapshotError, Snapshotter};
+use super::metadata::{Commit, Info, Kind, Labels, Lasts, MetadataError, SnapshotId, Usage};
+use super::{Caller, Mount, SnapshotError, Snapshotter};
 use crate::image::labels;
 use crate::image::verdict::{Subject, Way};
 use crate::image::{Attempt, ImageName, Mounted, Request, layer_of};

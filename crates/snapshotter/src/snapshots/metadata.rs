@@ -55,6 +55,15 @@ pub struct Commit {
     pub layer: Option<LayerUse>,
 }
 
+/// Whether a new snapshot has to survive a power failure before the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lasts {
+    /// It has to.
+    Always,
+    /// Who asked asks again: a power failure may lose it for a second.
+    UnlessRepeated,
+}
+
 /// Which labels an update changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LabelUpdate {
@@ -234,38 +243,11 @@ impl Metadata {
         kind: Kind,
         name: &str,
         parent: Option<&str>,
-        labels: Labels,
-    ) -> Result<Record, MetadataError> {
-        let new = self.new_one(id, kind, name, parent, labels);
-        self.writer.change(Change::Create(new)).await
-    }
-
-    /// As [`Metadata::create`], for who asks again after a power failure: that may lose it for a second.
-    pub async fn create_repeatable(
-        &self,
-        id: SnapshotId,
-        kind: Kind,
-        name: &str,
-        parent: Option<&str>,
-        labels: Labels,
-    ) -> Result<Record, MetadataError> {
-        let new = New {
-            repeated: true,
-            ..self.new_one(id, kind, name, parent, labels)
-        };
-        self.writer.change(Change::Create(new)).await
-    }
-
-    fn new_one(
-        &self,
-        id: SnapshotId,
-        kind: Kind,
-        name: &str,
-        parent: Option<&str>,
         mut labels: Labels,
-    ) -> New {
+        lasts: Lasts,
+    ) -> Result<Record, MetadataError> {
         labels.retain(|_, value| !value.is_empty());
-        New {
+        let new = New {
             id,
             kind,
             name: name.to_owned(),
@@ -273,8 +255,9 @@ impl Metadata {
             labels,
             now: SystemTime::now(),
             next: self.next_id.load(Ordering::Relaxed),
-            repeated: false,
-        }
+            lasts,
+        };
+        self.writer.change(Change::Create(new)).await
     }
 
     /// Turns the active snapshot `key` into the committed snapshot `name`, with the same id.

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use redb::{ReadableTable, Table, WriteTransaction};
 
 use super::{
-    Attempt, CHILDREN, COUNTERS, Commit, Kind, LabelUpdate, Labels, LayerUse, MetadataError,
+    Attempt, CHILDREN, COUNTERS, Commit, Kind, LabelUpdate, Labels, Lasts, LayerUse, MetadataError,
     NEXT_ID, Record, SNAPSHOTS, SnapshotId, Snapshots, Usage,
 };
 
@@ -23,8 +23,7 @@ pub(super) struct New {
     pub(super) now: SystemTime,
     /// The next id, at least.
     pub(super) next: u64,
-    /// Who asked asks again if a power failure loses it.
-    pub(super) repeated: bool,
+    pub(super) lasts: Lasts,
 }
 
 /// One change. Its time is in it, so that making it twice gives the same record.
@@ -62,7 +61,7 @@ impl Change {
     /// ([`super::Metadata::sync`]).
     pub(super) fn must_last(&self) -> bool {
         match self {
-            Self::Create(new) => !new.repeated,
+            Self::Create(new) => new.lasts == Lasts::Always,
             Self::Commit { .. } | Self::Update { .. } | Self::Show { .. } => true,
             Self::Remove { .. } => false,
         }

@@ -38,7 +38,10 @@ impl Fixture {
     fn create(&self, kind: Kind, name: &str, parent: &str) -> Result<Record, MetadataError> {
         let id = self.metadata.reserve_id();
         let parent = (!parent.is_empty()).then_some(parent);
-        wait(self.metadata.create(id, kind, name, parent, Labels::new()))
+        wait(
+            self.metadata
+                .create(id, kind, name, parent, Labels::new(), Lasts::Always),
+        )
     }
 
     fn commit(&self, key: &str, name: &str) -> Result<Record, MetadataError> {
@@ -168,7 +171,7 @@ fn commit_keeps_the_id_and_replaces_the_labels() {
     let before = labels(&[("old", "1"), ("empty", "")]);
     let active = fixture
         .metadata
-        .create(id, Kind::Active, "key", None, before);
+        .create(id, Kind::Active, "key", None, before, Lasts::Always);
     let active = wait(active).unwrap();
     assert_eq!(active.labels, labels(&[("old", "1")]));
     let commit = Commit {

@@ -69,7 +69,14 @@ fn what_was_answered_and_not_on_disk_is_there_after_a_failure() {
     let fixture = Fixture::populated();
     let id = fixture.metadata.reserve_id();
     let metadata = &fixture.metadata;
-    let created = metadata.create_repeatable(id, Kind::Active, "layer", None, Labels::new());
+    let created = metadata.create(
+        id,
+        Kind::Active,
+        "layer",
+        None,
+        Labels::new(),
+        Lasts::UnlessRepeated,
+    );
     wait(created).unwrap();
     fixture.remove("view-1").unwrap();
     replace(&fixture, FAILS);
@@ -164,7 +171,7 @@ fn on_a_full_disk_everything_can_be_removed_and_new_snapshots_are_refused_with_t
         let (name, labels) = (format!("name-{n}"), long.clone());
         let created = fixture
             .metadata
-            .create(id, Kind::Active, &name, None, labels);
+            .create(id, Kind::Active, &name, None, labels, Lasts::Always);
         wait(created)
     };
     for n in 0..count {

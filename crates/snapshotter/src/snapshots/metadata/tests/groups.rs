@@ -16,9 +16,14 @@ fn on_disk(fixture: &Fixture) -> Vec<String> {
 
 fn repeatable(fixture: &Fixture, name: &str) -> Record {
     let id = fixture.metadata.reserve_id();
-    let created = fixture
-        .metadata
-        .create_repeatable(id, Kind::Active, name, None, Labels::new());
+    let created = fixture.metadata.create(
+        id,
+        Kind::Active,
+        name,
+        None,
+        Labels::new(),
+        Lasts::UnlessRepeated,
+    );
     wait(created).unwrap()
 }
 
@@ -54,9 +59,10 @@ fn of_many_at_once_only_those_that_are_wrong_fail() {
     let create = async |n: u64| {
         let name = format!("name-{}", n / 2);
         let id = fixture.metadata.reserve_id();
-        let created = fixture
-            .metadata
-            .create(id, Kind::Active, &name, None, Labels::new());
+        let created =
+            fixture
+                .metadata
+                .create(id, Kind::Active, &name, None, Labels::new(), Lasts::Always);
         created.await.is_ok()
     };
     let made = wait(futures_of((0..200).map(create).collect()));

@@ -1,0 +1,133 @@
+//! The mounts of a snapshot, and the layers below it: mounted, named by their records, and fit to start from.
+
+use std::path::Path;
+
+use super::ids::IdMap;
+use super::metadata::{Info, Kind, MetadataError, Record};
+use super::{Mount, Shared, SnapshotError, Snapshotter, overlay, plan, trust};
+use crate::cpu::Lost;
+use crate::image::{Parent, Wanted, explain, labels};
+
+impl Snapshotter {
+    /// The mounts of the first snapshot of a chain. The layers below it are mounted then.
+    pub(super) async fn mounts_of(&self, chain: &[Info]) -> Result<Vec<Mount>, SnapshotError> {
+        let [top, parents @ ..] = chain else {
+            return Ok(Vec::new());
+        };
+        if top.record.kind == Kind::Committed {
+            return Err(SnapshotError::NotMountable {
+                key: top.name.clone(),
+            });
+        }
+        let mut parents = parents.to_vec();
+        self.ensure(&mut parents).await?;
+        if self.shared.options.verified_only && !top.record.labels.contains_key(labels::TARGET) {
+            self.wait_for_trust(&parents).await?;
+        }
+        let has_layers = parents.iter().any(|info| info.record.layer.is_some());
+        let idmap = IdMap::wanted(&top.record.labels, &parents)?;
+        let parents: Vec<_> = parents.iter().map(|info| info.record.id).collect();
+        let Shared {
+            directories,
+            options,
+            ..
+        } = &*self.shared;
+        let Record { kind, id, .. } = top.record;
+        Ok(vec![overlay::mount_of(
+            directories,
+            kind,
+            id,
+            &parents,
+            &overlay::Extra {
+                idmap,
+                xino: has_layers && self.shared.parts.images.xino(),
+                userxattr: options.userxattr,
+            },
+        )])
+    }
+
+    /// Has every layer of a chain mounted by this process. The records name what is mounted then, and so does the chain.
+    pub(super) async fn ensure(&self, chain: &mut [Info]) -> Result<(), SnapshotError> {
+        self.check_trust(chain)?;
+        let wanted = self.wanted(chain)?;
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let unavailable = |at: &Path, why: String| {
+            let id = at.parent().and_then(Path::file_name).unwrap_or_default();
+            SnapshotError::Unavailable {
+                layer: id.to_string_lossy().into_owned(),
+                why,
+            }
+        };
+        let Some(images) = self.shared.parts.images.wanted().await.cloned() else {
+            let why = plan::Why::Unable.to_string();
+            return Err(unavailable(&wanted[0].at, why));
+        };
+        let snapshotter = self.clone();
+        let layers = chain.iter().filter(|info| info.record.layer.is_some());
+        let names: Vec<_> = layers
+            .map(|info| (info.name.clone(), info.record.id))
+            .collect();
+        let record = move |position: usize, layer| {
+            let (snapshotter, named) = (snapshotter.clone(), names.get(position).cloned());
+            async move {
+                let (name, id) = named.ok_or(MetadataError::Lost)?;
+                let metadata = &snapshotter.shared.metadata;
+                metadata.show(&name, id, layer).await.map(drop)
+            }
+        };
+        // As its own task: a mount that was begun is known when it is made.
+        let ensured = self
+            .shared
+            .tasks
+            .spawn(async move { images.ensure(wanted, record).await })
+            .await;
+        let ensured =
+            ensured.map_err(|error| SnapshotError::Lost(Lost::Panicked(error.to_string())))?;
+        let shown = ensured.map_err(|(at, error)| unavailable(&at, explain(&error)))?;
+        let layers = chain.iter_mut().filter(|info| info.record.layer.is_some());
+        for (info, shown) in layers.zip(shown) {
+            info.record.layer = Some(shown);
+        }
+        Ok(())
+    }
+
+    /// The layers of a chain, top-most first, each with what lies below it.
+    fn wanted(&self, chain: &[Info]) -> Result<Vec<Wanted>, SnapshotError> {
+        let mut wanted = Vec::new();
+        for (depth, info) in chain.iter().enumerate() {
+            let Some(layer) = info.record.layer.clone() else {
+                continue;
+            };
+            let id = info.record.id;
+            let at =
+                self.shared
+                    .directories
+                    .restore(id)
+                    .map_err(|source| SnapshotError::Files {
+                        action: "make the mount point",
+                        id,
+                        source,
+                    })?;
+            let parents = self.parents(&chain[depth + 1..]);
+            wanted.push(Wanted {
+                layer,
+                at,
+                expected: trust::expected(info),
+                labels: info.record.labels.clone(),
+                parents,
+            });
+        }
+        Ok(wanted)
+    }
+
+    pub(super) fn parents(&self, chain: &[Info]) -> Vec<Parent> {
+        let directories = &self.shared.directories;
+        let parent = |info: &Info| match &info.record.layer {
+            Some(layer) => Parent::Layer(layer.clone()),
+            None => Parent::Directory(directories.fs(info.record.id)),
+        };
+        chain.iter().map(parent).collect()
+    }
+}
