@@ -237,49 +237,38 @@ impl Places {
 
     /// Cuts a range of the tar into what lies in `data` and what lies in `heads`, in order.
     pub fn pieces(&self, tar: Range<u64>) -> impl Iterator<Item = Piece> + use<'_> {
-        let mut next = partition(self.files, |file| self.raw_file(file)[0] <= tar.start);
         // The file that begins at or before the range may reach into it.
+        let mut next = partition(self.files, |file| self.raw_file(file)[0] <= tar.start);
         next = next.saturating_sub(1);
-        let mut at = tar.start;
-        let end = tar.end.min(self.archive_size);
+        let (mut at, end) = (tar.start, tar.end.min(self.archive_size));
         std::iter::from_fn(move || {
-            while at < end {
-                let Some(file) = self.file(next) else {
-                    let heads = self.heads_size - (self.archive_size - at);
-                    let len = end - at;
-                    let piece = Piece::Heads {
-                        tar: at,
-                        heads,
-                        len,
-                    };
-                    at = end;
-                    return Some(piece);
-                };
-                let file_end = file.tar + file.size;
-                if at >= file_end {
-                    next += 1;
-                } else if at < file.tar {
-                    let len = file.tar.min(end) - at;
-                    let piece = Piece::Heads {
-                        tar: at,
-                        heads: file.heads - (file.tar - at),
-                        len,
-                    };
-                    at += len;
-                    // What lies before the first file that can be here: its own end, by the loop above.
-                    return Some(piece);
-                } else {
-                    let len = file_end.min(end) - at;
-                    let piece = Piece::Data {
-                        tar: at,
-                        data: file.data + (at - file.tar),
-                        len,
-                    };
-                    at += len;
-                    return Some(piece);
-                }
+            if at >= end {
+                return None;
             }
-            None
+            let mut file = self.file(next);
+            while file.is_some_and(|file| file.tar + file.size <= at) {
+                next += 1;
+                file = self.file(next);
+            }
+            let tar = at;
+            if let Some(file) = file.filter(|file| file.tar <= tar) {
+                at = end.min(file.tar + file.size);
+                let data = file.data + (tar - file.tar);
+                return Some(Piece::Data {
+                    tar,
+                    data,
+                    len: at - tar,
+                });
+            }
+            // What is in front of the next file, or of the end of everything.
+            let [begins, _, heads, _] = self.raw_file(next);
+            at = end.min(begins);
+            let heads = heads - (begins - tar);
+            Some(Piece::Heads {
+                tar,
+                heads,
+                len: at - tar,
+            })
         })
     }
 

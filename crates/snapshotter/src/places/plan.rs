@@ -55,22 +55,57 @@ pub fn plan(
     entries: impl ExactSizeIterator<Item = Planned>,
     archive_size: u64,
 ) -> Result<Vec<u8>, PlaceError> {
-    if entries.len() > MOST_ENTRIES {
-        return Err(PlaceError::TooMany);
-    }
-    let headers = entries.len().checked_mul(HEAD).ok_or(PlaceError::TooMany)?;
-    let mut table = Vec::with_capacity(HEADER + headers + entries.len() * FILE);
-    table.resize(HEADER + headers, 0);
-    let (mut free, mut data, mut content) = (0_u64, LEAD, 0_u64);
-    let mut count = 0_u32;
+    let mut tables = Tables::new(entries.len(), archive_size)?;
     for planned in entries {
-        let entry = count;
-        count = count.checked_add(1).ok_or(PlaceError::TooMany)?;
+        tables.push(&planned)?;
+    }
+    Ok(tables.finish())
+}
+
+/// Tables that grow by one entry after the other.
+struct Tables {
+    bytes: Vec<u8>,
+    /// Where the records of files begin in them.
+    files: usize,
+    archive_size: u64,
+    /// How many entries there are so far.
+    entries: u32,
+    /// First byte of the tar that no entry has taken.
+    free: u64,
+    /// Where the next file goes in `data`.
+    data: u64,
+    /// Bytes of the files so far.
+    content: u64,
+}
+
+impl Tables {
+    fn new(entries: usize, archive_size: u64) -> Result<Tables, PlaceError> {
+        if entries > MOST_ENTRIES {
+            return Err(PlaceError::TooMany);
+        }
+        let files = HEADER + entries * HEAD;
+        let mut bytes = Vec::with_capacity(files + entries * FILE);
+        bytes.resize(files, 0);
+        Ok(Tables {
+            bytes,
+            files,
+            archive_size,
+            entries: 0,
+            free: 0,
+            data: LEAD,
+            content: 0,
+        })
+    }
+
+    fn push(&mut self, planned: &Planned) -> Result<(), PlaceError> {
         let Planned {
             header,
             offset,
             size,
         } = planned;
+        let (offset, size, free) = (*offset, *size, self.free);
+        let entry = self.entries;
+        self.entries = entry.checked_add(1).ok_or(PlaceError::TooMany)?;
         if header.start > header.end || header.end > offset || offset < free {
             return Err(PlaceError::Overlap {
                 entry,
@@ -78,42 +113,48 @@ pub fn plan(
                 free,
             });
         }
-        let outside = PlaceError::Outside {
-            entry,
-            archive: archive_size,
-        };
-        let end = offset
-            .checked_add(size)
-            .filter(|end| *end <= archive_size)
-            .ok_or(outside)?;
+        let archive = self.archive_size;
+        let end = offset.checked_add(size).filter(|end| *end <= archive);
+        self.free = end.ok_or(PlaceError::Outside { entry, archive })?;
         let at = HEADER + entry as usize * HEAD;
-        let slot = table.get_mut(at..at + HEAD).ok_or(PlaceError::TooMany)?;
+        let slot = self.bytes.get_mut(at..at + HEAD);
+        let slot = slot.ok_or(PlaceError::TooMany)?;
         slot[..8].copy_from_slice(&header.start.to_le_bytes());
         slot[8..].copy_from_slice(&header.end.to_le_bytes());
-        free = end;
         if size > 0 {
-            for number in [offset, data, offset - content, u64::from(entry)] {
-                table.extend_from_slice(&number.to_le_bytes());
-            }
-            content += size;
-            data = size
-                .checked_next_multiple_of(BLOCK)
-                .and_then(|room| data.checked_add(room))
-                .filter(|data| *data <= MAX_DATA - TAIL)
-                .ok_or(PlaceError::TooLarge)?;
+            self.push_file(entry, offset, size)?;
         }
+        Ok(())
     }
-    let files = (table.len() - HEADER - headers) / FILE;
-    let numbers = [
-        files as u64,
-        u64::from(count),
-        archive_size,
-        data + TAIL,
-        archive_size - content,
-    ];
-    table[..8].copy_from_slice(MAGIC);
-    for (slot, number) in table[8..HEADER].chunks_exact_mut(8).zip(numbers) {
-        slot.copy_from_slice(&number.to_le_bytes());
+
+    fn push_file(&mut self, entry: u32, offset: u64, size: u64) -> Result<(), PlaceError> {
+        let heads = offset - self.content;
+        for number in [offset, self.data, heads, u64::from(entry)] {
+            self.bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        self.content += size;
+        self.data = size
+            .checked_next_multiple_of(BLOCK)
+            .and_then(|room| self.data.checked_add(room))
+            .filter(|data| *data <= MAX_DATA - TAIL)
+            .ok_or(PlaceError::TooLarge)?;
+        Ok(())
     }
-    Ok(table)
+
+    fn finish(mut self) -> Vec<u8> {
+        let files = (self.bytes.len() - self.files) / FILE;
+        let numbers = [
+            files as u64,
+            u64::from(self.entries),
+            self.archive_size,
+            self.data + TAIL,
+            self.archive_size - self.content,
+        ];
+        self.bytes[..8].copy_from_slice(MAGIC);
+        let slots = self.bytes[8..HEADER].chunks_exact_mut(8);
+        for (slot, number) in slots.zip(numbers) {
+            slot.copy_from_slice(&number.to_le_bytes());
+        }
+        self.bytes
+    }
 }
