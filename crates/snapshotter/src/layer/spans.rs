@@ -27,6 +27,8 @@ mod fill;
 mod read;
 mod spare;
 mod state;
+#[cfg(test)]
+mod state_tests;
 mod trace;
 mod window;
 

@@ -43,7 +43,7 @@ async fn completion_brings_everything_and_lasts() {
         .expect("opens")
         .expect("is there");
     assert_eq!(layer.number(), number);
-    assert!(layer.is_complete() && !layer.has_source());
+    assert!(layer.is_complete() && layer.named.sources().is_empty());
     assert_eq!(
         &read(&layer, 0..layer.data_size()).await.expect("bytes")[..],
         &made.data()[..]

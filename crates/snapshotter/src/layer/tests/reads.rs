@@ -1,0 +1,156 @@
+//! Reads: what they cost, what they wait for, how they fail.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_reads_equal_the_tar() {
+    for form in [Form::Gzip, Form::Members, Form::Plain] {
+        let made = Made::new(form, 60, 16 << 10);
+        assert!(made.spans() > 4, "{form:?}: {} spans", made.spans());
+        let node = Node::new();
+        let life = node.start();
+        let blob = Arc::new(MemoryBlob::new(made.layer.clone()));
+        let layer = life.open(&made, Arc::clone(&blob) as _).await;
+        let data = made.data();
+        assert_eq!(layer.data_size(), data.len() as u64);
+        let mut seed = 7_u64;
+        for _ in 0..200 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            // Around the contents: what is in front of them and behind is there without a span.
+            let around = layer.places().contents();
+            let around = around.start - 50_000..around.end + 50_000;
+            let start = around.start + (seed >> 20) % (around.end - around.start);
+            let len = 1 + (seed >> 40) % 40_000;
+            let range = start..(start + len).min(layer.data_size());
+            let bytes = read(&layer, range.clone()).await.expect("bytes");
+            assert_eq!(
+                &bytes[..],
+                &data[range.start as usize..range.end as usize],
+                "{form:?} {range:?}"
+            );
+        }
+        let overlaps = made.spans() as u64 * 2;
+        assert!(
+            blob.bytes_sent() <= made.layer.len() as u64 + overlaps,
+            "nothing came twice"
+        );
+        assert!(read(&layer, 0..layer.data_size() + 1).await.is_err());
+        assert!(read(&layer, 5..5).await.expect("an empty read").is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_readers_at_once_cost_one_fetch() {
+    let made = Made::new(Form::Gzip, 60, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let blob = Arc::new(FaultyFetcher::new(
+        made.layer.clone(),
+        [FetchFault::Delay(Duration::from_millis(100))],
+    ));
+    let layer = life.open(&made, Arc::clone(&blob) as _).await;
+    let data = made.data();
+    let reads: Vec<_> = (0..64_u64)
+        .map(|i| {
+            let (layer, contents) = (Arc::clone(&layer), layer.places().contents());
+            let start = contents.start + i * 1000 % (contents.end - contents.start);
+            let end = (start + 30_000).min(layer.data_size());
+            tokio::spawn(async move { (start..end, read(&layer, start..end).await) })
+        })
+        .collect();
+    for reader in reads {
+        let (range, bytes) = reader.await.expect("no panic");
+        let bytes = bytes.expect("bytes");
+        assert_eq!(&bytes[..], &data[range.start as usize..range.end as usize]);
+    }
+    let overlaps = made.spans() as u64 * 2;
+    assert!(blob.blob().bytes_sent() <= made.layer.len() as u64 + overlaps);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_waited_tells_for_what() {
+    let made = Made::new(Form::Gzip, 20, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let delay = FetchFault::Delay(Duration::from_millis(100));
+    let blob = Arc::new(FaultyFetcher::new(made.layer.clone(), [delay]));
+    let layer = life.open(&made, blob).await;
+    store(&layer, FIRST).await;
+    // Noted behind the answer. The second read may have waited for the write, and may be noted first.
+    let begin = std::time::Instant::now();
+    let wait = loop {
+        let long = |wait: &ReadWait| wait.took_us >= 99_000;
+        if let Some(wait) = life.layers.waits().into_iter().find(long) {
+            break wait;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20), "nothing noted");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    };
+    assert_eq!(
+        (wait.offset, wait.bytes),
+        (FIRST.start, FIRST.end - FIRST.start)
+    );
+    assert_eq!(
+        (wait.number, &*wait.layer),
+        (layer.number().0, &*layer.digest().to_string())
+    );
+    let longest = wait.spans.iter().map(|span| span.wire_us).max();
+    assert!(longest.is_some_and(|wire| wire >= 99_000), "{wait:#?}");
+    assert!(wait.error.is_none());
+    // What is here is not waited for.
+    read(&layer, FIRST).await.expect("bytes");
+    assert!(life.layers.waits().len() <= 2);
+    let begin = std::time::Instant::now();
+    while layer.spans.under_way() > 0 {
+        assert!(begin.elapsed() < Duration::from_secs(20), "a span is left");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_wait_for_the_registry_and_fail_when_the_budget_is_spent() {
+    let made = Made::new(Form::Gzip, 20, 16 << 10);
+    let node = Node::new();
+    let budget = fetch::Options {
+        read_budget: Duration::from_millis(1500),
+        ..fetch::Options::default()
+    };
+    let life = node.start_with(Options::default(), budget);
+    let blob = Arc::new(FaultyFetcher::new(made.layer.clone(), []));
+    let layer = life.open(&made, Arc::clone(&blob) as _).await;
+    let all = 0..layer.data_size();
+    blob.set_online(false);
+    life.layers.complete(&layer);
+    let waiting = tokio::spawn({
+        let (layer, all) = (Arc::clone(&layer), all.clone());
+        async move { read(&layer, all).await }
+    });
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert!(!waiting.is_finished());
+    blob.set_online(true);
+    waiting.await.expect("no panic").expect("bytes, late");
+    completes(&layer).await;
+
+    let other = Made::new(Form::Gzip, 21, 16 << 10);
+    let blob = Arc::new(FaultyFetcher::new(other.layer.clone(), []));
+    blob.set_online(false);
+    let layer = life.open(&other, Arc::clone(&blob) as _).await;
+    life.layers.complete(&layer);
+    let begin = std::time::Instant::now();
+    read(&layer, FIRST).await.expect_err("the budget is spent");
+    assert!(
+        begin.elapsed() > Duration::from_millis(1200),
+        "{:?}",
+        begin.elapsed()
+    );
+    let begin = std::time::Instant::now();
+    read(&layer, FIRST).await.expect_err("at once");
+    assert!(
+        begin.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        begin.elapsed()
+    );
+    blob.set_online(true);
+    completes(&layer).await;
+    read(&layer, FIRST).await.expect("bytes");
+}
