@@ -252,11 +252,6 @@ impl Layer {
         self.named.record()
     }
 
-    /// Whether it has a source to fetch from.
-    pub fn has_source(&self) -> bool {
-        !self.named.sources().is_empty()
-    }
-
     /// One more place to fetch from, before the others; what was known of the same repository is replaced. What waits for a
     /// source goes on.
     pub fn add_source(&self, source: Source) {

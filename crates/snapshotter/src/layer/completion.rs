@@ -106,14 +106,14 @@ impl Completion {
     fn top_up(&self) -> Instant {
         // One statvfs: no I/O.
         let free = || self.context.store.disk().ok().map(|disk| disk.free);
-        if let Some(until) = self.trouble.waits(free, LOOK_FOR_ROOM) {
+        if let Some(until) = self.trouble.held_until(free, LOOK_FOR_ROOM) {
             return until;
         }
         let now = Instant::now();
         let room = self.room();
         if room == 0 {
             let until = now + LOOK_FOR_ROOM;
-            self.trouble.wait_until(until);
+            self.trouble.hold_until(until);
             return until;
         }
         for span in self.spans.next_absent(WINDOW, room) {
@@ -136,7 +136,7 @@ impl Completion {
         let room = options.limits.room(disk, used.load(Ordering::Relaxed));
         // What others have under way comes too.
         let room = if room < MARGIN { 0 } else { room / 4 };
-        if self.trouble.is_low(room == 0) {
+        if self.trouble.note_low(room == 0) {
             let layer = self.data.digest().to_string();
             let (free, kept) = (disk.free, options.limits.floor(disk));
             if room == 0 {

@@ -136,7 +136,7 @@ impl Trouble {
 
     /// Until when the background is to wait, none if it may go on. `free` is asked when room is missing: the bytes that are
     /// free, none if nobody knows; the disk is looked at again after `look`.
-    pub(super) fn waits(
+    pub(super) fn held_until(
         &self,
         free: impl FnOnce() -> Option<u64>,
         look: Duration,
@@ -157,12 +157,12 @@ impl Trouble {
     }
 
     /// Nothing is asked for before.
-    pub(super) fn wait_until(&self, until: Instant) {
+    pub(super) fn hold_until(&self, until: Instant) {
         self.state.lock().until = Some(until);
     }
 
     /// The rest of the disk is kept for others now, or is not. True if that is news.
-    pub(super) fn is_low(&self, low: bool) -> bool {
+    pub(super) fn note_low(&self, low: bool) -> bool {
         std::mem::replace(&mut self.state.lock().low, low) != low
     }
 
@@ -230,7 +230,7 @@ mod tests {
     }
 
     fn wait(trouble: &Trouble) -> Duration {
-        let until = trouble.waits(|| None, SECOND);
+        let until = trouble.held_until(|| None, SECOND);
         until.map_or(Duration::ZERO, |until| until - Instant::now())
     }
 
@@ -260,10 +260,10 @@ mod tests {
         assert!(!trouble.no_room(None, &error), "it is known");
         tokio::time::advance(SECOND).await;
         let look = Instant::now() + SECOND;
-        assert_eq!(trouble.waits(|| Some(99), SECOND), Some(look));
-        assert_eq!(trouble.waits(|| Some(100), SECOND), Some(look));
+        assert_eq!(trouble.held_until(|| Some(99), SECOND), Some(look));
+        assert_eq!(trouble.held_until(|| Some(100), SECOND), Some(look));
         tokio::time::advance(SECOND).await;
-        assert_eq!(trouble.waits(|| Some(100), SECOND), None);
+        assert_eq!(trouble.held_until(|| Some(100), SECOND), None);
         assert!(!trouble.recovered(0), "room was found");
     }
 

@@ -144,6 +144,36 @@ impl Layers {
         repairs: &dyn Repairs,
         found: &mut Scrubbed,
     ) {
+        let was_complete = self.take_out(layer, differing, repairs, found).await;
+        if !was_complete {
+            let later = "the layer is not complete yet: what was damaged is fetched with the rest, or when it is read";
+            found.problem.get_or_insert(later.to_owned());
+            return;
+        }
+        repairs.after(layer);
+        let until = Instant::now() + REFETCH;
+        let present = &layer.data.files.present;
+        let back = || differing.iter().filter(|span| present.has(**span)).count();
+        while back() < found.differing && Instant::now() < until && !layer.spans.is_closed() {
+            tokio::time::sleep(LOOK).await;
+        }
+        found.refetched = back();
+        if found.refetched < found.differing && found.problem.is_none() {
+            let error = layer.trouble.last_error().unwrap_or_default();
+            found.problem = Some(format!(
+                "not all of it could be fetched again yet ({error}); it goes on in the background, and reads wait for it"
+            ));
+        }
+    }
+
+    /// Takes damaged spans out. True if the layer was complete, or nobody knows.
+    async fn take_out(
+        &self,
+        layer: &Arc<Layer>,
+        differing: &[u32],
+        repairs: &dyn Repairs,
+        found: &mut Scrubbed,
+    ) -> bool {
         // First, so that whoever mounts it from now on mounts the device.
         let (cpu, of) = (&self.context.cpu, Arc::clone(&layer.completion));
         let doubted = cpu.run(Lane::FilesBehind, move || of.doubt()).await;
@@ -168,31 +198,7 @@ impl Layers {
         if let Ok(Err(error)) = taken.await {
             found.problem = Some(unwritten(&error));
         }
-        if !was_complete {
-            let later = "the layer is not complete yet: what was damaged is fetched with the rest, or when it is read";
-            found.problem.get_or_insert(later.to_owned());
-            return;
-        }
-        repairs.after(layer);
-        let until = Instant::now() + REFETCH;
-        let is_back = || {
-            differing
-                .iter()
-                .all(|span| layer.data.files.present.has(*span))
-        };
-        while !is_back() && Instant::now() < until && !layer.spans.is_closed() {
-            tokio::time::sleep(LOOK).await;
-        }
-        let back = differing
-            .iter()
-            .filter(|span| layer.data.files.present.has(**span));
-        found.refetched = back.count();
-        if found.refetched < found.differing && found.problem.is_none() {
-            let error = layer.trouble.last_error().unwrap_or_default();
-            found.problem = Some(format!(
-                "not all of it could be fetched again yet ({error}); it goes on in the background, and reads wait for it"
-            ));
-        }
+        was_complete
     }
 
     async fn check_whole(&self, layer: &Arc<Layer>, pace: Pace, found: &mut Scrubbed) {
