@@ -92,7 +92,7 @@ impl Data {
     }
 
     /// How many spans the layer has.
-    pub(super) fn spans(&self) -> u32 {
+    pub(super) fn span_count(&self) -> u32 {
         u32::try_from(self.files.present.len()).unwrap_or(u32::MAX)
     }
 

@@ -29,6 +29,7 @@ mod spare;
 mod state;
 #[cfg(test)]
 mod state_tests;
+mod states;
 mod trace;
 mod window;
 
@@ -39,6 +40,7 @@ pub use trace::{ReadWait, SpanWait};
 
 use read::Read;
 use state::{Demander, Effect, Event, Span};
+use states::States;
 use trace::Times;
 
 /// Bytes that readahead may ask for beyond a reader: two requests' worth.
@@ -51,7 +53,7 @@ pub(super) struct Spans {
     named: Arc<Named>,
     trouble: Arc<Trouble>,
     passing: Arc<Passing>,
-    states: Mutex<States>,
+    states: Mutex<States<Arc<Read>>>,
     /// Bytes that came and wait for the pool, by span. Bounded by the scheduler's permits.
     arrived: Mutex<HashMap<u32, Delivery>>,
     /// How far each span is that is under way.
@@ -61,14 +63,6 @@ pub(super) struct Spans {
     /// A span changed, a source came, the layer closed: completion looks again.
     changed: Notify,
     closed: AtomicBool,
-}
-
-/// All states, by span.
-#[derive(Debug)]
-struct States {
-    spans: Vec<Span<Arc<Read>>>,
-    /// Every span before it is present.
-    first_missing: usize,
 }
 
 /// Compressed bytes that came, by why they were asked for.
@@ -94,11 +88,8 @@ impl Spans {
                 Span::Absent
             }
         };
-        let states = States {
-            spans: (0..data.spans()).map(state).collect(),
-            first_missing: 0,
-        };
-        let average = data.files.sources.layer.size / u64::from(data.spans()).max(1);
+        let states = States::new((0..data.span_count()).map(state));
+        let average = data.files.sources.layer.size / u64::from(data.span_count()).max(1);
         let ahead = u32::try_from(AHEAD / average.max(1))
             .unwrap_or(16)
             .clamp(1, 16);
@@ -176,7 +167,7 @@ impl Spans {
     pub(super) fn close(self: &Arc<Self>) {
         self.closed.store(true, Ordering::Release);
         self.context.spare.forget(self.data.files.number);
-        for span in 0..self.data.spans() {
+        for span in 0..self.data.span_count() {
             for demander in [Demander::Patient, Demander::Urgent] {
                 if let Effect::Fail(waiters) = self.step(span, Event::Failed(demander)) {
                     self.fail_all(waiters, self.removed());
@@ -193,10 +184,9 @@ impl Spans {
     /// Spans that were demanded and are not settled.
     #[cfg(test)]
     pub(super) fn under_way(&self) -> usize {
-        let states = self.states.lock();
-        let settled = |span: &&Span<_>| span.is_absent() || matches!(span, Span::Present);
-        let unsettled = states.spans.iter().filter(|span| !settled(span)).count();
-        unsettled.max(self.times.under_way())
+        let mut states = self.states.lock();
+        let unsettled = states.missing().filter(|(_, span)| !span.is_absent());
+        unsettled.count().max(self.times.under_way())
     }
 
     fn removed(&self) -> ReadError {
@@ -222,24 +212,13 @@ impl Spans {
     }
 }
 
-impl States {
-    fn step(&mut self, span: u32, event: Event<Arc<Read>>) -> Effect<Arc<Read>> {
-        let index = span as usize;
-        if matches!(event, Event::Lost) {
-            self.first_missing = self.first_missing.min(index);
-        }
-        let span = self.spans.get_mut(index);
-        span.map_or(Effect::None, |span| span.step(event))
-    }
-}
-
 /// Spans without a byte of the archive (behind its end, say) need nothing.
 fn mark_empty_spans(data: &Data) {
     let Some(ztoc) = data.ztoc() else { return };
     for id in ztoc.spans().ids() {
         let empty = ztoc.spans().uncompressed(id).is_empty();
         if empty && !data.files.present.has(id.0) {
-            data.mark(id.0);
+            data.mark_written(id.0);
         }
     }
 }

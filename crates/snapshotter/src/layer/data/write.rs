@@ -44,7 +44,7 @@ impl Data {
     }
 
     /// A span's bytes are written: it is there from now on.
-    pub(in crate::layer) fn mark(&self, span: u32) {
+    pub(in crate::layer) fn mark_written(&self, span: u32) {
         if let Err(error) = self.files.present.written(span) {
             tracing::warn!(layer = %self.digest(), span, error = %error, "a mark is not written");
         }

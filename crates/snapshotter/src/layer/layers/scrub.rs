@@ -107,7 +107,7 @@ impl Layers {
 
     async fn check_spans(&self, layer: &Arc<Layer>, pace: Pace, found: &mut Scrubbed) -> Vec<u32> {
         let mut differing = Vec::new();
-        for span in 0..layer.data.spans() {
+        for span in 0..layer.data.span_count() {
             let begin = Instant::now();
             if layer.spans.is_closed() {
                 break;

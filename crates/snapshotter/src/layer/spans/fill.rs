@@ -157,7 +157,7 @@ impl Spans {
 
     /// A span's bytes are in the store: marks it, lets its waiters go on.
     fn stored(self: &Arc<Self>, span: u32, sum: impl FnOnce() -> Sum) {
-        self.data.mark(span);
+        self.data.mark_written(span);
         if let Effect::Wake(waiters) = self.step(span, Event::Filled) {
             self.wake_all(span, waiters, None);
         }

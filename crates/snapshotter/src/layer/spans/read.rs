@@ -165,7 +165,7 @@ impl Spans {
     /// Asks for what a sequential reader will want next.
     fn guess(self: &Arc<Self>, touched: Range<u32>) {
         let ahead = self.ahead.lock().read(touched);
-        for span in ahead.start..ahead.end.min(self.data.spans()) {
+        for span in ahead.start..ahead.end.min(self.data.span_count()) {
             let spare = &self.context.spare;
             if !self.data.files.present.has(span) && !spare.has(self.data.files.number, span) {
                 self.step(span, Event::Want(Class::Next, None));

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use soci_ztoc::SpanId;
 
-use super::{Span, Spans};
+use super::Spans;
 
 impl Spans {
     /// The next absent spans, in the order of the tar, so that `window` compressed bytes are under way and no more than
@@ -16,13 +16,8 @@ impl Spans {
         let (mut under_way, mut room, mut absent) = (0, window, Vec::new());
         let bad = self.trouble.bad_for_now();
         let mut states = self.states.lock();
-        let present = |span: &&Span<_>| matches!(span, Span::Present);
-        let rest = states.spans.get(states.first_missing..).unwrap_or_default();
-        let more = rest.iter().take_while(present).count();
-        states.first_missing += more;
-        let rest = (0_u32..).zip(&states.spans).skip(states.first_missing);
-        for (id, span) in rest {
-            if present(&span) || (span.is_absent() && bad.contains(&id)) {
+        for (id, span) in states.missing() {
+            if span.is_absent() && bad.contains(&id) {
                 continue;
             }
             let Range { start, end } = ztoc.spans().compressed(SpanId(id));

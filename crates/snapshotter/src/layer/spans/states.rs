@@ -1,0 +1,68 @@
+//! The states of all spans of a layer.
+
+use super::state::{Effect, Event, Span};
+
+/// All states, by span; `W` is what waits for one.
+#[derive(Debug)]
+pub(super) struct States<W> {
+    spans: Vec<Span<W>>,
+    /// Every span before it is present: most of a layer, most of the time.
+    first_missing: usize,
+}
+
+impl<W> States<W> {
+    pub(super) fn new(spans: impl Iterator<Item = Span<W>>) -> States<W> {
+        States {
+            spans: spans.collect(),
+            first_missing: 0,
+        }
+    }
+
+    /// One step of one span; nothing if there is no such span.
+    pub(super) fn step(&mut self, span: u32, event: Event<W>) -> Effect<W> {
+        let index = span as usize;
+        if matches!(event, Event::Lost) {
+            self.first_missing = self.first_missing.min(index);
+        }
+        let span = self.spans.get_mut(index);
+        span.map_or(Effect::None, |span| span.step(event))
+    }
+
+    /// The spans that are not present, in order.
+    pub(super) fn missing(&mut self) -> impl Iterator<Item = (u32, &Span<W>)> {
+        let present = |span: &Span<W>| matches!(span, Span::Present);
+        let rest = self.spans.iter().skip(self.first_missing);
+        self.first_missing += rest.take_while(|span| present(span)).count();
+        let rest = (0_u32..).zip(&self.spans).skip(self.first_missing);
+        rest.filter(move |(_, span)| !present(span))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fetch::Class;
+
+    proptest! {
+        #[test]
+        fn prop_what_is_missing_is_what_is_not_present(steps in prop::collection::vec((0_u32..6, 0_u8..5, any::<bool>()), 0..80)) {
+            let mut states: States<()> = States::new((0..5).map(|_| Span::Absent));
+            for (span, event, look) in steps {
+                let event = match event {
+                    0 => Event::Want(Class::All, None),
+                    1 | 2 => Event::Delivered,
+                    3 => Event::Filled,
+                    _ => Event::Lost,
+                };
+                states.step(span, event);
+                if look {
+                    let found: Vec<_> = states.missing().map(|(span, _)| span).collect();
+                    let is_missing = |span: &u32| !matches!(states.spans[*span as usize], Span::Present);
+                    prop_assert_eq!(found, (0..5).filter(is_missing).collect::<Vec<_>>());
+                }
+            }
+        }
+    }
+}
