@@ -11,7 +11,8 @@ from collections import Counter
 from datetime import datetime
 
 
-def image(folder, count):
+def write_image(folder, layers, level=6):
+    """Writes an OCI layout of an image whose layers hold these (name, content)."""
     blobs = os.path.join(folder, "blobs/sha256")
     os.makedirs(blobs)
 
@@ -21,20 +22,19 @@ def image(folder, count):
             file.write(data)
         return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{name}", "size": len(data)}
 
-    layers, diffs = [], []
-    for n in range(int(count)):
+    written, diffs = [], []
+    for files in layers:
         raw = io.BytesIO()
         with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for part in range(8):
-                data = hashlib.shake_128(b"%d %d" % (n, part)).digest(131072)
-                info = tarfile.TarInfo(f"srv/{n}/{part}")
+            for name, data in files:
+                info = tarfile.TarInfo(name)
                 info.size, info.mtime, info.mode = len(data), 1_700_000_000, 0o644
                 tar.addfile(info, io.BytesIO(data))
-        diffs.append("sha256:" + hashlib.sha256(raw.getvalue()).hexdigest())
-        layers.append(put("layer.v1.tar+gzip", gzip.compress(raw.getvalue(), 6, mtime=0)))
+        diffs.append("sha256:" + hashlib.sha256(raw.getbuffer()).hexdigest())
+        written.append(put("layer.v1.tar+gzip", gzip.compress(raw.getbuffer(), level, mtime=0)))
     config = put("config.v1+json", json.dumps({"architecture": "amd64", "os": "linux",
         "rootfs": {"type": "layers", "diff_ids": diffs}}).encode())
-    manifest = put("manifest.v1+json", json.dumps({"schemaVersion": 2, "config": config, "layers": layers,
+    manifest = put("manifest.v1+json", json.dumps({"schemaVersion": 2, "config": config, "layers": written,
         "mediaType": "application/vnd.oci.image.manifest.v1+json"}).encode())
     manifest["platform"] = {"architecture": "amd64", "os": "linux"}
     with open(os.path.join(folder, "index.json"), "w") as file:
@@ -42,6 +42,11 @@ def image(folder, count):
                    "manifests": [manifest]}, file)
     with open(os.path.join(folder, "oci-layout"), "w") as file:
         file.write('{"imageLayoutVersion":"1.0.0"}')
+
+
+def image(folder, count):
+    part = lambda n, part: (f"srv/{n}/{part}", hashlib.shake_128(b"%d %d" % (n, part)).digest(131072))
+    write_image(folder, ([part(n, p) for p in range(8)] for n in range(int(count))))
 
 
 def watch(state, out):
@@ -102,4 +107,5 @@ def process(pid, name):
           f"{sum(tasks.values())} threads: {threads}")
 
 
-{"image": image, "watch": watch, "lag": lag, "process": process}[sys.argv[1]](*sys.argv[2:])
+if __name__ == "__main__":
+    {"image": image, "watch": watch, "lag": lag, "process": process}[sys.argv[1]](*sys.argv[2:])

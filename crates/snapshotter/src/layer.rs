@@ -43,6 +43,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod trouble;
+mod writeback;
 
 pub use completion::ProveError;
 pub use context::Options;

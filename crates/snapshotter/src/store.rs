@@ -43,6 +43,7 @@ pub mod space;
 pub mod sums;
 #[cfg(test)]
 mod tests;
+pub mod writeback;
 
 pub use error::StoreError;
 pub use files::{LayerFiles, ZtocFile};

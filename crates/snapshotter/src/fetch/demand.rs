@@ -108,6 +108,8 @@ pub struct Delivery {
     pub class: Class,
     /// When the request was made that brought them.
     pub asked: Instant,
+    /// It holds up nobody: no reader waits for it, nor for its memory.
+    pub may_wait: bool,
     /// Held for its drop.
     pub(super) _permit: Option<Arc<Held>>,
 }

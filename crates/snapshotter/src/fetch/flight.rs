@@ -305,6 +305,9 @@ impl Flight {
         };
         let Some(piece) = piece else { return };
         self.shared.gate.notify_waiters();
+        let all = self.shared.memory(Class::All);
+        let may_wait =
+            piece.class == Class::All && permit.as_ref().is_none_or(|held| held.is_of(all));
         let permit = permit.map(Arc::new);
         for waiter in piece.waiters {
             (waiter.sink)(Ok(Delivery {
@@ -312,6 +315,7 @@ impl Flight {
                 source: Arc::clone(&self.source.name),
                 class: piece.class,
                 asked: self.asked,
+                may_wait,
                 _permit: permit.clone(),
             }));
         }

@@ -71,6 +71,13 @@ pub(crate) struct Held {
     count: usize,
 }
 
+impl Held {
+    /// Whether it is a part of this memory.
+    pub(crate) fn is_of(&self, memory: &Arc<Memory>) -> bool {
+        Arc::ptr_eq(&self.memory, memory)
+    }
+}
+
 impl fmt::Debug for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Held").field("count", &self.count).finish()

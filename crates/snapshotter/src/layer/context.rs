@@ -7,7 +7,10 @@ use crate::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-use super::spans::{Spare, Waits};
+use super::{
+    spans::{Spare, Waits},
+    writeback::Writeback,
+};
 
 /// How layers behave, for the node.
 #[derive(Clone, Debug)]
@@ -54,6 +57,8 @@ pub(super) struct Context {
     pub(super) proving: tokio::sync::Semaphore,
     /// Spans that the disk did not take.
     pub(super) spare: Spare,
+    /// What is written and not on the disk.
+    pub(super) writeback: Arc<Writeback>,
     /// Reads that waited.
     pub(super) waits: Waits,
     /// Bytes on disk of all layers, where that is limited; looked at again now and then.

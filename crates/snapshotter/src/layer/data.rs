@@ -12,7 +12,7 @@ use super::{Context, ReadError, Subject, trouble::Trouble};
 use crate::{
     cpu::Cpu,
     store::{LayerFiles, ZtocFile},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 mod disk;
@@ -34,6 +34,8 @@ pub(super) struct Data {
     headers: Headers,
     cpu: Arc<Cpu>,
     trouble: Arc<Trouble>,
+    /// The disk did not take what was written: the next sync says so.
+    lost: Mutex<Option<io::Error>>,
 }
 
 impl fmt::Debug for Data {
@@ -52,6 +54,7 @@ impl Data {
             image: Arc::from(files.sources.image()),
             headers: Headers::new(files.places.entries(), known),
             cpu: Arc::clone(&context.cpu),
+            lost: Mutex::default(),
             files,
             trouble,
         }

@@ -14,6 +14,7 @@ use super::{
     Context, Layer, Options, ReadWait,
     spans::{Spare, Waits},
     stream,
+    writeback::{self, Writeback},
 };
 use crate::{
     cpu::{Cpu, Lane},
@@ -58,7 +59,7 @@ pub struct Layers {
     runtime: Handle,
     pub(super) open: Mutex<HashMap<LayerKey, Cell>>,
     tasks: TaskTracker,
-    syncer: tokio::task::AbortHandle,
+    tending: [tokio::task::AbortHandle; 2],
 }
 
 impl Layers {
@@ -71,6 +72,7 @@ impl Layers {
         runtime: &Handle,
     ) -> Arc<Layers> {
         let every = options.sync_every;
+        let writeback = Arc::new(Writeback::default());
         let context = Arc::new(Context {
             cpu,
             fetch,
@@ -79,17 +81,19 @@ impl Layers {
             passes: Semaphore::new(stream::PASSES),
             proving: Semaphore::new(1),
             spare: Spare::default(),
+            writeback: Arc::clone(&writeback),
             waits: Waits::default(),
             used: AtomicU64::new(0),
         });
         Arc::new_cyclic(|layers: &Weak<Layers>| {
             let syncer = runtime.spawn(upkeep::run(layers.clone(), every));
+            let flusher = runtime.spawn(writeback::run(writeback, Arc::downgrade(&context)));
             Layers {
                 context,
                 runtime: runtime.clone(),
                 open: Mutex::default(),
                 tasks: TaskTracker::new(),
-                syncer: syncer.abort_handle(),
+                tending: [syncer.abort_handle(), flusher.abort_handle()],
             }
         })
     }
@@ -189,7 +193,9 @@ impl Layers {
 
 impl Drop for Layers {
     fn drop(&mut self) {
-        self.syncer.abort();
+        for task in &self.tending {
+            task.abort();
+        }
         for layer in self.all() {
             layer.close();
         }

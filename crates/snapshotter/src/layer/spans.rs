@@ -31,6 +31,7 @@ mod state;
 mod state_tests;
 mod states;
 mod trace;
+mod turn;
 mod window;
 
 pub use fill::drop_scratch;

@@ -115,11 +115,27 @@ impl Data {
         }
     }
 
+    /// Brings a part of a file to the disk.
+    pub(in crate::layer) fn write_out(&self, heads: bool, range: Range<u64>) {
+        let file = if heads {
+            &self.files.heads
+        } else {
+            &self.files.data
+        };
+        if let Err(error) = crate::store::writeback::write_out(file, range) {
+            // The kernel tells of it once.
+            *self.lost.lock() = Some(error);
+        }
+    }
+
     /// Makes written bytes durable; marks are not changed.
     ///
     /// # Errors
     /// The system's: what was written since the last sync may be lost.
     pub(in crate::layer) fn sync_bytes(&self) -> io::Result<()> {
+        if let Some(error) = self.lost.lock().take() {
+            return Err(error);
+        }
         self.files.data.sync_data()?;
         self.files.heads.sync_data()
     }

@@ -66,6 +66,10 @@ impl Layers {
 
     async fn sync_written(&self) {
         for layer in self.all() {
+            if layer.data.files.present.volatile().is_empty() {
+                continue;
+            }
+            let _quiet = self.context.calm().await;
             match self
                 .context
                 .cpu

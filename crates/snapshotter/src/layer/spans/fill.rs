@@ -56,8 +56,15 @@ impl Spans {
         };
         counter.fetch_add(delivery.bytes.len() as u64, Ordering::Relaxed);
         self.times.delivered(span, delivery.asked);
+        // A reader may have come later than the demand that was met.
+        let waited = self.states.lock().is_waited_for(span);
+        let lane = if waited { Lane::Compute } else { lane };
+        let may_wait = delivery.may_wait && !waited;
         arrived.insert(span, delivery);
         drop(arrived);
+        if may_wait {
+            return self.fill_in_turn(span, lane);
+        }
         let spans = Arc::clone(self);
         self.context.cpu.spawn(lane, move || spans.fill(span));
     }
@@ -70,7 +77,7 @@ impl Spans {
         }
     }
 
-    fn fill(self: &Arc<Self>, span: u32) {
+    pub(super) fn fill(self: &Arc<Self>, span: u32) {
         let Some(delivery) = self.arrived.lock().remove(&span) else {
             return;
         };
@@ -150,6 +157,7 @@ impl Spans {
         written
             .and_then(|()| self.data.write(place, &gathered))
             .ok()?;
+        self.context.wrote(&self.data, tar.clone());
         self.stored(span.id().0, || sum.finish());
         self.data.check_headers_in(tar, None);
         Some(Filled::Stored)
@@ -218,6 +226,7 @@ impl Spans {
             return Filled::Unstored(served.unwrap_or_else(held), error);
         }
         drop(served);
+        self.context.wrote(&self.data, tar.clone());
         self.context
             .used
             .fetch_add(bytes.len() as u64, Ordering::Relaxed);

@@ -28,6 +28,12 @@ impl<W> States<W> {
         span.map_or(Effect::None, |span| span.step(event))
     }
 
+    /// Whether a reader waits for a span whose bytes came.
+    pub(super) fn is_waited_for(&self, span: u32) -> bool {
+        let span = self.spans.get(span as usize);
+        matches!(span, Some(Span::Filling { waiters, .. }) if !waiters.is_empty())
+    }
+
     /// The spans that are not present, in order.
     pub(super) fn missing(&mut self) -> impl Iterator<Item = (u32, &Span<W>)> {
         let present = |span: &Span<W>| matches!(span, Span::Present);

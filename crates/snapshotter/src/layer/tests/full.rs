@@ -1,6 +1,7 @@
 //! Stores that take nothing.
 
 use super::*;
+use crate::cpu::Lane;
 use crate::store::space::Limits;
 
 /// A small file system of its own. Mounting it needs root and a mount namespace, as `make test` gives.
@@ -237,4 +238,32 @@ async fn a_disk_that_loses_what_it_took_is_not_written_again_and_again() {
         layer.progress()
     );
     assert!(!layer.is_complete());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_background_waits_for_the_disk_and_readers_do_not() {
+    let made = Made::new(Form::Plain, 4000, 64 << 10);
+    let data = made.data();
+    let node = Node::new();
+    let life = node.start();
+    // As a disk that takes nothing for a while: what brings bytes there waits in this lane.
+    let (release, gate) = std::sync::mpsc::channel::<()>();
+    life.layers.context.cpu.spawn(Lane::FilesBehind, move || {
+        assert!(gate.recv().is_err());
+    });
+    let layer = life
+        .open(&made, Arc::new(MemoryBlob::new(made.layer.clone())))
+        .await;
+    life.layers.complete(&layer);
+    stands_still(&layer).await;
+    let dirty = life.layers.context.writeback.dirty();
+    assert!(dirty > 1 << 20 && dirty < 16 << 20, "{dirty} bytes");
+    assert!(data.len() > 24 << 20 && !layer.is_complete());
+    let end = layer.data_size();
+    let bytes = tokio::time::timeout(Duration::from_secs(30), read(&layer, end / 2..end));
+    let bytes = bytes.await.expect("soon").expect("bytes");
+    assert!(bytes[..] == data[(end / 2) as usize..]);
+    drop(release);
+    completes(&layer).await;
+    assert_eq!(std::fs::read(layer.data_path()).expect("readable"), data);
 }
