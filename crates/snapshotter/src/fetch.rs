@@ -257,12 +257,25 @@ impl Scheduler {
 
     /// Whether somebody waits for bytes now, or did a moment ago: programs that start come again.
     pub fn had_readers(&self) -> bool {
-        self.is_urgent() || self.shared.state.lock().meter.had_readers(Instant::now())
+        self.was_urgent(meter::RECENTLY)
+    }
+
+    /// Whether somebody waits for bytes now, or began to not longer ago than this.
+    pub fn was_urgent(&self, within: Duration) -> bool {
+        let came = || {
+            self.shared
+                .state
+                .lock()
+                .meter
+                .had_reader(within, Instant::now())
+        };
+        self.is_urgent() || came()
     }
 
     /// While the guard lives, bodies of class `All` are read as if a reader waited for its first byte.
     pub fn hold_back(&self) -> HoldBack {
         self.shared.held_back.fetch_add(1, Ordering::Relaxed);
+        self.shared.state.lock().meter.reader(Instant::now());
         HoldBack(Arc::clone(&self.shared))
     }
 

@@ -26,7 +26,7 @@ const WIDE: u64 = 64 << 20;
 /// On others beside readers: two round trips, and what a registry takes to answer.
 const BESIDE: Duration = Duration::from_millis(30);
 /// A reader that came this recently comes again.
-const RECENTLY: Duration = Duration::from_secs(2);
+pub(super) const RECENTLY: Duration = Duration::from_secs(2);
 /// What a paused body may bring all the same: more of it, and closing is quicker for the reader.
 const PAUSED: Duration = Duration::from_millis(20);
 /// The background is asked for in so many requests at least, none smaller than this.
@@ -111,14 +111,14 @@ impl Meter {
         self.round_trip.add(after, now, |a, b| a < b);
     }
 
-    /// A reader asks.
+    /// A reader asks, or the start of a container.
     pub(crate) fn reader(&mut self, now: Instant) {
         self.reader = Some(now);
     }
 
-    /// Whether a reader asked so recently that it comes again.
-    pub(crate) fn had_readers(&self, now: Instant) -> bool {
-        let recently = |at: Instant| now.saturating_duration_since(at) < RECENTLY;
+    /// Whether a reader asked not longer ago than this.
+    pub(crate) fn had_reader(&self, within: Duration, now: Instant) -> bool {
+        let recently = |at: Instant| now.saturating_duration_since(at) < within;
         self.reader.is_some_and(recently)
     }
 
@@ -132,7 +132,7 @@ impl Meter {
             bytes_in(rate, round_trip * 2 + BESIDE)
         } else if rate >= FAST {
             WIDE
-        } else if self.had_readers(now) {
+        } else if self.had_reader(RECENTLY, now) {
             bytes_in(rate, round_trip * 2 + BESIDE)
         } else {
             bytes_in(rate, AHEAD.max(round_trip * ROUND_TRIPS))

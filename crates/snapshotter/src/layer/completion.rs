@@ -167,6 +167,7 @@ impl Completion {
             self.pause(io::ErrorKind::Other.into());
             return false;
         }
+        self.context.wait_for_pause().await;
         self.context.settle().await;
         let of = Arc::clone(self);
         let synced = cpu.run(Lane::FilesBehind, move || of.sync_and_finish());

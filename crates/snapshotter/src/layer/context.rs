@@ -1,5 +1,13 @@
 //! How layers behave on this node, and what they share.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{
+    spans::{Spare, Waits},
+    writeback::Writeback,
+};
 use crate::{
     cpu::Cpu,
     fetch::Scheduler,
@@ -7,10 +15,10 @@ use crate::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-use super::{
-    spans::{Spare, Waits},
-    writeback::Writeback,
-};
+/// A pull asks for its next layer sooner, and so does a program that starts for its next file.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Longest wait for one.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// How layers behave, for the node.
 #[derive(Clone, Debug)]
@@ -63,4 +71,15 @@ pub(super) struct Context {
     pub(super) waits: Waits,
     /// Bytes on disk of all layers, where that is limited; looked at again now and then.
     pub(super) used: AtomicU64,
+}
+
+impl Context {
+    /// Waits until nobody pulls or reads for a moment, but not for ever: a sync of a layer holds up those of the records
+    /// that a pull waits for, and the reads of the disk.
+    pub(super) async fn wait_for_pause(&self) {
+        let until = Instant::now() + LONGEST_WAIT;
+        while self.fetch.was_urgent(PAUSE) && Instant::now() < until {
+            tokio::time::sleep(PAUSE / 4).await;
+        }
+    }
 }
