@@ -208,6 +208,12 @@ impl Layer {
     /// checked; else later, on the pool. Waits neither for the network nor for the disk. Head and tail of `data` are always
     /// there.
     pub fn read(self: &Arc<Self>, range: Range<u64>, done: ReadDone) {
+        let reading = self.data.reading();
+        // What is there stays until the answer was made.
+        let done: ReadDone = Box::new(move |answer| {
+            drop(reading);
+            done(answer);
+        });
         let Range { start, end } = range;
         if start > end || end > self.data_size() {
             return done(Err(ReadError::Outside {

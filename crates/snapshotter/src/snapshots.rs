@@ -25,6 +25,7 @@ mod mounts;
 pub(crate) mod overlay;
 pub(crate) mod plan;
 mod record;
+mod room;
 mod trust;
 
 use std::io;

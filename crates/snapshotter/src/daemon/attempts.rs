@@ -70,6 +70,7 @@ impl Attempts {
         let xino = way.is_some_and(|way| way.chosen.xino);
         late.set(Ready { images, xino });
         tasks.spawn(snapshotter.clone().follow_verdicts());
+        tasks.spawn(snapshotter.clone().keep_room());
         Ok(())
     }
 

@@ -31,4 +31,13 @@ impl Repairs for Images {
         self.0.parts.layers.complete(layer);
         self.follow(layer);
     }
+
+    fn rest(&self, layer: &Arc<Layer>) {
+        if self.0.options.background {
+            self.0.parts.layers.complete_later(layer);
+        } else {
+            self.0.parts.layers.complete_when_read(layer);
+        }
+        self.follow(layer);
+    }
 }

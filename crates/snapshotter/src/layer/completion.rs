@@ -41,6 +41,8 @@ pub(super) struct Completion {
     spans: Arc<Spans>,
     complete: watch::Sender<bool>,
     runs: AtomicBool,
+    /// Nothing uses the layer, and room is wanted: it is not fetched behind.
+    rests: AtomicBool,
     /// When its bytes need not be kept warm any more; none if it was complete when it was opened.
     settles: Mutex<Option<Instant>>,
 }
@@ -56,6 +58,7 @@ impl Completion {
         Completion {
             complete: watch::Sender::new(data.files.present.is_complete()),
             runs: AtomicBool::new(false),
+            rests: AtomicBool::new(false),
             settles: Mutex::default(),
             context,
             data,
@@ -87,6 +90,7 @@ impl Completion {
             return;
         }
         while !self.is_complete() && !self.spans.is_closed() {
+            let fetches = fetches && !self.rests.load(Ordering::Acquire);
             let until = if fetches || self.data.misses_no_content() {
                 self.top_up()
             } else {
@@ -100,6 +104,18 @@ impl Completion {
             drop(wait.await);
         }
         self.runs.store(false, Ordering::Release);
+    }
+
+    /// Fetches nothing behind until the layer is used again.
+    pub(super) fn rest(&self) {
+        self.rests.store(true, Ordering::Release);
+    }
+
+    /// The layer is used.
+    pub(super) fn wake(&self) {
+        if self.rests.swap(false, Ordering::AcqRel) {
+            self.spans.look_again();
+        }
     }
 
     /// Asks for what is missing, as far as the window goes. Returns when to look again at the latest.

@@ -12,13 +12,14 @@ use super::{Context, ReadError, Subject, trouble::Trouble};
 use crate::{
     cpu::Cpu,
     store::{LayerFiles, ZtocFile},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicUsize},
 };
 
 mod disk;
 mod entries;
 mod headers;
 mod read;
+mod readers;
 mod write;
 
 pub use entries::Entries;
@@ -34,6 +35,8 @@ pub(super) struct Data {
     headers: Headers,
     cpu: Arc<Cpu>,
     trouble: Arc<Trouble>,
+    /// Who reads what it was told is there.
+    readers: Arc<AtomicUsize>,
     /// The disk did not take what was written: the next sync says so.
     lost: Mutex<Option<io::Error>>,
 }
@@ -54,6 +57,7 @@ impl Data {
             image: Arc::from(files.sources.image()),
             headers: Headers::new(files.places.entries(), known),
             cpu: Arc::clone(&context.cpu),
+            readers: Arc::default(),
             lost: Mutex::default(),
             files,
             trouble,

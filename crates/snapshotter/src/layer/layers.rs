@@ -19,10 +19,11 @@ use super::{
 use crate::{
     cpu::{Cpu, Lane},
     fetch::{HoldBack, Scheduler},
-    store::{LayerKey, LayerStore},
+    store::{LayerKey, LayerNumber, LayerStore},
     sync::{Arc, Mutex, Weak, atomic::AtomicU64},
 };
 
+mod evict;
 mod open;
 mod prove;
 mod scrub;
@@ -59,6 +60,7 @@ pub struct Layers {
     runtime: Handle,
     pub(super) open: Mutex<HashMap<LayerKey, Cell>>,
     tasks: TaskTracker,
+    uses: Mutex<HashMap<LayerNumber, u64>>,
     tending: [tokio::task::AbortHandle; 2],
 }
 
@@ -93,6 +95,7 @@ impl Layers {
                 runtime: runtime.clone(),
                 open: Mutex::default(),
                 tasks: TaskTracker::new(),
+                uses: Mutex::default(),
                 tending: [syncer.abort_handle(), flusher.abort_handle()],
             }
         })
@@ -124,7 +127,27 @@ impl Layers {
 
     /// Fetches the rest of a layer in the background. Layers are completed in the order of their numbers.
     pub fn complete(&self, layer: &Arc<Layer>) {
+        layer.completion.wake();
         self.run_completion(layer, true);
+    }
+
+    /// As [`Layers::complete`], but only when the layer is used again.
+    pub fn complete_later(&self, layer: &Arc<Layer>) {
+        self.run_completion(layer, true);
+    }
+
+    /// Somebody uses a layer: what is missing of it is fetched again.
+    pub fn note_use(&self, layer: &Arc<Layer>) {
+        let mut uses = self.uses.lock();
+        let next = uses.values().max().map_or(0, |newest| newest + 1);
+        uses.insert(layer.number(), next);
+        drop(uses);
+        layer.completion.wake();
+    }
+
+    /// When a layer was used last, in the order of uses; none if that was before this process.
+    pub fn last_use(&self, number: LayerNumber) -> Option<u64> {
+        self.uses.lock().get(&number).copied()
     }
 
     /// Makes a layer complete when its readers have read all of it; fetches nothing itself.
@@ -153,6 +176,7 @@ impl Layers {
             layer.close();
         }
         let Some(number) = number else { return Ok(()) };
+        self.uses.lock().remove(&number);
         let store = Arc::clone(&self.context.store);
         Ok(self
             .context

@@ -120,6 +120,7 @@ impl Tar {
         let end = self.at.saturating_add(most);
         while self.at < spans.archive_size() {
             let Some(span) = spans.at(self.at) else { break };
+            let _reading = data.reading();
             if self.at >= end || !data.files.present.has(span.0) {
                 return Ok(false);
             }

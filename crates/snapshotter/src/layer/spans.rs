@@ -24,6 +24,7 @@ use crate::{
 
 mod demand;
 mod fill;
+mod leave;
 mod read;
 mod spare;
 mod state;
@@ -63,6 +64,7 @@ pub(super) struct Spans {
     fetched: Fetched,
     /// A span changed, a source came, the layer closed: completion looks again.
     changed: Notify,
+    leaving: Mutex<leave::LeavingSpans>,
     closed: AtomicBool,
 }
 
@@ -101,6 +103,7 @@ impl Spans {
             ahead: Mutex::new(Readahead::new(ahead)),
             fetched: Fetched::default(),
             changed: Notify::new(),
+            leaving: Mutex::default(),
             closed: AtomicBool::new(false),
             context,
             data,

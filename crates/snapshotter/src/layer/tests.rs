@@ -25,6 +25,7 @@ use crate::{
 
 mod damage;
 mod edges;
+mod evict;
 mod full;
 mod lives;
 mod made;

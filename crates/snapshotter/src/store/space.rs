@@ -35,6 +35,13 @@ impl Limits {
             .unwrap_or_else(|| (disk.total / 20).min(MOST_KEPT))
     }
 
+    /// Bytes that are to be given back, when layers take `used`.
+    pub fn excess(&self, disk: Disk, used: u64) -> u64 {
+        let missing = self.floor(disk).saturating_sub(disk.free);
+        let own = self.max_bytes.map_or(0, |most| used.saturating_sub(most));
+        missing.max(own)
+    }
+
     /// Bytes that may still be brought behind, when layers take `used`.
     pub fn room(&self, disk: Disk, used: u64) -> u64 {
         let free = disk.free.saturating_sub(self.floor(disk));
@@ -131,5 +138,8 @@ mod tests {
         assert_eq!(limits.room(disk(5000, 10_000), 300), 700);
         assert_eq!(limits.room(disk(500, 10_000), 300), 400);
         assert_eq!(limits.room(disk(500, 10_000), 2000), 0);
+        assert_eq!(limits.excess(disk(500, 10_000), 900), 0);
+        assert_eq!(limits.excess(disk(30, 10_000), 900), 70);
+        assert_eq!(limits.excess(disk(30, 10_000), 1200), 200);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{io, ops::Range, os::unix::fs::FileExt};
 
-use rustix::fs::Advice;
+use rustix::fs::{Advice, FallocateFlags};
 use soci_ztoc::SpanId;
 
 use super::Data;
@@ -25,6 +25,7 @@ impl Data {
     /// None if it is not there, or not durable: that is in the page cache only, and may be lost yet.
     pub(in crate::layer) fn check_span(&self, span: u32) -> Option<Checked> {
         let tar = self.ztoc()?.spans().uncompressed(SpanId(span));
+        let _reading = self.reading();
         if !self.files.present.is_durable(span) {
             return None;
         }
@@ -113,6 +114,55 @@ impl Data {
                 tracing::error!(layer = %self.digest(), span, error = %error, "padding is not cleared");
             }
         }
+    }
+
+    /// Makes holes of spans that are not there and that nobody reads; the bytes that came back.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(in crate::layer) fn punch(&self, spans: &[u32]) -> io::Result<u64> {
+        use std::os::unix::fs::MetadataExt as _;
+
+        let files = [&self.files.data, &self.files.heads];
+        let blocks = || {
+            let taken = files.map(|file| file.metadata().map_or(0, |found| found.blocks()));
+            taken.iter().sum::<u64>() * 512
+        };
+        let before = blocks();
+        let Some(ztoc) = self.ztoc() else {
+            return Ok(0);
+        };
+        for &span in spans {
+            let mut ranges: [Range<u64>; 2] = [0..0, 0..0];
+            for piece in self
+                .files
+                .places
+                .pieces(ztoc.spans().uncompressed(SpanId(span)))
+            {
+                let (index, place, len) = match piece {
+                    Piece::Data { data, len, .. } => (0, data, len),
+                    Piece::Heads { heads, len, .. } => (1, heads, len),
+                };
+                let [data, heads] = &mut ranges;
+                let range = if index == 0 { data } else { heads };
+                if range.end == 0 {
+                    range.start = place;
+                }
+                range.end = place + len;
+            }
+            for (file, range) in files.iter().zip(ranges) {
+                // Blocks at the ends are others' too.
+                let (start, end) = (
+                    range.start.next_multiple_of(BLOCK),
+                    range.end / BLOCK * BLOCK,
+                );
+                if start < end {
+                    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                    rustix::fs::fallocate(file, flags, start, end - start)?;
+                }
+            }
+        }
+        Ok(before.saturating_sub(blocks()))
     }
 
     /// Brings a part of a file to the disk.

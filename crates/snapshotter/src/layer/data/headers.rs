@@ -186,6 +186,7 @@ impl Data {
         if self.headers.all_known() {
             return;
         }
+        let _reading = self.reading();
         for entry in self.files.places.headers_in(tar.clone()) {
             let Some(header) = self.files.places.header(entry) else {
                 continue;
@@ -205,7 +206,9 @@ impl Data {
 
     /// Checks what headers are left; all bytes are there. True if every one agrees.
     pub(in crate::layer) fn check_all_headers(&self) -> bool {
-        if !self.headers.all_known() {
+        // They may have left since.
+        let _reading = self.reading();
+        if !self.headers.all_known() && self.has_all() {
             for entry in 0..self.files.places.entries() {
                 // As above.
                 drop(self.check_header(entry, &[]));

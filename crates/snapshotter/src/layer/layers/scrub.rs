@@ -37,6 +37,9 @@ pub trait Repairs: Send + Sync {
 
     /// They are out of a layer that was complete: they are fetched, and readers move back when they are there.
     fn after(&self, layer: &Arc<Layer>);
+
+    /// They are out of a layer that nothing uses: readers move back when they have read all of it.
+    fn rest(&self, layer: &Arc<Layer>);
 }
 
 fn unwritten(error: &std::io::Error) -> String {

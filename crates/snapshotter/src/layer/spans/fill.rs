@@ -39,6 +39,8 @@ enum Filled {
     Undecodable(String),
     /// Right, but the store did not take them.
     Unstored(Held, io::Error),
+    /// Right, but the span leaves the store.
+    Leaves(Held),
 }
 
 impl Spans {
@@ -91,6 +93,7 @@ impl Spans {
             Filled::Wrong(error) => self.wrong(span, error, source),
             Filled::Undecodable(reason) => self.undecodable(span, reason),
             Filled::Unstored(held, error) => self.unstored(span, held, error),
+            Filled::Leaves(held) => self.serve_only(span, &held),
         }
         self.look_again();
     }
@@ -109,7 +112,7 @@ impl Spans {
             let view = ztoc.view();
             let checkpoint = view.checkpoint(SpanId(span));
             let tar = ztoc.spans().uncompressed(SpanId(span));
-            if tar.end - tar.start > LARGE {
+            if tar.end - tar.start > LARGE && !self.is_leaving(span) {
                 let pieces = self.store_in_pieces(decoder, &verified, &checkpoint, ztoc);
                 if let Some(filled) = pieces {
                     return filled;
@@ -222,6 +225,9 @@ impl Spans {
             self.times.decoded(span);
             self.wake_all(span, waiters, Some(served.insert(held())));
         }
+        if self.is_leaving(span) {
+            return Filled::Leaves(served.unwrap_or_else(held));
+        }
         if let Err(error) = self.data.write(tar.start, bytes) {
             return Filled::Unstored(served.unwrap_or_else(held), error);
         }
@@ -302,8 +308,13 @@ impl Spans {
         }
         let spare = &self.context.spare;
         spare.keep(self.data.files.number, span, held.clone());
+        self.serve_only(span, &held);
+    }
+
+    /// A span is not stored: who waits gets its bytes from memory.
+    fn serve_only(self: &Arc<Self>, span: u32, held: &Held) {
         if let Effect::Serve(waiters) = self.step(span, Event::NoRoom) {
-            self.wake_all(span, waiters, Some(&held));
+            self.wake_all(span, waiters, Some(held));
         }
         self.times.forget(span);
     }

@@ -28,6 +28,11 @@ impl<W> States<W> {
         span.map_or(Effect::None, |span| span.step(event))
     }
 
+    /// Whether a span is there.
+    pub(super) fn is_present(&self, span: u32) -> bool {
+        matches!(self.spans.get(span as usize), Some(Span::Present))
+    }
+
     /// Whether a reader waits for a span whose bytes came.
     pub(super) fn is_waited_for(&self, span: u32) -> bool {
         let span = self.spans.get(span as usize);

@@ -9,14 +9,22 @@ use crate::{
 };
 
 /// Notes what a layer is like when its readers are moved, and brings the rest of it.
-struct Asked {
+pub(super) struct Asked {
     layers: Arc<Layers>,
     source: Option<Source>,
     states: Mutex<Vec<(&'static str, bool, usize)>>,
 }
 
 impl Asked {
-    fn new(life: &Life, made: &Made) -> Asked {
+    pub(super) fn without_source(life: &Life) -> Asked {
+        Asked {
+            layers: Arc::clone(&life.layers),
+            source: None,
+            states: Mutex::default(),
+        }
+    }
+
+    pub(super) fn new(life: &Life, made: &Made) -> Asked {
         Asked {
             layers: Arc::clone(&life.layers),
             source: Some(source(Arc::new(MemoryBlob::new(made.layer.clone())))),
@@ -43,6 +51,10 @@ impl Repairs for Asked {
     fn after(&self, layer: &Arc<Layer>) {
         self.note("after", layer);
         self.layers.complete(layer);
+    }
+
+    fn rest(&self, layer: &Arc<Layer>) {
+        self.layers.complete_later(layer);
     }
 }
 

@@ -1,0 +1,36 @@
+//! Layers give back their space, those first that were used the longest ago; what is complete last.
+
+use std::collections::HashSet;
+
+use tracing::warn;
+
+use super::Images;
+use super::discover::explain;
+use crate::store::LayerKey;
+
+impl Images {
+    /// Drops spans of layers that are not `in_use` and that nobody works with, as far as room is wanted.
+    pub(crate) async fn make_room(&self, in_use: &HashSet<LayerKey>) {
+        let layers = &self.0.parts.layers;
+        let mut unused = layers.store().list();
+        unused.retain(|(_, key)| key.ztoc.is_some() && !in_use.contains(key));
+        unused.sort_by_cached_key(|(number, key)| {
+            let complete = layers.get(key).is_none_or(|layer| layer.is_complete());
+            (complete, layers.last_use(*number), *number)
+        });
+        for (_, key) in unused {
+            let wanted = layers.wanted();
+            if wanted == 0 {
+                return;
+            }
+            // Who begins to work with it waits that long.
+            let Some(_alone) = self.0.holds.begin_removal(key.layer) else {
+                continue;
+            };
+            if let Err(error) = layers.evict(&key, wanted, self).await {
+                let (layer, error) = (key.layer.to_string(), explain(&error));
+                warn!(layer, error, "a layer that nothing uses keeps its space");
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Eviction: spans of layers that nobody uses make room for what is read.
+//!
+//! ```text
+//! a complete layer: not complete ─▶ its readers on the device (`Repairs::before`)
+//! spans: absent, durably ─▶ nobody reads who saw them there ─▶ holes
+//! ```
+//!
+//! Whoever reads them later fetches them again. What the tar was found to be stays known. A layer without a zTOC has
+//! no spans, and stays.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Layers, OpenError, Repairs};
+use crate::{
+    cpu::Lane,
+    layer::Layer,
+    store::LayerKey,
+    sync::{Arc, atomic::Ordering},
+};
+
+/// Spans that leave at once.
+const BATCH: usize = 16;
+/// How long readers are waited for: of a layer that nobody uses there are none but a scrub.
+const READERS: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(5);
+
+impl Layers {
+    /// Bytes that are to be given back: the disk is below its floor, or layers take more than they may.
+    pub fn wanted(&self) -> u64 {
+        let limits = &self.context.options.limits;
+        let Ok(disk) = self.context.store.disk() else {
+            return 0;
+        };
+        let used = self.context.used.load(Ordering::Relaxed);
+        limits.excess(disk, used)
+    }
+
+    /// Drops spans of a layer until so many bytes came back; returns how many did. Nobody needs to have it open.
+    ///
+    /// # Errors
+    /// A layer that cannot be opened.
+    pub async fn evict(
+        &self,
+        key: &LayerKey,
+        most: u64,
+        repairs: &dyn Repairs,
+    ) -> Result<u64, OpenError> {
+        let Some(layer) = self.open_present(key).await? else {
+            return Ok(0);
+        };
+        let freed = if layer.data.ztoc().is_some() && self.may_leave(&layer, repairs).await {
+            self.drop_spans(&layer, most).await
+        } else {
+            0
+        };
+        // Complete again when all is there: at once, if nothing has left.
+        repairs.rest(&layer);
+        if freed > 0 {
+            let (number, image) = (layer.number().0, layer.data.image());
+            tracing::info!(layer = %key.layer, number, image = &*image, bytes = freed, "gave back the space of a layer that nothing uses; it is fetched again when it is read");
+            self.context.used.fetch_sub(
+                freed.min(self.context.used.load(Ordering::Relaxed)),
+                Ordering::Relaxed,
+            );
+        }
+        self.close_unused(layer);
+        Ok(freed)
+    }
+
+    /// Readers of a complete layer leave `data`. False if they do not, or it is not known yet what its tar is.
+    async fn may_leave(&self, layer: &Arc<Layer>, repairs: &dyn Repairs) -> bool {
+        layer.completion.rest();
+        if !layer.is_complete() {
+            return repairs.before(layer, false).await.is_ok();
+        }
+        if self.context.store.proofs().get(&layer.key()).is_none() {
+            return false;
+        }
+        let (cpu, of) = (&self.context.cpu, Arc::clone(&layer.completion));
+        let doubted = cpu.run(Lane::FilesBehind, move || of.doubt()).await;
+        let left = match doubted {
+            Ok(Ok(was_complete)) => repairs.before(layer, was_complete).await,
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(lost) => Err(lost.to_string()),
+        };
+        if let Err(why) = &left {
+            tracing::warn!(layer = %layer.digest(), why, "the space of a layer cannot be given back: its readers stay on its data");
+        }
+        left.is_ok()
+    }
+
+    async fn drop_spans(&self, layer: &Arc<Layer>, most: u64) -> u64 {
+        let present = &layer.data.files.present;
+        let durable = (0..layer.data.span_count()).filter(|span| present.is_durable(*span));
+        let durable: Vec<u32> = durable.collect();
+        let mut freed = 0;
+        // From the end: a start reads the beginning first.
+        for batch in durable.rchunks(BATCH) {
+            if freed >= most || layer.spans.is_closed() {
+                break;
+            }
+            match self.drop_batch(layer, batch.to_vec()).await {
+                Some(bytes) => freed += bytes,
+                None => break,
+            }
+        }
+        freed
+    }
+
+    /// None if no more can be dropped now.
+    async fn drop_batch(&self, layer: &Arc<Layer>, batch: Vec<u32>) -> Option<u64> {
+        let (cpu, of) = (&self.context.cpu, Arc::clone(layer));
+        // In this lane nobody makes it complete meanwhile, and moves its readers to `data`.
+        let job = move || (!of.is_complete()).then(|| of.spans.leave(&batch));
+        let leaving = match cpu.run(Lane::FilesBehind, job).await.ok()?? {
+            Ok(leaving) => leaving,
+            Err(error) => {
+                tracing::error!(layer = %layer.digest(), error = %error, "the marks of a layer cannot be written; check the disk of the state root");
+                return None;
+            }
+        };
+        let until = Instant::now() + READERS;
+        while !layer.data.has_no_readers() {
+            if Instant::now() > until {
+                return None;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        let data = Arc::clone(&layer.data);
+        let punched = cpu.run(Lane::FilesBehind, move || {
+            let punched = data.punch(&leaving.spans);
+            // Only now may they be stored again.
+            drop(leaving);
+            punched
+        });
+        match punched.await.ok()? {
+            Ok(bytes) => Some(bytes),
+            Err(error) => {
+                tracing::warn!(layer = %layer.digest(), error = %error, "the space of a layer cannot be given back: its file system makes no holes");
+                None
+            }
+        }
+    }
+}

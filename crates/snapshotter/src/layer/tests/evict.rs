@@ -1,0 +1,135 @@
+//! Spans that leave the disk, under readers and under the background.
+
+use super::{scrub::Asked, *};
+use crate::sync::atomic::{AtomicBool, Ordering};
+
+fn taken(layer: &Layer) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let blocks = |file: &std::fs::File| file.metadata().expect("stat").blocks();
+    (blocks(&layer.data.files.data) + blocks(&layer.data.files.heads)) * 512
+}
+
+async fn complete_and_proven(life: &Life, made: &Made) -> Arc<Layer> {
+    let layer = life
+        .open(made, Arc::new(MemoryBlob::new(made.layer.clone())))
+        .await;
+    life.layers.complete(&layer);
+    completes(&layer).await;
+    let proof = life.layers.prove(&layer).await.expect("found out");
+    assert!(matches!(proof, Proof::Tar(_)));
+    layer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_complete_layer_gives_back_its_space_and_is_whole_again_when_it_is_used() {
+    let made = Made::new(Form::Gzip, 400, 64 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let layer = complete_and_proven(&life, &made).await;
+    let asked = Asked::new(&life, &made);
+    let (key, before) = (layer.key(), taken(&layer));
+    let freed = life
+        .layers
+        .evict(&key, 1 << 20, &asked)
+        .await
+        .expect("no error");
+    assert!(freed >= 1 << 20 && freed < before, "{freed} of {before}");
+    assert_eq!(taken(&layer), before - freed);
+    assert!(!layer.is_complete());
+    let freed = life
+        .layers
+        .evict(&key, u64::MAX, &asked)
+        .await
+        .expect("no error");
+    assert!(
+        freed > 0 && taken(&layer) < before / 10,
+        "{}",
+        taken(&layer)
+    );
+    assert_eq!(layer.progress().spans_present, 0);
+    assert!(life.layers.store().proofs().get(&key).is_some());
+    // Nobody uses it: it stays so. A crash changes nothing.
+    let marks =
+        crate::store::present::Present::open(&node.file(&layer, "present"), made.spans(), "boot-1");
+    assert_eq!(marks.expect("marks").count(), 0);
+    let data = made.data();
+    let half = layer.data_size() / 2..layer.data_size();
+    let bytes = read(&layer, half.clone()).await.expect("bytes");
+    assert!(bytes[..] == data[half.start as usize..]);
+    assert!(!layer.is_complete());
+    life.layers.note_use(&layer);
+    completes(&layer).await;
+    assert_eq!(std::fs::read(layer.data_path()).expect("readable"), data);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_reader_ever_sees_a_hole() {
+    let made = Made::new(Form::Gzip, 400, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let layer = complete_and_proven(&life, &made).await;
+    let asked = Asked::new(&life, &made);
+    let data = Arc::new(made.data());
+    let over = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..4_u64)
+        .map(|reader| {
+            let (layer, data, over) = (Arc::clone(&layer), Arc::clone(&data), Arc::clone(&over));
+            tokio::spawn(async move {
+                let (mut seed, mut reads) = (reader, 0_u64);
+                while !over.load(Ordering::Relaxed) {
+                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    let contents = layer.places().contents();
+                    let start = contents.start + (seed >> 20) % (contents.end - contents.start);
+                    let range = start..(start + 1 + (seed >> 40) % 100_000).min(layer.data_size());
+                    let bytes = read(&layer, range.clone()).await.expect("bytes");
+                    let wanted = &data[range.start as usize..range.end as usize];
+                    assert!(bytes[..] == *wanted, "{range:?}");
+                    reads += 1;
+                }
+                reads
+            })
+        })
+        .collect();
+    let begin = std::time::Instant::now();
+    let (key, mut freed) = (layer.key(), 0);
+    while begin.elapsed() < Duration::from_secs(4) || freed == 0 {
+        assert!(begin.elapsed() < Duration::from_secs(60), "nothing left");
+        let evicted = life.layers.evict(&key, 512 << 10, &asked);
+        freed += evicted.await.expect("no error");
+        life.layers.note_use(&layer);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    over.store(true, Ordering::Relaxed);
+    for reader in readers {
+        assert!(reader.await.expect("no panic") > 10);
+    }
+    completes(&layer).await;
+    assert!(std::fs::read(layer.data_path()).expect("readable") == *data);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_whose_readers_cannot_leave_its_data_and_one_pulled_whole_keep_their_space() {
+    let made = Made::new(Form::Gzip, 60, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let layer = complete_and_proven(&life, &made).await;
+    let before = taken(&layer);
+    let nobody = Asked::without_source(&life);
+    let key = layer.key();
+    let freed = life.layers.evict(&key, u64::MAX, &nobody).await;
+    assert_eq!(freed.expect("no error"), 0);
+    completes(&layer).await;
+    assert_eq!(taken(&layer), before);
+    // Where the lazy form is proven it would serve.
+    let other = Node::new();
+    let life = other.start();
+    let diff_id = Digest::sha256(&made.tar);
+    let blob = Arc::new(MemoryBlob::new(made.layer.clone()));
+    let whole = whole::pull(&life, &made, diff_id, blob)
+        .await
+        .expect("pulled");
+    let asked = Asked::new(&life, &made);
+    let key = whole.key();
+    let freed = life.layers.evict(&key, u64::MAX, &asked).await;
+    assert_eq!((freed.expect("no error"), whole.is_complete()), (0, true));
+}
