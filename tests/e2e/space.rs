@@ -238,3 +238,63 @@ fn a_daemon_that_found_no_room_to_try_a_way_takes_layers_when_there_is_some() ->
     ensure!(cramped.stored()? == 2, "both layers are ours");
     cramped.shows(0)
 }
+
+#[test]
+fn on_a_disk_below_its_floor_layers_that_nothing_uses_give_way_to_what_is_read() -> Result<()> {
+    const BYTES: usize = 12 << 20;
+    let folder = tempfile::tempdir()?;
+    let disk = Disk::make(folder.path(), 107)?;
+    let options = NodeOptions {
+        root: Some(disk.path().join("soci")),
+        config: "[cache]\nmin_free_bytes = 62914560\n".to_owned(),
+        ..NodeOptions::default()
+    };
+    let site = Site::with(options, Shape::default())?;
+    let publish = |n: u64| {
+        let image = Image::of(&[&[file("f", noise(n, BYTES))]])?;
+        let small = ["--min-layer-size", "0", "--span-size", "1048576"];
+        site.publish_with(&image, &format!("evict-{n}:1"), &small)
+    };
+    let images = [publish(1)?, publish(2)?, publish(3)?];
+    site.node.pull(&images[0], SOCI)?;
+    site.node.wait_complete(1)?;
+    site.node.pull(&images[1], SOCI)?;
+    let used = site.node.view(&images[1], SOCI)?;
+    site.node.wait_complete(2)?;
+    site.node.pull(&images[2], SOCI)?;
+    let third = site.node.view(&images[2], SOCI)?;
+    ensure!(fs::read(third.join("f"))? == noise(3, BYTES));
+    let start = Instant::now();
+    let lines = |log: &str| -> Vec<String> {
+        let gave = log
+            .lines()
+            .filter(|line| line.contains("gave back the space"));
+        gave.map(str::to_owned).collect()
+    };
+    let gave = loop {
+        let log = site.node.snapshotter_log();
+        let gave = lines(&log);
+        if !gave.is_empty() {
+            break gave;
+        }
+        ensure!(
+            start.elapsed() < Duration::from_secs(40),
+            "nothing gave way:\n{log}"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    ensure!(gave.iter().all(|line| line.contains("evict-1")), "{gave:?}");
+    // What is used lost nothing, and what gave way is read from the registry.
+    let whole = |layer: &_| Ok::<_, anyhow::Error>(!stored::marks(layer)?.contains(&0));
+    let mut kept = 0;
+    for layer in stored::layers(site.node.root())? {
+        kept += usize::from(whole(&layer)?);
+    }
+    ensure!(kept >= 1, "the layers of views stay");
+    walk::drop_caches()?;
+    ensure!(fs::read(used.join("f"))? == noise(2, BYTES));
+    ensure!(fs::read(third.join("f"))? == noise(3, BYTES));
+    let first = site.node.view(&images[0], SOCI)?;
+    ensure!(fs::read(first.join("f"))? == noise(1, BYTES));
+    Ok(())
+}
