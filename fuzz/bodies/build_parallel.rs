@@ -19,7 +19,7 @@ pub(crate) fn run(data: &[u8]) {
         2 => layer.extend(content.iter().take(40)),
         _ => {
             if let Some(byte) = layer.get_mut(at) {
-                *byte ^= 1 + span;
+                *byte ^= span | 1;
             }
         }
     }
