@@ -24,6 +24,7 @@ use crate::{
 
 mod demand;
 mod fill;
+mod kept;
 mod leave;
 mod read;
 mod spare;

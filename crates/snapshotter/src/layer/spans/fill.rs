@@ -3,7 +3,13 @@
 //! The order is in the types: only a [`VerifiedSpan`] can be decoded, and only what was decoded is written. The decoder's
 //! buffers belong to the pool's threads and are dropped when a thread has had nothing to do for a while.
 
-use std::{borrow::Cow, cell::RefCell, io, ops::ControlFlow, panic::AssertUnwindSafe};
+use std::{
+    borrow::Cow,
+    cell::RefCell,
+    io,
+    ops::{ControlFlow, Range},
+    panic::AssertUnwindSafe,
+};
 
 use soci_ztoc::{Checkpoint, Decoder, ExtractError, SpanId, VerifiedSpan, VerifyError};
 
@@ -30,7 +36,7 @@ const LARGE: u64 = 16 << 20;
 const GATHERED: usize = 1 << 20;
 
 /// What must be free beyond a span's size before it is asked for again after the disk was full.
-const ROOM: u64 = 16 << 20;
+pub(super) const ROOM: u64 = 16 << 20;
 
 /// What became of a span's bytes.
 enum Filled {
@@ -173,7 +179,7 @@ impl Spans {
             self.wake_all(span, waiters, None);
         }
         if self.trouble.recovered(span) {
-            self.context.spare.forget(self.data.files.number);
+            self.store_kept();
         }
         // Behind the readers.
         self.data.note_sum(span, &sum());
@@ -232,17 +238,22 @@ impl Spans {
             return Filled::Unstored(served.unwrap_or_else(held), error);
         }
         drop(served);
+        self.written(span, &tar, bytes);
+        // While a program starts the cores are its own: what is left out now is read again behind a later span.
+        if class == Class::All && !self.context.fetch.had_readers() {
+            self.passing.pass_on(ztoc, &tar, bytes);
+        }
+        Filled::Stored
+    }
+
+    /// All of a span was written at once.
+    pub(super) fn written(self: &Arc<Self>, span: u32, tar: &Range<u64>, bytes: &[u8]) {
         self.context.wrote(&self.data, tar.clone());
         self.context
             .used
             .fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.stored(span, || self.data.files.sums.of(bytes));
         self.data.check_headers_in(tar.clone(), Some(bytes));
-        // While a program starts the cores are its own: what is left out now is read again behind a later span.
-        if class == Class::All && !self.context.fetch.had_readers() {
-            self.passing.pass_on(ztoc, &tar, bytes);
-        }
-        Filled::Stored
     }
 
     fn wrong(self: &Arc<Self>, span: u32, source: VerifyError, from: Arc<str>) {
@@ -290,7 +301,7 @@ impl Spans {
     }
 
     /// The store did not take a span, whose bytes are right.
-    fn unstored(self: &Arc<Self>, span: u32, held: Held, error: io::Error) {
+    pub(super) fn unstored(self: &Arc<Self>, span: u32, held: Held, error: io::Error) {
         let full = matches!(
             error.kind(),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded

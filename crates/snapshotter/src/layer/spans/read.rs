@@ -116,7 +116,10 @@ impl Spans {
         missing.retain(|span| {
             let spare = self.context.spare.get(self.data.files.number, *span);
             let fetch = spare.is_none();
-            held.extend(spare);
+            if let Some(spare) = spare {
+                self.store_if_room(*span, &spare);
+                held.push(spare);
+            }
             fetch
         });
         let wait = Wait {

@@ -44,10 +44,26 @@ impl Spare {
         self.get(layer, span).is_some()
     }
 
-    /// The disk takes spans of this layer again, or the layer is gone.
+    /// What is kept of a layer.
+    pub(super) fn of(&self, layer: LayerNumber) -> Vec<(u32, Held)> {
+        let kept = self.0.lock();
+        let own = kept.iter().filter(|kept| kept.layer == layer);
+        own.map(|kept| (kept.span, kept.held.clone())).collect()
+    }
+
+    /// A span is stored.
+    pub(super) fn stored(&self, layer: LayerNumber, span: u32) {
+        self.drop_those(|kept| (kept.layer, kept.span) == (layer, span));
+    }
+
+    /// The layer is gone.
     pub(super) fn forget(&self, layer: LayerNumber) {
+        self.drop_those(|kept| kept.layer == layer);
+    }
+
+    fn drop_those(&self, which: impl Fn(&Kept) -> bool) {
         let mut kept = self.0.lock();
-        kept.retain(|kept| kept.layer != layer);
+        kept.retain(|kept| !which(kept));
         if kept.is_empty() {
             kept.shrink_to_fit();
         }
@@ -77,6 +93,10 @@ mod tests {
         assert!(spare.get(one, 5).is_none());
         spare.keep(one, 6, held(1));
         spare.keep(two, 7, held(1));
+        spare.keep(two, 8, held(1));
+        spare.stored(two, 8);
+        let spans: Vec<u32> = spare.of(two).into_iter().map(|(span, _)| span).collect();
+        assert_eq!(spans, [7]);
         spare.forget(two);
         assert!(spare.get(two, 7).is_none() && spare.get(one, 6).is_some());
     }

@@ -1,6 +1,7 @@
 //! The states of all spans of a layer.
 
 use super::state::{Effect, Event, Span};
+use crate::fetch::Class;
 
 /// All states, by span; `W` is what waits for one.
 #[derive(Debug)]
@@ -31,6 +32,14 @@ impl<W> States<W> {
     /// Whether a span is there.
     pub(super) fn is_present(&self, span: u32) -> bool {
         matches!(self.spans.get(span as usize), Some(Span::Present))
+    }
+
+    /// Whoever has the bytes of a span that nobody else brings may fill it. False if it is there or under way.
+    pub(super) fn claim(&mut self, span: u32) -> bool {
+        matches!(
+            self.step(span, Event::Want(Class::All, None)),
+            Effect::Demand(_)
+        ) && matches!(self.step(span, Event::Delivered), Effect::Fill)
     }
 
     /// Whether a reader waits for a span whose bytes came.

@@ -71,6 +71,55 @@ async fn on_a_full_disk_reads_are_served_from_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_served_from_memory_is_stored_when_there_is_room_again() {
+    let made = Made::new(Form::Gzip, 120, 64 << 10);
+    let blob = || Arc::new(MemoryBlob::new(made.layer.clone())) as Arc<dyn Fetcher>;
+    // What this reads where there is room.
+    let node = Node::new();
+    let life = node.start();
+    let layer = life.open(&made, blob()).await;
+    let size = layer.data_size();
+    let whole = read(&layer, 0..size).await.expect("bytes");
+    let wanted = layer.progress().spans_present;
+    drop((layer, life));
+
+    let disk = SmallDisk::new(48 << 20);
+    let filler = disk.0.path().join("filler");
+    let start = || Life {
+        layers: start_in(
+            disk.0.path(),
+            "boot",
+            Options::default(),
+            fetch::Options::default(),
+        ),
+    };
+    let life = start();
+    let layer = life.open(&made, blob()).await;
+    let free = life.layers.store().disk().expect("statvfs").free;
+    std::fs::write(&filler, vec![1; (free - (64 << 10)) as usize]).expect("room for it");
+    let bytes = read(&layer, 0..size).await;
+    assert!(bytes.expect("from memory") == whole);
+    let there = || layer.progress().spans_present;
+    assert!(there() < wanted, "{wanted}");
+    std::fs::remove_file(&filler).expect("removed");
+    let again = read(&layer, 0..size).await.expect("bytes");
+    assert!(again == whole);
+    let begin = std::time::Instant::now();
+    while there() < wanted {
+        let limit = Duration::from_secs(20);
+        assert!(begin.elapsed() < limit, "{} of {wanted}", there());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // As it is for the next process, without a source.
+    let key = layer.key();
+    drop((layer, life));
+    let life = start();
+    let layer = life.layers.open_present(&key).await.expect("opens");
+    let bytes = read(&layer.expect("is there"), 0..size).await;
+    assert!(bytes.expect("from the disk") == whole);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_spans_and_zeros_take_neither_memory_nor_disk() {
     // One span of 40 MB that compresses a thousand times, lazily and whole.
     let mut made = Made::new(Form::Gzip, 3, 64 << 20);

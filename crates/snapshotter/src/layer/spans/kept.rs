@@ -1,0 +1,43 @@
+//! Spans that the disk did not take go to the disk when it has room again: what is only in memory ends with the process.
+
+use super::{Spans, fill::ROOM};
+use crate::{cpu::Lane, layer::data::Held, sync::Arc};
+
+impl Spans {
+    /// The disk takes spans again: those that are kept in memory, too.
+    pub(super) fn store_kept(self: &Arc<Self>) {
+        for (span, held) in self.context.spare.of(self.data.files.number) {
+            self.store_behind(span, held);
+        }
+    }
+
+    /// A span is read from memory.
+    pub(super) fn store_if_room(self: &Arc<Self>, span: u32, held: &Held) {
+        let need = held.bytes.len() as u64 + ROOM;
+        // One statvfs: no I/O.
+        let disk = self.context.store.disk();
+        if disk.is_ok_and(|disk| disk.free >= need) {
+            self.store_behind(span, held.clone());
+        }
+    }
+
+    fn store_behind(self: &Arc<Self>, span: u32, held: Held) {
+        let spans = Arc::clone(self);
+        let job = move || spans.store_held(span, held);
+        self.context.cpu.spawn(Lane::ComputeBehind, job);
+    }
+
+    fn store_held(self: &Arc<Self>, span: u32, held: Held) {
+        if self.is_leaving(span) || !self.states.lock().claim(span) {
+            return;
+        }
+        match self.data.write(held.tar.start, &held.bytes) {
+            Ok(()) => {
+                self.written(span, &held.tar, &held.bytes);
+                self.context.spare.stored(self.data.files.number, span);
+            }
+            Err(error) => self.unstored(span, held, error),
+        }
+        self.look_again();
+    }
+}
