@@ -132,6 +132,7 @@ impl Completion {
             self.trouble.hold_until(until);
             return until;
         }
+        self.spans.store_kept();
         for span in self.spans.next_absent(WINDOW, room) {
             self.spans.want(span);
         }

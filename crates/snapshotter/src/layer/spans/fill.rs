@@ -175,6 +175,7 @@ impl Spans {
     /// A span's bytes are in the store: marks it, lets its waiters go on.
     fn stored(self: &Arc<Self>, span: u32, sum: impl FnOnce() -> Sum) {
         self.data.mark_written(span);
+        tracing::debug!(layer = %self.data.digest(), number = self.data.files.number.0, span, "a span is in the store");
         if let Effect::Wake(waiters) = self.step(span, Event::Filled) {
             self.wake_all(span, waiters, None);
         }
@@ -323,7 +324,7 @@ impl Spans {
     }
 
     /// A span is not stored: who waits gets its bytes from memory.
-    fn serve_only(self: &Arc<Self>, span: u32, held: &Held) {
+    pub(super) fn serve_only(self: &Arc<Self>, span: u32, held: &Held) {
         if let Effect::Serve(waiters) = self.step(span, Event::NoRoom) {
             self.wake_all(span, waiters, Some(held));
         }

@@ -4,8 +4,8 @@ use super::{Spans, fill::ROOM};
 use crate::{cpu::Lane, layer::data::Held, sync::Arc};
 
 impl Spans {
-    /// The disk takes spans again: those that are kept in memory, too.
-    pub(super) fn store_kept(self: &Arc<Self>) {
+    /// Stores what is kept in memory: the disk takes spans again. What is stored need not be fetched.
+    pub(in crate::layer) fn store_kept(self: &Arc<Self>) {
         for (span, held) in self.context.spare.of(self.data.files.number) {
             self.store_behind(span, held);
         }
@@ -22,21 +22,26 @@ impl Spans {
     }
 
     fn store_behind(self: &Arc<Self>, span: u32, held: Held) {
-        let spans = Arc::clone(self);
-        let job = move || spans.store_held(span, held);
-        self.context.cpu.spawn(Lane::ComputeBehind, job);
+        // From here on nobody fetches it.
+        if self.states.lock().claim(span) {
+            let spans = Arc::clone(self);
+            let job = move || spans.store_held(span, held);
+            self.context.cpu.spawn(Lane::ComputeBehind, job);
+        }
     }
 
     fn store_held(self: &Arc<Self>, span: u32, held: Held) {
-        if self.is_leaving(span) || !self.states.lock().claim(span) {
-            return;
-        }
-        match self.data.write(held.tar.start, &held.bytes) {
-            Ok(()) => {
-                self.written(span, &held.tar, &held.bytes);
-                self.context.spare.stored(self.data.files.number, span);
+        if self.is_leaving(span) {
+            self.serve_only(span, &held);
+        } else {
+            match self.data.write(held.tar.start, &held.bytes) {
+                Ok(()) => {
+                    self.written(span, &held.tar, &held.bytes);
+                    self.context.spare.stored(self.data.files.number, span);
+                    self.times.forget(span);
+                }
+                Err(error) => self.unstored(span, held, error),
             }
-            Err(error) => self.unstored(span, held, error),
         }
         self.look_again();
     }

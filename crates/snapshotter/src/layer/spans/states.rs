@@ -34,12 +34,15 @@ impl<W> States<W> {
         matches!(self.spans.get(span as usize), Some(Span::Present))
     }
 
-    /// Whoever has the bytes of a span that nobody else brings may fill it. False if it is there or under way.
+    /// Whoever has the bytes of a span may fill it, unless it is there, or somebody fills it or waits for it. What the
+    /// background has under way for it comes to nothing.
     pub(super) fn claim(&mut self, span: u32) -> bool {
-        matches!(
-            self.step(span, Event::Want(Class::All, None)),
-            Effect::Demand(_)
-        ) && matches!(self.step(span, Event::Delivered), Effect::Fill)
+        match self.spans.get(span as usize) {
+            Some(Span::Absent) => drop(self.step(span, Event::Want(Class::All, None))),
+            Some(Span::Fetching { urgent: None, .. }) => {}
+            _ => return false,
+        }
+        matches!(self.step(span, Event::Delivered), Effect::Fill)
     }
 
     /// Whether a reader waits for a span whose bytes came.
@@ -64,6 +67,27 @@ mod tests {
 
     use super::*;
     use crate::fetch::Class;
+
+    #[test]
+    fn who_has_a_span_fills_it_before_the_background_and_not_before_a_reader() {
+        let mut states: States<u8> = States::new((0..4).map(|_| Span::Absent));
+        assert_eq!(
+            states.step(1, Event::Want(Class::All, None)),
+            Effect::Demand(Class::All)
+        );
+        assert_eq!(
+            states.step(2, Event::Want(Class::Now, Some(7))),
+            Effect::Demand(Class::Now)
+        );
+        assert_eq!(
+            [0, 1, 2, 4].map(|span| states.claim(span)),
+            [true, true, false, false]
+        );
+        assert!(!states.claim(1), "it is being filled");
+        assert_eq!(states.step(1, Event::Delivered), Effect::None, "too late");
+        assert_eq!(states.step(1, Event::Filled), Effect::Wake(Vec::new()));
+        assert!(!states.claim(1), "it is there");
+    }
 
     proptest! {
         #[test]

@@ -70,14 +70,25 @@ async fn on_a_full_disk_reads_are_served_from_memory() {
     drop((layer, life));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_served_from_memory_is_stored_when_there_is_room_again() {
+/// What happens when the disk has room again, and before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// Everything is read once more.
+    Read,
+    /// The same, and the background had asked for it before.
+    ReadBehindTheBackground,
+    /// The background goes on.
+    Complete,
+}
+
+async fn stored_after_a_full_disk(then: Then) {
     let made = Made::new(Form::Gzip, 120, 64 << 10);
-    let blob = || Arc::new(MemoryBlob::new(made.layer.clone())) as Arc<dyn Fetcher>;
     // What this reads where there is room.
     let node = Node::new();
     let life = node.start();
-    let layer = life.open(&made, blob()).await;
+    let layer = life
+        .open(&made, Arc::new(MemoryBlob::new(made.layer.clone())))
+        .await;
     let size = layer.data_size();
     let whole = read(&layer, 0..size).await.expect("bytes");
     let wanted = layer.progress().spans_present;
@@ -94,16 +105,28 @@ async fn what_was_served_from_memory_is_stored_when_there_is_room_again() {
         ),
     };
     let life = start();
-    let layer = life.open(&made, blob()).await;
+    let blob = Arc::new(FaultyFetcher::new(made.layer.clone(), []));
+    let layer = life.open(&made, Arc::clone(&blob) as _).await;
     let free = life.layers.store().disk().expect("statvfs").free;
     std::fs::write(&filler, vec![1; (free - (64 << 10)) as usize]).expect("room for it");
     let bytes = read(&layer, 0..size).await;
     assert!(bytes.expect("from memory") == whole);
     let there = || layer.progress().spans_present;
     assert!(there() < wanted, "{wanted}");
+    // From now on nothing comes that is not here.
+    blob.set_online(false);
+    if then == Then::ReadBehindTheBackground {
+        for span in 0..made.spans() {
+            layer.spans.want(u32::try_from(span).expect("a span"));
+        }
+    }
     std::fs::remove_file(&filler).expect("removed");
-    let again = read(&layer, 0..size).await.expect("bytes");
-    assert!(again == whole);
+    if then == Then::Complete {
+        life.layers.complete(&layer);
+    } else {
+        let again = read(&layer, 0..size).await.expect("bytes");
+        assert!(again == whole);
+    }
     let begin = std::time::Instant::now();
     while there() < wanted {
         let limit = Duration::from_secs(20);
@@ -117,6 +140,21 @@ async fn what_was_served_from_memory_is_stored_when_there_is_room_again() {
     let layer = life.layers.open_present(&key).await.expect("opens");
     let bytes = read(&layer.expect("is there"), 0..size).await;
     assert!(bytes.expect("from the disk") == whole);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_served_from_memory_is_stored_when_it_is_read_again() {
+    stored_after_a_full_disk(Then::Read).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_served_from_memory_is_stored_though_the_background_has_asked_for_it() {
+    stored_after_a_full_disk(Then::ReadBehindTheBackground).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_served_from_memory_is_stored_by_the_background_and_not_fetched_again() {
+    stored_after_a_full_disk(Then::Complete).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
