@@ -1,6 +1,8 @@
 //! The disk of the layer store is full.
 
 use std::fs;
+use std::io::Read as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -285,7 +287,7 @@ fn on_a_disk_below_its_floor_layers_that_nothing_uses_give_way_to_what_is_read()
     };
     ensure!(gave.iter().all(|line| line.contains("evict-1")), "{gave:?}");
     // What is used lost nothing, and what gave way is read from the registry.
-    let whole = |layer: &_| Ok::<_, anyhow::Error>(!stored::marks(layer)?.contains(&0));
+    let whole = |layer: &Path| Ok::<_, anyhow::Error>(!stored::marks(layer)?.contains(&0));
     let mut kept = 0;
     for layer in stored::layers(site.node.root())? {
         kept += usize::from(whole(&layer)?);
@@ -294,7 +296,30 @@ fn on_a_disk_below_its_floor_layers_that_nothing_uses_give_way_to_what_is_read()
     walk::drop_caches()?;
     ensure!(fs::read(used.join("f"))? == noise(2, BYTES));
     ensure!(fs::read(third.join("f"))? == noise(3, BYTES));
+    // It was mounted all the time, and is fetched again for who uses it now, as soon as there is room.
     let first = site.node.view(&images[0], SOCI)?;
+    let mut beginning = vec![0; 1000];
+    fs::File::open(first.join("f"))?.read_exact(&mut beginning)?;
+    ensure!(beginning == noise(1, BYTES)[..1000]);
+    third.close()?;
+    site.node.remove_image(&images[2])?;
+    let start = Instant::now();
+    loop {
+        let layers = stored::layers(site.node.root())?;
+        let whole: Vec<bool> = layers
+            .iter()
+            .map(|layer| whole(layer))
+            .collect::<Result<_>>()?;
+        if whole.iter().all(|whole| *whole) {
+            break;
+        }
+        ensure!(
+            start.elapsed() < Duration::from_secs(60),
+            "not fetched again: {whole:?}\n{}",
+            site.node.snapshotter_log()
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
     ensure!(fs::read(first.join("f"))? == noise(1, BYTES));
     Ok(())
 }

@@ -373,7 +373,7 @@ impl Images {
 
     /// Has the rest of a layer brought, and the layer moved to `data` when it is there.
     fn finish_behind(&self, layer: &Arc<Layer>) {
-        self.0.parts.layers.note_use(layer);
+        self.0.parts.layers.note_use(&layer.key());
         if !self.0.watched.lock().insert(layer.number().0) {
             return;
         }

@@ -50,7 +50,7 @@ pub use context::Options;
 pub use data::Entries;
 pub use error::{ReadError, Subject};
 pub use expected::Expected;
-pub use layers::{Layers, Lazy, OpenError, Pace, Repairs, Scrubbed, Whole};
+pub use layers::{Layers, Lazy, OpenError, Pace, Repairs, Scrubbed, UseOrder, Whole};
 pub use spans::{ReadWait, SpanWait, drop_scratch};
 pub use stream::StreamError;
 

@@ -167,7 +167,10 @@ impl Images {
                 continue;
             };
             let shown = match mounts.shown(&table, &here.at) {
-                Some(shown) => shown,
+                Some(shown) => {
+                    self.0.parts.layers.note_use(&shown.layer);
+                    shown
+                }
                 None => {
                     let restored = self.restore(here, |layer| record(position, layer));
                     restored.await.map_err(|error| (here.at.clone(), error))?

@@ -6,11 +6,13 @@ use tracing::warn;
 
 use super::Images;
 use super::discover::explain;
+use crate::layer::UseOrder;
 use crate::store::LayerKey;
 
 impl Images {
-    /// Drops spans of layers that are not `in_use` and that nobody works with, as far as room is wanted.
-    pub(crate) async fn make_room(&self, in_use: &HashSet<LayerKey>) {
+    /// Drops spans of layers that nobody works with, that were not `in_use` when `since` was, and are not since, as far as
+    /// room is wanted.
+    pub(crate) async fn make_room(&self, in_use: &HashSet<LayerKey>, since: UseOrder) {
         let layers = &self.0.parts.layers;
         let mut unused = layers.store().list();
         unused.retain(|(_, key)| key.ztoc.is_some() && !in_use.contains(key));
@@ -27,7 +29,7 @@ impl Images {
             let Some(_alone) = self.0.holds.begin_removal(key.layer) else {
                 continue;
             };
-            if let Err(error) = layers.evict(&key, wanted, self).await {
+            if let Err(error) = layers.evict(&key, wanted, since, self).await {
                 let (layer, error) = (key.layer.to_string(), explain(&error));
                 warn!(layer, error, "a layer that nothing uses keeps its space");
             }

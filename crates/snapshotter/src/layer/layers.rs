@@ -28,9 +28,11 @@ mod open;
 mod prove;
 mod scrub;
 mod upkeep;
+mod uses;
 
 pub use open::{Lazy, OpenError, Whole};
 pub use scrub::{Pace, Repairs, Scrubbed};
+pub use uses::UseOrder;
 
 type Cell = Arc<OnceCell<Arc<Layer>>>;
 
@@ -60,7 +62,7 @@ pub struct Layers {
     runtime: Handle,
     pub(super) open: Mutex<HashMap<LayerKey, Cell>>,
     tasks: TaskTracker,
-    uses: Mutex<HashMap<LayerNumber, u64>>,
+    uses: Mutex<uses::Uses>,
     tending: [tokio::task::AbortHandle; 2],
 }
 
@@ -137,17 +139,23 @@ impl Layers {
     }
 
     /// Somebody uses a layer: what is missing of it is fetched again.
-    pub fn note_use(&self, layer: &Arc<Layer>) {
-        let mut uses = self.uses.lock();
-        let next = uses.values().max().map_or(0, |newest| newest + 1);
-        uses.insert(layer.number(), next);
-        drop(uses);
-        layer.completion.wake();
+    pub fn note_use(&self, key: &LayerKey) {
+        if let Some(number) = self.context.store.number(key) {
+            self.uses.lock().note(number);
+        }
+        if let Some(layer) = self.get(key) {
+            layer.completion.wake();
+        }
     }
 
-    /// When a layer was used last, in the order of uses; none if that was before this process.
-    pub fn last_use(&self, number: LayerNumber) -> Option<u64> {
-        self.uses.lock().get(&number).copied()
+    /// When a layer was used last; none if that was before this process.
+    pub fn last_use(&self, number: LayerNumber) -> Option<UseOrder> {
+        self.uses.lock().last(number)
+    }
+
+    /// Uses that are noted from now on have this order, or a later one.
+    pub fn use_order(&self) -> UseOrder {
+        self.uses.lock().now()
     }
 
     /// Makes a layer complete when its readers have read all of it; fetches nothing itself.
@@ -176,7 +184,7 @@ impl Layers {
             layer.close();
         }
         let Some(number) = number else { return Ok(()) };
-        self.uses.lock().remove(&number);
+        self.uses.lock().forget(number);
         let store = Arc::clone(&self.context.store);
         Ok(self
             .context

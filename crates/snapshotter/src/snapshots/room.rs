@@ -24,8 +24,10 @@ impl Snapshotter {
             if images.layers().wanted() == 0 {
                 continue;
             }
+            // A container that starts while this looks uses its layers later than that.
+            let since = images.layers().use_order();
             match self.run(Lane::Files, Shared::layers_in_use).await {
-                Ok(in_use) => images.make_room(&in_use).await,
+                Ok(in_use) => images.make_room(&in_use, since).await,
                 Err(error) => {
                     debug!(error = &error as &dyn std::error::Error, "what is in use");
                 }

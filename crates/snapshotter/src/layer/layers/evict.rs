@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Layers, OpenError, Repairs};
+use super::{Layers, OpenError, Repairs, UseOrder};
 use crate::{
     cpu::Lane,
     layer::Layer,
@@ -37,7 +37,8 @@ impl Layers {
         limits.excess(disk, used)
     }
 
-    /// Drops spans of a layer until so many bytes came back; returns how many did. Nobody needs to have it open.
+    /// Drops spans of a layer until so many bytes came back; returns how many did. Nobody needs to have it open. Who uses it
+    /// at `unused_since` or later ends that.
     ///
     /// # Errors
     /// A layer that cannot be opened.
@@ -45,16 +46,20 @@ impl Layers {
         &self,
         key: &LayerKey,
         most: u64,
+        unused_since: UseOrder,
         repairs: &dyn Repairs,
     ) -> Result<u64, OpenError> {
         let Some(layer) = self.open_present(key).await? else {
             return Ok(0);
         };
         let freed = if layer.data.ztoc().is_some() && self.may_leave(&layer, repairs).await {
-            self.drop_spans(&layer, most).await
+            self.drop_spans(&layer, most, unused_since).await
         } else {
             0
         };
+        if self.is_used_since(&layer, unused_since) {
+            layer.completion.wake();
+        }
         // Complete again when all is there: at once, if nothing has left.
         repairs.rest(&layer);
         if freed > 0 {
@@ -91,14 +96,19 @@ impl Layers {
         left.is_ok()
     }
 
-    async fn drop_spans(&self, layer: &Arc<Layer>, most: u64) -> u64 {
+    fn is_used_since(&self, layer: &Layer, order: UseOrder) -> bool {
+        self.last_use(layer.number()) >= Some(order)
+    }
+
+    async fn drop_spans(&self, layer: &Arc<Layer>, most: u64, unused_since: UseOrder) -> u64 {
         let present = &layer.data.files.present;
         let durable = (0..layer.data.span_count()).filter(|span| present.is_durable(*span));
         let durable: Vec<u32> = durable.collect();
         let mut freed = 0;
         // From the end: a start reads the beginning first.
         for batch in durable.rchunks(BATCH) {
-            if freed >= most || layer.spans.is_closed() {
+            let used = self.is_used_since(layer, unused_since);
+            if used || freed >= most || layer.spans.is_closed() {
                 break;
             }
             match self.drop_batch(layer, batch.to_vec()).await {

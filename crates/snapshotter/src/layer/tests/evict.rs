@@ -30,7 +30,7 @@ async fn a_complete_layer_gives_back_its_space_and_is_whole_again_when_it_is_use
     let (key, before) = (layer.key(), taken(&layer));
     let freed = life
         .layers
-        .evict(&key, 1 << 20, &asked)
+        .evict(&key, 1 << 20, life.layers.use_order(), &asked)
         .await
         .expect("no error");
     assert!(freed >= 1 << 20 && freed < before, "{freed} of {before}");
@@ -38,7 +38,7 @@ async fn a_complete_layer_gives_back_its_space_and_is_whole_again_when_it_is_use
     assert!(!layer.is_complete());
     let freed = life
         .layers
-        .evict(&key, u64::MAX, &asked)
+        .evict(&key, u64::MAX, life.layers.use_order(), &asked)
         .await
         .expect("no error");
     assert!(
@@ -57,7 +57,7 @@ async fn a_complete_layer_gives_back_its_space_and_is_whole_again_when_it_is_use
     let bytes = read(&layer, half.clone()).await.expect("bytes");
     assert!(bytes[..] == data[half.start as usize..]);
     assert!(!layer.is_complete());
-    life.layers.note_use(&layer);
+    life.layers.note_use(&key);
     completes(&layer).await;
     assert_eq!(std::fs::read(layer.data_path()).expect("readable"), data);
 }
@@ -94,9 +94,11 @@ async fn no_reader_ever_sees_a_hole() {
     let (key, mut freed) = (layer.key(), 0);
     while begin.elapsed() < Duration::from_secs(4) || freed == 0 {
         assert!(begin.elapsed() < Duration::from_secs(60), "nothing left");
-        let evicted = life.layers.evict(&key, 512 << 10, &asked);
+        let evicted = life
+            .layers
+            .evict(&key, 512 << 10, life.layers.use_order(), &asked);
         freed += evicted.await.expect("no error");
-        life.layers.note_use(&layer);
+        life.layers.note_use(&key);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     over.store(true, Ordering::Relaxed);
@@ -108,6 +110,29 @@ async fn no_reader_ever_sees_a_hole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_that_is_used_meanwhile_keeps_its_space_and_is_completed() {
+    let made = Made::new(Form::Gzip, 60, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let layer = complete_and_proven(&life, &made).await;
+    let asked = Asked::new(&life, &made);
+    let (key, before) = (layer.key(), taken(&layer));
+    let since = life.layers.use_order();
+    life.layers.note_use(&key);
+    let freed = life.layers.evict(&key, u64::MAX, since, &asked).await;
+    assert_eq!((freed.expect("no error"), taken(&layer)), (0, before));
+    completes(&layer).await;
+    // What was missing before is fetched for who uses it.
+    let now = life.layers.use_order();
+    let freed = life.layers.evict(&key, 1, now, &asked).await;
+    assert!(freed.expect("no error") > 0 && !layer.is_complete());
+    life.layers.note_use(&key);
+    let freed = life.layers.evict(&key, u64::MAX, now, &asked).await;
+    assert_eq!(freed.expect("no error"), 0);
+    completes(&layer).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_layer_whose_readers_cannot_leave_its_data_and_one_pulled_whole_keep_their_space() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let node = Node::new();
@@ -116,7 +141,10 @@ async fn a_layer_whose_readers_cannot_leave_its_data_and_one_pulled_whole_keep_t
     let before = taken(&layer);
     let nobody = Asked::without_source(&life);
     let key = layer.key();
-    let freed = life.layers.evict(&key, u64::MAX, &nobody).await;
+    let freed = life
+        .layers
+        .evict(&key, u64::MAX, life.layers.use_order(), &nobody)
+        .await;
     assert_eq!(freed.expect("no error"), 0);
     completes(&layer).await;
     assert_eq!(taken(&layer), before);
@@ -130,6 +158,9 @@ async fn a_layer_whose_readers_cannot_leave_its_data_and_one_pulled_whole_keep_t
         .expect("pulled");
     let asked = Asked::new(&life, &made);
     let key = whole.key();
-    let freed = life.layers.evict(&key, u64::MAX, &asked).await;
+    let freed = life
+        .layers
+        .evict(&key, u64::MAX, life.layers.use_order(), &asked)
+        .await;
     assert_eq!((freed.expect("no error"), whole.is_complete()), (0, true));
 }
