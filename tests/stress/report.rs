@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::Plan;
 use crate::samples::{self, Sample};
@@ -44,7 +44,18 @@ pub(crate) fn conclude(
     let text = text(world, plan, ran, samples, &counted, &wrongs);
     fs::write(plan.folder.join("soak.txt"), &text)?;
     show(&text);
+    if !wrongs.is_empty() {
+        keep_log(world, plan)?;
+    }
     ensure!(wrongs.is_empty(), "{}", wrongs.join("\n"));
+    Ok(())
+}
+
+/// The node is removed with the test; why it did not pass is in the daemon's log.
+fn keep_log(world: &World, plan: &Plan) -> Result<()> {
+    let log = world.node.folder().join("soci.log");
+    fs::copy(&log, plan.folder.join("soak-daemon.log"))
+        .with_context(|| format!("keep {}", log.display()))?;
     Ok(())
 }
 
