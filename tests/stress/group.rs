@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -23,6 +24,8 @@ impl Group {
     pub(crate) fn make() -> Result<Option<Self>> {
         for &(parent, limit) in PLACES {
             let path = Path::new(parent).join(format!("soci-stress-{}", std::process::id()));
+            // An earlier test of the same number may have left its own; one with processes in it stays.
+            let _ = fs::remove_dir(&path);
             if fs::create_dir(&path).is_err() {
                 continue;
             }
@@ -55,7 +58,12 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Left where processes of a failed test are still in it.
-        let _ = fs::remove_dir(&self.path);
+        // Who was killed is in it for a moment; left where processes of a failed test stay.
+        for _ in 0..50 {
+            if fs::remove_dir(&self.path).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
