@@ -1,50 +1,50 @@
-# The only task runner. Recipes are one line; what is longer is a script under scripts/ that also runs alone.
+# The task runner of this repository. Recipes are one line each; longer tasks are scripts in scripts/, which you can also run directly.
 PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO ?= cargo
 
 .PHONY: help demo test check e2e kernels soak fuzz bench build man install tools clean
 
-help:     ## this list
+help:     ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-demo:     ## pulls and runs a real image lazily next to the same image unpacked, and says how long each took
+demo:     ## pull and run a real image lazily and unpacked, and compare the times (root)
 	@scripts/demo
 
-test:     ## the whole suite: unit, property, golden, end to end (root)
+test:     ## run all tests: unit, property, golden and end-to-end (root)
 	@scripts/test
 
-check:    ## format and lints, warnings denied
+check:    ## check formatting and lints; warnings are errors
 	@scripts/check
 
-e2e:      ## only the end-to-end tests; make e2e T=name runs some
+e2e:      ## run only the end-to-end tests; T=name selects tests by name (root)
 	@scripts/test --e2e $(T)
 
-kernels:  ## what Debian's kernels answer, booted in qemu (root, minutes each): docs/kernels.md
+kernels:  ## test mount modes on Debian kernels in QEMU (root, minutes per kernel); see docs/kernels.md
 	@scripts/kernels
 
-soak:     ## the stress test for two hours; make soak T=seconds takes another time
+soak:     ## run the stress test for two hours; T=seconds sets another duration (root)
 	@scripts/soak $(T)
 
-fuzz:     ## an hour of one fuzz target (nightly, cargo-fuzz): make fuzz T=ztoc_decode
+fuzz:     ## run one fuzz target for an hour (nightly, cargo-fuzz), for example T=ztoc_decode
 	cd fuzz && $(CARGO) +nightly fuzz run $(T) -- -max_total_time=3600
 
-bench:    ## the benchmarks of benchmark/README.md, all of them (long)
+bench:    ## run all benchmarks (root, long); see benchmark/README.md
 	@benchmark/run
 
-build:    ## release binaries in target/release
+build:    ## build release binaries in target/release
 	$(CARGO) build --release --locked -p soci-cli -p soci-snapshotter
 
-man:      build  ## manual pages of every command in target/man
+man:      build  ## write manual pages for every command to target/man
 	target/release/soci man target/man
 
-install:  man  ## both programs to $(DESTDIR)$(PREFIX)/bin, their pages to share/man/man1, the udev rule to lib/udev/rules.d
+install:  man  ## install programs, manual pages and the udev rule below $(DESTDIR)$(PREFIX)
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin target/release/soci target/release/soci-snapshotter-grpc
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man1 target/man/*.1
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/udev/rules.d packaging/udev/*.rules
 
-tools:    ## containerd, registry, crane, erofs-utils under target/tools
+tools:    ## download containerd, registry, crane and erofs-utils to target/tools (root)
 	@scripts/tools
 
-clean:    ## everything under target/
+clean:    ## delete target/
 	rm -rf target
