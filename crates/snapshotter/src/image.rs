@@ -43,7 +43,7 @@ use bytes::Bytes;
 use soci_oci::digest::Digest;
 use soci_oci::manifest::Manifest;
 use soci_oci::registry::Registry;
-use tokio::sync::{Notify, OnceCell, Semaphore};
+use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
@@ -87,8 +87,10 @@ struct Image {
     discovery: OnceCell<Discovery>,
     /// One fetch of each zTOC at a time.
     ztocs: Mutex<HashMap<Digest, Arc<OnceCell<Bytes>>>>,
-    /// They are being fetched for all layers.
+    /// All layers are being made ready.
     ahead: AtomicBool,
+    /// Those that are, or were asked for.
+    ready: Mutex<ahead::Ready>,
     /// Told when something of it has come: a document, a piece of a zTOC.
     came: Notify,
     /// The registry was asked for a layer of it and did not refuse.
@@ -103,6 +105,7 @@ impl Image {
             discovery: OnceCell::new(),
             ztocs: Mutex::default(),
             ahead: AtomicBool::new(false),
+            ready: Mutex::default(),
             came: Notify::new(),
             tried: OnceCell::new(),
             since: Instant::now(),
@@ -183,7 +186,7 @@ pub struct Options {
     pub modes: Modes,
     /// How long a request waits for index and zTOC.
     pub patience: Duration,
-    /// zTOCs fetched ahead at once.
+    /// Layers made ready ahead at once.
     pub ahead: usize,
     /// Fetch what nobody has read yet.
     pub background: bool,
@@ -287,6 +290,7 @@ impl Images {
     pub(crate) async fn prepare(&self, request: Request) -> Attempt {
         let hold = self.0.holds.hold(request.layer).await;
         let image = self.image(&request.image);
+        image.ready.lock().asked(request.layer);
         let opened = match self.open(&image, &request).await {
             Ok(opened) => opened,
             Err(left) => return left.into_attempt(&request),
@@ -338,7 +342,17 @@ impl Images {
         parents: &[Parent],
     ) -> Result<(String, PathBuf), show::ShowError> {
         let Shared { parts, options, .. } = &*self.0;
-        // Two requests for one layer usually want the same image: the second finds it.
+        let _turn = self.turn_to_show(layer).await;
+        let below = show::images_below(&parts.layers, parents).await?;
+        let of = Arc::clone(layer);
+        let user_namespace = options.user_namespace;
+        let job = move || show::make_meta(&of, &below, user_namespace);
+        // A pull waits for it.
+        parts.cpu.run(Lane::Files, job).await?
+    }
+
+    /// Who makes an image of a layer. Two requests for one layer usually want the same image: the second finds it.
+    async fn turn_to_show(&self, layer: &Layer) -> Option<OwnedSemaphorePermit> {
         let turn = Arc::clone(
             self.0
                 .showing
@@ -346,13 +360,8 @@ impl Images {
                 .entry(layer.number().0)
                 .or_insert_with(|| Arc::new(Semaphore::new(1))),
         );
-        let _turn = turn.acquire().await;
-        let below = show::images_below(&parts.layers, parents).await?;
-        let of = Arc::clone(layer);
-        let user_namespace = options.user_namespace;
-        let job = move || show::make_meta(&of, &below, user_namespace);
-        // A pull waits for it.
-        parts.cpu.run(Lane::Files, job).await?
+        // Never closed.
+        turn.acquire_owned().await.ok()
     }
 
     /// Mounts an image of a layer, and has the rest of the layer brought.
@@ -429,6 +438,10 @@ impl Images {
     where
         F: Future<Output = Result<Vec<LayerKey>, E>>,
     {
+        let now = Instant::now();
+        for image in self.0.images.lock().values() {
+            image.ready.lock().let_go(now);
+        }
         let all = self.0.parts.layers.store().list();
         let known: HashSet<_> = used().await?.into_iter().collect();
         for (number, key) in all {

@@ -204,6 +204,13 @@ impl Layer {
         self.data.entries()
     }
 
+    /// The entries are not needed for now: the zTOC's pages no longer count as memory of this process.
+    pub fn release_entries(&self) {
+        if let Some(ztoc) = self.data.ztoc() {
+            ztoc.release();
+        }
+    }
+
     /// Bytes of `data`. `done` is called exactly once: before this returns, on this thread, if everything is in memory and
     /// checked; else later, on the pool. Waits neither for the network nor for the disk. Head and tail of `data` are always
     /// there.

@@ -1,56 +1,169 @@
-//! zTOCs of an image that are fetched before containerd asks for their layers.
+//! Layers of an image that are made ready before containerd asks for them: their zTOCs are fetched, their files and images
+//! are made. containerd asks for one layer after the other, so that a pull takes as long as what is done in between.
 
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 use soci_oci::descriptor::Descriptor;
 use soci_oci::digest::Digest;
 use soci_oci::manifest::Manifest;
 use tracing::debug;
 
 use super::discover::Index;
-use super::{Arc, Image, ImageName, Images, explain};
+use super::holds::Hold;
+use super::open::origin;
+use super::source::source_at;
+use super::{Arc, Image, ImageName, Images, explain, show};
+use crate::cpu::Lane;
+use crate::layer::{Expected, Layer, Lazy};
+use crate::store::sources::Origin;
 use crate::sync::atomic::Ordering;
 
 /// Bytes of zTOCs that are fetched before they are asked for: they take disk until then. Those of a large image (30 GB) have
 /// about half of it.
 const AHEAD: u64 = 256 << 20;
+/// How long a layer that was made ready waits for a request before it may be removed as unused.
+const LASTS: Duration = Duration::from_secs(300);
+
+/// The layers of an image that were made ready or asked for.
+#[derive(Debug, Default)]
+pub(super) struct Ready(HashMap<Digest, Option<(Hold, Instant)>>);
+
+impl Ready {
+    /// A request holds the layer itself from now on.
+    pub(super) fn asked(&mut self, layer: Digest) {
+        self.0.insert(layer, None);
+    }
+
+    /// The layer is kept until a request comes, unless one came already.
+    fn keep(&mut self, layer: Digest, hold: Hold) {
+        let kept = Some((hold, Instant::now()));
+        self.0.entry(layer).or_insert(kept);
+    }
+
+    /// Layers that nobody has asked for in time are not kept any longer.
+    pub(super) fn let_go(&mut self, now: Instant) {
+        let late = |since: &Instant| now.saturating_duration_since(*since) > LASTS;
+        self.0
+            .retain(|_, kept| kept.as_ref().is_none_or(|(_, since)| !late(since)));
+    }
+}
+
+/// One layer to be made ready.
+struct Coming {
+    layer: Descriptor,
+    ztoc: Descriptor,
+    /// The lowest of its image.
+    lowest: bool,
+}
 
 impl Images {
-    /// Fetches the zTOCs of all layers, so many at once as configured. Failures are left to who needs them.
-    pub(super) fn fetch_ahead(&self, image: &Arc<Image>, name: &ImageName, index: &Index) {
+    /// Makes all layers ready, so many at once as configured. Failures are left to who asks for them.
+    pub(super) fn make_ready(&self, image: &Arc<Image>, name: &ImageName, index: &Index) {
         if image.ahead.swap(true, Ordering::Relaxed) {
             return;
         }
         let Some(manifest) = image.manifest.get() else {
             return;
         };
-        for (layer, ztoc) in worth_ahead(manifest, index) {
-            if self.is_stored(layer, ztoc) || image.ztocs.lock().contains_key(&ztoc.digest) {
+        for coming in worth_ahead(manifest, index) {
+            let ztoc = &coming.ztoc;
+            if self.is_stored(coming.layer.digest, ztoc)
+                || image.ztocs.lock().contains_key(&ztoc.digest)
+            {
                 continue;
             }
             let (images, image) = (self.clone(), Arc::clone(image));
-            let (name, ztoc) = (name.clone(), ztoc.clone());
+            let (name, origin) = (name.clone(), origin(name, Some(index)));
             let ahead = Arc::clone(&self.0.ahead);
             self.0.tasks.spawn(async move {
                 let Ok(_permit) = ahead.acquire().await else {
                     return;
                 };
-                if let Err(error) = images.ztoc(&image, &name, &ztoc).await {
-                    let (digest, error) = (ztoc.digest.to_string(), explain(&error));
-                    debug!(digest, error, "zTOC not fetched ahead");
+                match images.ztoc(&image, &name, &coming.ztoc).await {
+                    Ok(bytes) => {
+                        images
+                            .open_ahead(&image, &name, origin, coming, bytes)
+                            .await
+                    }
+                    Err(error) => {
+                        let (digest, error) = (coming.ztoc.digest.to_string(), explain(&error));
+                        debug!(digest, error, "zTOC not fetched ahead");
+                    }
                 }
             });
         }
     }
+
+    async fn open_ahead(
+        &self,
+        image: &Image,
+        name: &ImageName,
+        origin: Origin,
+        coming: Coming,
+        bytes: Bytes,
+    ) {
+        let layers = &self.0.parts.layers;
+        let (digest, ztoc) = (coming.layer.digest, coming.ztoc.digest);
+        let hold = self.0.holds.hold(digest).await;
+        // Which form of a layer serves a request depends on what that expects.
+        if !layers.store().find(&digest).is_empty() {
+            return;
+        }
+        let Ok(source) = source_at(&self.0.parts.registry, &name.reference, &coming.layer) else {
+            return;
+        };
+        let lazy = Lazy {
+            layer: coming.layer,
+            ztoc: coming.ztoc,
+            bytes: Some(bytes),
+            expected: Expected::Unknown,
+            origin,
+            source,
+        };
+        let made = match layers.open_lazy(lazy).await {
+            Ok(layer) => {
+                image.ready.lock().keep(digest, hold);
+                // The store has its own copy.
+                image.ztocs.lock().remove(&ztoc);
+                self.make_meta_ahead(&layer, coming.lowest)
+                    .await
+                    .map_err(|error| explain(&error))
+            }
+            Err(error) => Err(explain(&error)),
+        };
+        if let Err(error) = made {
+            let layer = digest.to_string();
+            debug!(layer, error, "layer not made ready ahead");
+        }
+    }
+
+    /// The image of a layer, unless that depends on what will lie below.
+    async fn make_meta_ahead(
+        &self,
+        layer: &Arc<Layer>,
+        lowest: bool,
+    ) -> Result<(), show::ShowError> {
+        let _turn = self.turn_to_show(layer).await;
+        let (of, user_namespace) = (Arc::clone(layer), self.0.options.user_namespace);
+        let job = move || show::make_meta_ahead(&of, lowest, user_namespace);
+        self.0.parts.cpu.run(Lane::Files, job).await?
+    }
 }
 
-/// The zTOCs to fetch before they are asked for: of layers of the image, in their order, as far as [`AHEAD`] goes.
-fn worth_ahead<'a>(
-    manifest: &'a Manifest,
-    index: &'a Index,
-) -> impl Iterator<Item = (Digest, &'a Descriptor)> {
+/// The layers of the image with a zTOC, in their order, as far as [`AHEAD`] goes.
+fn worth_ahead(manifest: &Manifest, index: &Index) -> impl Iterator<Item = Coming> {
     let mut left = AHEAD;
-    let layers = manifest.layers().iter().map(|layer| layer.digest);
-    let ztocs = layers.filter_map(|layer| Some((layer, index.ztocs.get(&layer)?)));
-    ztocs.take_while(move |(_, ztoc)| {
+    let layers = manifest.layers().iter().enumerate();
+    let coming = layers.filter_map(|(position, layer)| {
+        Some(Coming {
+            layer: layer.clone(),
+            ztoc: index.ztocs.get(&layer.digest)?.clone(),
+            lowest: position == 0,
+        })
+    });
+    coming.take_while(move |Coming { ztoc, .. }| {
         let fits = ztoc.size <= left;
         left = left.saturating_sub(ztoc.size);
         fits
@@ -90,11 +203,30 @@ mod tests {
         let ahead = |sizes| {
             let index = index(sizes);
             worth_ahead(&manifest, &index)
-                .map(|(layer, _)| layer)
+                .map(|coming| coming.layer.digest)
                 .collect::<Vec<_>>()
         };
         assert_eq!(ahead([10, 10, 10, 10]), [one, two, three]);
         assert_eq!(ahead([10, AHEAD - 10, 1, 10]), [one, two]);
         assert_eq!(ahead([1 << 30, 10, 10, 10]), []);
+    }
+
+    #[tokio::test]
+    async fn a_layer_is_kept_until_it_is_asked_for_and_not_for_long() {
+        let holds = super::super::Holds::default();
+        let [one, two] = [b"1", b"2"].map(|bytes| Digest::sha256(bytes));
+        let is_kept = |layer| holds.begin_removal(layer).is_none();
+        let mut ready = Ready::default();
+        ready.keep(one, holds.hold(one).await);
+        assert!(is_kept(one));
+        ready.asked(one);
+        assert!(!is_kept(one));
+        ready.keep(one, holds.hold(one).await);
+        assert!(!is_kept(one), "the request has come and gone");
+        ready.keep(two, holds.hold(two).await);
+        ready.let_go(Instant::now());
+        assert!(is_kept(two));
+        ready.let_go(Instant::now() + LASTS + Duration::from_secs(1));
+        assert!(!is_kept(two));
     }
 }

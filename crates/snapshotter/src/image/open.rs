@@ -173,7 +173,7 @@ impl Images {
         read.await
     }
 
-    /// The layer's zTOC; those of the other layers are fetched behind it.
+    /// The layer's zTOC; the other layers are made ready behind it.
     async fn find_ztoc(
         &self,
         image: &Arc<Image>,
@@ -200,7 +200,7 @@ impl Images {
         } else {
             self.ztoc(image, name, &ztoc).await.map(Some)
         };
-        self.fetch_ahead(image, name, &index);
+        self.make_ready(image, name, &index);
         match bytes {
             Ok(bytes) => Asked {
                 found: Found::Ztoc,
@@ -424,7 +424,7 @@ fn is_bad_ztoc(error: &OpenError) -> bool {
     )
 }
 
-fn origin(image: &ImageName, index: Option<&Index>) -> Origin {
+pub(super) fn origin(image: &ImageName, index: Option<&Index>) -> Origin {
     Origin {
         reference: image.text.clone(),
         manifest: image.manifest.to_string(),

@@ -83,19 +83,49 @@ pub(super) fn make_meta(
     };
     let tree = build(layer, &Patch::plain(rules))?;
     let patch = settle(&tree, below)?;
+    write_meta(layer, &patch, &tree)
+}
+
+/// Writes the image of a layer for a patch, unless it is there. `tree` is the layer's without a patch.
+fn write_meta(
+    layer: &Arc<Layer>,
+    patch: &Patch,
+    tree: &Tree,
+) -> Result<(String, PathBuf), ShowError> {
     let key = patch.key();
     if let Some(meta) = layer.meta(&key)? {
+        layer.release_entries();
         return Ok((key, meta));
     }
-    let tree = if patch.is_plain() {
-        tree
+    let patched = if patch.is_plain() {
+        None
     } else {
-        build(layer, &patch)?
+        Some(build(layer, patch)?)
     };
+    let image = patched.as_ref().unwrap_or(tree).image();
     let meta = layer.write_meta(&key, |to| {
-        tree.image().write(to).map(drop).map_err(io::Error::other)
+        image.write(to).map(drop).map_err(io::Error::other)
     })?;
+    layer.release_entries();
     Ok((key, meta))
+}
+
+/// Makes the image of a layer before it is known what it lies on, unless that makes a difference. Blocks on the disk.
+pub(super) fn make_meta_ahead(
+    layer: &Arc<Layer>,
+    lowest: bool,
+    user_namespace: bool,
+) -> Result<(), ShowError> {
+    let rules = Rules {
+        base: lowest,
+        user_namespace,
+    };
+    let tree = build(layer, &Patch::plain(rules))?;
+    if lowest || tree.implied().next().is_none() {
+        let patch = settle(&tree, &[])?;
+        write_meta(layer, &patch, &tree)?;
+    }
+    Ok(())
 }
 
 fn build(layer: &Arc<Layer>, patch: &Patch) -> Result<Tree, ShowError> {

@@ -34,10 +34,16 @@ fn tars() -> Vec<Vec<u8>> {
 }
 
 /// Asks for the layers of an image as containerd does, until one is not taken.
-async fn pull(server: &Server, image: &Image, labels: impl Fn(usize) -> Labels) -> Vec<Status> {
-    let mut parent = String::new();
+async fn pull(
+    server: &Server,
+    image: &Image,
+    first: usize,
+    labels: impl Fn(usize) -> Labels,
+) -> Vec<Status> {
+    let below = first.checked_sub(1).map(|below| image.target(below));
+    let mut parent = below.unwrap_or_default();
     let mut said = Vec::new();
-    for layer in 0..image.layers.len() {
+    for layer in first..image.layers.len() {
         let key = format!("extract-{layer}");
         match server
             .prepare_in("default", &key, &parent, labels(layer))
@@ -52,7 +58,11 @@ async fn pull(server: &Server, image: &Image, labels: impl Fn(usize) -> Labels) 
 }
 
 async fn pull_all(server: &Server, image: &Image) {
-    for status in pull(server, image, |layer| image.labels(layer)).await {
+    pull_all_from(server, image, 0).await;
+}
+
+async fn pull_all_from(server: &Server, image: &Image, first: usize) {
+    for status in pull(server, image, first, |layer| image.labels(layer)).await {
         assert_eq!(status.code(), Code::AlreadyExists, "{status}");
         assert!(
             status.message().starts_with("target snapshot \"sha256:"),
@@ -126,6 +136,48 @@ async fn manifest_index_and_ztocs_are_asked_for_once() {
         let seen: Vec<_> = registry.seen();
         assert_eq!(seen.iter().filter(of).count(), 1, "{digest}: {seen:#?}");
     }
+    server.interrupt().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_are_made_ready_before_they_are_asked_for() {
+    let registry = TestRegistry::start();
+    let tars: Vec<_> = (0..4)
+        .map(|n| tar(&[file(&format!("f{n}"), &noise(n, 200_000))]))
+        .collect();
+    let image = Image::publish(&registry, &tars, Shape::default());
+    let server = daemon().await;
+    let asked = server.prepare_in("default", "extract-0", "", image.labels(0));
+    assert_eq!(asked.await.unwrap_err().code(), Code::AlreadyExists);
+    let ready = || {
+        let layers = stored(server.root.path());
+        let ready = layers.iter().filter(|layer| {
+            let names = fs::read_dir(layer).unwrap().flatten();
+            let mut names = names.map(|entry| entry.file_name());
+            names.any(|name| name.to_string_lossy().starts_with("meta"))
+        });
+        ready.count()
+    };
+    until("all layers are ready", async || ready() == 4).await;
+    assert_eq!(mounts_below(&server), 1, "nothing is mounted before");
+    // What is at hand needs no registry.
+    let seen = registry.seen().len();
+    pull_all_from(&server, &image, 1).await;
+    let of_layers = registry.seen().split_off(seen);
+    let asked: Vec<_> = of_layers
+        .iter()
+        .filter(|seen| {
+            let names = |digest: &soci_oci::Digest| seen.path.contains(&digest.to_string());
+            image.ztocs.iter().any(names) || names(&image.manifest) || names(&image.index)
+        })
+        .collect();
+    assert!(asked.is_empty(), "{asked:#?}");
+    let view = server.viewed(&image.target(3)).await;
+    for n in 0..4 {
+        let read = fs::read(view.path().join(format!("f{n}"))).unwrap();
+        assert!(read == noise(n, 200_000), "{n}");
+    }
+    drop(view);
     server.interrupt().await;
 }
 
@@ -220,7 +272,7 @@ async fn an_image_without_an_index_is_left_to_containerd_and_remembered() {
         labels.insert(key, image.index.to_string());
         labels
     };
-    for status in pull(&server, &image, with_index).await {
+    for status in pull(&server, &image, 0, with_index).await {
         assert_eq!(status.code(), Code::AlreadyExists, "{status}");
     }
     server.interrupt().await;
