@@ -7,6 +7,8 @@
 //! With `again` a read that fails is tried for half a minute: a single process that is killed leaves a gap. With
 //! `buffered` the page cache is never avoided. `TAG` only tells whose reader it is.
 
+#[path = "reader/readahead.rs"]
+mod readahead;
 #[allow(dead_code, reason = "the test uses the other half")]
 mod slots;
 #[allow(dead_code, reason = "the test uses the other half")]
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::readahead::Readahead;
 use crate::slots::{Slot, now};
 use crate::truth::Dice;
 
@@ -60,6 +63,8 @@ struct Reader {
     errors: Mutex<File>,
     /// For every block of every file when it was first read; 0 is never.
     read: Vec<Vec<AtomicU64>>,
+    /// For every file who reads it with readahead.
+    readahead: Vec<Readahead>,
     again: bool,
     buffered: bool,
 }
@@ -69,6 +74,17 @@ struct Operation<'a> {
     reader: &'a Reader,
     place: u64,
     slot: &'a mut Slot,
+}
+
+/// Whether a read counts as one of bytes that are present, where they are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Measured {
+    /// It may need other bytes, too.
+    No,
+    /// It needs these bytes alone.
+    Alone,
+    /// It waits for a cached page that is part of another, larger read.
+    Cached,
 }
 
 /// A range of a file.
@@ -89,6 +105,7 @@ impl Reader {
         };
         Ok(Self {
             read: files.iter().map(blocks).collect(),
+            readahead: files.iter().map(|_| Readahead::default()).collect(),
             files,
             shell: fs::read(folder.join("busybox")).context("the shell")?,
             folder: folder.to_path_buf(),
@@ -162,15 +179,16 @@ impl Reader {
 }
 
 impl Operation<'_> {
-    /// Does something that needs bytes of this range, with the clock running. `present` asks to measure it as a read of
-    /// bytes that are there. The bytes, unless it failed for good.
+    /// Does something that needs bytes of this range, with the clock running. The bytes, unless it failed for good.
     fn run<T>(
         &mut self,
         range: Range,
-        present: bool,
+        measured: Measured,
         mut work: impl FnMut() -> io::Result<T>,
     ) -> Option<T> {
-        let present = present && self.reader.is_present(range);
+        let readahead = &self.reader.readahead[range.file];
+        let alone = readahead.nobody();
+        let present = measured != Measured::No && self.reader.is_present(range);
         self.slot.began = now();
         self.slot.file = range.file as u64;
         self.slot.offset = range.offset;
@@ -192,7 +210,8 @@ impl Operation<'_> {
         self.slot.reads += 1;
         self.slot.slowest = self.slot.slowest.max(micros);
         let path = &self.reader.files[range.file].path;
-        if present {
+        let shared = measured == Measured::Cached && !readahead.nobody_since(alone);
+        if present && !shared {
             self.slot.present += 1;
             self.slot.slowest_present = self.slot.slowest_present.max(micros);
             if took > SLOW {

@@ -12,7 +12,7 @@ use rustix::fs::{Advice, OFlags, fadvise};
 use soci_tests::image::digest;
 
 use crate::truth::{Dice, Kind};
-use crate::{BLOCK, Operation, Range};
+use crate::{BLOCK, Measured, Operation, Range};
 
 /// One operation.
 pub(crate) type Way = fn(&mut Operation<'_>, &mut Dice);
@@ -63,7 +63,12 @@ fn here_and_there(operation: &mut Operation<'_>, dice: &mut Dice) {
     let range = any_range(operation, dice);
     let path = operation.reader.files[range.file].path.clone();
     let mut found = buffer(range);
-    let done = operation.run(range, true, || {
+    // A program's pages are also read ahead by those that execute it, and for longer than they run.
+    let measured = match operation.reader.files[range.file].kind {
+        Kind::Program => Measured::No,
+        Kind::Noise | Kind::Text => Measured::Cached,
+    };
+    let done = operation.run(range, measured, || {
         let file = File::open(&path)?;
         // Without readahead: else a read of what is there waits for what is not.
         fadvise(&file, 0, None, Advice::Random)?;
@@ -77,7 +82,9 @@ fn here_and_there(operation: &mut Operation<'_>, dice: &mut Dice) {
 
 fn in_order(operation: &mut Operation<'_>, dice: &mut Dice) {
     let file = any_file(operation, dice);
-    let size = operation.reader.files[file].size;
+    let reader = operation.reader;
+    let _reads = reader.readahead[file].begin();
+    let size = reader.files[file].size;
     let mut opened = None;
     let mut offset = 0;
     while offset < size {
@@ -88,7 +95,7 @@ fn in_order(operation: &mut Operation<'_>, dice: &mut Dice) {
         };
         let mut found = buffer(range);
         let path = operation.reader.files[file].path.clone();
-        let done = operation.run(range, false, || {
+        let done = operation.run(range, Measured::No, || {
             let handle = match opened.take() {
                 Some(handle) => handle,
                 None => {
@@ -115,14 +122,16 @@ fn by_map(operation: &mut Operation<'_>, dice: &mut Dice) {
         return;
     }
     let file = any_file(operation, dice);
+    let reader = operation.reader;
+    let _reads = reader.readahead[file].begin();
     let range = Range {
         file,
         offset: 0,
-        length: operation.reader.files[file].size,
+        length: reader.files[file].size,
     };
     let path = operation.reader.files[file].path.clone();
     let length = usize::try_from(range.length).expect("an address");
-    let found = operation.run(range, false, || {
+    let found = operation.run(range, Measured::No, || {
         forget(&File::open(&path)?, 0, 0)?;
         soci_tests::mapped::read(Path::new(&path), length).map_err(io::Error::other)
     });
@@ -149,7 +158,7 @@ fn uncached(operation: &mut Operation<'_>, dice: &mut Dice) {
     let room = wanted.next_multiple_of(4096);
     let mut memory = vec![0_u8; room + 4096];
     let start = memory.as_ptr().align_offset(4096);
-    let done = operation.run(range, true, || {
+    let done = operation.run(range, Measured::Alone, || {
         let flags = i32::try_from(OFlags::DIRECT.bits()).expect("a flag");
         let file = File::options().read(true).custom_flags(flags).open(&path)?;
         // The end of a file is shorter than the block that is asked for.
@@ -176,12 +185,13 @@ fn executed(operation: &mut Operation<'_>, dice: &mut Dice) {
     }
     let program = programs[usize::try_from(dice.throw(0, count)).expect("an address")];
     let hashed = any_file(operation, dice);
+    let _reads = operation.reader.readahead[hashed].begin();
     let range = Range {
         file: program,
         offset: 0,
         length: files[program].size,
     };
-    let said = operation.run(range, false, || {
+    let said = operation.run(range, Measured::No, || {
         forget(&File::open(&files[program].path)?, 0, 0)?;
         let output = Command::new(&files[program].path)
             .args(["sha256sum", &files[hashed].path])
