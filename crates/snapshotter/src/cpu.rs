@@ -1,23 +1,18 @@
-//! The bounded pool for computing and for files, and the only way into it.
+//! The bounded thread pool for computation and file operations. All such work goes through it.
 //!
-//! Five lanes, each a queue of jobs in order with threads of its own, by what a job mostly waits for and who waits for it:
+//! The pool has five lanes. A lane is a FIFO queue with its own threads:
 //!
-//! | lane | threads at most | for |
+//! | lane | threads at most | work |
 //! |--|--|--|
-//! | [`Lane::Compute`] | one a core | hash, inflate, answer: a reader waits |
-//! | [`Lane::ComputeBehind`] | one a core, of lower priority | the same for spans that nobody waits for, and for whole layers |
-//! | [`Lane::ComputeLast`] | one, of the lowest priority | what no container waits for, ever: proofs, scrubs |
-//! | [`Lane::Files`] | four | files of a layer or snapshot are made, opened, synced: a request waits |
-//! | [`Lane::FilesBehind`] | one | syncs of contents, removals, upkeep: they wait for the disk for seconds |
+//! | [`Lane::Compute`] | one per core | hash, decompress, answer a waiting reader |
+//! | [`Lane::ComputeBehind`] | one per core, lower priority | the same for spans that no reader waits for, and for whole layers |
+//! | [`Lane::ComputeLast`] | one, lowest priority | proofs and scrubs; no container ever waits for them |
+//! | [`Lane::Files`] | four | create, open, and sync files of a layer or snapshot while a request waits |
+//! | [`Lane::FilesBehind`] | one | syncs of content, removals, upkeep; these can wait for the disk for seconds |
 //!
-//! Each lane always has one thread. The others start when a job finds none idle, and end when they have had nothing to do.
-//!
-//! What may run where stands at [`Lane`]. The records have a thread of their own (`snapshots::metadata`), and so have
-//! the mounts (`mount::thread`).
-//!
-//! The queues have no length of their own: each is as long as what its producers may have outstanding (parked reads of
-//! the kernel; spans whose bytes hold permits of the fetch scheduler; one sync for each layer). A job that panics
-//! loses its own result and nothing else. Dropping the pool runs what is queued and joins the threads.
+//! Producers bound the queues by what they may have outstanding (parked kernel reads, spans that
+//! hold permits of the fetch scheduler, one sync per layer). A job that panics loses only its own
+//! result. Dropping the pool runs all queued jobs and joins the threads.
 
 use std::{
     any::Any, collections::VecDeque, io, num::NonZeroUsize, panic::AssertUnwindSafe, thread,
@@ -28,27 +23,29 @@ use tokio::sync::oneshot;
 
 use crate::sync::{Arc, Condvar, Mutex};
 
-/// An idle thread gives its scratch memory back after this long.
+/// A thread that has been idle for this long releases its scratch memory.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// Threads of [`Lane::Files`]: enough that one slow sync does not hold up the requests of others.
+/// Threads of [`Lane::Files`]. One slow sync must not delay other requests.
 const FILES: usize = 4;
 
-/// Which queue a job waits in, and so what it may do. No job waits for another job, for the network or for containerd.
+/// Selects the queue of a job, and thereby which operations the job may run. A job never waits for
+/// another job, the network, or containerd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
-    /// Computes, and a reader waits. It may read and write `data` and `heads`; it never syncs, deletes, makes a folder or
-    /// touches the records.
+    /// Computation that a reader waits for. It may read and write `data` and `heads`. It never
+    /// syncs, deletes, creates a directory, or changes snapshot records.
     Compute,
-    /// Computes, and nobody waits. May do what [`Lane::Compute`] may.
+    /// Computation that no reader waits for. It may do the same as [`Lane::Compute`].
     ComputeBehind,
-    /// Computes when a core is idle: whole layers are held against their tars and their sums. May do what
-    /// [`Lane::Compute`] may.
+    /// Computation for idle cores: comparing whole layers with their tars and their checksums. It
+    /// may do the same as [`Lane::Compute`].
     ComputeLast,
-    /// A request waits for small files: made, opened, read, synced. It deletes no trees and syncs no contents that
-    /// nobody waits for.
+    /// Operations on small files that a request waits for: create, open, read, sync. It does not
+    /// delete directory trees, and it syncs content only if a request waits for it.
     Files,
-    /// Nobody waits, or nobody who has not all the time: syncs of contents, removals. One job at a time.
+    /// Slow file operations that no request waits for, or that may take long: syncs of content,
+    /// removals. One job runs at a time.
     FilesBehind,
 }
 
@@ -61,7 +58,7 @@ impl Lane {
         Lane::FilesBehind,
     ];
 
-    /// Its place in arrays.
+    /// Index into arrays with one element per lane.
     const fn index(self) -> usize {
         self as usize
     }
@@ -70,13 +67,13 @@ impl Lane {
         match self {
             Lane::Compute | Lane::ComputeBehind => cores.get(),
             Lane::Files => FILES,
-            // Some of its jobs count on being alone: a sync of a layer and a repair of it.
+            // Some jobs rely on running alone, such as a sync and a repair of the same layer.
             Lane::FilesBehind | Lane::ComputeLast => 1,
         }
     }
 
-    /// Priority of its threads. Against one busy thread of a container the background has about a quarter of a core, and
-    /// what comes last a sixtieth.
+    /// Nice value of the lane's threads. Against one busy thread of a container, 5 gets about a
+    /// quarter of a core and 19 about one sixtieth.
     const fn nice(self) -> i32 {
         match self {
             Lane::Compute | Lane::Files | Lane::FilesBehind => 0,
@@ -99,22 +96,22 @@ impl Lane {
 /// The job ended without a result.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Lost {
-    /// It panicked; the text is what it said.
+    /// The job panicked. Contains the panic message.
     #[error("a job panicked: {0}")]
     Panicked(String),
-    /// The pool was shut down first.
+    /// The pool was shut down before the job ran.
     #[error("the pool is shut down")]
     Closed,
 }
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// One lane's jobs and threads.
+/// The jobs and threads of one lane.
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
     threads: usize,
-    /// Threads that wait for a job, those included that were woken and have not taken theirs yet.
+    /// Threads that wait for a job, including those that were woken and have not yet taken one.
     idle: usize,
 }
 
@@ -132,7 +129,7 @@ impl Queues {
 
 struct Shared {
     queues: Mutex<Queues>,
-    /// One condition for each lane, so that `notify_one` never wakes a thread of another.
+    /// One condition per lane, so that `notify_one` never wakes a thread of another lane.
     waiting: [Condvar; Lane::ALL.len()],
     cores: NonZeroUsize,
     idle: fn(),
@@ -144,7 +141,7 @@ impl Shared {
     }
 }
 
-/// The pool. Shared by everything that computes.
+/// The pool. All computing modules share one instance.
 pub struct Cpu {
     shared: Arc<Shared>,
     threads: Mutex<Vec<thread::JoinHandle<()>>>,
@@ -159,18 +156,19 @@ impl std::fmt::Debug for Cpu {
 }
 
 impl Cpu {
-    /// A pool whose lanes that compute have up to `cores` threads each.
+    /// Creates a pool. Each compute lane except [`Lane::ComputeLast`] has up to `cores` threads.
     ///
     /// # Errors
-    /// The system's, if it gives no thread.
+    /// The system's error if a thread cannot be started.
     pub fn new(cores: NonZeroUsize) -> io::Result<Arc<Cpu>> {
         Cpu::with_idle(cores, || ())
     }
 
-    /// As [`Cpu::new`]; `idle` runs on every thread that has had nothing to do for a second, to drop what it keeps.
+    /// Like [`Cpu::new`]. `idle` runs on each thread that has been idle for one second, to release
+    /// the thread's caches.
     ///
     /// # Errors
-    /// As [`Cpu::new`].
+    /// See [`Cpu::new`].
     pub fn with_idle(cores: NonZeroUsize, idle: fn()) -> io::Result<Arc<Cpu>> {
         let cpu = Cpu {
             shared: Arc::new(Shared {
@@ -188,7 +186,7 @@ impl Cpu {
         Ok(Arc::new(cpu))
     }
 
-    /// Starts a thread that is counted already.
+    /// Starts a thread. The caller has already counted it.
     fn start(&self, lane: Lane, stays: Stays) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let mut threads = self.threads.lock();
@@ -200,8 +198,9 @@ impl Cpu {
         Ok(())
     }
 
-    /// Queues a job that answers in its own way. It runs even if nobody waits for it any more; a panic in it is logged
-    /// and dropped, so it must hold what answers for it (a value that reports on drop).
+    /// Queues a job that reports its own result. The job runs even if nothing waits for it any
+    /// longer. A panic is logged and discarded, so the job must own a value that reports failure
+    /// when it is dropped.
     pub fn spawn(&self, lane: Lane, job: impl FnOnce() + Send + 'static) {
         let starts = {
             let mut queues = self.shared.queues.lock();
@@ -215,15 +214,15 @@ impl Cpu {
         self.shared.condition(lane).notify_one();
         if starts && let Err(error) = self.start(lane, Stays::WhileBusy) {
             self.shared.queues.lock().lane(lane).threads -= 1;
-            tracing::debug!(lane = lane.name(), error = %error, "no further thread: the job waits for those there are");
+            tracing::debug!(lane = lane.name(), error = %error, "cannot start another thread; the job waits for a running one");
         }
     }
 
-    /// Runs a job and waits for its result. Dropping the future does not stop a job that has been queued: it runs to
-    /// its end and the result is dropped.
+    /// Runs a job and waits for its result. Dropping the future does not cancel the job: it runs to
+    /// completion and its result is discarded.
     ///
     /// # Errors
-    /// [`Lost`] if the job panicked.
+    /// [`Lost`] if the job panicked or the pool was shut down.
     pub async fn run<T: Send + 'static>(
         &self,
         lane: Lane,
@@ -233,7 +232,7 @@ impl Cpu {
         self.spawn(lane, move || {
             let result = std::panic::catch_unwind(AssertUnwindSafe(job))
                 .map_err(|panic| Lost::Panicked(panic_text(&*panic)));
-            // Nobody waits any more: the result has no other reader.
+            // A failed send means that the caller dropped the future.
             drop(tell.send(result));
         });
         told.await.unwrap_or(Err(Lost::Closed))
@@ -248,18 +247,18 @@ impl Drop for Cpu {
         }
         let me = thread::current().id();
         for thread in std::mem::take(&mut *self.threads.lock()) {
-            // The last owner may be a job of the pool itself; that thread ends by itself.
+            // The last owner can be a job in this pool. Its own thread ends by itself.
             if thread.thread().id() != me && thread.join().is_err() {
-                tracing::error!("a thread of the pool panicked outside of a job");
+                tracing::error!("a pool thread panicked outside a job");
             }
         }
     }
 }
 
-/// What a thread does that has had nothing to do for [`IDLE`].
+/// What a thread does after it has been idle for [`IDLE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stays {
-    /// It gives its scratch memory back and waits.
+    /// It releases its scratch memory and continues to wait.
     Always,
     /// It ends.
     WhileBusy,
@@ -270,7 +269,7 @@ fn work(shared: &Shared, lane: Lane, stays: Stays) {
     if lane.nice() > 0
         && let Err(error) = rustix::process::nice(lane.nice())
     {
-        tracing::debug!(error = %error, "the background runs with full priority");
+        tracing::debug!(error = %error, "cannot lower the thread priority; background work runs at normal priority");
     }
     let mut rested = stays == Stays::Always;
     let mut queues = shared.queues.lock();
@@ -314,7 +313,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without text".to_owned())
+        .unwrap_or_else(|| "a panic without a message".to_owned())
 }
 
 #[cfg(test)]
@@ -343,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_now_job_does_not_wait_for_background_jobs() {
+    fn an_urgent_job_does_not_wait_for_background_jobs() {
         let cpu = pool(2);
         let (release, gate) = mpsc::channel::<()>();
         let gate = Arc::new(Mutex::new(gate));
@@ -355,15 +354,15 @@ mod tests {
         }
         let (tell, told) = mpsc::channel();
         cpu.spawn(Lane::Compute, move || {
-            tell.send(()).expect("the test waits")
+            tell.send(()).expect("the test receives")
         });
         told.recv_timeout(Duration::from_secs(10))
-            .expect("only the background is stuck");
+            .expect("only background jobs are blocked");
         drop(release);
     }
 
     #[test]
-    fn files_that_somebody_waits_for_do_not_wait_for_removals_and_readers_for_neither() {
+    fn blocked_file_jobs_delay_neither_urgent_file_jobs_nor_readers() {
         let cpu = pool(1);
         let (release, gate) = mpsc::channel::<()>();
         let gate = Arc::new(Mutex::new(gate));
@@ -374,19 +373,19 @@ mod tests {
             }
         };
         stuck(Lane::FilesBehind, 8);
-        // One sync that hangs leaves threads for others.
+        // One hung sync must leave threads for other requests.
         stuck(Lane::Files, FILES - 1);
         for lane in [Lane::Files, Lane::Compute] {
             let (tell, told) = mpsc::channel();
-            cpu.spawn(lane, move || tell.send(()).expect("the test waits"));
+            cpu.spawn(lane, move || tell.send(()).expect("the test receives"));
             told.recv_timeout(Duration::from_secs(10))
-                .expect("only other work is stuck");
+                .expect("only other lanes are blocked");
         }
         drop(release);
     }
 
     #[test]
-    fn threads_come_with_jobs_and_end_without() {
+    fn threads_start_with_jobs_and_end_when_idle() {
         let cpu = pool(4);
         let threads = || cpu.shared.queues.lock().lane(Lane::Compute).threads;
         assert_eq!(threads(), 1);
@@ -396,11 +395,11 @@ mod tests {
         for _ in 0..6 {
             let (gate, tell) = (Arc::clone(&gate), tell.clone());
             cpu.spawn(Lane::Compute, move || {
-                tell.send(()).expect("the test waits");
+                tell.send(()).expect("the test receives");
                 assert!(gate.lock().recv().is_err());
             });
         }
-        assert_eq!(threads(), 4, "one a core");
+        assert_eq!(threads(), 4, "one per core");
         drop(release);
         assert_eq!(told.iter().take(6).count(), 6);
         let begin = Instant::now();
@@ -409,21 +408,21 @@ mod tests {
             thread::sleep(Duration::from_millis(20));
         }
         cpu.spawn(Lane::Compute, move || {
-            tell.send(()).expect("the test waits")
+            tell.send(()).expect("the test receives")
         });
         told.recv_timeout(Duration::from_secs(10))
-            .expect("the last one stays");
+            .expect("the last thread stays");
     }
 
     #[test]
-    fn what_is_queued_runs_before_the_pool_ends() {
+    fn queued_jobs_run_before_the_pool_ends() {
         let cpu = pool(1);
         let (tell, told) = mpsc::channel();
         for lane in Lane::ALL {
             let tell = tell.clone();
             cpu.spawn(lane, move || {
                 thread::sleep(Duration::from_millis(20));
-                tell.send(lane).expect("the test waits");
+                tell.send(lane).expect("the test receives");
             });
         }
         drop((cpu, tell));
@@ -431,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_thread_gives_its_scratch_back() {
+    fn an_idle_thread_releases_its_scratch_memory() {
         static RESTS: atomic::AtomicUsize = atomic::AtomicUsize::new(0);
         use crate::sync::atomic;
         let cpu = Cpu::with_idle(NonZeroUsize::MIN, || {

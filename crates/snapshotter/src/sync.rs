@@ -1,8 +1,8 @@
-//! The primitives of threads: the only file that names `std::sync`'s locks.
+//! Locks and atomics. This is the only file that names the locks of `std::sync`.
 //!
-//! Purpose: one place to swap them for a scheduler of tests (shuttle), and locks that do not poison. A panic in
-//! one request is that request's error; what it leaves behind a lock is kept consistent by short critical sections
-//! that do no I/O, so the next request may go on.
+//! A single definition allows tests to replace the primitives (shuttle). The locks do not poison: a
+//! panic in one request is an error of that request only. Critical sections are short and do no
+//! I/O, so the data behind a lock stays consistent and later requests can continue.
 
 pub use std::sync::{Arc, OnceLock, Weak, atomic};
 
@@ -11,12 +11,12 @@ use std::{
     time::Duration,
 };
 
-/// A mutex without poisoning. Held for a few instructions, never across I/O or an await.
+/// A mutex without poisoning. Hold it for a few instructions only, never across I/O or an await.
 #[derive(Debug, Default)]
 pub struct Mutex<T>(std::sync::Mutex<T>);
 
 impl<T> Mutex<T> {
-    /// A lock around `value`.
+    /// Creates a mutex that contains `value`.
     pub const fn new(value: T) -> Mutex<T> {
         Mutex(std::sync::Mutex::new(value))
     }
@@ -26,28 +26,29 @@ impl<T> Mutex<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The value, when nobody else can have the lock any more.
+    /// Consumes the mutex and returns its value.
     pub fn into_inner(self) -> T {
         self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A condition to wait for with a [`Mutex`].
+/// A condition variable for use with [`Mutex`].
 #[derive(Debug, Default)]
 pub struct Condvar(std::sync::Condvar);
 
 impl Condvar {
-    /// A condition without waiters.
+    /// Creates a condition variable without waiters.
     pub const fn new() -> Condvar {
         Condvar(std::sync::Condvar::new())
     }
 
-    /// Gives the lock back, waits to be woken (or for nothing at all: check the condition again), takes it again.
+    /// Releases the lock, waits for a notification, and locks again. Wakeups can be spurious, so
+    /// the caller must check its condition again.
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As [`Condvar::wait`], for at most `limit`. True if the time ran out.
+    /// Like [`Condvar::wait`], but waits for at most `limit`. Returns true if the time elapsed.
     pub fn wait_for<'a, T>(
         &self,
         guard: MutexGuard<'a, T>,
