@@ -1,27 +1,33 @@
-//! The scheduler: wishes for ranges of blobs become few, large requests. It knows ranges and reasons, not spans or files.
+//! The fetch scheduler. It turns demands for byte ranges of blobs into a few large requests. It
+//! knows nothing about spans or files.
 //!
-//! A [`Demand`] says which bytes, how urgently ([`Class`]), for which image, from which [`Source`]s, and where they go.
-//! The flow:
+//! A [`Demand`] names a range, its urgency ([`Class`]), the image, the possible [`Source`]s, and
+//! the sink for the bytes.
 //!
 //! ```text
-//! demand ─▶ queue (equal wishes merge) ─▶ driver: slots, a source that answers ─▶ flight: one ranged request
-//!             ▲ promoted when a reader needs it                                     │ permits, gate, chunks
-//!             └──────────────── what a broken flight did not deliver ◀──────────────┴─▶ sink, piece by piece
+//! demand ─▶ queue (merges equal demands) ─▶ driver: slots, a healthy source ─▶ flight: one range
+//! request
+//!             ▲ promoted when a reader needs it │ permits, gate, chunks
+//!             └──────────────── what a failed flight did not deliver ◀──────────────┴─▶ sink,
+//!             piece by piece
 //! ```
 //!
-//! Rules that must stay true:
-//! * A reader (`Now`) never waits behind `All` or `Next`: its slots and its byte permits are its own, and while its bytes
-//!   arrive the bodies of `All` are not read (back-pressure slows their senders); while it waits for its first byte one of
-//!   each host is. A request is as urgent as its most urgent piece, from the moment on that it becomes so.
-//! * Bytes in memory are bounded: permits are taken when a piece's first bytes are there and go back when the sink has
-//!   dropped its [`Delivery`].
-//! * On a slow line the background has not more on its way than that brings soon ([`meter`]), so that a reader's bytes come
-//!   soon. A fast one is kept busy.
-//! * No host takes what the readers of another need: slots and permits are shared ([`share`]), requests have deadlines
-//!   ([`flight`]).
-//! * One failure is not the others': it is kept with what failed ([`health`]), and a piece asks the next source that is well.
-//!   What fails has one clock; reads wait as long as it has budget, then fail at once until a probe succeeds.
-//! * The queue's length is what its users keep outstanding; completion and whole layers keep a window.
+//! Invariants:
+//! * A reader (`Now`) never waits for `All` or `Next`. It has its own slots and byte permits. While
+//!   its bytes arrive, bodies of class `All` are not read, so back-pressure slows their senders.
+//!   While it waits for its first byte, one body per host is read. A request is as urgent as its
+//!   most urgent piece, and its urgency changes immediately when that changes.
+//! * Memory is bounded. A piece takes permits when its first bytes arrive. They are returned when
+//!   the sink drops its [`Delivery`].
+//! * On a slow link, the background has only as many bytes outstanding as the link delivers soon
+//!   ([`meter`]), so that a reader's bytes arrive soon. A fast link is kept busy.
+//! * A host cannot use up the capacity that readers of other hosts need: slots and permits are
+//!   shared ([`share`]), and requests have deadlines ([`flight`]).
+//! * A failure affects only what failed ([`health`]). A piece asks the next healthy source. Each
+//!   failing object has one clock. Reads wait until its budget is spent, then fail immediately
+//!   until a probe succeeds.
+//! * Producers bound the queue by what they keep outstanding. Completion and whole-layer downloads
+//!   keep a window.
 
 use std::{collections::HashMap, fmt, ops::Range, time::Duration};
 
@@ -55,20 +61,23 @@ use running::{Aloft, Running};
 use share::Memory;
 use waiter::Waiter;
 
-/// The scheduler's limits. Counts and bytes are for the node; one host may have half of what the others leave.
+/// The limits of the scheduler. Counts and bytes apply to the node. One host may use half of what
+/// the other hosts leave.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Requests of class `Now` at once.
+    /// Concurrent requests of class `Now`.
     pub now_requests: usize,
-    /// Requests of class `Next` at once.
+    /// Concurrent requests of class `Next`.
     pub next_requests: usize,
-    /// Requests of class `All` at once.
+    /// Concurrent requests of class `All`.
     pub all_requests: usize,
-    /// The same for one image. Reference default of `max_concurrent_downloads_per_image`.
+    /// Concurrent requests of class `All` for one image. The reference implementation has the same
+    /// default for `max_concurrent_downloads_per_image`.
     pub all_requests_per_image: usize,
-    /// Most bytes of one request of class `All`, also on the fastest line.
+    /// Maximum bytes of one request of class `All`, even on the fastest link.
     pub all_request_bytes: u64,
-    /// Most bytes of one request of the other classes: what is larger arrives sooner by two connections.
+    /// Maximum bytes of one request of the other classes. Larger ranges arrive sooner on two
+    /// connections.
     pub urgent_request_bytes: u64,
     /// Bytes of class `Now` in memory.
     pub now_memory: usize,
@@ -76,9 +85,10 @@ pub struct Options {
     pub next_memory: usize,
     /// Bytes of class `All` in memory.
     pub all_memory: usize,
-    /// How long reads wait through one outage (`[blob] read_budget_sec`).
+    /// How long reads wait during one outage (`[blob] read_budget_sec`).
     pub read_budget: Duration,
-    /// Longest wait for the first byte of a request: longer than a fetcher's own attempts, whose reasons say more.
+    /// Longest wait for the first byte of a request. It exceeds the fetcher's own retries, because
+    /// their error messages are more specific.
     pub first_byte: Duration,
 }
 
@@ -100,14 +110,15 @@ impl Default for Options {
     }
 }
 
-/// What one core inflates while the next spans come is enough: more only waits in memory.
+/// The number of cores. `all_memory` is what they can decompress while the next spans arrive. More
+/// would only sit in memory.
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
 }
 
-/// How long after the last bytes of a range a source's own attempts at it may begin.
+/// How long after the last bytes of a range a source may start another attempt of its own.
 pub const ATTEMPTS: Duration = Duration::from_secs(12);
-/// That, and a last attempt of the usual patience: 3 s for a connection, 3 s for its answer.
+/// [`ATTEMPTS`] plus one final attempt: 3 s to connect and 3 s for the response, rounded up.
 const FIRST_BYTE: Duration = Duration::from_secs(20);
 
 struct State {
@@ -116,9 +127,9 @@ struct State {
     running: Running,
     flights: HashMap<queue::FlightId, Aloft>,
     meter: Meter,
-    /// A probe for each scope whose budget is spent.
+    /// One probe per scope whose budget is spent.
     probes: HashMap<Scope, Probe>,
-    /// When parked pieces are looked at again.
+    /// When parked pieces are checked again.
     unpark_at: Option<Instant>,
     closed: bool,
 }
@@ -126,11 +137,11 @@ struct State {
 struct Shared {
     options: Options,
     state: Mutex<State>,
-    /// The driver has something to look at.
+    /// Wakes the driver.
     wake: Notify,
-    /// A paused body may go on, or a request has become more urgent.
+    /// A paused body may resume, or a request has become more urgent.
     gate: Notify,
-    /// Guards that are out.
+    /// Number of live [`HoldBack`] guards.
     held_back: AtomicUsize,
     memory: [Arc<Memory>; 3],
 }
@@ -146,7 +157,7 @@ impl Shared {
     }
 }
 
-/// The scheduler. Dropping it ends all requests; demands that wait then fail with [`DemandError::Closed`].
+/// The scheduler. Dropping it ends all requests. Pending demands fail with [`DemandError::Closed`].
 pub struct Scheduler {
     shared: Arc<Shared>,
     driver: tokio::task::AbortHandle,
@@ -161,7 +172,7 @@ impl fmt::Debug for Scheduler {
 }
 
 impl Scheduler {
-    /// Starts the driver on `runtime`. One task owns all requests.
+    /// Starts the driver on `runtime`. A single task owns all requests.
     pub fn start(options: Options, runtime: &tokio::runtime::Handle) -> Arc<Scheduler> {
         let memory = |bytes: usize| Memory::new(flight::kib(bytes as u64));
         let shared = Arc::new(Shared {
@@ -187,7 +198,8 @@ impl Scheduler {
         Arc::new(Scheduler { shared, driver })
     }
 
-    /// Queues a wish. Never blocks; the sink hears of it later, and at once if the scheduler is shut down.
+    /// Queues a demand. Never blocks. The sink is called later, or immediately if the scheduler is
+    /// shut down.
     pub fn demand(&self, demand: Demand) {
         let Demand {
             blob,
@@ -223,7 +235,7 @@ impl Scheduler {
                 state.queue.push(key, class, order, &image, waiter);
                 drop(state);
                 self.shared.wake.notify_one();
-                // It may have joined a piece in the air, and made it more urgent.
+                // The demand may have joined a piece in flight and made it more urgent.
                 self.shared.gate.notify_waiters();
                 return;
             }
@@ -231,7 +243,8 @@ impl Scheduler {
         (waiter.sink)(Err(DemandError::Closed));
     }
 
-    /// A range that is already demanded has become more urgent. Without such a demand nothing happens.
+    /// Raises the class of a pending demand for this range. Does nothing if there is no such
+    /// demand.
     pub fn promote(&self, blob: &Digest, range: Range<u64>, class: Class) {
         let key = Key {
             blob: *blob,
@@ -245,7 +258,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether somebody waits for bytes now: a reader, or the start of a container.
+    /// Whether a reader or the start of a container waits for bytes.
     pub fn is_urgent(&self) -> bool {
         let running = {
             let state = self.shared.state.lock();
@@ -255,12 +268,14 @@ impl Scheduler {
         running || self.shared.held_back.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether somebody waits for bytes now, or did a moment ago: programs that start come again.
+    /// Whether a reader or the start of a container waits for bytes, or did recently. A starting
+    /// program usually reads again soon.
     pub fn had_readers(&self) -> bool {
         self.was_urgent(meter::RECENTLY)
     }
 
-    /// Whether somebody waits for bytes now, or began to not longer ago than this.
+    /// Whether a reader or the start of a container waits for bytes, or started to wait within this
+    /// time.
     pub fn was_urgent(&self, within: Duration) -> bool {
         let came = || {
             self.shared
@@ -272,14 +287,15 @@ impl Scheduler {
         self.is_urgent() || came()
     }
 
-    /// While the guard lives, bodies of class `All` are read as if a reader waited for its first byte.
+    /// While the guard lives, bodies of class `All` are read as if a reader were waiting for its
+    /// first byte.
     pub fn hold_back(&self) -> HoldBack {
         self.shared.held_back.fetch_add(1, Ordering::Relaxed);
         self.shared.state.lock().meter.reader(Instant::now());
         HoldBack(Arc::clone(&self.shared))
     }
 
-    /// Ends every request and fails what waits.
+    /// Ends every request and fails every pending demand.
     pub fn close(&self) {
         self.driver.abort();
         let left: Vec<_> = {

@@ -1,4 +1,4 @@
-//! What is wanted, and what comes of it.
+//! Demands and their outcomes.
 
 use std::{fmt, ops::Range, time::Duration};
 
@@ -12,25 +12,25 @@ use tokio::time::Instant;
 use super::share::Held;
 use crate::sync::Arc;
 
-/// How urgent a demand is. Smaller is more urgent.
+/// The urgency of a demand. Smaller is more urgent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
     /// A reader waits.
     Now,
-    /// Likely soon.
+    /// Likely to be read soon.
     Next,
-    /// Everything, in order.
+    /// Background download of everything, in order.
     All,
 }
 
-/// One place a blob can be had from: a repository of a registry.
+/// A source for a blob: a repository of a registry.
 #[derive(Clone)]
 pub struct Source {
-    /// Host and repository: what messages say, and what is in trouble when we are not let in.
+    /// Host and repository. Used in messages, and as the scope of authorization failures.
     pub name: Arc<str>,
-    /// What fails together when nobody can connect.
+    /// The host. Scope of connection failures.
     pub host: Arc<str>,
-    /// Reads the blob there.
+    /// Reads the blob from this source.
     pub fetcher: Arc<dyn Fetcher>,
 }
 
@@ -53,37 +53,38 @@ impl fmt::Debug for Source {
     }
 }
 
-/// How long a demand waits for sources that do not answer.
+/// How long a demand waits for sources that do not respond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patience {
-    /// As long as the read budget lasts; a refusal by every source fails it.
+    /// Until the read budget is spent. The demand fails if every source refuses it.
     Budget,
-    /// For ever; a source that refused is asked again after a minute.
+    /// Indefinitely. A source that refused is asked again after one minute.
     Forever,
 }
 
-/// Where the bytes go. Called once, on a thread of the network runtime: it must not block.
+/// Receives the bytes. Called once, on a thread of the network runtime, so it must not block.
 pub type Sink = Box<dyn FnOnce(Result<Delivery, DemandError>) + Send>;
 
-/// A wish for one range of a blob, delivered whole.
+/// A demand for one range of a blob. The range is delivered whole.
 pub struct Demand {
     /// The blob.
     pub blob: Digest,
-    /// Which bytes; not empty.
+    /// The byte range. Must not be empty.
     pub range: Range<u64>,
-    /// How urgent.
+    /// The urgency.
     pub class: Class,
-    /// Who is charged: limits are per image.
+    /// The image that the request counts against. Some limits are per image.
     pub image: Arc<str>,
-    /// Among demands of one class the smallest goes first, then the oldest.
+    /// Priority within a class: the smallest value first, then the oldest demand.
     pub order: u64,
-    /// Where to ask, in this order.
+    /// The sources to ask, in this order.
     pub sources: Arc<[Source]>,
-    /// A source that gave wrong bytes for this range: asked only if there is no other.
+    /// A source that returned wrong bytes for this range. It is asked only if there is no other
+    /// source.
     pub avoid: Option<Arc<str>>,
     /// How long to wait.
     pub patience: Patience,
-    /// Where the bytes go.
+    /// Receives the bytes.
     pub sink: Sink,
 }
 
@@ -97,25 +98,25 @@ impl fmt::Debug for Demand {
     }
 }
 
-/// The bytes of a demand. Dropping it gives their permits back.
+/// The bytes of a demand. Dropping it returns their permits.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// Exactly the range's bytes; unverified.
+    /// Exactly the bytes of the range, not yet verified.
     pub bytes: Bytes,
-    /// The name of the source they came from.
+    /// The name of the source that sent the bytes.
     pub source: Arc<str>,
-    /// How urgent the piece was at the end: a reader may have joined.
+    /// The urgency of the piece at delivery. A reader may have joined.
     pub class: Class,
-    /// When the request was made that brought them.
+    /// When the request for the bytes was made.
     pub asked: Instant,
-    /// It holds up nobody: no reader waits for it, nor for its memory.
+    /// True if neither a reader nor its memory depends on this delivery.
     pub may_wait: bool,
-    /// Held for its drop.
+    /// Returns the permits when dropped.
     pub(super) _permit: Option<Arc<Held>>,
 }
 
 impl Delivery {
-    /// For who bounds its memory in another way.
+    /// Returns the permits early. For callers that bound their memory in another way.
     #[must_use]
     pub fn without_permit(self) -> Delivery {
         Delivery {
@@ -125,13 +126,13 @@ impl Delivery {
     }
 }
 
-/// Why a demand was not met. Cheap to clone.
+/// Why a demand failed. Cheap to clone.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum DemandError {
-    /// The demand brought no source.
+    /// The demand named no source.
     #[error("no source to fetch from")]
     NoSource,
-    /// Every source refused; this is the last one's reason.
+    /// Every source refused. Contains the error of the last one.
     #[error("{source_name} refused")]
     Refused {
         /// The source.
@@ -140,18 +141,18 @@ pub enum DemandError {
         #[source]
         error: FetchError,
     },
-    /// No source has answered for longer than the read budget.
+    /// No source has responded for longer than the read budget.
     #[error("{source_name} has not answered for {} s", lasted.as_secs())]
     OutOfTime {
         /// The source.
         source_name: Arc<str>,
-        /// How long its outage has lasted.
+        /// How long the outage has lasted.
         lasted: Duration,
-        /// Its last failure.
+        /// The last failure.
         #[source]
         error: FetchError,
     },
     /// The scheduler is shut down.
-    #[error("fetching is shut down")]
+    #[error("the fetch scheduler is shut down")]
     Closed,
 }

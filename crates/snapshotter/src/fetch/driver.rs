@@ -1,4 +1,5 @@
-//! What to do next: which requests fit, which source to ask, who has nothing to hope for. [`drive`] carries it out.
+//! Decides the next actions: which requests to start, which source to ask, which waiters to fail.
+//! [`drive`] carries them out.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -13,12 +14,13 @@ use super::{
 };
 use crate::sync::{Arc, Weak, atomic::Ordering};
 
-/// A source that refused is asked again for a patient demand after this long.
+/// A demand with [`Patience::Forever`] asks a source that refused again after this time.
 pub(super) const REFUSAL_LASTS: Duration = Duration::from_secs(60);
-/// A reader whose request has brought nothing for so long is given a source at another host that is well, if it has one.
+/// If a reader's request has delivered nothing for this long, the reader gets a healthy source on
+/// another host, if it has one.
 const SLOW: Duration = Duration::from_secs(2);
 
-/// A probe that is due: what for, whom to ask for the byte at this place of which blob, and when.
+/// A pending probe: it asks `source` for the byte at offset `at` of `blob` at time `due`.
 pub(super) struct Probe {
     pub(super) source: Source,
     pub(super) blob: Digest,
@@ -26,7 +28,7 @@ pub(super) struct Probe {
     pub(super) due: Instant,
 }
 
-/// What the driver found to do.
+/// The actions of one round.
 #[derive(Default)]
 struct Round {
     start: Vec<(Request, Source)>,
@@ -35,7 +37,8 @@ struct Round {
     wake_at: Option<Instant>,
 }
 
-/// Owns the requests: starts what fits, waits for a wish, an end or a time, and looks again.
+/// Owns the requests. Starts those that fit, waits for a demand, the end of a request, or a
+/// deadline, and repeats.
 pub(super) async fn drive(shared: Weak<Shared>) {
     let mut flights = JoinSet::new();
     loop {
@@ -70,11 +73,11 @@ fn sooner(first: Option<Instant>, second: Instant) -> Option<Instant> {
     Some(first.map_or(second, |first| first.min(second)))
 }
 
-/// What can be done about the first piece of a request.
+/// What to do with the first piece of a request.
 enum Verdict {
     Ask(Source),
     Wait(Instant),
-    /// Nobody waits any more: all waiters were answered.
+    /// No waiter is left. All have been answered.
     Nobody,
 }
 
@@ -100,7 +103,7 @@ impl Shared {
         loop {
             let ahead = state.may_ask(held_back, now);
             let (running, health) = (&state.running, &state.health);
-            // A guess, so that not everything is taken that cannot start; what is judged below counts.
+            // An estimate that avoids taking pieces that cannot start. `judge` decides.
             let fits = |piece: &Piece<Waiter>| {
                 let waiter = piece.waiters.first();
                 let source = waiter.and_then(|w| w.well(health, piece.key.blob, &slow, now));
@@ -142,7 +145,8 @@ impl Shared {
     }
 }
 
-/// Hosts that are slow to bring a blob, as far as requests in the air tell. Another repository there is no quicker.
+/// Hosts that are slow to deliver a blob, judging from requests in flight. Another repository on
+/// the same host is no faster.
 #[derive(Default)]
 pub(super) struct Slow {
     flights: Vec<FlightId>,
@@ -156,7 +160,8 @@ impl Slow {
 }
 
 impl State {
-    /// How many bytes the background may still ask for: one request in any case, and not counting what does not come.
+    /// How many more bytes the background may request. Unlimited if no background request is in
+    /// flight. Stalled requests do not count.
     fn may_ask(&self, held_back: bool, now: Instant) -> u64 {
         let mut on_the_way = None;
         for (&id, aloft) in &self.flights {
@@ -171,7 +176,8 @@ impl State {
         })
     }
 
-    /// The requests that have brought nothing for too long, and when the next one of a reader may be.
+    /// The requests that have delivered nothing for too long, and when the next reader's request
+    /// could become one of them.
     fn slow(&self, now: Instant) -> (Slow, Option<Instant>) {
         let (mut slow, mut look) = (Slow::default(), None);
         for (&id, aloft) in self
@@ -189,7 +195,8 @@ impl State {
         (slow, look)
     }
 
-    /// Readers do not wait for a source that is slow to begin if another may have the bytes.
+    /// Takes readers' pieces from requests that are slow to start if another source can deliver
+    /// them.
     fn free_from_slow(&mut self, slow: &Slow, now: Instant) {
         for &flight in &slow.flights {
             for id in self.queue.carried(flight) {
@@ -208,7 +215,8 @@ impl State {
         }
     }
 
-    /// Answers the waiters of a piece that have nothing to hope for, and finds a source for the others.
+    /// Fails the waiters of a piece that have no usable source, and selects a source for the
+    /// others.
     fn judge(
         &mut self,
         id: PieceId,

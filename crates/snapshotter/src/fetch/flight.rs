@@ -1,7 +1,8 @@
-//! One request in the air: its bytes are cut into pieces and handed over, piece by piece, as they complete.
+//! One request in flight. It cuts the body into pieces and delivers each piece when it is complete.
 //!
-//! It has deadlines ([`Line`]): for its first byte, then for each few kilobytes. Time in which it does not read, because it is
-//! paused or waits for memory, counts neither against it nor against its source.
+//! A request has deadlines ([`Line`]) for its first byte and for every few kilobytes after that.
+//! Time in which it does not read, because it is paused or waits for memory, does not count against
+//! the request or its source.
 
 use std::time::Duration;
 
@@ -20,23 +21,23 @@ use super::{
 };
 use crate::sync::{Arc, atomic::Ordering};
 
-/// Reader bytes that came this recently: the line is theirs.
+/// If reader bytes arrived this recently, the link belongs to the reader.
 const ARRIVING: Duration = Duration::from_millis(200);
-/// A paused body looks again this often, in case the reader's request stalls.
+/// How often a paused body checks again, in case the reader's request stalls.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Permits are counted in KiB, rounded up.
 pub(super) fn kib(bytes: u64) -> usize {
     usize::try_from(bytes.div_ceil(1024)).unwrap_or(usize::MAX >> 4)
 }
 
-/// Gives back, however the request ends, what it holds: its slot and the pieces that it did not deliver.
+/// Returns its slot and the undelivered pieces when dropped, no matter how the request ends.
 struct Flight {
     shared: Arc<Shared>,
     request: Request,
     source: Source,
-    /// When it was asked for.
+    /// When the request was made.
     asked: Instant,
-    /// When it last got a byte, at first when it began to wait.
+    /// When the request last received a byte, or started to wait for the first one.
     since: Instant,
     failure: Option<FetchError>,
     done: bool,
@@ -59,7 +60,8 @@ impl Drop for Flight {
             state.flights.remove(flight);
             let left = state.queue.give_back(*flight);
             let failure = self.failure.take().or_else(|| {
-                // Dropped in the middle of a panic: treated as an outage so that it is not repeated at once.
+                // Dropped during a panic: treated as an outage so that the request is not repeated
+                // immediately.
                 let range = self.request.range();
                 let (start, end) = (range.start, range.end);
                 (!self.done && std::thread::panicking()).then_some(FetchError::OutsideBlob {
@@ -73,7 +75,7 @@ impl Drop for Flight {
                     state
                         .health
                         .failed(&self.source, *blob, self.since, now, error);
-                    // Who is parked may have waited for the outcome.
+                    // Parked waiters may depend on this outcome.
                     state.unpark_at = Some(now);
                 }
                 Some(error) => {
@@ -81,7 +83,7 @@ impl Drop for Flight {
                         source = &*self.source.name,
                         blob = %blob,
                         error = %error,
-                        "a source refuses a range"
+                        "a registry refused a range request"
                     );
                     let concern = error.concern();
                     state.health.answered_before(&self.source, *blob, concern);
@@ -103,7 +105,7 @@ impl Drop for Flight {
     }
 }
 
-/// Makes the request and delivers its pieces. What is left at the end goes back to the queue.
+/// Makes the request and delivers its pieces. Undelivered pieces go back to the queue.
 pub(super) async fn fly(shared: Arc<Shared>, request: Request, source: Source) {
     let since = Instant::now();
     let begun = shared
@@ -134,7 +136,7 @@ impl Flight {
         let mut at = self.request.range().start;
         let mut line = self.open(at).await?;
         let mut chunk = Bytes::new();
-        // The byte in front of `chunk`: neighbours may share one.
+        // The byte before `chunk`. Neighboring pieces may share one byte.
         let mut before: Option<u8> = None;
         for (id, range) in pieces {
             let mut buffer: Option<(BytesMut, Option<Held>)> = None;
@@ -152,7 +154,7 @@ impl Flight {
                 }
                 let wanted = self.carries(id);
                 if wanted && buffer.is_none() {
-                    // Only now: a source that says nothing holds no memory.
+                    // Allocate only now, so that a source that sends nothing holds no memory.
                     let waits = Instant::now();
                     let permit = self.permit(range.end - range.start).await;
                     if waits.elapsed() > PAUSE {
@@ -183,7 +185,7 @@ impl Flight {
         Ok(())
     }
 
-    /// How urgent it is now; `None` when nobody wants what it has left.
+    /// The current urgency. `None` if nothing that is left is wanted.
     fn class(&self) -> Option<Class> {
         let state = self.shared.state.lock();
         state.queue.flight_class(self.request.flight)
@@ -194,7 +196,7 @@ impl Flight {
         state.queue.carries(self.request.flight, id)
     }
 
-    /// Memory of the class that the request has now, even if that changes while it waits.
+    /// Takes memory of the current class of the request, even if the class changes while it waits.
     async fn permit(&mut self, bytes: u64) -> Option<Held> {
         let shared = Arc::clone(&self.shared);
         let permit = 'class: loop {
@@ -203,7 +205,7 @@ impl Flight {
             let mut taking = std::pin::pin!(memory.take(&self.source.host, kib(bytes)));
             loop {
                 let mut changed = std::pin::pin!(shared.gate.notified());
-                // Registered before looking, or a change in between would be missed.
+                // Register before checking. Otherwise a change in between would be missed.
                 changed.as_mut().enable();
                 if self.class().unwrap_or(class) != class {
                     continue 'class;
@@ -219,7 +221,7 @@ impl Flight {
         permit
     }
 
-    /// A body from this byte on.
+    /// Opens a body that starts at this byte.
     async fn open(&self, at: u64) -> Result<Line, FetchError> {
         let background = self.class().unwrap_or(self.request.class) == Class::All;
         let range = at..self.request.range().end;
@@ -232,8 +234,8 @@ impl Flight {
         .await
     }
 
-    /// Waits until a body of this class may be read. See the rules of [`super`]. One that would fill the line meanwhile is
-    /// closed, and asked for again from this byte on.
+    /// Waits until a body of this class may be read (see [`super`]). A body that would occupy the
+    /// link meanwhile is closed, and opened again at this byte later.
     async fn pass_gate(&mut self, line: Line, at: u64) -> Result<Line, FetchError> {
         if self.shared.may_read(self.request.flight, Instant::now()) {
             return Ok(line);
@@ -249,7 +251,7 @@ impl Flight {
             }
             drop(timeout(PAUSE, opened).await);
         }
-        // A pause is nobody's outage.
+        // Time spent paused must not count as an outage.
         self.since = Instant::now();
         self.paused(false);
         match line.take() {
@@ -281,7 +283,7 @@ impl Flight {
             return;
         };
         let first = aloft.last.replace(now).is_none();
-        // Whoever has been paused says nothing of the round trip.
+        // A request that was paused says nothing about the round trip.
         if first && self.asked == aloft.begun {
             state.meter.answered(now - aloft.begun, now);
         }
@@ -323,8 +325,9 @@ impl Flight {
 }
 
 impl Shared {
-    /// Whether this request may read on: readers always; `All` not while a reader's bytes arrive, and of each host only the
-    /// oldest of them while a reader waits for its first.
+    /// Whether this request may continue to read. Readers always may. `All` must stop while a
+    /// reader's bytes arrive. While a reader waits for its first byte, only the oldest `All`
+    /// request of each host may read.
     fn may_read(&self, flight: FlightId, now: Instant) -> bool {
         let state = self.state.lock();
         if state.queue.flight_class(flight) != Some(Class::All) {
@@ -349,7 +352,7 @@ impl Shared {
     }
 }
 
-/// Asks what has spent its budget for one byte of what is wanted of it.
+/// Requests one byte from a scope whose budget is spent.
 pub(super) async fn probe(shared: Arc<Shared>, source: Source, blob: Digest, at: u64) {
     let since = Instant::now();
     let first = shared.options.first_byte;
@@ -366,7 +369,7 @@ pub(super) async fn probe(shared: Arc<Shared>, source: Source, blob: Digest, at:
             Err(error) if error.is_transient() => {
                 state.health.failed(&source, blob, since, now, error);
             }
-            // Any answer, also a refusal, is an answer of a source that is there.
+            // A refusal also proves that the source responds.
             Ok(_) | Err(_) => {
                 state.health.delivered(&source, blob);
             }

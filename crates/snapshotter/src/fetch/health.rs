@@ -1,16 +1,18 @@
-//! What does not answer, since when, and when to ask again. The one owner of that; pure: the caller brings the time.
+//! Tracks which sources fail, since when, and when to ask again. The only owner of this state.
+//! Pure: the caller supplies the time.
 //!
-//! A failure is kept with what failed ([`Scope`]): a host, a repository, a blob at a source. Each has one clock for its
-//! trouble, which starts when the first request of it began to wait, and every reader of every layer looks at the same one, so
-//! the kernel's repeated reads do not start it again:
+//! A failure is recorded for the object that failed ([`Scope`]): a host, a repository, or a blob at
+//! a source. Each has one clock, which starts when its first failed request began to wait. All
+//! readers of all layers share the clock, so repeated reads by the kernel do not restart it.
 //!
-//! | state | asked | waiting reads |
+//! | state | requests | waiting reads |
 //! |--|--|--|
-//! | well | always | - |
-//! | failing, budget left | one request at a time, after a growing pause | wait |
-//! | failing, budget spent | by a probe of one byte, seldom | fail at once |
+//! | healthy | always | - |
+//! | failing, budget left | one at a time, after a growing pause | wait |
+//! | failing, budget spent | rare one-byte probes | fail immediately |
 //!
-//! A failure of a narrower scope is an answer of the wider ones. What nobody asks about for [`FORGET`] is forgotten.
+//! A failure of a narrower scope proves that the wider scopes respond. A scope that is not used for
+//! [`FORGET`] is forgotten.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -23,28 +25,29 @@ use tokio::time::Instant;
 use super::Source;
 use crate::sync::Arc;
 
-/// The first pause after a failure; the fetcher below has made its own quick attempts already.
+/// The first pause after a failure. The fetcher has already made its own quick retries.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-/// The longest pause while reads wait: what a reader loses at most after the source is back.
+/// The longest pause while reads wait. A reader loses at most this much time after the source
+/// recovers.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// The first and the longest pause between probes.
 const PROBE_PAUSE: Duration = Duration::from_secs(3);
 const LONGEST_PROBE_PAUSE: Duration = Duration::from_secs(20);
-/// Longer than any request is without an outcome: its turn is lost then.
+/// Longer than any request can take. After this, another request may take the turn.
 const TURN: Duration = Duration::from_secs(120);
-/// The longest time that a host is left alone because it asked for it.
+/// The longest time for which a host's request to back off is honored.
 const LONGEST_BUSY: Duration = Duration::from_secs(60);
-/// Nobody has asked for so long: the image is gone or idle.
+/// A scope that has not been used for this long is forgotten. Its image is removed or idle.
 const FORGET: Duration = Duration::from_secs(900);
 
-/// What can fail alone.
+/// An object that can fail independently.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Scope {
     /// No connection to this host.
     Host(Arc<str>),
-    /// No way into this repository of a host, with the credential we have.
+    /// This repository rejects the credentials.
     Repository(Arc<str>),
-    /// This blob does not come from there.
+    /// This source does not deliver this blob.
     Blob(Arc<str>, Digest),
 }
 
@@ -68,7 +71,7 @@ struct Trouble {
     began: Instant,
     ask_at: Instant,
     pause: Duration,
-    /// A request asks now; its turn ends with its outcome.
+    /// A request is in progress. Its turn ends with its outcome.
     asking: bool,
     wanted: Instant,
     last: FetchError,
@@ -80,30 +83,30 @@ impl Trouble {
     }
 }
 
-/// What a source is good for now, for one blob.
+/// The state of a source for one blob.
 #[derive(Clone, Debug)]
 pub(crate) enum Standing {
     /// Ask it.
     Well,
-    /// Something of it fails, or its host wants rest; ask at this time, and reads wait.
+    /// Part of it fails, or its host asked clients to back off. Ask at this time. Reads wait.
     Failing(Instant),
-    /// It has failed for longer than the budget; a probe is due at this time.
+    /// It has failed for longer than the budget. A probe is due at this time.
     Spent {
-        /// What has.
+        /// The scope that fails.
         scope: Scope,
-        /// How long the trouble has lasted.
+        /// How long the outage has lasted.
         lasted: Duration,
         probe_at: Instant,
         last: FetchError,
     },
 }
 
-/// The trouble of all sources of the node.
+/// The failures of all sources of the node.
 #[derive(Debug)]
 pub(crate) struct Health {
     budget: Duration,
     troubles: HashMap<Scope, Trouble>,
-    /// Hosts that want rest, until when, and how they said it.
+    /// Hosts that asked clients to back off, until when, and the response that asked for it.
     busy: HashMap<Arc<str>, (Instant, FetchError)>,
 }
 
@@ -116,7 +119,7 @@ impl Health {
         }
     }
 
-    /// Somebody wants this blob of this source: how is it?
+    /// The state of this source for this blob.
     pub(crate) fn standing(&self, source: &Source, blob: Digest, now: Instant) -> Standing {
         let mut ask_at = self
             .busy
@@ -139,14 +142,14 @@ impl Health {
                     last: trouble.last.clone(),
                 };
             }
-            // Reads that wait must hear of the end of the budget even if no request is due before.
+            // Wake waiting reads at the end of the budget even if no request is due before.
             let at = trouble.ask_at.min(trouble.began + self.budget);
             ask_at = Some(ask_at.map_or(at, |other| other.max(at)));
         }
         ask_at.map_or(Standing::Well, Standing::Failing)
     }
 
-    /// Why this source is not asked now; none if it is well.
+    /// Why this source is not asked now. `None` if it is healthy.
     pub(crate) fn reason(&self, source: &Source, blob: Digest) -> Option<FetchError> {
         let scopes = Scope::all(source, blob);
         let trouble = scopes.iter().find_map(|scope| self.troubles.get(scope));
@@ -155,7 +158,7 @@ impl Health {
             .or_else(|| self.busy.get(&source.host).map(|(_, error)| error.clone()))
     }
 
-    /// Somebody waits for it.
+    /// Records that a demand waits for this blob from this source.
     pub(crate) fn wanted(&mut self, source: &Source, blob: Digest, now: Instant) {
         if self.troubles.is_empty() {
             return;
@@ -167,7 +170,8 @@ impl Health {
         }
     }
 
-    /// Whether a request may be made now. What is failing gives its one turn to it.
+    /// Whether a request may be made now. If so, each failing scope grants its single turn to this
+    /// request.
     pub(crate) fn take_turn(&mut self, source: &Source, blob: Digest, now: Instant) -> bool {
         if self
             .busy
@@ -204,7 +208,7 @@ impl Health {
         true
     }
 
-    /// A request that asked is over, however.
+    /// The request ended, with any outcome. Returns its turn.
     pub(crate) fn release(&mut self, source: &Source, blob: Digest, now: Instant) {
         if self.troubles.is_empty() {
             return;
@@ -218,7 +222,7 @@ impl Health {
         }
     }
 
-    /// A request failed in a way that may pass. `since` is when that request last made progress.
+    /// A request failed with a transient error. `since` is when the request last made progress.
     pub(crate) fn failed(
         &mut self,
         source: &Source,
@@ -234,7 +238,7 @@ impl Health {
             tracing::info!(
                 host = &*source.host,
                 ?rest,
-                "a registry asks to be left alone"
+                "a registry asked clients to back off; requests to it are paused"
             );
             self.busy.insert(Arc::clone(&source.host), (until, error));
             return;
@@ -246,7 +250,7 @@ impl Health {
                 source = &*source.name,
                 ?scope,
                 error = %error,
-                "a source of layers does not answer"
+                "a registry does not respond; downloads from it are retried"
             );
             Trouble {
                 began: since,
@@ -262,14 +266,15 @@ impl Health {
             tracing::error!(
                 source = &*source.name,
                 error = %trouble.last,
-                "a source of layers has not answered for longer than the read budget; missing bytes fail now"
+                "a registry has not responded for longer than the read budget; reads of missing data fail until it responds"
             );
             trouble.pause = PROBE_PAUSE;
         }
         trouble.ask_at = now + trouble.pause;
     }
 
-    /// Something came of it that concerns only this: what is wider has answered. True if that ends a trouble.
+    /// An outcome that concerns only this scope: the wider scopes responded. Returns true if that
+    /// ends an outage.
     pub(crate) fn answered_before(
         &mut self,
         source: &Source,
@@ -284,7 +289,7 @@ impl Health {
         ended
     }
 
-    /// All that was wanted of the blob came. True if that ends a trouble.
+    /// All requested bytes of the blob arrived. Returns true if that ends an outage.
     pub(crate) fn delivered(&mut self, source: &Source, blob: Digest) -> bool {
         let host_or_repository = self.answered_before(source, blob, Concern::Blob);
         self.end(&Scope::of(Concern::Blob, source, blob)) || host_or_repository
@@ -293,19 +298,19 @@ impl Health {
     fn end(&mut self, scope: &Scope) -> bool {
         let ended = !self.troubles.is_empty() && self.troubles.remove(scope).is_some();
         if ended {
-            tracing::info!(?scope, "a source of layers answers again");
+            tracing::info!(?scope, "a registry responds again");
         }
         ended
     }
 
-    /// Forgets trouble that nobody has asked about for long, and rest that is over.
+    /// Forgets outages that have not been relevant for [`FORGET`], and pauses that are over.
     pub(crate) fn forget_unwanted(&mut self, now: Instant) {
         self.troubles
             .retain(|_, trouble| now.saturating_duration_since(trouble.wanted) < FORGET);
         self.busy.retain(|_, (until, _)| *until > now);
     }
 
-    /// Whether this is still in trouble.
+    /// Whether this scope is still failing.
     pub(crate) fn knows(&self, scope: &Scope) -> bool {
         self.troubles.contains_key(scope)
     }

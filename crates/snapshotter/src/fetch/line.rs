@@ -1,4 +1,5 @@
-//! A body with deadlines: for its first byte, then for each few kilobytes. Time in which it is not read does not count.
+//! A body with deadlines: one for its first byte, then one for every few kilobytes. Time in which
+//! it is not read does not count.
 
 use std::{ops::Range, time::Duration};
 
@@ -8,22 +9,23 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Source;
 
-/// After its first byte a request brings at least so much in each such time. A packet or two: a line of 1 kB/s, even one
-/// that carries several requests, does more; who gives a byte now and then to keep a reader does not.
+/// After its first byte, a request must deliver at least this much per [`WINDOW`]. Even a 1 kB/s
+/// link that carries several requests delivers more. A server that sends a byte now and then to
+/// keep a reader waiting does not.
 const LEAST: u64 = 4 << 10;
 const WINDOW: Duration = Duration::from_secs(20);
 
-/// How long a body that was not read may give what it had before.
+/// How long a body that was paused may still deliver bytes that were buffered before.
 const BUFFERED: Duration = Duration::from_millis(250);
 
-/// A body and what it must bring until when.
+/// A body and its deadline.
 pub(super) struct Line {
     body: RangeBody,
     first: Duration,
-    /// When this window began, with how many bytes carried.
+    /// When this window began, and how many bytes had been carried by then.
     window: (Instant, u64),
     due: Instant,
-    /// Until then what is read may come from a buffer that filled in a pause.
+    /// Until this time, bytes may come from a buffer that filled during a pause.
     buffered_until: Instant,
 }
 
@@ -57,23 +59,23 @@ impl Line {
         }
     }
 
-    /// It was not read for a while.
+    /// Restarts the deadline after a pause.
     pub(super) fn resumed(&mut self) {
         self.renew();
         self.buffered_until = Instant::now() + BUFFERED;
     }
 
-    /// Whether it begins with bytes that are not wanted: then a second one would begin with them again.
+    /// Whether the body starts with unwanted bytes. Reopening it would transfer them again.
     pub(super) fn skips(&self) -> bool {
         self.body.carried() > self.body.received()
     }
 
-    /// Whether what comes now comes from the line.
+    /// Whether bytes that arrive now come from the network, not from a buffer.
     pub(super) fn is_fresh(&self, now: Instant) -> bool {
         now >= self.buffered_until
     }
 
-    /// Counts anew.
+    /// Starts a new window.
     fn renew(&mut self) {
         let now = Instant::now();
         self.window = (now, self.body.carried());

@@ -1,39 +1,43 @@
-//! What the node's line gives, and how much of it the background may have asked for. Pure: the caller brings the time.
+//! Measures the node's network link and limits how many bytes the background may have outstanding.
+//! Pure: the caller supplies the time.
 //!
-//! What a reader waits for besides its own bytes is what is on its way already. So the bytes that `All` has asked for and not
-//! got are bounded by what a slow line brings: in the time of two round trips while readers come, in a tenth of a second
-//! otherwise. Both rate and round trip are measured: the best of the last minute or two.
+//! A reader waits for its own bytes and for everything that is already in transit. On a slow link,
+//! the outstanding bytes of class `All` are therefore limited to what the link delivers in two
+//! round trips while readers are active, and in a tenth of a second otherwise. Rate and round trip
+//! are the best values measured in the last one to two minutes.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Arrivals are added up so long for one figure; what took much longer was no busy line.
+/// Bytes are summed over this time for one rate sample. If a sample took much longer, the link was
+/// not busy and the sample is discarded.
 const SAMPLE: Duration = Duration::from_millis(100);
 const LONGEST_SAMPLE: Duration = Duration::from_millis(400);
-/// How long a figure counts: this long, and as long again while newer ones are collected.
+/// How long a value counts: this long, and once more while newer values are collected.
 const MEMORY: Duration = Duration::from_secs(60);
-/// Before anything is known.
+/// The limit before the first measurement.
 const START: u64 = 2 << 20;
-/// Without readers: so much time of the line, or so many round trips, so that it fills.
+/// Limits without readers: this much time or this many round trips, whichever is longer, so that
+/// the link is kept full.
 const AHEAD: Duration = Duration::from_millis(100);
 const ROUND_TRIPS: u32 = 4;
-/// A line of so many bytes a second is not bounded for readers: a start reads on as soon as it has something, and what the
-/// background has on its way is what keeps the line busy meanwhile. (A cold start takes 1.6 times as long with a bound of
-/// one round trip, and 1.2 times with three.)
+/// At this rate (bytes per second), readers do not limit the background: a starting program reads
+/// on as soon as it has data, and background requests keep the link busy meanwhile. A limit of one
+/// round trip makes a cold start 1.6 times as long, three round trips 1.2 times.
 const FAST: u64 = 32_000_000;
 const WIDE: u64 = 64 << 20;
-/// On others beside readers: two round trips, and what a registry takes to answer.
+/// The server's response time, added to two round trips while readers are active.
 const BESIDE: Duration = Duration::from_millis(30);
-/// A reader that came this recently comes again.
+/// A reader that asked this recently is expected to ask again.
 pub(super) const RECENTLY: Duration = Duration::from_secs(2);
-/// What a paused body may bring all the same: more of it, and closing is quicker for the reader.
+/// If a paused body would still deliver for longer than this, closing it is faster for the reader.
 const PAUSED: Duration = Duration::from_millis(20);
-/// The background is asked for in so many requests at least, none smaller than this.
+/// The background limit is split into at least this many requests, none smaller than [`SMALLEST`].
 const REQUESTS: u64 = 4;
 const SMALLEST: u64 = 256 << 10;
 
-/// The best of this minute and of the one before.
+/// The best value of the current minute and of the one before.
 #[derive(Debug)]
 struct Best<T> {
     since: Instant,
@@ -67,11 +71,11 @@ impl<T: Copy + PartialOrd> Best<T> {
     }
 }
 
-/// See above.
+/// See the module documentation.
 #[derive(Debug)]
 pub(crate) struct Meter {
     sample: Option<(Instant, u64)>,
-    /// Bytes a second.
+    /// Bytes per second.
     rate: Best<u64>,
     round_trip: Best<Duration>,
     reader: Option<Instant>,
@@ -87,7 +91,7 @@ impl Meter {
         }
     }
 
-    /// Bytes came from the line, not from a buffer that had filled in a pause.
+    /// Bytes arrived from the network, not from a buffer that filled during a pause.
     pub(crate) fn came(&mut self, bytes: u64, now: Instant) {
         let Some((begun, sum)) = &mut self.sample else {
             self.sample = Some((now, 0));
@@ -106,23 +110,23 @@ impl Meter {
         self.sample = Some((now, 0));
     }
 
-    /// The first byte of a request came after so long.
+    /// The first byte of a request arrived after this time.
     pub(crate) fn answered(&mut self, after: Duration, now: Instant) {
         self.round_trip.add(after, now, |a, b| a < b);
     }
 
-    /// A reader asks, or the start of a container.
+    /// A reader, or the start of a container, asked for bytes.
     pub(crate) fn reader(&mut self, now: Instant) {
         self.reader = Some(now);
     }
 
-    /// Whether a reader asked not longer ago than this.
+    /// Whether a reader asked within this time.
     pub(crate) fn had_reader(&self, within: Duration, now: Instant) -> bool {
         let recently = |at: Instant| now.saturating_duration_since(at) < within;
         self.reader.is_some_and(recently)
     }
 
-    /// Bytes that the background may have asked for and not got.
+    /// The number of bytes that the background may have outstanding.
     pub(crate) fn ahead(&self, held_back: bool, now: Instant) -> u64 {
         let Some(rate) = self.rate.get(|a, b| a > b) else {
             return START;
@@ -139,12 +143,12 @@ impl Meter {
         }
     }
 
-    /// Most bytes of one request of the background.
+    /// Maximum bytes of one background request.
     pub(crate) fn request(&self, held_back: bool, now: Instant) -> u64 {
         (self.ahead(held_back, now) / REQUESTS).max(SMALLEST)
     }
 
-    /// Whether the rest of a body that is not read for a while would keep the line from readers too long.
+    /// Whether the rest of a paused body would occupy the link for too long while readers wait.
     pub(crate) fn is_long(&self, rest: u64) -> bool {
         let rate = self.rate.get(|a, b| a > b);
         rate.is_some_and(|rate| rate < FAST && rest > bytes_in(rate, PAUSED))
@@ -172,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_background_is_bounded_by_what_the_line_brings() {
+    fn the_background_is_limited_by_the_link_rate() {
         let (start, round_trip) = (Instant::now(), Duration::from_millis(20));
         let about = |bytes: u64, wanted: u64| bytes.abs_diff(wanted) * 10 < wanted;
         for rate in [2_000_000, 10_000_000] {
@@ -194,12 +198,12 @@ mod tests {
         let (far, now) = fed(10_000_000, Duration::from_millis(100), start, 2);
         assert!(
             about(far.ahead(false, now), 4_000_000),
-            "enough to fill a long line"
+            "enough to fill a link with high latency"
         );
     }
 
     #[test]
-    fn figures_of_a_faster_time_are_forgotten() {
+    fn rates_of_a_faster_period_expire() {
         let start = Instant::now();
         let (mut meter, mut now) = fed(100_000_000, Duration::from_millis(20), start, 2);
         while now < start + MEMORY * 3 {
@@ -211,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_no_slow_line() {
+    fn a_pause_does_not_count_as_a_slow_link() {
         let start = Instant::now();
         let (mut meter, now) = fed(1_000_000, Duration::from_millis(20), start, 2);
         let before = meter.ahead(false, now);

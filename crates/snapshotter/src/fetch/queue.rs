@@ -1,21 +1,23 @@
-//! Which bytes are wanted, in which order, and which request carries them. Pure: no clock, no network.
+//! The demand queue: which bytes are wanted, in which order, and which request carries them. Pure:
+//! no clock, no network.
 //!
-//! A *piece* is a range of a blob that somebody wants whole (a span's compressed bytes, a step of a whole layer). Equal
-//! pieces are one piece with several waiters, whoever they belong to. Its states:
+//! A *piece* is a range of a blob that is delivered whole (the compressed bytes of a span, or one
+//! step of a whole layer). Equal demands of any layer share one piece with several waiters. Its
+//! states:
 //!
 //! | state | event | next |
 //! |--|--|--|
 //! | ready | [`Queue::take`] puts it into a request | flying |
 //! | ready | no source can be asked now: [`Queue::park`] | parked |
 //! | parked | [`Queue::unpark`], or one more waiter | ready |
-//! | flying | all its bytes came: [`Queue::finish`] | gone, its waiters answered |
-//! | flying | the request broke: [`Queue::give_back`] | ready |
-//! | flying | wanted more urgently than its request can deliver: [`Queue::promote`] | ready (the request passes over it) |
-//! | flying | another source may have it sooner: [`Queue::free`] | ready (the same) |
-//! | any | [`Queue::remove`] | gone, its waiters answered |
+//! | flying | all its bytes arrived: [`Queue::finish`] | gone, its waiters are answered |
+//! | flying | the request failed: [`Queue::give_back`] | ready |
+//! | flying | more urgent than its request can deliver: [`Queue::promote`] | ready (the request skips it) |
+//! | flying | another source may deliver it sooner: [`Queue::free`] | ready (the same) |
+//! | any | [`Queue::remove`] | gone, its waiters are answered |
 //!
-//! Ready pieces are taken by class, then by the order their demand gave, then by age. A request takes the pieces that
-//! follow it in the blob with it, up to a limit, if they are of its class (`Next` may ride with `Now`).
+//! Ready pieces are taken by class, then by `order`, then by age. A request also takes the pieces
+//! that follow in the blob, up to a limit, if they are of its class (`Next` may join `Now`).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -27,8 +29,8 @@ use crate::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// A piece within this distance of a request's position is as fast there as by a request of its own: half a round trip
-/// of 20 ms at the 90 MB/s one connection gives.
+/// Within this distance of a request's position, waiting is as fast as a new request: half a round
+/// trip of 20 ms at 90 MB/s, the rate of one connection.
 pub(crate) const NEAR: u64 = 1 << 20;
 
 mod request;
@@ -47,13 +49,13 @@ enum State {
     Flying(FlightId),
 }
 
-/// A wanted range and who waits for it.
+/// A wanted range and its waiters.
 #[derive(Debug)]
 pub(crate) struct Piece<T> {
     pub(crate) key: Key,
     pub(crate) class: Class,
     pub(crate) order: u64,
-    /// The image that is charged for it: the first that asked.
+    /// The image that the piece counts against: the first one that asked.
     pub(crate) image: Arc<str>,
     pub(crate) waiters: Vec<T>,
     state: State,
@@ -71,7 +73,7 @@ pub(crate) struct Queue<T> {
     pieces: HashMap<PieceId, Piece<T>>,
     by_key: HashMap<Key, PieceId>,
     ready: BTreeMap<Rank, PieceId>,
-    /// Ready pieces of a blob by where they start: the neighbours.
+    /// Ready pieces of each blob by start offset, to find neighbors.
     starts: HashMap<Digest, BTreeMap<(u64, PieceId), ()>>,
     parked: Vec<PieceId>,
     flights: HashMap<FlightId, Flight>,
@@ -93,7 +95,7 @@ impl<T> Default for Queue<T> {
 }
 
 impl<T> Queue<T> {
-    /// Adds a wish. An equal piece gets one more waiter and the more urgent class of the two.
+    /// Adds a demand. An equal piece gets one more waiter and the more urgent class of the two.
     pub(crate) fn push(&mut self, key: Key, class: Class, order: u64, image: &Arc<str>, waiter: T) {
         if let Some(&id) = self.by_key.get(&key) {
             if let Some(piece) = self.pieces.get_mut(&id) {
@@ -105,7 +107,7 @@ impl<T> Queue<T> {
                 .get(&id)
                 .is_some_and(|piece| piece.state == State::Parked)
             {
-                // The newcomer may not have to wait for what the others wait for.
+                // The new waiter may have a source that can be asked now.
                 self.parked.retain(|parked| *parked != id);
                 self.make_ready(id);
             }
@@ -127,7 +129,8 @@ impl<T> Queue<T> {
         self.make_ready(id);
     }
 
-    /// A piece is wanted with this class now; less urgent ones change nothing. True if there is such a piece.
+    /// Raises the class of a piece. A less urgent class changes nothing. Returns true if there is
+    /// such a piece.
     pub(crate) fn promote(&mut self, key: &Key, class: Class) -> bool {
         let Some(&id) = self.by_key.get(key) else {
             return false;
@@ -197,8 +200,8 @@ impl<T> Queue<T> {
         }
     }
 
-    /// The next request, if a ready piece fits: the most urgent one and what follows it, at most `limit(class)` bytes
-    /// unless the first piece alone is larger.
+    /// Returns the next request if a ready piece fits: the most urgent piece and those that follow
+    /// it, at most `limit(class)` bytes unless the first piece alone is larger.
     pub(crate) fn take(
         &mut self,
         mut fits: impl FnMut(&Piece<T>) -> bool,
@@ -250,7 +253,8 @@ impl<T> Queue<T> {
         })
     }
 
-    /// A ready piece that goes on where `end` is. Spans that begin inside a byte share it with the one before.
+    /// A ready piece that continues at `end`. A span that begins inside a byte shares that byte
+    /// with the span before.
     fn follower(
         &self,
         blob: &Digest,
@@ -271,7 +275,8 @@ impl<T> Queue<T> {
         })
     }
 
-    /// How urgent a running request is: as its most urgent piece. `None` when nothing of it is wanted any more.
+    /// The class of the most urgent piece of a request. `None` if none of its pieces is wanted any
+    /// longer.
     pub(crate) fn flight_class(&self, flight: FlightId) -> Option<Class> {
         let pieces = &self.flights.get(&flight)?.pieces;
         pieces
@@ -281,13 +286,13 @@ impl<T> Queue<T> {
             .min()
     }
 
-    /// What this request still carries.
+    /// The pieces that this request still carries.
     pub(crate) fn carried(&self, flight: FlightId) -> Vec<PieceId> {
         let flight = self.flights.get(&flight);
         flight.map_or_else(Vec::new, |flight| flight.pieces.clone())
     }
 
-    /// A piece is to be had by another request: this one passes over it.
+    /// Makes a piece available to another request. This request skips it.
     pub(crate) fn free(&mut self, flight: FlightId, id: PieceId) {
         if self.carries(flight, id) {
             self.leave_flight(flight, id);
@@ -302,7 +307,8 @@ impl<T> Queue<T> {
             .is_some_and(|piece| piece.state == State::Flying(flight))
     }
 
-    /// All bytes of a piece have come by this request: it leaves the queue. `None` if the request carries it no more.
+    /// All bytes of a piece have arrived: removes it from the queue. `None` if the request no
+    /// longer carries it.
     pub(crate) fn finish(&mut self, flight: FlightId, id: PieceId) -> Option<Piece<T>> {
         if !self.carries(flight, id) {
             return None;
@@ -311,7 +317,7 @@ impl<T> Queue<T> {
         self.remove(id)
     }
 
-    /// The request is over. What it did not deliver is ready again; returns those pieces.
+    /// The request is over. Makes its undelivered pieces ready again and returns them.
     pub(crate) fn give_back(&mut self, flight: FlightId) -> Vec<PieceId> {
         let left = self
             .flights
@@ -324,7 +330,7 @@ impl<T> Queue<T> {
         left
     }
 
-    /// Takes a ready piece out of the order until [`Queue::unpark`].
+    /// Excludes a ready piece until [`Queue::unpark`].
     pub(crate) fn park(&mut self, id: PieceId) {
         if self
             .pieces
@@ -336,7 +342,7 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Everything that is parked is ready again.
+    /// Makes all parked pieces ready.
     pub(crate) fn unpark(&mut self) {
         for id in std::mem::take(&mut self.parked) {
             if self
@@ -349,7 +355,7 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Takes a piece out whatever its state is.
+    /// Removes a piece in any state.
     pub(crate) fn remove(&mut self, id: PieceId) -> Option<Piece<T>> {
         match self.pieces.get(&id)?.state {
             State::Ready => self.unready(id, State::Parked),
@@ -365,7 +371,7 @@ impl<T> Queue<T> {
         self.pieces.get_mut(&id)
     }
 
-    /// Every piece, for shutting down.
+    /// Every piece, for shutdown.
     pub(crate) fn ids(&self) -> Vec<PieceId> {
         self.pieces.keys().copied().collect()
     }

@@ -1,21 +1,23 @@
-//! What is likely to be wanted next, and whether it paid. Pure arithmetic over units (spans of a layer).
+//! Readahead: which units (spans of a layer) are likely to be read next, and whether past guesses
+//! were right. Pure arithmetic.
 //!
-//! A few streams are followed at once. A read that goes on where a stream stands advances it; from the second such read on
-//! the stream asks ahead, twice as far each time, up to a ceiling. The ceiling itself is measured: units that were
-//! asked for and read raise it, units left unread when their stream is given up lower it.
+//! It follows a few streams. A read that continues a stream advances it. From the second such read
+//! on, the stream requests units ahead, doubling each time up to a ceiling. The ceiling adapts:
+//! requested units that are read raise it, and units that are unread when their stream is replaced
+//! lower it.
 
 use std::ops::Range;
 
-/// Readers of one layer that are told apart; more of them replace the one that was idle longest.
+/// Streams tracked per layer. A new one replaces the least recently used.
 const STREAMS: usize = 8;
-/// The ceiling never falls below this: one unit ahead costs little and hides a round trip.
+/// The minimum ceiling. One unit ahead costs little and hides a round trip.
 const LOWEST_CEILING: u32 = 1;
 
 #[derive(Clone, Copy, Debug)]
 struct Stream {
-    /// The unit behind the last one read.
+    /// The unit after the last one read.
     next: u32,
-    /// The unit behind the last one asked for.
+    /// The unit after the last one requested.
     asked: u32,
     window: u32,
     used: u64,
@@ -33,7 +35,7 @@ pub struct Readahead {
 }
 
 impl Readahead {
-    /// Asks at most `most` units ahead.
+    /// Requests at most `most` units ahead.
     pub fn new(most: u32) -> Readahead {
         let most = most.max(LOWEST_CEILING);
         Readahead {
@@ -46,7 +48,8 @@ impl Readahead {
         }
     }
 
-    /// Units were read; returns those to ask for now. The caller skips what it has and what lies behind the end.
+    /// Records a read of units and returns the units to request now. The caller skips units that it
+    /// has and units beyond the end.
     pub fn read(&mut self, units: Range<u32>) -> Range<u32> {
         self.clock += 1;
         let now = self.clock;
@@ -98,12 +101,12 @@ impl Readahead {
         }
     }
 
-    /// Units that were asked for ahead and then read.
+    /// Units that were requested ahead and then read.
     pub fn paid(&self) -> u64 {
         self.paid
     }
 
-    /// Units that were asked for ahead and not read before their stream was given up.
+    /// Units that were requested ahead and not read before their stream was replaced.
     pub fn wasted(&self) -> u64 {
         self.wasted
     }
@@ -116,10 +119,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sequential_reader_is_met_with_a_growing_window() {
+    fn the_window_grows_for_a_sequential_reader() {
         let mut ahead = Readahead::new(8);
         assert!(ahead.read(0..1).is_empty());
-        assert!(ahead.read(0..1).is_empty(), "the same unit again");
+        assert!(ahead.read(0..1).is_empty(), "the same unit a second time");
         assert_eq!(ahead.read(1..2), 2..3);
         assert_eq!(ahead.read(2..3), 3..5);
         assert_eq!(ahead.read(3..4), 5..8);
@@ -138,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn random_reads_ask_for_nothing_and_guesses_that_fail_lower_the_ceiling() {
+    fn random_reads_request_nothing_and_wrong_guesses_lower_the_ceiling() {
         let mut ahead = Readahead::new(8);
         for i in 0..100 {
             assert!(ahead.read(i * 10..i * 10 + 1).is_empty());
@@ -153,7 +156,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn prop_what_is_asked_for_lies_ahead_and_within_the_window(reads in prop::collection::vec((0_u32..50, 1_u32..4), 0..200)) {
+        fn prop_requested_units_lie_ahead_and_within_the_window(reads in prop::collection::vec((0_u32..50, 1_u32..4), 0..200)) {
             let mut ahead = Readahead::new(8);
             for (start, len) in reads {
                 let asked = ahead.read(start..start + len);

@@ -1,4 +1,4 @@
-//! Requests at once, by class, host and image; what others know of each.
+//! Counts running requests by class, host, and image, and publishes the state of each.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ use crate::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// What is running now, counted against the limits.
+/// The running requests, counted against the limits.
 pub(super) struct Running {
     now: Share,
     next: Share,
@@ -45,8 +45,8 @@ impl Running {
         self.share(class).fits(host, 1)
     }
 
-    /// Whether a piece may be taken, as far as is known of the source that it will ask. `ahead` is what the background may
-    /// ask for.
+    /// Whether a piece may be taken, given the source that it will probably ask. `ahead` is the
+    /// number of bytes that the background may still request.
     pub(super) fn fit(
         &self,
         options: &Options,
@@ -86,17 +86,17 @@ impl Running {
     }
 }
 
-/// What others know of a running request.
+/// The state of a running request, as other requests see it.
 pub(super) struct Aloft {
     pub(super) host: Arc<str>,
     pub(super) blob: Digest,
-    /// When it began to wait for its first byte, a pause of ours not counted.
+    /// When the request began to wait for its first byte, excluding pauses.
     pub(super) begun: Instant,
-    /// It is not read now, as readers go first.
+    /// Not read at present, because readers have priority.
     pub(super) paused: bool,
-    /// When it last got bytes; `None` before its first.
+    /// When bytes last arrived. `None` before the first byte.
     pub(super) last: Option<Instant>,
-    /// First byte that has not come, and the end.
+    /// The first byte that has not arrived, and the end of the range.
     position: Arc<AtomicU64>,
     end: u64,
 }
@@ -114,7 +114,7 @@ impl Aloft {
         }
     }
 
-    /// Bytes that it has asked for and not got.
+    /// Bytes requested and not yet received.
     pub(super) fn rest(&self) -> u64 {
         self.end
             .saturating_sub(self.position.load(Ordering::Relaxed))

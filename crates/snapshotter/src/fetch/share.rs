@@ -1,7 +1,8 @@
-//! What hosts share: requests at once, bytes in memory. One that hangs must leave enough for the others.
+//! Divides requests and memory among hosts, so that a host that hangs leaves enough for the others.
 //!
-//! A host may have half of what the others leave, and one of whatever it is in any case: however much the others hold,
-//! nobody waits for them. So a limit is passed by at most one for each host.
+//! A host may use half of what the other hosts leave. It may always use one request or piece,
+//! regardless of its size, so no host waits for another. A limit is therefore exceeded by at most
+//! one item per host.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -50,7 +51,8 @@ impl Share {
     }
 }
 
-/// Memory of one class, in permits; who waits is served in order, but not behind another host.
+/// The memory of one class, in permits. Waiters are served in order per host. A host does not wait
+/// for another host.
 pub(crate) struct Memory(Mutex<Waiting>);
 
 struct Waiting {
@@ -64,7 +66,7 @@ struct Ticket {
     tell: oneshot::Sender<Held>,
 }
 
-/// Permits of a host, given back when dropped.
+/// Permits of a host. Returned when dropped.
 pub(crate) struct Held {
     memory: Arc<Memory>,
     host: Arc<str>,
@@ -72,7 +74,7 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Whether it is a part of this memory.
+    /// Whether the permits belong to this memory.
     pub(crate) fn is_of(&self, memory: &Arc<Memory>) -> bool {
         Arc::ptr_eq(&self.memory, memory)
     }
@@ -99,7 +101,7 @@ impl Memory {
         })))
     }
 
-    /// Waits for its turn. Dropping the future gives it up. `None` only if the memory is gone.
+    /// Waits for permits. Dropping the future cancels the wait. `None` only if the memory is gone.
     pub(crate) async fn take(self: &Arc<Memory>, host: &Arc<str>, count: usize) -> Option<Held> {
         let (tell, told) = oneshot::channel();
         self.0.lock().queue.push_back(Ticket {
@@ -134,7 +136,7 @@ impl Memory {
                     count: ticket.count,
                 };
                 if let Err(held) = ticket.tell.send(held) {
-                    // Not under the lock: its drop takes it.
+                    // Dropped outside the lock, because the drop takes the lock.
                     given_up.push(held);
                 }
             }
@@ -155,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_has_half_of_what_the_others_leave_and_one_always() {
+    fn a_host_may_use_half_of_the_rest_and_always_one() {
         let mut share = Share::new(16);
         let hosts: Vec<_> = ["a", "b", "c", "d", "e", "f", "g"].map(host).to_vec();
         let mut got = Vec::new();
@@ -173,7 +175,7 @@ mod tests {
         }
         assert_eq!((share.used, share.by_host.len()), (0, 0));
         share.start(&hosts[0], 100);
-        assert!(share.fits("b", 3), "one piece, whatever its size");
+        assert!(share.fits("b", 3), "one piece of any size");
     }
 
     async fn is_pending(future: impl Future<Output = Option<Held>>) -> bool {
@@ -182,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_is_served_in_order_and_not_behind_another_host() {
+    async fn waiters_are_served_in_order_and_independently_per_host() {
         let memory = Memory::new(10);
         let (a, b) = (host("a"), host("b"));
         let held = memory.take(&a, 5).await.expect("half");
@@ -190,10 +192,10 @@ mod tests {
         assert!(is_pending(&mut first).await);
         let mut second = Box::pin(memory.take(&a, 1));
         assert!(is_pending(&mut second).await);
-        let of_b = memory.take(&b, 3).await.expect("its share is its own");
+        let of_b = memory.take(&b, 3).await.expect("b has its own share");
         assert!(
             is_pending(memory.take(&b, 1)).await,
-            "half of what a leaves"
+            "half of what host a leaves"
         );
         drop(held);
         let first = first.await.expect("in order");

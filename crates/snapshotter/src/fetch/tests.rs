@@ -82,7 +82,7 @@ async fn pieces_arrive_whole_and_neighbours_share_a_request() {
         digest,
         vec![source("a", Arc::clone(&memory) as _)],
     );
-    // Each shares its first byte with the one before.
+    // Each range shares its first byte with the one before.
     let ranges: Vec<_> = (0..10_u64)
         .map(|i| i * 50_000..i * 50_000 + 50_001)
         .collect();
@@ -98,7 +98,7 @@ async fn pieces_arrive_whole_and_neighbours_share_a_request() {
 }
 
 #[tokio::test]
-async fn a_broken_request_goes_on_with_the_next_source() {
+async fn a_failed_request_continues_with_the_next_source() {
     let (bytes, digest) = blob();
     let memory = Arc::new(MemoryBlob::new(bytes.clone()));
     let faulty = Arc::new(FaultyFetcher::new(bytes.clone(), [FetchFault::Cut(70_000)]));
@@ -117,7 +117,7 @@ async fn a_broken_request_goes_on_with_the_next_source() {
     assert_eq!(names, ["a/app", "b/app"]);
 }
 
-/// A source that refuses while it is off, without any time of its own.
+/// A source that refuses while it is switched off. Its responses take no time.
 #[derive(Debug)]
 struct Switch {
     inner: MemoryBlob,
@@ -184,7 +184,7 @@ async fn reads_wait_through_an_outage() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_budget_is_one_clock_and_a_probe_ends_it() {
+async fn all_reads_share_one_budget_and_a_probe_ends_the_outage() {
     let (switch, digest) = switch(true);
     let mut asker = Asker::new(
         Options::default(),
@@ -202,11 +202,11 @@ async fn the_budget_is_one_clock_and_a_probe_ends_it() {
     }
     let spent = start.elapsed().as_secs_f32();
     assert!((299.0..303.0).contains(&spent), "{spent}");
-    // From now on at once.
+    // From now on, reads fail immediately.
     asker.ask(0..1000, Class::Now, Patience::Budget);
     assert!(asker.hear().await.1.is_err());
     assert!(start.elapsed().as_secs_f32() < spent + 0.1);
-    // The probe finds it back, and what is patient goes on by itself.
+    // The probe detects the recovery, and the patient demand continues by itself.
     switch.off.store(false, std::sync::atomic::Ordering::SeqCst);
     let (range, delivery) = asker.hear().await;
     assert_eq!(range, 5000..6000);
@@ -216,7 +216,7 @@ async fn the_budget_is_one_clock_and_a_probe_ends_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_source_or_with_refusals_only_a_read_fails_at_once() {
+async fn a_read_without_a_usable_source_fails_immediately() {
     let (bytes, digest) = blob();
     let mut asker = Asker::new(Options::default(), digest, vec![]);
     asker.ask(0..1000, Class::Now, Patience::Budget);
@@ -229,12 +229,12 @@ async fn without_a_source_or_with_refusals_only_a_read_fails_at_once() {
         asker.hear().await.1,
         Err(DemandError::Refused { .. })
     ));
-    // The refusal belonged to that demand only.
+    // The refusal applied only to that demand.
     asker.ask(0..1000, Class::Now, Patience::Budget);
     asker.hear().await.1.expect("bytes");
 }
 
-/// Sends one chunk for each permit it is given.
+/// Sends one chunk per permit.
 #[derive(Debug)]
 struct Metered {
     bytes: Vec<u8>,
@@ -304,10 +304,10 @@ async fn a_reader_does_not_wait_for_the_background() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bytes_in_memory_are_bounded_by_what_the_sinks_hold() {
+async fn memory_is_bounded_by_what_the_sinks_hold() {
     let (bytes, digest) = blob();
     let options = Options {
-        // Half of it for one host.
+        // One host may use half of it.
         all_memory: 400_000,
         all_request_bytes: 50_000,
         ..Options::default()
@@ -336,7 +336,7 @@ async fn bytes_in_memory_are_bounded_by_what_the_sinks_hold() {
 }
 
 #[tokio::test]
-async fn closing_answers_everybody() {
+async fn close_fails_every_demand() {
     let (bytes, digest) = blob();
     let never = Metered {
         bytes,
@@ -359,7 +359,7 @@ async fn closing_answers_everybody() {
     assert!(matches!(asker.hear().await.1, Err(DemandError::Closed)));
 }
 
-/// Sends a chunk at once whenever it is asked, and counts them.
+/// Sends one chunk per 100 ms and counts the chunks.
 #[derive(Debug)]
 struct Counted {
     bytes: Vec<u8>,
@@ -381,7 +381,6 @@ impl Fetcher for Counted {
                 if rest.is_empty() {
                     return None;
                 }
-                // A chunk of a tenth of a second.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
                 let part = rest.split_to(1000.min(rest.len()));
@@ -396,7 +395,7 @@ impl Fetcher for Counted {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_line_is_the_readers_while_its_bytes_arrive() {
+async fn background_bodies_pause_while_a_readers_bytes_arrive() {
     let (bytes, digest) = blob();
     let chunks = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let count = || chunks.load(std::sync::atomic::Ordering::SeqCst);
@@ -420,9 +419,9 @@ async fn the_line_is_the_readers_while_its_bytes_arrive() {
     let free = count();
     assert!(
         (27..=30).contains(&free),
-        "three bodies side by side: {free}"
+        "three bodies in parallel: {free}"
     );
-    // A reader's body of 50 chunks: five seconds.
+    // A reader's body of 50 chunks takes five seconds.
     let own = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let reader = Counted { bytes, chunks: own };
     asker.sources = Arc::from([source("b", Arc::new(reader) as Arc<dyn Fetcher>)]);
@@ -430,10 +429,10 @@ async fn the_line_is_the_readers_while_its_bytes_arrive() {
     asker.ask(250_000..300_000, Class::Now, Patience::Budget);
     assert_eq!(asker.hear().await.0, 250_000..300_000);
     let beside = count() - before;
-    assert!(beside <= 6, "only what was under way already: {beside}");
+    assert!(beside <= 6, "only chunks already in transit: {beside}");
     tokio::time::sleep(Duration::from_millis(1000)).await;
-    assert!(count() - before - beside >= 25, "then they go on");
-    // Held back: one of them goes on.
+    assert!(count() - before - beside >= 25, "then they resume");
+    // While held back, one of them continues.
     let guard = asker.scheduler.hold_back();
     tokio::time::sleep(Duration::from_millis(300)).await;
     let before = count();

@@ -1,4 +1,4 @@
-//! Who waits for a piece: which sources it may hope for, and for how long.
+//! A waiter of a piece: which sources it can use, and how long it waits.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -16,7 +16,7 @@ pub(super) struct Waiter {
     pub(super) sources: Arc<[Source]>,
     pub(super) avoid: Option<Arc<str>>,
     pub(super) patience: Patience,
-    /// How long it has waited for sources in trouble, and since when it waits again.
+    /// How long the waiter has waited for failing sources, and since when it waits now.
     pub(super) waited: Duration,
     pub(super) waits: Option<Instant>,
     pub(super) sink: Sink,
@@ -24,7 +24,7 @@ pub(super) struct Waiter {
 }
 
 impl Waiter {
-    /// One of its sources, if it is one of its, will not give the bytes.
+    /// Records a refusal if the source is one of the waiter's own.
     pub(super) fn refused_by(&mut self, source: &Source, error: &FetchError, now: Instant) {
         if self.sources.iter().any(|own| own.name == source.name) {
             let name = Arc::clone(&source.name);
@@ -33,17 +33,18 @@ impl Waiter {
     }
 }
 
-/// What one waiter may hope for.
+/// What one waiter can do next.
 pub(super) enum Hope {
     Ask(Source),
     Wait(Instant),
-    /// To ask this source, of those in trouble, then.
+    /// Every source fails. Ask this one at this time.
     Trouble(Instant, Source),
     None(DemandError),
 }
 
 impl Waiter {
-    /// Its sources, those that gave wrong bytes last, without those that refused.
+    /// The usable sources: those that refused are excluded, and the one that sent wrong bytes is
+    /// last.
     fn candidates(&self) -> impl Iterator<Item = &Source> {
         let avoided = |source: &&Source| self.avoid.as_ref() == Some(&source.name);
         let preferred = self.sources.iter().filter(move |source| !avoided(source));
@@ -52,7 +53,7 @@ impl Waiter {
         preferred.chain(last).filter(move |source| !refused(source))
     }
 
-    /// The first that is well, one that is quick to begin before one that is not.
+    /// The first healthy source. A source that responds quickly precedes a slow one.
     pub(super) fn well(
         &self,
         health: &Health,
@@ -107,7 +108,8 @@ impl Waiter {
                         at,
                         due: probe_at,
                     });
-                    // The newest who asks knows best, a newer credential for one.
+                    // The newest waiter has the most recent source, for example with newer
+                    // credentials.
                     probe.source = source.clone();
                     (probe.blob, probe.at) = (blob, at);
                     let source_name = Arc::clone(&source.name);
@@ -137,7 +139,8 @@ impl Waiter {
         }
     }
 
-    /// Until then, but a reader not longer than the budget in all, whatever the clocks of its sources say.
+    /// Waits until this time, but a reader waits no longer than the budget in total, regardless of
+    /// the clocks of its sources.
     pub(super) fn wait_for(
         &mut self,
         until: Instant,

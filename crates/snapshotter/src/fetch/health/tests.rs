@@ -42,7 +42,8 @@ fn is_well(health: &Health, source: &Source, blob: Digest, now: Instant) -> bool
     matches!(health.standing(source, blob, now), Standing::Well)
 }
 
-/// Whether these are well: the same blob, another of the repository, another repository, another host.
+/// Whether each of these is healthy: the same blob, another blob of the repository, another
+/// repository, another host.
 fn who_is_well(error: FetchError) -> [bool; 4] {
     let start = Instant::now();
     let mut health = Health::new(BUDGET);
@@ -58,7 +59,7 @@ fn who_is_well(error: FetchError) -> [bool; 4] {
 }
 
 #[test]
-fn a_failure_is_kept_with_what_failed() {
+fn a_failure_affects_only_its_scope() {
     assert_eq!(who_is_well(no_connection()), [false, false, false, true]);
     assert_eq!(who_is_well(status(401, None)), [false, false, true, true]);
     assert_eq!(who_is_well(status(500, None)), [false, true, true, true]);
@@ -90,7 +91,7 @@ fn the_clock_starts_with_the_first_request_that_waited() {
 }
 
 #[test]
-fn a_narrower_failure_is_an_answer_of_what_is_wider() {
+fn a_narrower_failure_proves_that_wider_scopes_respond() {
     let (start, app) = (Instant::now(), source("host", "app"));
     let mut health = Health::new(BUDGET);
     health.failed(&app, blob(1), start, start, no_connection());
@@ -99,7 +100,7 @@ fn a_narrower_failure_is_an_answer_of_what_is_wider() {
     health.failed(&app, blob(1), start, start, status(500, None));
     assert!(is_well(&health, &app, blob(2), start));
     assert!(!is_well(&health, &app, blob(1), start));
-    // The first bytes are no end of the blob's own trouble: a source may give a few for ever.
+    // The first bytes do not end an outage of the blob: a source may send a few bytes forever.
     health.answered_before(&app, blob(1), Concern::Blob);
     assert!(!is_well(&health, &app, blob(1), start));
     assert!(health.delivered(&app, blob(1)));
@@ -107,7 +108,7 @@ fn a_narrower_failure_is_an_answer_of_what_is_wider() {
 }
 
 #[test]
-fn rest_that_a_host_asks_for_spends_no_budget() {
+fn a_requested_pause_spends_no_budget() {
     let (start, app) = (Instant::now(), source("host", "app"));
     let mut health = Health::new(BUDGET);
     for minute in 0..5 {
@@ -116,7 +117,7 @@ fn rest_that_a_host_asks_for_spends_no_budget() {
         health.failed(&app, blob(1), now, now, status(429, rest));
         assert!(!health.take_turn(&app, blob(1), now));
         let Standing::Failing(until) = health.standing(&app, blob(1), now) else {
-            panic!("it rests");
+            panic!("the host is paused");
         };
         assert_eq!(until, now + LONGEST_BUSY);
         assert!(health.reason(&app, blob(1)).is_some());
@@ -125,7 +126,7 @@ fn rest_that_a_host_asks_for_spends_no_budget() {
 }
 
 #[test]
-fn waiting_reads_hear_of_the_end_of_the_budget() {
+fn waiting_reads_wake_at_the_end_of_the_budget() {
     let (start, app) = (Instant::now(), source("host", "app"));
     let mut health = Health::new(BUDGET);
     let mut now = start;
@@ -142,7 +143,7 @@ fn waiting_reads_hear_of_the_end_of_the_budget() {
 }
 
 #[test]
-fn one_request_at_a_time_asks_what_is_failing() {
+fn a_failing_scope_gets_one_request_at_a_time() {
     let (start, app) = (Instant::now(), source("host", "app"));
     let mut health = Health::new(BUDGET);
     assert!(health.take_turn(&app, blob(1), start));
@@ -151,14 +152,14 @@ fn one_request_at_a_time_asks_what_is_failing() {
     assert!(health.take_turn(&app, blob(1), at(start, 1)));
     assert!(
         !health.take_turn(&app, blob(2), at(start, 20)),
-        "the first has not come back"
+        "the first request is still in progress"
     );
     health.release(&app, blob(1), at(start, 20));
     assert!(health.take_turn(&app, blob(2), at(start, 23)));
 }
 
 #[test]
-fn trouble_that_nobody_asks_about_is_forgotten() {
+fn outages_of_unused_scopes_are_forgotten() {
     let (start, app) = (Instant::now(), source("host", "app"));
     let mut health = Health::new(BUDGET);
     health.failed(&app, blob(1), start, start, no_connection());

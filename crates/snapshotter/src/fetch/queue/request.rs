@@ -1,4 +1,4 @@
-//! Ranges of blobs, alone and in a request.
+//! Byte ranges of blobs, and requests that carry them.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use crate::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-/// Which bytes.
+/// A byte range of a blob.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     pub(crate) blob: Digest,
@@ -24,7 +24,7 @@ impl Key {
     }
 }
 
-/// One request to make: pieces that follow each other in one blob (neighbours may share a byte).
+/// One request to make: consecutive pieces of one blob. Neighbors may share a byte.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) flight: FlightId,
@@ -32,12 +32,12 @@ pub(crate) struct Request {
     pub(crate) image: Arc<str>,
     pub(crate) class: Class,
     pub(crate) pieces: Vec<(PieceId, Range<u64>)>,
-    /// First byte that has not come; kept up to date by who reads the body.
+    /// The first byte that has not arrived. The flight updates it as it reads the body.
     pub(crate) position: Arc<AtomicU64>,
 }
 
 impl Request {
-    /// From the first piece's first byte to the last piece's end.
+    /// From the first byte of the first piece to the end of the last piece.
     pub(crate) fn range(&self) -> Range<u64> {
         let start = self.pieces.first().map_or(0, |(_, range)| range.start);
         start..self.pieces.last().map_or(start, |(_, range)| range.end)

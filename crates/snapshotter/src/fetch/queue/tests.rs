@@ -24,7 +24,7 @@ fn take(queue: &mut Queue<u32>) -> Option<Request> {
 fn neighbours_become_one_request_up_to_the_limit() {
     let mut queue = Queue::default();
     for (waiter, start) in (0..6).zip((0..).step_by(30)) {
-        // Neighbours share a byte, as spans do that begin inside one.
+        // Neighbors share a byte, like spans that begin inside one.
         push(&mut queue, key(1, start, start + 31), Class::All, waiter);
     }
     push(&mut queue, key(2, 91, 120), Class::All, 99);
@@ -38,7 +38,7 @@ fn neighbours_become_one_request_up_to_the_limit() {
 }
 
 #[test]
-fn a_reader_goes_first_and_next_rides_with_it() {
+fn a_reader_goes_first_and_next_joins_its_request() {
     let mut queue = Queue::default();
     push(&mut queue, key(1, 0, 10), Class::All, 0);
     push(&mut queue, key(1, 50, 60), Class::Now, 1);
@@ -53,7 +53,7 @@ fn a_reader_goes_first_and_next_rides_with_it() {
 }
 
 #[test]
-fn equal_wishes_are_one_piece_with_two_waiters() {
+fn equal_demands_share_one_piece() {
     let mut queue = Queue::default();
     push(&mut queue, key(1, 0, 10), Class::All, 0);
     push(&mut queue, key(1, 0, 10), Class::Now, 1);
@@ -67,7 +67,7 @@ fn equal_wishes_are_one_piece_with_two_waiters() {
 }
 
 #[test]
-fn a_piece_wanted_now_far_behind_in_a_flight_gets_its_own() {
+fn an_urgent_piece_far_ahead_in_a_flight_gets_its_own_request() {
     let mut queue = Queue::default();
     push(&mut queue, key(1, 0, NEAR), Class::All, 0);
     push(&mut queue, key(1, NEAR, 2 * NEAR), Class::All, 1);
@@ -78,7 +78,7 @@ fn a_piece_wanted_now_far_behind_in_a_flight_gets_its_own() {
     assert_eq!(
         queue.flight_class(request.flight),
         Some(Class::Now),
-        "near: it stays"
+        "close enough to stay"
     );
     assert!(queue.promote(&key(1, 2 * NEAR, 3 * NEAR), Class::Now));
     let own = take(&mut queue).expect("a request of its own");
@@ -89,7 +89,7 @@ fn a_piece_wanted_now_far_behind_in_a_flight_gets_its_own() {
 }
 
 #[test]
-fn parked_pieces_stay_out_until_they_are_called() {
+fn parked_pieces_are_not_taken_until_unparked() {
     let mut queue = Queue::default();
     push(&mut queue, key(1, 0, 10), Class::All, 0);
     let request = take(&mut queue).expect("a request");
@@ -103,7 +103,7 @@ fn parked_pieces_stay_out_until_they_are_called() {
 }
 
 #[test]
-fn what_does_not_fit_is_passed_over() {
+fn pieces_that_do_not_fit_are_skipped() {
     let mut queue = Queue::default();
     push(&mut queue, key(1, 0, 10), Class::Now, 0);
     push(&mut queue, key(2, 0, 10), Class::All, 1);
@@ -114,7 +114,7 @@ fn what_does_not_fit_is_passed_over() {
 }
 
 #[test]
-fn a_piece_that_is_freed_gets_a_request_of_its_own() {
+fn a_freed_piece_gets_its_own_request() {
     let mut queue = Queue::default();
     push(&mut queue, key(1, 0, 10), Class::Now, 0);
     push(&mut queue, key(1, 10, 20), Class::Now, 1);
@@ -127,7 +127,7 @@ fn a_piece_that_is_freed_gets_a_request_of_its_own() {
     queue.free(slow.flight, second);
     assert!(
         queue.carries(own.flight, second),
-        "not the slow one's any more"
+        "no longer carried by the slow request"
     );
 }
 
@@ -156,7 +156,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 proptest! {
     #[test]
-    fn prop_every_wish_is_answered_once_and_flies_once(steps in steps()) {
+    fn prop_every_demand_is_answered_once_and_carried_once(steps in steps()) {
         let mut queue = Queue::default();
         let mut flights: Vec<Request> = Vec::new();
         let (mut asked, mut answered) = (0_u32, HashSet::new());
@@ -210,7 +210,7 @@ proptest! {
         queue.unpark();
         while let Some(request) = queue.take(|_| true, |_| 50) {
             for (id, _) in &request.pieces {
-                for waiter in queue.finish(request.flight, *id).expect("it flies").waiters {
+                for waiter in queue.finish(request.flight, *id).expect("the request carries it").waiters {
                     prop_assert!(answered.insert(waiter));
                 }
             }

@@ -1,4 +1,4 @@
-//! One that fails, hangs or drips is nobody else's trouble.
+//! Sources that fail, hang, or send slowly must not affect other readers.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -6,18 +6,18 @@ use soci_oci::url::RedactedUrl;
 
 use super::*;
 
-/// What a source does.
+/// The behavior of a source.
 #[derive(Clone, Debug)]
 enum Does {
     Gives,
     Fails(FetchError),
-    /// Never answers.
+    /// Never responds.
     Hangs,
-    /// Answers, gives so many bytes at once, and nothing more.
+    /// Responds, sends this many bytes, and then nothing.
     Stalls(usize),
-    /// Gives so many bytes, and as many again after each pause.
+    /// Sends this many bytes, and as many again after each pause.
     Drips(usize, Duration),
-    /// Fails in the middle of its body when it has given so many.
+    /// Sends this many bytes, then fails.
     Breaks(usize),
 }
 
@@ -107,7 +107,7 @@ fn no_connection() -> FetchError {
     }
 }
 
-/// Sets whom and for what is asked from now on.
+/// Sets the blob, the image, and the sources of subsequent demands.
 fn aim(asker: &mut Asker, blob: u8, sources: Vec<Source>) {
     asker.blob = Digest::sha256(&[blob]);
     asker.image = format!("image-{blob}").into();
@@ -118,8 +118,8 @@ fn at(host: &str, repository: &str, fetcher: &Arc<Other>) -> Source {
     Source::new(host, repository, Arc::clone(fetcher) as _)
 }
 
-/// After `error` for longer than the budget: does a reader of another blob of the repository, and one of another
-/// repository of the host, get its bytes, and at once?
+/// After `error` has lasted for longer than the budget: does a reader of another blob of the
+/// repository, and of another repository of the host, get its bytes immediately?
 async fn others_after(error: FetchError) -> [bool; 2] {
     let (bytes, _) = blob();
     let bad = Other::new(bytes.clone(), Does::Fails(error));
@@ -131,7 +131,7 @@ async fn others_after(error: FetchError) -> [bool; 2] {
     let error = asker.hear().await.1.expect_err("the budget is spent");
     assert!(matches!(error, DemandError::OutOfTime { .. }), "{error}");
     assert!((299..303).contains(&begun.elapsed().as_secs()));
-    // And it goes on being asked for.
+    // The failing blob remains in demand.
     asker.ask(0..1000, Class::All, Patience::Forever);
     let mut got = [false; 2];
     for (got, (blob, repository)) in got.iter_mut().zip([(2, "app"), (3, "other")]) {
@@ -144,14 +144,14 @@ async fn others_after(error: FetchError) -> [bool; 2] {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_else_pays_for_a_failure_depends_on_what_failed() {
+async fn a_failure_affects_other_readers_only_within_its_scope() {
     assert_eq!(others_after(status(500, None)).await, [true, true]);
     assert_eq!(others_after(refused_credentials()).await, [false, true]);
     assert_eq!(others_after(no_connection()).await, [false, false]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_host_that_asks_for_rest_gets_it_and_spends_no_budget() {
+async fn a_host_that_asks_for_a_pause_gets_it_and_spends_no_budget() {
     let (bytes, _) = blob();
     let rest = Some(Duration::from_secs(30));
     let busy = Other::new(bytes, Does::Fails(status(429, rest)));
@@ -160,24 +160,24 @@ async fn a_host_that_asks_for_rest_gets_it_and_spends_no_budget() {
     asker.ask(0..1000, Class::Now, Patience::Budget);
     tokio::time::sleep(Duration::from_secs(280)).await;
     assert!(busy.asked() <= 11, "asked {} times", busy.asked());
-    // Its own patience ends; nothing is spent, so the next reader waits again.
+    // The demand's own patience ends. No budget is spent, so the next reader waits again.
     let error = asker.hear().await.1.expect_err("too long");
     assert!(matches!(error, DemandError::OutOfTime { .. }), "{error}");
     asker.ask(0..1000, Class::Now, Patience::Budget);
     tokio::time::sleep(Duration::from_secs(10)).await;
     *busy.does.lock() = Does::Gives;
-    asker.hear().await.1.expect("bytes when the rest is over");
+    asker.hear().await.1.expect("bytes after the pause");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_of_anothers_source_is_no_refusal() {
+async fn a_refusal_applies_only_to_demands_with_that_source() {
     let (bytes, _) = blob();
     let refuses = Other::new(bytes.clone(), Does::Fails(status(404, None)));
     let good = Other::new(bytes, Does::Gives);
     let mut asker = Asker::new(Options::default(), Digest::sha256(b""), vec![]);
     aim(&mut asker, 1, vec![at("a", "gone", &refuses)]);
     asker.ask(0..1000, Class::Now, Patience::Budget);
-    // The same bytes for who has them from another repository of that host.
+    // The same bytes for a demand with another repository of that host.
     asker.sources = Arc::from([at("a", "app", &good)]);
     asker.ask(0..1000, Class::Now, Patience::Budget);
     let outcomes = [asker.hear().await.1, asker.hear().await.1];
@@ -186,7 +186,7 @@ async fn a_refusal_of_anothers_source_is_no_refusal() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn readers_of_a_host_do_not_wait_for_one_that_hangs() {
+async fn readers_of_a_host_do_not_wait_for_a_host_that_hangs() {
     let bytes = noise(1, 64 << 20);
     for does in [Does::Hangs, Does::Stalls(1000)] {
         for class in [Class::Now, Class::Next] {
@@ -218,7 +218,7 @@ async fn readers_of_a_host_do_not_wait_for_one_that_hangs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drip_ends_and_a_slow_line_does_not() {
+async fn a_dripping_body_times_out_and_a_slow_link_does_not() {
     let (bytes, _) = blob();
     let drip = Other::new(bytes.clone(), Does::Drips(1, Duration::from_secs(19)));
     let good = Other::new(bytes.clone(), Does::Gives);
@@ -243,7 +243,7 @@ async fn a_drip_ends_and_a_slow_line_does_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_gives_a_little_for_ever_is_an_outage_all_the_same() {
+async fn a_source_that_repeatedly_stalls_is_an_outage() {
     let (bytes, _) = blob();
     let stalls = Other::new(bytes, Does::Stalls(10));
     let mut asker = Asker::new(Options::default(), Digest::sha256(b""), vec![]);
@@ -253,11 +253,15 @@ async fn a_source_that_gives_a_little_for_ever_is_an_outage_all_the_same() {
     asker.hear().await.1.expect_err("the budget is spent");
     let took = begun.elapsed();
     assert!((299..330).contains(&took.as_secs()), "{took:?}");
-    assert!(stalls.asked() < 20, "one at a time, not {}", stalls.asked());
+    assert!(
+        stalls.asked() < 20,
+        "expected few requests, one at a time: {}",
+        stalls.asked()
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_is_given_the_next_source_when_the_first_is_slow_to_begin() {
+async fn a_reader_gets_the_next_source_when_the_first_is_slow_to_respond() {
     let (bytes, _) = blob();
     let hung = Other::new(bytes.clone(), Does::Hangs);
     let good = Other::new(bytes, Does::Gives);
@@ -265,7 +269,7 @@ async fn a_reader_is_given_the_next_source_when_the_first_is_slow_to_begin() {
     aim(&mut asker, 1, vec![at("a", "app", &hung)]);
     asker.ask(0..1000, Class::All, Patience::Forever);
     tokio::time::sleep(Duration::from_secs(5)).await;
-    // A reader joins what hangs, and has another source.
+    // A reader joins the hanging request and has another source.
     asker.sources = Arc::from([at("a", "app", &hung), at("b", "app", &good)]);
     let begun = Instant::now();
     asker.ask(0..1000, Class::Now, Patience::Budget);
@@ -273,7 +277,7 @@ async fn a_reader_is_given_the_next_source_when_the_first_is_slow_to_begin() {
         asker.hear().await.1.expect("bytes");
     }
     assert!(begun.elapsed() < Duration::from_millis(10));
-    // The next reader begins with what is not slow.
+    // The next reader starts with the source that is not slow.
     asker.ask(1000..2000, Class::Now, Patience::Budget);
     asker.hear().await.1.expect("bytes");
     assert!(begun.elapsed() < Duration::from_millis(20));
@@ -281,7 +285,7 @@ async fn a_reader_is_given_the_next_source_when_the_first_is_slow_to_begin() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_paused_is_not_slow() {
+async fn a_paused_request_does_not_count_as_slow() {
     let (bytes, _) = blob();
     let [near, far, line] = [
         Does::Gives,
@@ -290,7 +294,8 @@ async fn a_request_that_is_paused_is_not_slow() {
     ]
     .map(|does| Other::new(bytes.clone(), does));
     let mut asker = Asker::new(Options::default(), Digest::sha256(b""), vec![]);
-    // A reader's bytes arrive for ten seconds; the background of another host is paused before its first byte.
+    // A reader's bytes arrive for ten seconds. A background request to another host is paused
+    // before its first byte.
     aim(&mut asker, 1, vec![at("c", "app", &line)]);
     asker.ask(0..100_000, Class::Now, Patience::Budget);
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -309,7 +314,7 @@ async fn a_request_that_is_paused_is_not_slow() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_that_joins_a_request_takes_it_past_the_backgrounds_memory() {
+async fn a_reader_that_joins_a_request_lifts_the_background_memory_limit() {
     let (bytes, _) = blob();
     let good = Other::new(bytes, Does::Gives);
     let options = Options {
@@ -326,7 +331,7 @@ async fn a_reader_that_joins_a_request_takes_it_past_the_backgrounds_memory() {
             Patience::Forever,
         );
     }
-    // Its bytes are held, as by a pool that has other things to do.
+    // Hold the bytes, as a busy pool does.
     let held = asker.hear().await.1.expect("bytes");
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(asker.told.try_recv().is_err(), "the others wait for memory");
@@ -343,7 +348,7 @@ async fn a_reader_that_joins_a_request_takes_it_past_the_backgrounds_memory() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn guesses_do_not_hold_the_memory_of_readers() {
+async fn readahead_does_not_use_the_memory_of_readers() {
     let bytes = noise(1, 64 << 20);
     let good = Other::new(bytes, Does::Gives);
     let mut asker = Asker::new(Options::default(), Digest::sha256(b""), vec![]);
@@ -372,7 +377,7 @@ async fn guesses_do_not_hold_the_memory_of_readers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_is_no_outage() {
+async fn a_pause_does_not_count_as_an_outage() {
     let (bytes, _) = blob();
     let first = Other::new(bytes.clone(), Does::Drips(1000, Duration::from_secs(1)));
     let paused = Other::new(bytes, Does::Breaks(1000));
@@ -381,7 +386,7 @@ async fn a_pause_is_no_outage() {
     aim(&mut asker, 1, vec![at("a", "app", &first)]);
     asker.ask(0..800_000, Class::All, Patience::Forever);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    // The second of its host is paused as long as the first runs, then breaks.
+    // The second request to this host is paused while the first runs, then fails.
     aim(&mut asker, 2, vec![at("a", "app", &paused)]);
     asker.ask(0..2000, Class::All, Patience::Forever);
     tokio::time::sleep(Duration::from_secs(400)).await;
@@ -392,7 +397,7 @@ async fn a_pause_is_no_outage() {
     asker.ask(5000..6000, Class::Now, Patience::Budget);
     loop {
         let (range, outcome) = asker.hear().await;
-        outcome.expect("bytes: nothing is spent");
+        outcome.expect("bytes: no budget is spent");
         if range == (5000..6000) {
             return;
         }
@@ -400,7 +405,7 @@ async fn a_pause_is_no_outage() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_background_of_one_host_does_not_wait_for_that_of_another() {
+async fn background_requests_of_one_host_do_not_wait_for_another_host() {
     let (bytes, _) = blob();
     let hung = Other::new(bytes.clone(), Does::Stalls(1));
     let good = Other::new(bytes, Does::Drips(1000, Duration::from_millis(1)));
@@ -421,7 +426,7 @@ async fn the_background_of_one_host_does_not_wait_for_that_of_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_would_fill_the_line_is_closed_and_goes_on_at_its_byte() {
+async fn a_body_that_would_occupy_the_link_is_closed_and_resumed() {
     let (bytes, _) = blob();
     let background = Arc::new(Ranges {
         inner: Other::new(bytes.clone(), Does::Drips(1000, Duration::from_millis(10))),
@@ -436,7 +441,7 @@ async fn a_body_that_would_fill_the_line_is_closed_and_goes_on_at_its_byte() {
     assert_eq!(*background.asked.lock(), [0..300_000_u64; 1]);
     aim(&mut asker, 2, vec![at("b", "app", &reader)]);
     asker.ask(0..20_000, Class::Now, Patience::Budget);
-    asker.hear().await.1.expect("the reader's");
+    asker.hear().await.1.expect("the reader's bytes");
     let (range, delivery) = asker.hear().await;
     let delivery = delivery.expect("bytes");
     assert_eq!(&delivery.bytes[..], &bytes[..range.end as usize]);
@@ -446,7 +451,7 @@ async fn a_body_that_would_fill_the_line_is_closed_and_goes_on_at_its_byte() {
     assert_eq!(asked[1].end, 300_000);
 }
 
-/// Notes what it is asked for.
+/// Records the requested ranges.
 #[derive(Debug)]
 struct Ranges {
     inner: Arc<Other>,
@@ -466,9 +471,9 @@ impl Fetcher for Ranges {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_background_asks_for_what_the_line_brings_soon() {
+async fn background_requests_are_limited_by_the_link_rate() {
     let (bytes, _) = blob();
-    // 100 kB/s: a tenth of a second of it is less than one piece.
+    // At 100 kB/s, a tenth of a second carries less than one piece.
     let slow = Other::new(bytes, Does::Drips(1000, Duration::from_millis(10)));
     let mut asker = Asker::new(Options::default(), Digest::sha256(b""), vec![]);
     aim(&mut asker, 1, vec![at("a", "app", &slow)]);
