@@ -1,21 +1,23 @@
-//! The files of all layers: make them, find them again, remove them. What a layer *does* with its files is in `layer`.
+//! The files of all layers: creates, finds, and removes them. The module `layer` reads and writes
+//! their content.
 //!
 //! ```text
-//! layers-2/next           the first number that was never given
+//! layers-2/next           a number larger than every one in use; numbers are never reused
 //! layers-2/NUMBER/
-//!     sources             what the layer is and where it was named; written last: without it the folder is swept
+//!     sources             identity of the layer and where to download it; written last
 //!     data heads          the bytes (see `places`)
-//!     places              the shift; sealed
-//!     ztoc                the zTOC; sealed; none if the layer was pulled whole
-//!     present             which spans are there
-//!     sums                what their bytes must be
-//!     meta-PATCH          EROFS images of its tree; sealed
+//!     places              map from tar offset to `data` and `heads` offset; sealed
+//!     ztoc                the zTOC; sealed; absent if the layer was downloaded whole
+//!     present             which spans are stored
+//!     sums                a checksum of each stored span
+//!     meta-PATCH          EROFS images of the file tree; sealed
 //! ```
 //!
-//! A layer is known by its digest *and* its zTOC's: another zTOC of the same layer is another layer here, so that a
-//! zTOC that lies can hurt only the images that brought it. Numbers are never used again.
+//! A directory without `sources` is removed at start. A layer is identified by its digest *and*
+//! that of its zTOC. A second zTOC for the same layer makes a second layer, so a false zTOC affects
+//! only the images that use it.
 //!
-//! Everything here blocks on the disk: call it on the pool.
+//! All functions block on the disk. Call them on the pool.
 
 use std::{
     collections::HashMap,
@@ -56,20 +58,23 @@ use proofs::Proofs;
 use sealed::{Folder, Mapped, missing_is_none};
 use sources::{Origin, Sources};
 
-/// Version of the form of the store: of its folders, and of what is in their files. What changes either changes this.
+/// Version of the on-disk format: the directory layout and the content of the files. Increment it
+/// when either changes.
 pub const VERSION: u32 = 2;
 
-/// Its folder under the state root, named by the version.
+/// The directory of the store under the state root, named by the version.
 pub const FOLDER: &str = "layers-2";
 
-/// A layer's stable number in the store; the smallest is 2, so that it can be a FUSE node id.
+/// The permanent number of a layer in the store. The smallest is 2, so that it can serve as a FUSE
+/// node id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LayerNumber(pub u64);
 
 const FIRST_NUMBER: u64 = 2;
 
-/// The largest span that is served, compressed and not: it lies in memory while it is filled. Spans have 4 MiB by default and
-/// end a deflate block later, a few MiB at most; a hostile zTOC must not take the node's memory.
+/// The largest span that is served, compressed or not, in bytes. A span is held in memory while it
+/// is stored. Spans are 4 MiB by default and end at most a few MiB later, at the end of a deflate
+/// block. A hostile zTOC must not exhaust the node's memory.
 const MAX_SPAN: u64 = 128 << 20;
 
 impl std::fmt::Display for LayerNumber {
@@ -78,24 +83,24 @@ impl std::fmt::Display for LayerNumber {
     }
 }
 
-/// What a layer is known by.
+/// The identity of a layer in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LayerKey {
     /// Digest of the compressed layer.
     pub layer: Digest,
-    /// Digest of its zTOC; none if it was pulled whole.
+    /// Digest of its zTOC. `None` if the layer was downloaded whole.
     pub ztoc: Option<Digest>,
 }
 
-/// A layer that is being pulled whole: nothing of it is visible until [`LayerStore::finish_whole`]. Dropping it removes
-/// its files.
+/// A layer that is being downloaded whole. It becomes visible with [`LayerStore::finish_whole`].
+/// Dropping it removes its files.
 #[derive(Debug)]
 pub struct Draft {
     number: LayerNumber,
     path: PathBuf,
-    /// File contents, to be written from the start.
+    /// File contents, to be written sequentially.
     pub data: File,
-    /// The rest of the tar, likewise.
+    /// The rest of the tar, also written sequentially.
     pub heads: File,
     kept: bool,
 }
@@ -105,7 +110,7 @@ impl Drop for Draft {
         if !self.kept
             && let Err(error) = fs::remove_dir_all(&self.path)
         {
-            tracing::warn!(path = %self.path.display(), error = %error, "a draft stays until the next start");
+            tracing::warn!(path = %self.path.display(), error = %error, "cannot remove an unfinished layer; it is removed at the next start");
         }
     }
 }
@@ -114,11 +119,11 @@ impl Drop for Draft {
 struct Known {
     by_key: HashMap<LayerKey, LayerNumber>,
     next: u64,
-    /// Numbers below are noted as given.
+    /// Numbers below this are recorded as used.
     noted: u64,
 }
 
-/// The files of all layers under one folder.
+/// The files of all layers under one directory.
 #[derive(Debug)]
 pub struct LayerStore {
     root: PathBuf,
@@ -129,15 +134,16 @@ pub struct LayerStore {
 }
 
 impl LayerStore {
-    /// Opens the store under the state root, sweeping what a crash left behind. What cannot be read is set aside, what is of
-    /// another version is left alone. `boot` is this boot's id (tests bring their own).
+    /// Opens the store under the state root and removes leftovers of a crash. Unreadable layers are
+    /// set aside. Stores of other versions are not touched. `boot` replaces the id of this boot in
+    /// tests.
     ///
     /// # Errors
-    /// The system's, about the store's own folder.
+    /// The system's, about the directory of the store itself.
     pub fn open(state: &Path, boot: Option<&str>) -> Result<LayerStore, StoreError> {
         let root = state.join(FOLDER);
         fs::create_dir_all(&root).map_err(StoreError::io(&root))?;
-        // Contents of images: nobody but us has business here.
+        // Image contents: only root may read them.
         let private = fs::Permissions::from_mode(0o700);
         fs::set_permissions(&root, private).map_err(StoreError::io(&root))?;
         let boot = match boot {
@@ -149,7 +155,7 @@ impl LayerStore {
             adopt::all(&root, &boot, &aside).map_err(StoreError::io(&root))?;
         aside.report();
         let noted = noted(&Folder::new(&root, &boot)).unwrap_or_else(|error| {
-            tracing::error!(path = %root.display(), error = %error, "the next number of a layer cannot be read");
+            tracing::error!(path = %root.display(), error = %error, "cannot read the next layer number; it is derived from the existing layers");
             None
         });
         let known = Known {
@@ -166,12 +172,12 @@ impl LayerStore {
         })
     }
 
-    /// What the tars of layers were found to be.
+    /// The results of verifying whole layers.
     pub fn proofs(&self) -> &Proofs {
         &self.proofs
     }
 
-    /// Everything that is there, by number.
+    /// All layers, by number.
     pub fn list(&self) -> Vec<(LayerNumber, LayerKey)> {
         let known = self.known.lock();
         let mut all: Vec<_> = known
@@ -183,7 +189,7 @@ impl LayerStore {
         all
     }
 
-    /// The forms in which a layer is there: with a zTOC (one or several), or whole.
+    /// The forms in which a layer is stored: with one or more zTOCs, or whole.
     pub fn find(&self, layer: &Digest) -> Vec<LayerKey> {
         let known = self.known.lock();
         known
@@ -199,10 +205,12 @@ impl LayerStore {
         self.known.lock().by_key.get(key).copied()
     }
 
-    /// Makes the files of a layer with a zTOC. Bytes are checked against their descriptor; the layer has none of its spans.
+    /// Creates the files of a layer with a zTOC and checks `bytes` against the zTOC's descriptor.
+    /// The layer has no spans yet.
     ///
     /// # Errors
-    /// A zTOC that is not the one, is malformed, or describes what cannot be served; the system's. Nothing is left then.
+    /// A zTOC that does not match its descriptor, is malformed, or describes a layer that cannot be
+    /// served; the system's. All files are removed on error.
     pub fn create_lazy(
         &self,
         layer: &Descriptor,
@@ -219,7 +227,7 @@ impl LayerStore {
         let sum = folder
             .write("ztoc", |to| to.write_all(bytes.as_ref()))
             .map_err(StoreError::io(&draft.path))?;
-        // The seal is the same hash: the bytes are hashed once.
+        // The seal is a SHA-256 as well, so the bytes are hashed only once.
         if ztoc.digest.hex() != sum && !ztoc.digest.matches(bytes.as_ref()) {
             return Err(wrong());
         }
@@ -256,7 +264,7 @@ impl LayerStore {
         assemble(folder, draft.number, sources, Some(parsed), places)
     }
 
-    /// Begins a layer that is pulled whole.
+    /// Starts a layer that is downloaded whole.
     ///
     /// # Errors
     /// The system's.
@@ -283,11 +291,11 @@ impl LayerStore {
         })
     }
 
-    /// Makes a draft a layer: its bytes were checked against both digests and everything is written. The bytes are synced
-    /// here. `table` is the table of places.
+    /// Turns a draft into a layer. The caller has written all bytes and verified both digests. This
+    /// function syncs them. `table` is the table of places.
     ///
     /// # Errors
-    /// The system's. Nothing is left then.
+    /// The system's. All files are removed on error.
     pub fn finish_whole(
         &self,
         mut draft: Draft,
@@ -308,11 +316,13 @@ impl LayerStore {
         files::open(folder, draft.number, sources)
     }
 
-    /// Opens a layer's files. What a reboot has torn is made again where that needs nobody else.
+    /// Opens the files of a layer. Files that a reboot damaged are rebuilt if that does not need
+    /// the registry.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] if it needs the registry: the layer is to be removed and made again. For any other that
-    /// [`StoreError::is_lasting`] it is to be set aside. The system's.
+    /// [`StoreError::Damaged`] if the repair needs the registry: remove the layer and create it
+    /// again. On any other error for which [`StoreError::is_lasting`] holds, set it aside. The
+    /// system's.
     pub fn open_layer(&self, key: &LayerKey) -> Result<Option<LayerFiles>, StoreError> {
         let Some(number) = self.number(key) else {
             return Ok(None);
@@ -328,14 +338,16 @@ impl LayerStore {
         Folder::new(self.root.join(number.to_string()), &self.boot)
     }
 
-    /// Takes a layer out of the store and keeps its files beside it: they are not what this version can use.
+    /// Removes a layer from the store but keeps its files next to it, because this version cannot
+    /// use them.
     pub fn set_aside(&self, key: &LayerKey, why: &StoreError) {
         if let Some(number) = self.forget(key) {
             self.aside.put(self.layer_folder(number).path(), why);
         }
     }
 
-    /// Deletes one layer that an older version has left and that nothing mounts; false if there is none. Blocks on the disk.
+    /// Deletes one unmounted layer of an older version. Returns false if there is none. Blocks on
+    /// the disk.
     ///
     /// # Errors
     /// The system's.
@@ -343,19 +355,20 @@ impl LayerStore {
         self.aside.delete_an_older(&Uses::read()?)
     }
 
-    /// Takes a layer out of the list at once: who asks for it from now on makes a new one. Its files stay until
+    /// Removes a layer from the list. Later requests create a new layer. The files stay until
     /// [`LayerStore::delete`].
     pub fn forget(&self, key: &LayerKey) -> Option<LayerNumber> {
         self.known.lock().by_key.remove(key)
     }
 
-    /// Deletes the files of a forgotten layer. Their space comes back when the last open file is closed.
+    /// Deletes the files of a forgotten layer. Their space is released when the last open file is
+    /// closed.
     ///
     /// # Errors
-    /// The system's; what is left is swept at the next start.
+    /// The system's. Leftovers are removed at the next start.
     pub fn delete(&self, number: LayerNumber) -> Result<(), StoreError> {
         let path = self.root.join(number.to_string());
-        // Without it the folder is no layer, whatever happens below.
+        // Without `sources` the directory is not a layer, even if the removal below fails.
         missing_is_none(fs::remove_file(path.join(sources::NAME)))
             .map_err(StoreError::io(&path))?;
         missing_is_none(fs::remove_dir_all(&path)).map_err(StoreError::io(&path))?;
@@ -367,7 +380,8 @@ impl LayerStore {
         self.known.lock().by_key.insert(*key, draft.number);
     }
 
-    /// A number that was never given, noted before it is used. Numbers are noted in blocks, so that few writes are needed.
+    /// Returns a number that was never used. It is recorded before it is used, in blocks, to save
+    /// writes.
     fn next_number(&self) -> Result<LayerNumber, StoreError> {
         const BLOCK: u64 = 64;
         let (number, noted) = {
@@ -390,7 +404,7 @@ impl LayerStore {
     }
 }
 
-/// The first number that nobody was given, as it was noted.
+/// The first unused number according to the file `next`.
 fn noted(folder: &Folder) -> io::Result<Option<u64>> {
     let next = folder.open("next")?;
     Ok(next.and_then(|text| std::str::from_utf8(text.as_ref()).ok()?.trim().parse().ok()))

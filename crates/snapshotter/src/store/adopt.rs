@@ -1,7 +1,7 @@
-//! What the store finds at its start: layers, what a crash left of them, and what cannot be read.
+//! Scans the store at startup: layers, leftovers of a crash, and unreadable directories.
 //!
-//! Nothing found here stops the start. Leftovers of our own are swept; a layer that cannot be read is set aside; what is
-//! not ours stays where it is.
+//! Nothing that the scan finds prevents the start. Leftovers of this program are removed,
+//! unreadable layers are set aside, and unrelated files are left in place.
 
 use std::{collections::HashMap, fs, io, path::Path};
 
@@ -13,15 +13,15 @@ use super::{
     sources::{self, Sources, SourcesError},
 };
 
-/// What is there.
+/// The result of the scan.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) by_key: HashMap<LayerKey, LayerNumber>,
-    /// Larger than every number that is or was there, as far as anybody can tell.
+    /// Larger than every number that is known to have been used.
     pub(super) next: u64,
 }
 
-/// Looks through the store's folder. The error is that of reading the folder itself.
+/// Scans the directory of the store. Fails only if that directory itself cannot be read.
 pub(super) fn all(root: &Path, boot: &str, aside: &Aside) -> io::Result<Found> {
     let mut found = Found {
         by_key: HashMap::new(),
@@ -36,7 +36,7 @@ pub(super) fn all(root: &Path, boot: &str, aside: &Aside) -> io::Result<Found> {
         match number_of(&entry.path()) {
             Some(number) => numbers.push(number),
             None => {
-                tracing::warn!(path = %entry.path().display(), "not a layer of the store: left alone");
+                tracing::warn!(path = %entry.path().display(), "ignoring a directory that is not a layer of the store");
             }
         }
     }
@@ -47,7 +47,8 @@ pub(super) fn all(root: &Path, boot: &str, aside: &Aside) -> io::Result<Found> {
         match one(&Folder::new(&path, boot), number) {
             Ok(Some(key)) => {
                 if let Some(older) = found.by_key.insert(key, number) {
-                    // It was forgotten before the newer one was made; the crash came before it was deleted.
+                    // The older layer was forgotten before the newer one was created. A crash
+                    // prevented its deletion.
                     remove(&root.join(older.to_string()));
                 }
             }
@@ -58,7 +59,7 @@ pub(super) fn all(root: &Path, boot: &str, aside: &Aside) -> io::Result<Found> {
     Ok(found)
 }
 
-/// The layer in a folder; none if it was never finished, or is being deleted.
+/// The layer in a directory. `None` if it was never finished or is being deleted.
 fn one(folder: &Folder, number: LayerNumber) -> Result<Option<LayerKey>, StoreError> {
     let Some(sources) = read_sources(folder, number)? else {
         return Ok(None);
@@ -67,7 +68,7 @@ fn one(folder: &Folder, number: LayerNumber) -> Result<Option<LayerKey>, StoreEr
     Ok(Some(key_of(&sources)))
 }
 
-/// What the store knows about a layer; none if the folder is none.
+/// The identity of a layer. `None` if the directory is not a layer.
 pub(super) fn read_sources(
     folder: &Folder,
     number: LayerNumber,
@@ -80,20 +81,20 @@ pub(super) fn read_sources(
     })
 }
 
-/// The number that a folder is named by.
+/// The layer number in the name of a directory.
 pub(super) fn number_of(path: &Path) -> Option<LayerNumber> {
     let number = path.file_name()?.to_str()?.parse::<u64>().ok()?;
     (number >= FIRST_NUMBER).then_some(LayerNumber(number))
 }
 
 fn remove(path: &Path) {
-    tracing::info!(path = %path.display(), "removing what an unfinished layer left");
+    tracing::info!(path = %path.display(), "removing the files of an unfinished or deleted layer");
     if let Err(error) = fs::remove_dir_all(path) {
-        tracing::error!(path = %path.display(), error = %error, "it stays until the next start");
+        tracing::error!(path = %path.display(), error = %error, "cannot remove them; trying again at the next start");
     }
 }
 
-/// Files that a crash left half written.
+/// Removes temporary files that a crash left behind.
 fn sweep_unfinished(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?.path();

@@ -1,15 +1,16 @@
-//! What the store does not read: layers of other versions of its form, and layers that cannot be read.
+//! Layers that this version does not use: layers of other versions, and layers that cannot be read.
 //!
-//! The version is in the folder's name, so every version of this program has a store of its own under the state root, finds
-//! it again after an upgrade and a downgrade, and never meets what it does not understand:
+//! The version is part of the directory name. After an upgrade or a downgrade, each version finds
+//! its own store and never reads another version's files:
 //!
 //! ```text
 //! layers            version 1, which had no number
-//! layers-VERSION    the others; ours is `super::FOLDER`
+//! layers-VERSION    all later versions; ours is `super::FOLDER`
 //! layers-VERSION.aside/NUMBER    layers of that version that could not be read
 //! ```
 //!
-//! An older version's layers go when nothing mounts them. All else is for people: the log names it, with the remedy.
+//! Layers of older versions are deleted when nothing mounts them. Everything else is left to the
+//! administrator; the log names it and the remedy.
 
 use std::{
     fs, io,
@@ -19,13 +20,13 @@ use std::{
 
 use super::{FOLDER, StoreError, VERSION, adopt::number_of, sealed::missing_is_none};
 
-/// Where all versions lie.
+/// The state root, which contains the stores of all versions.
 #[derive(Debug)]
 pub(super) struct Aside {
     state: PathBuf,
 }
 
-/// Whether somebody uses the files of a folder.
+/// Whether the files in a directory are in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Used {
     No,
@@ -40,12 +41,12 @@ impl Aside {
         }
     }
 
-    /// The folder of our version's layers that could not be read.
+    /// The directory for layers of this version that could not be read.
     fn folder(&self) -> PathBuf {
         self.state.join(format!("{FOLDER}.aside"))
     }
 
-    /// Moves a layer's folder out of the store. Who has its files open or mounted keeps them.
+    /// Moves the directory of a layer out of the store. Open and mounted files stay valid.
     pub(super) fn put(&self, path: &Path, why: &StoreError) {
         let why = why as &dyn std::error::Error;
         match self.moved(path) {
@@ -53,14 +54,14 @@ impl Aside {
                 path = %path.display(),
                 aside = %to.display(),
                 error = why,
-                "a layer of the store cannot be used and is set aside; it is fetched again when it is needed. Remove the \
-                 folder by hand when nobody wants to look into it"
+                "a layer of the store cannot be used and is set aside; it is downloaded again when it is needed. \
+                 Delete the directory when you no longer need it for analysis"
             ),
             Err(error) => tracing::error!(
                 path = %path.display(),
                 error = why,
                 rename = %error,
-                "a layer of the store cannot be used and cannot be set aside; it stays where it is and is not used. \
+                "a layer of the store cannot be used and cannot be set aside; it is left in place and ignored. \
                  Check the file system"
             ),
         }
@@ -71,13 +72,13 @@ impl Aside {
         fs::create_dir_all(&folder)?;
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
         let name = path.file_name().unwrap_or_default();
-        // Numbers are never used again.
+        // Numbers are never reused, so the target does not exist.
         let to = folder.join(name);
         fs::rename(path, &to)?;
         Ok(to)
     }
 
-    /// The largest number that a layer of any version has.
+    /// The largest layer number of any version.
     pub(super) fn largest_number(&self) -> u64 {
         let mut folders: Vec<_> = self.others().into_iter().map(|(_, path)| path).collect();
         folders.push(self.folder());
@@ -85,21 +86,21 @@ impl Aside {
         numbers.map(|(number, _)| number).max().unwrap_or(0)
     }
 
-    /// Says what lies here that nobody reads.
+    /// Logs the stores and layers that this version does not use.
     pub(super) fn report(&self) {
         for (version, path) in self.others() {
             if version < VERSION {
                 tracing::info!(
                     path = %path.display(),
                     version,
-                    "layers of an older version of the store: they go when nothing mounts them"
+                    "found layers of an older version of the store; they are deleted when nothing mounts them"
                 );
             } else {
                 tracing::warn!(
                     path = %path.display(),
                     version,
-                    "layers of a newer version of the store are left alone; if that version does not come back, \
-                     remove the folder by hand"
+                    "ignoring layers of a newer version of the store; if you do not go back to that version, \
+                     delete the directory"
                 );
             }
         }
@@ -109,12 +110,13 @@ impl Aside {
             tracing::warn!(
                 path = %path.display(),
                 layers = aside,
-                "layers that could not be read lie aside; remove the folder by hand when nobody wants to look into it"
+                "some unreadable layers are set aside; delete the directory when you no longer need it for analysis"
             );
         }
     }
 
-    /// Deletes one layer of an older version that nothing mounts; false if there is none. Blocks on the disk.
+    /// Deletes one unmounted layer of an older version. Returns false if there is none. Blocks on
+    /// the disk.
     ///
     /// # Errors
     /// The system's.
@@ -126,9 +128,9 @@ impl Aside {
         {
             let layers = layers_in(&folder);
             if layers.is_empty() {
-                // The rest are notes of that version's store.
+                // Only bookkeeping files of that version are left.
                 fs::remove_dir_all(&folder)?;
-                tracing::info!(path = %folder.display(), "the last layer of an older version is gone");
+                tracing::info!(path = %folder.display(), "deleted the store of an older version");
                 return Ok(true);
             }
             for (_, path) in layers {
@@ -137,8 +139,8 @@ impl Aside {
                     Used::Unknown => {
                         tracing::warn!(
                             path = %folder.display(),
-                            "layers of an older version stay: whether something mounts them cannot be told. After \
-                             a reboot they go by themselves; or remove the folder by hand"
+                            "keeping layers of an older version: cannot determine whether they are mounted. They are deleted \
+                             after a reboot; you can also delete the directory"
                         );
                         return Ok(false);
                     }
@@ -179,7 +181,7 @@ fn version_of(name: &str) -> Option<u32> {
     }
 }
 
-/// The folders of layers in a store of any version, by number.
+/// The layer directories in a store of any version, by number.
 fn layers_in(folder: &Path) -> Vec<(u64, PathBuf)> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut layers: Vec<_> = entries
@@ -189,19 +191,19 @@ fn layers_in(folder: &Path) -> Vec<(u64, PathBuf)> {
     layers
 }
 
-/// What the kernel says about files that are mounted.
+/// What the kernel reports about mounted files.
 #[derive(Debug)]
 pub(super) struct Uses {
-    /// The table of mounts: a mount from a file names it as its source.
+    /// The mount table. A file-backed mount names the file as its source.
     mounts: String,
     /// Backing files of loop devices.
     loops: Vec<String>,
-    /// There are file systems on files, and containers may hold what no table shows any more.
+    /// There are file-backed EROFS mounts. Containers may hold some that no table shows.
     hidden: bool,
 }
 
 impl Uses {
-    /// Asks the kernel.
+    /// Reads the state from the kernel.
     ///
     /// # Errors
     /// The system's.
@@ -214,10 +216,11 @@ impl Uses {
         let mut loops = Vec::new();
         for entry in fs::read_dir(&block)? {
             let backing = entry?.path().join("loop/backing_file");
-            // A loop that is let go in between has none.
+            // A loop device that is detached meanwhile has no backing file.
             loops.extend(missing_is_none(fs::read_to_string(backing)).unwrap_or_default());
         }
-        // A directory for each EROFS that is alive, named after its block device if it has one.
+        // sysfs has one directory per live EROFS file system, named after its block device if it
+        // has one.
         let erofs = missing_is_none(fs::read_dir(sys.join("fs/erofs")))?;
         let hidden = erofs.into_iter().flatten().flatten().any(|entry| {
             let name = entry.file_name();
@@ -230,10 +233,10 @@ impl Uses {
         })
     }
 
-    /// Whether something is mounted from a folder.
+    /// Whether something is mounted from this directory.
     fn of(&self, folder: &Path) -> Used {
         let path = format!("{}/", folder.display());
-        // The table writes a space in octal.
+        // The mount table escapes spaces in octal.
         let escaped = path.replace('\\', "\\134").replace(' ', "\\040");
         if self.mounts.contains(&escaped) || self.loops.iter().any(|file| file.starts_with(&path)) {
             Used::Yes

@@ -1,4 +1,4 @@
-//! Why a layer's files cannot be made or opened, and what is to be done with them then.
+//! Errors of creating and opening the files of a layer.
 
 use std::{
     io,
@@ -10,36 +10,36 @@ use soci_oci::Digest;
 use super::{LayerNumber, MAX_SPAN};
 use crate::places::PlaceError;
 
-/// Why a layer's files cannot be made or opened.
+/// Why the files of a layer cannot be created or opened.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The system's account.
+    /// An error of the system.
     #[error("{path}")]
     Io {
-        /// What was being worked on.
+        /// The path in question.
         path: PathBuf,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The zTOC's bytes are not those its descriptor names.
+    /// The bytes of the zTOC do not match its descriptor.
     #[error("zTOC of {layer} does not have the digest {expected}")]
     ZtocDigest {
         /// The layer.
         layer: Box<Digest>,
-        /// The zTOC's digest by its descriptor.
+        /// Digest of the zTOC according to its descriptor.
         expected: Box<Digest>,
     },
-    /// The zTOC is malformed or describes what cannot be served.
+    /// The zTOC is malformed or describes a layer that cannot be served.
     #[error("zTOC of {layer}")]
     Ztoc {
         /// The layer.
         layer: Box<Digest>,
-        /// What is wrong with it.
+        /// The cause.
         #[source]
         source: soci_ztoc::DecodeError,
     },
-    /// A span that would have to lie in memory as a whole is too large for that.
+    /// A span is too large to be held in memory.
     #[error("zTOC of {layer}: span {span} has {bytes} bytes, more than {MAX_SPAN}")]
     Span {
         /// The layer.
@@ -49,39 +49,39 @@ pub enum StoreError {
         /// Its size, compressed or not.
         bytes: u64,
     },
-    /// The zTOC is about a layer of another size.
+    /// The zTOC describes a layer of a different size.
     #[error("zTOC of {layer} is for a layer of {ztoc} bytes, not {size}")]
     Size {
         /// The layer.
         layer: Box<Digest>,
-        /// Size by the zTOC.
+        /// Size according to the zTOC.
         ztoc: u64,
-        /// Size by the manifest.
+        /// Size according to the manifest.
         size: u64,
     },
-    /// The entries have no places.
-    #[error("entries of {layer}")]
+    /// The entries cannot be placed in `data`.
+    #[error("cannot place the entries of {layer}")]
     Places {
         /// The layer.
         layer: Box<Digest>,
-        /// What is wrong with them.
+        /// The cause.
         #[source]
         source: PlaceError,
     },
-    /// A file is whole and says what this version does not understand.
-    #[error("layer {number} of the store: {file} is not of a form that this version knows")]
+    /// A file is intact, but this version does not understand its content.
+    #[error("layer {number} of the store: this version does not understand the format of {file}")]
     Foreign {
-        /// Its number.
+        /// The layer's number.
         number: LayerNumber,
-        /// Which file.
+        /// The file.
         file: &'static str,
     },
-    /// A file that cannot be made again without the registry is torn.
+    /// A file is damaged and cannot be rebuilt without the registry.
     #[error("layer {number} of the store is damaged: {file}")]
     Damaged {
-        /// Its number.
+        /// The layer's number.
         number: LayerNumber,
-        /// Which file.
+        /// The file.
         file: &'static str,
     },
 }
@@ -94,7 +94,8 @@ impl StoreError {
         }
     }
 
-    /// Whether trying again later would find the same: the layer's files are of no use to this version on this disk.
+    /// Whether a retry would fail in the same way, because this version cannot use the files on
+    /// this disk.
     pub fn is_lasting(&self) -> bool {
         use rustix::io::Errno;
         const BROKEN: [Errno; 4] = [Errno::IO, Errno::UCLEAN, Errno::BADMSG, Errno::ILSEQ];

@@ -1,4 +1,4 @@
-//! One layer's files, open: how they are found, checked and made again from each other.
+//! The open files of one layer: opens, checks, and rebuilds them.
 
 use std::{
     fs::{self, File},
@@ -21,7 +21,7 @@ use crate::{
     sync::Arc,
 };
 
-/// The zTOC of a layer: mapped bytes and what parsing found out.
+/// The zTOC of a layer: the mapped bytes and the parsed structure.
 #[derive(Debug)]
 pub struct ZtocFile {
     bytes: Mapped,
@@ -29,7 +29,7 @@ pub struct ZtocFile {
 }
 
 impl ZtocFile {
-    /// The view.
+    /// The zTOC.
     pub fn view(&self) -> Ztoc<'_> {
         self.shape.attach(self.bytes.as_ref())
     }
@@ -39,41 +39,41 @@ impl ZtocFile {
         self.shape.spans()
     }
 
-    /// The layer is complete: entries and windows are hardly needed any more, and need not count as memory.
+    /// Releases the memory of the mapping. A complete layer rarely needs its entries and windows.
     pub fn release(&self) {
         if let Err(error) = self.bytes.release() {
-            tracing::debug!(error = %error, "a zTOC stays in memory");
+            tracing::debug!(error = %error, "cannot release the memory of a zTOC");
         }
     }
 }
 
-/// One layer's files, open.
+/// The open files of one layer.
 #[derive(Debug)]
 pub struct LayerFiles {
-    /// Its number.
+    /// The layer's number.
     pub number: LayerNumber,
-    /// What it is known by.
+    /// The layer's identity.
     pub key: LayerKey,
-    /// What it is and where it was named.
+    /// The descriptors of the layer and the images that name it.
     pub sources: Sources,
     /// File contents.
     pub data: File,
     /// The rest of the tar.
     pub heads: File,
-    /// The shift.
+    /// Map from tar offset to `data` and `heads` offset.
     pub places: Places,
-    /// Which spans are there.
+    /// Which spans are stored.
     pub present: Present,
-    /// What their bytes must be.
+    /// A checksum of each stored span.
     pub sums: Sums,
-    /// None if the layer was pulled whole.
+    /// `None` if the layer was downloaded whole.
     pub ztoc: Option<ZtocFile>,
-    /// Its folder.
+    /// The layer's directory.
     pub folder: Folder,
 }
 
 impl LayerFiles {
-    /// The path of the EROFS image for a patch, if it is there and whole.
+    /// The path of the EROFS image for a patch, if it exists and is intact.
     ///
     /// # Errors
     /// The system's.
@@ -97,7 +97,7 @@ impl LayerFiles {
         Ok(self.folder.file(&name))
     }
 
-    /// The image was named once more.
+    /// Updates the file `sources`, for example when another image names the layer.
     ///
     /// # Errors
     /// The system's.
@@ -105,7 +105,7 @@ impl LayerFiles {
         sources.write(&self.folder)
     }
 
-    /// Where the bytes are.
+    /// The path of `data`.
     pub fn data_path(&self) -> PathBuf {
         self.folder.file("data")
     }
@@ -116,7 +116,7 @@ fn meta_name(patch: &str) -> io::Result<String> {
     if !plain {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            "a patch is named by letters and digits",
+            "the name of a patch must consist of letters and digits",
         ));
     }
     Ok(if patch.is_empty() {
@@ -134,7 +134,8 @@ pub(super) fn key_of(sources: &Sources) -> LayerKey {
     }
 }
 
-/// Opens a layer's files. What a reboot has torn is made again where that needs nobody else.
+/// Opens the files of a layer. Files that a reboot damaged are rebuilt if that does not need the
+/// registry.
 pub(super) fn open(
     folder: Folder,
     number: LayerNumber,
@@ -164,7 +165,7 @@ pub(super) fn open(
     assemble(folder, number, sources, ztoc, places)
 }
 
-/// Opens the files whose sizes are known from the others.
+/// Opens the files whose expected sizes are known from the others.
 pub(super) fn assemble(
     folder: Folder,
     number: LayerNumber,
@@ -183,7 +184,8 @@ pub(super) fn assemble(
     let (data_fits, data) = open("data", places.data_size()).map_err(StoreError::io(path))?;
     let (heads_fits, heads) = open("heads", places.heads_size()).map_err(StoreError::io(path))?;
     if !data_fits || !heads_fits {
-        // Sizes are set before anything is visible: a file of another size was not ours to trust.
+        // Sizes are set before a layer becomes visible, so a wrong size means that the content
+        // cannot be trusted.
         if ztoc.is_none() {
             return Err(StoreError::Damaged {
                 number,
@@ -191,7 +193,7 @@ pub(super) fn assemble(
             });
         }
         missing_is_none(fs::remove_file(folder.file("present"))).map_err(StoreError::io(path))?;
-        // Through nothing: what was there must not show behind the end of a file.
+        // Truncate to zero first, so that no old bytes show after the end of a file.
         let resize = |file: &File, size| file.set_len(0).and_then(|()| file.set_len(size));
         resize(&data, places.data_size()).map_err(StoreError::io(path))?;
         resize(&heads, places.heads_size()).map_err(StoreError::io(path))?;
@@ -258,7 +260,7 @@ pub(super) fn write_places(
             size,
         }
     });
-    // The zTOC's iterator knows its length: the tables are made in place.
+    // The iterator knows its length, so `plan` allocates the tables once.
     let table = places::plan(entries, ztoc.spans().archive_size());
     let table = table.map_err(|source| StoreError::Places {
         layer: Box::new(*layer),

@@ -1,18 +1,19 @@
-//! Files of the store as memory: read first, then mapped.
+//! Maps files of the store into memory, after reading each file once.
 //!
-//! A page of a map that the disk cannot give is SIGBUS, the end of the process; at each start again. Reading the whole
-//! file first makes of it an error that somebody can act on, and leaves the pages in the page cache for the map. What
-//! goes bad after it was read, and after its page was taken away, still ends the process; it is found at the next start.
+//! A page of a mapping that the disk cannot read raises SIGBUS and ends the process, at every
+//! start. Reading the whole file first turns this into an error that can be handled, and leaves the
+//! pages in the page cache. A page that goes bad later still ends the process once it is evicted
+//! and read again. The next start detects that.
 
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
-/// Bytes read at once.
+/// Bytes per read.
 const STEP: usize = 1 << 17;
 
-/// Reads a file from its start to its end, and says how long it is.
+/// Reads a file from start to end and returns its length.
 ///
 /// # Errors
-/// The system's; a file that ends before its size.
+/// The system's; a file that ends before its reported size.
 pub(super) fn read_through(file: &File, mut each: impl FnMut(&[u8])) -> io::Result<u64> {
     let size = file.metadata()?.len();
     let room = usize::try_from(size).map_or(STEP, |size| size.clamp(1, STEP));
@@ -34,8 +35,8 @@ pub(super) fn read_through(file: &File, mut each: impl FnMut(&[u8])) -> io::Resu
 
 /// A read-only mapping of a file of the store.
 ///
-/// The store's files are replaced by rename and never cut, so the bytes behind a mapping stay. The file is read once
-/// before it is mapped: what the disk cannot give is an error of the opening.
+/// Files of the store are replaced by rename and never truncated, so the mapped bytes do not
+/// change. The file is read once before it is mapped, so unreadable sectors are reported here.
 #[derive(Debug)]
 pub struct Mapped(Option<memmap2::Mmap>);
 
@@ -53,25 +54,26 @@ impl Mapped {
             return Ok(Mapped(None));
         }
         #[allow(unsafe_code, reason = "mapping a file has no safe form")]
-        // SAFETY: files that are mapped are only ever replaced by rename or unlinked, by this process alone in
-        // its own folder; they are never truncated or written again, so the bytes do not change under the slice.
+        // SAFETY: mapped files are only replaced by rename or unlinked, and only by this process in
+        // its own directory. They are never truncated or rewritten, so the bytes under the slice do
+        // not change.
         let map = unsafe { memmap2::Mmap::map(file) }?;
         Ok(Mapped(Some(map)))
     }
 
-    /// Takes the file's pages out of the process; a later access maps them again.
+    /// Removes the file's pages from the process. A later access maps them again.
     ///
     /// # Errors
     /// The system's.
     pub fn release(&self) -> io::Result<()> {
         let Some(map) = &self.0 else { return Ok(()) };
-        // JUSTIFICATION: the safe advices keep the pages counted as ours.
+        // JUSTIFICATION: the safe kinds of advice leave the pages accounted to this process.
         #[allow(
             unsafe_code,
             reason = "memmap2 has this advice for every kind of mapping"
         )]
-        // SAFETY: the mapping is a shared, read-only one of a file that does not change: the pages hold nothing
-        // that the file does not.
+        // SAFETY: this is a shared, read-only mapping of a file that does not change, so the pages
+        // contain nothing that the file does not.
         unsafe {
             map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed)
         }
@@ -91,8 +93,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_read_is_an_error_and_no_signal() {
-        // Reading the first page of a process, which is not mapped, is EIO: as a bad sector.
+    fn an_unreadable_file_is_an_error_and_not_a_signal() {
+        // Reading the first page of a process, which is not mapped, fails with EIO, like a bad
+        // sector.
         let bad = File::open("/proc/self/mem").expect("a file whose start cannot be read");
         let error = read_through(&bad, |_| ()).expect_err("EIO");
         assert_eq!(
@@ -107,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_read_to_its_end() {
+    fn read_through_reads_the_whole_file() {
         let mut file = tempfile::tempfile().expect("a file");
         assert!(Mapped::of(&file).expect("empty").as_ref().is_empty());
         let content: Vec<u8> = (0..=255).cycle().take(3 * STEP + 5).collect();

@@ -1,15 +1,16 @@
-//! Which spans are in `data`: one byte for each span, in memory and in the file `present`.
+//! Which spans are stored in `data`: one byte per span, in memory and in the file `present`.
 //!
-//! | value | meaning | counts |
+//! | value | meaning | valid |
 //! |--|--|--|
 //! | 0 | absent | - |
-//! | 1 | its bytes were written | as long as this boot lasts |
-//! | 2 | `fdatasync` has succeeded since | for ever |
+//! | 1 | its bytes were written | until the next boot |
+//! | 2 | an `fdatasync` has succeeded since | permanently |
 //!
-//! The file carries the id of the boot its 1s belong to; in another boot they count as 0. A byte is written after the bytes
-//! it stands for, and one process writes it without ordering: a mark that is lost costs a second fetch, no more.
-//! A failed `fdatasync` may have lost any page written before: every 1 becomes 0. The header also says whether the layer is
-//! complete: all spans durable and every tar header found to agree.
+//! The file contains the id of the boot that wrote the 1s; in another boot they count as 0. A mark
+//! is written after the bytes it stands for, by one process, without ordering: a lost mark only
+//! costs a second download. After a failed `fdatasync` every 1 becomes 0, because any page written
+//! before may be lost. The header also records whether the layer is complete: all spans durable,
+//! and every tar header matches the zTOC.
 
 use std::{
     fs::{self, File},
@@ -39,8 +40,8 @@ pub struct Present {
 }
 
 impl Present {
-    /// Opens the marks of a layer of `spans` spans, or begins without any. What another boot wrote but did not make
-    /// durable is forgotten here.
+    /// Opens the marks of a layer of `spans` spans, or creates them. Marks that another boot wrote
+    /// and did not make durable are cleared.
     ///
     /// # Errors
     /// The system's.
@@ -71,7 +72,7 @@ impl Present {
         Ok(Present {
             file,
             spans: marks,
-            // A crash may have come between the two when spans were taken out.
+            // A crash may have separated the two writes when spans were removed.
             complete: AtomicBool::new(
                 table[COMPLETE] == 1 && table[HEADER..].iter().all(|mark| *mark == DURABLE),
             ),
@@ -88,13 +89,13 @@ impl Present {
         self.spans.is_empty()
     }
 
-    /// Whether a span is there.
+    /// Whether a span is stored.
     pub fn has(&self, span: u32) -> bool {
         self.mark(span)
             .is_some_and(|mark| mark.load(Ordering::Acquire) != 0)
     }
 
-    /// How many spans are there.
+    /// The number of stored spans.
     pub fn count(&self) -> usize {
         self.spans
             .iter()
@@ -102,15 +103,16 @@ impl Present {
             .count()
     }
 
-    /// Whether everything is there, durable, and every header agreed.
+    /// Whether all spans are durable and every tar header matched.
     pub fn is_complete(&self) -> bool {
         self.complete.load(Ordering::Acquire)
     }
 
-    /// A span's bytes are written. The mark in memory counts even if the file's cannot be written.
+    /// Records that the bytes of a span are written. The mark in memory is set even if the file
+    /// cannot be written.
     ///
     /// # Errors
-    /// The system's: the mark is lost at the end of this process.
+    /// The system's. The mark is then lost when this process ends.
     pub fn written(&self, span: u32) -> io::Result<()> {
         let Some(mark) = self.mark(span) else {
             return Ok(());
@@ -120,7 +122,7 @@ impl Present {
             .write_all_at(&[WRITTEN], HEADER as u64 + u64::from(span))
     }
 
-    /// The spans that are written and not durable yet.
+    /// The spans that are written and not yet durable.
     pub fn volatile(&self) -> Vec<u32> {
         let marks = (0_u32..).zip(&self.spans);
         marks
@@ -129,7 +131,7 @@ impl Present {
             .collect()
     }
 
-    /// These spans were written before an `fdatasync` that has succeeded.
+    /// Records that these spans were written before an `fdatasync` that succeeded.
     ///
     /// # Errors
     /// The system's.
@@ -147,7 +149,7 @@ impl Present {
         Ok(())
     }
 
-    /// An `fdatasync` has failed: what was not durable is gone. Returns those spans.
+    /// Clears the marks that are not durable, after an `fdatasync` has failed. Returns those spans.
     pub fn forget_volatile(&self) -> Vec<u32> {
         let lost = self.volatile();
         for &span in &lost {
@@ -158,16 +160,16 @@ impl Present {
                 .file
                 .write_all_at(&[0], HEADER as u64 + u64::from(span))
             {
-                tracing::error!(span, error = %error, "a mark of a lost span stays in the file");
+                tracing::error!(span, error = %error, "cannot clear the mark of a lost span in the file");
             }
         }
         lost
     }
 
-    /// All spans are durable and every header agreed; true after a power loss too.
+    /// Records that all spans are durable and every header matched. Survives a power failure.
     ///
     /// # Errors
-    /// The system's; then it is not complete.
+    /// The system's. The layer is then not marked complete.
     pub fn set_complete(&self) -> io::Result<()> {
         self.file.write_all_at(&[1], COMPLETE as u64)?;
         self.file.sync_data()?;
@@ -175,10 +177,11 @@ impl Present {
         Ok(())
     }
 
-    /// The layer is not complete any more, or is not known to be. True if it was; false after a power failure too.
+    /// Records that the layer is not, or may not be, complete. Survives a power failure. Returns
+    /// whether it was complete.
     ///
     /// # Errors
-    /// The system's; it counts as not complete in this process all the same.
+    /// The system's. In this process the layer counts as not complete in any case.
     pub fn clear_complete(&self) -> io::Result<bool> {
         let was = self.complete.swap(false, Ordering::AcqRel);
         self.file.write_all_at(&[0], COMPLETE as u64)?;
@@ -192,10 +195,11 @@ impl Present {
             .is_some_and(|mark| mark.load(Ordering::Acquire) == DURABLE)
     }
 
-    /// Takes these spans out: they are absent, after a power failure too. To be called when the layer is not complete.
+    /// Marks these spans as absent. Survives a power failure. The layer must not be marked
+    /// complete.
     ///
     /// # Errors
-    /// The system's; they count as absent in this process all the same.
+    /// The system's. In this process the spans count as absent in any case.
     pub fn take_out(&self, spans: &[u32]) -> io::Result<()> {
         for &span in spans {
             if let Some(mark) = self.mark(span) {
@@ -214,7 +218,8 @@ impl Present {
     }
 }
 
-/// `durable` if there is something to lose: marks that a power loss removes cost a second fetch.
+/// Replaces the file. `durable` is set if there is something to lose; marks lost in a power failure
+/// only cost a second download.
 fn replace(path: &Path, table: &[u8], durable: bool) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let mut file = File::create(&temporary)?;
@@ -231,7 +236,7 @@ mod tests {
 
     #[test]
     fn only_durable_marks_survive_a_reboot() {
-        let root = tempfile::tempdir().expect("a folder");
+        let root = tempfile::tempdir().expect("a directory");
         let path = root.path().join("present");
         let present = Present::open(&path, 4, "boot-1").expect("opened");
         for span in [0, 1, 3] {
@@ -253,12 +258,12 @@ mod tests {
         );
         drop(other);
         let back = Present::open(&path, 4, "boot-1").expect("opened");
-        assert_eq!(back.count(), 1, "a boot does not come back");
+        assert_eq!(back.count(), 1, "marks of an earlier boot stay cleared");
     }
 
     #[test]
-    fn a_failed_sync_clears_what_was_not_durable() {
-        let root = tempfile::tempdir().expect("a folder");
+    fn a_failed_sync_clears_marks_that_are_not_durable() {
+        let root = tempfile::tempdir().expect("a directory");
         let path = root.path().join("present");
         let present = Present::open(&path, 3, "boot").expect("opened");
         for span in 0..3 {
@@ -271,8 +276,8 @@ mod tests {
     }
 
     #[test]
-    fn spans_that_were_taken_out_stay_out() {
-        let root = tempfile::tempdir().expect("a folder");
+    fn removed_spans_stay_absent() {
+        let root = tempfile::tempdir().expect("a directory");
         let path = root.path().join("present");
         let present = Present::open(&path, 3, "boot-1").expect("opened");
         for span in 0..3 {
@@ -282,9 +287,9 @@ mod tests {
         present.set_complete().expect("marked");
         assert!(present.clear_complete().expect("cleared"));
         assert!(!present.clear_complete().expect("cleared"));
-        present.take_out(&[1]).expect("taken out");
+        present.take_out(&[1]).expect("removed");
         assert!(!present.has(1) && present.is_durable(2) && !present.is_complete());
-        // A crash between the two writes, in the other order.
+        // Simulates a crash between the two writes, in the other order.
         present.set_complete().expect("marked");
         drop(present);
         let present = Present::open(&path, 3, "boot-2").expect("opened");
@@ -292,8 +297,8 @@ mod tests {
     }
 
     #[test]
-    fn marks_of_another_shape_are_not_taken() {
-        let root = tempfile::tempdir().expect("a folder");
+    fn marks_of_another_format_are_discarded() {
+        let root = tempfile::tempdir().expect("a directory");
         let path = root.path().join("present");
         let present = Present::open(&path, 3, "boot").expect("opened");
         for span in 0..3 {

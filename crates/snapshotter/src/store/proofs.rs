@@ -1,10 +1,12 @@
-//! What the tars of layers were found to be, and a table of it that outlives the layers.
+//! The results of verifying whole layers, in a table that outlives the layers.
 //!
-//! A layer that is read by a zTOC is what the zTOC says, span by span. That the zTOC is of the right tar shows only when
-//! the whole tar was hashed. What was found then holds for ever: the zTOC's digest fixes every byte. So the table is kept
-//! when a layer is removed, and a layer that is pulled again is known at once.
+//! A layer with a zTOC is what its zTOC says, span by span. Whether the zTOC describes the right
+//! tar is known only after the whole tar has been hashed. The result is permanent, because the
+//! digest of the zTOC determines every byte. The table is therefore kept when a layer is removed,
+//! and applies at once when the layer is pulled again.
 //!
-//! One line for each proof: `layer ztoc|- tar diff-ID`, or `layer ztoc false why`. Lines that cannot be read are left out.
+//! One line per proof: `layer ztoc|- tar diff-ID`, or `layer ztoc false reason`. Unreadable lines
+//! are dropped.
 
 use std::{
     collections::HashMap,
@@ -19,19 +21,19 @@ use tokio::sync::watch;
 use super::LayerKey;
 use crate::sync::{Arc, Mutex};
 
-/// The file's name under the state root.
+/// Name of the file under the state root.
 const NAME: &str = "proofs";
-/// Lines kept; the oldest go first. About 16 MB of file at most.
+/// Maximum number of lines. The oldest are dropped first. The file has at most about 16 MB.
 const MOST: usize = 65_536;
-/// Longer reasons are cut.
+/// Longer reasons are truncated to this many characters.
 const LONGEST_REASON: usize = 400;
 
-/// What is known of the whole tar of a layer in one form.
+/// What is known about the whole tar of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
-    /// The SHA-256 of the tar, whose entries are those that the layer shows.
+    /// The SHA-256 of the tar. Its entries are those that the layer shows.
     Tar(Digest),
-    /// The zTOC describes another tar than the layer's.
+    /// The zTOC describes a different tar. Contains the reason.
     False(Arc<str>),
 }
 
@@ -40,21 +42,22 @@ pub enum Proof {
 pub struct Proofs {
     path: PathBuf,
     known: Mutex<HashMap<LayerKey, Proof>>,
-    /// Counts what was added.
+    /// Counts added proofs.
     added: watch::Sender<u64>,
-    /// What was added and nobody has looked at yet.
+    /// Proofs that were added and not yet taken with [`Proofs::take_news`].
     news: Mutex<Vec<LayerKey>>,
 }
 
 impl Proofs {
-    /// Reads the table under the state root. One that cannot be read is empty: layers are then looked at again.
+    /// Reads the table under the state root. An unreadable table counts as empty, and layers are
+    /// then verified again.
     pub(super) fn open(state: &Path) -> Proofs {
         let path = state.join(NAME);
         let lines = match fs::read(&path) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             Err(error) => {
-                tracing::warn!(path = %path.display(), error = %error, "layers will be verified again");
+                tracing::warn!(path = %path.display(), error = %error, "cannot read the results of earlier verifications; layers are verified again");
                 String::new()
             }
         };
@@ -73,20 +76,20 @@ impl Proofs {
         if (torn || newest.len() < lines.len())
             && let Err(error) = proofs.rewrite(newest)
         {
-            tracing::debug!(error = %error, "the table of verified layers is not written anew");
+            tracing::debug!(error = %error, "cannot rewrite the table of verified layers");
         }
         proofs
     }
 
-    /// What is known of a layer in this form.
+    /// What is known about a layer.
     pub fn get(&self, key: &LayerKey) -> Option<Proof> {
         self.known.lock().get(key).cloned()
     }
 
-    /// Notes what was found, on the disk too. Blocks on the disk.
+    /// Records a result, in memory and on disk. Blocks on the disk.
     ///
     /// # Errors
-    /// The system's: then it is known until the process ends.
+    /// The system's. The result is then known only until the process ends.
     pub fn add(&self, key: LayerKey, proof: &Proof) -> io::Result<()> {
         if self.known.lock().insert(key, proof.clone()).as_ref() == Some(proof) {
             return Ok(());
@@ -98,12 +101,12 @@ impl Proofs {
         file.sync_data()
     }
 
-    /// Changes with each proof.
+    /// A receiver that changes with each added proof.
     pub fn added(&self) -> watch::Receiver<u64> {
         self.added.subscribe()
     }
 
-    /// What was added since this was asked last.
+    /// The layers whose proofs were added since the last call.
     pub fn take_news(&self) -> Vec<LayerKey> {
         std::mem::take(&mut *self.news.lock())
     }
@@ -163,8 +166,8 @@ mod tests {
     }
 
     #[test]
-    fn what_was_found_is_known_to_the_next_process() {
-        let root = tempfile::tempdir().expect("a folder");
+    fn results_survive_a_restart() {
+        let root = tempfile::tempdir().expect("a directory");
         let proofs = Proofs::open(root.path());
         let (good, bad, whole) = (
             key(b"1", Some(b"z")),
@@ -173,17 +176,17 @@ mod tests {
         );
         let tar = Proof::Tar(Digest::sha256(b"tar"));
         let mut added = proofs.added();
-        proofs.add(good, &tar).expect("noted");
-        proofs.add(good, &tar).expect("known already");
+        proofs.add(good, &tar).expect("recorded");
+        proofs.add(good, &tar).expect("recorded before");
         proofs
             .add(bad, &Proof::False("two\nlines".into()))
-            .expect("noted");
-        proofs.add(whole, &tar).expect("noted");
+            .expect("recorded");
+        proofs.add(whole, &tar).expect("recorded");
         assert!(added.has_changed().expect("open"));
         assert_eq!(*added.borrow_and_update(), 3);
         assert_eq!(proofs.take_news(), [good, bad, whole]);
         assert!(proofs.take_news().is_empty());
-        // A write that broke off.
+        // Simulates an interrupted write.
         let path = root.path().join(NAME);
         let mut torn = fs::read(&path).expect("readable");
         torn.extend_from_slice(b"sha256:00");
@@ -196,8 +199,8 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_lines_are_kept() {
-        let root = tempfile::tempdir().expect("a folder");
+    fn only_the_newest_lines_are_kept() {
+        let root = tempfile::tempdir().expect("a directory");
         let tar = Proof::Tar(Digest::sha256(b"tar"));
         let lines: String = (0..MOST + 10)
             .map(|number| line_of(&key(&number.to_le_bytes(), None), &tar))

@@ -1,4 +1,5 @@
-//! When each layer was held against its sums last: an extended attribute of its `data`, so that it goes with the layer.
+//! When each layer was last compared with its checksums. Stored in an extended attribute of `data`,
+//! so that it is removed with the layer.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +10,7 @@ use super::{LayerNumber, LayerStore};
 const NAME: &str = "user.soci.scrubbed";
 
 impl LayerStore {
-    /// How long ago it was; none if that is not known.
+    /// How long ago the last scrub was. `None` if unknown.
     pub fn since_scrub(&self, layer: LayerNumber) -> Option<Duration> {
         let mut text = [0; 32];
         let length = getxattr(self.data_of(layer), NAME, &mut text).ok()?;
@@ -18,12 +19,12 @@ impl LayerStore {
         Some(now().saturating_sub(at))
     }
 
-    /// It was now. Costs a scrub too many if it cannot be noted.
+    /// Records a scrub at the current time. If that fails, the layer is scrubbed again too early.
     pub fn note_scrub(&self, layer: LayerNumber) {
         let text = now().as_secs().to_string();
         let path = self.data_of(layer);
         if let Err(error) = setxattr(&path, NAME, text.as_bytes(), XattrFlags::empty()) {
-            tracing::debug!(path = %path.display(), error = %error, "a scrub is not noted");
+            tracing::debug!(path = %path.display(), error = %error, "cannot record the time of a scrub");
         }
     }
 

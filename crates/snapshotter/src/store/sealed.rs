@@ -1,8 +1,10 @@
-//! Small files that must be whole or not there: written under another name, synced, renamed, and sealed with a SHA-256.
+//! Small files that must be intact or absent: written under a temporary name, synced, renamed, and
+//! sealed with a SHA-256.
 //!
-//! The seal is an extended attribute of the file (`user.soci.seal`): its checksum and the boot in which it was last found
-//! right, so that one fsync covers content and seal. Within one boot a file is not hashed again; after a
-//! reboot (a power loss may have torn it) it is hashed once.
+//! The seal is an extended attribute of the file (`user.soci.seal`). It contains the checksum and
+//! the boot in which the checksum was last verified, so one fsync covers content and seal. Within
+//! one boot a file is hashed once. After a reboot it is hashed again, because a power failure may
+//! have damaged it.
 
 use std::{
     fs::{self, File},
@@ -16,21 +18,21 @@ pub use super::mapped::Mapped;
 use super::mapped::read_through;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// What is found of a sealed file.
+/// The state of a sealed file.
 #[derive(Debug)]
 pub enum Sealed<T> {
-    /// There is none.
+    /// There is no such file.
     Missing,
-    /// Its checksum is not right, or it has none.
+    /// Its checksum does not match, or it has none.
     Torn,
-    /// It is as it was written.
+    /// It is intact.
     Whole(T),
 }
 
-/// The extended attribute with checksum and boot.
+/// The extended attribute with the checksum and the boot id.
 const SEAL: &str = "user.soci.seal";
 
-/// Where sealed files lie and which boot this is.
+/// A directory with sealed files, and the id of this boot.
 #[derive(Clone, Debug)]
 pub struct Folder {
     path: PathBuf,
@@ -38,7 +40,7 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// The sealed files of a folder.
+    /// Accesses the sealed files of a directory.
     pub fn new(path: impl Into<PathBuf>, boot: &str) -> Folder {
         Folder {
             path: path.into(),
@@ -46,26 +48,26 @@ impl Folder {
         }
     }
 
-    /// The folder.
+    /// The path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// This boot's id.
+    /// The id of this boot.
     pub fn boot(&self) -> &str {
         &self.boot
     }
 
-    /// Path of a file in it.
+    /// The path of a file in the directory.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// Writes a file with its seal and returns the SHA-256 of its content in hex. Content and seal survive a power loss on
-    /// return; the name does after [`Folder::sync`].
+    /// Writes a file with its seal and returns the SHA-256 of its content in hex. On return,
+    /// content and seal survive a power failure. The name survives one after [`Folder::sync`].
     ///
     /// # Errors
-    /// The system's; then the file that was there before, if any, is still there.
+    /// The system's. An existing file with this name is then unchanged.
     pub fn write(
         &self,
         name: &str,
@@ -74,11 +76,11 @@ impl Folder {
         self.write_file(name, true, content)
     }
 
-    /// The same for a file that is made again from others when a power loss has torn it: its seal tells. Nobody waits for
-    /// the disk.
+    /// Like [`Folder::write`], but does not wait for the disk. For files that can be rebuilt: the
+    /// seal shows if a power failure has damaged them.
     ///
     /// # Errors
-    /// As [`Folder::write`].
+    /// See [`Folder::write`].
     pub fn write_made(
         &self,
         name: &str,
@@ -93,7 +95,7 @@ impl Folder {
         durable: bool,
         content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> io::Result<String> {
-        // Two writers of one name do not meet.
+        // Two concurrent writers of one name must not share a temporary file.
         static WRITES: AtomicU64 = AtomicU64::new(0);
         let write = WRITES.fetch_add(1, Ordering::Relaxed);
         let temporary = self.file(&format!("{name}.{write}.new"));
@@ -123,10 +125,10 @@ impl Folder {
         }
     }
 
-    /// The content of a sealed file; `None` if there is none that is whole.
+    /// The content of a sealed file. `None` if it is missing or damaged.
     ///
     /// # Errors
-    /// The system's, other than that there is no such file.
+    /// The system's, except that there is no such file.
     pub fn open(&self, name: &str) -> io::Result<Option<Mapped>> {
         let path = self.file(name);
         let Some(file) = missing_is_none(File::open(&path))? else {
@@ -136,16 +138,17 @@ impl Folder {
             return Ok(None);
         };
         if boot != self.boot && !self.is_whole(&file, &sum)? {
-            tracing::warn!(file = %path.display(), "a file of the store is torn");
+            tracing::warn!(file = %path.display(), "a file of the store is damaged; ignoring it");
             return Ok(None);
         }
         Mapped::of(&file).map(Some)
     }
 
-    /// Whether there is a sealed file that is whole. In the boot in which it was found so its content is not read again.
+    /// Whether a sealed file exists and is intact. Within the boot in which that was last verified,
+    /// its content is not read.
     ///
     /// # Errors
-    /// The system's, other than that there is no such file.
+    /// The system's, except that there is no such file.
     pub fn has(&self, name: &str) -> io::Result<bool> {
         let Some(file) = missing_is_none(File::open(self.file(name)))? else {
             return Ok(false);
@@ -157,7 +160,8 @@ impl Folder {
         }
     }
 
-    /// Hashes a file by reading it, not through a map: a bad sector is an error then. Right, it is sealed for this boot.
+    /// Hashes a file by reading it, not through a mapping, so that a bad sector is an error. If the
+    /// hash matches, seals the file for this boot.
     fn is_whole(&self, file: &File, sum: &str) -> io::Result<bool> {
         let mut hash = Sha256::new();
         read_through(file, |part| hash.update(part))?;
@@ -168,10 +172,10 @@ impl Folder {
         Ok(whole)
     }
 
-    /// The content of a small sealed file, read and checked.
+    /// Reads and verifies the content of a small sealed file.
     ///
     /// # Errors
-    /// The system's, other than that there is no such file.
+    /// The system's, except that there is no such file.
     pub fn read(&self, name: &str) -> io::Result<Sealed<Vec<u8>>> {
         let Some(mut file) = missing_is_none(File::open(self.file(name)))? else {
             return Ok(Sealed::Missing);
@@ -196,13 +200,13 @@ impl Folder {
     /// Removes a sealed file.
     ///
     /// # Errors
-    /// The system's, other than that there is no such file.
+    /// The system's, except that there is no such file.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         missing_is_none(fs::remove_file(self.file(name)))?;
         Ok(())
     }
 
-    /// Makes the names in the folder survive a power loss.
+    /// Makes the names in the directory survive a power failure.
     ///
     /// # Errors
     /// The system's.
@@ -229,7 +233,7 @@ pub(crate) fn missing_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>>
     }
 }
 
-/// The checksum of a file by its seal, and the boot in which it was last found right.
+/// The checksum in the seal of a file, and the boot in which it was last verified.
 fn seal_of(file: &File) -> io::Result<Option<(String, String)>> {
     let mut seal = [0; 256];
     let length = match rustix::fs::fgetxattr(file, SEAL, &mut seal) {
@@ -276,8 +280,8 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_file_is_found_after_a_reboot() {
-        let root = tempfile::tempdir().expect("a folder");
+    fn a_damaged_file_is_detected_after_a_reboot() {
+        let root = tempfile::tempdir().expect("a directory");
         let folder = Folder::new(root.path(), "boot-1");
         write(&folder, "meta", b"content");
         assert_eq!(
@@ -288,7 +292,7 @@ mod tests {
                 .as_ref(),
             b"content"
         );
-        // A power loss leaves the name and other bytes behind.
+        // A power failure keeps the name and leaves other bytes.
         fs::write(folder.file("meta"), b"con\0\0\0\0").expect("torn");
         let rebooted = Folder::new(root.path(), "boot-2");
         assert!(rebooted.open("meta").expect("readable").is_none());
@@ -313,8 +317,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_only_asked_for_is_checked_once_a_boot() {
-        let root = tempfile::tempdir().expect("a folder");
+    fn has_verifies_a_file_once_per_boot() {
+        let root = tempfile::tempdir().expect("a directory");
         let folder = Folder::new(root.path(), "boot-1");
         assert!(!folder.has("meta").expect("readable"));
         write(&folder, "meta", b"content");
@@ -328,26 +332,28 @@ mod tests {
     }
 
     #[test]
-    fn without_its_seal_or_with_a_torn_seal_a_file_is_not_there() {
-        let root = tempfile::tempdir().expect("a folder");
+    fn a_file_with_a_missing_or_damaged_seal_counts_as_absent() {
+        let root = tempfile::tempdir().expect("a directory");
         let folder = Folder::new(root.path(), "boot-1");
         assert!(folder.open("meta").expect("readable").is_none());
         write(&folder, "meta", b"");
         assert!(folder.open("meta").expect("readable").is_some());
-        let file = File::open(folder.file("meta")).expect("is there");
+        let file = File::open(folder.file("meta")).expect("exists");
         let flags = rustix::fs::XattrFlags::empty();
         rustix::fs::fsetxattr(&file, SEAL, b"torn", flags).expect("set");
         assert!(folder.open("meta").expect("readable").is_none());
         rustix::fs::fremovexattr(&file, SEAL).expect("removed");
         assert!(folder.open("meta").expect("readable").is_none());
         folder.remove("meta").expect("removed");
-        folder.remove("meta").expect("removing twice is no error");
+        folder
+            .remove("meta")
+            .expect("removing twice is not an error");
         assert!(folder.open("meta").expect("readable").is_none());
     }
 
     #[test]
-    fn a_failing_writer_leaves_what_was_there() {
-        let root = tempfile::tempdir().expect("a folder");
+    fn a_failing_writer_keeps_the_old_file() {
+        let root = tempfile::tempdir().expect("a directory");
         let folder = Folder::new(root.path(), "boot-1");
         write(&folder, "meta", b"old");
         folder

@@ -1,6 +1,8 @@
-//! What is needed to go on with a layer without asking anybody: the file `sources`, JSON.
+//! The file `sources` (JSON): everything needed to continue with a layer after a restart without
+//! asking containerd.
 //!
-//! Its presence makes a folder a layer of the store: it is written last, and a folder without it is swept.
+//! It is written last and makes a directory a layer of the store. A directory without it is removed
+//! at start.
 
 use std::{collections::BTreeSet, io};
 
@@ -9,61 +11,62 @@ use soci_oci::{Descriptor, Digest};
 
 use super::sealed::{Folder, Sealed};
 
-/// The file's name.
+/// Name of the file.
 pub(crate) const NAME: &str = "sources";
 
-/// What the store knows about one layer.
+/// The identity and the origins of one layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sources {
-    /// The layer, as manifests name it.
+    /// The descriptor of the layer in its manifest.
     pub layer: Descriptor,
-    /// Its zTOC; none if the layer was pulled whole.
+    /// The descriptor of its zTOC. `None` if the layer was downloaded whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ztoc: Option<Descriptor>,
-    /// SHA-256 of the tar, if the layer was pulled whole (and so was checked against it).
+    /// SHA-256 of the tar, if the layer was downloaded whole and verified against it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diff_id: Option<Digest>,
-    /// Everything that has named it.
+    /// The images that name the layer.
     pub origins: BTreeSet<Origin>,
 }
 
-/// Where a layer was named.
+/// An image that names a layer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Origin {
-    /// The image, as containerd said it.
+    /// The image reference from containerd.
     pub reference: String,
     /// Digest of the image manifest.
     pub manifest: String,
     /// Digest of the SOCI index, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<String>,
-    /// How the index was found, in words for people.
+    /// How the index was found, for humans.
     #[serde(default)]
     pub found: String,
 }
 
-/// Why the file says nothing.
+/// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SourcesError {
-    /// The system's account.
+    /// An error of the system.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// Its checksum is not right, or it has none.
-    #[error("the file is torn")]
+    /// Its checksum does not match, or it has none.
+    #[error("the file is damaged")]
     Torn,
-    /// It is whole, and not what this version writes.
-    #[error("the file is of another form")]
+    /// It is intact, but this version does not understand it.
+    #[error("this version does not understand the format of the file")]
     Foreign,
 }
 
-/// Images that are remembered as naming a layer. Their references are where it can be fetched from.
+/// Maximum number of images that are remembered per layer. The layer can be downloaded from their
+/// repositories.
 const MOST_ORIGINS: usize = 64;
 
 impl Sources {
-    /// Reads the file; `None` if there is none.
+    /// Reads the file. `None` if it does not exist.
     ///
     /// # Errors
-    /// A file that is there and cannot be used, which is a reason to keep it; the system's.
+    /// A file that exists and cannot be used, in which case it should be kept; the system's.
     pub fn read(folder: &Folder) -> Result<Option<Sources>, SourcesError> {
         match folder.read(NAME)? {
             Sealed::Missing => Ok(None),
@@ -75,8 +78,9 @@ impl Sources {
         }
     }
 
-    /// Notes who names the layer; false if nothing changed. What an image's name stood for before is forgotten, and of very
-    /// many names one: a base layer is named by every build on it, for years.
+    /// Records an image that names the layer. Returns false if nothing changed. An older entry with
+    /// the same reference is replaced. If the list is full, another entry is dropped, because over
+    /// the years a base layer is named by every build on it.
     pub fn name(&mut self, origin: Origin) -> bool {
         if self.origins.contains(&origin) {
             return false;
@@ -89,7 +93,8 @@ impl Sources {
         self.origins.insert(origin)
     }
 
-    /// Writes the file. On return it, and every file that was written to the folder before, survives a power loss.
+    /// Writes the file. On return, this file and all files written to the directory before survive
+    /// a power failure.
     ///
     /// # Errors
     /// The system's.
@@ -98,7 +103,7 @@ impl Sources {
         folder.sync()
     }
 
-    /// A name for logs and errors: the first image that named the layer.
+    /// An image name for logs and errors: the first image in the list.
     pub fn image(&self) -> &str {
         self.origins.first().map_or("", |origin| &origin.reference)
     }
@@ -109,8 +114,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_read_back() {
-        let root = tempfile::tempdir().expect("a folder");
+    fn sources_survive_writing_and_reading() {
+        let root = tempfile::tempdir().expect("a directory");
         let folder = Folder::new(root.path(), "boot");
         assert!(Sources::read(&folder).expect("readable").is_none());
         let origin = Origin {
@@ -131,22 +136,22 @@ mod tests {
             Some(sources.clone())
         );
         assert_eq!(sources.image(), "registry.example/app:1");
-        // Another form of the file is not no file.
+        // A file in another format does not count as missing.
         let other = |text: &'static [u8]| {
             let written = folder.write(NAME, |to| to.write_all(text));
             written.expect("written");
         };
         other(b"{\"layer\":\"of another version\"}");
-        let error = Sources::read(&folder).expect_err("another form");
+        let error = Sources::read(&folder).expect_err("another format");
         assert!(matches!(error, SourcesError::Foreign), "{error}");
-        std::fs::write(folder.file(NAME), b"{}").expect("torn");
+        std::fs::write(folder.file(NAME), b"{}").expect("damaged");
         let rebooted = Folder::new(root.path(), "another boot");
-        let error = Sources::read(&rebooted).expect_err("torn");
+        let error = Sources::read(&rebooted).expect_err("damaged");
         assert!(matches!(error, SourcesError::Torn), "{error}");
     }
 
     #[test]
-    fn names_do_not_grow_without_end() {
+    fn the_list_of_origins_is_bounded() {
         let origin = |reference: &str, manifest: &[u8]| Origin {
             reference: reference.to_owned(),
             manifest: Digest::sha256(manifest).to_string(),
@@ -160,7 +165,7 @@ mod tests {
             origins: BTreeSet::from([origin("app:1", b"1")]),
         };
         assert!(!sources.name(origin("app:1", b"1")), "known");
-        assert!(sources.name(origin("app:1", b"2")), "a tag that has moved");
+        assert!(sources.name(origin("app:1", b"2")), "a moved tag");
         assert_eq!(sources.origins.len(), 1);
         for number in 0..200 {
             let newest = origin(&format!("app:{number}"), b"3");

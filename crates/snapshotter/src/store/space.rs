@@ -1,30 +1,31 @@
-//! How much room layers may take behind the back of their readers. Readers themselves are never refused.
+//! Limits for the disk space that background downloads may use. Reads are never refused.
 
 use std::{fs, io, os::unix::fs::MetadataExt as _};
 
 use super::{LayerKey, LayerStore, sealed::missing_is_none};
 
-/// Bytes of a block as stat(2) counts them.
+/// Bytes per block in stat(2).
 const BLOCK: u64 = 512;
 
-/// Free space that is kept unless told otherwise: a twentieth of the file system, but not more than this.
+/// By default, 5 % of the file system stays free, but at most this many bytes.
 const MOST_KEPT: u64 = 2 << 30;
 
-/// Bounds for what is fetched that nobody has asked for.
+/// Limits for background downloads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of the store's file system that stay free; none is the smaller of 5 % and 2 GiB.
+    /// Bytes of the store's file system that stay free. `None` means 5 % or 2 GiB, whichever is
+    /// smaller.
     pub min_free: Option<u64>,
-    /// Bytes on disk that all layers together may take.
+    /// Maximum bytes on disk for all layers together.
     pub max_bytes: Option<u64>,
 }
 
-/// The store's file system.
+/// The file system of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Disk {
-    /// Bytes that are free.
+    /// Free bytes.
     pub free: u64,
-    /// Bytes in all.
+    /// Total bytes.
     pub total: u64,
 }
 
@@ -35,14 +36,14 @@ impl Limits {
             .unwrap_or_else(|| (disk.total / 20).min(MOST_KEPT))
     }
 
-    /// Bytes that are to be given back, when layers take `used`.
+    /// Bytes to release if layers occupy `used` bytes.
     pub fn excess(&self, disk: Disk, used: u64) -> u64 {
         let missing = self.floor(disk).saturating_sub(disk.free);
         let own = self.max_bytes.map_or(0, |most| used.saturating_sub(most));
         missing.max(own)
     }
 
-    /// Bytes that may still be brought behind, when layers take `used`.
+    /// Bytes that the background may still download if layers occupy `used` bytes.
     pub fn room(&self, disk: Disk, used: u64) -> u64 {
         let free = disk.free.saturating_sub(self.floor(disk));
         let own = self
@@ -52,17 +53,17 @@ impl Limits {
     }
 }
 
-/// What one layer takes on disk.
+/// The disk usage of one layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
-    /// Bytes of its files, holes not counted.
+    /// Bytes of its files, without holes.
     pub bytes: u64,
-    /// Its files and its folder.
+    /// Its files and its directory.
     pub inodes: u64,
 }
 
 impl LayerStore {
-    /// The file system that layers are on. No I/O.
+    /// The file system of the layers. Does no I/O.
     ///
     /// # Errors
     /// The system's.
@@ -74,12 +75,12 @@ impl LayerStore {
         })
     }
 
-    /// Bytes that the contents of all layers take on disk; two calls a layer.
+    /// Bytes on disk of the contents of all layers. Two system calls per layer.
     pub fn used(&self) -> u64 {
         let layers = self.list().into_iter();
         let folders = layers.map(|(number, _)| self.root.join(number.to_string()));
         let files = folders.flat_map(|folder| ["data", "heads"].map(|name| folder.join(name)));
-        // One that was removed meanwhile takes nothing.
+        // A layer that is removed meanwhile occupies nothing.
         files
             .filter_map(|file| fs::metadata(file).ok())
             .map(|found| found.blocks() * BLOCK)
@@ -88,7 +89,8 @@ impl LayerStore {
 }
 
 impl LayerStore {
-    /// What a layer takes on disk, with its tables and images; nothing if it is not there. One call a file.
+    /// The disk usage of a layer, including its tables and images. Zero if it does not exist. One
+    /// system call per file.
     ///
     /// # Errors
     /// The system's.
@@ -102,7 +104,7 @@ impl LayerStore {
             taken.bytes += found.blocks() * BLOCK;
             taken.inodes += 1;
         };
-        // It may be removed meanwhile.
+        // The layer may be removed meanwhile.
         let Some(found) = missing_is_none(fs::metadata(&folder))? else {
             return Ok(taken);
         };
@@ -124,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_floor_is_a_part_of_the_disk_or_what_was_asked_for() {
+    fn the_floor_is_a_share_of_the_disk_or_the_configured_value() {
         let disk = |free: u64, total: u64| Disk { free, total };
         let limits = Limits::default();
         assert_eq!(limits.floor(disk(0, 10 << 30)), (10 << 30) / 20);

@@ -1,37 +1,40 @@
-//! What each span's bytes in the store must be: a sum of the inflated bytes, written when they are.
+//! A checksum of each stored span, computed over its decompressed bytes when they are written.
 //!
-//! The zTOC's digests are of compressed bytes, which are not kept, so `data` and `heads` cannot be held against them. The
-//! file `sums` has a record for each span, a checksum of its range of the tar; zeros if there is none. It finds what a disk
-//! did, not what an attacker did: whoever can write `data` can write `sums`. So it is XXH3, twenty times quicker than
-//! SHA-256; layers of earlier versions of this program go on with the first half of that.
-//! Bytes that are durable have a durable record. A wrong record costs a second fetch, so it needs no seal.
+//! The digests in the zTOC cover compressed bytes, which are not kept, so `data` and `heads` cannot
+//! be compared with them. The file `sums` has one record per span: a checksum of its range of the
+//! tar, or zeros if unknown. It detects disk errors, not attacks: whoever can write `data` can also
+//! write `sums`. It therefore uses XXH3, which is twenty times as fast as SHA-256. Layers of
+//! earlier versions keep using the first half of a SHA-256.
+//!
+//! Durable bytes have a durable record. A wrong record only costs a second download, so the file
+//! needs no seal.
 
 use std::{fmt, fs::File, io, os::unix::fs::FileExt, path::Path};
 
 use sha2::{Digest as _, Sha256};
 use twox_hash::xxhash3_128;
 
-/// Form and version.
+/// Format and version.
 const MAGIC: &[u8; 8] = b"socism\x00\x02";
 const MAGIC_SHA256: &[u8; 8] = b"socism\x00\x01";
 /// Magic, number of spans, reserved.
 const HEADER: u64 = 64;
 
-/// Checksum of one span's bytes.
+/// Checksum of the bytes of one span.
 pub type Sum = [u8; 16];
 
-/// How the records of a file are made.
+/// The checksum algorithm of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Xxh3,
     Sha256,
 }
 
-/// A checksum of bytes that come in pieces.
+/// A checksum of bytes that arrive in pieces.
 pub enum Summing {
-    /// What this version makes.
+    /// The algorithm of this version.
     Xxh3(Box<xxhash3_128::Hasher>),
-    /// What layers of earlier versions go on with.
+    /// The algorithm for layers of earlier versions.
     Sha256(Sha256),
 }
 
@@ -42,7 +45,7 @@ impl fmt::Debug for Summing {
 }
 
 impl Summing {
-    /// The next bytes.
+    /// Adds bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Summing::Xxh3(hash) => hash.write(bytes),
@@ -50,7 +53,7 @@ impl Summing {
         }
     }
 
-    /// Of all bytes.
+    /// The checksum of all bytes.
     pub fn finish(self) -> Sum {
         match self {
             Summing::Xxh3(hash) => hash.finish_128().to_le_bytes(),
@@ -67,7 +70,7 @@ fn half(hash: Sha256) -> Sum {
     sum
 }
 
-/// The sums of one layer.
+/// The checksums of one layer.
 #[derive(Debug)]
 pub struct Sums {
     file: File,
@@ -75,7 +78,7 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// Opens the sums of a layer of `spans` spans, or begins without any.
+    /// Opens the checksums of a layer of `spans` spans, or creates an empty file.
     ///
     /// # Errors
     /// The system's.
@@ -105,7 +108,7 @@ impl Sums {
         Ok(Sums { file, kind })
     }
 
-    /// The sum of a span's range of the tar, as this layer has them.
+    /// The checksum of a span's range of the tar, with this layer's algorithm.
     pub fn of(&self, bytes: &[u8]) -> Sum {
         match self.kind {
             Kind::Xxh3 => xxhash3_128::Hasher::oneshot(bytes).to_le_bytes(),
@@ -113,7 +116,7 @@ impl Sums {
         }
     }
 
-    /// The same for bytes that come in pieces.
+    /// The same for bytes that arrive in pieces.
     pub fn summing(&self) -> Summing {
         match self.kind {
             Kind::Xxh3 => Summing::Xxh3(Box::new(xxhash3_128::Hasher::new())),
@@ -121,7 +124,7 @@ impl Sums {
         }
     }
 
-    /// Notes what a span's bytes are.
+    /// Records the checksum of a span.
     ///
     /// # Errors
     /// The system's.
@@ -129,7 +132,7 @@ impl Sums {
         self.file.write_all_at(sum, place(span))
     }
 
-    /// What a span's bytes must be; `None` if that was never noted.
+    /// The checksum of a span. `None` if it was never recorded.
     ///
     /// # Errors
     /// The system's.
@@ -139,7 +142,7 @@ impl Sums {
         Ok((sum != Sum::default()).then_some(sum))
     }
 
-    /// Makes what was noted survive a power failure.
+    /// Makes the recorded checksums survive a power failure.
     ///
     /// # Errors
     /// The system's.
@@ -157,13 +160,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_noted_is_found_again_in_a_file_of_this_shape() {
-        let root = tempfile::tempdir().expect("a folder");
+    fn recorded_sums_are_found_again_in_a_file_of_the_same_format() {
+        let root = tempfile::tempdir().expect("a directory");
         let path = root.path().join("sums");
         let sums = Sums::open(&path, 3).expect("opened");
         let sum = sums.of(b"bytes");
         assert_ne!(sum, sums.of(b"other bytes"));
-        sums.set(2, &sum).expect("noted");
+        sums.set(2, &sum).expect("recorded");
         sums.sync().expect("synced");
         drop(sums);
         let sums = Sums::open(&path, 3).expect("opened");
@@ -179,8 +182,8 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_of_an_earlier_version_goes_on_with_its_kind_of_sums() {
-        let root = tempfile::tempdir().expect("a folder");
+    fn a_layer_of_an_earlier_version_keeps_its_algorithm() {
+        let root = tempfile::tempdir().expect("a directory");
         let path = root.path().join("sums");
         let mut file = vec![0; 64 + 16];
         file[..8].copy_from_slice(MAGIC_SHA256);
@@ -198,9 +201,9 @@ mod tests {
     }
 
     #[test]
-    fn bytes_in_pieces_have_the_sum_of_the_whole() {
-        let root = tempfile::tempdir().expect("a folder");
-        let file = File::create_new(root.path().join("sums")).expect("made");
+    fn a_sum_of_pieces_equals_the_sum_of_the_whole() {
+        let root = tempfile::tempdir().expect("a directory");
+        let file = File::create_new(root.path().join("sums")).expect("created");
         for kind in [Kind::Xxh3, Kind::Sha256] {
             let sums = Sums {
                 file: file.try_clone().expect("a copy"),

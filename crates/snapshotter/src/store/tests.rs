@@ -1,4 +1,4 @@
-//! What the store does at its start with what it cannot read, and with other versions of itself.
+//! How the store starts with unreadable layers and with stores of other versions.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -42,7 +42,7 @@ struct State(tempfile::TempDir);
 
 impl State {
     fn new() -> State {
-        State(tempfile::tempdir().expect("a folder"))
+        State(tempfile::tempdir().expect("a directory"))
     }
 
     fn store(&self) -> LayerStore {
@@ -65,7 +65,7 @@ fn the_folder_is_named_by_the_version() {
 }
 
 #[test]
-fn what_cannot_be_read_is_set_aside_and_stops_nothing() {
+fn unreadable_layers_are_set_aside_and_do_not_prevent_the_start() {
     let state = State::new();
     let store = state.store();
     let [good, foreign, torn, odd] =
@@ -75,30 +75,30 @@ fn what_cannot_be_read_is_set_aside_and_stops_nothing() {
     let folder = Folder::new(state.layer(foreign.1), "boot");
     folder
         .write(sources::NAME, |to| to.write_all(b"{\"layers\":[]}"))
-        .expect("another form");
-    fs::write(sources(torn.1), b"half").expect("torn");
-    // As a bad sector: reading it is an error.
+        .expect("another format");
+    fs::write(sources(torn.1), b"half").expect("damaged");
+    // Reading it is an error, like a bad sector.
     fs::remove_file(sources(odd.1)).expect("removed");
-    fs::create_dir(sources(odd.1)).expect("made");
-    fs::create_dir(state.0.path().join(FOLDER).join("lost+found")).expect("made");
+    fs::create_dir(sources(odd.1)).expect("created");
+    fs::create_dir(state.0.path().join(FOLDER).join("lost+found")).expect("created");
     let store = state.store();
     assert_eq!(store.list(), [(good.1, good.0)]);
     for (_, number) in [foreign, torn, odd] {
         assert!(!state.layer(number).exists());
         assert!(state.aside(number).join("data").exists(), "nothing is lost");
     }
-    let mode = fs::metadata(state.aside(torn.1)).expect("is there");
+    let mode = fs::metadata(state.aside(torn.1)).expect("exists");
     assert!(mode.is_dir());
     let above = state.0.path().join(format!("{FOLDER}.aside"));
-    let mode = fs::metadata(above).expect("is there").permissions().mode();
+    let mode = fs::metadata(above).expect("exists").permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
     assert!(state.0.path().join(FOLDER).join("lost+found").exists());
     let (_, next) = whole(&store, "next");
-    assert!(next > odd.1, "numbers are not used again");
+    assert!(next > odd.1, "numbers are not reused");
 }
 
 #[test]
-fn a_layer_that_this_version_cannot_use_is_set_aside_when_it_is_opened() {
+fn a_layer_with_an_unknown_format_is_set_aside_when_opened() {
     let state = State::new();
     let store = state.store();
     let (key, number) = whole(&store, "layer");
@@ -112,7 +112,7 @@ fn a_layer_that_this_version_cannot_use_is_set_aside_when_it_is_opened() {
     store.set_aside(&key, &error);
     assert!(store.list().is_empty());
     assert!(state.aside(number).join("data").exists());
-    // A shortage is not a property of the layer.
+    // A resource shortage says nothing about the layer.
     let shortage = io::Error::from(rustix::io::Errno::MFILE);
     assert!(!StoreError::io(Path::new("x"))(shortage).is_lasting());
     let broken = io::Error::from(rustix::io::Errno::IO);
@@ -120,11 +120,11 @@ fn a_layer_that_this_version_cannot_use_is_set_aside_when_it_is_opened() {
 }
 
 #[test]
-fn of_two_folders_of_one_layer_the_older_goes() {
+fn the_older_of_two_directories_of_one_layer_is_removed() {
     let state = State::new();
     let store = state.store();
     let (key, older) = whole(&store, "layer");
-    // Forgotten, and the crash comes before it is deleted.
+    // Forgotten, but a crash prevents its deletion.
     assert_eq!(store.forget(&key), Some(older));
     let (same, newer) = whole(&store, "layer");
     assert_eq!(same, key);
@@ -138,7 +138,7 @@ fn other_versions_are_left_alone_until_an_older_one_is_unused() {
     let state = State::new();
     let at = |path: &str| state.0.path().join(path);
     for layer in ["layers/7", "layers/90", "layers-3/500", "layers-x/1"] {
-        fs::create_dir_all(at(layer)).expect("made");
+        fs::create_dir_all(at(layer)).expect("created");
         fs::write(at(layer).join("data"), b"bytes").expect("written");
     }
     let store = state.store();
@@ -147,15 +147,15 @@ fn other_versions_are_left_alone_until_an_older_one_is_unused() {
     assert_eq!(
         number,
         LayerNumber(501),
-        "numbers are the node's, not a version's"
+        "numbers are unique across versions"
     );
 
-    let sys = tempfile::tempdir().expect("a folder");
+    let sys = tempfile::tempdir().expect("a directory");
     let device = |name: &str| sys.path().join("class/block").join(name);
     let backed = device("loop0").join("loop");
-    fs::create_dir_all(&backed).expect("made");
-    fs::create_dir_all(sys.path().join("fs/erofs/features")).expect("made");
-    fs::create_dir_all(sys.path().join("fs/erofs/loop0")).expect("made");
+    fs::create_dir_all(&backed).expect("created");
+    fs::create_dir_all(sys.path().join("fs/erofs/features")).expect("created");
+    fs::create_dir_all(sys.path().join("fs/erofs/loop0")).expect("created");
     let file = |path: &str| format!("{}\n", at(path).display());
     fs::write(backed.join("backing_file"), file("layers/7/data")).expect("written");
     let table = sys.path().join("mountinfo");
@@ -165,12 +165,12 @@ fn other_versions_are_left_alone_until_an_older_one_is_unused() {
     );
     fs::write(&table, line).expect("written");
     let uses = || Uses::read_at(&table, sys.path()).expect("readable");
-    // Both are used: one by a loop, one by a mount from a file.
+    // Both are in use: one by a loop device, one by a file-backed mount.
     let delete = || store.aside.delete_an_older(&uses()).expect("deleted");
     assert!(!delete());
-    // Nothing names it, but a container may still have it.
+    // No table names it, but a container may still hold it.
     fs::write(&table, b"").expect("written");
-    fs::create_dir_all(sys.path().join("fs/erofs/erofs-1")).expect("made");
+    fs::create_dir_all(sys.path().join("fs/erofs/erofs-1")).expect("created");
     assert!(!delete());
     assert!(at("layers/90/data").exists());
     fs::remove_dir(sys.path().join("fs/erofs/erofs-1")).expect("removed");

@@ -1,11 +1,15 @@
-//! What was written to the store and is not on the disk yet, and how the background waits for it.
+//! Tracks bytes that were written to the store and are not yet on disk, and paces background
+//! writes.
 //!
-//! Who writes says so ([`Writeback::wrote`]); one task brings it to the disk, a part at a time and in order
-//! ([`Writeback::next`], [`write_out`], [`Writeback::is_out`]). What nobody waits for is written only when it is its turn
-//! ([`Writeback::admit`]): never more than the disk takes in a moment. So the kernel has no reason to slow down writers, and
-//! a sync, ours or a container's, waits for one part and not for all that a fast line has brought. Readers ask for no turn.
+//! Every writer reports its writes ([`Writeback::wrote`]). A single task writes them to disk in
+//! order, one part at a time ([`Writeback::next`], [`write_out`], [`Writeback::is_out`]).
+//! Background data is written only when it gets a turn ([`Writeback::admit`]), and never more than
+//! the disk accepts in a moment. The kernel thus has no reason to throttle writers, and a sync by
+//! this daemon or a container waits for one part, not for everything that a fast link has
+//! delivered. Data that a reader waits for needs no turn.
 //!
-//! Its own bytes are what it watches: pressure and dirty pages of the machine are mostly others', and come too late.
+//! It monitors only its own bytes: pressure and dirty pages of the machine are mostly caused by
+//! others, and show too late.
 
 use std::{
     collections::VecDeque, fmt, fs::File, io, ops::Range, os::fd::AsRawFd as _, time::Instant,
@@ -19,37 +23,37 @@ mod pace;
 
 use pace::Pace;
 
-/// Bytes that were written, to be brought to the disk.
+/// Written bytes that must go to disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part<T> {
-    /// Whose they are.
+    /// The owner of the bytes.
     pub of: T,
-    /// Where in the file.
+    /// Their range in the file.
     pub range: Range<u64>,
 }
 
 type Job<T> = Box<dyn FnOnce(Turn<T>) + Send>;
 
 struct State<T> {
-    /// Not on the disk yet, oldest first.
+    /// Parts that are not yet on disk, oldest first.
     parts: VecDeque<Part<T>>,
-    /// Bytes that were written ever, and those of them that are on the disk: in order.
+    /// Total bytes written, and how many of them are on disk. Both only grow.
     written: u64,
     out: u64,
-    /// Bytes that are about to be written: turns that were given.
+    /// Bytes about to be written by turns that were granted.
     coming: u64,
     waiting: VecDeque<(u64, Job<T>)>,
-    /// Who wants nothing to be written behind for a moment.
+    /// Number of live [`Quiet`] guards.
     quiet: usize,
     pace: Pace,
 }
 
-/// See the module. `T` is whose bytes they are.
+/// See the module documentation. `T` identifies the owner of the bytes.
 pub struct Writeback<T> {
     state: Mutex<State<T>>,
-    /// There is a part.
+    /// A part is available.
     some: Notify,
-    /// A part is on the disk, or a turn is over.
+    /// A part reached the disk, or a turn ended.
     less: Notify,
 }
 
@@ -83,7 +87,7 @@ impl<T> Default for Writeback<T> {
     }
 }
 
-/// The right to write some bytes that nobody waits for; over when it is dropped.
+/// The right to write some background bytes. Ends when dropped.
 pub struct Turn<T> {
     of: Arc<Writeback<T>>,
     bytes: u64,
@@ -102,7 +106,7 @@ impl<T> Drop for Turn<T> {
     }
 }
 
-/// While it lives nobody gets a turn.
+/// No turns are granted while this lives.
 pub struct Quiet<T>(Arc<Writeback<T>>);
 
 impl<T> fmt::Debug for Quiet<T> {
@@ -129,7 +133,7 @@ impl<T> State<T> {
 }
 
 impl<T: Clone> Writeback<T> {
-    /// Bytes were written.
+    /// Reports a write.
     pub fn wrote(&self, of: T, range: Range<u64>) {
         if range.is_empty() {
             return;
@@ -142,8 +146,8 @@ impl<T: Clone> Writeback<T> {
         self.some.notify_one();
     }
 
-    /// The next part to bring to the disk, when the disk can be given one; to be followed by [`Writeback::is_out`]. For one
-    /// task.
+    /// Waits for the next part and for the time at which the disk can accept it. The caller then
+    /// calls [`Writeback::is_out`]. Only one task may call this.
     pub async fn next(&self) -> Part<T> {
         let next = self.state.lock().pace.next();
         if let Some(next) = next {
@@ -172,7 +176,8 @@ impl<T: Clone> Writeback<T> {
         Some(part)
     }
 
-    /// A part is on the disk, or lost, or nobody's any more; if it is there, when that was begun and ended.
+    /// Reports that a part is on disk, lost, or obsolete. If it was written, `took` is when the
+    /// write began and ended.
     pub fn is_out(self: &Arc<Self>, bytes: u64, took: Option<(Instant, Instant)>) {
         {
             let mut state = self.state.lock();
@@ -186,13 +191,14 @@ impl<T: Clone> Writeback<T> {
 }
 
 impl<T> Writeback<T> {
-    /// Runs `job` when so many bytes may be written that nobody waits for; at once if that is now. It must not block.
+    /// Runs `job` when this many background bytes may be written, possibly at once. `job` must not
+    /// block.
     pub fn admit(self: &Arc<Self>, bytes: u64, job: impl FnOnce(Turn<T>) + Send + 'static) {
         self.state.lock().waiting.push_back((bytes, Box::new(job)));
         self.go_on();
     }
 
-    /// Gives the turns that there are.
+    /// Grants turns while there is room.
     fn go_on(self: &Arc<Self>) {
         self.less.notify_waiters();
         loop {
@@ -212,18 +218,18 @@ impl<T> Writeback<T> {
         }
     }
 
-    /// Gives no turns while the guard lives.
+    /// Grants no turns while the guard lives.
     pub fn hush(self: &Arc<Self>) -> Quiet<T> {
         self.state.lock().quiet += 1;
         Quiet(Arc::clone(self))
     }
 
-    /// Waits until the turns that were given are over; under a [`Quiet`] that is all of them.
+    /// Waits until all granted turns have ended. Under a [`Quiet`] guard no new ones start.
     pub async fn no_turns(&self) {
         self.wait_until(|state| state.coming == 0).await;
     }
 
-    /// Waits until what was written before is on the disk.
+    /// Waits until everything written before this call is on disk.
     pub async fn settled(&self) {
         let written = self.state.lock().written;
         self.wait_until(|state| state.out >= written).await;
@@ -233,7 +239,7 @@ impl<T> Writeback<T> {
         loop {
             let less = self.less.notified();
             let mut less = std::pin::pin!(less);
-            // From here on no change is missed.
+            // Register before checking, so that no change is missed.
             less.as_mut().enable();
             if done(&self.state.lock()) {
                 return;
@@ -242,17 +248,18 @@ impl<T> Writeback<T> {
         }
     }
 
-    /// Bytes that are written and not on the disk.
+    /// Bytes that are written and not yet on disk.
     pub fn dirty(&self) -> u64 {
         self.state.lock().dirty()
     }
 }
 
-/// Brings a range of a file to the disk and waits for that. It makes nothing durable: neither the file's size and places nor
-/// what the disk itself keeps. Blocks on the disk.
+/// Writes a range of a file to disk and waits for it. Does not make it durable: neither the file's
+/// metadata nor the disk's cache is flushed. Blocks on the disk.
 ///
 /// # Errors
-/// The system's: bytes that were written are lost, and a later sync of the same file does not say so again.
+/// The system's. The written bytes are then lost, and a later sync of the same file does not report
+/// it again.
 pub fn write_out(file: &File, range: Range<u64>) -> io::Result<()> {
     let (Ok(start), Ok(length)) = (
         libc::off64_t::try_from(range.start),
@@ -260,12 +267,14 @@ pub fn write_out(file: &File, range: Range<u64>) -> io::Result<()> {
     ) else {
         return Ok(());
     };
-    // Not as a sync does it: such writes give way where the disk's queue knows of that.
+    // Without WAIT_BEFORE, unlike a sync: where the disk's queue supports it, these writes have
+    // lower priority.
     let flags = libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     loop {
         // JUSTIFICATION: neither std nor rustix has this call.
         #[allow(unsafe_code, reason = "sync_file_range has no safe form")]
-        // SAFETY: the descriptor is borrowed from an open file for the time of the call; no memory is passed.
+        // SAFETY: the descriptor is borrowed from an open file for the duration of the call. No
+        // memory is passed.
         let done = unsafe { libc::sync_file_range(file.as_raw_fd(), start, length, flags) };
         if done == 0 {
             return Ok(());
@@ -273,7 +282,7 @@ pub fn write_out(file: &File, range: Range<u64>) -> io::Result<()> {
         let error = io::Error::last_os_error();
         match error.raw_os_error() {
             Some(libc::EINTR) => {}
-            // A file, or a kernel, that has no such thing: the kernel writes when it likes.
+            // A file or kernel without support: the kernel writes at its own time.
             Some(libc::ENOSYS | libc::EINVAL | libc::ESPIPE) => return Ok(()),
             _ => return Err(error),
         }
@@ -292,24 +301,26 @@ mod tests {
         Arc::new(Writeback::default())
     }
 
-    /// Asks for a turn of so many bytes, which comes by the channel.
+    /// Requests a turn of this many bytes. The turn is sent to the channel.
     fn ask(of: &Arc<Writeback<u32>>, bytes: u64) -> std::sync::mpsc::Receiver<Turn<u32>> {
         let (tell, told) = std::sync::mpsc::channel();
-        of.admit(bytes, move |turn| tell.send(turn).expect("the test waits"));
+        of.admit(bytes, move |turn| {
+            tell.send(turn).expect("the test receives")
+        });
         told
     }
 
     #[test]
-    fn the_background_writes_as_much_as_the_disk_takes_soon() {
+    fn background_writes_are_limited_to_what_the_disk_accepts_soon() {
         let writeback = new();
         let room = writeback.state.lock().pace.behind();
         let turns: Vec<_> = (0..4).map(|_| ask(&writeback, room / 2 + 1)).collect();
         let first = turns[0].try_recv().expect("at once");
-        let second = turns[1].try_recv().expect("there is room for some of it");
+        let second = turns[1].try_recv().expect("the limit is not yet reached");
         assert!(turns[2].try_recv().is_err());
         writeback.wrote(7, 0..room);
         drop((first, second));
-        assert!(turns[2].try_recv().is_err(), "nothing is on the disk yet");
+        assert!(turns[2].try_recv().is_err(), "nothing is on disk yet");
         let mut out = 0;
         while out < room {
             assert!(turns[2].try_recv().is_err());
@@ -330,7 +341,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_wants_quiet_waits_for_turns_and_holds_up_others() {
+    async fn a_quiet_guard_waits_for_turns_and_delays_new_ones() {
         let writeback = new();
         let turn = ask(&writeback, MIB).try_recv().expect("at once");
         writeback.wrote(1, 0..3);
@@ -355,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_written_out_and_what_is_none_is_left_alone() {
+    fn write_out_writes_files_and_ignores_pipes() {
         let mut file = tempfile::tempfile().expect("a file");
         file.write_all(&[1; 10_000]).expect("written");
         write_out(&file, 100..9000).expect("written out");

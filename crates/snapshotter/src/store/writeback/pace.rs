@@ -1,44 +1,49 @@
-//! How fast the background writes, found out from how the disk takes it. Pure.
+//! Determines how fast the background may write, from how fast the disk accepts its writes. Pure.
 //!
-//! A disk that works in a queue is given one part of 8 ms at a time, and whoever else writes waits for that. A disk with a
-//! limit of so many bytes a second (a volume of a cloud, `io.max`) is another matter: at its limit *every* write waits, for
-//! tens of milliseconds. It shows by a part that takes much longer than the others; from then on less is written than it
-//! takes, and a little more each second, until it shows again.
+//! A disk with a queue is given one 8 ms part at a time, so other writers wait at most for one
+//! part. A disk with a bandwidth limit (a cloud volume, `io.max`) behaves differently: at its limit
+//! *every* write waits for tens of milliseconds. The limit shows when a part takes much longer than
+//! the others. From then on, the background writes somewhat less than the limit, and a little more
+//! each second, until the limit shows again.
 
 use std::time::{Duration, Instant};
 
-/// What a disk is taken for that has not been measured: what the kernel begins with too.
+/// The assumed rate (bytes per second) of a disk that has not been measured. The kernel assumes the
+/// same.
 const UNKNOWN: u64 = 100 << 20;
-/// A part is what the disk takes in this time: so long does somebody else's write wait for ours.
+/// A part is as much as the disk accepts in this time. Other writers wait at most this long.
 const PART: Duration = Duration::from_millis(8);
-/// What is written and not on the disk is what it takes in this time: a sync of ours brings that at once.
+/// The limit of dirty bytes, as the time in which the disk accepts them. A sync by this daemon must
+/// wait for all of them.
 const BEHIND: Duration = Duration::from_millis(100);
-/// Bounds of a part; and those of all, of which one span goes whatever its size.
+/// Bounds of one part, and of all dirty bytes. One span is admitted regardless of its size.
 const PARTS: (u64, u64) = (256 << 10, 4 << 20);
 const ALL: (u64, u64) = (4 << 20, 64 << 20);
-/// A part smaller than this says more of the disk's latency than of its rate.
+/// A part smaller than this measures the disk's latency rather than its rate.
 const TELLING: u64 = 128 << 10;
-/// A part that takes so long met a limit: a disk of 10 MB/s is quicker with the smallest.
+/// A part that takes this long has hit a limit. Even a 10 MB/s disk writes the smallest part
+/// faster.
 const SLOW: Duration = Duration::from_millis(30);
-/// How late a part may be for the next one to make up for it.
+/// The longest delay of a part that the next one compensates for.
 const LATE: Duration = Duration::from_millis(20);
-/// How long the disk is measured at most, and at least.
+/// The longest and the shortest measurement of the disk rate.
 const WINDOW: Duration = Duration::from_secs(1);
 const TRUSTED: Duration = Duration::from_millis(200);
-/// Less is never written than this in a second.
+/// Bounds of the write rate, in bytes per second.
 const LEAST: u64 = 4 << 20;
 const MOST: u64 = 16 << 30;
 
-/// What is known of a disk.
+/// The measurements of one disk.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// Bytes a second that parts were taken with, of late.
+    /// Recent rate of completed parts, in bytes per second.
     seen: u64,
-    /// Bytes a second that are written, if the disk has shown a limit; and what that was.
+    /// If the disk has shown a limit: the rate at which the background writes, and the limit, in
+    /// bytes per second.
     limit: Option<(u64, u64)>,
-    /// Bytes that it took, since when.
+    /// Start of the current measurement, and bytes written since.
     window: Option<(Instant, u64)>,
-    /// The next part goes then.
+    /// When the next part may be written.
     next: Option<Instant>,
     last: Option<Instant>,
 }
@@ -68,7 +73,7 @@ fn time(bytes: u64, rate: u64) -> Duration {
 }
 
 impl Pace {
-    /// Bytes a second that are written.
+    /// The write rate, in bytes per second.
     pub(super) fn rate(&self) -> u64 {
         self.limit.map_or(self.seen, |(rate, _)| rate)
     }
@@ -77,25 +82,26 @@ impl Pace {
         (self.rate().saturating_mul(micros(time)) / 1_000_000).clamp(least, most)
     }
 
-    /// Most bytes of a part.
+    /// Maximum bytes of one part.
     pub(super) fn part(&self) -> u64 {
         self.within(PART, PARTS)
     }
 
-    /// Bytes that may be written and not on the disk.
+    /// Maximum dirty bytes.
     pub(super) fn behind(&self) -> u64 {
         self.within(BEHIND, ALL)
     }
 
-    /// When the next part may go.
+    /// When the next part may be written.
     pub(super) fn next(&self) -> Option<Instant> {
         self.next
     }
 
-    /// A part is on the disk.
+    /// Records a part that has reached the disk.
     pub(super) fn took(&mut self, bytes: u64, begun: Instant, ended: Instant) {
         let took = ended.saturating_duration_since(begun);
-        // Made up for if it is little; else there was nothing to write, or the disk was somebody else's.
+        // Compensate for a short delay. After a long one, there was nothing to write or others used
+        // the disk.
         let due = self
             .next
             .filter(|due| begun.saturating_duration_since(*due) < LATE);
@@ -119,7 +125,7 @@ impl Pace {
                 self.window = None;
             }
             Some((rate, limit)) => {
-                // Far from it there is no need to be careful.
+                // Far from the last limit, the rate may grow faster.
                 let near = *rate > *limit / 2 && *rate < *limit * 2;
                 let since = self.last.map_or(Duration::ZERO, |last| ended - last);
                 let grown = rate.saturating_mul(micros(since.min(PART * 4)));
@@ -132,7 +138,7 @@ impl Pace {
             .map(|(rate, _)| due.unwrap_or(begun) + time(bytes, rate));
     }
 
-    /// The disk takes so much, and no more.
+    /// Sets the limit to the measured rate and writes below it.
     fn limit_to(&mut self, got: u64, most: u64) {
         let rate = (got / 5 * 4).min(most).max(LEAST);
         self.limit = Some((rate, got.max(LEAST)));
@@ -146,9 +152,9 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// A disk that takes its time for each byte.
+    /// A disk that takes a fixed time per byte.
     struct Queue(u64);
-    /// A disk with a bucket of tokens that is filled so fast: who finds it empty waits for the next 50 ms.
+    /// A disk with a token bucket. A write that finds it empty waits for the next 50 ms slice.
     struct Bucket {
         rate: u64,
         left: u64,
@@ -182,7 +188,8 @@ mod tests {
         }
     }
 
-    /// Writes for some seconds; the bytes a second, and the part of the time in which a write waits for a limit.
+    /// Writes for some seconds. Returns the end, the rate in bytes per second, and the time spent
+    /// in writes that waited for a limit, in thousandths.
     fn write(
         pace: &mut Pace,
         disk: &mut dyn Disk,
@@ -205,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_is_kept_busy_with_parts_of_a_few_milliseconds() {
+    fn a_disk_with_a_queue_is_kept_busy_with_short_parts() {
         for rate in [10 * MIB, 125 * MIB, 2000 * MIB] {
             let mut pace = Pace::default();
             let mut disk = Queue(rate);
@@ -221,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_with_a_limit_is_rarely_at_it() {
+    fn a_disk_with_a_bandwidth_limit_rarely_reaches_it() {
         let start = Instant::now();
         let rate = 125 * MIB;
         let mut disk = Bucket {
@@ -234,13 +241,13 @@ mod tests {
         let (now, got, slow) = write(&mut pace, &mut disk, now, 60);
         assert!(slow <= 20, "{slow} of 1000 of the time");
         assert!(got > rate / 10 * 7 && got < rate, "{got} of {rate}");
-        // The limit goes.
+        // The limit is removed.
         let (_, got, _) = write(&mut pace, &mut Queue(1000 * MIB), now, 120);
         assert!(got > 2 * rate, "{got}");
     }
 
     #[test]
-    fn nothing_that_is_measured_stops_it() {
+    fn extreme_measurements_do_not_stop_writing() {
         let mut pace = Pace::default();
         let now = Instant::now();
         pace.took(MIB, now, now + Duration::from_secs(3600));
