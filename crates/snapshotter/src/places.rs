@@ -1,7 +1,8 @@
-//! Where each byte of a layer's tar lies in the store: the 4 KiB shift.
+//! Maps tar offsets of a layer to offsets in `data` and `heads`.
 //!
-//! `data` has the content of every regular file that has any, in the order of the tar, each from the next 4 KiB
-//! boundary on, zeros between, in front ([`LEAD`]) and behind ([`TAIL`]). `heads` has every other byte of the tar:
+//! `data` contains the content of every nonempty regular file, in tar order, each at a 4 KiB
+//! boundary, with zeros in between, before ([`LEAD`]), and after ([`TAIL`]). `heads` contains all
+//! other bytes of the tar:
 //!
 //! ```text
 //! tar           | head 1 | file 1   |pad| head 2 | head 3 | file 3 |pad|00..|
@@ -9,9 +10,10 @@
 //! heads         | head 1 |pad| head 2 | head 3 |pad|00..|
 //! ```
 //!
-//! So a contiguous range of the tar is one contiguous range of `data` and one of `heads`, and everything is a binary
-//! search in two tables of fixed records, [`File`]s and headers. The tables are bytes (in practice a mapped file), so a
-//! layer of 100,000 entries costs no heap. Who keeps them keeps a checksum: the records are trusted here.
+//! A contiguous range of the tar is therefore one contiguous range of `data` and one of `heads`.
+//! Lookups are binary searches in two tables of fixed-size records, [`File`]s and headers. The
+//! tables are usually a mapped file, so a layer of 100,000 entries needs no heap. The records are
+//! trusted here; the caller verifies a checksum.
 
 use std::{fmt, ops::Range};
 
@@ -23,20 +25,23 @@ mod tests;
 
 pub use plan::{PlaceError, Planned, plan};
 
-/// Files begin at multiples of this in `data`: the block of EROFS, and `st_blksize` as users expect it.
+/// Files start at multiples of this in `data`. It is the block size of EROFS and the `st_blksize`
+/// that users expect.
 pub const BLOCK: u64 = 4096;
 
-/// Bytes in front of the first file. They belong to no span and are always there, as a hole: what probes block devices
-/// for file systems (udev, blkid, LVM) reads up to 4 MiB from the start of one and must not wait for a registry.
+/// Bytes before the first file. They belong to no span and are always available as a hole: programs
+/// that probe block devices for file systems (udev, blkid, LVM) read up to 4 MiB from the start and
+/// must not wait for a registry.
 pub const LEAD: u64 = 8 << 20;
 
-/// Bytes behind the last file, for the same reason: probes read up to 1.6 MiB before the end.
+/// Bytes after the last file, for the same reason: probes read up to 1.6 MiB before the end.
 pub const TAIL: u64 = 2 << 20;
 
-/// The largest `data`: EROFS counts a device's blocks in 32 bits.
+/// The largest `data`. EROFS counts the blocks of a device in 32 bits.
 const MAX_DATA: u64 = BLOCK << 32;
 
-/// Entries of the largest layer that is mounted: about 400 MB while its tree is made. Images of a million files are rare.
+/// Maximum number of entries of a mounted layer. Building its tree takes about 400 MB. Images with
+/// a million files are rare.
 pub const MOST_ENTRIES: usize = 2 << 20;
 
 const MAGIC: &[u8; 8] = b"socipl\x00\x03";
@@ -44,22 +49,22 @@ const HEADER: usize = 64;
 const FILE: usize = 32;
 const HEAD: usize = 16;
 
-/// A regular file with content.
+/// A nonempty regular file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct File {
-    /// Which entry of the tar it is.
+    /// The index of its entry in the tar.
     pub entry: u32,
-    /// First byte of its content in the tar.
+    /// Offset of its content in the tar.
     pub tar: u64,
-    /// Bytes of content, never 0.
+    /// Size of its content, never 0.
     pub size: u64,
-    /// Its place in `data`, a multiple of [`BLOCK`].
+    /// Offset in `data`, a multiple of [`BLOCK`].
     pub data: u64,
-    /// Bytes of `heads` in front of it.
+    /// Number of bytes of `heads` that precede it.
     pub heads: u64,
 }
 
-/// One contiguous piece of the tar in one of the two files.
+/// A contiguous piece of the tar in one of the two files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Piece {
     /// Content of a file.
@@ -71,7 +76,7 @@ pub enum Piece {
         /// Bytes.
         len: u64,
     },
-    /// Anything else.
+    /// Any other bytes.
     Heads {
         /// Offset in the tar.
         tar: u64,
@@ -82,7 +87,7 @@ pub enum Piece {
     },
 }
 
-/// The tables, ready for questions.
+/// The tables, ready for lookups.
 #[derive(Clone)]
 pub struct Places {
     table: Arc<dyn AsRef<[u8]> + Send + Sync>,
@@ -104,10 +109,10 @@ impl fmt::Debug for Places {
 }
 
 impl Places {
-    /// Reads the tables that [`plan`] made.
+    /// Opens tables that [`plan`] created.
     ///
     /// # Errors
-    /// [`PlaceError::Foreign`] for anything of another form.
+    /// [`PlaceError::Foreign`] if the format is not this version's.
     pub fn new(table: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Result<Places, PlaceError> {
         let bytes: &[u8] = (*table).as_ref();
         if bytes.get(..8) != Some(MAGIC) || bytes.len() < HEADER {
@@ -154,7 +159,7 @@ impl Places {
         self.data_size
     }
 
-    /// The part of `data` that files are in: nothing in front of it and behind it belongs to a span.
+    /// The part of `data` that contains files. The bytes before and after it belong to no span.
     pub fn contents(&self) -> Range<u64> {
         LEAD..self.data_size.saturating_sub(TAIL).max(LEAD)
     }
@@ -187,7 +192,7 @@ impl Places {
         (0..self.files).filter_map(|index| self.file(index))
     }
 
-    /// The bytes of the tar that are the header of an entry.
+    /// The range of the tar that contains the header of an entry.
     pub fn header(&self, entry: usize) -> Option<Range<u64>> {
         (entry < self.entries).then(|| {
             let at = HEADER + entry * HEAD;
@@ -195,7 +200,7 @@ impl Places {
         })
     }
 
-    /// The entries whose header has bytes in this range of the tar.
+    /// The entries whose headers overlap this range of the tar.
     pub fn headers_in(&self, tar: Range<u64>) -> Range<usize> {
         let header = |entry| self.header(entry).unwrap_or(0..0);
         let first = partition(self.entries, |entry| header(entry).end <= tar.start);
@@ -203,7 +208,7 @@ impl Places {
         first..end.max(first)
     }
 
-    /// Place in `data` of the file that is this entry; `None` if the entry has no content.
+    /// Offset in `data` of the file with this entry. `None` if the entry has no content.
     pub fn data_of(&self, entry: u32) -> Option<u64> {
         let index = partition(self.files, |file| self.raw_file(file)[3] < u64::from(entry));
         self.file(index)
@@ -218,8 +223,8 @@ impl Places {
         first.saturating_sub(1).min(end)..end
     }
 
-    /// The ranges of the tar that have the contents in this range of `data`, in order, each with its file's index. Zeros
-    /// behind a file's end have none.
+    /// The ranges of the tar whose content is in this range of `data`, in order, each with the
+    /// index of its file. Padding after the end of a file belongs to none.
     pub fn tar_of_data(
         &self,
         data: Range<u64>,
@@ -235,9 +240,9 @@ impl Places {
         })
     }
 
-    /// Cuts a range of the tar into what lies in `data` and what lies in `heads`, in order.
+    /// Splits a range of the tar into pieces of `data` and `heads`, in order.
     pub fn pieces(&self, tar: Range<u64>) -> impl Iterator<Item = Piece> + use<'_> {
-        // The file that begins at or before the range may reach into it.
+        // The last file that starts at or before the range may reach into it.
         let mut next = partition(self.files, |file| self.raw_file(file)[0] <= tar.start);
         next = next.saturating_sub(1);
         let (mut at, end) = (tar.start, tar.end.min(self.archive_size));
@@ -260,7 +265,7 @@ impl Places {
                     len: at - tar,
                 });
             }
-            // What is in front of the next file, or of the end of everything.
+            // The bytes before the next file, or before the end of the tar.
             let [begins, _, heads, _] = self.raw_file(next);
             at = end.min(begins);
             let heads = heads - (begins - tar);
@@ -276,7 +281,7 @@ impl Places {
         (*self.table).as_ref()
     }
 
-    /// tar, data, heads, entry; the record behind the last file is the end of everything.
+    /// tar, data, heads, entry. The record after the last file marks the end of the tar.
     fn raw_file(&self, index: usize) -> [u64; 4] {
         if index >= self.files {
             return [self.archive_size, self.data_size, self.heads_size, u64::MAX];
@@ -286,7 +291,7 @@ impl Places {
     }
 }
 
-/// First index in `0..len` for which `before` is false; `before` is true for a prefix.
+/// The first index in `0..len` for which `before` is false. `before` must be true for a prefix.
 fn partition(len: usize, before: impl Fn(usize) -> bool) -> usize {
     let (mut low, mut high) = (0, len);
     while low < high {

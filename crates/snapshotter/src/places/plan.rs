@@ -1,56 +1,60 @@
-//! Makes the tables: each file of a tar gets the next place in `data`. Lists of entries that have no places are refused.
+//! Builds the tables: assigns each file of a tar an offset in `data`. Rejects entries that cannot
+//! be placed.
 
 use std::ops::Range;
 
 use super::{BLOCK, FILE, HEAD, HEADER, LEAD, MAGIC, MAX_DATA, MOST_ENTRIES, TAIL};
 
-/// One entry of the tar, as planning needs it.
+/// One entry of the tar, as input for [`plan`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Planned {
-    /// Bytes of the tar that are its header (with long names and PAX records, and the padding of the entry before).
+    /// Range of its header in the tar, including long names, PAX records, and the padding of the
+    /// previous entry.
     pub header: Range<u64>,
-    /// First byte of its content in the tar.
+    /// Offset of its content in the tar.
     pub offset: u64,
-    /// Bytes of content; 0 for everything that is not a regular file.
+    /// Size of its content. 0 for everything except regular files.
     pub size: u64,
 }
 
-/// A list of entries that has no places, or tables that cannot be right.
+/// Entries that cannot be placed, or tables that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlaceError {
     /// Entries overlap or are out of order.
-    #[error("entry {entry} at {offset} of the tar begins before {free}, where the one before ends")]
+    #[error(
+        "entry {entry} starts at offset {offset} of the tar, before the end of the previous entry at {free}"
+    )]
     Overlap {
         /// Ordinal of the entry.
         entry: u32,
-        /// Where it says it begins.
+        /// Offset at which the entry starts.
         offset: u64,
-        /// First byte that is not taken.
+        /// First byte that no earlier entry occupies.
         free: u64,
     },
-    /// An entry does not lie in the archive.
-    #[error("entry {entry} ends outside the archive's {archive} bytes")]
+    /// An entry reaches past the end of the archive.
+    #[error("entry {entry} ends outside the tar of {archive} bytes")]
     Outside {
         /// Ordinal of the entry.
         entry: u32,
         /// Size of the tar.
         archive: u64,
     },
-    /// More than an EROFS device holds.
-    #[error("the files need more than 16 TiB")]
+    /// More than an EROFS device can hold.
+    #[error("the files need more than 16 TiB of space")]
     TooLarge,
-    /// More entries than a tree is made of.
+    /// More entries than a layer may have.
     #[error("more than {MOST_ENTRIES} entries")]
     TooMany,
-    /// Not tables of this version.
-    #[error("not a table of places of this version")]
+    /// Not the tables of this version.
+    #[error("not a table of places in the format of this version")]
     Foreign,
 }
 
-/// Makes the tables from the entries in the order of the tar.
+/// Builds the tables from the entries in tar order.
 ///
 /// # Errors
-/// Entries that overlap, leave the archive or need too much room.
+/// Entries that overlap, reach past the end of the archive, or need too much space.
 pub fn plan(
     entries: impl ExactSizeIterator<Item = Planned>,
     archive_size: u64,
@@ -62,19 +66,19 @@ pub fn plan(
     Ok(tables.finish())
 }
 
-/// Tables that grow by one entry after the other.
+/// Tables under construction, one entry after the other.
 struct Tables {
     bytes: Vec<u8>,
-    /// Where the records of files begin in them.
+    /// Offset of the file records in `bytes`.
     files: usize,
     archive_size: u64,
-    /// How many entries there are so far.
+    /// Number of entries so far.
     entries: u32,
-    /// First byte of the tar that no entry has taken.
+    /// First byte of the tar that no entry occupies.
     free: u64,
-    /// Where the next file goes in `data`.
+    /// Offset in `data` of the next file.
     data: u64,
-    /// Bytes of the files so far.
+    /// Bytes of file content so far.
     content: u64,
 }
 

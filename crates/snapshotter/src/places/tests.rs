@@ -1,4 +1,4 @@
-//! Places of made-up tars against what they must be, byte by byte.
+//! Compares the places of generated tars with the expected result, byte by byte.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -71,13 +71,13 @@ fn files_begin_at_blocks_and_the_rest_is_packed() {
     assert_eq!(places.data_of(1), None);
     let needed: Vec<_> = places.tar_of_data(LEAD + BLOCK..LEAD + 3 * BLOCK).collect();
     assert_eq!(needed, [(0, 512 + 4096..5512), (1, 6656..6657)]);
-    // Only zeros behind a file's end: nothing is needed.
+    // The range contains only padding, so it needs nothing.
     let behind = LEAD + 2 * BLOCK + 1..LEAD + 3 * BLOCK;
     assert_eq!(places.tar_of_data(behind).count(), 0);
 }
 
 #[test]
-fn what_has_no_place_is_refused() {
+fn entries_that_cannot_be_placed_are_rejected() {
     let overlap = [entry(0..512, 5000), entry(1024..1536, 0)];
     assert!(matches!(
         plan(overlap.into_iter(), 10240),
@@ -113,7 +113,7 @@ fn what_has_no_place_is_refused() {
 }
 
 #[test]
-fn torn_tables_are_not_taken() {
+fn truncated_tables_are_rejected() {
     let table = plan([entry(0..512, 5)].into_iter(), 1024).expect("a plan");
     for len in 0..table.len() {
         assert!(
@@ -124,7 +124,7 @@ fn torn_tables_are_not_taken() {
 }
 
 prop_compose! {
-    /// Entries as a tar has them, and the size of the archive.
+    /// Entries as in a tar, and the size of the archive.
     fn archives()(
         raw in prop::collection::vec((1_u64..3, 0_u64..20_000, any::<bool>()), 0..20),
         tail in 0_u64..2000,
@@ -150,7 +150,7 @@ proptest! {
         let contents = places.contents();
         let mut data = vec![None; (contents.end - contents.start) as usize];
         let mut heads = vec![None; places.heads_size() as usize];
-        // Any cut of the tar into ranges must give the same files.
+        // Any split of the tar into ranges must give the same files.
         let mut ends = [cut.0.min(archive), cut.1.min(archive), archive];
         ends.sort_unstable();
         let mut start = 0;
@@ -171,10 +171,10 @@ proptest! {
             prop_assert_eq!(at, end);
             start = end;
         }
-        // heads: packed and in order.
+        // heads is packed and in order.
         prop_assert!(heads.iter().all(Option::is_some));
         prop_assert!(heads.is_sorted());
-        // data: each file whole, at its place.
+        // data contains each whole file at its place.
         for file in places.iter() {
             prop_assert_eq!(file.data % BLOCK, 0);
             prop_assert_eq!(places.data_of(file.entry), Some(file.data));
@@ -215,7 +215,7 @@ proptest! {
         for range in [front, behind] {
             prop_assert_eq!(places.tar_of_data(range).count(), 0);
         }
-        // Whatever the tar's bytes are, none has its place there.
+        // No byte of the tar is placed there.
         for piece in places.pieces(0..archive) {
             if let Piece::Data { data, len, .. } = piece {
                 prop_assert!(contents.start <= data && data + len <= contents.end);
