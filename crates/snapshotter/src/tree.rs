@@ -1,28 +1,27 @@
-//! The tree that unpacking a layer would leave, made from its table of contents alone.
+//! Builds the file tree that unpacking a layer would produce, from its table of contents alone.
 //!
-//! The oracle is containerd's own unpacking; `docs/compatibility.md` says where other lazy mounts
-//! differ. Two things decide about a tree: the entries of the archive, in order, and a small
-//! [`Patch`], what the layers below change in it.
+//! The reference is containerd's own unpacking. Two inputs determine a tree: the entries of the
+//! archive in order, and a small [`Patch`], which contains what the layers below contribute.
 //!
 //! ```text
-//!   entries ──▶ Tree::build(plain patch) ──▶ tree.implied() ── asked below ──▶ Patch
+//!   entries ──▶ Tree::build(plain patch) ──▶ tree.implied() ── lower layers ──▶ Patch
 //!                        │                                                      │ not plain
-//!                        ▼ plain: as it is                                      ▼
+//!                        ▼ plain: final                                         ▼
 //!                      image ◀───────────────────────────────────── Tree::build(that patch)
 //! ```
 //!
 //! * A **base layer** is unpacked into a plain directory: whiteouts are executed and leave nothing.
-//!   A **layer above** others is unpacked beside them: whiteouts become devices 0:0, opaque markers
-//!   an attribute. [`Rules`] says which.
+//!   An **upper layer** is unpacked next to the others: whiteouts become devices 0:0, opaque
+//!   markers become an attribute. [`Rules`] selects one.
 //! * A directory that entries only *imply* takes its attributes from the nearest layer below that
-//!   has it. Since what is made in it inherits from it (default ACL, setgid group), they must be known
-//!   when it is made: [`Tree::build`] gets them in the patch, and [`Tree::settle`] finds them.
-//! * What unpacking would refuse is a [`TreeError`] that names the entry and the rule. The caller then
-//!   leaves the layer to containerd, whose error the user sees.
+//!   has it. New nodes in it inherit from it (default ACL, setgid group), so the attributes must be
+//!   known when it is created: [`Tree::settle`] finds them, and [`Tree::build`] gets them in the
+//!   patch.
+//! * If unpacking would fail, the result is a [`TreeError`] that names the entry and the rule. The
+//!   caller then leaves the layer to containerd, and the user sees containerd's error.
 //!
-//! Nothing here reads a file's content or waits for anything. The work is bounded: names that lead
-//! through links in circles, or markers that clean the same directory again and again, end in
-//! [`Refusal::TooMuchWork`].
+//! Nothing here reads file content or waits. The work is bounded: link cycles, or markers that
+//! clear the same directory repeatedly, end in [`Refusal::TooMuchWork`].
 
 mod acl;
 #[cfg(test)]
@@ -43,21 +42,22 @@ use soci_ztoc::Entry;
 
 pub use lower::{Below, Directory, Lower, LowerError, lookup_in_directory, lookup_in_image};
 
-/// Grows whenever the same entries and patch give another tree: images of older rules are not used.
+/// Increment when the same entries and patch produce a different tree, so that old images are not
+/// used.
 const RULES_VERSION: u8 = 1;
 
 /// How a layer is applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Rules {
-    /// The layer has no parent: whiteouts are executed.
+    /// The layer has no parent, so whiteouts are executed.
     pub base: bool,
-    /// In a user namespace: no devices, `user.overlay.opaque` instead of `trusted.overlay.opaque`,
-    /// and no `user.overlay.*` from the archive.
+    /// Unpacking in a user namespace: no devices, `user.overlay.opaque` instead of
+    /// `trusted.overlay.opaque`, and no `user.overlay.*` from the archive.
     pub user_namespace: bool,
 }
 
 impl Rules {
-    /// The attribute that hides a directory's lower layers; its value is `y`.
+    /// The attribute that hides the lower layers of a directory. Its value is `y`.
     #[must_use]
     pub fn opaque_xattr(self) -> &'static [u8] {
         if self.user_namespace {
@@ -68,8 +68,8 @@ impl Rules {
     }
 }
 
-/// What a mount changes in a layer's tree: how it is applied, and the attributes of the directories
-/// that are only implied and that a lower layer has. Equal patches of a layer give equal images.
+/// What a mount changes in the tree of a layer: how it is applied, and the attributes of implied
+/// directories that exist in a lower layer. Equal patches of a layer give equal images.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Patch {
     rules: Rules,
@@ -77,7 +77,7 @@ pub struct Patch {
 }
 
 impl Patch {
-    /// A patch that settles nothing.
+    /// A patch without attributes from lower layers.
     #[must_use]
     pub fn plain(rules: Rules) -> Self {
         Self {
@@ -92,14 +92,14 @@ impl Patch {
         self.rules
     }
 
-    /// Whether no implied directory takes attributes from below.
+    /// Whether no implied directory takes attributes from a lower layer.
     #[must_use]
     pub fn is_plain(&self) -> bool {
         self.implied.is_empty()
     }
 
-    /// A name for the image of this patch, 32 hexadecimal digits: the same for equal patches, over
-    /// restarts and machines.
+    /// A name for the image of this patch: 32 hexadecimal digits. Equal patches have equal names on
+    /// all machines.
     #[must_use]
     pub fn key(&self) -> String {
         let mut hash = Sha256::new();
@@ -142,11 +142,11 @@ impl Patch {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("entry {ordinal} {:?}", String::from_utf8_lossy(.name))]
 pub struct TreeError {
-    /// Which entry, counted from 0.
+    /// Index of the entry, counted from 0.
     pub ordinal: usize,
-    /// Its name as it stands in the archive.
+    /// Name of the entry as in the archive.
     pub name: Vec<u8>,
-    /// Why.
+    /// The reason.
     #[source]
     pub refusal: Refusal,
 }
@@ -154,51 +154,51 @@ pub struct TreeError {
 /// The rule that an entry breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// A parent exists in this layer and is no directory.
+    /// A parent of the entry exists in this layer and is not a directory.
     #[error("a parent of it is not a directory")]
     ParentNotADirectory,
-    /// Longer than unpacking can be sure to reach below its own root.
+    /// The path is longer than unpacking can be sure to reach below its own root.
     #[error("a path of {0} bytes")]
     PathTooLong(usize),
-    /// Links of the layer lead in a circle.
-    #[error("its path leads through too many links")]
+    /// Links in the layer form a cycle.
+    #[error("its path contains too many symbolic links")]
     TooManyLinks,
-    /// Where a chain of links ends depends on the machine that unpacks.
-    #[error("its path leads through a link out of the layer")]
+    /// The target of a chain of links depends on the machine that unpacks the layer.
+    #[error("its path contains a symbolic link that leaves the layer")]
     LinkOutside,
-    /// A whiteout of nothing, `.` or `..`.
+    /// A whiteout of an empty name, `.`, or `..`.
     #[error("a whiteout without a name")]
     WhiteoutName,
-    /// A whiteout of what the same layer has.
-    #[error("a whiteout of a name that the same layer has")]
+    /// A whiteout of a name that the same layer contains.
+    #[error("a whiteout of a name that the same layer contains")]
     WhiteoutOfOwn,
-    /// The target of a hard link is not there (yet).
+    /// The target of a hard link is not in the layer, or not yet.
     #[error("a hard link to {:?}, which is not in the layer", String::from_utf8_lossy(.0))]
     HardlinkTarget(Vec<u8>),
     /// The target of a hard link is a directory.
     #[error("a hard link to the directory {:?}", String::from_utf8_lossy(.0))]
     HardlinkToDirectory(Vec<u8>),
-    /// The map of a sparse file lies in its data.
-    #[error("a sparse file")]
+    /// A sparse file. Its map is stored inside its data.
+    #[error("a sparse file is not supported")]
     Sparse,
-    /// The caller knows no place for the content.
-    #[error("content without a place in the layer's data")]
+    /// The caller has no place for the content.
+    #[error("its content has no place in the layer's data")]
     NoData,
-    /// The kernel refuses the attribute's name or value.
-    #[error("extended attribute {:?}", String::from_utf8_lossy(.0))]
+    /// The kernel rejects the name or the value of the attribute.
+    #[error("the kernel rejects the extended attribute {:?}", String::from_utf8_lossy(.0))]
     Xattr(Vec<u8>),
-    /// Directory times are set last, by path, and nothing is at this one any more.
-    #[error("a directory that is gone when its time is set")]
+    /// The times of directories are set last, by path, and nothing exists at this path any longer.
+    #[error("a directory that no longer exists when its time is set")]
     Vanished,
-    /// More steps than an archive made in good faith needs.
-    #[error("too much work")]
+    /// More steps than any reasonable archive needs.
+    #[error("the layer needs too many steps to unpack")]
     TooMuchWork,
-    /// An image cannot say it; no file system of the kernel can, in most cases.
+    /// An EROFS image cannot represent it. In most cases, no file system of the kernel can.
     #[error(transparent)]
     Image(#[from] ImageError),
 }
 
-/// What unpacking would leave.
+/// The tree that unpacking would produce.
 #[derive(Debug)]
 pub struct Tree {
     image: Image,
@@ -208,12 +208,12 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Applies the entries of an archive in order. `blocks` is the size of the layer's data in 4 KiB
-    /// blocks; `block_of` gives the first block of the content of the entry with an ordinal, counted
-    /// from 0, and is asked for regular files that are not empty.
+    /// Applies the entries of an archive in order. `blocks` is the size of the layer's data in 4
+    /// KiB blocks. `block_of` returns the first block of the content of an entry, by its index from
+    /// 0. It is called for nonempty regular files.
     ///
     /// # Errors
-    /// Where unpacking would fail, and where it cannot be known what it would do.
+    /// Entries on which unpacking would fail, or whose outcome is unpredictable.
     pub fn build<'a>(
         entries: impl IntoIterator<Item = Entry<'a>>,
         blocks: u64,
@@ -223,20 +223,20 @@ impl Tree {
         build::build(entries, blocks, block_of, patch)
     }
 
-    /// Paths of the directories that entries only imply, without a slash in front, as they came.
+    /// The paths of implied directories, without a leading slash, in the order of their creation.
     pub fn implied(&self) -> impl Iterator<Item = &[u8]> {
         self.implied.iter().map(Vec::as_slice)
     }
 
-    /// Finds out what the layers below make of the implied directories. `below` answers for one path
-    /// as [`Lower::nearest`] does, from the nearest layer on.
+    /// Finds the attributes of implied directories in the layers below. `below` looks up one path,
+    /// like [`Lower::nearest`].
     ///
     /// # Errors
     /// Those of `below`.
     pub fn settle<E>(&self, mut below: impl FnMut(&[u8]) -> Result<Lower, E>) -> Result<Patch, E> {
         let mut patch = Patch::plain(self.rules);
         if self.rules.base {
-            // Without markers it is the same tree wherever the layer lies.
+            // Without markers, the tree does not depend on the position of the layer.
             patch.rules.base = self.has_markers;
             return Ok(patch);
         }
@@ -257,7 +257,7 @@ impl Tree {
         &self.image
     }
 
-    /// Gives the image an identity of its own, for instance the first bytes of the layer's digest.
+    /// Sets the UUID of the image, for example to the first bytes of the layer digest.
     pub fn set_uuid(&mut self, uuid: [u8; 16]) {
         self.image.set_uuid(uuid);
     }

@@ -1,5 +1,5 @@
-//! POSIX access control lists as the kernel keeps them: parsed from an attribute's value, checked,
-//! rewritten by chmod and by inheritance, and written in the kernel's form.
+//! POSIX access control lists in the kernel's format: parsing, validation, chmod, inheritance, and
+//! encoding.
 
 const VERSION: u32 = 2;
 /// The id of entries that have none.
@@ -12,12 +12,12 @@ const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
-/// Why a value is no list.
+/// Why a value is not a valid list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AclError {
-    /// Another version: "not supported", which unpacking skips.
+    /// A different version. The kernel reports "not supported", and unpacking skips the attribute.
     Version,
-    /// Everything else: an error.
+    /// Any other error.
     Malformed,
 }
 
@@ -28,12 +28,12 @@ struct AclEntry {
     id: u32,
 }
 
-/// A valid list.
+/// A parsed list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Acl(Vec<AclEntry>);
 
 impl Acl {
-    /// Reads an attribute's value; nothing if it has no entries, which takes a list away.
+    /// Parses the value of an attribute. `None` if it has no entries, which removes a list.
     pub(super) fn parse(value: &[u8]) -> Result<Option<Self>, AclError> {
         if value.is_empty() {
             return Ok(None);
@@ -66,7 +66,8 @@ impl Acl {
         Ok(Some(Self(entries.collect::<Result<_, _>>()?)))
     }
 
-    /// Whether the kernel would accept the list: entries in order, a mask where names need one.
+    /// Whether the kernel accepts the list: entries in order, and a mask if there are named
+    /// entries.
     pub(super) fn is_valid(&self) -> bool {
         let mut next = USER_OBJ;
         let mut needs_mask = false;
@@ -103,7 +104,7 @@ impl Acl {
         value
     }
 
-    /// The permission bits that the list means, and whether it says no more than they do: such a
+    /// The mode bits that the list stands for, and whether they express all of it. In that case the
     /// list is not stored.
     pub(super) fn mode(&self, mode: u16) -> (u16, bool) {
         let mut bits = mode & !0o777;
@@ -122,7 +123,8 @@ impl Acl {
         (bits | (mask.unwrap_or(group) << 3), same)
     }
 
-    /// What chmod does to the list of a node: owner, mask (or group, without one) and others.
+    /// Applies chmod to the list: sets the owner, the mask (or the group if there is no mask), and
+    /// the others.
     pub(super) fn chmod(&mut self, mode: u16) {
         let has_mask = self.0.iter().any(|entry| entry.tag == MASK);
         for entry in &mut self.0 {
@@ -136,7 +138,7 @@ impl Acl {
         }
     }
 
-    /// The access list of a node that is made with a mode in a directory with this default list.
+    /// The access list of a node that is created with `mode` in a directory with this default list.
     pub(super) fn inherited(&self, mode: u16) -> Self {
         let mut list = self.clone();
         list.chmod(mode);
@@ -169,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_survives_and_ids_that_mean_nothing_are_cleared() {
+    fn encoding_round_trips_and_meaningless_ids_are_cleared() {
         let list = named();
         let mut value = list.to_value();
         assert_eq!(Acl::parse(&value), Ok(Some(list.clone())));
@@ -178,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_no_list() {
+    fn empty_and_malformed_values() {
         assert_eq!(Acl::parse(b""), Ok(None));
         assert_eq!(Acl::parse(&[2, 0, 0, 0]), Ok(None));
         assert_eq!(Acl::parse(&[3, 0, 0, 0]), Err(AclError::Version));
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mask_stands_for_the_group_in_a_mode() {
+    fn the_mask_replaces_the_group_in_the_mode() {
         assert_eq!(named().mode(0o4000), (0o4771, false));
         let three = acl(&[
             (USER_OBJ, 7, NO_ID),
@@ -235,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inherited_list_gives_no_more_than_the_mode() {
+    fn an_inherited_list_grants_no_more_than_the_mode() {
         let wanted = acl(&[
             (USER_OBJ, 0, NO_ID),
             (USER, 6, 1000),

@@ -1,7 +1,8 @@
-//! What the kernel does to a node when unpacking makes it, gives it away, and sets its attributes.
+//! What the kernel does to a node while unpacking creates it and sets its owner and attributes.
 //!
-//! Each function is one system call of the unpacker, with its side effects: chown drops a capability,
-//! an access list sets the mode and chmod rewrites the list, a new node inherits from its directory.
+//! Each function is one system call of the unpacker with its side effects: chown drops a
+//! capability, an access list sets the mode, chmod rewrites the list, and a new node inherits from
+//! its directory.
 
 use soci_erofs::{Attributes, Image, Inode, Kind, NodeId, Time};
 
@@ -11,18 +12,18 @@ use super::{Refusal, Rules};
 const ACCESS: &[u8] = b"system.posix_acl_access";
 const DEFAULT: &[u8] = b"system.posix_acl_default";
 const CAPABILITY: &[u8] = b"security.capability";
-/// An owner that chown leaves as it is.
+/// An id that chown leaves unchanged.
 const UNCHANGED: u32 = u32::MAX;
 const SETGID: u16 = 0o2000;
-/// Longest attribute name that the kernel takes.
+/// The longest attribute name that the kernel accepts, in bytes.
 const MAX_XATTR_NAME: usize = 255;
-/// 2262-04-11T23:47:16.854775807Z: the last nanosecond that fits 64 bits.
+/// 2262-04-11T23:47:16.854775807Z: the last nanosecond that fits into 64 bits.
 const LAST_TIME: Time = Time {
     secs: 9_223_372_036,
     nanos: 854_775_807,
 };
 
-/// The time that unpacking sets: what it cannot say becomes 1970.
+/// The time that unpacking sets. Times out of its range become 1970.
 pub(super) fn bounded(time: soci_ztoc::Time) -> Time {
     let time = Time {
         secs: time.secs,
@@ -36,7 +37,7 @@ pub(super) fn bounded(time: soci_ztoc::Time) -> Time {
     }
 }
 
-/// Makes a node of root's in a directory, as `mkdir`, `open` and `mknod` do.
+/// Creates a node owned by root in a directory, like `mkdir`, `open`, and `mknod`.
 pub(super) fn create(
     image: &mut Image,
     dir: NodeId,
@@ -68,7 +69,7 @@ pub(super) fn create(
     Ok(node)
 }
 
-/// Passes a directory's default list on.
+/// Applies the default list of a directory to a new node.
 fn inherit(image: &mut Image, dir: NodeId, node: NodeId) -> Result<(), Refusal> {
     if !image.has_xattrs(dir) {
         return Ok(());
@@ -107,7 +108,7 @@ pub(super) fn chown(image: &mut Image, node: NodeId, uid: u32, gid: u32) -> Resu
     Ok(())
 }
 
-/// Sets the mode of everything but symbolic links.
+/// Sets the mode. Has no effect on symbolic links.
 pub(super) fn chmod(image: &mut Image, node: NodeId, mode: u16) -> Result<(), Refusal> {
     if matches!(image.kind(node), Kind::Symlink(_)) {
         return Ok(());
@@ -136,7 +137,7 @@ pub(super) fn set_time(image: &mut Image, node: NodeId, mtime: Time) -> Result<(
     )?)
 }
 
-/// Sets an attribute of an archive, or drops it where the kernel says "not supported".
+/// Sets an attribute from the archive, or drops it where the kernel says "not supported".
 pub(super) fn set_xattr(
     image: &mut Image,
     node: NodeId,
@@ -166,7 +167,7 @@ pub(super) fn set_xattr(
                 return Err(refused());
             }
         }
-        // `trusted.*` is never taken from an archive, other namespaces are unknown.
+        // `trusted.*` is never taken from an archive. Other namespaces are unknown.
         _ => return Ok(()),
     }
     Ok(image.set_xattr(node, name, value)?)
@@ -201,15 +202,16 @@ fn set_acl(image: &mut Image, node: NodeId, name: &[u8], value: &[u8]) -> Result
     Ok(image.set_xattr(node, name, &acl.to_value())?)
 }
 
-/// The value as the kernel shows it, nothing if it takes none: version 2 with 20 bytes, or 3 with 24
-/// and the user it is for. For root that is version 2 again.
+/// The value as the kernel returns it, or `None` if the kernel rejects it. Valid are version 2 with
+/// 20 bytes, and version 3 with 24 bytes, which ends with a user id. For root, the kernel returns
+/// version 3 as version 2.
 fn capability(value: &[u8]) -> Option<Vec<u8>> {
     let (words, []) = value.as_chunks::<4>() else {
         return None;
     };
     let magic = u32::from_le_bytes(*words.first()?);
     let effective = magic & 1;
-    // The lowest bit says "effective".
+    // The lowest bit is the "effective" flag.
     match (words, magic & !1) {
         ([_, _, _, _, _], 0x0200_0000) => Some(value.to_vec()),
         ([_, body @ .., user], 0x0300_0000) if body.len() == 4 => match u32::from_le_bytes(*user) {

@@ -1,4 +1,4 @@
-//! Applies the entries of an archive one by one, as unpacking does.
+//! Applies the entries of an archive one by one, like unpacking.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
@@ -10,11 +10,13 @@ use super::attributes::{bounded, chmod, chown, create, set_time, set_xattr};
 use super::resolve::{Effort, Stop, clean, components, find, root_path};
 use super::{Directory, Patch, Refusal, Tree, TreeError};
 
-/// Longest path in a layer. The kernel takes 4095 bytes, the unpacker's own root comes in front.
+/// The longest path in a layer, in bytes. The kernel accepts 4095, including the unpacker's own
+/// root.
 const MAX_PATH: usize = 3840;
-/// Steps through links and below opaque markers for a whole archive: about a second.
+/// Maximum number of steps through links and below opaque markers per archive. Takes about one
+/// second.
 const MAX_STEPS: u64 = 10_000_000;
-/// Mode of directories that are only implied, and of the root.
+/// Mode of implied directories and of the root.
 const DIRECTORY_MODE: u16 = 0o755;
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -68,29 +70,29 @@ pub(super) fn build<'a>(
 struct Builder<'a, 'p> {
     image: Image,
     patch: &'p Patch,
-    /// The parent of the entry before, part by part: neighbours in an archive share it. Only real
-    /// directories; emptied when a directory goes away.
+    /// The parent of the previous entry, component by component, because neighbors usually share
+    /// it. Contains only real directories. Cleared when a directory is removed.
     trail: Vec<(&'a [u8], NodeId)>,
-    /// Directory entries, whose times are set again at the end.
+    /// Directory entries. Their times are set again at the end.
     times: Vec<(usize, &'a [u8], Time)>,
     implied: Vec<Vec<u8>>,
-    /// In a base layer: the paths that were entries, which an opaque marker spares.
+    /// In a base layer: the paths that were entries. An opaque marker keeps them.
     unpacked: Option<Unpacked>,
     has_markers: bool,
     effort: Effort,
 }
 
-/// Paths by their hash.
+/// Paths, by their hash.
 #[derive(Default)]
 struct Unpacked {
     paths: HashSet<u64>,
     hasher: RandomState,
 }
 
-/// A place in the tree: an existing directory and a name in it.
+/// A position in the tree: an existing directory and a name in it.
 struct Place<'n> {
     dir: NodeId,
-    /// Path of `dir` as text, without a slash in front.
+    /// The path of `dir`, without a leading slash.
     path: Vec<u8>,
     name: &'n [u8],
 }
@@ -150,14 +152,14 @@ impl<'a> Builder<'a, '_> {
         Ok(())
     }
 
-    /// The node of an entry; for a hard link the one that is there already.
+    /// Creates the node of an entry. For a hard link, returns the existing node.
     fn make(
         &mut self,
         entry: &Entry<'a>,
         place: &Place<'_>,
         block: impl FnOnce() -> Option<u64>,
     ) -> Result<NodeId, Refusal> {
-        // As mknod gets them: 12 bits of major and 20 of minor number.
+        // Truncated like in mknod: 12 bits for the major and 20 bits for the minor number.
         let number = |field: i64, mask: u32| u32::try_from(field & i64::from(mask)).unwrap_or(0);
         let (major, minor) = (
             number(entry.dev_major, 0xfff),
@@ -206,7 +208,7 @@ impl<'a> Builder<'a, '_> {
         Ok(node)
     }
 
-    /// Executes a whiteout or an opaque marker, or leaves what stands for it.
+    /// Executes a whiteout or an opaque marker, or creates the device or attribute for it.
     fn mark(&mut self, place: &Place<'_>, hidden: &[u8], entry: &Entry<'_>) -> Result<(), Refusal> {
         self.has_markers = true;
         if place.name == OPAQUE {
@@ -243,8 +245,8 @@ impl<'a> Builder<'a, '_> {
         }
     }
 
-    /// Takes everything out of a directory that was not an entry of this archive. A directory that
-    /// was none goes with all that is in it.
+    /// Removes everything from a directory that was not an entry of this archive. A subdirectory
+    /// that was not an entry is removed with all its content.
     fn empty(&mut self, place: &Place<'_>) -> Result<(), Refusal> {
         let Some(unpacked) = &self.unpacked else {
             return Ok(());
@@ -273,8 +275,8 @@ impl<'a> Builder<'a, '_> {
         Ok(())
     }
 
-    /// Where an entry goes: links in its parent followed, missing parents made. Nothing if it is
-    /// the root.
+    /// The position of an entry. Follows links in its parent and creates missing parents. `None`
+    /// for the root.
     fn place<'n>(&mut self, name: &'a [u8], mtime: Time) -> Result<Option<Place<'n>>, Refusal>
     where
         'a: 'n,
@@ -326,7 +328,7 @@ impl<'a> Builder<'a, '_> {
         }))
     }
 
-    /// The same for a parent whose links are followed already.
+    /// Like [`Builder::place`], for a parent without links.
     fn place_below<'n>(
         &mut self,
         parent: &[u8],
@@ -348,7 +350,7 @@ impl<'a> Builder<'a, '_> {
         Ok(Place { dir, path, name })
     }
 
-    /// Makes a directory that no entry has, with what the layers below say about it.
+    /// Creates a directory that has no entry, with attributes from the lower layers.
     fn imply(
         &mut self,
         dir: NodeId,
@@ -385,7 +387,7 @@ impl<'a> Builder<'a, '_> {
         Ok(())
     }
 
-    /// The node at the end of an entry's path, all links followed.
+    /// The node at an entry's path, with all links followed.
     fn end_of(&mut self, name: &[u8]) -> Result<Option<NodeId>, Refusal> {
         let Some((parts, last)) = split(name) else {
             return Ok(Some(NodeId::ROOT));
@@ -400,8 +402,8 @@ impl<'a> Builder<'a, '_> {
     }
 }
 
-/// The parts of an entry's name, cleaned as text and held below the root, the last one apart. Nothing
-/// for the root itself.
+/// The components of an entry's name after lexical cleaning below the root, and separately the last
+/// one. `None` for the root itself.
 fn split(name: &[u8]) -> Option<(Vec<&[u8]>, &[u8])> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in components(name) {

@@ -1,5 +1,5 @@
-//! What a layer below has at a path: asked of our own image of it, or of the directory that
-//! containerd unpacked it into. Never of a mount of our own.
+//! Looks up a path in a lower layer, either in our image of it or in the directory that containerd
+//! unpacked it into. Never uses one of our own mounts.
 
 use std::ffi::OsStr;
 use std::io;
@@ -12,36 +12,36 @@ use soci_erofs::{Attributes, Nid, ReadError, Reader, Time};
 
 use super::resolve::{Effort, Look, Nodes, Stop, find, root_path};
 
-/// Steps through links for one question.
+/// Maximum number of steps through links per lookup.
 const MAX_STEPS: u64 = 1_000_000;
-/// The largest list of names and the largest value that the kernel gives.
+/// The kernel's limits for a list of names and for a value, in bytes.
 const XATTR_MAX: usize = 64 << 10;
 
-/// What an implied directory takes from below.
+/// What an implied directory takes from a lower layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directory {
-    /// Owner, mode and time.
+    /// Owner, mode, and time.
     pub attributes: Attributes,
-    /// Full names and values, `trusted.*` left out, sorted by name.
+    /// Full names and values, without `trusted.*`, sorted by name.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// What a lower layer has at a path, links followed inside that layer.
+/// What a lower layer has at a path. Links are followed within that layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lower {
-    /// A directory: its attributes count, the search ends.
+    /// A directory. Its attributes are used and the search ends.
     Directory(Directory),
-    /// Something else, a whiteout included: the search ends without attributes.
+    /// Something else, such as a whiteout. The search ends without attributes.
     Other,
-    /// Nothing: the next layer is asked.
+    /// Nothing. The search continues in the next layer.
     Absent,
 }
 
 impl Lower {
-    /// Asks layers from the nearest on until one has something at the path.
+    /// Searches layers, nearest first, until one has something at the path.
     ///
     /// # Errors
-    /// The first one of a layer that is asked.
+    /// The error of the first layer that fails.
     pub fn nearest<'b>(
         layers: impl IntoIterator<Item = &'b Below<'b>>,
         path: &[u8],
@@ -56,30 +56,30 @@ impl Lower {
     }
 }
 
-/// Why a lower layer has no answer. Unpacking would fail there too, save for [`LowerError::Io`] and
-/// [`LowerError::Image`].
+/// Why a lookup in a lower layer failed. Unpacking would fail as well, except on [`LowerError::Io`]
+/// and [`LowerError::Image`].
 #[derive(Debug, thiserror::Error)]
 pub enum LowerError {
-    /// A parent on the way is no directory.
+    /// A parent is not a directory.
     #[error("{:?} in a lower layer: a parent of it is not a directory", String::from_utf8_lossy(.0))]
     NotADirectory(Vec<u8>),
-    /// Links that lead in a circle, too far, or out of the layer.
-    #[error("{:?} in a lower layer: its links lead nowhere", String::from_utf8_lossy(.0))]
+    /// Links form a cycle, are too many, or leave the layer.
+    #[error("{:?} in a lower layer: its symbolic links form a cycle, are too many, or leave the layer", String::from_utf8_lossy(.0))]
     Links(Vec<u8>),
     /// Our image of the layer is damaged.
-    #[error("image of a lower layer")]
+    #[error("cannot read the image of a lower layer")]
     Image(#[from] ReadError),
     /// The layer's directory cannot be read.
-    #[error("directory of a lower layer")]
+    #[error("cannot read the directory of a lower layer")]
     Io(#[from] io::Error),
 }
 
-/// A layer below.
+/// A lower layer.
 #[derive(Debug)]
 pub enum Below<'a> {
-    /// One of ours, by its image.
+    /// A layer with an EROFS image of ours.
     Image(Reader<'a>),
-    /// One that containerd unpacked, by its directory.
+    /// A layer that containerd unpacked into a directory.
     Directory(OwnedFd),
 }
 
@@ -120,10 +120,10 @@ impl Nodes for Reader<'_> {
     }
 }
 
-/// What the layer of an image has at a path; links are followed inside the image.
+/// What the layer of an image has at a path. Links are followed within the image.
 ///
 /// # Errors
-/// A way that unpacking would fail on, a damaged image.
+/// A path on which unpacking would fail; a damaged image.
 pub fn lookup_in_image(image: &Reader<'_>, path: &[u8]) -> Result<Lower, LowerError> {
     let effort = &mut Effort(MAX_STEPS);
     let found = root_path(image, &[b"/", path].concat(), effort)
@@ -148,10 +148,10 @@ pub fn lookup_in_image(image: &Reader<'_>, path: &[u8]) -> Result<Lower, LowerEr
     Ok(directory(stat.attributes, xattrs))
 }
 
-/// What an unpacked layer has at a path; links are followed inside its directory.
+/// What an unpacked layer has at a path. Links are followed within its directory.
 ///
 /// # Errors
-/// A way that unpacking would fail on, a directory that cannot be read.
+/// A path on which unpacking would fail; a directory that cannot be read.
 pub fn lookup_in_directory(root: impl AsFd, path: &[u8]) -> Result<Lower, LowerError> {
     let opened = rustix::fs::openat2(
         root.as_fd(),
@@ -177,7 +177,7 @@ pub fn lookup_in_directory(root: impl AsFd, path: &[u8]) -> Result<Lower, LowerE
     if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::Directory {
         return Ok(Lower::Other);
     }
-    // Attributes cannot be listed by a path descriptor.
+    // Extended attributes cannot be listed through an O_PATH descriptor.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = rustix::fs::openat(&found, ".", flags, Mode::empty()).map_err(io::Error::from)?;
     let attributes = Attributes {

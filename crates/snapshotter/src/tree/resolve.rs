@@ -1,20 +1,21 @@
-//! Where a path leads inside one layer, links followed the way containerd's `RootPath` follows them.
+//! Resolves a path within one layer. Links are followed like in containerd's `RootPath`.
 //!
-//! Its rules are not quite the kernel's: a link's target is put in front of the rest of the path as
-//! text and cleaned lexically, over and over until a round meets no link. Where a chain of links makes
-//! a difference, this page does what containerd does; where the outcome would depend on the machine
-//! (a chain through an absolute link is looked up outside the layer), it stops.
+//! Its rules differ from the kernel's. The target of a link is put before the rest of the path as
+//! text, and the result is cleaned lexically. This repeats until a round meets no link. Where a
+//! chain of links makes a difference, this module follows containerd. Where the outcome would
+//! depend on the machine (a chain through an absolute link is looked up outside the layer), it
+//! stops with an error.
 
 use std::convert::Infallible;
 
 use soci_erofs::{Image, Kind, NodeId};
 
-/// Links that one path may lead through.
+/// Maximum number of links in one path.
 const MAX_LINKS: u32 = 255;
-/// Links that the kernel follows in one lookup.
+/// Maximum number of links that the kernel follows in one lookup.
 const MAX_KERNEL_LINKS: u32 = 40;
 
-/// What stands at a place.
+/// The kind of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Look {
     Directory,
@@ -22,7 +23,7 @@ pub(super) enum Look {
     Other,
 }
 
-/// A tree that can be walked by names.
+/// A tree that can be walked by name.
 pub(super) trait Nodes {
     type Node: Copy;
     type Error;
@@ -53,7 +54,7 @@ impl Nodes for Image {
     }
 }
 
-/// Why a path leads nowhere.
+/// Why a path cannot be resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Stop<E> {
     NotADirectory,
@@ -63,7 +64,7 @@ pub(super) enum Stop<E> {
     Tree(E),
 }
 
-/// How many steps may still be taken.
+/// The number of steps left.
 #[derive(Debug)]
 pub(super) struct Effort(pub(super) u64);
 
@@ -74,14 +75,14 @@ impl Effort {
     }
 }
 
-/// The part of a path with something between its slashes.
+/// The nonempty components of a path.
 pub(super) fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     path.split(|&byte| byte == b'/')
         .filter(|part| !part.is_empty())
 }
 
-/// Cleans a path as text: no empty parts, no `.`, and `..` only where there is nothing to go up
-/// from.
+/// Cleans a path lexically: removes empty components and `.`, and resolves `..` where there is a
+/// component to remove.
 pub(super) fn clean(path: &[u8]) -> Vec<u8> {
     let rooted = path.first() == Some(&b'/');
     let mut parts: Vec<&[u8]> = Vec::new();
@@ -113,8 +114,8 @@ fn join(front: &[u8], back: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Follows every link of a path. The result is clean, begins with a slash, and has no link in it as
-/// far as it exists.
+/// Follows every link of a path. The result is clean and absolute. Its existing part contains no
+/// links.
 pub(super) fn root_path<N: Nodes>(
     nodes: &N,
     path: &[u8],
@@ -131,14 +132,14 @@ pub(super) fn root_path<N: Nodes>(
     }
 }
 
-/// One round: follows the links it meets once each, from the front.
+/// One round: follows each link that it meets once, from the start.
 fn walk_links<N: Nodes>(
     nodes: &N,
     path: &[u8],
     walked: &mut u32,
     effort: &mut Effort,
 ) -> Result<Vec<u8>, Stop<N::Error>> {
-    // Nothing in front of the first part of a relative path: its target is kept as it stands.
+    // For the first component of a relative path there is no base, so its target is kept as is.
     let mut at = (path.first() == Some(&b'/')).then(|| b"/".to_vec());
     for part in components(path) {
         let here = at
@@ -177,7 +178,8 @@ fn link_at<N: Nodes>(
     }
 }
 
-/// The node at a path, its last part not followed, all others as the kernel follows them.
+/// The node at a path. The last component is not followed, the others are followed as by the
+/// kernel.
 pub(super) fn find<N: Nodes>(
     nodes: &N,
     path: &[u8],
@@ -235,7 +237,7 @@ mod tests {
             let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
             let dir = find(&image, dir.as_bytes(), &mut Effort(100))
                 .expect("dir")
-                .expect("there");
+                .expect("exists");
             let kind = target.map_or(Kind::Directory, |target| Kind::Symlink(target.as_bytes()));
             let inode = Inode {
                 kind,
@@ -267,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn links_lead_inside_the_layer_only() {
+    fn links_stay_inside_the_layer() {
         let image = tree(&[
             ("usr", None),
             ("usr/lib", None),
@@ -285,8 +287,8 @@ mod tests {
     }
 
     #[test]
-    fn a_target_behind_two_links_is_joined_as_text() {
-        // The kernel would go to real/lib; containerd goes up from `u2`, where the text leads.
+    fn a_target_after_two_links_is_joined_lexically() {
+        // The kernel would resolve this to real/lib. containerd goes up from `u2` lexically.
         let image = tree(&[
             ("real", None),
             ("real/usr", None),
@@ -299,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn circles_and_ways_out_stop() {
+    fn cycles_and_links_out_of_the_layer_stop() {
         let image = tree(&[
             ("a", Some("b")),
             ("b", Some("a")),

@@ -1,4 +1,4 @@
-//! One test for each rule of unpacking.
+//! One test per rule of unpacking.
 
 use soci_erofs::{Attributes, Kind, NodeId, Reader, Time};
 
@@ -22,26 +22,26 @@ const ABOVE: Rules = Rules {
 };
 const NO_ID: u32 = u32::MAX;
 
-/// The tree of a layer, every file at block 100 times its ordinal.
+/// The tree of a layer. Each file is at block 100 times its index.
 fn build(entries: &[Made], patch: &Patch) -> Result<Tree, TreeError> {
     let toc = archive(entries);
     Tree::build(toc.entries(), 1 << 20, |at| Some(at as u64 * 100), patch)
 }
 
 fn base(entries: &[Made]) -> Tree {
-    build(entries, &Patch::plain(BASE)).expect("a layer that unpacks")
+    build(entries, &Patch::plain(BASE)).expect("the layer unpacks")
 }
 
 fn above(entries: &[Made]) -> Tree {
-    build(entries, &Patch::plain(ABOVE)).expect("a layer that unpacks")
+    build(entries, &Patch::plain(ABOVE)).expect("the layer unpacks")
 }
 
 fn refused(entries: &[Made], rules: Rules) -> (usize, Refusal) {
-    let error = build(entries, &Patch::plain(rules)).expect_err("a layer that does not unpack");
+    let error = build(entries, &Patch::plain(rules)).expect_err("the layer does not unpack");
     (error.ordinal, error.refusal)
 }
 
-/// What a tree shows at a path.
+/// A node of a tree.
 struct Seen<'t> {
     tree: &'t Tree,
     node: NodeId,
@@ -53,7 +53,7 @@ impl Tree {
     }
 
     fn at(&self, path: &str) -> Seen<'_> {
-        let node = self.find(path).unwrap_or_else(|| panic!("{path} is there"));
+        let node = self.find(path).unwrap_or_else(|| panic!("{path} exists"));
         Seen { tree: self, node }
     }
 
@@ -119,7 +119,8 @@ fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
     value
 }
 
-/// Owner rwx, user 1000, group r-x, mask rwx, others nothing; the numbers asked for.
+/// A list with user 1000 (rw-) and group r-x. The permissions of owner, mask, and others are
+/// parameters.
 fn named_acl(owner: u16, mask: u16, others: u16) -> Vec<u8> {
     acl(&[
         (1, owner, NO_ID),
@@ -142,7 +143,7 @@ const DEFAULT: &str = "system.posix_acl_default";
 const CAPABILITY: &str = "security.capability";
 
 #[test]
-fn equal_patches_have_equal_keys_and_a_layer_without_markers_is_one_tree() {
+fn equal_patches_have_equal_keys_and_markers_distinguish_base_layers() {
     let entries = [dir("a"), file("a/f", 1), file("b/f", 1)];
     let absent = |_: &[u8]| Ok::<_, LowerError>(Lower::Absent);
     let as_base = base(&entries).settle(absent).expect("settled");
@@ -184,7 +185,7 @@ fn errors_name_the_entry_and_the_rule() {
 }
 
 #[test]
-fn markers_that_clean_again_and_again_end() {
+fn repeated_opaque_markers_are_too_much_work() {
     let mut entries: Vec<_> = (0..9000).map(|n| file(format!("d/{n}"), 0)).collect();
     entries.extend((0..9000).map(|_| file("d/.wh..wh..opq", 0)));
     let (_, refusal) = refused(&entries, BASE);

@@ -1,4 +1,4 @@
-//! Owners, modes, extended attributes, times.
+//! Owners, modes, extended attributes, and times.
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn an_owner_of_all_ones_is_unchanged() {
 }
 
 #[test]
-fn attributes_are_taken_by_namespace_and_kind() {
+fn attributes_are_filtered_by_namespace_and_kind() {
     let all = |entry: Made| {
         entry
             .xattr("user.u", b"\xff\0")
@@ -53,7 +53,7 @@ fn attributes_are_taken_by_namespace_and_kind() {
 }
 
 #[test]
-fn names_and_values_that_the_kernel_refuses_fail() {
+fn names_and_values_that_the_kernel_rejects_fail() {
     let long = format!("user.{}", "x".repeat(251));
     let bad: [(&str, Vec<u8>); 9] = [
         ("", vec![]),
@@ -78,7 +78,7 @@ fn names_and_values_that_the_kernel_refuses_fail() {
 }
 
 #[test]
-fn a_change_of_owner_drops_a_capability_that_is_not_set_again() {
+fn chown_drops_a_capability_that_is_not_set_again() {
     let tree = base(&[
         file("a", 1).xattr(CAPABILITY, capability()),
         file("b", 1).xattr(CAPABILITY, capability()),

@@ -1,4 +1,4 @@
-//! What the layers below say.
+//! Attributes from lower layers.
 
 use super::*;
 
@@ -9,7 +9,7 @@ fn below(entries: &[Made]) -> Vec<u8> {
 }
 
 #[test]
-fn implied_directories_take_what_the_nearest_layer_has() {
+fn implied_directories_take_attributes_from_the_nearest_layer() {
     let far = below(&[
         dir("d").mode(0o1777).owner(9, 9),
         dir("only").mode(0o700).mtime("7"),
@@ -45,7 +45,7 @@ fn implied_directories_take_what_the_nearest_layer_has() {
     assert_eq!(tree.at("d/f").owner(), (0, 0), "the entry says 0:0");
     assert!(
         tree.at("d/f").xattr(ACCESS).is_some(),
-        "and inherits the list"
+        "inherits the default list"
     );
     assert_eq!(
         (tree.at("only").mode(), tree.at("only").time()),
@@ -60,14 +60,14 @@ fn implied_directories_take_what_the_nearest_layer_has() {
 }
 
 #[test]
-fn markers_of_overlayfs_are_not_taken_from_below() {
+fn overlayfs_markers_are_not_taken_from_lower_layers() {
     let mut bytes = Vec::new();
     above(&[dir("d"), file("d/.wh..wh..opq", 0)])
         .image()
         .write(&mut bytes)
         .expect("write");
     let reader = Reader::open(&bytes).expect("open");
-    let Lower::Directory(directory) = lookup_in_image(&reader, b"d").expect("there") else {
+    let Lower::Directory(directory) = lookup_in_image(&reader, b"d").expect("exists") else {
         panic!("a directory");
     };
     assert_eq!(directory.xattrs, []);
@@ -80,7 +80,10 @@ fn markers_of_overlayfs_are_not_taken_from_below() {
         bytes
     };
     let reader = Reader::open(&whiteout).expect("open");
-    assert_eq!(lookup_in_image(&reader, b"w").expect("there"), Lower::Other);
+    assert_eq!(
+        lookup_in_image(&reader, b"w").expect("exists"),
+        Lower::Other
+    );
     assert_eq!(
         lookup_in_image(&reader, b"x").expect("nothing"),
         Lower::Absent
@@ -92,9 +95,9 @@ fn markers_of_overlayfs_are_not_taken_from_below() {
 }
 
 #[test]
-fn a_directory_of_an_unpacked_layer_answers_as_our_image_does() {
+fn lookups_in_a_directory_and_in_an_image_agree() {
     use std::os::unix::fs::{PermissionsExt, symlink};
-    let folder = tempfile::tempdir().expect("folder");
+    let folder = tempfile::tempdir().expect("directory");
     let root = folder.path();
     std::fs::create_dir_all(root.join("real/inside")).expect("mkdir");
     std::fs::set_permissions(root.join("real/inside"), PermissionsExt::from_mode(0o1750))

@@ -3,12 +3,12 @@
 use super::*;
 
 #[test]
-fn sparse_files_and_files_without_a_place_are_refused() {
+fn files_without_a_place_in_the_data_are_refused() {
     let toc = archive(&[file("f", 1)]);
     let error = Tree::build(toc.entries(), 1, |_| None, &Patch::plain(BASE)).expect_err("no place");
     assert_eq!(error.refusal, Refusal::NoData);
     let error =
-        Tree::build(toc.entries(), 1, |_| Some(1), &Patch::plain(BASE)).expect_err("behind");
+        Tree::build(toc.entries(), 1, |_| Some(1), &Patch::plain(BASE)).expect_err("outside");
     assert!(matches!(
         error.refusal,
         Refusal::Image(ImageError::OutsideDevice { .. })
@@ -102,7 +102,7 @@ fn a_hard_link_to_a_symlink_shares_the_symlink() {
 }
 
 #[test]
-fn devices_and_fifos_are_made_but_devices_not_in_a_user_namespace() {
+fn devices_are_created_except_in_a_user_namespace_and_fifos_always() {
     let entries = [
         Made {
             device: (8, 300),
@@ -130,7 +130,7 @@ fn devices_and_fifos_are_made_but_devices_not_in_a_user_namespace() {
     assert_eq!(
         tree.at("char").kind(),
         Kind::Char { major: 1, minor: 3 },
-        "as mknod cuts it"
+        "truncated like in mknod"
     );
     assert_eq!(tree.at("fifo").kind(), Kind::Fifo);
     let namespace = Rules {

@@ -1,9 +1,9 @@
-//! Names, parents, and what is replaced by what.
+//! Names, parents, and replacement of existing nodes.
 
 use super::*;
 
 #[test]
-fn names_are_cleaned_as_text() {
+fn names_are_cleaned_lexically() {
     let names = ["./a", "/b", "x/../c", "../../d", "e//f/", "g/./h"];
     let tree = base(&names.map(|name| file(name, 1)));
     assert_eq!(
@@ -13,7 +13,7 @@ fn names_are_cleaned_as_text() {
 }
 
 #[test]
-fn links_of_this_layer_are_followed_in_the_parent_and_cannot_leave_it() {
+fn links_in_the_parent_are_followed_within_the_layer() {
     let tree = base(&[
         dir("b"),
         symlink("a", "b"),
@@ -46,7 +46,7 @@ fn links_of_this_layer_are_followed_in_the_parent_and_cannot_leave_it() {
 }
 
 #[test]
-fn the_root_keeps_what_it_has() {
+fn entries_for_the_root_are_ignored() {
     let tree = base(&[
         dir("./").mode(0o700).owner(1, 2),
         dir("/").mode(0o700),
@@ -73,7 +73,7 @@ fn implied_directories_have_defaults_in_a_base_layer() {
 }
 
 #[test]
-fn a_parent_that_is_no_directory_fails() {
+fn a_parent_that_is_not_a_directory_fails() {
     let parent = (1, Refusal::ParentNotADirectory);
     assert_eq!(refused(&[file("f", 1), file("f/g", 1)], BASE), parent);
     assert_eq!(refused(&[file("f", 1), file("f/g/h", 1)], ABOVE), parent);
@@ -122,7 +122,7 @@ fn a_default_list_is_inherited_by_entries_and_implied_directories() {
 }
 
 #[test]
-fn a_setgid_directory_gives_its_group_and_not_its_bit() {
+fn implied_directories_inherit_the_setgid_group_but_not_the_bit() {
     let tree = base(&[
         dir("d").mode(0o2755).owner(3, 50),
         file("d/i/f", 1),

@@ -1,4 +1,4 @@
-//! The two ways of applying whiteouts and opaque markers.
+//! Whiteouts and opaque markers in base layers and in upper layers.
 
 use super::*;
 
@@ -30,7 +30,7 @@ fn an_opaque_marker_in_a_base_layer_spares_entries_only() {
 }
 
 #[test]
-fn an_opaque_marker_spares_what_was_an_entry_at_its_path_once() {
+fn an_opaque_marker_spares_paths_that_were_entries_before() {
     let tree = base(&[
         dir("d/e"),
         file("d/.wh.e", 0),
@@ -41,14 +41,14 @@ fn an_opaque_marker_spares_what_was_an_entry_at_its_path_once() {
 }
 
 #[test]
-fn a_layer_above_keeps_whiteouts_as_devices() {
+fn an_upper_layer_keeps_whiteouts_as_devices() {
     let tree = above(&[dir("d"), file("d/.wh.f", 0).owner(5, 6).mode(0o777)]);
     assert_eq!(tree.at("d/f").kind(), Kind::Char { major: 0, minor: 0 });
     assert_eq!((tree.at("d/f").mode(), tree.at("d/f").owner()), (0, (5, 6)));
 }
 
 #[test]
-fn a_whiteout_of_an_own_name_fails_and_a_later_name_replaces_the_device() {
+fn a_whiteout_of_a_name_in_the_same_layer_fails_and_a_later_entry_replaces_it() {
     let own = [file("f", 1), file(".wh.f", 0)];
     assert_eq!(refused(&own, ABOVE), (1, Refusal::WhiteoutOfOwn));
     let twice = [file(".wh.f", 0), file(".wh.f", 0)];
@@ -64,7 +64,7 @@ fn a_whiteout_of_an_own_name_fails_and_a_later_name_replaces_the_device() {
 }
 
 #[test]
-fn an_opaque_marker_above_is_an_attribute_and_removes_nothing() {
+fn an_opaque_marker_in_an_upper_layer_is_an_attribute() {
     let tree = above(&[
         file("d/before", 1),
         file("d/.wh..wh..opq", 0),
