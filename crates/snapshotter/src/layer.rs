@@ -1,20 +1,23 @@
-//! A layer: ensure a range of its `data`, read it. It knows neither files of an image nor FUSE nor mount points.
+//! One layer: makes a range of its `data` available and reads it. Knows nothing about images, FUSE,
+//! or mount points.
 //!
-//! A read is answered once, from any thread; it waits for the network as a value. Nothing reaches a reader or `data` whose
-//! span's digest did not match the zTOC, and no byte of a file before its tar header agreed with the zTOC's entry; a file
-//! that disagrees is an error for every read, and its layer is never complete.
+//! Every read is answered exactly once, from any thread, and no thread waits for the network. No
+//! bytes reach a reader or `data` before the digest of their span matches the zTOC, and no byte of
+//! a file is returned before its tar header matches the zTOC's entry. If a header does not match,
+//! every read of the file fails and the layer never becomes complete.
 //!
-//! [`Layer`] is put together of parts. Each knows those below it, and none above:
+//! [`Layer`] is made of parts. Each part knows only those below it:
 //!
 //! ```text
-//! completion  fetches the rest, makes it durable, proves the tar
-//! spans       who waits for which span, demands, verify and inflate
-//! passing     the tar's hash as its bytes go to the store
-//! data        files, places, marks, headers: reads and writes, without the network
-//! trouble, named   what went wrong lately; who names the layer and has its bytes
+//! completion  downloads the rest, makes it durable, proves the tar
+//! spans       tracks which read waits for which span; demands, verifies, and decompresses spans
+//! passing     hashes the tar while its bytes are stored
+//! data        files, places, marks, headers: reads and writes, without network access
+//! trouble, named   recent failures; the images that name the layer, and its sources
 //! ```
 //!
-//! [`Layers`] are the open ones of the node, and the tasks and rounds that belong to them; `stream` pulls one whole.
+//! [`Layers`] is the set of open layers on the node with their tasks. `stream` downloads a layer
+//! whole.
 
 use std::{fmt, io, ops::Range, path::PathBuf};
 
@@ -62,44 +65,44 @@ use passing::Passing;
 use spans::Spans;
 use trouble::Trouble;
 
-/// Takes the outcome of one read. Called once, on any thread; it must not block.
+/// Receives the result of one read. Called once, on any thread, so it must not block.
 pub type ReadDone = Box<dyn FnOnce(Result<Bytes, ReadError>) + Send>;
 
-/// A layer's `data` as the node's device sees it.
+/// The `data` of a layer as the node's device sees it.
 pub trait DeviceFile: Send + Sync {
-    /// The layer's number in the store: at least 2, never used for another layer.
+    /// The number of the layer in the store: at least 2, and never reused.
     fn number(&self) -> u64;
 
-    /// Bytes of the file.
+    /// Size in bytes.
     fn size(&self) -> u64;
 
-    /// Brings `len` bytes from `offset` on, all inside the file, and calls `done` once, from any thread, with exactly
-    /// these bytes or an error. Does not wait for the network.
+    /// Reads `len` bytes at `offset`, which must be inside the file. Calls `done` once, from any
+    /// thread, with exactly these bytes or an error. Does not wait for the network.
     fn read(self: Arc<Self>, offset: u64, len: u32, done: ReadDone);
 }
 
-/// How far a layer is.
+/// The progress of a layer.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
-    /// Spans in the store.
+    /// Number of stored spans.
     pub spans_present: usize,
-    /// Spans of the layer.
+    /// Total number of spans.
     pub spans_total: usize,
-    /// Compressed bytes fetched because a reader waited or soon would.
+    /// Compressed bytes downloaded for a waiting reader or for readahead.
     pub bytes_fetched_on_demand: u64,
-    /// Compressed bytes fetched by completion, or by pulling the layer whole.
+    /// Compressed bytes downloaded in the background, or by downloading the layer whole.
     pub bytes_fetched_background: u64,
-    /// Compressed bytes of the layer.
+    /// Size of the compressed layer in bytes.
     pub bytes_total: u64,
-    /// Spans that were guessed ahead of readers and then read; and those that were not.
+    /// Spans that readahead requested and that were then read, and those that were not.
     pub guesses: (u64, u64),
-    /// Every span is durable and every header agreed.
+    /// Every span is durable and every header matched.
     pub complete: bool,
-    /// The last thing that went wrong.
+    /// The most recent error.
     pub last_error: Option<String>,
 }
 
-/// One layer of the store, open. Shared by all images and mounts that have it.
+/// An open layer of the store. Shared by all images and mounts that use it.
 pub struct Layer {
     data: Arc<Data>,
     named: Arc<Named>,
@@ -146,12 +149,12 @@ impl Layer {
         })
     }
 
-    /// Its stable number in the store.
+    /// The layer's permanent number in the store.
     pub fn number(&self) -> LayerNumber {
         self.data.files.number
     }
 
-    /// What it is known by.
+    /// The identity of the layer.
     pub fn key(&self) -> LayerKey {
         self.data.files.key
     }
@@ -166,17 +169,18 @@ impl Layer {
         self.places().data_size()
     }
 
-    /// The file that a complete layer's mounts use directly.
+    /// The file that the mounts of a complete layer use directly.
     pub fn data_path(&self) -> PathBuf {
         self.data.files.data_path()
     }
 
-    /// Where every file's content is in `data`: `places().data_of(entry ordinal)`.
+    /// The offsets of file contents in `data`: `places().data_of(entry index)`.
     pub fn places(&self) -> &Places {
         &self.data.files.places
     }
 
-    /// The EROFS image for a patch (letters and digits; empty: unpatched), if it is there and whole. Blocks on the disk.
+    /// The EROFS image for a patch (letters and digits; empty: unpatched), if it exists and is
+    /// intact. Blocks on the disk.
     ///
     /// # Errors
     /// The system's.
@@ -184,7 +188,8 @@ impl Layer {
         self.data.files.meta(patch)
     }
 
-    /// Writes the EROFS image for a patch; one that a power loss tears is made again. Blocks on the disk.
+    /// Writes the EROFS image for a patch. It is rebuilt if a power failure damages it. Blocks on
+    /// the disk.
     ///
     /// # Errors
     /// The system's and the writer's.
@@ -196,27 +201,28 @@ impl Layer {
         self.data.files.write_meta(patch, content)
     }
 
-    /// The entries of its tar: the zTOC's, or for a layer pulled whole what a scan of its headers finds. Blocks on the disk.
+    /// The entries of the tar: from the zTOC or, for a layer that was downloaded whole, from a scan
+    /// of its headers. Blocks on the disk.
     ///
     /// # Errors
-    /// The system's; headers that do not parse any more.
+    /// The system's; headers that no longer parse.
     pub fn entries(&self) -> io::Result<Entries> {
         self.data.entries()
     }
 
-    /// The entries are not needed for now: the zTOC's pages no longer count as memory of this process.
+    /// Releases the memory of the zTOC's mapping. Its entries are not needed for now.
     pub fn release_entries(&self) {
         if let Some(ztoc) = self.data.ztoc() {
             ztoc.release();
         }
     }
 
-    /// Bytes of `data`. `done` is called exactly once: before this returns, on this thread, if everything is in memory and
-    /// checked; else later, on the pool. Waits neither for the network nor for the disk. Head and tail of `data` are always
-    /// there.
+    /// Reads bytes of `data`. `done` is called exactly once: on this thread before this returns if
+    /// everything is in memory and verified, otherwise later on the pool. Waits neither for the
+    /// network nor for the disk. The head and tail of `data` are always available.
     pub fn read(self: &Arc<Self>, range: Range<u64>, done: ReadDone) {
         let reading = self.data.reading();
-        // What is there stays until the answer was made.
+        // The bytes must not be evicted before the answer is complete.
         let done: ReadDone = Box::new(move |answer| {
             drop(reading);
             done(answer);
@@ -236,17 +242,18 @@ impl Layer {
         }
     }
 
-    /// Every span is in `data` for good and every header agreed: mounts may use `data` directly.
+    /// Whether every span is durable in `data` and every header matched, so that mounts may use
+    /// `data` directly.
     pub fn is_complete(&self) -> bool {
         self.completion.is_complete()
     }
 
-    /// Becomes true when the layer is complete. The receiver outlives nothing: it may be dropped at any time.
+    /// Becomes true when the layer is complete. The receiver may be dropped at any time.
     pub fn completion(&self) -> watch::Receiver<bool> {
         self.completion.watch()
     }
 
-    /// How far it is.
+    /// The progress of the layer.
     pub fn progress(&self) -> Progress {
         let (on_demand, background) = self.spans.bytes_fetched();
         Progress {
@@ -261,27 +268,28 @@ impl Layer {
         }
     }
 
-    /// What the store knows about it.
+    /// The content of the file `sources`.
     pub fn record(&self) -> Sources {
         self.named.record()
     }
 
-    /// One more place to fetch from, before the others; what was known of the same repository is replaced. What waits for a
-    /// source goes on.
+    /// Adds a source, before the existing ones, and replaces an older source of the same
+    /// repository. Everything that waits for a source continues.
     pub fn add_source(&self, source: Source) {
         self.named.add_source(source);
         self.trouble.start_over();
         self.spans.look_again();
     }
 
-    /// The layer is removed: what waits is answered, nothing more is asked for.
+    /// The layer is being removed: fails waiting reads and requests nothing more.
     fn close(&self) {
         self.spans.close();
     }
 
-    /// Whether no read waits, no job runs and nothing completes it: parts are held by those.
+    /// Whether no read waits, no job runs, and completion is not running. Each of these holds a
+    /// part.
     fn is_idle(&self) -> bool {
-        // The spans are its own and the completion's.
+        // The two references are this layer's and the completion's.
         Arc::strong_count(&self.completion) == 1 && Arc::strong_count(&self.spans) == 2
     }
 }

@@ -1,8 +1,9 @@
-//! Everything else of a layer, in the background, and what makes it last.
+//! Downloads the rest of a layer in the background and makes it durable.
 //!
-//! Completion keeps a window of spans asked for with class `All`, in the order of the tar, and tops it up when half of it
-//! has come, so that neighbours travel together. Any failure makes it pause; a full disk makes it wait for room. When every
-//! span is there and every header agreed, the bytes are synced, the marks made durable, and the layer is complete.
+//! Completion keeps a window of spans requested with class `All`, in tar order, and refills it when
+//! half of it has arrived, so that neighboring spans share requests. After a failure it pauses.
+//! When the disk is full it waits for space. When every span is stored and every header matches,
+//! the bytes are synced, the marks are made durable, and the layer is complete.
 
 use std::{io, time::Duration};
 
@@ -21,18 +22,20 @@ mod prove;
 
 pub use prove::ProveError;
 
-/// Compressed bytes asked for at once: several requests for each connection. Not memory: the scheduler bounds that.
+/// Compressed bytes requested at a time: several requests per connection. The scheduler bounds
+/// their memory.
 const WINDOW: u64 = 64 << 20;
-/// Less room than this is none: a window of spans is under way.
+/// Less free space than this counts as none, because a window of spans is already requested.
 const MARGIN: u64 = 8 << 20;
-/// How often a full disk is looked at.
+/// How often a full disk is checked.
 const LOOK_FOR_ROOM: Duration = Duration::from_secs(2);
-/// A safety net: completion looks again even if nobody told it to.
+/// How often completion checks again even without a notification, as a safety net.
 const LOOK: Duration = Duration::from_secs(30);
-/// How long after its completion a layer's bytes are kept in the page cache for who has not read them yet.
+/// How long a layer's bytes stay in the page cache after completion, for readers that have not read
+/// them yet.
 const SETTLE: Duration = Duration::from_secs(20);
 
-/// Whether anything is left to do for one layer, and who does it.
+/// The completion of one layer.
 pub(super) struct Completion {
     context: Arc<Context>,
     data: Arc<Data>,
@@ -41,9 +44,10 @@ pub(super) struct Completion {
     spans: Arc<Spans>,
     complete: watch::Sender<bool>,
     runs: AtomicBool,
-    /// Nothing uses the layer, and room is wanted: it is not fetched behind.
+    /// The layer is unused and space is needed, so it is not downloaded in the background.
     rests: AtomicBool,
-    /// When its bytes need not be kept warm any more; none if it was complete when it was opened.
+    /// When its bytes may leave the page cache. `None` if it was already complete when it was
+    /// opened.
     settles: Mutex<Option<Instant>>,
 }
 
@@ -68,7 +72,7 @@ impl Completion {
         }
     }
 
-    /// Every span is in `data` for good and every header agreed.
+    /// Whether every span is durable and every header matched.
     pub(super) fn is_complete(&self) -> bool {
         *self.complete.borrow()
     }
@@ -78,13 +82,14 @@ impl Completion {
         self.complete.subscribe()
     }
 
-    /// Whether it has been complete for so long that its start is over.
+    /// Whether it has been complete for long enough that container starts are over.
     pub(super) fn has_settled(&self) -> bool {
         self.is_complete() && self.settles.lock().is_none_or(|at| at <= Instant::now())
     }
 
-    /// Waits until the layer is complete, and fetches whatever is missing in the background if it `fetches`. Runs until then,
-    /// or until the layer is removed; a second call while it runs does nothing. To be spawned by who owns the layer's tasks.
+    /// Waits until the layer is complete. If `fetches`, also downloads what is missing in the
+    /// background. Ends when the layer is complete or removed. A second call while it runs does
+    /// nothing. The owner of the layer's tasks must spawn it.
     pub(super) async fn run(self: Arc<Self>, fetches: bool) {
         if self.runs.swap(true, Ordering::AcqRel) {
             return;
@@ -100,27 +105,27 @@ impl Completion {
                 break;
             }
             let wait = tokio::time::timeout_at(until, self.spans.changed());
-            // Either way it is time to look again.
+            // A timeout and a change both mean checking again.
             drop(wait.await);
         }
         self.runs.store(false, Ordering::Release);
     }
 
-    /// Fetches nothing behind until the layer is used again.
+    /// Stops background downloads until the layer is used again.
     pub(super) fn rest(&self) {
         self.rests.store(true, Ordering::Release);
     }
 
-    /// The layer is used.
+    /// Resumes background downloads, because the layer is used.
     pub(super) fn wake(&self) {
         if self.rests.swap(false, Ordering::AcqRel) {
             self.spans.look_again();
         }
     }
 
-    /// Asks for what is missing, as far as the window goes. Returns when to look again at the latest.
+    /// Requests missing spans up to the window. Returns when to check again at the latest.
     fn top_up(&self) -> Instant {
-        // One statvfs: no I/O.
+        // statvfs does no I/O.
         let free = || self.context.store.disk().ok().map(|disk| disk.free);
         if let Some(until) = self.trouble.held_until(free, LOOK_FOR_ROOM) {
             return until;
@@ -139,7 +144,8 @@ impl Completion {
         now + LOOK
     }
 
-    /// Bytes that may be brought without a reader; says once when there is no room, and when there is again.
+    /// Bytes that the background may still download. Logs once when there is no space, and once
+    /// when there is again.
     fn room(&self) -> u64 {
         let Context {
             store,
@@ -151,7 +157,7 @@ impl Completion {
             return u64::MAX;
         };
         let room = options.limits.room(disk, used.load(Ordering::Relaxed));
-        // What others have under way comes too.
+        // Other layers may have downloads in progress too.
         let room = if room < MARGIN { 0 } else { room / 4 };
         if self.trouble.note_low(room == 0) {
             let layer = self.data.digest().to_string();
@@ -161,17 +167,22 @@ impl Completion {
                     layer,
                     free,
                     kept,
-                    "the disk is nearly full: only what is read is fetched until there is room; see [cache] min_free_bytes and max_bytes"
+                    "the disk is nearly full; background downloads are paused and only data that is read is downloaded; free disk space, or see [cache] min_free_bytes and max_bytes"
                 );
             } else {
-                tracing::info!(layer, free, "there is room again: the rest is fetched");
+                tracing::info!(
+                    layer,
+                    free,
+                    "disk space is available again; background downloads resume"
+                );
             }
         }
         room
     }
 
-    /// All spans are there: checks what headers are left, syncs, marks. True if nothing is left to do here, for better
-    /// (complete) or for worse (a header disagrees, which does not change any more).
+    /// All spans are stored: checks the remaining headers, syncs, and marks the layer complete.
+    /// Returns true if nothing is left to do, because the layer is complete or because a header
+    /// does not match, which is permanent.
     async fn try_to_finish(self: &Arc<Self>) -> bool {
         let (cpu, data) = (&self.context.cpu, Arc::clone(&self.data));
         let checked = cpu.run(Lane::ComputeBehind, move || data.check_all_headers());
@@ -195,7 +206,7 @@ impl Completion {
                 false
             }
             Err(lost) => {
-                tracing::error!(layer = %self.data.digest(), error = %lost, "completion");
+                tracing::error!(layer = %self.data.digest(), error = %lost, "completing a layer failed");
                 true
             }
         }
@@ -205,7 +216,7 @@ impl Completion {
         self.trouble.pause(&self.data.store_error(error));
     }
 
-    /// True if it is complete now.
+    /// Returns true if the layer is complete now.
     fn sync_and_finish(&self) -> io::Result<bool> {
         self.sync()?;
         let present = &self.data.files.present;
@@ -219,7 +230,7 @@ impl Completion {
         *self.settles.lock() = Some(Instant::now() + SETTLE);
         self.complete.send_replace(true);
         if !present.is_complete() {
-            // A scrub came between.
+            // A scrub cleared the mark meanwhile.
             self.complete.send_replace(false);
             return Ok(false);
         }
@@ -228,7 +239,8 @@ impl Completion {
         Ok(true)
     }
 
-    /// Makes what was written durable. Blocks on the disk. After a failure what was not durable is absent again.
+    /// Makes written spans durable. Blocks on the disk. After a failure, spans that were not
+    /// durable are absent again.
     ///
     /// # Errors
     /// The system's.
@@ -239,8 +251,8 @@ impl Completion {
             return Ok(());
         }
         if let Err(error) = self.data.complete_sums(&written) {
-            // Without their sums spans are not durable, and there all the same.
-            tracing::warn!(layer = %self.data.digest(), error = %error, "the sums of written spans are not noted; tried again");
+            // Without checksums the spans are not durable, but they are still present.
+            tracing::warn!(layer = %self.data.digest(), error = %error, "cannot record the checksums of written spans; trying again");
             return Err(error);
         }
         match self.data.sync_bytes() {
@@ -258,24 +270,24 @@ impl Completion {
 
     fn sync_failed(&self, error: &io::Error) {
         let times = self.trouble.sync_failed();
-        // Completion waits by what was true before.
+        // The completion task must check again, because spans became absent.
         self.spans.look_again();
         let layer = self.data.digest().to_string();
         if times == 1 {
             tracing::error!(
                 layer,
                 error = %error,
-                "written spans are lost and fetched again later; check the disk of the state root"
+                "written spans are lost and will be downloaded again; check the disk of the state root"
             );
         } else {
-            tracing::debug!(layer, times, error = %error, "written spans are lost again");
+            tracing::debug!(layer, times, error = %error, "written spans are lost once more");
         }
     }
 
-    /// The layer does not count as complete from now on. True if it did. Blocks on the disk.
+    /// Marks the layer as not complete. Returns whether it was complete. Blocks on the disk.
     ///
     /// # Errors
-    /// The system's; it does not count as complete in this process all the same.
+    /// The system's. In this process the layer counts as not complete in any case.
     pub(super) fn doubt(&self) -> io::Result<bool> {
         let cleared = self.data.files.present.clear_complete();
         self.complete.send_replace(false);

@@ -1,4 +1,4 @@
-//! How layers behave on this node, and what they share.
+//! The settings of layers, and the state that layers share.
 
 use std::time::Duration;
 
@@ -15,26 +15,28 @@ use crate::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-/// A pull asks for its next layer sooner, and so does a program that starts for its next file.
+/// During a pull or a program start, the next request comes sooner than this.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Longest wait for one.
+/// The longest wait for such a pause.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// How layers behave, for the node.
+/// The settings of layers on this node.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Tar headers are not checked (`disable_verification`). Span digests always are.
+    /// Do not check tar headers (`disable_verification`). Span digests are always checked.
     pub trust_headers: bool,
-    /// Fetches of a span in all before wrong bytes become an error; at least 2 are made: bytes may be
-    /// damaged on the way once. (`max_span_verification_retries` + 1)
+    /// Maximum fetches of a span before wrong bytes become an error
+    /// (`max_span_verification_retries` + 1). At least 2 are made, because bytes can be damaged in
+    /// transit once.
     pub span_fetches: u32,
-    /// How long completion pauses after a failure at first, and at most.
+    /// The first and the longest pause of completion after a failure.
     pub pause: (std::time::Duration, std::time::Duration),
     /// How often written spans are made durable.
     pub sync_every: std::time::Duration,
-    /// How much may be fetched that nobody has asked for.
+    /// Limits for background downloads.
     pub limits: Limits,
-    /// The page cache of `data` is dropped again and again: mounts read through it and keep a copy of their own.
+    /// Drop the page cache of `data` regularly, because mounts read through it and keep their own
+    /// copy.
     pub drops_copies: bool,
 }
 
@@ -52,30 +54,30 @@ impl Default for Options {
     }
 }
 
-/// What layers share.
+/// The state that layers share.
 #[derive(Debug)]
 pub(super) struct Context {
     pub(super) cpu: Arc<Cpu>,
     pub(super) fetch: Arc<Scheduler>,
     pub(super) store: Arc<LayerStore>,
     pub(super) options: Options,
-    /// Turns of passes over whole layers.
+    /// Permits for downloading whole layers.
     pub(super) passes: tokio::sync::Semaphore,
-    /// Whose turn it is to be held against its tar.
+    /// Permit for verifying one layer at a time.
     pub(super) proving: tokio::sync::Semaphore,
-    /// Spans that the disk did not take.
+    /// Spans that the disk did not accept.
     pub(super) spare: Spare,
-    /// What is written and not on the disk.
+    /// Bytes that are written and not yet on disk.
     pub(super) writeback: Arc<Writeback>,
-    /// Reads that waited.
+    /// Reads that waited for bytes.
     pub(super) waits: Waits,
-    /// Bytes on disk of all layers, where that is limited; looked at again now and then.
+    /// Bytes on disk of all layers, if that is limited. Measured periodically.
     pub(super) used: AtomicU64,
 }
 
 impl Context {
-    /// Waits until nobody pulls or reads for a moment, but not for ever: a sync of a layer holds up those of the records
-    /// that a pull waits for, and the reads of the disk.
+    /// Waits until no pull and no reader is active for a moment, but not indefinitely. A sync of a
+    /// layer delays the syncs of snapshot records that a pull waits for, and reads from disk.
     pub(super) async fn wait_for_pause(&self) {
         let until = Instant::now() + LONGEST_WAIT;
         while self.fetch.was_urgent(PAUSE) && Instant::now() < until {

@@ -1,8 +1,9 @@
-//! What a layer has on the disk: its files, the places of its tar in them, the marks of its spans and of its headers.
+//! The on-disk part of a layer: its files, the places of its tar in them, and the marks of its
+//! spans and headers.
 //!
-//! Bytes are read that the caller knows to be there ([`Data::needs`]) or holds ([`Held`]); bytes are written that
-//! came out of a verified span. Nothing here knows the network, or who waits: what is missing is the caller's affair.
-//! What fails is noted as the layer's trouble.
+//! Reads require that the caller knows that the bytes are present ([`Data::needs`]) or has them in
+//! memory ([`Held`]). Writes take bytes from a verified span. Nothing here knows the network or
+//! waiting reads. Errors are reported to [`Trouble`].
 
 use std::{fmt, io};
 
@@ -27,17 +28,17 @@ pub(super) use read::{Held, Needs};
 
 use headers::Headers;
 
-/// The disk's part of a layer.
+/// The on-disk part of a layer.
 pub(super) struct Data {
     pub(super) files: LayerFiles,
-    /// The first image that named the layer: for messages.
+    /// The first image that named the layer. Used in messages.
     image: Arc<str>,
     headers: Headers,
     cpu: Arc<Cpu>,
     trouble: Arc<Trouble>,
-    /// Who reads what it was told is there.
+    /// Counts readers that rely on present bytes.
     readers: Arc<AtomicUsize>,
-    /// The disk did not take what was written: the next sync says so.
+    /// An error of a background write. The next sync reports it.
     lost: Mutex<Option<io::Error>>,
 }
 
@@ -69,17 +70,17 @@ impl Data {
         &self.files.key.layer
     }
 
-    /// The image that messages name.
+    /// The image name for messages.
     pub(super) fn image(&self) -> Arc<str> {
         Arc::clone(&self.image)
     }
 
-    /// None if the layer was pulled whole.
+    /// `None` if the layer was downloaded whole.
     pub(super) fn ztoc(&self) -> Option<&ZtocFile> {
         self.files.ztoc.as_ref()
     }
 
-    /// What an error is about.
+    /// The subject of an error.
     pub(super) fn subject(&self, span: Option<u32>) -> Arc<Subject> {
         Arc::new(Subject {
             image: self.image(),
@@ -88,7 +89,7 @@ impl Data {
         })
     }
 
-    /// The files cannot be read or written.
+    /// Creates and reports an error of reading or writing the files.
     pub(super) fn store_error(&self, source: io::Error) -> ReadError {
         let error = ReadError::Store {
             subject: self.subject(None),
@@ -98,12 +99,12 @@ impl Data {
         error
     }
 
-    /// How many spans the layer has.
+    /// The number of spans in the layer.
     pub(super) fn span_count(&self) -> u32 {
         u32::try_from(self.files.present.len()).unwrap_or(u32::MAX)
     }
 
-    /// Whether every span is there.
+    /// Whether every span is stored.
     pub(super) fn has_all(&self) -> bool {
         self.files.present.count() == self.files.present.len()
     }

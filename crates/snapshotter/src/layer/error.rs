@@ -1,4 +1,4 @@
-//! Why a read fails, with what it was about. Only the device makes errnos of it.
+//! Why a read fails, and what it was about. Only the device maps these errors to errnos.
 
 use std::{fmt, io};
 
@@ -7,14 +7,14 @@ use soci_ztoc::{HeaderMismatch, VerifyError};
 
 use crate::{fetch::DemandError, sync::Arc};
 
-/// What a read was about, as errors name it.
+/// The subject of an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject {
     /// The image that first named the layer.
     pub image: Arc<str>,
     /// The layer.
     pub layer: Digest,
-    /// The span, if it was one.
+    /// The span, if the error is about one.
     pub span: Option<u32>,
 }
 
@@ -25,75 +25,76 @@ impl fmt::Display for Subject {
     }
 }
 
-/// Why bytes of a layer cannot be had. Cheap to clone: one failure may be told to many waiters.
+/// Why bytes of a layer are unavailable. Cheap to clone, because one failure may go to many
+/// readers.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ReadError {
-    /// What the registry sent is not what the zTOC says.
+    /// The bytes from the registry do not match the zTOC.
     #[error("{subject}: corrupt bytes")]
     Corrupt {
-        /// Which span.
+        /// The span.
         subject: Arc<Subject>,
-        /// How it differs.
+        /// The mismatch.
         #[source]
         source: Arc<VerifyError>,
     },
-    /// Its digest is right, but the zTOC's checkpoint does not lead to the bytes it promises.
+    /// The digest matches, but the span does not decompress to the bytes that the zTOC promises.
     #[error("{subject}: cannot be decoded: {reason}")]
     Undecodable {
-        /// Which span.
+        /// The span.
         subject: Arc<Subject>,
-        /// The decoder's account.
+        /// The decoder's error.
         reason: Arc<str>,
     },
-    /// A file's tar header does not agree with the zTOC.
+    /// The tar header of a file does not match the zTOC.
     #[error("{subject}: zTOC and tar header of {file} disagree")]
     Header {
-        /// The span in which the header begins.
+        /// The span that contains the start of the header.
         subject: Arc<Subject>,
         /// The file.
         file: Arc<str>,
-        /// What differs.
+        /// The mismatch.
         #[source]
         source: Arc<HeaderMismatch>,
     },
-    /// The bytes did not come.
-    #[error("{subject}: cannot be fetched")]
+    /// The bytes could not be downloaded.
+    #[error("{subject}: cannot be downloaded")]
     Fetch {
-        /// Which span.
+        /// The span.
         subject: Arc<Subject>,
-        /// Why.
+        /// The cause.
         #[source]
         source: Arc<DemandError>,
     },
-    /// The store's files cannot be read or written.
-    #[error("{subject}: the store fails")]
+    /// The files of the store cannot be read or written.
+    #[error("{subject}: cannot read or write the store")]
     Store {
-        /// Which layer.
+        /// The layer.
         subject: Arc<Subject>,
-        /// The system's account.
+        /// The cause.
         #[source]
         source: Arc<io::Error>,
     },
-    /// The range does not lie in the layer's data.
-    #[error("{subject}: no bytes {start}..{end}")]
+    /// The range is outside the layer's data.
+    #[error("{subject}: bytes {start}..{end} are outside its data")]
     Outside {
-        /// Which layer.
+        /// The layer.
         subject: Arc<Subject>,
-        /// First byte asked for.
+        /// First byte of the request.
         start: u64,
-        /// Exclusive end asked for.
+        /// Exclusive end of the request.
         end: u64,
     },
     /// The layer was removed.
-    #[error("{subject}: removed")]
+    #[error("{subject}: the layer was removed")]
     Removed {
-        /// Which layer.
+        /// The layer.
         subject: Arc<Subject>,
     },
 }
 
 impl ReadError {
-    /// What it is about.
+    /// The subject of the error.
     #[must_use]
     pub fn subject(&self) -> &Subject {
         match self {

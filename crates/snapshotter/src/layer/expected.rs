@@ -1,27 +1,28 @@
-//! What the tar of a layer must be, as far as who asks for it can tell.
+//! What the tar of a layer must be, as far as the caller knows.
 
 use soci_oci::Digest;
 
-/// What is known of the tar of a layer before its bytes are here.
+/// What is known about the tar of a layer before its bytes are present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
-    /// Its SHA-256, as an image's configuration names it.
+    /// Its SHA-256, as listed in the image configuration.
     DiffId(Digest),
-    /// The chain ID of the layers up to this one, and of those below it: none for the lowest. (OCI image specification,
-    /// "Layer ChainID".)
+    /// The chain IDs of the layers up to this one and of those below it (OCI image specification,
+    /// "Layer ChainID").
     Chain {
-        /// With this layer.
+        /// Including this layer.
         name: Digest,
-        /// Without it.
+        /// Excluding this layer. `None` for the lowest one.
         below: Option<Digest>,
     },
-    /// Nothing: the snapshots have other names.
+    /// Nothing, because the snapshots have other names.
     Unknown,
 }
 
 impl Expected {
-    /// By the names of a snapshot and its parent. containerd names snapshots by chain IDs, behind a prefix where it
-    /// unpacked them itself; we add `@` and a number to a name that is taken.
+    /// Derives the expectation from the names of a snapshot and its parent. containerd names
+    /// snapshots by chain IDs, with a prefix where it unpacked them itself. We append `@` and a
+    /// number to a name that is taken.
     pub fn by_names(name: &str, parent: Option<&str>) -> Expected {
         match (chain_id(name), parent.map(chain_id)) {
             (Some(name), None) => Expected::Chain { name, below: None },
@@ -33,11 +34,11 @@ impl Expected {
         }
     }
 
-    /// Whether a tar of this digest is the right one; `None` if nobody can tell.
+    /// Whether a tar with this digest is the right one. `None` if unknown.
     pub fn is(&self, diff_id: &Digest) -> Option<bool> {
         match self {
             Expected::DiffId(expected) => Some(expected == diff_id),
-            // The lowest chain has the diff-ID's own name, whatever hash that is.
+            // The lowest chain ID equals the diff-ID, with the same hash algorithm.
             Expected::Chain { name, below: None } => {
                 (name.algorithm() == diff_id.algorithm()).then(|| name == diff_id)
             }
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tar_is_the_one_that_makes_the_name_of_the_chain() {
+    fn the_right_tar_reproduces_the_chain_id() {
         let [lower, upper, other] = [b"lower", b"upper", b"other"].map(|tar| Digest::sha256(tar));
         let lowest = Expected::by_names(&lower.to_string(), None);
         assert_eq!(
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn other_names_say_nothing() {
+    fn other_names_are_unknown() {
         let digest = Digest::sha256(b"tar");
         for (name, parent) in [
             ("layer-1", None),

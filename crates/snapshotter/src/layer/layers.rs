@@ -1,6 +1,6 @@
-//! The open layers of the node, and the tasks that belong to them.
+//! The open layers of the node, and their tasks.
 //!
-//! A layer is opened once and shared; two images that want the same at the same time wait for one opening.
+//! A layer is opened once and shared. Concurrent requests for the same layer wait for one opening.
 
 use std::collections::HashMap;
 
@@ -36,7 +36,7 @@ pub use uses::UseOrder;
 
 type Cell = Arc<OnceCell<Arc<Layer>>>;
 
-/// An opening that is under way; see [`Layers::tidy`].
+/// An opening in progress; see [`Layers::tidy`].
 struct Tidy<'a> {
     layers: &'a Layers,
     key: LayerKey,
@@ -45,7 +45,8 @@ struct Tidy<'a> {
 impl Drop for Tidy<'_> {
     fn drop(&mut self) {
         let mut open = self.layers.open.lock();
-        // The list's and the one of who drops this: another caller would have a third, and goes on with it.
+        // Two references: the list's and the dropping caller's. Another caller would hold a third
+        // one and continues the opening.
         if let Some(cell) = open.get(&self.key)
             && cell.get().is_none()
             && Arc::strong_count(cell) <= 2
@@ -103,7 +104,7 @@ impl Layers {
         })
     }
 
-    /// Where the files are.
+    /// The store with the files.
     pub fn store(&self) -> &Arc<LayerStore> {
         &self.context.store
     }
@@ -113,7 +114,7 @@ impl Layers {
         self.open.lock().get(key)?.get().cloned()
     }
 
-    /// The newest reads that waited for bytes, oldest first.
+    /// The most recent reads that waited for bytes, oldest first.
     pub fn waits(&self) -> Vec<ReadWait> {
         self.context.waits.newest()
     }
@@ -127,18 +128,19 @@ impl Layers {
             .collect()
     }
 
-    /// Fetches the rest of a layer in the background. Layers are completed in the order of their numbers.
+    /// Downloads the rest of a layer in the background. Layers are completed in the order of their
+    /// numbers.
     pub fn complete(&self, layer: &Arc<Layer>) {
         layer.completion.wake();
         self.run_completion(layer, true);
     }
 
-    /// As [`Layers::complete`], but only when the layer is used again.
+    /// Like [`Layers::complete`], but only when the layer is used again.
     pub fn complete_later(&self, layer: &Arc<Layer>) {
         self.run_completion(layer, true);
     }
 
-    /// Somebody uses a layer: what is missing of it is fetched again.
+    /// Records a use of a layer and resumes its background download.
     pub fn note_use(&self, key: &LayerKey) {
         if let Some(number) = self.context.store.number(key) {
             self.uses.lock().note(number);
@@ -148,17 +150,17 @@ impl Layers {
         }
     }
 
-    /// When a layer was used last; none if that was before this process.
+    /// When a layer was last used. `None` if that was before this process started.
     pub fn last_use(&self, number: LayerNumber) -> Option<UseOrder> {
         self.uses.lock().last(number)
     }
 
-    /// Uses that are noted from now on have this order, or a later one.
+    /// The order of the next use that is recorded.
     pub fn use_order(&self) -> UseOrder {
         self.uses.lock().now()
     }
 
-    /// Makes a layer complete when its readers have read all of it; fetches nothing itself.
+    /// Marks a layer complete once its readers have read all of it. Downloads nothing itself.
     pub fn complete_when_read(&self, layer: &Arc<Layer>) {
         self.run_completion(layer, false);
     }
@@ -170,14 +172,15 @@ impl Layers {
         }
     }
 
-    /// Removes a layer: reads that wait fail, its files go. Mounts on it must be gone.
+    /// Removes a layer: waiting reads fail and its files are deleted. It must not be mounted.
     ///
     /// # Errors
     /// The system's.
     pub async fn remove(&self, key: &LayerKey) -> Result<(), OpenError> {
         let (cell, number) = {
             let mut open = self.open.lock();
-            // Both at once, so that nobody finds the files of a layer that is being removed.
+            // Both under one lock, so that no caller finds the files of a layer that is being
+            // removed.
             (open.remove(key), self.context.store.forget(key))
         };
         if let Some(layer) = cell.as_ref().and_then(|cell| cell.get()) {
@@ -193,7 +196,8 @@ impl Layers {
             .await??)
     }
 
-    /// Closes a layer that nobody else has: who looks at every layer of the store does not keep them all open.
+    /// Closes a layer that has no other user, so that visiting every layer of the store does not
+    /// keep them all open.
     pub(crate) fn close_unused(&self, layer: Arc<Layer>) {
         let mut open = self.open.lock();
         let key = layer.key();
@@ -207,8 +211,8 @@ impl Layers {
         }
     }
 
-    /// While the guard lives, completion leaves most of the line to others: for transfers that a container's start waits
-    /// for and that do not go through the scheduler (zTOCs, manifests).
+    /// While the guard lives, completion leaves most of the bandwidth to others. For transfers that
+    /// a container start waits for and that bypass the scheduler (zTOCs, manifests).
     pub fn hold_back(&self) -> HoldBack {
         self.context.fetch.hold_back()
     }
@@ -217,7 +221,7 @@ impl Layers {
         Arc::clone(self.open.lock().entry(key).or_default())
     }
 
-    /// Takes an opening that failed out of the list, when who waits for it is gone.
+    /// Returns a guard that removes a failed opening from the list once no caller waits for it.
     fn tidy(&self, key: LayerKey) -> Tidy<'_> {
         Tidy { layers: self, key }
     }

@@ -1,4 +1,4 @@
-//! Who names a layer, and where it can be had.
+//! The images that name a layer, and where to download it.
 
 use crate::{
     fetch::Source,
@@ -6,10 +6,10 @@ use crate::{
     sync::{Arc, Mutex},
 };
 
-/// Places that a layer is fetched from, the newest first: as many as its record remembers.
+/// Maximum number of sources per layer, newest first. Equals the number of images in its record.
 pub(super) const MOST_SOURCES: usize = 64;
 
-/// Sources that can be asked, and the record of the images, which outlives them.
+/// The sources that can be asked, and the record of images, which is persistent.
 #[derive(Debug)]
 pub(super) struct Named {
     sources: Mutex<Arc<[Source]>>,
@@ -17,7 +17,7 @@ pub(super) struct Named {
 }
 
 impl Named {
-    /// As the record has it; nobody can be asked yet.
+    /// Starts with the stored record and without sources.
     pub(super) fn new(record: Sources) -> Named {
         Named {
             sources: Mutex::new(Arc::from([])),
@@ -25,12 +25,12 @@ impl Named {
         }
     }
 
-    /// Whom to ask, in this order.
+    /// The sources to ask, in this order.
     pub(super) fn sources(&self) -> Arc<[Source]> {
         Arc::clone(&self.sources.lock())
     }
 
-    /// One more source, before the others; what was known of the same repository is replaced.
+    /// Adds a source before the others and replaces an older one of the same repository.
     pub(super) fn add_source(&self, source: Source) {
         let mut sources = self.sources.lock();
         let others = sources.iter().filter(|known| known.name != source.name);
@@ -38,12 +38,12 @@ impl Named {
         *sources = all.take(MOST_SOURCES).cloned().collect();
     }
 
-    /// What the store knows about it.
+    /// The content of the file `sources`.
     pub(super) fn record(&self) -> Sources {
         self.record.lock().clone()
     }
 
-    /// One more image names it. True if that is news, and to be written.
+    /// Adds an image that names the layer. Returns true if the record changed and must be written.
     pub(super) fn add_origin(&self, origin: Origin) -> bool {
         self.record.lock().name(origin)
     }

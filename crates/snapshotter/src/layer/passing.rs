@@ -1,8 +1,9 @@
-//! The tar of a layer as its bytes pass on their way to the store: hashed, and held against the zTOC's entries.
+//! Hashes the tar of a layer while its bytes are stored, and compares it with the zTOC's entries.
 //!
-//! Spans that come in order are hashed as they pass, while no reader waits; what was left out is read from the store behind
-//! them. What the stream has behind the archive counts for its digest and is not stored: it is kept from the last span
-//! while that is decoded, or fetched again by who proves the layer.
+//! Spans that arrive in order are hashed at once, while no reader waits. Skipped spans are later
+//! read from the store. The part of the stream after the archive counts for its digest and is not
+//! stored: it is kept from the last span when that is decoded, or downloaded again when the layer
+//! is verified.
 
 use std::{
     io,
@@ -24,15 +25,16 @@ use crate::{
 
 /// Bytes of the tar that one job reads.
 pub(super) const STEP: u64 = 16 << 20;
-/// Bytes behind the archive that are kept until the layer is complete.
+/// Maximum bytes after the archive that are kept until the layer is complete.
 pub(super) const KEPT: usize = 64 << 10;
 
-/// How far the tar of a layer has passed.
+/// The hashing state of a layer.
 pub(super) struct Passing {
     data: Arc<Data>,
-    /// Taken out by who hashes: no lock is held meanwhile, and who comes then has nothing to do.
+    /// Taken out while hashing, so that no lock is held. Another thread that finds nothing here
+    /// skips its span.
     tar: Mutex<Option<Box<Tar>>>,
-    /// What the stream has behind the archive, if it is known.
+    /// The part of the stream after the archive, if known.
     behind: Mutex<Option<Vec<u8>>>,
 }
 
@@ -46,7 +48,8 @@ impl Passing {
         }
     }
 
-    /// A span was stored in the background: hashes it if it is its turn, and what was stored before and left out.
+    /// A span was stored in the background: hashes it if it is the next one, and then reads on
+    /// through stored spans.
     pub(super) fn pass_on(&self, ztoc: &ZtocFile, place: &Range<u64>, bytes: &[u8]) {
         let Some(mut tar) = self.tar.lock().take() else {
             return;
@@ -55,34 +58,35 @@ impl Passing {
             tar.push(ztoc, bytes);
         }
         if let Err(error) = tar.read_on(&self.data, ztoc, STEP) {
-            tracing::debug!(layer = %self.data.digest(), error = %error, "read again when the layer is complete");
+            tracing::debug!(layer = %self.data.digest(), error = %error, "cannot read the store while hashing; trying again when the layer is complete");
         }
         *self.tar.lock() = Some(tar);
     }
 
-    /// What a stream has behind the archive, for when the layer is complete; `None` if that is too much to keep.
+    /// Keeps the part of a stream after the archive until the layer is complete. `None` if it is
+    /// too large.
     pub(super) fn keep_behind(&self, bytes: Option<Vec<u8>>) {
         *self.behind.lock() = bytes;
     }
 
-    /// The tar, from its beginning if nobody has hashed any of it.
+    /// Takes the tar. Starts from the beginning if nothing was hashed yet or another thread has it.
     pub(super) fn take(&self) -> Box<Tar> {
         self.tar.lock().take().unwrap_or_else(Tar::new)
     }
 
-    /// What was kept of the stream behind the archive.
+    /// Takes the kept part of the stream after the archive.
     pub(super) fn take_behind(&self) -> Option<Vec<u8>> {
         self.behind.lock().take()
     }
 }
 
-/// The tar of a layer, as far as it was hashed.
+/// The tar of a layer, as far as it has been hashed.
 pub(super) struct Tar {
     hash: Sha256,
     scanner: TarScanner,
     /// The next entry of the zTOC.
     entry: usize,
-    /// The first thing that the tar and the zTOC say differently.
+    /// The first difference between the tar and the zTOC.
     fault: Option<Arc<str>>,
     at: u64,
 }
@@ -114,7 +118,8 @@ impl Tar {
         }
     }
 
-    /// Reads on from the store, as far as spans are there and at most about `most` bytes. True at the end of the archive.
+    /// Reads on from the store while spans are present, at most about `most` bytes. Returns true at
+    /// the end of the archive.
     pub(super) fn read_on(&mut self, data: &Data, ztoc: &ZtocFile, most: u64) -> io::Result<bool> {
         let spans = ztoc.spans();
         let end = self.at.saturating_add(most);
@@ -127,7 +132,7 @@ impl Tar {
             let bytes = data.tar_bytes(spans.uncompressed(span), &[])?;
             let sum = data.files.sums.get(span.0)?;
             if sum.is_some_and(|sum| sum != data.files.sums.of(&bytes)) {
-                let what = format!("span {} is not what was written", span.0);
+                let what = format!("span {} does not match its checksum", span.0);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, what));
             }
             self.push(ztoc, &bytes);
@@ -135,7 +140,8 @@ impl Tar {
         Ok(true)
     }
 
-    /// Passes what a span's stream has behind the archive. A stream that does not decode there is a fault of the layer.
+    /// Hashes the part of a span's stream after the archive. If the stream does not decode there,
+    /// the layer is faulty.
     pub(super) fn push_behind(
         &mut self,
         ztoc: &ZtocFile,
@@ -160,7 +166,7 @@ impl Tar {
         Ok(())
     }
 
-    /// The stream has ended.
+    /// The stream has ended: returns the result.
     pub(super) fn finish(self, ztoc: &ZtocFile) -> Proof {
         let stated = ztoc.view().entry_count();
         let fault = self.fault.or_else(|| match self.scanner.finish() {
@@ -178,7 +184,7 @@ impl Tar {
     }
 }
 
-/// Holds the entries of a tar against those of its zTOC.
+/// Compares the entries of a tar with those of its zTOC.
 struct Against<'a> {
     ztoc: Ztoc<'a>,
     entry: &'a mut usize,
@@ -192,9 +198,15 @@ impl TarSink for Against<'_> {
         }
         let name = || String::from_utf8_lossy(found.name).into_owned();
         *self.fault = match self.ztoc.entry(*self.entry) {
-            None => Some(format!("the zTOC leaves out the entry {:?}", name()).into()),
+            None => Some(format!("the zTOC omits the entry {:?}", name()).into()),
             Some(stated) if stated.header() != found.header() || stated.offset != found.offset => {
-                Some(format!("the zTOC has another place for the entry {:?}", name()).into())
+                Some(
+                    format!(
+                        "the zTOC has a different position for the entry {:?}",
+                        name()
+                    )
+                    .into(),
+                )
             }
             Some(stated) => disagreement(found, &stated).map(|field| {
                 format!("tar and zTOC disagree about the {field} of {:?}", name()).into()

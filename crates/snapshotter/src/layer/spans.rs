@@ -1,13 +1,17 @@
-//! The spans of a layer on their way to the store: who waits for which, what was asked for, what came.
+//! The spans of a layer on their way to the store: which reads wait for them, what was requested,
+//! and what arrived.
 //!
 //! ```text
-//! read    the spans that a read needs; those that are missing are asked for, and it becomes a waiter of each
-//! demand  a span becomes a demand of the scheduler, and its bytes come back
-//! fill    compressed bytes ─▶ digest ─▶ inflate ─▶ waiters, from memory ─▶ data, heads ─▶ mark ─▶ waiters
-//! window  the next spans that nobody has asked for, for the background
+//! read finds the spans that a read needs, requests missing ones, and makes the read a waiter of
+//! each
+//! demand  turns a span into a demand of the scheduler and receives its bytes
+//! fill compressed bytes ─▶ digest ─▶ decompress ─▶ waiters, from memory ─▶ data, heads ─▶ mark ─▶
+//! waiters
+//! window  selects the next spans for the background
 //! ```
 //!
-//! [`state`] has one span's states. A failed span is absent again: nothing wrong is remembered, the next read tries anew.
+//! [`state`] defines the states of one span. A failed span is absent again, so the next read
+//! retries it.
 
 use std::{collections::HashMap, io};
 
@@ -46,10 +50,10 @@ use state::{Demander, Effect, Event, Span};
 use states::States;
 use trace::Times;
 
-/// Bytes that readahead may ask for beyond a reader: two requests' worth.
+/// Maximum bytes that readahead requests beyond a reader: as much as two requests.
 const AHEAD: u64 = 8 << 20;
 
-/// The spans of one layer. Parked reads and jobs of the pool hold it; demands hold it weakly.
+/// The spans of one layer. Parked reads and pool jobs hold a strong reference, demands a weak one.
 pub(super) struct Spans {
     context: Arc<Context>,
     data: Arc<Data>,
@@ -57,19 +61,19 @@ pub(super) struct Spans {
     trouble: Arc<Trouble>,
     passing: Arc<Passing>,
     states: Mutex<States<Arc<Read>>>,
-    /// Bytes that came and wait for the pool, by span. Bounded by the scheduler's permits.
+    /// Bytes that arrived and wait for the pool, by span. Bounded by the scheduler's permits.
     arrived: Mutex<HashMap<u32, Delivery>>,
-    /// How far each span is that is under way.
+    /// Timestamps of spans in progress.
     times: Times,
     ahead: Mutex<Readahead>,
     fetched: Fetched,
-    /// A span changed, a source came, the layer closed: completion looks again.
+    /// Wakes completion: a span changed, a source was added, or the layer was closed.
     changed: Notify,
     leaving: Mutex<leave::LeavingSpans>,
     closed: AtomicBool,
 }
 
-/// Compressed bytes that came, by why they were asked for.
+/// Compressed bytes received, by the reason for the request.
 #[derive(Debug, Default)]
 struct Fetched {
     on_demand: AtomicU64,
@@ -114,7 +118,8 @@ impl Spans {
         }
     }
 
-    /// Compressed bytes fetched because a reader waited or soon would, and those fetched in the background.
+    /// Compressed bytes downloaded for readers and readahead, and those downloaded in the
+    /// background.
     pub(super) fn bytes_fetched(&self) -> (u64, u64) {
         let Fetched {
             on_demand,
@@ -126,28 +131,28 @@ impl Spans {
         )
     }
 
-    /// Spans that were guessed ahead of readers and then read; and those that were not.
+    /// Spans that readahead requested and that were then read, and those that were not.
     pub(super) fn guesses(&self) -> (u64, u64) {
         let ahead = self.ahead.lock();
         (ahead.paid(), ahead.wasted())
     }
 
-    /// Asks for a span in the background; one that is under way or there is left as it is.
+    /// Requests a span in the background, unless it is present or in progress.
     pub(super) fn want(self: &Arc<Self>, span: u32) {
         self.step(span, Event::Want(Class::All, None));
     }
 
-    /// What was in the store of these spans is gone: their marks say so already.
+    /// The stored bytes of these spans are lost. The caller has already cleared their marks.
     pub(super) fn lose(self: &Arc<Self>, spans: &[u32]) {
         for &span in spans {
             self.step(span, Event::Lost);
         }
     }
 
-    /// Takes spans out; they are to be fetched again. Blocks on the disk.
+    /// Removes spans, so that they are downloaded again. Blocks on the disk.
     ///
     /// # Errors
-    /// The system's; they are absent in this process all the same.
+    /// The system's. In this process the spans are absent in any case.
     pub(super) fn take_out(self: &Arc<Self>, spans: &[u32]) -> io::Result<()> {
         let taken = self.data.files.present.take_out(spans);
         for &span in spans {
@@ -158,17 +163,17 @@ impl Spans {
         taken
     }
 
-    /// Waits for a reason to look again at what is missing.
+    /// Waits for a reason to check for missing spans again.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// Something is to be looked at again.
+    /// Makes completion check again.
     pub(super) fn look_again(&self) {
         self.changed.notify_one();
     }
 
-    /// The layer is removed: what waits is answered, nothing more is asked for.
+    /// The layer is being removed: fails waiting reads and requests nothing more.
     pub(super) fn close(self: &Arc<Self>) {
         self.closed.store(true, Ordering::Release);
         self.context.spare.forget(self.data.files.number);
@@ -186,7 +191,7 @@ impl Spans {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Spans that were demanded and are not settled.
+    /// The number of spans in progress.
     #[cfg(test)]
     pub(super) fn under_way(&self) -> usize {
         let mut states = self.states.lock();
@@ -200,7 +205,8 @@ impl Spans {
         }
     }
 
-    /// One step of one span; effects that need the scheduler are carried out, the others returned.
+    /// Applies an event to a span. Carries out effects that concern the scheduler and returns the
+    /// others.
     fn step(self: &Arc<Self>, span: u32, event: Event<Arc<Read>>) -> Effect<Arc<Read>> {
         let effect = self.states.lock().step(span, event);
         self.carry_out(span, effect)
@@ -217,7 +223,7 @@ impl Spans {
     }
 }
 
-/// Spans without a byte of the archive (behind its end, say) need nothing.
+/// Marks spans that contain no byte of the archive (such as those after its end) as present.
 fn mark_empty_spans(data: &Data) {
     let Some(ztoc) = data.ztoc() else { return };
     for id in ztoc.spans().ids() {

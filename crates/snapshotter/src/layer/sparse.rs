@@ -1,15 +1,15 @@
-//! Zeros that need no disk: long runs of them are left out where the file has a hole.
+//! Zeros that need no disk space: long runs of zeros are not written where the file has a hole.
 
 use std::{fs::File, os::unix::fs::FileExt as _};
 
 use rustix::{fs::SeekFrom, io::Errno};
 
-/// Zeros are looked for page by page.
+/// Zeros are detected in whole pages.
 const PAGE: usize = 4096;
-/// Shorter runs of zeros are written: a hole costs a call.
+/// Shorter runs of zeros are written, because checking for a hole costs a system call.
 const SHORTEST: usize = 64 << 10;
 
-/// Cuts bytes that belong at `place` into stretches, each with whether it is a long run of pages of zeros.
+/// Splits bytes for offset `place` into stretches. The flag is true for a long run of zero pages.
 pub(super) fn stretches(bytes: &[u8], place: u64) -> impl Iterator<Item = (&[u8], bool)> {
     let into = usize::try_from(place % PAGE as u64).unwrap_or(0);
     let (first, pages) = bytes.split_at(((PAGE - into) % PAGE).min(bytes.len()));
@@ -37,7 +37,7 @@ fn is_zeros(page: &[u8]) -> bool {
     page.len() == PAGE && page == ZEROS
 }
 
-/// Whether nothing was ever written there. Moves the file's own position, which nobody uses.
+/// Whether this range has never been written. Moves the file's own position, which is not used.
 pub(super) fn is_hole(file: &File, place: u64, len: usize) -> bool {
     match rustix::fs::seek(file, SeekFrom::Data(place)) {
         Ok(data) => data >= place + len as u64,
@@ -46,7 +46,7 @@ pub(super) fn is_hole(file: &File, place: u64, len: usize) -> bool {
     }
 }
 
-/// Writes to a file that is new there: zeros stay holes.
+/// Writes to a range that is new. Long runs of zeros stay holes.
 pub(super) fn write_new(file: &File, bytes: &[u8], place: u64) -> std::io::Result<()> {
     let mut at = place;
     for (stretch, is_zero) in stretches(bytes, place) {
@@ -90,7 +90,7 @@ mod tests {
         let hole = 4 * PAGE as u64;
         assert!(
             is_hole(&file, hole, 21 * PAGE),
-            "of a file system that has holes"
+            "needs a file system with holes"
         );
         assert!(!is_hole(&file, hole, 22 * PAGE) && !is_hole(&file, hole - 1, 1));
         assert!(is_hole(&file, (1 << 20) - 100, 100));

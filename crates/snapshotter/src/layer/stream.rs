@@ -1,14 +1,15 @@
-//! A layer without a zTOC: one ordered pass from the registry to `data`, `heads` and the list of entries.
+//! Downloads a layer without a zTOC: one sequential pass from the registry to `data`, `heads`, and
+//! the list of entries.
 //!
 //! ```text
-//! steps of the blob, fetched side by side, taken in order
+//! steps of the blob, downloaded in parallel, processed in order
 //!   ├─▶ SHA-256 = the layer's digest
-//!   └─▶ inflate ─┬─▶ SHA-256 = diff-ID
-//!                └─▶ tar scanner ─▶ contents to data, the rest to heads, entries to the plan
+//!   └─▶ decompress ─┬─▶ SHA-256 = diff-ID
+//!                   └─▶ tar scanner ─▶ contents to data, the rest to heads, entries to the plan
 //! ```
 //!
-//! Everything goes into a draft that nobody sees; it becomes a layer when both digests are right. Entries that
-//! unpacking ignores or refuses are ignored or refused here too.
+//! Everything goes into a draft that is not visible. It becomes a layer when both digests match.
+//! Entries that unpacking ignores or rejects are ignored or rejected here too.
 
 use std::{collections::VecDeque, io, ops::Range};
 
@@ -30,80 +31,80 @@ mod files;
 
 use files::Files;
 
-/// Bytes of one step: enough for a connection to reach its speed.
+/// Bytes per step: enough for a connection to reach its full rate.
 const STEP: u64 = 2 << 20;
-/// Steps asked for ahead of the one that is read; with [`STEP`] the memory of one pass.
+/// Steps requested ahead. Together with [`STEP`], the memory of one pass.
 const STEPS: usize = 6;
-/// Passes at once: bounds their memory. Others wait.
+/// Concurrent passes. Bounds their memory. Further passes wait.
 pub(super) const PASSES: usize = 3;
 
-/// Why a layer could not be pulled whole.
+/// Why a layer could not be downloaded whole.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
-    /// Its bytes did not come.
-    #[error("layer {layer} cannot be fetched")]
+    /// The download failed.
+    #[error("cannot download layer {layer}")]
     Fetch {
         /// The layer.
         layer: Box<Digest>,
-        /// Why.
+        /// The cause.
         #[source]
         source: Box<DemandError>,
     },
-    /// What came is not the layer.
-    #[error("layer {layer}")]
+    /// The downloaded bytes have the wrong digest.
+    #[error("layer {layer} has the wrong digest")]
     Layer {
         /// The layer.
         layer: Box<Digest>,
-        /// What came instead.
+        /// The mismatch.
         #[source]
         source: Box<DigestMismatch>,
     },
-    /// What was inside is not the tar that the image's configuration names.
-    #[error("tar in layer {layer}")]
+    /// The tar does not match the diff-ID in the image configuration.
+    #[error("the tar in layer {layer} does not match its diff-ID")]
     DiffId {
         /// The layer.
         layer: Box<Digest>,
-        /// What came instead.
+        /// The mismatch.
         #[source]
         source: Box<DigestMismatch>,
     },
-    /// It does not inflate.
-    #[error("layer {layer}")]
+    /// The layer cannot be decompressed.
+    #[error("cannot decompress layer {layer}")]
     Gzip {
         /// The layer.
         layer: Box<Digest>,
-        /// Where and why.
+        /// The cause.
         #[source]
         source: GzipError,
     },
-    /// It is no tar, or one that unpacking refuses too.
-    #[error("tar in layer {layer}")]
+    /// The content is not a tar, or one that unpacking rejects too.
+    #[error("cannot use the tar in layer {layer}")]
     Tar {
         /// The layer.
         layer: Box<Digest>,
-        /// Where and why.
+        /// The cause.
         #[source]
         source: TarError,
     },
-    /// It has more entries than are kept in memory, or its files have no places.
-    #[error("tar in layer {layer}")]
+    /// The tar has too many entries, or its files cannot be placed in `data`.
+    #[error("cannot place the files of layer {layer}")]
     Places {
         /// The layer.
         layer: Box<Digest>,
-        /// Why.
+        /// The cause.
         #[source]
         source: PlaceError,
     },
-    /// Its files cannot be written.
-    #[error("store layer {layer}")]
+    /// The files cannot be written.
+    #[error("cannot store layer {layer}")]
     Write {
         /// The layer.
         layer: Box<Digest>,
-        /// The system's account.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// Its files cannot be made or finished.
+    /// The files cannot be created or finished.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The pool lost the job.
@@ -111,7 +112,7 @@ pub enum StreamError {
     Lost(#[from] Lost),
 }
 
-/// Pulls a layer. Dropping the future removes what there is of it.
+/// Downloads a layer. Dropping the future removes its files.
 pub(super) async fn pull(context: &Arc<Context>, whole: Whole) -> Result<LayerFiles, StreamError> {
     let turn = context.passes.acquire().await;
     let store = Arc::clone(&context.store);
@@ -148,7 +149,7 @@ pub(super) async fn pull(context: &Arc<Context>, whole: Whole) -> Result<LayerFi
     files
 }
 
-/// The blob in order, some steps ahead.
+/// The steps of the blob in order, some of them requested ahead.
 struct Steps<'a> {
     context: &'a Context,
     blob: Digest,
@@ -175,8 +176,8 @@ impl<'a> Steps<'a> {
             self.ask();
         }
         let step = self.asked.pop_front()?;
-        // The permit goes at once: what waits here for its turn is bounded by STEPS, and must not hold up the step
-        // that everything waits for.
+        // Return the permit at once: what waits here is bounded by STEPS, and must not delay the
+        // step that all later ones wait for.
         Some(
             step.await
                 .unwrap_or(Err(DemandError::Closed))
@@ -195,20 +196,21 @@ impl<'a> Steps<'a> {
             range,
             class: Class::All,
             image: Arc::clone(&self.image),
-            // Somebody waits for the whole layer: before completion, which is ordered by layer number.
+            // A pull waits for the whole layer, so it goes before completion, which is ordered by
+            // layer number.
             order: 0,
             sources: Arc::clone(&self.sources),
             avoid: None,
             patience: Patience::Budget,
             sink: Box::new(move |outcome| {
-                // Nobody listens: the pass was given up.
+                // A failed send means that the pass was dropped.
                 drop(tell.send(outcome.map(Delivery::without_permit)));
             }),
         });
     }
 }
 
-/// The state of the pass; moves to the pool and back with each step.
+/// The state of the pass. Moves to the pool and back for each step.
 struct Pass {
     layer: Digest,
     compressed: Verifier,
@@ -277,7 +279,7 @@ impl Pass {
         }
     }
 
-    /// Both digests are checked here; only then is there a draft to be kept.
+    /// Verifies both digests. Only then is a draft returned.
     fn finish(self) -> Result<(Draft, Vec<u8>), StreamError> {
         let Pass {
             layer,

@@ -4,7 +4,7 @@
 )]
 #![allow(
     clippy::disallowed_methods,
-    reason = "a test waits for every task that it spawns"
+    reason = "tests wait for every task that they spawn"
 )]
 
 use std::{num::NonZeroUsize, os::unix::fs::FileExt, time::Duration};
@@ -38,13 +38,13 @@ mod whole;
 
 use made::{Form, Made};
 
-/// A node: its folder outlives the process parts, which can be started again.
+/// A node. Its directory outlives the process, which can be started again.
 struct Node {
     root: TempDir,
     boot: String,
 }
 
-/// One life of the process.
+/// One run of the process.
 struct Life {
     layers: Arc<Layers>,
 }
@@ -52,7 +52,7 @@ struct Life {
 impl Node {
     fn new() -> Node {
         Node {
-            root: tempfile::tempdir().expect("a folder"),
+            root: tempfile::tempdir().expect("a directory"),
             boot: "boot-1".to_owned(),
         }
     }
@@ -144,7 +144,8 @@ async fn read(layer: &Arc<Layer>, range: Range<u64>) -> Result<Bytes, ReadError>
     told.await.expect("every read is answered")
 }
 
-/// The same, and waits until the spans are in the store: a read is answered from memory before.
+/// Reads twice, so that the spans are in the store afterwards: the first read is answered from
+/// memory before.
 async fn store(layer: &Arc<Layer>, range: Range<u64>) {
     for _ in 0..2 {
         read(layer, range.clone()).await.expect("bytes");
@@ -157,5 +158,5 @@ async fn completes(layer: &Arc<Layer>) {
     tokio::time::timeout(Duration::from_secs(30), wait)
         .await
         .unwrap_or_else(|_| panic!("not complete: {:?}", layer.progress()))
-        .expect("the layer lives");
+        .expect("the layer exists");
 }

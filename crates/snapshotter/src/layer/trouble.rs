@@ -1,7 +1,7 @@
-//! What goes wrong with one layer, and what the background leaves alone because of it.
+//! Recent failures of one layer, and what the background postpones because of them.
 //!
-//! Who reads, fetches and stores reports here; completion asks. Nothing here says what a reader gets: reads are told
-//! their own error.
+//! Readers, downloads, and writes report here, and completion checks here. This does not affect the
+//! result of a read: each read gets its own error.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,37 +13,38 @@ use tokio::time::Instant;
 use super::ReadError;
 use crate::sync::Mutex;
 
-/// What is wrong at its origin, or on a broken disk, is tried again after so many of the longest pauses at most: an hour.
+/// Bytes that are wrong at their origin, and broken disks, are retried after at most this many of
+/// the longest pauses: one hour by default.
 const LONGEST: u32 = 60;
 
 #[derive(Debug, Default)]
 struct State {
     last_error: Option<String>,
-    /// Nothing is asked for before.
+    /// The background requests nothing before this time.
     until: Option<Instant>,
-    /// How long the next pause is.
+    /// The length of the previous pause.
     pause: Option<Duration>,
-    /// The disk is full: ask when so many bytes are free.
+    /// The disk is full: wait until this many bytes are free.
     need: Option<u64>,
-    /// It was said that the rest of the disk is kept for others.
+    /// Whether low disk space has been logged.
     low: bool,
-    /// Syncs that failed since one went well.
+    /// Number of failed syncs since the last success.
     failed_syncs: u32,
-    /// Spans whose bytes came and were of no use.
+    /// Spans whose bytes arrived and were unusable.
     bad: HashMap<u32, Bad>,
 }
 
-/// A span that is not asked for in the background for a while.
+/// A span that the background does not request for a while.
 #[derive(Clone, Copy, Debug)]
 struct Bad {
     times: u32,
     until: Instant,
 }
 
-/// The trouble of one layer.
+/// The failures of one layer.
 #[derive(Debug)]
 pub(super) struct Trouble {
-    /// How long the background pauses after a failure at first, and at most.
+    /// The first and the longest pause of the background after a failure.
     pause: (Duration, Duration),
     state: Mutex<State>,
 }
@@ -56,17 +57,17 @@ impl Trouble {
         }
     }
 
-    /// The last thing that went wrong.
+    /// The most recent error.
     pub(super) fn last_error(&self) -> Option<String> {
         self.state.lock().last_error.clone()
     }
 
-    /// Something went wrong for a reader: nobody else needs to wait.
+    /// Records an error of a reader. Does not pause the background.
     pub(super) fn note(&self, error: &ReadError) {
         self.state.lock().last_error = Some(account(error));
     }
 
-    /// Something failed in the background: pause, longer each time.
+    /// Records an error of the background and starts a pause, twice as long each time.
     pub(super) fn pause(&self, error: &ReadError) {
         let error = account(error);
         let mut state = self.state.lock();
@@ -74,7 +75,8 @@ impl Trouble {
         state.pause(self.pause);
     }
 
-    /// The store did not take a span, and will not before so many bytes are free, if that is why. True if that is news.
+    /// The store did not accept a span. If the disk is full, `need` is the free space to wait for.
+    /// Returns true unless the layer was already waiting for free space.
     pub(super) fn no_room(&self, need: Option<u64>, error: &ReadError) -> bool {
         let error = account(error);
         let mut state = self.state.lock();
@@ -85,7 +87,7 @@ impl Trouble {
         first
     }
 
-    /// A span was stored: the next failure pauses for the shortest time again. True if there was no room before.
+    /// A span was stored: resets the pause. Returns true if the disk was full before.
     pub(super) fn recovered(&self, span: u32) -> bool {
         let mut state = self.state.lock();
         state.bad.remove(&span);
@@ -93,8 +95,8 @@ impl Trouble {
         state.need.take().is_some()
     }
 
-    /// A span came and was of no use: it is not asked for in the background for a while, longer each time. True if that is
-    /// news.
+    /// The bytes of a span were unusable: the background does not request it for a while, longer
+    /// each time. Returns true the first time.
     pub(super) fn bad_span(&self, span: u32, error: &ReadError) -> bool {
         let error = account(error);
         let mut state = self.state.lock();
@@ -106,12 +108,12 @@ impl Trouble {
         bad.times == 1
     }
 
-    /// Whether a span's bytes were of no use when they came last.
+    /// Whether a span's bytes were unusable when they last arrived.
     pub(super) fn is_bad(&self, span: u32) -> bool {
         self.state.lock().bad.contains_key(&span)
     }
 
-    /// Spans that are not to be asked for now.
+    /// Spans that the background must not request now.
     pub(super) fn bad_for_now(&self) -> HashSet<u32> {
         let now = Instant::now();
         let state = self.state.lock();
@@ -119,13 +121,14 @@ impl Trouble {
         bad.map(|(span, _)| *span).collect()
     }
 
-    /// A sync went well.
+    /// A sync succeeded.
     pub(super) fn synced(&self) {
         self.state.lock().failed_syncs = 0;
     }
 
-    /// A sync failed and written spans are lost: nothing more is written in the background for a while, longer each time, or
-    /// the layer would be fetched again and again onto a disk that loses it. How often in a row it has failed.
+    /// A sync failed and written spans are lost: the background writes nothing for a while, longer
+    /// each time. Otherwise the layer would be downloaded repeatedly to a disk that loses it.
+    /// Returns the number of consecutive failures.
     pub(super) fn sync_failed(&self) -> u32 {
         let mut state = self.state.lock();
         let times = state.failed_syncs.saturating_add(1);
@@ -134,8 +137,8 @@ impl Trouble {
         times
     }
 
-    /// Until when the background is to wait, none if it may go on. `free` is asked when room is missing: the bytes that are
-    /// free, none if nobody knows; the disk is looked at again after `look`.
+    /// Until when the background must wait. `None` if it may continue. If the disk was full, `free`
+    /// returns the free bytes, or `None` if unknown. The disk is checked again after `look`.
     pub(super) fn held_until(
         &self,
         free: impl FnOnce() -> Option<u64>,
@@ -156,17 +159,17 @@ impl Trouble {
         state.until
     }
 
-    /// Nothing is asked for before.
+    /// Makes the background wait until this time.
     pub(super) fn hold_until(&self, until: Instant) {
         self.state.lock().until = Some(until);
     }
 
-    /// The rest of the disk is kept for others now, or is not. True if that is news.
+    /// Records whether disk space is low. Returns true if that changed.
     pub(super) fn note_low(&self, low: bool) -> bool {
         std::mem::replace(&mut self.state.lock().low, low) != low
     }
 
-    /// A source came: what is known is forgotten, but for what is told to people.
+    /// A source was added: clears everything except the most recent error.
     pub(super) fn start_over(&self) {
         let mut state = self.state.lock();
         *state = State {
@@ -188,7 +191,7 @@ impl State {
     }
 }
 
-/// The pause after something was wrong so many times.
+/// The pause after this many failures.
 fn pause_after(times: u32, unit: Duration) -> Duration {
     unit * 2_u32.saturating_pow(times.saturating_sub(1)).min(LONGEST)
 }
@@ -240,7 +243,7 @@ mod tests {
         for pause in [1, 2, 4, 4] {
             trouble.pause(&error);
             trouble.pause(&error);
-            assert_eq!(wait(&trouble), pause * SECOND, "one pause at a time");
+            assert_eq!(wait(&trouble), pause * SECOND, "pauses do not overlap");
             tokio::time::advance(pause * SECOND).await;
             assert_eq!(wait(&trouble), Duration::ZERO);
         }
@@ -249,26 +252,29 @@ mod tests {
         assert_eq!(wait(&trouble), SECOND);
         trouble.start_over();
         assert_eq!(wait(&trouble), Duration::ZERO);
-        let told = trouble.last_error().expect("still told");
-        assert!(told.contains("the store fails: no storage space"), "{told}");
+        let told = trouble.last_error().expect("the error is kept");
+        assert!(
+            told.contains("cannot read or write the store: no storage space"),
+            "{told}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_full_disk_is_waited_for_until_there_is_room() {
+    async fn the_background_waits_for_a_full_disk() {
         let (trouble, error) = trouble();
         assert!(trouble.no_room(Some(100), &error));
-        assert!(!trouble.no_room(None, &error), "it is known");
+        assert!(!trouble.no_room(None, &error), "not the first failure");
         tokio::time::advance(SECOND).await;
         let look = Instant::now() + SECOND;
         assert_eq!(trouble.held_until(|| Some(99), SECOND), Some(look));
         assert_eq!(trouble.held_until(|| Some(100), SECOND), Some(look));
         tokio::time::advance(SECOND).await;
         assert_eq!(trouble.held_until(|| Some(100), SECOND), None);
-        assert!(!trouble.recovered(0), "room was found");
+        assert!(!trouble.recovered(0), "space was found before");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn bad_spans_and_failed_syncs_are_left_alone_for_longer_and_longer() {
+    async fn pauses_grow_for_bad_spans_and_failed_syncs() {
         let (trouble, error) = trouble();
         for pause in [4_u32, 8, 16] {
             assert_eq!(trouble.bad_span(7, &error), pause == 4);

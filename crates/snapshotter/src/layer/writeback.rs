@@ -1,4 +1,4 @@
-//! What layers have written, on its way to the disk: `store::writeback` says why.
+//! Tracks the writes of layers on their way to disk; see `store::writeback`.
 
 use std::{
     ops::Range,
@@ -13,7 +13,7 @@ use crate::{
     sync::{Arc, Weak},
 };
 
-/// Longest wait for what others have written: a sync of ours then takes what is left.
+/// How long a sync waits for earlier writes before it writes the rest itself.
 const SETTLE: Duration = Duration::from_secs(2);
 
 /// One of the two files of a layer.
@@ -25,7 +25,7 @@ pub(super) struct Written {
 
 pub(super) type Writeback = writeback::Writeback<Written>;
 
-/// Brings everything to the disk, until the layers are gone.
+/// Writes everything to disk, until the layers are dropped.
 pub(super) async fn run(writeback: Arc<Writeback>, context: Weak<Context>) {
     loop {
         let Part { of, range } = writeback.next().await;
@@ -46,7 +46,7 @@ pub(super) async fn run(writeback: Arc<Writeback>, context: Weak<Context>) {
 }
 
 impl Context {
-    /// A range of a layer's tar was written.
+    /// Reports that a range of a layer's tar was written.
     pub(super) fn wrote(&self, data: &Arc<Data>, tar: Range<u64>) {
         let (mut contents, mut rest): (Option<Range<u64>>, Option<Range<u64>>) = (None, None);
         for piece in data.files.places.pieces(tar) {
@@ -65,19 +65,21 @@ impl Context {
         }
     }
 
-    /// Waits until a sync brings little to the disk at once. While the guard lives nothing is written that nobody waits for.
+    /// Waits until a sync has little left to write. While the guard lives, no background data is
+    /// written.
     pub(super) async fn calm(&self) -> writeback::Quiet<Written> {
         let quiet = self.writeback.hush();
         let calm = async {
             self.writeback.no_turns().await;
             self.writeback.settled().await;
         };
-        // Not for ever: the disk may be slow, or the cores busy.
+        // Not indefinitely, because the disk may be slow or the cores busy.
         let _ = tokio::time::timeout(SETTLE, calm).await;
         quiet
     }
 
-    /// The same for a layer of which everything is written: others may go on.
+    /// Like [`Context::calm`], for a layer that is fully written. Other layers may continue to
+    /// write.
     pub(super) async fn settle(&self) {
         let _ = tokio::time::timeout(SETTLE, self.writeback.settled()).await;
     }

@@ -1,7 +1,8 @@
-//! Is a layer what its index says? Its whole tar against the zTOC's entries, and the tar's digest.
+//! Verifies that a layer is what its index says: compares the whole tar with the zTOC's entries and
+//! computes its digest.
 //!
-//! Most of it was hashed while it passed; the rest is read from the store when the layer is complete, and what was not
-//! kept of the stream behind the archive is fetched again.
+//! Most of the tar is hashed while it is stored. The rest is read from the store when the layer is
+//! complete. The part of the stream after the archive is downloaded again if it was not kept.
 
 use std::io;
 
@@ -15,27 +16,27 @@ use crate::{
     sync::Arc,
 };
 
-/// Why it is not known yet what a layer is.
+/// Why a layer could not be verified.
 #[derive(Debug, thiserror::Error)]
 pub enum ProveError {
     /// Bytes are missing.
     #[error("layer {0} is not complete")]
     Incomplete(Digest),
-    /// Its files cannot be read, or are not what was written.
-    #[error("read layer {layer}")]
+    /// Its files cannot be read, or do not contain what was written.
+    #[error("cannot read layer {layer}")]
     Store {
         /// The layer.
         layer: Digest,
-        /// The system's account.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// What is behind its archive does not come.
-    #[error("the end of layer {layer} cannot be fetched")]
+    /// The part after the archive cannot be downloaded.
+    #[error("cannot download the end of layer {layer}")]
     Fetch {
         /// The layer.
         layer: Digest,
-        /// Why.
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -45,18 +46,18 @@ pub enum ProveError {
 }
 
 impl Completion {
-    /// What the whole tar of the layer is, which must be complete.
+    /// Determines what the whole tar of a complete layer is.
     pub(in crate::layer) async fn find_proof(&self) -> Result<Proof, ProveError> {
         let layer = *self.data.digest();
         if !self.is_complete() {
             return Err(ProveError::Incomplete(layer));
         }
         if self.data.ztoc().is_none() {
-            // Checked while it was pulled; see `stream`.
+            // The digest was verified during the download; see `stream`.
             let diff_id = self.data.files.sources.diff_id;
             return diff_id.map(Proof::Tar).ok_or_else(|| ProveError::Store {
                 layer,
-                source: io::Error::new(io::ErrorKind::NotFound, "its diff-ID was not noted"),
+                source: io::Error::new(io::ErrorKind::NotFound, "its diff-ID was not recorded"),
             });
         }
         let tar = self.read_rest(self.passing.take()).await?;
@@ -67,7 +68,7 @@ impl Completion {
         proof.ok_or(ProveError::Incomplete(layer))
     }
 
-    /// Reads what did not pass from the store, job by job.
+    /// Reads the part that was not hashed from the store, one job at a time.
     async fn read_rest(&self, mut tar: Box<Tar>) -> Result<Box<Tar>, ProveError> {
         let layer = *self.data.digest();
         loop {
@@ -89,7 +90,8 @@ impl Completion {
         }
     }
 
-    /// Passes what the stream has behind the archive: as it was kept, or of spans that are fetched again.
+    /// Hashes the part of the stream after the archive, either as kept or from spans that are
+    /// downloaded again.
     async fn pass_behind(&self, mut tar: Box<Tar>) -> Result<Box<Tar>, ProveError> {
         let Some(ztoc) = self.data.ztoc() else {
             return Ok(tar);
@@ -104,7 +106,7 @@ impl Completion {
             let delivery = delivery.await.map_err(|error| self.unfetched(error))?;
             let data = Arc::clone(&self.data);
             let job = move || {
-                let ztoc = data.ztoc().ok_or("it has no zTOC")?;
+                let ztoc = data.ztoc().ok_or("the layer has no zTOC")?;
                 tar.push_behind(ztoc, span, &delivery.bytes)
                     .map_err(|error| error.to_string())?;
                 Ok::<_, String>(tar)
@@ -122,23 +124,24 @@ impl Completion {
         }
     }
 
-    /// Every byte is there, and a header disagrees: notes that the layer is not what its index says.
+    /// Every byte is stored but a header does not match: records that the layer is not what its
+    /// index says.
     pub(super) async fn prove_false(&self) {
         let (layer, image) = (self.data.digest(), self.data.image());
-        tracing::error!(layer = %layer, image = &*image, "every byte is there, but the layer is not what its index says; it stays on the device, and no container is started from it");
+        tracing::error!(layer = %layer, image = &*image, "the layer is fully downloaded but does not match its index; running containers can still read it, and no new container starts from it");
         let why = self.trouble.last_error();
-        let why = why.unwrap_or_else(|| "a tar header disagrees with the zTOC".to_owned());
+        let why = why.unwrap_or_else(|| "a tar header does not match the zTOC".to_owned());
         if let Err(lost) = self.note_proof(Proof::False(why.into())).await {
-            tracing::error!(layer = %layer, error = %lost, "a verdict");
+            tracing::error!(layer = %layer, error = %lost, "cannot record the result of verifying a layer");
         }
     }
 
-    /// Notes what the layer is, for good.
+    /// Permanently records what the layer is.
     pub(in crate::layer) async fn note_proof(&self, proof: Proof) -> Result<(), Lost> {
         let (store, key) = (Arc::clone(&self.context.store), self.data.files.key);
         let job = move || store.proofs().add(key, &proof);
         if let Err(error) = self.context.cpu.run(Lane::FilesBehind, job).await? {
-            tracing::warn!(layer = %key.layer, error = %error, "what a layer is was not noted; it is found out again after a restart");
+            tracing::warn!(layer = %key.layer, error = %error, "cannot record the result of verifying a layer; it is verified again after a restart");
         }
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! The bytes of a layer as the disk has them: made durable, held against their sums, dropped from memory. On the pool.
+//! Operations on stored bytes: making them durable, comparing them with their checksums, and
+//! dropping them from memory. Runs on the pool.
 
 use std::{io, ops::Range, os::unix::fs::FileExt};
 
@@ -8,21 +9,22 @@ use soci_ztoc::SpanId;
 use super::Data;
 use crate::places::{BLOCK, Piece};
 
-/// What a look at one span says.
+/// The result of checking one span.
 pub(in crate::layer) struct Checked {
     pub(in crate::layer) bytes: u64,
     pub(in crate::layer) damage: Option<&'static str>,
 }
 
-/// A range of the tar as the disk has it.
+/// A range of the tar as read from disk.
 pub(in crate::layer) struct FromDisk {
     pub(in crate::layer) tar: Vec<u8>,
-    /// Behind the ends of files there are zeros.
+    /// Whether the padding after files is all zeros.
     pub(in crate::layer) padding: bool,
 }
 
 impl Data {
-    /// None if it is not there, or not durable: that is in the page cache only, and may be lost yet.
+    /// Compares a span with its checksum. `None` if it is absent, or not durable: then it may be in
+    /// the page cache only.
     pub(in crate::layer) fn check_span(&self, span: u32) -> Option<Checked> {
         let tar = self.ztoc()?.spans().uncompressed(SpanId(span));
         let _reading = self.reading();
@@ -32,17 +34,19 @@ impl Data {
         let bytes = tar.end - tar.start;
         let damage = match (self.files.sums.get(span), self.read_disk(tar)) {
             (_, Err(_)) => Some("it cannot be read"),
-            (Err(_) | Ok(None), _) => Some("what it was is not known"),
+            (Err(_) | Ok(None), _) => Some("its checksum is unknown"),
             (Ok(Some(_)), Ok(read)) if !read.padding => {
-                Some("there is something behind the end of a file")
+                Some("the padding after a file is not zero")
             }
-            (Ok(Some(sum)), Ok(read)) => (sum != self.files.sums.of(&read.tar))
-                .then_some("its bytes are not those that were stored"),
+            (Ok(Some(sum)), Ok(read)) => {
+                (sum != self.files.sums.of(&read.tar)).then_some("its checksum does not match")
+            }
         };
         Some(Checked { bytes, damage })
     }
 
-    /// Reads a range of the tar past the page cache, which would hide what the disk has; and leaves nothing there.
+    /// Reads a range of the tar from disk. Bypasses the page cache, which would hide the state of
+    /// the disk, and leaves nothing in it.
     pub(in crate::layer) fn read_disk(&self, tar: Range<u64>) -> io::Result<FromDisk> {
         let ranges = self.ranges(tar.clone());
         ranges.forget(self)?;
@@ -71,7 +75,7 @@ impl Data {
         Ok(read)
     }
 
-    /// The blocks of both files that a range of the tar is in.
+    /// The blocks of both files that contain a range of the tar.
     fn ranges(&self, tar: Range<u64>) -> Ranges {
         let mut ranges = Ranges::default();
         for piece in self.files.places.pieces(tar) {
@@ -87,7 +91,8 @@ impl Data {
         ranges
     }
 
-    /// Bytes between the end of a file at this place of `data` and the next block; 0 if no file ends there.
+    /// The number of bytes between a file that ends at this offset of `data` and the next block. 0
+    /// if no file ends there.
     fn padding_at(&self, end: u64) -> u64 {
         let index = self.files.places.files_in(end.saturating_sub(1)..end).start;
         let file = self.files.places.file(index);
@@ -99,7 +104,7 @@ impl Data {
         }
     }
 
-    /// What is behind the ends of files is written by no span.
+    /// Zeros the padding after the files of a span. No span writes it.
     pub(in crate::layer) fn clear_padding(&self, span: u32) {
         let Some(ztoc) = self.ztoc() else { return };
         let tar = ztoc.spans().uncompressed(SpanId(span));
@@ -111,12 +116,12 @@ impl Data {
             if behind > 0
                 && let Err(error) = self.files.data.write_all_at(&vec![0; behind], data + len)
             {
-                tracing::error!(layer = %self.digest(), span, error = %error, "padding is not cleared");
+                tracing::error!(layer = %self.digest(), span, error = %error, "cannot clear the padding after a file");
             }
         }
     }
 
-    /// Makes holes of spans that are not there and that nobody reads; the bytes that came back.
+    /// Punches holes for absent spans that have no readers. Returns the number of bytes released.
     ///
     /// # Errors
     /// The system's.
@@ -151,7 +156,7 @@ impl Data {
                 range.end = place + len;
             }
             for (file, range) in files.iter().zip(ranges) {
-                // Blocks at the ends are others' too.
+                // Blocks at the ends also contain bytes of other spans.
                 let (start, end) = (
                     range.start.next_multiple_of(BLOCK),
                     range.end / BLOCK * BLOCK,
@@ -165,7 +170,7 @@ impl Data {
         Ok(before.saturating_sub(blocks()))
     }
 
-    /// Brings a part of a file to the disk.
+    /// Writes a part of a file to disk.
     pub(in crate::layer) fn write_out(&self, heads: bool, range: Range<u64>) {
         let file = if heads {
             &self.files.heads
@@ -173,15 +178,15 @@ impl Data {
             &self.files.data
         };
         if let Err(error) = crate::store::writeback::write_out(file, range) {
-            // The kernel tells of it once.
+            // The kernel reports such an error only once.
             *self.lost.lock() = Some(error);
         }
     }
 
-    /// Makes written bytes durable; marks are not changed.
+    /// Makes written bytes durable. Does not change marks.
     ///
     /// # Errors
-    /// The system's: what was written since the last sync may be lost.
+    /// The system's. Bytes written since the last sync may be lost.
     pub(in crate::layer) fn sync_bytes(&self) -> io::Result<()> {
         if let Some(error) = self.lost.lock().take() {
             return Err(error);
@@ -190,21 +195,23 @@ impl Data {
         self.files.heads.sync_data()
     }
 
-    /// Lets the page cache forget the second copy of what mounts have read: EROFS has its own. Not soon after completion:
-    /// what a start has not read yet is wanted warm. Blocks on the disk.
+    /// Drops the page cache of the files. Mounts have their own copy in the page cache of EROFS.
+    /// Not to be called soon after completion, when container starts still read the bytes. Blocks
+    /// on the disk.
     pub(in crate::layer) fn drop_second_copy(&self) {
         for file in [&self.files.data, &self.files.heads] {
             if let Err(error) = rustix::fs::fadvise(file, 0, None, Advice::DontNeed) {
-                tracing::debug!(layer = %self.digest(), error = %error, "page cache");
+                tracing::debug!(layer = %self.digest(), error = %error, "cannot drop the page cache of a layer");
             }
         }
     }
 
-    /// Notes the sums that written spans lack, and makes all durable: a span is called durable only with its sum. One may
-    /// lack it because a process was killed, or the disk was full.
+    /// Records missing checksums of written spans and makes all checksums durable. A span becomes
+    /// durable only with its checksum. One may be missing because a process was killed or the disk
+    /// was full.
     ///
     /// # Errors
-    /// The system's. It says nothing of the bytes of the spans.
+    /// The system's. The bytes of the spans are not affected.
     pub(in crate::layer) fn complete_sums(&self, spans: &[u32]) -> io::Result<()> {
         let Some(ztoc) = self.ztoc() else {
             return Ok(());
@@ -220,7 +227,7 @@ impl Data {
     }
 }
 
-/// Blocks of the two files.
+/// Block-aligned ranges of the two files.
 #[derive(Default)]
 struct Ranges {
     data: Range<u64>,

@@ -1,4 +1,4 @@
-//! The entries of a layer's tar, from the zTOC or read again from the headers that are kept.
+//! The entries of a layer's tar, from the zTOC or from the stored headers.
 
 use std::io;
 
@@ -18,7 +18,7 @@ enum Listed {
 }
 
 impl Entries {
-    /// All entries in the order of the tar; an entry's ordinal is what `Places::data_of` takes.
+    /// All entries in tar order. The index of an entry is the argument of `Places::data_of`.
     pub fn iter(&self) -> Box<dyn Iterator<Item = Entry<'_>> + '_> {
         match &self.0 {
             Listed::Scanned(toc) => Box::new(toc.entries()),
@@ -31,10 +31,11 @@ impl Entries {
 }
 
 impl Data {
-    /// The entries of its tar: the zTOC's, or for a layer pulled whole what a scan of its headers finds. Blocks on the disk.
+    /// The entries of the tar: from the zTOC or, for a layer that was downloaded whole, from a scan
+    /// of its headers. Blocks on the disk.
     ///
     /// # Errors
-    /// The system's; headers that do not parse any more.
+    /// The system's; headers that no longer parse.
     pub(in crate::layer) fn entries(self: &Arc<Self>) -> io::Result<Entries> {
         if self.ztoc().is_some() {
             return Ok(Entries(Listed::Ztoc(Arc::clone(self))));
@@ -51,7 +52,7 @@ impl TarSink for Listing {
     }
 }
 
-/// Reads the headers of a tar again, from `heads`; contents are passed over as zeros.
+/// Scans the headers of a tar in `heads`. File contents are replaced by zeros.
 fn scan(files: &LayerFiles) -> io::Result<Toc> {
     use std::os::unix::fs::FileExt;
     let zeros = vec![0; 1 << 16];

@@ -1,14 +1,14 @@
-//! Do the tar headers agree with the zTOC? One mark for each entry of the tar.
+//! Checks tar headers against the zTOC. There is one mark per entry of the tar.
 //!
-//! | mark | set when |
+//! | mark | meaning |
 //! |--|--|
-//! | unknown | the layer was opened |
+//! | unknown | not checked since the layer was opened |
 //! | agreed | the header's bytes, verified by their spans, parse to exactly the entry |
-//! | disagreed | they do not; every read of the file is an error, the layer is never complete |
+//! | disagreed | they do not; every read of the file fails and the layer never becomes complete |
 //!
-//! A header is checked as soon as the spans that hold it are there, and at the latest by the first read of its file. Marks
-//! are kept in memory only: after a restart the bytes are still there to be checked again. That a layer is complete says
-//! that all agreed.
+//! A header is checked when the spans that contain it are present, at the latest by the first read
+//! of its file. Marks are kept in memory only: after a restart the bytes are present and can be
+//! checked again. In a complete layer all headers have agreed.
 
 use std::ops::Range;
 
@@ -27,7 +27,8 @@ const UNKNOWN: u8 = 0;
 const AGREED: u8 = 1;
 const DISAGREED: u8 = 2;
 
-/// Headers larger than this are not read: the tar reader of the format itself stops at three payloads of 1 MiB.
+/// Larger headers are rejected without reading them. The format's own tar reader stops at three
+/// payloads of 1 MiB.
 pub(super) const MAX_HEADER: u64 = 4 << 20;
 
 /// What is known about one header.
@@ -41,14 +42,14 @@ pub(super) enum Mark {
 /// The marks of a layer.
 #[derive(Debug)]
 pub(super) struct Headers {
-    /// Empty if every header is taken as agreed.
+    /// Empty if every header counts as agreed.
     marks: Box<[AtomicU8]>,
     unknown: AtomicUsize,
     disagreed: AtomicUsize,
 }
 
 impl Headers {
-    /// Marks for `entries` entries; `known` if they need no check.
+    /// Creates marks for `entries` entries. `known` if they need no check.
     pub(super) fn new(entries: usize, known: bool) -> Headers {
         let count = if known { 0 } else { entries };
         Headers {
@@ -70,7 +71,7 @@ impl Headers {
         }
     }
 
-    /// Whether nothing is left to check.
+    /// Whether every header has been checked.
     pub(super) fn all_known(&self) -> bool {
         self.unknown.load(Ordering::Acquire) == 0
     }
@@ -80,12 +81,12 @@ impl Headers {
         self.all_known() && self.disagreed.load(Ordering::Acquire) == 0
     }
 
-    /// Whether one is known not to agree.
+    /// Whether any header is known to disagree.
     pub(super) fn any_disagreed(&self) -> bool {
         self.disagreed.load(Ordering::Acquire) > 0
     }
 
-    /// Checks one header; true if this call was the one that settled it.
+    /// Checks one header. The first value is true if this call set the mark.
     pub(super) fn check(
         &self,
         index: usize,
@@ -97,8 +98,8 @@ impl Headers {
         let Some(mark) = self.marks.get(index) else {
             return (false, Ok(()));
         };
-        // A disagreement is counted before the header counts as known: completion must never see the one without the
-        // other.
+        // Count a disagreement before the header becomes known, so that completion never sees one
+        // without the other.
         let first = {
             if found.is_err() {
                 self.disagreed.fetch_add(1, Ordering::AcqRel);
@@ -117,7 +118,8 @@ impl Headers {
 }
 
 impl Data {
-    /// Checks the header of one entry unless that was done. Its bytes must be there.
+    /// Checks the header of an entry unless it is already known. Its bytes must be present or in
+    /// `held`.
     pub(super) fn check_header(&self, entry: usize, held: &[Held]) -> Result<(), ReadError> {
         match self.headers.mark(entry) {
             Mark::Agreed => return Ok(()),
@@ -134,7 +136,7 @@ impl Data {
         self.check_header_bytes(entry, &header)
     }
 
-    /// Settles one header from its bytes.
+    /// Checks one header, given its bytes.
     fn check_header_bytes(&self, entry: usize, header: &[u8]) -> Result<(), ReadError> {
         let Some(ztoc) = self.ztoc() else {
             return Ok(());
@@ -151,7 +153,7 @@ impl Data {
                     tracing::error!(
                         layer = %self.digest(),
                         error = &error as &dyn std::error::Error,
-                        "a file is not what its index says; it is not shown"
+                        "a file does not match its index; reads of it fail"
                     );
                     self.trouble.note(&error);
                 }
@@ -172,7 +174,7 @@ impl Data {
                 file = Arc::from(String::from_utf8_lossy(entry.name));
             }
         }
-        let source = mismatch.unwrap_or(HeaderMismatch::Field("header, as found before"));
+        let source = mismatch.unwrap_or(HeaderMismatch::Field("header, as found earlier"));
         ReadError::Header {
             subject: self.subject(Some(span)),
             file,
@@ -180,8 +182,8 @@ impl Data {
         }
     }
 
-    /// Checks the headers that became whole with these bytes of the tar; without a read where the bytes are given. What
-    /// disagrees is remembered and logged: completion looks at the marks.
+    /// Checks the headers that became complete with these bytes of the tar, without I/O where
+    /// `bytes` contains them. Mismatches are recorded and logged. Completion checks the marks.
     pub(in crate::layer) fn check_headers_in(&self, tar: Range<u64>, bytes: Option<&[u8]>) {
         if self.headers.all_known() {
             return;
@@ -204,20 +206,20 @@ impl Data {
         }
     }
 
-    /// Checks what headers are left; all bytes are there. True if every one agrees.
+    /// Checks the remaining headers if all spans are present. Returns whether every header agrees.
     pub(in crate::layer) fn check_all_headers(&self) -> bool {
-        // They may have left since.
+        // Spans may have been evicted since.
         let _reading = self.reading();
         if !self.headers.all_known() && self.has_all() {
             for entry in 0..self.files.places.entries() {
-                // As above.
+                // Mismatches are recorded in the marks.
                 drop(self.check_header(entry, &[]));
             }
         }
         self.headers.all_agreed()
     }
 
-    /// Whether a header is known to disagree.
+    /// Whether any header is known to disagree.
     pub(in crate::layer) fn any_header_disagrees(&self) -> bool {
         self.headers.any_disagreed()
     }

@@ -1,4 +1,4 @@
-//! Reading: what a range of `data` needs, and its bytes from the files or from memory.
+//! Reads: what a range of `data` needs, and its bytes from the files or from memory.
 
 use std::{io, io::IoSliceMut, ops::Range, os::unix::fs::FileExt};
 
@@ -24,7 +24,7 @@ pub(in crate::layer) struct Held {
 }
 
 impl Held {
-    /// The bytes from `at` on, as far as they are here.
+    /// The bytes from `at` on, as far as this contains them.
     fn from(&self, at: u64, len: u64) -> Option<&[u8]> {
         let start = at.checked_sub(self.tar.start)?;
         let end = len.min(self.tar.end.checked_sub(at)?);
@@ -37,16 +37,16 @@ impl Held {
 
 /// What a range of `data` needs.
 pub(in crate::layer) struct Needs {
-    /// Spans that are not there, in order.
+    /// Absent spans, in order.
     pub(in crate::layer) missing: Vec<u32>,
-    /// Spans that hold its contents, there or not.
+    /// The spans that contain the content of the range, present or not.
     pub(in crate::layer) touched: Option<Range<u32>>,
-    /// All headers it needs are known to agree.
+    /// Whether all headers in question are known to agree.
     pub(in crate::layer) checked: bool,
 }
 
 impl Data {
-    /// What a range of `data` needs that is not there. The error is that a header is known to disagree.
+    /// Determines what a range of `data` needs. Fails if a header is known to disagree.
     pub(in crate::layer) fn needs(&self, range: &Range<u64>) -> Result<Needs, ReadError> {
         let mut needs = Needs {
             missing: Vec::new(),
@@ -73,7 +73,7 @@ impl Data {
                 Mark::Unknown => {
                     needs.checked = false;
                     let header = self.files.places.header(entry).unwrap_or(0..0);
-                    // A larger one is refused without a look at it.
+                    // A larger header is rejected without reading it.
                     if header.end - header.start <= MAX_HEADER {
                         need(header);
                     }
@@ -90,7 +90,8 @@ impl Data {
         Ok(needs)
     }
 
-    /// Whether every file was read whole: what is missing is headers and the end of the archive.
+    /// Whether only headers and the end of the archive are missing, so that every file has been
+    /// read whole.
     pub(in crate::layer) fn misses_no_content(&self) -> bool {
         const FEW: usize = 16;
         let Some(ztoc) = self.ztoc() else {
@@ -110,7 +111,8 @@ impl Data {
         !missing.any(holds_content)
     }
 
-    /// Every span is there or held: checks the headers, then takes the bytes. On the pool.
+    /// Checks the headers of a range and returns its bytes. Every span must be present or held.
+    /// Runs on the pool.
     pub(in crate::layer) fn checked_bytes(
         &self,
         range: &Range<u64>,
@@ -128,8 +130,9 @@ impl Data {
         self.bytes_of(range, held)
     }
 
-    /// Answers with bytes that are all there: at once if they are in the page cache, else on the pool. The caller's thread
-    /// serves every layer of the node, and never waits for the disk.
+    /// Answers a read whose spans are all present: at once if the bytes are in the page cache,
+    /// otherwise on the pool. The caller's thread serves every layer of the node and must not wait
+    /// for the disk.
     pub(in crate::layer) fn answer(self: &Arc<Self>, range: Range<u64>, done: ReadDone) {
         if let Some(bytes) = self.cached(&range) {
             return done(Ok(bytes));
@@ -140,7 +143,7 @@ impl Data {
         });
     }
 
-    /// Bytes of `data` that need no I/O.
+    /// Bytes of `data` if that needs no I/O.
     fn cached(&self, range: &Range<u64>) -> Option<Bytes> {
         let mut buffer = vec![0; usize::try_from(range.end - range.start).ok()?];
         let contents = self.files.places.contents();
@@ -151,7 +154,7 @@ impl Data {
             let (wanted, flags) = (part.len(), ReadWriteFlags::NOWAIT);
             let mut slices = [IoSliceMut::new(part)];
             let read = rustix::io::preadv2(&self.files.data, &mut slices, from, flags);
-            // A part of it is as good as nothing: what is missing is read with the rest.
+            // A short read counts as a miss: the pool reads everything.
             read.ok().filter(|read| *read == wanted)?;
         }
         Some(Bytes::from(buffer))
@@ -169,7 +172,7 @@ impl Data {
         Ok(Bytes::from(buffer))
     }
 
-    /// Bytes of `data` into a buffer of zeros. Head and tail are zeros whatever the disk says: nothing is read there.
+    /// Reads bytes of `data` into a zeroed buffer. Head and tail are always zeros and are not read.
     fn contents_of(&self, range: &Range<u64>, buffer: &mut [u8]) -> io::Result<()> {
         let contents = self.files.places.contents();
         let from = range.start.max(contents.start);
@@ -184,7 +187,7 @@ impl Data {
         }
     }
 
-    /// Bytes of `data` when some of them are only in memory.
+    /// Reads bytes of `data` of which some are only in memory.
     fn patchwork(&self, range: &Range<u64>, buffer: &mut [u8], held: &[Held]) -> io::Result<()> {
         for (index, tar) in self.files.places.tar_of_data(range.clone()) {
             let Some(file) = self.files.places.file(index) else {
@@ -200,7 +203,7 @@ impl Data {
         Ok(())
     }
 
-    /// Bytes of the tar: from memory where they are held, else from `data` and `heads`.
+    /// Bytes of the tar: from memory where held, otherwise from `data` and `heads`.
     pub(in crate::layer) fn tar_bytes(
         &self,
         tar: Range<u64>,
@@ -234,7 +237,7 @@ impl Data {
         Ok(out)
     }
 
-    /// Whether all spans that hold a range of the tar are there.
+    /// Whether all spans that contain a range of the tar are present.
     pub(in crate::layer) fn has_tar(&self, tar: Range<u64>) -> bool {
         self.ztoc().is_none_or(|ztoc| {
             ztoc.spans()

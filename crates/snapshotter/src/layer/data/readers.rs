@@ -1,7 +1,8 @@
-//! Who reads bytes that it was told are there.
+//! Tracks readers that rely on present bytes.
 //!
-//! Bytes leave the disk in this order: their marks go, then everyone who may have seen them is waited for
-//! ([`Data::has_no_readers`]), then a hole is made. Who reads takes a [`Reading`] first and looks at marks then.
+//! Bytes are removed in this order: the marks are cleared, then all readers that may have seen them
+//! finish ([`Data::has_no_readers`]), then holes are punched. A reader takes a [`Reading`] before
+//! it looks at marks.
 
 use super::Data;
 use crate::sync::{
@@ -9,7 +10,7 @@ use crate::sync::{
     atomic::{AtomicUsize, Ordering, fence},
 };
 
-/// Bytes that were there when this was taken, or later, stay until it is dropped.
+/// Present bytes stay on disk until this is dropped.
 #[derive(Debug)]
 pub(in crate::layer) struct Reading(Arc<AtomicUsize>);
 
@@ -20,15 +21,15 @@ impl Drop for Reading {
 }
 
 impl Data {
-    /// To be taken before a mark is looked at.
+    /// Registers a reader. Call this before looking at a mark.
     pub(in crate::layer) fn reading(&self) -> Reading {
         self.readers.fetch_add(1, Ordering::SeqCst);
-        // Either we see that a mark is gone, or who took it away sees us.
+        // Either this reader sees the cleared mark, or the evicting thread sees this reader.
         fence(Ordering::SeqCst);
         Reading(Arc::clone(&self.readers))
     }
 
-    /// Whether nobody reads who may have seen marks that are gone by now.
+    /// Whether there are no readers that may have seen marks that are cleared by now.
     pub(in crate::layer) fn has_no_readers(&self) -> bool {
         fence(Ordering::SeqCst);
         self.readers.load(Ordering::SeqCst) == 0

@@ -1,4 +1,5 @@
-//! Writing: bytes of the tar to their places, in few calls; then their span's mark and sum.
+//! Writes: stores bytes of the tar at their places in few calls, then marks the span and records
+//! its checksum.
 
 use std::{fs::File, io, io::IoSlice};
 
@@ -9,14 +10,14 @@ use crate::{
     store::sums::Sum,
 };
 
-/// Kernel limit of the slices of one vectored write.
+/// The kernel's limit for the slices of one vectored write.
 const MAX_SLICES: usize = 1024;
 
-/// As long as [`BLOCK`].
+/// Has the length of [`BLOCK`].
 static ZEROS: [u8; 4096] = [0; 4096];
 
 impl Data {
-    /// Writes a contiguous range of the tar, in as few calls as the kernel allows.
+    /// Writes a contiguous range of the tar in as few calls as the kernel allows.
     pub(in crate::layer) fn write(&self, tar_start: u64, bytes: &[u8]) -> io::Result<()> {
         let mut data = Run::new(&self.files.data);
         let mut heads = Run::new(&self.files.heads);
@@ -43,23 +44,23 @@ impl Data {
         heads.flush()
     }
 
-    /// A span's bytes are written: it is there from now on.
+    /// Marks a span as present after its bytes were written.
     pub(in crate::layer) fn mark_written(&self, span: u32) {
         if let Err(error) = self.files.present.written(span) {
-            tracing::warn!(layer = %self.digest(), span, error = %error, "a mark is not written");
+            tracing::warn!(layer = %self.digest(), span, error = %error, "cannot write the mark of a span; it may be downloaded again");
         }
     }
 
-    /// Notes what a span's bytes are. Only a scrub needs it, and a sync makes up for one that is lost.
+    /// Records the checksum of a span. Only a scrub needs it, and a sync recreates a lost one.
     pub(in crate::layer) fn note_sum(&self, span: u32, sum: &Sum) {
         if let Err(error) = self.files.sums.set(span, sum) {
-            tracing::debug!(layer = %self.digest(), span, error = %error, "a sum is not written");
+            tracing::debug!(layer = %self.digest(), span, error = %error, "cannot write the checksum of a span");
         }
     }
 }
 
-/// Slices that follow each other in one file, gathered for one call. Gaps (the zeros behind a file's end) are written too:
-/// they are shorter than a block and cheaper than another call.
+/// Consecutive slices of one file, gathered for one call. Gaps (the zeros after a file) are written
+/// too: they are shorter than a block and cheaper than another call.
 struct Run<'a> {
     file: &'a File,
     start: u64,
@@ -77,7 +78,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The next part; zeros in a hole are there already.
+    /// Adds a part. Zeros in a hole are skipped.
     fn push(&mut self, mut place: u64, part: &'a [u8]) -> io::Result<()> {
         for (stretch, is_zero) in sparse::stretches(part, place) {
             if !is_zero || !sparse::is_hole(self.file, place, stretch.len()) {

@@ -1,12 +1,12 @@
-//! Eviction: spans of layers that nobody uses make room for what is read.
+//! Eviction: removes spans of unused layers to release disk space.
 //!
 //! ```text
-//! a complete layer: not complete ─▶ its readers on the device (`Repairs::before`)
-//! spans: absent, durably ─▶ nobody reads who saw them there ─▶ holes
+//! a complete layer: not complete ─▶ its readers move to the device (`Repairs::before`)
+//! spans: absent, durably ─▶ no reader is left that saw them present ─▶ holes
 //! ```
 //!
-//! Whoever reads them later fetches them again. What the tar was found to be stays known. A layer without a zTOC has
-//! no spans, and stays.
+//! A later read downloads them again. The result of verifying the tar is kept. A layer without a
+//! zTOC has no spans and is not evicted.
 
 use std::time::Duration;
 
@@ -20,14 +20,15 @@ use crate::{
     sync::{Arc, atomic::Ordering},
 };
 
-/// Spans that leave at once.
+/// Spans removed at a time.
 const BATCH: usize = 16;
-/// How long readers are waited for: of a layer that nobody uses there are none but a scrub.
+/// How long to wait for readers. An unused layer has none except a scrub.
 const READERS: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(5);
 
 impl Layers {
-    /// Bytes that are to be given back: the disk is below its floor, or layers take more than they may.
+    /// Bytes to release, because the free space is below its floor or the layers exceed their
+    /// limit.
     pub fn wanted(&self) -> u64 {
         let limits = &self.context.options.limits;
         let Ok(disk) = self.context.store.disk() else {
@@ -37,11 +38,11 @@ impl Layers {
         limits.excess(disk, used)
     }
 
-    /// Drops spans of a layer until so many bytes came back; returns how many did. Nobody needs to have it open. Who uses it
-    /// at `unused_since` or later ends that.
+    /// Removes spans of a layer until `most` bytes are released. Returns the number of bytes
+    /// released. The layer need not be open. A use at or after `unused_since` ends the eviction.
     ///
     /// # Errors
-    /// A layer that cannot be opened.
+    /// The layer cannot be opened.
     pub async fn evict(
         &self,
         key: &LayerKey,
@@ -60,11 +61,11 @@ impl Layers {
         if self.is_used_since(&layer, unused_since) {
             layer.completion.wake();
         }
-        // Complete again when all is there: at once, if nothing has left.
+        // Becomes complete again when everything is present: at once if nothing was removed.
         repairs.rest(&layer);
         if freed > 0 {
             let (number, image) = (layer.number().0, layer.data.image());
-            tracing::info!(layer = %key.layer, number, image = &*image, bytes = freed, "gave back the space of a layer that nothing uses; it is fetched again when it is read");
+            tracing::info!(layer = %key.layer, number, image = &*image, bytes = freed, "gave back the space of a layer that nothing uses; it is downloaded again when it is read");
             self.context.used.fetch_sub(
                 freed.min(self.context.used.load(Ordering::Relaxed)),
                 Ordering::Relaxed,
@@ -74,7 +75,8 @@ impl Layers {
         Ok(freed)
     }
 
-    /// Readers of a complete layer leave `data`. False if they do not, or it is not known yet what its tar is.
+    /// Moves the readers of a complete layer off `data`. Returns false if that fails or if the tar
+    /// is not verified yet.
     async fn may_leave(&self, layer: &Arc<Layer>, repairs: &dyn Repairs) -> bool {
         layer.completion.rest();
         if !layer.is_complete() {
@@ -91,7 +93,7 @@ impl Layers {
             Err(lost) => Err(lost.to_string()),
         };
         if let Err(why) = &left {
-            tracing::warn!(layer = %layer.digest(), why, "the space of a layer cannot be given back: its readers stay on its data");
+            tracing::warn!(layer = %layer.digest(), why, "cannot release the space of a layer: its readers cannot be moved off its data");
         }
         left.is_ok()
     }
@@ -105,7 +107,7 @@ impl Layers {
         let durable = (0..layer.data.span_count()).filter(|span| present.is_durable(*span));
         let durable: Vec<u32> = durable.collect();
         let mut freed = 0;
-        // From the end: a start reads the beginning first.
+        // From the end, because a container start reads the beginning first.
         for batch in durable.rchunks(BATCH) {
             let used = self.is_used_since(layer, unused_since);
             if used || freed >= most || layer.spans.is_closed() {
@@ -119,15 +121,16 @@ impl Layers {
         freed
     }
 
-    /// None if no more can be dropped now.
+    /// Removes a batch of spans. `None` if no more can be removed now.
     async fn drop_batch(&self, layer: &Arc<Layer>, batch: Vec<u32>) -> Option<u64> {
         let (cpu, of) = (&self.context.cpu, Arc::clone(layer));
-        // In this lane nobody makes it complete meanwhile, and moves its readers to `data`.
+        // This lane runs one job at a time, so completion cannot finish and move readers to `data`
+        // meanwhile.
         let job = move || (!of.is_complete()).then(|| of.spans.leave(&batch));
         let leaving = match cpu.run(Lane::FilesBehind, job).await.ok()?? {
             Ok(leaving) => leaving,
             Err(error) => {
-                tracing::error!(layer = %layer.digest(), error = %error, "the marks of a layer cannot be written; check the disk of the state root");
+                tracing::error!(layer = %layer.digest(), error = %error, "cannot write the marks of a layer; check the disk of the state root");
                 return None;
             }
         };
@@ -141,14 +144,14 @@ impl Layers {
         let data = Arc::clone(&layer.data);
         let punched = cpu.run(Lane::FilesBehind, move || {
             let punched = data.punch(&leaving.spans);
-            // Only now may they be stored again.
+            // The spans may be stored again only from here on.
             drop(leaving);
             punched
         });
         match punched.await.ok()? {
             Ok(bytes) => Some(bytes),
             Err(error) => {
-                tracing::warn!(layer = %layer.digest(), error = %error, "the space of a layer cannot be given back: its file system makes no holes");
+                tracing::warn!(layer = %layer.digest(), error = %error, "cannot release the space of a layer: its file system does not support holes");
                 None
             }
         }

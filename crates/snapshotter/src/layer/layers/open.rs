@@ -1,7 +1,8 @@
-//! How a layer gets into the list: found open, in the store, made from a zTOC, or pulled whole.
+//! Opens layers: finds an open one, opens one from the store, creates one from a zTOC, or downloads
+//! one whole.
 //!
-//! What is there under another zTOC, or was pulled whole, serves too, but only when its whole tar was found to be the one
-//! that is asked for: a zTOC says of itself which bytes are right.
+//! A layer that is stored with another zTOC, or whole, is used as well, but only if its whole tar
+//! has been verified to be the requested one. A zTOC alone only states which bytes are right.
 
 use bytes::Bytes;
 use soci_oci::{Descriptor, Digest};
@@ -16,48 +17,49 @@ use crate::{
     sync::Arc,
 };
 
-/// A layer with a zTOC, to be opened before its bytes are here.
+/// A layer with a zTOC, to be opened before it is downloaded.
 #[derive(Debug)]
 pub struct Lazy {
-    /// The layer, as the manifest names it.
+    /// The descriptor of the layer in its manifest.
     pub layer: Descriptor,
-    /// Its zTOC.
+    /// The descriptor of its zTOC.
     pub ztoc: Descriptor,
-    /// The zTOC's bytes; checked against the descriptor. Not needed if the store has the layer.
+    /// The bytes of the zTOC. They are checked against the descriptor. Not needed if the store has
+    /// the layer.
     pub bytes: Option<Bytes>,
     /// What its tar must be.
     pub expected: Expected,
-    /// Who names it.
+    /// The image that names it.
     pub origin: Origin,
-    /// Where its bytes can be had.
+    /// Where to download it.
     pub source: Source,
 }
 
-/// A layer without a zTOC, to be pulled whole.
+/// A layer without a zTOC, to be downloaded whole.
 #[derive(Debug)]
 pub struct Whole {
-    /// The layer, as the manifest names it.
+    /// The descriptor of the layer in its manifest.
     pub layer: Descriptor,
-    /// SHA-256 of its tar, as the image's configuration names it.
+    /// SHA-256 of its tar, as listed in the image configuration.
     pub diff_id: Digest,
-    /// How it is compressed.
+    /// The compression of the layer.
     pub compression: Compression,
-    /// Who names it.
+    /// The image that names it.
     pub origin: Origin,
-    /// Where its bytes can be had.
+    /// Where to download it.
     pub sources: Vec<Source>,
 }
 
 /// Why a layer cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Its files.
+    /// Its files cannot be created or opened.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It was not in the store and the zTOC's bytes were not brought.
+    /// It is not in the store and the caller did not supply the zTOC.
     #[error("layer {0} is not in the store")]
     Absent(Digest),
-    /// Pulling it whole went wrong.
+    /// Downloading it whole failed.
     #[error(transparent)]
     Stream(#[from] stream::StreamError),
     /// The pool lost the job.
@@ -66,10 +68,11 @@ pub enum OpenError {
 }
 
 impl Layers {
-    /// A layer that can be read before its bytes are here: found open, in the store, or made from the zTOC's bytes.
+    /// Opens a layer that can be read before it is downloaded: from the open layers, from the
+    /// store, or from the zTOC.
     ///
     /// # Errors
-    /// A zTOC that is not its descriptor's, malformed or not servable; the system's.
+    /// A zTOC that does not match its descriptor, is malformed, or cannot be served; the system's.
     pub async fn open_lazy(&self, lazy: Lazy) -> Result<Arc<Layer>, OpenError> {
         let Lazy {
             layer,
@@ -106,7 +109,7 @@ impl Layers {
         Ok(opened)
     }
 
-    /// A layer that the store has, in any state of completeness, without anybody's help.
+    /// Opens a layer from the store, complete or not, without a zTOC or source from the caller.
     ///
     /// # Errors
     /// The system's.
@@ -128,11 +131,12 @@ impl Layers {
         }
     }
 
-    /// Pulls a layer whole: one ordered pass, both digests checked before anything is visible.
+    /// Downloads a layer whole, in one sequential pass. Nothing is visible before both digests are
+    /// verified.
     ///
     /// # Errors
-    /// A digest that is not the one, a tar that cannot be a layer, bytes that do not come; the system's. Nothing is left
-    /// behind.
+    /// A wrong digest, a tar that cannot be a layer, a failed download; the system's. All files are
+    /// removed on error.
     pub async fn stream_whole(&self, whole: Whole) -> Result<Arc<Layer>, OpenError> {
         let key = LayerKey {
             layer: whole.layer.digest,
@@ -166,7 +170,10 @@ impl Layers {
             match &opened {
                 Err(error @ StoreError::Damaged { .. }) => {
                     let error = error as &dyn std::error::Error;
-                    tracing::warn!(error, "removing a damaged layer");
+                    tracing::warn!(
+                        error,
+                        "removing a damaged layer; it is downloaded again when it is needed"
+                    );
                     store
                         .forget(&key)
                         .map_or(Ok(()), |number| store.delete(number))?;
@@ -183,7 +190,8 @@ impl Layers {
         Ok(files.map(|files| Layer::new(&self.context, files)))
     }
 
-    /// Another form of the same layer that is complete, and whose tar is the one that is asked for.
+    /// Another form of the same layer that is complete and whose tar is verified to be the expected
+    /// one.
     async fn proven_form(
         &self,
         key: &LayerKey,
@@ -205,13 +213,13 @@ impl Layers {
         Ok(None)
     }
 
-    /// Notes who names a layer.
+    /// Records that an image names a layer.
     async fn name(&self, layer: &Arc<Layer>, origin: Origin) {
         if !layer.named.add_origin(origin) {
             return;
         }
         let writer = Arc::clone(layer);
-        // Until what was written last is what is known: two jobs may write at once.
+        // Two jobs may write at once, so repeat until the file contains the latest record.
         let write = move || loop {
             let record = writer.record();
             writer.data.files.write_sources(&record)?;
@@ -221,7 +229,7 @@ impl Layers {
         };
         let written = self.context.cpu.run(Lane::Files, write).await;
         if !matches!(written, Ok(Ok(()))) {
-            tracing::warn!(layer = %layer.digest(), "who names the layer is not noted");
+            tracing::warn!(layer = %layer.digest(), "cannot record which image names a layer");
         }
     }
 }

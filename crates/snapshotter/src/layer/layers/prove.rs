@@ -1,4 +1,4 @@
-//! What the tars of layers are: found out once, one layer at a time.
+//! Verifies the tars of layers, once per layer and one layer at a time.
 
 use super::Layers;
 use crate::{
@@ -9,10 +9,11 @@ use crate::{
 };
 
 impl Layers {
-    /// What the whole tar of a complete layer is: as the table knows it, or found out and noted there. One layer at a time.
+    /// The verified identity of the whole tar of a complete layer. Uses the recorded result, or
+    /// verifies and records it. One layer at a time.
     ///
     /// # Errors
-    /// [`ProveError`]: it may be asked again.
+    /// [`ProveError`]. The caller may try again.
     pub async fn prove(&self, layer: &Arc<Layer>) -> Result<Proof, ProveError> {
         let key = layer.key();
         let proofs = || self.context.store.proofs();
@@ -26,7 +27,8 @@ impl Layers {
         Ok(proof)
     }
 
-    /// Notes the tar of a layer that was pulled whole: both its digests were checked on the way.
+    /// Records the tar of a layer that was downloaded whole. Both digests were verified during the
+    /// download.
     pub(super) async fn prove_whole(&self, layer: &Layer) -> Result<(), Lost> {
         match layer.data.files.sources.diff_id {
             Some(diff_id) => layer.completion.note_proof(Proof::Tar(diff_id)).await,

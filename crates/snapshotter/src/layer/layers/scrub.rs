@@ -1,13 +1,15 @@
-//! A scrub: what lies in the store is held against what was put there, and what differs is fetched again.
+//! Scrub: compares stored bytes with their checksums and downloads damaged spans again.
 //!
 //! ```text
-//! each durable span:  its ranges of `data` and `heads`, from the disk ─▶ digest ─▶ equal to its sum?
-//! what differs:       not complete ─▶ readers on the device (`Repairs::before`) ─▶ absent ─▶ fetched (`Repairs::after`)
+//! each durable span: its ranges of `data` and `heads`, from disk ─▶ checksum ─▶ equal to the
+//! recorded one?
+//! damaged spans: not complete ─▶ readers move to the device (`Repairs::before`) ─▶ absent ─▶
+//! downloaded (`Repairs::after`)
 //! ```
 //!
-//! The order matters. Spans are absent only when no reader is on `data` itself, which answers whatever is there; and
-//! nothing is overwritten by anything but verified bytes. A layer that was pulled whole has no spans: all of it is
-//! held against its diff-ID, and what differs cannot be repaired in place.
+//! The order matters. Spans become absent only when no reader uses `data` directly, because that
+//! returns whatever is there. Only verified bytes overwrite anything. A layer that was downloaded
+//! whole has no spans: it is compared with its diff-ID as a whole and cannot be repaired in place.
 
 use std::time::Duration;
 
@@ -19,56 +21,58 @@ use tokio::time::Instant;
 use super::{Layers, OpenError};
 use crate::{cpu::Lane, layer::Layer, store::LayerKey, sync::Arc};
 
-/// How long a scrub of one layer waits for what it has asked for again.
+/// How long a scrub of one layer waits for spans that are downloaded again.
 const REFETCH: Duration = Duration::from_secs(120);
-/// How often it looks for it, and whether readers still wait.
+/// How often it checks for them, and for waiting readers.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long readers hold up one span of it at most, so that it ends on a busy node too.
+/// How long readers can delay the check of one span, so that a scrub ends on a busy node too.
 const YIELD: Duration = Duration::from_secs(5);
-/// Bytes of a whole layer that are read at once.
+/// Bytes of a whole layer per read.
 const STEP: u64 = 1 << 20;
 
-/// What is to be done around a repair by who mounts layers.
+/// What the owner of the mounts does around a repair or an eviction.
 #[async_trait]
 pub trait Repairs: Send + Sync {
-    /// Bytes are taken out of a layer: it gets sources, and the readers of one that was `complete` move to the device (the
-    /// others are there). The error is for people.
+    /// Called before spans are removed from a layer. Adds sources to it, and moves the readers of a
+    /// layer that was `complete` to the device. Other readers are there already. The error is a
+    /// message for humans.
     async fn before(&self, layer: &Arc<Layer>, complete: bool) -> Result<(), String>;
 
-    /// They are out of a layer that was complete: they are fetched, and readers move back when they are there.
+    /// Called after damaged spans are removed from a layer that was complete. Downloads them and
+    /// moves readers back when they are present.
     fn after(&self, layer: &Arc<Layer>);
 
-    /// They are out of a layer that nothing uses: readers move back when they have read all of it.
+    /// Called after an eviction. Readers move back once they have read the whole layer.
     fn rest(&self, layer: &Arc<Layer>);
 }
 
 fn unwritten(error: &std::io::Error) -> String {
-    format!("the layer's marks cannot be written: {error}; check the disk of the state root")
+    format!("cannot write the marks of the layer: {error}; check the disk of the state root")
 }
 
-/// How fast a scrub goes.
+/// The speed of a scrub.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pace {
-    /// Bytes a second; no limit if there is none.
+    /// Bytes per second. `None` means unlimited.
     pub bytes_per_second: Option<u64>,
 }
 
-/// What a scrub found in one layer.
+/// The result of scrubbing one layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scrubbed {
     /// Digest of the layer.
     pub layer: String,
-    /// Its number in the store.
+    /// Number of the layer in the store.
     pub number: u64,
-    /// The first image that named it.
+    /// The first image that named the layer.
     pub image: String,
-    /// Spans that were looked at; 1 for a layer that was pulled whole.
+    /// Number of spans checked. 1 for a layer that was downloaded whole.
     pub checked: usize,
-    /// Of them, those that were not as they had been stored.
+    /// Number of damaged spans among them.
     pub differing: usize,
-    /// Of these, those that were fetched again.
+    /// Number of damaged spans that were downloaded again.
     pub refetched: usize,
-    /// Bytes that were read.
+    /// Number of bytes read.
     pub bytes: u64,
     /// What went wrong, and the remedy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -76,10 +80,10 @@ pub struct Scrubbed {
 }
 
 impl Layers {
-    /// Scrubs one layer; none if it is not in the store any more. Nobody needs to have it open.
+    /// Scrubs one layer. `None` if it is no longer in the store. The layer need not be open.
     ///
     /// # Errors
-    /// A layer that cannot be opened.
+    /// The layer cannot be opened.
     pub async fn scrub(
         &self,
         key: &LayerKey,
@@ -139,7 +143,7 @@ impl Layers {
         differing
     }
 
-    /// Takes damaged spans out and has them fetched again.
+    /// Removes damaged spans and has them downloaded again.
     async fn repair(
         &self,
         layer: &Arc<Layer>,
@@ -149,7 +153,7 @@ impl Layers {
     ) {
         let was_complete = self.take_out(layer, differing, repairs, found).await;
         if !was_complete {
-            let later = "the layer is not complete yet: what was damaged is fetched with the rest, or when it is read";
+            let later = "the layer is not complete yet; the damaged data is downloaded with the rest, or when it is read";
             found.problem.get_or_insert(later.to_owned());
             return;
         }
@@ -164,12 +168,12 @@ impl Layers {
         if found.refetched < found.differing && found.problem.is_none() {
             let error = layer.trouble.last_error().unwrap_or_default();
             found.problem = Some(format!(
-                "not all of it could be fetched again yet ({error}); it goes on in the background, and reads wait for it"
+                "some damaged data could not be downloaded again yet ({error}); the download continues in the background, and reads wait for it"
             ));
         }
     }
 
-    /// Takes damaged spans out. True if the layer was complete, or nobody knows.
+    /// Removes damaged spans. Returns true if the layer was complete, or if that is unknown.
     async fn take_out(
         &self,
         layer: &Arc<Layer>,
@@ -177,7 +181,7 @@ impl Layers {
         repairs: &dyn Repairs,
         found: &mut Scrubbed,
     ) -> bool {
-        // First, so that whoever mounts it from now on mounts the device.
+        // Clear the mark first, so that new mounts use the device.
         let (cpu, of) = (&self.context.cpu, Arc::clone(&layer.completion));
         let doubted = cpu.run(Lane::FilesBehind, move || of.doubt()).await;
         let was_complete = match doubted {
@@ -189,11 +193,12 @@ impl Layers {
             Err(_) => true,
         };
         if let Err(why) = repairs.before(layer, was_complete).await {
-            // What is fetched goes to the same places: readers of `data` get it when it is there.
+            // The repaired bytes go to the same places, so readers of `data` see them once they are
+            // stored.
             tracing::warn!(
                 layer = found.layer,
                 why,
-                "readers of a damaged layer stay on its data"
+                "cannot move the readers of a damaged layer off its data"
             );
         }
         let (of, spans) = (Arc::clone(&layer.spans), differing.to_vec());
@@ -223,7 +228,7 @@ impl Layers {
                 .run(Lane::ComputeLast, move || of.read_disk(part));
             match read.await {
                 Ok(Ok(read)) if read.padding => tar.update(&read.tar),
-                // An error is damage too; a digest of less than all of it cannot be right.
+                // An error counts as damage. A digest of less than the whole tar cannot match.
                 _ => break,
             }
             found.bytes += range.end - range.start;
@@ -233,7 +238,7 @@ impl Layers {
         if !layer.spans.is_closed() && (at < size || tar.finish().is_err()) {
             found.differing = 1;
             found.problem = Some(
-                "the layer was pulled whole and is damaged; it cannot be fetched in parts: remove the image from \
+                "the layer was downloaded whole and is damaged; it cannot be repaired in part: remove the image from \
                  containerd and pull it again"
                     .to_owned(),
             );
@@ -246,7 +251,7 @@ impl Layers {
         }
     }
 
-    /// Readers first.
+    /// Lets readers go first.
     async fn give_way(&self) {
         let until = Instant::now() + YIELD;
         while self.context.fetch.is_urgent() && Instant::now() < until {

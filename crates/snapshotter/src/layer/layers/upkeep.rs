@@ -1,4 +1,5 @@
-//! What layers need now and then: their bytes made durable, second copies dropped, what an older version left deleted.
+//! Periodic work on layers: making their bytes durable, dropping page cache copies, and deleting
+//! layers of older versions.
 
 use std::time::Duration;
 
@@ -10,16 +11,18 @@ use crate::{
     sync::{Arc, Weak, atomic::Ordering},
 };
 
-/// How often the page cache's second copies of settled layers are dropped. Without any this costs two calls a layer.
+/// How often the page cache of settled layers is dropped. If there is nothing to drop, this costs
+/// two calls per layer.
 const LOOK: Duration = Duration::from_secs(3);
 
-/// How long the end of the process waits for the disk. A service manager waits longer before it kills.
+/// How long the shutdown waits for the disk. A service manager waits longer before it kills the
+/// process.
 const LAST_SYNC: Duration = Duration::from_secs(10);
 
-/// How often layers of an older version are looked at: their containers may have ended.
+/// How often layers of older versions are checked, because their containers may have ended.
 const SWEEP: Duration = Duration::from_secs(3600);
 
-/// Runs until the layers are gone.
+/// Runs until the layers are dropped.
 pub(super) async fn run(layers: Weak<Layers>, every: Duration) {
     let mut next_sync = Instant::now() + every;
     let mut next_sweep = Instant::now();
@@ -46,20 +49,21 @@ pub(super) async fn run(layers: Weak<Layers>, every: Duration) {
 }
 
 impl Layers {
-    /// Makes what all layers have written durable, before the end of the process. A disk that does not answer is not waited
-    /// for: what it did not take is fetched again after a power failure, and only then.
+    /// Makes everything that layers have written durable, before the process ends. Does not wait
+    /// for a disk that does not respond: bytes that it did not store are downloaded again, but only
+    /// if the power fails.
     pub async fn sync_all(&self) {
         let layers = self.all();
         let sync = move || {
             for layer in layers {
-                // A failure has been logged and the spans are absent again.
+                // The failure has been logged, and the spans are absent again.
                 drop(layer.completion.sync());
             }
         };
         if !within(LAST_SYNC, sync).await {
             tracing::warn!(
                 seconds = LAST_SYNC.as_secs(),
-                "the disk does not take what was fetched last; going without"
+                "the disk does not respond; shutting down without syncing the most recent downloads"
             );
         }
     }
@@ -76,9 +80,9 @@ impl Layers {
                 .run(Lane::FilesBehind, move || layer.completion.sync())
                 .await
             {
-                // As above.
+                // A failure has been logged.
                 Ok(Ok(()) | Err(_)) => {}
-                Err(lost) => tracing::error!(error = %lost, "a sync"),
+                Err(lost) => tracing::error!(error = %lost, "syncing a layer failed"),
             }
         }
     }
@@ -87,7 +91,7 @@ impl Layers {
         let context = Arc::clone(&self.context);
         let measure = move || context.used.store(context.store.used(), Ordering::Relaxed);
         if let Err(lost) = self.context.cpu.run(Lane::FilesBehind, measure).await {
-            tracing::error!(error = %lost, "the space that layers take");
+            tracing::error!(error = %lost, "measuring the disk usage of layers failed");
         }
     }
 
@@ -100,11 +104,11 @@ impl Layers {
                 .for_each(|layer| layer.data.drop_second_copy())
         };
         if let Err(lost) = self.context.cpu.run(Lane::FilesBehind, job).await {
-            tracing::error!(error = %lost, "the page cache");
+            tracing::error!(error = %lost, "dropping the page cache of layers failed");
         }
     }
 
-    /// Deletes what an older version has left and nothing mounts, layer by layer: syncs go between.
+    /// Deletes unmounted layers of older versions, one per job, so that syncs can run in between.
     async fn delete_older(&self) {
         loop {
             let store = Arc::clone(&self.context.store);
@@ -116,7 +120,7 @@ impl Layers {
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) | Err(_) => return,
                 Ok(Err(error)) => {
-                    tracing::warn!(error = %error, "layers of an older version of the store stay");
+                    tracing::warn!(error = %error, "cannot delete layers of an older version of the store");
                     return;
                 }
             }
@@ -124,14 +128,15 @@ impl Layers {
     }
 }
 
-/// Runs work that may wait for the disk for ever, on a thread of its own: the end of the pool waits for its jobs. False if
-/// it takes longer than `limit`, or there is no thread.
+/// Runs work that may wait for the disk indefinitely on its own thread, because dropping the pool
+/// waits for its jobs. Returns false if the work takes longer than `limit` or the thread cannot be
+/// started.
 async fn within(limit: Duration, work: impl FnOnce() + Send + 'static) -> bool {
     let (tell, told) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("soci-last-sync".to_owned());
     let started = thread.spawn(move || {
         work();
-        // Nobody waits any more.
+        // A failed send means that the caller has stopped waiting.
         let _ = tell.send(());
     });
     started.is_ok() && matches!(tokio::time::timeout(limit, told).await, Ok(Ok(())))
@@ -144,7 +149,7 @@ mod tests {
     use super::{Duration, within};
 
     #[tokio::test]
-    async fn work_that_hangs_is_left_behind() {
+    async fn shutdown_does_not_wait_for_work_that_hangs() {
         assert!(within(Duration::from_secs(30), || ()).await);
         let (release, gate) = std::sync::mpsc::channel::<()>();
         let begin = Instant::now();

@@ -1,10 +1,10 @@
-//! Which layers were used last.
+//! The order in which layers were last used.
 
 use std::collections::HashMap;
 
 use crate::store::LayerNumber;
 
-/// A moment in the order of uses.
+/// A position in the order of uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UseOrder(u64);
 
@@ -25,12 +25,12 @@ impl Uses {
         self.last.remove(&layer);
     }
 
-    /// None if it was used before this process, or never.
+    /// `None` if it was last used before this process started, or never.
     pub(super) fn last(&self, layer: LayerNumber) -> Option<UseOrder> {
         self.last.get(&layer).copied()
     }
 
-    /// What comes from now on has this order, or a later one.
+    /// The position of the next use.
     pub(super) fn now(&self) -> UseOrder {
         self.next
     }
@@ -53,9 +53,6 @@ mod tests {
         uses.forget(one);
         assert_eq!(uses.last(one), None);
         uses.note(one);
-        assert!(
-            uses.last(one) > uses.last(two),
-            "an order is not given out again"
-        );
+        assert!(uses.last(one) > uses.last(two), "positions are not reused");
     }
 }

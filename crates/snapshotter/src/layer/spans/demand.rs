@@ -1,4 +1,4 @@
-//! Spans become demands of the scheduler.
+//! Turns spans into demands of the scheduler.
 
 use soci_ztoc::SpanId;
 use tokio::sync::oneshot;
@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl Spans {
-    /// Hands a demand for one span to the scheduler. `avoid` gave wrong bytes for it.
+    /// Submits a demand for one span. `avoid` is a source that sent wrong bytes for it.
     pub(super) fn demand(self: &Arc<Self>, span: u32, class: Class, avoid: Option<Arc<str>>) {
         self.times.demanded(span);
         let (demander, patience) = match class {
@@ -24,7 +24,8 @@ impl Spans {
             let Some(spans) = spans.upgrade() else { return };
             match outcome {
                 Ok(delivery) => spans.delivered(span, delivery),
-                // The demand is older than the sources: who has joined it since deserves the new ones.
+                // The sources changed after the demand was made. Readers that joined since may use
+                // the new ones.
                 Err(_) if spans.has_other_sources(&asked) => spans.demand(span, class, None),
                 Err(error) => spans.not_delivered(span, demander, error),
             }
@@ -63,7 +64,7 @@ impl Spans {
         !self.is_closed() && !Arc::ptr_eq(&self.named.sources(), asked)
     }
 
-    /// A reader waits for what was asked for as a guess.
+    /// Raises the demand for a readahead span, because a reader waits for it now.
     pub(super) fn promote(&self, span: u32) {
         if let Some(ztoc) = self.data.ztoc() {
             let range = ztoc.spans().compressed(SpanId(span));
@@ -88,7 +89,7 @@ impl Spans {
         self.look_again();
     }
 
-    /// The compressed bytes of a span, whether it is there or not; its state is left alone.
+    /// Downloads the compressed bytes of a span, present or not, without changing its state.
     pub(in crate::layer) async fn fetch_again(
         &self,
         span: SpanId,

@@ -1,7 +1,9 @@
-//! From compressed bytes to the store: digest, inflate, waiters, writes, mark. On the pool.
+//! From compressed bytes to the store: verify, decompress, answer waiters, write, mark. Runs on the
+//! pool.
 //!
-//! The order is in the types: only a [`VerifiedSpan`] can be decoded, and only what was decoded is written. The decoder's
-//! buffers belong to the pool's threads and are dropped when a thread has had nothing to do for a while.
+//! The types enforce the order: only a [`VerifiedSpan`] can be decoded, and only decoded bytes are
+//! written. Each pool thread has its own decoder buffers, and drops them after it has been idle for
+//! a while.
 
 use std::{
     borrow::Cow,
@@ -26,33 +28,35 @@ thread_local! {
     static SCRATCH: RefCell<Option<Decoder>> = const { RefCell::new(None) };
 }
 
-/// Drops what this thread keeps for decoding: for the pool's idle hook.
+/// Drops this thread's decoder. For the pool's idle hook.
 pub fn drop_scratch() {
     SCRATCH.with(|scratch| drop(scratch.borrow_mut().take()));
 }
 
-/// Larger spans are written in pieces of at least [`GATHERED`] bytes. Spans have 4 MiB unless told otherwise.
+/// Larger spans are written in pieces of at least [`GATHERED`] bytes. By default, spans have 4 MiB.
 const LARGE: u64 = 16 << 20;
 const GATHERED: usize = 1 << 20;
 
-/// What must be free beyond a span's size before it is asked for again after the disk was full.
+/// The free space that is needed beyond the size of a span before it is requested again after the
+/// disk was full.
 pub(super) const ROOM: u64 = 16 << 20;
 
-/// What became of a span's bytes.
+/// The outcome of filling a span.
 enum Filled {
     Stored,
     Wrong(VerifyError),
     Undecodable(String),
-    /// Right, but the store did not take them.
+    /// The bytes are valid, but the store did not accept them.
     Unstored(Held, io::Error),
-    /// Right, but the span leaves the store.
+    /// The bytes are valid, but the span is being evicted.
     Leaves(Held),
 }
 
 impl Spans {
-    /// The bytes of a span came. On a thread of the network runtime.
+    /// The bytes of a span arrived. Called on a thread of the network runtime.
     pub(super) fn delivered(self: &Arc<Self>, span: u32, delivery: Delivery) {
-        // Until the bytes are in the list, so that a reader that comes between finds them there.
+        // Locked until the bytes are in the map, so that a reader that arrives meanwhile finds
+        // them.
         let mut arrived = self.arrived.lock();
         if !matches!(self.step(span, Event::Delivered), Effect::Fill) {
             return;
@@ -64,7 +68,7 @@ impl Spans {
         };
         counter.fetch_add(delivery.bytes.len() as u64, Ordering::Relaxed);
         self.times.delivered(span, delivery.asked);
-        // A reader may have come later than the demand that was met.
+        // A reader may have joined after this demand.
         let waited = self.states.lock().is_waited_for(span);
         let lane = if waited { Lane::Compute } else { lane };
         let may_wait = delivery.may_wait && !waited;
@@ -77,7 +81,7 @@ impl Spans {
         self.context.cpu.spawn(lane, move || spans.fill(span));
     }
 
-    /// A reader waits for a span whose bytes came: whichever job is first fills it.
+    /// A reader waits for a span whose bytes have arrived. The first of the two jobs fills it.
     pub(super) fn hurry(self: &Arc<Self>, span: u32) {
         if self.arrived.lock().contains_key(&span) {
             let (cpu, spans) = (&self.context.cpu, Arc::clone(self));
@@ -139,7 +143,8 @@ impl Spans {
         })
     }
 
-    /// Decodes a large span and writes it in pieces: memory does not grow with it. None if it could not be written.
+    /// Decodes a large span and writes it in pieces, to bound memory. `None` if it could not be
+    /// written.
     fn store_in_pieces(
         self: &Arc<Self>,
         decoder: &mut Decoder,
@@ -172,21 +177,22 @@ impl Spans {
         Some(Filled::Stored)
     }
 
-    /// A span's bytes are in the store: marks it, lets its waiters go on.
+    /// Marks a span whose bytes are stored, and wakes its waiters.
     fn stored(self: &Arc<Self>, span: u32, sum: impl FnOnce() -> Sum) {
         self.data.mark_written(span);
-        tracing::debug!(layer = %self.data.digest(), number = self.data.files.number.0, span, "a span is in the store");
+        tracing::debug!(layer = %self.data.digest(), number = self.data.files.number.0, span, "stored a span");
         if let Effect::Wake(waiters) = self.step(span, Event::Filled) {
             self.wake_all(span, waiters, None);
         }
         if self.trouble.recovered(span) {
             self.store_kept();
         }
-        // Behind the readers.
+        // After the readers were answered.
         self.data.note_sum(span, &sum());
     }
 
-    /// Decodes the last span, and keeps what its stream has behind the archive: the layer's digest counts it.
+    /// Decodes the last span and keeps the part of its stream after the archive, which counts for
+    /// the digest of the tar.
     fn decode_last<'d>(
         &self,
         decoder: &'d mut Decoder,
@@ -210,7 +216,7 @@ impl Spans {
             }
         });
         if stream.len() < len {
-            // Its own account of what is wrong.
+            // Decode again to get the decoder's specific error.
             return decoder.decode(span, at, ztoc.spans()).map(Cow::Borrowed);
         }
         let behind = stream.split_off(len);
@@ -219,14 +225,15 @@ impl Spans {
         Ok(Cow::Owned(stream))
     }
 
-    /// Writes decoded bytes, marks the span, lets its waiters go on, checks the headers that are there now.
+    /// Writes decoded bytes, marks the span, wakes its waiters, and checks headers that are now
+    /// complete.
     fn store(self: &Arc<Self>, ztoc: &ZtocFile, span: u32, bytes: &[u8], class: Class) -> Filled {
         let tar = ztoc.spans().uncompressed(SpanId(span));
         let held = || Held {
             tar: tar.clone(),
             bytes: Arc::new(bytes.to_vec()),
         };
-        // Readers do not wait for the disk, which may be slow for all that the background writes.
+        // Serve readers before writing, because the disk may be slowed down by background writes.
         let mut served = None;
         if let Effect::Serve(waiters) = self.step(span, Event::Decoded) {
             self.times.decoded(span);
@@ -240,14 +247,15 @@ impl Spans {
         }
         drop(served);
         self.written(span, &tar, bytes);
-        // While a program starts the cores are its own: what is left out now is read again behind a later span.
+        // While a program starts, leave the cores to it. Skipped spans are read again after a later
+        // span.
         if class == Class::All && !self.context.fetch.had_readers() {
             self.passing.pass_on(ztoc, &tar, bytes);
         }
         Filled::Stored
     }
 
-    /// All of a span was written at once.
+    /// Bookkeeping after a whole span was written at once.
     pub(super) fn written(self: &Arc<Self>, span: u32, tar: &Range<u64>, bytes: &[u8]) {
         self.context.wrote(&self.data, tar.clone());
         self.context
@@ -293,7 +301,7 @@ impl Spans {
             tracing::error!(
                 layer = %self.data.digest(),
                 error = &error as &dyn std::error::Error,
-                "a span cannot be used"
+                "a span cannot be decompressed; reads of it fail"
             );
         }
         if let Effect::Fail(waiters) = self.step(span, Event::Broken) {
@@ -301,7 +309,7 @@ impl Spans {
         }
     }
 
-    /// The store did not take a span, whose bytes are right.
+    /// The store did not accept a span with valid bytes.
     pub(super) fn unstored(self: &Arc<Self>, span: u32, held: Held, error: io::Error) {
         let full = matches!(
             error.kind(),
@@ -315,7 +323,7 @@ impl Spans {
                 image = &*self.data.image(),
                 span,
                 error = &error as &dyn std::error::Error,
-                "the store takes no more; reads are served from memory"
+                "the store does not accept data; reads are served from memory; check the disk of the state root"
             );
         }
         let spare = &self.context.spare;
@@ -323,7 +331,7 @@ impl Spans {
         self.serve_only(span, &held);
     }
 
-    /// A span is not stored: who waits gets its bytes from memory.
+    /// Answers the waiters of a span that is not stored, from memory.
     pub(super) fn serve_only(self: &Arc<Self>, span: u32, held: &Held) {
         if let Effect::Serve(waiters) = self.step(span, Event::NoRoom) {
             self.wake_all(span, waiters, Some(held));

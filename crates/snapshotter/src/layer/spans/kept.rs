@@ -1,20 +1,22 @@
-//! Spans that the disk did not take go to the disk when it has room again: what is only in memory ends with the process.
+//! Stores spans that the disk did not accept earlier, once it has space. Bytes that are only in
+//! memory are lost with the process.
 
 use super::{Spans, fill::ROOM};
 use crate::{cpu::Lane, layer::data::Held, sync::Arc};
 
 impl Spans {
-    /// Stores what is kept in memory: the disk takes spans again. What is stored need not be fetched.
+    /// Stores spans that are kept in memory, because the disk accepts spans again. Stored spans
+    /// need not be downloaded.
     pub(in crate::layer) fn store_kept(self: &Arc<Self>) {
         for (span, held) in self.context.spare.of(self.data.files.number) {
             self.store_behind(span, held);
         }
     }
 
-    /// A span is read from memory.
+    /// A span was read from memory: stores it if there is enough space.
     pub(super) fn store_if_room(self: &Arc<Self>, span: u32, held: &Held) {
         let need = held.bytes.len() as u64 + ROOM;
-        // One statvfs: no I/O.
+        // statvfs does no I/O.
         let disk = self.context.store.disk();
         if disk.is_ok_and(|disk| disk.free >= need) {
             self.store_behind(span, held.clone());
@@ -22,7 +24,7 @@ impl Spans {
     }
 
     fn store_behind(self: &Arc<Self>, span: u32, held: Held) {
-        // From here on nobody fetches it.
+        // Once claimed, no other task downloads it.
         if self.states.lock().claim(span) {
             let spans = Arc::clone(self);
             let job = move || spans.store_held(span, held);

@@ -1,11 +1,12 @@
-//! Spans that leave the disk, to be fetched again when somebody reads them.
+//! Evicts spans. A later read downloads them again.
 
 use std::{collections::HashSet, io};
 
 use super::{Event, Spans};
 use crate::sync::Arc;
 
-/// Spans that are absent and whose bytes are about to go: what comes of them meanwhile is not stored.
+/// Absent spans whose bytes are about to be removed. Bytes that arrive for them meanwhile are not
+/// stored.
 pub(in crate::layer) struct Leaving {
     of: Arc<Spans>,
     pub(in crate::layer) spans: Vec<u32>,
@@ -21,10 +22,10 @@ impl Drop for Leaving {
 }
 
 impl Spans {
-    /// Takes durable spans out, durably. Those of them that are under way stay. Blocks on the disk.
+    /// Durably marks durable spans as absent. Skips spans that are in progress. Blocks on the disk.
     ///
     /// # Errors
-    /// The system's: nothing may be made a hole then.
+    /// The system's. No hole may be punched then.
     pub(in crate::layer) fn leave(self: &Arc<Self>, spans: &[u32]) -> io::Result<Leaving> {
         let mut left = Leaving {
             of: Arc::clone(self),
@@ -45,7 +46,7 @@ impl Spans {
         Ok(left)
     }
 
-    /// Whether a span's bytes are about to go.
+    /// Whether the bytes of a span are about to be removed.
     pub(super) fn is_leaving(&self, span: u32) -> bool {
         self.leaving.lock().contains(&span)
     }

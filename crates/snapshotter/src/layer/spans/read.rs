@@ -1,4 +1,5 @@
-//! One read that finds bytes missing: its wait, its answer. It waits as a value, never as a thread, and is answered once.
+//! A read that finds bytes missing. It waits as a value, never as a thread, and is answered exactly
+//! once.
 
 use std::ops::Range;
 
@@ -42,7 +43,7 @@ impl std::fmt::Debug for Read {
 }
 
 impl Read {
-    /// One of its spans is there, in the store or `held`.
+    /// One of its spans is available, in the store or in `held`.
     pub(super) fn arrived(self: Arc<Self>, held: Option<Held>, span: Option<SpanWait>) {
         let ready = {
             let mut wait = self.wait.lock();
@@ -67,7 +68,7 @@ impl Read {
         }
     }
 
-    /// Notes that it was answered, and what it had waited for.
+    /// Records the read and its waits after it was answered.
     fn note(&self, waits: Vec<SpanWait>, error: Option<&ReadError>) {
         let data = &self.spans.data;
         self.spans.context.waits.keep(ReadWait {
@@ -93,7 +94,7 @@ impl Wait {
 }
 
 impl Spans {
-    /// Bytes of `data`, of a layer with a zTOC. As `Layer::read`, whose range it is.
+    /// Reads bytes of `data` of a layer with a zTOC. See `Layer::read`, which checks the range.
     pub(in crate::layer) fn read(self: &Arc<Self>, range: Range<u64>, done: ReadDone) {
         let Needs {
             mut missing,
@@ -137,7 +138,7 @@ impl Spans {
         self.park(&read, &missing);
     }
 
-    /// Makes a read a waiter of each missing span, and asks for those nobody has asked for.
+    /// Makes a read a waiter of each missing span, and requests spans that are not requested yet.
     fn park(self: &Arc<Self>, read: &Arc<Read>, missing: &[u32]) {
         let mut effects = Vec::with_capacity(missing.len());
         {
@@ -149,7 +150,7 @@ impl Spans {
                     effect => effects.push((span, effect)),
                 }
             }
-            // Waiters leave a span under the lock only: none has gone on yet.
+            // Waiters are answered only after this lock is released, so `missing` is set in time.
             read.wait.lock().missing = effects.len();
         }
         if effects.is_empty() {
@@ -165,7 +166,7 @@ impl Spans {
         }
     }
 
-    /// Asks for what a sequential reader will want next.
+    /// Requests the spans that a sequential reader will need next.
     fn guess(self: &Arc<Self>, touched: Range<u32>) {
         let ahead = self.ahead.lock().read(touched);
         for span in ahead.start..ahead.end.min(self.data.span_count()) {
@@ -176,7 +177,8 @@ impl Spans {
         }
     }
 
-    /// Lets reads go on that waited for a span: the first here (this is a thread of the pool), the others beside it.
+    /// Wakes reads that waited for a span: the first on this pool thread, the others in their own
+    /// jobs.
     pub(super) fn wake_all(&self, span: u32, waiters: Vec<Arc<Read>>, held: Option<&Held>) {
         if waiters.is_empty() {
             return;
@@ -194,7 +196,7 @@ impl Spans {
         }
     }
 
-    /// Tells reads an error, on the pool.
+    /// Fails reads, on the pool.
     pub(super) fn fail_all(&self, waiters: Vec<Arc<Read>>, error: ReadError) {
         if waiters.is_empty() {
             return;

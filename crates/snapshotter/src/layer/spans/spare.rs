@@ -1,11 +1,11 @@
-//! Spans that the disk did not take, kept in memory for a while: a full disk must not mean that each read of a file fetches
-//! and inflates its span again. Bounded for the node.
+//! Keeps spans that the disk did not accept in memory for a while. Otherwise every read on a full
+//! disk would download and decompress its span again. Bounded for the node.
 
 use std::collections::VecDeque;
 
 use crate::{layer::data::Held, store::LayerNumber, sync::Mutex};
 
-/// Bytes kept in all.
+/// Maximum total bytes.
 const MOST: usize = 32 << 20;
 
 #[derive(Debug)]
@@ -15,12 +15,13 @@ struct Kept {
     held: Held,
 }
 
-/// The newest spans that could not be stored.
+/// The most recent spans that could not be stored.
 #[derive(Debug, Default)]
 pub(in crate::layer) struct Spare(Mutex<VecDeque<Kept>>);
 
 impl Spare {
-    /// Keeps a span; the oldest make room for it. One that is larger than all room is not kept.
+    /// Keeps a span and drops the oldest ones to make room. A span that is larger than the limit is
+    /// not kept.
     pub(super) fn keep(&self, layer: LayerNumber, span: u32, held: Held) {
         let mut kept = self.0.lock();
         kept.retain(|other| (other.layer, other.span) != (layer, span));
@@ -44,19 +45,19 @@ impl Spare {
         self.get(layer, span).is_some()
     }
 
-    /// What is kept of a layer.
+    /// The spans of a layer that are kept.
     pub(super) fn of(&self, layer: LayerNumber) -> Vec<(u32, Held)> {
         let kept = self.0.lock();
         let own = kept.iter().filter(|kept| kept.layer == layer);
         own.map(|kept| (kept.span, kept.held.clone())).collect()
     }
 
-    /// A span is stored.
+    /// Drops a span that was stored.
     pub(super) fn stored(&self, layer: LayerNumber, span: u32) {
         self.drop_those(|kept| (kept.layer, kept.span) == (layer, span));
     }
 
-    /// The layer is gone.
+    /// Drops the spans of a removed layer.
     pub(super) fn forget(&self, layer: LayerNumber) {
         self.drop_those(|kept| kept.layer == layer);
     }

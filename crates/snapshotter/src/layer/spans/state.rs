@@ -1,42 +1,44 @@
-//! The states of a layer's spans. Pure: [`Span::step`] is the only transition, waiters are values.
+//! The states of a layer's spans. Pure: [`Span::step`] is the only transition, and waiters are
+//! values.
 //!
-//! A span is fetched by *demands*: a patient one (background, waits for ever) and an urgent one (a reader or a guess, ends
-//! with the read budget). Both may be out for the same bytes; the scheduler makes one request of them.
+//! A span is fetched by *demands*: a patient one (background, waits indefinitely) and an urgent one
+//! (a reader or readahead, ends with the read budget). Both may be pending for the same bytes; the
+//! scheduler makes one request for them.
 //!
 //! | state | event | next | effect |
 //! |--|--|--|--|
 //! | absent | want now | fetching, urgent | demand now |
 //! | absent | want next | fetching, urgent | demand next |
 //! | absent | want all | fetching, patient | demand all |
-//! | fetching | want now, nobody urgent | fetching, urgent too | demand now |
-//! | fetching | want now, a guess is out | fetching | promote |
+//! | fetching | want now, no urgent demand | fetching, urgent too | demand now |
+//! | fetching | want now, a readahead demand is pending | fetching | promote |
 //! | fetching | want next or all | fetching | - |
 //! | fetching | delivered | filling | fill |
 //! | fetching | urgent demand failed | fetching if patient, else absent | fail waiters |
 //! | fetching | patient demand failed | fetching if urgent, else absent | fail waiters if absent |
-//! | filling | want now | filling | hurry: the background may have it in its queue |
+//! | filling | want now | filling | hurry: the job may be in a background queue |
 //! | filling | want next or all | filling | - |
 //! | filling | decoded | filling | serve waiters from memory |
 //! | filling | filled | present | wake waiters |
 //! | filling | wrong bytes, tries left | fetching | demand again |
-//! | filling | wrong bytes, none left; undecodable | absent | fail waiters |
+//! | filling | wrong bytes, no tries left; undecodable | absent | fail waiters |
 //! | filling | no room | absent | serve waiters from memory |
-//! | present | lost (a sync failed) | absent | - |
+//! | present | lost (a sync failed, or the span was removed) | absent | - |
 //!
-//! A delivery that finds a span neither fetching nor its own is dropped: another one was first.
+//! A delivery for a span that is not fetching is dropped, because another delivery was first.
 
 use crate::fetch::Class;
 
-/// Which of the two demands.
+/// One of the two demands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Demander {
-    /// Waits for ever.
+    /// Waits indefinitely.
     Patient,
     /// Ends with the read budget.
     Urgent,
 }
 
-/// One span; `W` is what waits for it.
+/// The state of one span. `W` is the type of its waiters.
 #[derive(Debug)]
 pub(super) enum Span<W> {
     Absent,
@@ -53,53 +55,53 @@ pub(super) enum Span<W> {
     Present,
 }
 
-/// What happens to a span.
+/// An event of a span.
 #[derive(Debug)]
 pub(super) enum Event<W> {
-    /// Somebody wants it; a reader brings what waits.
+    /// The span is wanted. A reader passes its waiter.
     Want(Class, Option<W>),
-    /// Its bytes have come.
+    /// Its bytes have arrived.
     Delivered,
     /// A demand for it has failed.
     Failed(Demander),
-    /// Its bytes are right, and in memory.
+    /// Its bytes are valid and in memory.
     Decoded,
-    /// Its bytes are in the store.
+    /// Its bytes are stored.
     Filled,
-    /// Its bytes had the wrong digest; the most fetches it may take in all.
+    /// Its bytes had the wrong digest. `most` is the maximum number of fetches.
     Wrong { most: u32 },
-    /// Its bytes cannot be used, or reading them failed for good.
+    /// Its bytes cannot be decoded.
     Broken,
-    /// Its bytes are right, but there is no room for them.
+    /// Its bytes are valid but cannot be stored.
     NoRoom,
-    /// What was in the store is gone.
+    /// Its stored bytes are lost or removed.
     Lost,
 }
 
-/// What is to be done after a step.
+/// What the caller must do after a step.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Effect<W> {
     None,
-    /// Hand a demand to the scheduler.
+    /// Submit a demand to the scheduler.
     Demand(Class),
-    /// Tell the scheduler that its demand is a reader's now.
+    /// Tell the scheduler that a reader waits for its demand now.
     Promote,
-    /// Verify and inflate the bytes that came.
+    /// Verify and decompress the bytes that arrived.
     Fill,
-    /// A reader waits for bytes that came: before those of the background.
+    /// A reader waits for bytes that arrived: fill the span before those of the background.
     Hurry,
-    /// It is there already: the waiter is handed back.
+    /// The span is present. Returns the waiter.
     Ready(W),
-    /// These may go on.
+    /// Let these waiters continue.
     Wake(Vec<W>),
-    /// These get the error.
+    /// Pass the error to these waiters.
     Fail(Vec<W>),
-    /// These get the bytes from memory.
+    /// Answer these waiters from memory.
     Serve(Vec<W>),
 }
 
 impl<W> Span<W> {
-    /// The one transition function; see the table above.
+    /// The transition function; see the table above.
     pub(super) fn step(&mut self, event: Event<W>) -> Effect<W> {
         match event {
             Event::Want(class, waiter) => self.want(class, waiter),
@@ -206,7 +208,7 @@ impl<W> Span<W> {
     fn wrong(&mut self, most: u32) -> Effect<W> {
         match std::mem::replace(self, Span::Absent) {
             Span::Filling { tries, waiters } if tries < most => {
-                // Without a reader the next try is the background's again.
+                // Without a reader, the next try belongs to the background.
                 let patient = waiters.is_empty();
                 let urgent = (!patient).then_some(Class::Now);
                 *self = Span::Fetching {
@@ -242,7 +244,7 @@ impl<W> Span<W> {
         }
     }
 
-    /// Whether nothing of it is there or under way.
+    /// Whether the span is neither present nor in progress.
     pub(super) fn is_absent(&self) -> bool {
         matches!(self, Span::Absent)
     }

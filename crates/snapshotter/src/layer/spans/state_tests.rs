@@ -1,4 +1,4 @@
-//! One span through its states, and through any sequence of events.
+//! Tests of one span's states, with fixed and random sequences of events.
 
 use proptest::prelude::*;
 
@@ -15,7 +15,7 @@ fn fetching(patient: bool, urgent: Option<Class>, waiters: Vec<u32>) -> Span<u32
 }
 
 #[test]
-fn a_reader_takes_a_span_through_its_life() {
+fn a_reader_takes_a_span_through_all_states() {
     let mut span = Span::Absent;
     assert_eq!(
         span.step(Event::Want(Class::Now, Some(1))),
@@ -39,7 +39,7 @@ fn a_reader_takes_a_span_through_its_life() {
 }
 
 #[test]
-fn a_reader_that_joins_the_background_brings_its_own_patience() {
+fn a_reader_that_joins_the_background_keeps_its_own_budget() {
     let mut span = fetching(true, None, vec![]);
     assert_eq!(
         span.step(Event::Want(Class::Now, Some(1))),
@@ -54,7 +54,7 @@ fn a_reader_that_joins_the_background_brings_its_own_patience() {
 }
 
 #[test]
-fn a_guess_becomes_a_readers() {
+fn readahead_is_promoted_when_a_reader_waits() {
     let mut span = Span::Absent;
     assert_eq!(
         span.step(Event::Want(Class::Next, None)),
@@ -69,7 +69,7 @@ fn a_guess_becomes_a_readers() {
 }
 
 #[test]
-fn wrong_bytes_are_fetched_again_a_bounded_number_of_times() {
+fn wrong_bytes_are_fetched_again_a_limited_number_of_times() {
     let mut span = Span::Absent;
     span.step(Event::Want(Class::Now, Some(1)));
     span.step(Event::Delivered);
@@ -95,7 +95,11 @@ fn without_room_readers_are_served_from_memory() {
 fn readers_are_served_from_memory_before_the_disk_has_it() {
     let mut span = Span::Absent;
     span.step(Event::Want(Class::Now, Some(1)));
-    assert_eq!(span.step(Event::Decoded), Effect::None, "nothing has come");
+    assert_eq!(
+        span.step(Event::Decoded),
+        Effect::None,
+        "nothing has arrived"
+    );
     span.step(Event::Delivered);
     assert_eq!(span.step(Event::Decoded), Effect::Serve(vec![1]));
     assert_eq!(span.step(Event::Decoded), Effect::None);
@@ -124,7 +128,7 @@ proptest! {
     fn prop_no_waiter_is_lost_or_answered_twice(moves in moves()) {
         let mut span = Span::Absent;
         let (mut asked, mut answered) = (0_u32, Vec::new());
-        // Demands that are out, as the scheduler would have them: patient, urgent.
+        // Pending demands, as in the scheduler: patient and urgent.
         let (mut patient, mut urgent) = (false, false);
         for step in moves {
             let event = match step {
@@ -152,8 +156,8 @@ proptest! {
                 Effect::Fill | Effect::Hurry | Effect::None => {}
             }
             if let Span::Fetching { patient: p, urgent: u, waiters, .. } = &span {
-                prop_assert_eq!((*p, u.is_some()), (patient, urgent), "states follow the demands");
-                prop_assert!(waiters.is_empty() || urgent, "who waits has a demand that ends");
+                prop_assert_eq!((*p, u.is_some()), (patient, urgent), "the state matches the demands");
+                prop_assert!(waiters.is_empty() || urgent, "a waiter has an urgent demand");
             }
             if matches!(span, Span::Absent | Span::Present) {
                 prop_assert_eq!(answered.len(), asked as usize);

@@ -3,11 +3,11 @@
 use super::state::{Effect, Event, Span};
 use crate::fetch::Class;
 
-/// All states, by span; `W` is what waits for one.
+/// All states, by span. `W` is the type of their waiters.
 #[derive(Debug)]
 pub(super) struct States<W> {
     spans: Vec<Span<W>>,
-    /// Every span before it is present: most of a layer, most of the time.
+    /// All spans before this one are present, which is usually most of a layer.
     first_missing: usize,
 }
 
@@ -19,7 +19,7 @@ impl<W> States<W> {
         }
     }
 
-    /// One step of one span; nothing if there is no such span.
+    /// Applies an event to a span. Does nothing if there is no such span.
     pub(super) fn step(&mut self, span: u32, event: Event<W>) -> Effect<W> {
         let index = span as usize;
         if matches!(event, Event::Lost) {
@@ -29,13 +29,13 @@ impl<W> States<W> {
         span.map_or(Effect::None, |span| span.step(event))
     }
 
-    /// Whether a span is there.
+    /// Whether a span is present.
     pub(super) fn is_present(&self, span: u32) -> bool {
         matches!(self.spans.get(span as usize), Some(Span::Present))
     }
 
-    /// Whoever has the bytes of a span may fill it, unless it is there, or somebody fills it or waits for it. What the
-    /// background has under way for it comes to nothing.
+    /// Claims a span for a caller that has its bytes. Returns false if the span is present, being
+    /// filled, or urgently wanted. A pending background demand for it then has no effect.
     pub(super) fn claim(&mut self, span: u32) -> bool {
         match self.spans.get(span as usize) {
             Some(Span::Absent) => drop(self.step(span, Event::Want(Class::All, None))),
@@ -45,7 +45,7 @@ impl<W> States<W> {
         matches!(self.step(span, Event::Delivered), Effect::Fill)
     }
 
-    /// Whether a reader waits for a span whose bytes came.
+    /// Whether a reader waits for a span whose bytes have arrived.
     pub(super) fn is_waited_for(&self, span: u32) -> bool {
         let span = self.spans.get(span as usize);
         matches!(span, Some(Span::Filling { waiters, .. }) if !waiters.is_empty())
@@ -69,7 +69,7 @@ mod tests {
     use crate::fetch::Class;
 
     #[test]
-    fn who_has_a_span_fills_it_before_the_background_and_not_before_a_reader() {
+    fn claim_succeeds_against_the_background_and_not_against_a_reader() {
         let mut states: States<u8> = States::new((0..4).map(|_| Span::Absent));
         assert_eq!(
             states.step(1, Event::Want(Class::All, None)),
@@ -83,15 +83,15 @@ mod tests {
             [0, 1, 2, 4].map(|span| states.claim(span)),
             [true, true, false, false]
         );
-        assert!(!states.claim(1), "it is being filled");
+        assert!(!states.claim(1), "already being filled");
         assert_eq!(states.step(1, Event::Delivered), Effect::None, "too late");
         assert_eq!(states.step(1, Event::Filled), Effect::Wake(Vec::new()));
-        assert!(!states.claim(1), "it is there");
+        assert!(!states.claim(1), "already present");
     }
 
     proptest! {
         #[test]
-        fn prop_what_is_missing_is_what_is_not_present(steps in prop::collection::vec((0_u32..6, 0_u8..5, any::<bool>()), 0..80)) {
+        fn prop_missing_spans_are_those_not_present(steps in prop::collection::vec((0_u32..6, 0_u8..5, any::<bool>()), 0..80)) {
             let mut states: States<()> = States::new((0..5).map(|_| Span::Absent));
             for (span, event, look) in steps {
                 let event = match event {

@@ -1,5 +1,5 @@
-//! What readers waited for: the newest reads whose bytes were not here, each with the time of every step of its spans. For
-//! `soci-snapshotter-grpc reads`, and for the debug log.
+//! Records what readers waited for: the most recent reads with missing bytes, and the duration of
+//! each step of their spans. Used by `soci-snapshotter-grpc reads` and the debug log.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,21 +11,21 @@ use tokio::time::Instant;
 
 use crate::sync::Mutex;
 
-/// Reads that are remembered: a few hundred bytes each.
+/// Maximum number of recorded reads, of a few hundred bytes each.
 const MOST: usize = 512;
 
-/// How long the steps of one span took, in microseconds.
+/// How long each step of one span took, in microseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpanWait {
-    /// Its number.
+    /// Number of the span.
     pub span: u32,
-    /// From the first wish for it to the request.
+    /// From the first demand to the request.
     pub queue_us: u64,
     /// From the request to its last byte.
     pub wire_us: u64,
-    /// Until a thread had time for it.
+    /// Until a pool thread was available.
     pub pool_us: u64,
-    /// Digest and inflate.
+    /// Verification and decompression.
     pub inflate_us: u64,
     /// Until it was written, for reads that were not answered from memory.
     pub write_us: u64,
@@ -36,19 +36,19 @@ pub struct SpanWait {
 pub struct ReadWait {
     /// When it was answered, in milliseconds since 1970.
     pub at_ms: u64,
-    /// The image that named the layer first.
+    /// The image that first named the layer.
     pub image: String,
     /// Digest of the layer.
     pub layer: String,
-    /// Its number in the store.
+    /// Number of the layer in the store.
     pub number: u64,
-    /// Where in `data`.
+    /// Offset in `data`.
     pub offset: u64,
-    /// How many bytes.
+    /// Length in bytes.
     pub bytes: u64,
-    /// From its beginning to its answer.
+    /// From its start to its answer, in microseconds.
     pub took_us: u64,
-    /// What it waited for.
+    /// The spans it waited for.
     pub spans: Vec<SpanWait>,
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -65,7 +65,7 @@ struct Steps {
     decoded: Option<Instant>,
 }
 
-/// The spans of a layer that are under way.
+/// The spans of a layer that are in progress.
 #[derive(Debug, Default)]
 pub(in crate::layer) struct Times(Mutex<HashMap<u32, Steps>>);
 
@@ -103,7 +103,7 @@ impl Times {
         }
     }
 
-    /// How long everything took until now.
+    /// The duration of each step until now.
     pub(super) fn wait(&self, span: u32) -> SpanWait {
         let Some(steps) = self.0.lock().get(&span).copied() else {
             return SpanWait {
@@ -111,7 +111,7 @@ impl Times {
                 ..SpanWait::default()
             };
         };
-        // A step that was not passed, or in another order, took no time.
+        // A step that was skipped or came out of order took no time.
         let mut last = steps.demanded;
         let mut until = |step: Option<Instant>| {
             let step = step.unwrap_or(last);
@@ -143,13 +143,13 @@ pub(super) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The time of day, in milliseconds since 1970.
+/// The current time in milliseconds since 1970.
 pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| micros(since) / 1000)
 }
 
-/// The newest reads of the node that waited.
+/// The most recent reads of the node that waited.
 #[derive(Debug, Default)]
 pub(in crate::layer) struct Waits(Mutex<VecDeque<ReadWait>>);
 
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn each_step_has_its_time() {
+    async fn each_step_is_timed() {
         let times = Times::default();
         let step = || tokio::time::advance(Duration::from_micros(10));
         times.demanded(3);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_are_kept() {
+    fn the_newest_reads_are_kept() {
         let waits = Waits::default();
         for number in 0..MOST as u64 + 2 {
             waits.keep(ReadWait {

@@ -1,4 +1,4 @@
-//! Spans that came and that nobody waits for: they are filled when it is their turn.
+//! Paces spans that arrived and that no reader waits for.
 
 use soci_ztoc::SpanId;
 
@@ -6,12 +6,12 @@ use super::Spans;
 use crate::{cpu::Lane, sync::Arc};
 
 impl Spans {
-    /// Fills a span that nobody waits for when the disk has taken enough of what was written before. A reader that comes
-    /// meanwhile hurries it.
+    /// Fills a span that no reader waits for, once the disk has accepted enough of the earlier
+    /// writes. A reader that arrives meanwhile moves it to the front.
     pub(super) fn fill_in_turn(self: &Arc<Self>, span: u32, lane: Lane) {
         let Some(ztoc) = self.data.ztoc() else { return };
         let tar = ztoc.spans().uncompressed(SpanId(span));
-        // Who waits for the disk keeps no layer.
+        // A weak reference, so that waiting for the disk does not keep a layer open.
         let spans = Arc::downgrade(self);
         let writeback = &self.context.writeback;
         writeback.admit(tar.end - tar.start, move |turn| {

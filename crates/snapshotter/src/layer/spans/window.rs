@@ -1,4 +1,4 @@
-//! Which spans the background asks for next.
+//! Selects the spans that the background requests next.
 
 use std::ops::Range;
 
@@ -7,8 +7,9 @@ use soci_ztoc::SpanId;
 use super::Spans;
 
 impl Spans {
-    /// The next absent spans, in the order of the tar, so that `window` compressed bytes are under way and no more than
-    /// `space` come out of them. None while more than half of the window is under way: neighbours travel together.
+    /// The next absent spans, in tar order, such that at most `window` compressed bytes are in
+    /// progress and they decompress to at most about `space` bytes. Empty while more than half of
+    /// the window is in progress, so that neighboring spans share requests.
     pub(in crate::layer) fn next_absent(&self, window: u64, mut space: u64) -> Vec<u32> {
         let Some(ztoc) = self.data.ztoc() else {
             return Vec::new();

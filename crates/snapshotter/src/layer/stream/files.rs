@@ -1,4 +1,4 @@
-//! The files of a draft, written while the tar is scanned.
+//! Writes the files of a draft while the tar is scanned.
 
 use std::{fs::File, io};
 
@@ -13,13 +13,14 @@ use crate::{
 /// Bytes gathered before a write.
 const WRITE: usize = 1 << 20;
 
-/// Where the tar's bytes go. Keeps its first error: the scanner cannot hear of it.
+/// Receives the bytes of the tar. Keeps its first error, because the scanner cannot report it.
 pub(super) struct Files {
     draft: Draft,
     data: Gathered,
     heads: Gathered,
     pub(super) planned: Vec<Planned>,
-    /// Place in `data` of the file at hand minus its offset in the tar, and where the next file begins.
+    /// Offset in `data` and in the tar of the current file, and the offset in `data` of the next
+    /// one.
     file: (u64, u64),
     next: u64,
     pub(super) error: Option<io::Error>,
@@ -69,7 +70,7 @@ impl TarSink for Files {
             size,
         });
         self.file = (self.next, content.start);
-        // Sizes that do not fit are refused by the plan at the end; nothing is written for them before.
+        // The plan rejects sizes that do not fit. Nothing is written for them before.
         self.next = self
             .next
             .saturating_add(size.checked_next_multiple_of(BLOCK).unwrap_or(0));
@@ -96,7 +97,7 @@ impl Gathered {
 
     fn push(&mut self, file: &File, place: u64, part: &[u8]) -> io::Result<()> {
         match place.checked_sub(self.end()) {
-            // The zeros behind a file's end.
+            // The gap is the padding after a file.
             Some(gap) if gap < BLOCK => {
                 let gap = usize::try_from(gap).unwrap_or(0);
                 self.bytes.resize(self.bytes.len() + gap, 0);

@@ -1,9 +1,9 @@
-//! Bytes that are not the right ones.
+//! Bytes that are wrong.
 
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn corrupt_bytes_are_never_given_out() {
+async fn corrupt_bytes_never_reach_a_reader() {
     let made = Made::new(Form::Gzip, 20, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -33,7 +33,7 @@ async fn corrupt_bytes_are_never_given_out() {
             "nothing unverified is in the store"
         );
     }
-    // The registry is right again: nothing wrong was remembered.
+    // The registry sends correct bytes again. The failure was not remembered.
     let bytes = read(&layer, wanted).await.expect("bytes");
     assert_eq!(
         &bytes[..],
@@ -42,7 +42,7 @@ async fn corrupt_bytes_are_never_given_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bytes_that_were_damaged_once_are_fetched_again() {
+async fn bytes_damaged_in_transit_are_fetched_again() {
     let made = Made::new(Form::Gzip, 20, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -59,7 +59,7 @@ async fn bytes_that_were_damaged_once_are_fetched_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_whose_header_disagrees_is_an_error_for_ever() {
+async fn a_file_whose_header_disagrees_fails_permanently() {
     let mut made = Made::new(Form::Gzip, 30, 16 << 10);
     made.lie_about("file-7-name");
     let liar = made.file_index("file-7-");
@@ -105,10 +105,10 @@ async fn a_file_whose_header_disagrees_is_an_error_for_ever() {
         .open_present(&key)
         .await
         .expect("opens")
-        .expect("is there");
+        .expect("exists");
     check(&layer, "after a restart").await;
     drop((layer, life));
-    // Who switches the check off gets what is stored.
+    // With verification disabled, reads return what is stored.
     let trusting = Options {
         trust_headers: true,
         ..Options::default()
@@ -119,7 +119,7 @@ async fn a_file_whose_header_disagrees_is_an_error_for_ever() {
         .open_present(&key)
         .await
         .expect("opens")
-        .expect("is there");
+        .expect("exists");
     assert_eq!(
         read(&layer, 0..layer.data_size())
             .await
@@ -130,7 +130,7 @@ async fn a_file_whose_header_disagrees_is_an_error_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_span_that_is_wrong_at_its_origin_is_asked_for_less_and_less() {
+async fn a_span_that_is_wrong_at_its_origin_is_requested_ever_more_rarely() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -142,7 +142,10 @@ async fn a_span_that_is_wrong_at_its_origin_is_asked_for_less_and_less() {
     life.layers.complete(&layer);
     let begin = std::time::Instant::now();
     while layer.progress().spans_present + 1 < made.spans() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "the others come");
+        assert!(
+            begin.elapsed() < Duration::from_secs(20),
+            "the other spans arrive"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let asked = || {
@@ -150,13 +153,13 @@ async fn a_span_that_is_wrong_at_its_origin_is_asked_for_less_and_less() {
         let of_it = |range: &&Range<u64>| range.contains(&(at as u64));
         requests.iter().filter(of_it).count()
     };
-    // The pause is 20 ms here; a hundred rounds of it without the growth.
+    // The pause is 20 ms here. If it did not grow, there would be a hundred attempts.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let tries = asked();
     assert!(tries < 30, "{tries} requests");
     let error = layer.progress().last_error.expect("an error");
     assert!(error.contains("corrupt"), "{error}");
-    // A reader is worth a request at any time.
+    // A reader causes a request at any time.
     let file = (0..layer.places().files())
         .filter_map(|index| layer.places().file(index))
         .find(|file| {

@@ -1,9 +1,10 @@
-//! What is in front of the first file and behind the last: there from the start, whatever the registry does.
+//! The bytes before the first file and after the last: always available, whatever the registry
+//! does.
 
 use super::*;
 use crate::places::TAIL;
 
-/// An answer that comes while this is on the stack, or none.
+/// The answer, if it is given before `read` returns.
 fn at_once(layer: &Arc<Layer>, range: Range<u64>) -> Option<Result<Bytes, ReadError>> {
     let (tell, told) = std::sync::mpsc::channel();
     layer.read(
@@ -16,14 +17,14 @@ fn at_once(layer: &Arc<Layer>, range: Range<u64>) -> Option<Result<Bytes, ReadEr
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn head_and_tail_are_there_without_a_fetch() {
+async fn head_and_tail_need_no_download() {
     for count in [0, 20] {
         let made = Made::new(Form::Gzip, count, 16 << 10);
         let node = Node::new();
         let life = node.start();
         let blob = Arc::new(MemoryBlob::new(made.layer.clone()));
         let layer = life.open(&made, Arc::clone(&blob) as _).await;
-        // Also where the disk holds something: nothing of it is anybody's.
+        // Even if the disk contains something there, because it belongs to no file.
         for at in [0, LEAD - 7] {
             let written = layer.data.files.data.write_all_at(b"garbage", at);
             written.expect("written");
@@ -31,7 +32,7 @@ async fn head_and_tail_are_there_without_a_fetch() {
         let (size, contents) = (layer.data_size(), layer.places().contents());
         assert_eq!((contents.start, size - contents.end), (LEAD, TAIL));
         let mut ranges = vec![0..4096, 0..LEAD, LEAD - 4096..LEAD, contents.end..size];
-        // As a sequential reader would: nothing is guessed ahead of it.
+        // A sequential reader must not trigger readahead here.
         ranges.extend(
             (0..LEAD)
                 .step_by(1 << 20)
@@ -44,13 +45,13 @@ async fn head_and_tail_are_there_without_a_fetch() {
             assert_eq!(bytes.len() as u64, range.end - range.start);
             assert!(bytes.iter().all(|byte| *byte == 0), "{range:?}");
         }
-        assert!(blob.requests().is_empty(), "nobody was asked");
+        assert!(blob.requests().is_empty(), "no request was made");
         assert_eq!(layer.spans.under_way(), 0);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_read_across_the_edges_takes_the_files_spans_alone() {
+async fn a_read_across_the_edges_needs_only_the_spans_of_its_files() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -68,7 +69,7 @@ async fn a_read_across_the_edges_takes_the_files_spans_alone() {
         assert_eq!(&bytes[..], wanted);
     }
     assert!(layer.progress().spans_present < made.spans());
-    // The same from memory and once it is complete.
+    // The same once the layer is complete.
     life.layers.complete(&layer);
     completes(&layer).await;
     assert_eq!(std::fs::read(layer.data_path()).expect("readable"), data);

@@ -1,4 +1,4 @@
-//! Spans that leave the disk, under readers and under the background.
+//! Eviction, with concurrent readers and background downloads.
 
 use super::{scrub::Asked, *};
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -15,13 +15,13 @@ async fn complete_and_proven(life: &Life, made: &Made) -> Arc<Layer> {
         .await;
     life.layers.complete(&layer);
     completes(&layer).await;
-    let proof = life.layers.prove(&layer).await.expect("found out");
+    let proof = life.layers.prove(&layer).await.expect("proven");
     assert!(matches!(proof, Proof::Tar(_)));
     layer
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_complete_layer_gives_back_its_space_and_is_whole_again_when_it_is_used() {
+async fn an_evicted_layer_is_completed_again_when_it_is_used() {
     let made = Made::new(Form::Gzip, 400, 64 << 10);
     let node = Node::new();
     let life = node.start();
@@ -48,7 +48,7 @@ async fn a_complete_layer_gives_back_its_space_and_is_whole_again_when_it_is_use
     );
     assert_eq!(layer.progress().spans_present, 0);
     assert!(life.layers.store().proofs().get(&key).is_some());
-    // Nobody uses it: it stays so. A crash changes nothing.
+    // An unused layer stays evicted, even after a crash.
     let marks =
         crate::store::present::Present::open(&node.file(&layer, "present"), made.spans(), "boot-1");
     assert_eq!(marks.expect("marks").count(), 0);
@@ -63,7 +63,7 @@ async fn a_complete_layer_gives_back_its_space_and_is_whole_again_when_it_is_use
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn no_reader_ever_sees_a_hole() {
+async fn readers_never_see_a_hole() {
     let made = Made::new(Form::Gzip, 400, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -93,7 +93,10 @@ async fn no_reader_ever_sees_a_hole() {
     let begin = std::time::Instant::now();
     let (key, mut freed) = (layer.key(), 0);
     while begin.elapsed() < Duration::from_secs(4) || freed == 0 {
-        assert!(begin.elapsed() < Duration::from_secs(60), "nothing left");
+        assert!(
+            begin.elapsed() < Duration::from_secs(60),
+            "nothing was evicted"
+        );
         let evicted = life
             .layers
             .evict(&key, 512 << 10, life.layers.use_order(), &asked);
@@ -110,7 +113,7 @@ async fn no_reader_ever_sees_a_hole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_layer_that_is_used_meanwhile_keeps_its_space_and_is_completed() {
+async fn a_layer_that_is_used_during_eviction_keeps_its_space() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -122,7 +125,7 @@ async fn a_layer_that_is_used_meanwhile_keeps_its_space_and_is_completed() {
     let freed = life.layers.evict(&key, u64::MAX, since, &asked).await;
     assert_eq!((freed.expect("no error"), taken(&layer)), (0, before));
     completes(&layer).await;
-    // What was missing before is fetched for who uses it.
+    // Missing spans are downloaded for the user of the layer.
     let now = life.layers.use_order();
     let freed = life.layers.evict(&key, 1, now, &asked).await;
     assert!(freed.expect("no error") > 0 && !layer.is_complete());
@@ -133,7 +136,7 @@ async fn a_layer_that_is_used_meanwhile_keeps_its_space_and_is_completed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_layer_whose_readers_cannot_leave_its_data_and_one_pulled_whole_keep_their_space() {
+async fn layers_with_immovable_readers_and_whole_layers_are_not_evicted() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -148,7 +151,7 @@ async fn a_layer_whose_readers_cannot_leave_its_data_and_one_pulled_whole_keep_t
     assert_eq!(freed.expect("no error"), 0);
     completes(&layer).await;
     assert_eq!(taken(&layer), before);
-    // Where the lazy form is proven it would serve.
+    // Use another node, because here the proven lazy form would be used.
     let other = Node::new();
     let life = other.start();
     let diff_id = Digest::sha256(&made.tar);

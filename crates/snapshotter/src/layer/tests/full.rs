@@ -1,15 +1,15 @@
-//! Stores that take nothing.
+//! Stores that accept no data.
 
 use super::*;
 use crate::cpu::Lane;
 use crate::store::space::Limits;
 
-/// A small file system of its own. Mounting it needs root and a mount namespace, as `make test` gives.
+/// A small file system. Mounting it needs root and a mount namespace, which `make test` provides.
 struct SmallDisk(TempDir);
 
 impl SmallDisk {
     fn new(bytes: u64) -> SmallDisk {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a directory");
         let options = std::ffi::CString::new(format!("size={bytes}")).expect("no zero byte");
         let flags = rustix::mount::MountFlags::empty();
         rustix::mount::mount(
@@ -19,7 +19,7 @@ impl SmallDisk {
             flags,
             Some(options.as_c_str()),
         )
-        .expect("a small disk; `make test` may mount");
+        .expect("a small disk; run `make test`, which may mount");
         SmallDisk(folder)
     }
 }
@@ -27,7 +27,7 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         let flags = rustix::mount::UnmountFlags::DETACH;
-        rustix::mount::unmount(self.0.path(), flags).expect("our own mount");
+        rustix::mount::unmount(self.0.path(), flags).expect("unmounted");
     }
 }
 
@@ -49,7 +49,7 @@ async fn on_a_full_disk_reads_are_served_from_memory() {
         .open(&made, Arc::new(MemoryBlob::new(made.layer.clone())))
         .await;
     let free = life.layers.store().disk().expect("statvfs").free;
-    std::fs::write(&filler, vec![1; (free - (256 << 10)) as usize]).expect("room for it");
+    std::fs::write(&filler, vec![1; (free - (256 << 10)) as usize]).expect("enough space");
     life.layers.complete(&layer);
     for start in (0..layer.data_size()).step_by(50_000) {
         let range = start..(start + 70_000).min(layer.data_size());
@@ -70,20 +70,20 @@ async fn on_a_full_disk_reads_are_served_from_memory() {
     drop((layer, life));
 }
 
-/// What happens when the disk has room again, and before.
+/// What happens after the disk has space again, or shortly before.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Then {
     /// Everything is read once more.
     Read,
-    /// The same, and the background had asked for it before.
+    /// The same, after the background has requested everything.
     ReadBehindTheBackground,
-    /// The background goes on.
+    /// The background continues.
     Complete,
 }
 
 async fn stored_after_a_full_disk(then: Then) {
     let made = Made::new(Form::Gzip, 120, 64 << 10);
-    // What this reads where there is room.
+    // Determine what this reads on a disk with enough space.
     let node = Node::new();
     let life = node.start();
     let layer = life
@@ -108,12 +108,12 @@ async fn stored_after_a_full_disk(then: Then) {
     let blob = Arc::new(FaultyFetcher::new(made.layer.clone(), []));
     let layer = life.open(&made, Arc::clone(&blob) as _).await;
     let free = life.layers.store().disk().expect("statvfs").free;
-    std::fs::write(&filler, vec![1; (free - (64 << 10)) as usize]).expect("room for it");
+    std::fs::write(&filler, vec![1; (free - (64 << 10)) as usize]).expect("enough space");
     let bytes = read(&layer, 0..size).await;
     assert!(bytes.expect("from memory") == whole);
     let there = || layer.progress().spans_present;
     assert!(there() < wanted, "{wanted}");
-    // From now on nothing comes that is not here.
+    // From here on the source delivers nothing.
     blob.set_online(false);
     if then == Then::ReadBehindTheBackground {
         for span in 0..made.spans() {
@@ -133,33 +133,33 @@ async fn stored_after_a_full_disk(then: Then) {
         assert!(begin.elapsed() < limit, "{} of {wanted}", there());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // As it is for the next process, without a source.
+    // The next process must find the bytes without a source.
     let key = layer.key();
     drop((layer, life));
     let life = start();
     let layer = life.layers.open_present(&key).await.expect("opens");
-    let bytes = read(&layer.expect("is there"), 0..size).await;
-    assert!(bytes.expect("from the disk") == whole);
+    let bytes = read(&layer.expect("exists"), 0..size).await;
+    assert!(bytes.expect("bytes from the disk") == whole);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_served_from_memory_is_stored_when_it_is_read_again() {
+async fn spans_served_from_memory_are_stored_when_read_again() {
     stored_after_a_full_disk(Then::Read).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_served_from_memory_is_stored_though_the_background_has_asked_for_it() {
+async fn spans_served_from_memory_are_stored_despite_background_demands() {
     stored_after_a_full_disk(Then::ReadBehindTheBackground).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_served_from_memory_is_stored_by_the_background_and_not_fetched_again() {
+async fn spans_served_from_memory_are_stored_by_the_background_without_a_download() {
     stored_after_a_full_disk(Then::Complete).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_spans_and_zeros_take_neither_memory_nor_disk() {
-    // One span of 40 MB that compresses a thousand times, lazily and whole.
+async fn large_spans_of_zeros_need_little_memory_and_disk() {
+    // One span of 40 MB with a compression ratio of a thousand, opened lazily and downloaded whole.
     let mut made = Made::new(Form::Gzip, 3, 64 << 20);
     made.tar.truncate(made.tar.len() - 1024);
     let size = 40 << 20;
@@ -190,7 +190,7 @@ async fn large_spans_and_zeros_take_neither_memory_nor_disk() {
         std::fs::read(layer.data_path()).expect("readable"),
         made.data()
     );
-    let proof = life.layers.prove(&layer).await.expect("found out");
+    let proof = life.layers.prove(&layer).await.expect("proven");
     assert_eq!(proof, Proof::Tar(diff_id));
     assert!(
         life.layers.store().used() < 1 << 20,
@@ -200,7 +200,7 @@ async fn large_spans_and_zeros_take_neither_memory_nor_disk() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_nobody_asked_for_leaves_room_on_the_disk() {
+async fn background_downloads_leave_free_disk_space() {
     let made = Made::new(Form::Plain, 900, 64 << 10);
     let data = made.data();
     let disk = SmallDisk::new(64 << 20);
@@ -220,19 +220,19 @@ async fn what_nobody_asked_for_leaves_room_on_the_disk() {
     let life = start(limits(Some(keep), None));
     let layer = life.open(&made, blob()).await;
     let free = || life.layers.store().disk().expect("statvfs").free;
-    std::fs::write(&filler, vec![1; (free() - keep - (10 << 20)) as usize]).expect("room for it");
+    std::fs::write(&filler, vec![1; (free() - keep - (10 << 20)) as usize]).expect("enough space");
     life.layers.complete(&layer);
     stands_still(&layer).await;
     assert!(free() >= keep, "{} bytes are free", free());
     assert!(layer.progress().spans_present > 0 && !layer.is_complete());
-    // Who reads gets his bytes, and they are stored.
+    // A reader gets its bytes, and they are stored.
     let bytes = read(&layer, 0..layer.data_size()).await.expect("bytes");
     assert_eq!(&bytes[..], &data[..]);
     assert!(free() < keep);
     drop((layer, life));
     std::fs::remove_file(&filler).expect("removed");
-    // The same for what all layers may take.
-    let folder = tempfile::tempdir_in(disk.0.path()).expect("a folder");
+    // The same for the limit on all layers together.
+    let folder = tempfile::tempdir_in(disk.0.path()).expect("a directory");
     let options = limits(Some(0), Some(9 << 20));
     let layers = start_in(folder.path(), "boot", options, fetch::Options::default());
     let life = Life { layers };
@@ -244,7 +244,7 @@ async fn what_nobody_asked_for_leaves_room_on_the_disk() {
     assert!(!layer.is_complete());
 }
 
-/// Waits until nothing is fetched any more.
+/// Waits until no more spans arrive.
 async fn stands_still(layer: &Layer) {
     let mut before = usize::MAX;
     while before != layer.progress().spans_present {
@@ -254,7 +254,7 @@ async fn stands_still(layer: &Layer) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_takes_nothing_still_lets_reads_through() {
+async fn reads_succeed_on_a_store_that_accepts_no_writes() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -269,7 +269,7 @@ async fn a_store_that_takes_nothing_still_lets_reads_through() {
             origin(),
         )
         .expect("files");
-    files.data = std::fs::File::open(files.data_path()).expect("read only");
+    files.data = std::fs::File::open(files.data_path()).expect("opened read-only");
     let layer = Layer::new(&life.layers.context, files);
     layer.add_source(source(Arc::clone(&blob) as _));
     let data = made.data();
@@ -285,7 +285,7 @@ async fn a_store_that_takes_nothing_still_lets_reads_through() {
         );
     }
     assert_eq!(layer.progress().spans_present, 0);
-    // Each span was fetched once, whatever the number of reads.
+    // Each span is downloaded once, regardless of the number of reads.
     let most = made.layer.len() + 2 * made.spans();
     assert!(
         blob.bytes_sent() <= most as u64,
@@ -295,7 +295,7 @@ async fn a_store_that_takes_nothing_still_lets_reads_through() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disk_that_loses_what_it_took_is_not_written_again_and_again() {
+async fn a_disk_that_loses_data_is_not_rewritten_endlessly() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let node = Node::new();
     let trusting = Options {
@@ -308,7 +308,7 @@ async fn a_disk_that_loses_what_it_took_is_not_written_again_and_again() {
     let store = life.layers.store();
     let files = store.create_lazy(&layer, &ztoc, &made.ztoc, origin());
     let mut files = files.expect("files");
-    // Takes every write and refuses every sync.
+    // /dev/null accepts every write and fails every sync.
     files.heads = std::fs::File::options()
         .read(true)
         .write(true)
@@ -328,12 +328,12 @@ async fn a_disk_that_loses_what_it_took_is_not_written_again_and_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_background_waits_for_the_disk_and_readers_do_not() {
+async fn background_writes_wait_for_a_slow_disk_and_reads_do_not() {
     let made = Made::new(Form::Plain, 4000, 64 << 10);
     let data = made.data();
     let node = Node::new();
     let life = node.start();
-    // As a disk that takes nothing for a while: what brings bytes there waits in this lane.
+    // Blocks the lane that writes to disk, like a disk that accepts nothing for a while.
     let (release, gate) = std::sync::mpsc::channel::<()>();
     life.layers.context.cpu.spawn(Lane::FilesBehind, move || {
         assert!(gate.recv().is_err());

@@ -1,9 +1,9 @@
-//! What lasts from one life of the process to the next.
+//! What persists across restarts.
 
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn completion_brings_everything_and_lasts() {
+async fn completion_downloads_everything_and_persists() {
     let made = Made::new(Form::Members, 80, 16 << 10);
     let mut node = Node::new();
     let life = node.start();
@@ -33,7 +33,7 @@ async fn completion_brings_everything_and_lasts() {
         made.data()
     );
     drop((layer, life));
-    // A power loss after that changes nothing, and nobody has to be asked.
+    // A later power failure changes nothing, and no source is needed.
     node.boot = "boot-2".to_owned();
     let life = node.start();
     let layer = life
@@ -41,7 +41,7 @@ async fn completion_brings_everything_and_lasts() {
         .open_present(&key)
         .await
         .expect("opens")
-        .expect("is there");
+        .expect("exists");
     assert_eq!(layer.number(), number);
     assert!(layer.is_complete() && layer.named.sources().is_empty());
     assert_eq!(
@@ -51,8 +51,9 @@ async fn completion_brings_everything_and_lasts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_readers_have_read_whole_is_complete() {
-    // A last span of empty files and the end of the archive, which no read of a file needs.
+async fn a_layer_that_was_read_whole_becomes_complete() {
+    // The last span contains only empty files and the end of the archive. No read of a file needs
+    // it.
     let mut made = Made::new(Form::Plain, 60, 4096);
     made.tar.truncate(made.tar.len() - 1024);
     for number in 0..40 {
@@ -68,7 +69,7 @@ async fn what_readers_have_read_whole_is_complete() {
     read(&layer, FIRST).await.expect("bytes");
     assert!(
         blob.bytes_sent() < made.layer.len() as u64,
-        "nothing is fetched behind"
+        "nothing is downloaded in the background"
     );
     assert!(!layer.is_complete());
     read(&layer, 0..layer.data_size()).await.expect("bytes");
@@ -76,7 +77,7 @@ async fn what_readers_have_read_whole_is_complete() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_restart_what_is_present_needs_no_registry() {
+async fn present_spans_need_no_registry_after_a_restart() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let mut node = Node::new();
     let life = node.start();
@@ -93,20 +94,20 @@ async fn after_a_restart_what_is_present_needs_no_registry() {
     store(&layer, first.clone()).await;
     let key = layer.key();
     drop((layer, life));
-    // Same boot: what was written is there. Missing bytes fail at once without a source.
+    // Same boot: written spans are present. Without a source, missing bytes fail immediately.
     let life = node.start();
     let layer = life
         .layers
         .open_present(&key)
         .await
         .expect("opens")
-        .expect("is there");
+        .expect("exists");
     let bytes = read(&layer, first.clone()).await.expect("bytes");
     assert_eq!(
         &bytes[..],
         &made.data()[first.start as usize..first.end as usize]
     );
-    let error = read(&layer, last.clone()).await.expect_err("nobody to ask");
+    let error = read(&layer, last.clone()).await.expect_err("no source");
     assert!(matches!(error, ReadError::Fetch { .. }), "{error}");
     layer.add_source(source(Arc::new(MemoryBlob::new(made.layer.clone()))));
     store(&layer, last.clone()).await;
@@ -119,7 +120,7 @@ async fn after_a_restart_what_is_present_needs_no_registry() {
     store(&layer, third.data..third.data + 1).await;
     assert!(layer.progress().spans_present > durable);
     drop((layer, life));
-    // Another boot: only what was synced.
+    // Another boot: only synced spans are present.
     node.boot = "boot-2".to_owned();
     let life = node.start();
     let layer = life
@@ -127,16 +128,16 @@ async fn after_a_restart_what_is_present_needs_no_registry() {
         .open_present(&key)
         .await
         .expect("opens")
-        .expect("is there");
+        .expect("exists");
     assert_eq!(layer.progress().spans_present, durable);
     read(&layer, first).await.expect("bytes");
     read(&layer, third.data..third.data + 1)
         .await
-        .expect_err("nobody to ask");
+        .expect_err("no source");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn torn_files_are_made_again_after_a_power_loss() {
+async fn damaged_files_are_rebuilt_after_a_power_failure() {
     let made = Made::new(Form::Gzip, 30, 16 << 10);
     let mut node = Node::new();
     let life = node.start();
@@ -154,8 +155,8 @@ async fn torn_files_are_made_again_after_a_power_loss() {
     let (key, number) = (layer.key(), layer.number());
     drop((layer, life));
     let tear = |path: &std::path::Path| {
-        // Another file under the name: what is still mapped must not be cut.
-        let whole = std::fs::read(path).expect("is there");
+        // Replace the file, because the old one may still be mapped and must not be truncated.
+        let whole = std::fs::read(path).expect("exists");
         let torn = path.with_extension("torn");
         std::fs::write(&torn, &whole[..whole.len() / 2]).expect("written");
         std::fs::rename(&torn, path).expect("renamed");
@@ -169,10 +170,10 @@ async fn torn_files_are_made_again_after_a_power_loss() {
         .open_present(&key)
         .await
         .expect("opens")
-        .expect("is there");
+        .expect("exists");
     assert!(
         layer.meta("a1").expect("readable").is_none(),
-        "to be written again"
+        "the image must be rebuilt"
     );
     layer.add_source(source(blob()));
     assert_eq!(
@@ -191,7 +192,7 @@ async fn torn_files_are_made_again_after_a_power_loss() {
             .is_none()
     );
     let layer = life.open(&made, blob()).await;
-    assert!(layer.number() > number, "numbers are not used again");
+    assert!(layer.number() > number, "numbers are not reused");
     assert_eq!(
         &read(&layer, 0..layer.data_size()).await.expect("bytes")[..],
         &made.data()[..]
@@ -199,7 +200,7 @@ async fn torn_files_are_made_again_after_a_power_loss() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_layer_of_another_form_is_kept_aside_and_fetched_again() {
+async fn a_layer_with_an_unknown_format_is_set_aside_and_downloaded_again() {
     let made = Made::new(Form::Gzip, 30, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -209,7 +210,7 @@ async fn a_layer_of_another_form_is_kept_aside_and_fetched_again() {
     let folder =
         crate::store::sealed::Folder::new(node.file(&layer, "").components().as_path(), &node.boot);
     drop((layer, life));
-    // Whole, and not what this version writes: a downgrade, say.
+    // Intact, but not written by this version, for example after a downgrade.
     let other = folder.write("ztoc", |to| to.write_all(b"of another version"));
     other.expect("written");
     let life = node.start();
@@ -217,7 +218,7 @@ async fn a_layer_of_another_form_is_kept_aside_and_fetched_again() {
     assert!(opened.expect("no error").is_none());
     assert!(
         life.layers.open.lock().is_empty(),
-        "nothing is kept of an opening that failed"
+        "a failed opening leaves no entry"
     );
     let aside = format!("{}.aside", crate::store::FOLDER);
     let aside = node.root.path().join(aside).join(number.to_string());

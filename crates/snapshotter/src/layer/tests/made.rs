@@ -1,4 +1,5 @@
-//! Small layers made by code: a tar of files of many sizes, compressed in several forms, with its zTOC.
+//! Small generated layers: a tar of files of various sizes, compressed in several forms, with its
+//! zTOC.
 
 use soci_oci::{Descriptor, Digest, testing::noise};
 use soci_ztoc::{BuildOptions, Builder, Compression, Ztoc};
@@ -8,11 +9,11 @@ use crate::{
     places::{BLOCK, LEAD, TAIL},
 };
 
-/// How the tar becomes a layer.
+/// How the tar is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     Gzip,
-    /// Several gzip members: spans that cross their ends are decoded streaming.
+    /// Several gzip members. Spans that cross a member boundary are decoded in streaming mode.
     Members,
     Plain,
 }
@@ -33,7 +34,7 @@ pub(super) struct Made {
     pub(super) tar: Vec<u8>,
     pub(super) layer: Vec<u8>,
     pub(super) ztoc: Vec<u8>,
-    /// Names and contents of the regular files with content.
+    /// Names and contents of nonempty regular files.
     pub(super) files: Vec<(String, Vec<u8>)>,
 }
 
@@ -58,7 +59,7 @@ pub(super) fn header(name: &str, kind: u8, size: u64) -> [u8; 512] {
     block
 }
 
-/// A member of gzip; the content is cut into stretches that compress differently, so that there are many deflate blocks.
+/// Compresses bytes into one gzip member.
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let level = libdeflater::CompressionLvl::new(1).expect("a level");
     let mut compressor = libdeflater::Compressor::new(level);
@@ -75,12 +76,12 @@ impl Made {
             if i % 5 == 0 {
                 tar.extend_from_slice(&header(&format!("dir-{i}/"), b'5', 0));
             }
-            // Sizes around the block, empty files, some larger ones.
+            // Sizes around the block size, empty files, and some larger ones.
             let size = [0, 1, 511, 512, 4095, 4096, 4097, 9000, 70_000][i * 7 % 9];
             let name = format!("file-{i}-name");
             let mut content = noise(i as u64, size);
             for (at, byte) in content.iter_mut().enumerate() {
-                // Half of it compresses.
+                // Half of the content is compressible.
                 if at / 3000 % 2 == 0 {
                     *byte = b'a' + *byte % 4;
                 }
@@ -106,7 +107,7 @@ impl Made {
         made
     }
 
-    /// Makes the zTOC of the layer as it is.
+    /// Builds the zTOC of the current layer.
     pub(super) fn build(&mut self, span_size: u64) {
         let options = BuildOptions {
             span_size,
@@ -126,7 +127,7 @@ impl Made {
         made
     }
 
-    /// Changes the last letter of a name in the zTOC; everything else stays right.
+    /// Changes the last letter of a name in the zTOC and nothing else.
     pub(super) fn lie_about(&mut self, name: &str) {
         let name = name.as_bytes();
         let at = self
@@ -136,7 +137,7 @@ impl Made {
         self.ztoc[at.expect("the name") + name.len() - 1] ^= 1;
     }
 
-    /// The zTOC does not know the last entry of the tar; everything else stays right.
+    /// Removes the last entry of the tar from the zTOC and changes nothing else.
     pub(super) fn leave_out_the_last(&mut self) {
         let count = |ztoc: &[u8]| Ztoc::parse(ztoc).ok().map(|ztoc| ztoc.entry_count());
         let entries = count(&self.ztoc).expect("a zTOC");
@@ -151,7 +152,7 @@ impl Made {
         self.ztoc = found.expect("the length of the list of entries");
     }
 
-    /// The same files in a stream that goes on behind the archive.
+    /// The same files, in a stream that continues after the archive.
     pub(super) fn with_behind(&self, behind: &[u8], span_size: u64) -> Made {
         let mut made = self.clone();
         made.tar.extend_from_slice(behind);
@@ -175,7 +176,7 @@ impl Made {
             .expect("the file")
     }
 
-    /// What `data` must be.
+    /// The expected content of `data`.
     pub(super) fn data(&self) -> Vec<u8> {
         let mut data = vec![0; LEAD as usize];
         for (_, content) in &self.files {
@@ -190,7 +191,7 @@ impl Made {
         Ztoc::parse(&self.ztoc).expect("a zTOC").spans().len()
     }
 
-    /// What an image's configuration says of it.
+    /// The expectation from the image configuration.
     pub(super) fn expected(&self) -> Expected {
         Expected::DiffId(Digest::sha256(&self.tar))
     }

@@ -1,9 +1,9 @@
-//! Layers are opened, shared and removed; some are refused.
+//! Opening, sharing, removing, and rejecting layers.
 
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_removed_layer_answers_who_waits_and_leaves_nothing() {
+async fn removing_a_layer_fails_waiting_reads_and_deletes_its_files() {
     let made = Made::new(Form::Gzip, 20, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -15,7 +15,7 @@ async fn a_removed_layer_answers_who_waits_and_leaves_nothing() {
     let folder = node
         .file(&layer, "data")
         .parent()
-        .expect("a folder")
+        .expect("a directory")
         .to_owned();
     let waiting = tokio::spawn({
         let layer = Arc::clone(&layer);
@@ -35,7 +35,7 @@ async fn a_removed_layer_answers_who_waits_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_layer_for_two_images_and_another_for_another_ztoc() {
+async fn images_share_a_layer_only_with_the_same_ztoc() {
     let made = Made::new(Form::Gzip, 40, 16 << 10);
     let other = made.with_span_size(64 << 10);
     let node = Node::new();
@@ -46,20 +46,22 @@ async fn one_layer_for_two_images_and_another_for_another_ztoc() {
     let c = life.open(&other, blob()).await;
     assert_ne!(a.number(), c.number());
     assert_eq!(life.layers.store().find(&made.descriptor().digest).len(), 2);
-    // One that is complete serves for others only when its tar was found to be theirs.
+    // A complete layer serves other images only after its tar is verified to be the one they
+    // expect.
     life.layers.complete(&a);
     completes(&a).await;
     let third = made.with_span_size(48 << 10);
     assert_ne!(life.open(&third, blob()).await.number(), a.number());
-    life.layers.prove(&a).await.expect("found out");
+    life.layers.prove(&a).await.expect("proven");
     let fourth = made.with_span_size(40 << 10);
     assert!(Arc::ptr_eq(&life.open(&fourth, blob()).await, &a));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bytes_under_a_foreign_digest_serve_nobody_else() {
+async fn forged_bytes_under_another_layers_digest_are_not_shared() {
     let good = Made::new(Form::Plain, 40, 16 << 10);
-    // Other bytes under the good layer's digest, with an index that is true to them: its registry is in it.
+    // Other bytes under the good layer's digest, with an index that matches them, as a malicious
+    // registry could serve.
     let mut forged = good.clone();
     let at = LEAD_FILE;
     forged.layer[at] ^= 1;
@@ -82,7 +84,7 @@ async fn bytes_under_a_foreign_digest_serve_nobody_else() {
         .expect("opens");
     life.layers.complete(&bad);
     completes(&bad).await;
-    let proof = life.layers.prove(&bad).await.expect("found out");
+    let proof = life.layers.prove(&bad).await.expect("proven");
     assert_eq!(proof, Proof::Tar(Digest::sha256(&forged.layer)));
     let layer = life
         .layers
@@ -98,11 +100,11 @@ async fn bytes_under_a_foreign_digest_serve_nobody_else() {
     assert_ne!(whole.number(), bad.number());
 }
 
-/// An offset in the content of the first file with content.
+/// An offset in the content of the first nonempty file.
 const LEAD_FILE: usize = 2 * 512 + 512;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ztoc_that_is_not_the_one_or_not_for_the_layer_is_refused() {
+async fn a_wrong_ztoc_is_rejected() {
     let made = Made::new(Form::Gzip, 10, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -121,12 +123,7 @@ async fn a_ztoc_that_is_not_the_one_or_not_for_the_layer_is_refused() {
         origin: origin(),
         source: source(blob()),
     };
-    let error = refused(
-        life.layers
-            .open_lazy(lazy)
-            .await
-            .expect_err("another digest"),
-    );
+    let error = refused(life.layers.open_lazy(lazy).await.expect_err("wrong digest"));
     assert!(matches!(error, StoreError::ZtocDigest { .. }), "{error}");
     wrong.ztoc.truncate(50);
     let error = refused(life.try_open(&wrong, blob()).await.expect_err("malformed"));
@@ -136,7 +133,7 @@ async fn a_ztoc_that_is_not_the_one_or_not_for_the_layer_is_refused() {
     let error = refused(
         life.try_open(&longer, blob())
             .await
-            .expect_err("another size"),
+            .expect_err("wrong size"),
     );
     assert!(matches!(error, StoreError::Size { .. }), "{error}");
     assert_eq!(
@@ -149,7 +146,7 @@ async fn a_ztoc_that_is_not_the_one_or_not_for_the_layer_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_span_that_does_not_fit_in_memory_is_refused() {
+async fn a_span_that_is_too_large_for_memory_is_rejected() {
     use std::io::Read as _;
     let content = 129_u64 << 20;
     let header = made::header("big", b'0', content);

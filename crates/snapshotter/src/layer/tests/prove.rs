@@ -1,4 +1,4 @@
-//! What a layer is found to be when it is complete.
+//! Verifying complete layers.
 
 use super::*;
 use crate::store::proofs::Proof;
@@ -7,7 +7,7 @@ fn tar_of(made: &Made) -> Proof {
     Proof::Tar(Digest::sha256(&made.tar))
 }
 
-/// Completes a layer and finds out what it is; and how many bytes were asked for.
+/// Completes and verifies a layer. Returns the proof and the number of downloaded bytes.
 async fn proof_of(life: &Life, made: &Made) -> (Proof, u64) {
     let fetcher = Arc::new(MemoryBlob::new(made.layer.clone()));
     let layer = life
@@ -17,27 +17,27 @@ async fn proof_of(life: &Life, made: &Made) -> (Proof, u64) {
     unproven.expect_err("bytes are missing");
     life.layers.complete(&layer);
     completes(&layer).await;
-    let proof = life.layers.prove(&layer).await.expect("found out");
+    let proof = life.layers.prove(&layer).await.expect("proven");
     (proof, fetcher.bytes_sent())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_complete_layer_is_its_tar() {
+async fn a_complete_layer_is_proven_to_be_its_tar() {
     for form in [Form::Gzip, Form::Members, Form::Plain] {
         let made = Made::new(form, 80, 16 << 10);
         let node = Node::new();
         let life = node.start();
         let (proof, bytes) = proof_of(&life, &made).await;
         assert_eq!(proof, tar_of(&made), "{form:?}");
-        // Neighbouring spans may share a byte; nothing is fetched twice.
+        // Neighboring spans may share a byte. Nothing else is downloaded twice.
         let most = made.layer.len() + made.spans();
         assert!(bytes <= most as u64, "{form:?}: {bytes} of {most}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_behind_the_archive_counts() {
-    // Kept, too much to keep, and more than a span of it.
+async fn bytes_after_the_archive_count() {
+    // Small enough to keep, too large to keep, and larger than a span.
     for behind in [9216, 100 << 10, 900 << 10] {
         for form in [Form::Gzip, Form::Members, Form::Plain] {
             let made = Made::new(form, 30, 16 << 10);
@@ -52,7 +52,7 @@ async fn what_is_behind_the_archive_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn reads_in_any_order_and_a_restart_change_nothing() {
+async fn read_order_and_restarts_do_not_change_the_proof() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -70,19 +70,19 @@ async fn reads_in_any_order_and_a_restart_change_nothing() {
     life.layers.complete(&layer);
     completes(&layer).await;
     assert_eq!(
-        life.layers.prove(&layer).await.expect("found out"),
+        life.layers.prove(&layer).await.expect("proven"),
         tar_of(&made)
     );
     let key = layer.key();
     life.layers.remove(&key).await.expect("removed");
     drop((layer, life));
-    // It is known though the layer is gone.
+    // The proof is known even though the layer was removed.
     let life = node.start();
     assert_eq!(life.layers.store().proofs().get(&key), Some(tar_of(&made)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ztoc_that_leaves_out_an_entry_is_false() {
+async fn a_ztoc_that_omits_an_entry_is_false() {
     for form in [Form::Gzip, Form::Plain] {
         let mut made = Made::new(form, 37, 16 << 10);
         made.leave_out_the_last();
@@ -92,10 +92,7 @@ async fn a_ztoc_that_leaves_out_an_entry_is_false() {
         let Proof::False(why) = proof else {
             panic!("{form:?}: {proof:?}");
         };
-        assert!(
-            why.contains("leaves out the entry \"file-36-name\""),
-            "{why}"
-        );
+        assert!(why.contains("omits the entry \"file-36-name\""), "{why}");
     }
 }
 
@@ -117,7 +114,7 @@ async fn a_header_that_disagrees_makes_the_layer_false() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bytes_that_the_disk_has_changed_prove_nothing() {
+async fn bytes_damaged_on_disk_prove_nothing() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let node = Node::new();
     let life = node.start();

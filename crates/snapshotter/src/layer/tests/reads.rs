@@ -1,4 +1,4 @@
-//! Reads: what they cost, what they wait for, how they fail.
+//! Reads: their cost, what they wait for, and how they fail.
 
 use super::*;
 
@@ -16,7 +16,7 @@ async fn random_reads_equal_the_tar() {
         let mut seed = 7_u64;
         for _ in 0..200 {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            // Around the contents: what is in front of them and behind is there without a span.
+            // Also read around the contents. The bytes before and after them are always available.
             let around = layer.places().contents();
             let around = around.start - 50_000..around.end + 50_000;
             let start = around.start + (seed >> 20) % (around.end - around.start);
@@ -32,7 +32,7 @@ async fn random_reads_equal_the_tar() {
         let overlaps = made.spans() as u64 * 2;
         assert!(
             blob.bytes_sent() <= made.layer.len() as u64 + overlaps,
-            "nothing came twice"
+            "nothing was downloaded twice"
         );
         assert!(read(&layer, 0..layer.data_size() + 1).await.is_err());
         assert!(read(&layer, 5..5).await.expect("an empty read").is_empty());
@@ -40,7 +40,7 @@ async fn random_reads_equal_the_tar() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_readers_at_once_cost_one_fetch() {
+async fn concurrent_readers_share_one_download() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -68,7 +68,7 @@ async fn many_readers_at_once_cost_one_fetch() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_read_that_waited_tells_for_what() {
+async fn a_read_that_waited_is_recorded() {
     let made = Made::new(Form::Gzip, 20, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -76,14 +76,18 @@ async fn a_read_that_waited_tells_for_what() {
     let blob = Arc::new(FaultyFetcher::new(made.layer.clone(), [delay]));
     let layer = life.open(&made, blob).await;
     store(&layer, FIRST).await;
-    // Noted behind the answer. The second read may have waited for the write, and may be noted first.
+    // The wait is recorded after the answer. The second read may wait for the write and may be
+    // recorded first.
     let begin = std::time::Instant::now();
     let wait = loop {
         let long = |wait: &ReadWait| wait.took_us >= 99_000;
         if let Some(wait) = life.layers.waits().into_iter().find(long) {
             break wait;
         }
-        assert!(begin.elapsed() < Duration::from_secs(20), "nothing noted");
+        assert!(
+            begin.elapsed() < Duration::from_secs(20),
+            "nothing recorded"
+        );
         tokio::time::sleep(Duration::from_millis(2)).await;
     };
     assert_eq!(
@@ -97,12 +101,15 @@ async fn a_read_that_waited_tells_for_what() {
     let longest = wait.spans.iter().map(|span| span.wire_us).max();
     assert!(longest.is_some_and(|wire| wire >= 99_000), "{wait:#?}");
     assert!(wait.error.is_none());
-    // What is here is not waited for.
+    // A read of present bytes does not wait.
     read(&layer, FIRST).await.expect("bytes");
     assert!(life.layers.waits().len() <= 2);
     let begin = std::time::Instant::now();
     while layer.spans.under_way() > 0 {
-        assert!(begin.elapsed() < Duration::from_secs(20), "a span is left");
+        assert!(
+            begin.elapsed() < Duration::from_secs(20),
+            "a span is still in progress"
+        );
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
@@ -128,7 +135,10 @@ async fn reads_wait_for_the_registry_and_fail_when_the_budget_is_spent() {
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert!(!waiting.is_finished());
     blob.set_online(true);
-    waiting.await.expect("no panic").expect("bytes, late");
+    waiting
+        .await
+        .expect("no panic")
+        .expect("bytes after the outage");
     completes(&layer).await;
 
     let other = Made::new(Form::Gzip, 21, 16 << 10);
@@ -144,7 +154,7 @@ async fn reads_wait_for_the_registry_and_fail_when_the_budget_is_spent() {
         begin.elapsed()
     );
     let begin = std::time::Instant::now();
-    read(&layer, FIRST).await.expect_err("at once");
+    read(&layer, FIRST).await.expect_err("fails immediately");
     assert!(
         begin.elapsed() < Duration::from_millis(500),
         "{:?}",

@@ -1,4 +1,4 @@
-//! Damage on the disk, after it was right.
+//! Damage on disk after correct bytes were stored.
 
 use async_trait::async_trait;
 
@@ -8,7 +8,7 @@ use crate::{
     sync::Mutex,
 };
 
-/// Notes what a layer is like when its readers are moved, and brings the rest of it.
+/// Records the state of a layer when its readers are moved, and completes it afterwards.
 pub(super) struct Asked {
     layers: Arc<Layers>,
     source: Option<Source>,
@@ -44,7 +44,7 @@ impl Repairs for Asked {
     async fn before(&self, layer: &Arc<Layer>, complete: bool) -> Result<(), String> {
         let when = if complete { "before" } else { "on the device" };
         self.note(when, layer);
-        layer.add_source(self.source.clone().ok_or("nobody")?);
+        layer.add_source(self.source.clone().ok_or("no source")?);
         Ok(())
     }
 
@@ -68,11 +68,13 @@ async fn complete_layer(life: &Life, made: &Made) -> Arc<Layer> {
 
 async fn scrub(life: &Life, layer: crate::store::LayerKey, asked: &Asked) -> Scrubbed {
     let scrubbed = life.layers.scrub(&layer, Pace::default(), asked).await;
-    scrubbed.expect("no error").expect("it is in the store")
+    scrubbed
+        .expect("no error")
+        .expect("the layer is in the store")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn damage_is_found_and_fetched_again() {
+async fn damage_is_detected_and_repaired() {
     for form in [Form::Gzip, Form::Members, Form::Plain] {
         let made = Made::new(form, 60, 16 << 10);
         let node = Node::new();
@@ -82,12 +84,12 @@ async fn damage_is_found_and_fetched_again() {
         let found = scrub(&life, layer.key(), &asked).await;
         assert_eq!((found.checked, found.differing), (made.spans(), 0));
         assert_eq!(found.bytes, made.tar.len() as u64);
-        assert!(asked.states.lock().is_empty(), "nobody is disturbed");
+        assert!(asked.states.lock().is_empty(), "readers are not disturbed");
 
         let file = layer.places().file(4).expect("a file");
         let damage: [(&std::fs::File, u64); 3] = [
             (&layer.data.files.data, file.data + file.size / 2),
-            // Behind the end of a file: no span writes there.
+            // The padding after a file, which no span writes.
             (&layer.data.files.data, file.data + file.size),
             (&layer.data.files.heads, layer.places().heads_size() - 1500),
         ];
@@ -101,7 +103,7 @@ async fn damage_is_found_and_fetched_again() {
             let found = scrub(&life, layer.key(), &asked).await;
             assert_eq!((found.differing, found.refetched), (1, 1), "{found:?}");
             assert_eq!(found.problem, None);
-            // Readers move while every span is there and the layer is not complete any more.
+            // Readers are moved while every span is present and the layer is no longer complete.
             let all = made.spans();
             let states = asked.states.lock().clone();
             assert_eq!(states, [("before", false, all), ("after", false, all - 1)]);
@@ -115,7 +117,7 @@ async fn damage_is_found_and_fetched_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn damage_that_nobody_can_repair_now_is_not_served_after_a_crash() {
+async fn unrepaired_damage_is_not_served_after_a_crash() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let mut node = Node::new();
     let life = node.start();
@@ -123,13 +125,13 @@ async fn damage_that_nobody_can_repair_now_is_not_served_after_a_crash() {
     let (key, file) = (layer.key(), layer.places().file(0).expect("a file"));
     drop((layer, life));
     let life = node.start();
-    // Nobody has it open, and nobody keeps it open.
+    // The layer is not open, and the scrub does not keep it open.
     let mut asked = Asked::new(&life, &made);
     scrub(&life, key, &asked).await;
     assert!(life.layers.open.lock().is_empty());
 
     let layer = life.layers.open_present(&key).await.expect("opens");
-    let layer = layer.expect("is there");
+    let layer = layer.expect("exists");
     layer
         .data
         .files
@@ -144,7 +146,10 @@ async fn damage_that_nobody_can_repair_now_is_not_served_after_a_crash() {
     };
     let begin = std::time::Instant::now();
     while layer.progress().spans_present == made.spans() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "it is taken out");
+        assert!(
+            begin.elapsed() < Duration::from_secs(20),
+            "the damaged span is removed"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     pass.abort();
@@ -152,7 +157,7 @@ async fn damage_that_nobody_can_repair_now_is_not_served_after_a_crash() {
     node.boot = "boot-2".to_owned();
     let life = node.start();
     let layer = life.layers.open_present(&key).await.expect("opens");
-    let layer = layer.expect("is there");
+    let layer = layer.expect("exists");
     assert!(!layer.is_complete());
     read(&layer, file.data..file.data + 6)
         .await
@@ -164,7 +169,7 @@ async fn damage_that_nobody_can_repair_now_is_not_served_after_a_crash() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_layer_that_is_not_complete_only_spans_are_taken_out() {
+async fn only_spans_are_removed_from_an_incomplete_layer() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -180,14 +185,14 @@ async fn of_a_layer_that_is_not_complete_only_spans_are_taken_out() {
     let found = scrub(&life, layer.key(), &asked).await;
     assert_eq!((found.differing, found.refetched), (1, 0), "{found:?}");
     assert!(found.problem.expect("a problem").contains("not complete"));
-    // Its readers are on the device, where a READ may wait: nobody moves them.
+    // Its readers are on the device, where a READ can wait, so they are not moved.
     let states = asked.states.lock().clone();
     assert_eq!(states, [("on the device", false, 1)]);
     assert_eq!(read(&layer, FIRST).await.expect("bytes"), before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_whole_layer_is_held_against_its_tar() {
+async fn a_whole_layer_is_compared_with_its_diff_id() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -212,7 +217,7 @@ async fn a_whole_layer_is_held_against_its_tar() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_process_leaves_no_span_without_a_sum() {
+async fn missing_checksums_are_recorded_after_a_crash() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -222,18 +227,19 @@ async fn a_killed_process_leaves_no_span_without_a_sum() {
     let (key, sums) = (layer.key(), node.file(&layer, "sums"));
     let asked = Asked::new(&life, &made);
     let found = scrub(&life, key, &asked).await;
-    assert_eq!(found.checked, 0, "nothing of it is durable");
-    // As if the process had been killed between the bytes and the sum.
-    let length = std::fs::metadata(&sums).expect("is there").len();
+    assert_eq!(found.checked, 0, "no span is durable");
+    // Simulates a process that was killed after it wrote the bytes and before it wrote the
+    // checksum.
+    let length = std::fs::metadata(&sums).expect("exists").len();
     drop((layer, life));
     let zeros = vec![0; length as usize - 64];
     let file = std::fs::File::options().write(true).open(&sums);
-    file.expect("is there")
+    file.expect("exists")
         .write_all_at(&zeros, 64)
         .expect("written");
     let life = node.start();
     let layer = life.layers.open_present(&key).await.expect("opens");
-    let layer = layer.expect("is there");
+    let layer = layer.expect("exists");
     layer.completion.sync().expect("synced");
     let asked = Asked::new(&life, &made);
     let found = scrub(&life, key, &asked).await;
@@ -241,7 +247,7 @@ async fn a_killed_process_leaves_no_span_without_a_sum() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn spans_stay_whose_sums_cannot_be_noted() {
+async fn spans_whose_checksums_cannot_be_recorded_stay_present() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -250,23 +256,26 @@ async fn spans_stay_whose_sums_cannot_be_noted() {
     store(&layer, FIRST).await;
     let there = layer.data.files.present.count();
     assert!(there > 0);
-    // As on a full disk: what is written of the sums does not come to be.
+    // Simulates a full disk: the checksums cannot be written.
     let sums = node.file(&layer, "sums");
     let file = std::fs::File::options().write(true).open(&sums);
-    let file = file.expect("is there");
+    let file = file.expect("exists");
     let length = file.metadata().expect("its size").len();
     file.set_len(64).expect("shortened");
-    layer.completion.sync().expect_err("no sum can be read");
+    layer
+        .completion
+        .sync()
+        .expect_err("no checksum can be read");
     let present = &layer.data.files.present;
-    assert_eq!(present.count(), there, "the bytes are there all the same");
-    assert_eq!(present.volatile().len(), there, "and not durable yet");
-    file.set_len(length).expect("there is room again");
+    assert_eq!(present.count(), there, "the bytes are still present");
+    assert_eq!(present.volatile().len(), there, "not durable yet");
+    file.set_len(length).expect("space is available again");
     layer.completion.sync().expect("synced");
     assert_eq!((present.count(), present.volatile().len()), (there, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_scrub_keeps_its_pace() {
+async fn a_scrub_respects_its_rate_limit() {
     let made = Made::new(Form::Gzip, 60, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -282,6 +291,6 @@ async fn a_scrub_keeps_its_pace() {
     assert!(found.expect("no error").is_some());
     let took = begin.elapsed();
     assert!(took > Duration::from_millis(900), "{took:?}");
-    let since = store.since_scrub(layer.number()).expect("noted");
+    let since = store.since_scrub(layer.number()).expect("recorded");
     assert!(since < Duration::from_secs(60), "{since:?}");
 }

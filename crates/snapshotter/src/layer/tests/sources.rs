@@ -1,4 +1,4 @@
-//! A layer that several images name has all their sources.
+//! A layer that several images name uses the sources of all of them.
 
 use super::*;
 use crate::layer::named::MOST_SOURCES;
@@ -14,7 +14,7 @@ async fn the_same_layer_in_another_repository_is_another_source() {
     let life = node.start();
     let good = Arc::new(MemoryBlob::new(made.layer.clone()));
     let layer = life.open(&made, good).await;
-    // A second image names it, and its repository goes away.
+    // A second image names the layer, and its repository refuses access.
     let gone = Arc::new(FaultyFetcher::new(
         made.layer.clone(),
         std::iter::repeat_n(FetchFault::Forbid, 1000),
@@ -31,7 +31,7 @@ async fn the_same_layer_in_another_repository_is_another_source() {
         names.collect::<Vec<_>>()
     };
     assert_eq!(names(), ["registry.example/gone", "registry.example/app"]);
-    // The same repository again, with newer credentials say, replaces what was known of it.
+    // The same repository again, for example with newer credentials, replaces its older source.
     layer.add_source(of("app", Arc::new(MemoryBlob::new(made.layer.clone()))));
     assert_eq!(names(), ["registry.example/app", "registry.example/gone"]);
     for i in 0..100 {

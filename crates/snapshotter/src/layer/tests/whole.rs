@@ -1,4 +1,4 @@
-//! Layers pulled whole.
+//! Layers that are downloaded whole.
 
 use super::*;
 
@@ -30,7 +30,7 @@ fn nothing_is_left(node: &Node, life: &Life) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_pass_gives_the_same_files_as_the_lazy_way() {
+async fn a_whole_download_gives_the_same_files_as_a_lazy_layer() {
     for form in [Form::Gzip, Form::Members, Form::Plain] {
         let made = Made::new(form, 90, 16 << 10);
         let mut node = Node::new();
@@ -65,14 +65,14 @@ async fn one_pass_gives_the_same_files_as_the_lazy_way() {
             .open_present(&key)
             .await
             .expect("opens")
-            .expect("is there");
+            .expect("exists");
         let bytes = read(&layer, 0..layer.data_size()).await.expect("bytes");
         assert_eq!(&bytes[..], &made.data()[..]);
         assert_eq!(
             layer.entries().expect("scanned").iter().count(),
             stated.entry_count()
         );
-        // It serves an image that has a zTOC for it as well.
+        // It also serves an image that has a zTOC for it.
         let lazy = life
             .open(&made, Arc::new(MemoryBlob::new(Vec::new())))
             .await;
@@ -81,7 +81,7 @@ async fn one_pass_gives_the_same_files_as_the_lazy_way() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_visible_unless_both_digests_are_right() {
+async fn nothing_is_visible_unless_both_digests_match() {
     let made = Made::new(Form::Gzip, 90, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -117,7 +117,7 @@ async fn nothing_is_visible_unless_both_digests_are_right() {
         );
         nothing_is_left(&node, &life);
     }
-    // A trailer that nothing but the digest covers.
+    // The gzip trailer, which only the digest covers.
     let mut padded = made.clone();
     padded.layer.truncate(made.layer.len() - 4);
     let error = pull(
@@ -144,7 +144,7 @@ async fn nothing_is_visible_unless_both_digests_are_right() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tar_that_unpacking_refuses_is_refused() {
+async fn a_tar_that_unpacking_rejects_is_rejected() {
     let node = Node::new();
     let life = node.start();
     let mut tar = made::header("contiguous", b'7', 0).to_vec();
@@ -168,7 +168,7 @@ async fn a_tar_that_unpacking_refuses_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pull_that_is_given_up_leaves_nothing() {
+async fn a_cancelled_pull_leaves_no_files() {
     let made = Made::new(Form::Gzip, 90, 16 << 10);
     let node = Node::new();
     let life = node.start();
@@ -186,18 +186,18 @@ async fn a_pull_that_is_given_up_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_crash_left_is_swept() {
+async fn leftovers_of_a_crash_are_removed() {
     let node = Node::new();
     let life = node.start();
     let draft = life.layers.store().draft().expect("a draft");
     let folder = node.root.path().join(crate::store::FOLDER).join("2");
     assert!(folder.exists());
-    // A crash runs no destructor.
-    #[allow(clippy::mem_forget, reason = "the crash")]
+    // A crash runs no destructors.
+    #[allow(clippy::mem_forget, reason = "simulates the crash")]
     std::mem::forget(draft);
     drop(life);
     let life = node.start();
     assert!(!folder.exists());
     let _next = life.layers.store().draft().expect("a draft");
-    assert!(!folder.exists(), "numbers are not used again");
+    assert!(!folder.exists(), "numbers are not reused");
 }
