@@ -1,33 +1,21 @@
-//! The fetch scheduler. It turns demands for byte ranges of blobs into a few large requests. It
-//! knows nothing about spans or files.
-//!
-//! A [`Demand`] names a range, its urgency ([`Class`]), the image, the possible [`Source`]s, and
-//! the sink for the bytes.
+//! The fetch scheduler. It turns demands for byte ranges of blobs into a few large requests, and
+//! delivers each range whole. It knows nothing about spans or files.
 //!
 //! ```text
-//! demand ─▶ queue (merges equal demands) ─▶ driver: slots, a healthy source ─▶ flight: one range
-//! request
-//!             ▲ promoted when a reader needs it │ permits, gate, chunks
-//!             └──────────────── what a failed flight did not deliver ◀──────────────┴─▶ sink,
-//!             piece by piece
+//! demand ─▶ queue (merges equal demands) ─▶ driver: slots, a healthy source ─▶ flight: one range request
+//!             ▲ promoted when a reader needs it                                     │ permits, gate, chunks
+//!             └──────────────── what a failed flight did not deliver ◀──────────────┴─▶ sink, piece by piece
 //! ```
 //!
-//! Invariants:
-//! * A reader (`Now`) never waits for `All` or `Next`. It has its own slots and byte permits. While
-//!   its bytes arrive, bodies of class `All` are not read, so back-pressure slows their senders.
-//!   While it waits for its first byte, one body per host is read. A request is as urgent as its
-//!   most urgent piece, and its urgency changes immediately when that changes.
-//! * Memory is bounded. A piece takes permits when its first bytes arrive. They are returned when
-//!   the sink drops its [`Delivery`].
-//! * On a slow link, the background has only as many bytes outstanding as the link delivers soon
-//!   ([`meter`]), so that a reader's bytes arrive soon. A fast link is kept busy.
-//! * A host cannot use up the capacity that readers of other hosts need: slots and permits are
-//!   shared ([`share`]), and requests have deadlines ([`flight`]).
-//! * A failure affects only what failed ([`health`]). A piece asks the next healthy source. Each
-//!   failing object has one clock. Reads wait until its budget is spent, then fail immediately
-//!   until a probe succeeds.
-//! * Producers bound the queue by what they keep outstanding. Completion and whole-layer downloads
-//!   keep a window.
+//! * A reader (`Now`) never waits for `All` or `Next`. It has its own slots and byte permits, and
+//!   bodies of class `All` are not read while its bytes arrive ([`flight`]). A request is always as
+//!   urgent as its most urgent piece.
+//! * Memory is bounded. A piece takes permits with its first bytes; dropping its [`Delivery`]
+//!   returns them.
+//! * On a slow link, the background has only as many bytes outstanding as arrive soon ([`meter`]).
+//! * A host cannot use up the capacity of others ([`share`]), and a failure affects only what
+//!   failed ([`health`]).
+//! * Producers bound the queue by what they keep outstanding.
 
 use std::{collections::HashMap, fmt, ops::Range, time::Duration};
 

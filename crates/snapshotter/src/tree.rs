@@ -10,18 +10,14 @@
 //!                      image ◀───────────────────────────────────── Tree::build(that patch)
 //! ```
 //!
-//! * A **base layer** is unpacked into a plain directory: whiteouts are executed and leave nothing.
-//!   An **upper layer** is unpacked next to the others: whiteouts become devices 0:0, opaque
-//!   markers become an attribute. [`Rules`] selects one.
+//! * A **base layer** is unpacked into a plain directory, so whiteouts are executed. In an **upper
+//!   layer**, whiteouts become devices 0:0 and opaque markers an attribute. [`Rules`] selects one.
 //! * A directory that entries only *imply* takes its attributes from the nearest layer below that
-//!   has it. New nodes in it inherit from it (default ACL, setgid group), so the attributes must be
-//!   known when it is created: [`Tree::settle`] finds them, and [`Tree::build`] gets them in the
-//!   patch.
-//! * If unpacking would fail, the result is a [`TreeError`] that names the entry and the rule. The
-//!   caller then leaves the layer to containerd, and the user sees containerd's error.
+//!   has it. They must be known when it is created, because new nodes in it inherit from it.
+//! * A [`TreeError`] means that unpacking would fail. The caller leaves such a layer to containerd.
 //!
-//! Nothing here reads file content or waits. The work is bounded: link cycles, or markers that
-//! clear the same directory repeatedly, end in [`Refusal::TooMuchWork`].
+//! Nothing here reads file content or waits, and the work is bounded ([`Refusal::TooMuchWork`]).
+//! `docs/compatibility.md` lists differences to other lazy mounts.
 
 mod acl;
 #[cfg(test)]

@@ -234,8 +234,8 @@ impl Flight {
         .await
     }
 
-    /// Waits until a body of this class may be read (see [`super`]). A body that would occupy the
-    /// link meanwhile is closed, and opened again at this byte later.
+    /// Waits until a body of this class may be read ([`Shared::may_read`]). A body that would occupy
+    /// the link meanwhile is closed, and opened again at this byte later.
     async fn pass_gate(&mut self, line: Line, at: u64) -> Result<Line, FetchError> {
         if self.shared.may_read(self.request.flight, Instant::now()) {
             return Ok(line);

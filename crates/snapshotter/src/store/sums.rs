@@ -2,7 +2,7 @@
 //!
 //! The digests in the zTOC cover compressed bytes, which are not kept, so `data` and `heads` cannot
 //! be compared with them. The file `sums` has one record per span: a checksum of its range of the
-//! tar, or zeros if unknown. It detects disk errors, not attacks: whoever can write `data` can also
+//! tar, or zeros if unknown. It detects disk errors, not attacks: anyone who can write `data` can also
 //! write `sums`. It therefore uses XXH3, which is twenty times as fast as SHA-256. Layers of
 //! earlier versions keep using the first half of a SHA-256.
 //!
