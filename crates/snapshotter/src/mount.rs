@@ -1,20 +1,21 @@
-//! Ways to give a layer to the kernel.
+//! Gives a layer to the kernel.
 //!
-//! A layer is two files: the map `meta` and the bytes, `data`. A [`Mounter`] makes a folder show what
-//! they describe. The bytes come from a file of the node's FUSE mount while some are missing
-//! ([`Supply::OnDemand`]) and from `data` once they are all there ([`Supply::Complete`]). [`choose`]
-//! tries the ways out in the state folder, with a tiny image and everything a layer needs, and takes the
-//! first that works: versions say nothing, file systems, patches and configurations of kernels differ.
+//! A layer consists of two files: the EROFS image `meta` and the content, `data`. A [`Mounter`]
+//! mounts them on a directory. While bytes are missing, they come from a file of the node's FUSE
+//! mount ([`Supply::OnDemand`]); once the layer is complete, they come from `data`
+//! ([`Supply::Complete`]). [`choose`] probes the mount modes in the state directory with a tiny
+//! image and returns the first that works. Kernel versions are not enough: file systems, patches
+//! and kernel configurations differ.
 //!
-//! What must stay true:
+//! Invariants:
 //!
-//! * All mounts, unmounts and changes of loop devices, and every look below a mount of ours, happen on
-//!   the one [`thread::MountThread`].
-//! * Whether something is mounted is decided by the kernel's table ([`table`]), never by looking at it. A
-//!   mount counts as good only when this process made it or knows its device.
-//! * A place that shows a layer is never uncovered: what comes new goes beneath.
-//! * No READ of a layer waits for the network while its device changes hands or its mount goes: the
-//!   kernel waits for it, and so does every `sync` of the machine. Callers see to that (`image::mounts`).
+//! * All mounts, unmounts and loop device changes, and every access below one of our mounts, run on
+//!   [`thread::MountThread`].
+//! * The kernel's mount table ([`table`]) decides whether something is mounted, never a file
+//!   access. A mount is ours only if this process made it or recognized its device.
+//! * A mount point that shows a layer is never uncovered: a new mount goes beneath the old one.
+//! * No READ of a layer waits for the network while its device is switched or its last mount is
+//!   removed: the kernel and every `sync` would wait for it. Callers ensure this (`image::mounts`).
 
 mod file;
 mod looped;
@@ -41,9 +42,9 @@ use thread::{MountThread, Unfinished};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Way {
-    /// EROFS on two loop devices, one of which moves from the FUSE file to `data`.
+    /// EROFS on two loop devices. The data device switches from the FUSE file to `data`.
     Loop,
-    /// EROFS from files, with a FUSE file or `data` as its device.
+    /// EROFS mounted from files, with a FUSE file or `data` as its device.
     File,
 }
 
@@ -59,9 +60,9 @@ impl fmt::Display for Way {
 /// Where the bytes of a mount come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Supply {
-    /// A file of the FUSE mount: a read may have to wait for the network.
+    /// A file of the FUSE mount. A read may have to wait for the network.
     OnDemand,
-    /// The layer's own data, all there.
+    /// The complete `data` file of the layer.
     Complete,
 }
 
@@ -70,22 +71,22 @@ pub enum Supply {
 pub struct LayerSource {
     /// The layer's number in the store.
     pub number: u64,
-    /// The file that has, or brings, the bytes.
+    /// The file that holds the bytes or serves them on demand.
     pub file: PathBuf,
-    /// Which of the two it is.
+    /// Whether `file` is the FUSE file or `data`.
     pub supply: Supply,
 }
 
-/// What is mounted.
+/// A layer image to mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerImage {
-    /// The map.
+    /// The EROFS metadata image.
     pub meta: PathBuf,
-    /// Which of the layer's images the map is.
+    /// Key of the tree patch that this metadata image contains.
     pub patch: String,
-    /// Tells file systems of the same image apart, for chains that have it twice.
+    /// Distinguishes file systems of the same image, for chains that contain it twice.
     pub copy: usize,
-    /// The bytes.
+    /// Where the content comes from.
     pub source: LayerSource,
 }
 
@@ -97,140 +98,143 @@ impl LayerImage {
     }
 }
 
-/// Why a mount was not made, or not taken away.
+/// Why a mount, unmount or switch failed.
 #[derive(Debug, Error)]
 pub enum MountError {
-    /// A path that the kernel's table would show in another form.
+    /// The kernel's mount table would show this path in another form.
     #[error("path {} is not absolute and canonical", .0.display())]
     Path(PathBuf),
-    /// There is no mount of ours where one was to be copied from.
-    #[error("nothing that this process mounted is at {}", .0.display())]
+    /// The mount to copy was not made by this process.
+    #[error("no mount of this process at {}", .0.display())]
     NotOurs(PathBuf),
-    /// No loop device can be had.
-    #[error("no loop device can be had: {step} {what}: {source}: {remedy}")]
+    /// No loop device is available.
+    #[error("no loop device available: {step} {what}: {source}: {remedy}")]
     NoLoop {
-        /// The step.
+        /// The step that failed.
         step: &'static str,
-        /// What it was about.
+        /// What the step was applied to.
         what: String,
-        /// What to do about it.
+        /// What the operator can do.
         remedy: &'static str,
-        /// The system's answer.
+        /// The error of the system call.
         source: std::io::Error,
     },
-    /// One waiting READ would block all others of the layer.
-    #[error("the loop device on {} does not read directly", .0.display())]
+    /// The device does not bypass the page cache, so one waiting READ would block all others.
+    #[error("the loop device on {} does not use direct I/O", .0.display())]
     Buffered(PathBuf),
-    /// The file way cannot take bytes back.
-    #[error("layers that are mounted from files cannot be moved back to the device")]
+    /// A layer in mount mode *file* cannot switch back to the FUSE file.
+    #[error("a layer in mount mode \"file\" cannot switch back to the FUSE file")]
     Fixed,
-    /// Neither way of passing paths to the kernel takes these.
-    #[error("paths {} and {} cannot be passed to the kernel: too long or with a comma", meta.display(), device.display())]
+    /// Neither `fsconfig` nor `mount(2)` accepts these paths.
+    #[error("paths {} and {} cannot be passed to the kernel: they are too long or contain a comma", meta.display(), device.display())]
     Unsayable {
-        /// The map.
+        /// The metadata image.
         meta: PathBuf,
-        /// The device.
+        /// The data file or device.
         device: PathBuf,
     },
     /// The kernel refused a step.
     #[error("{step} {}{detail}", path.display())]
     Refused {
-        /// The step.
+        /// The step that failed.
         step: &'static str,
-        /// What it was about.
+        /// The path that the step was applied to.
         path: PathBuf,
-        /// What the kernel says about it, if anything, with a colon in front.
+        /// The kernel's own message, if any, with a leading colon.
         detail: String,
-        /// Its answer.
+        /// The error of the system call.
         #[source]
         source: Errno,
     },
-    /// The table of mounts cannot be read.
-    #[error("reading the table of mounts")]
+    /// The mount table cannot be read.
+    #[error("cannot read the mount table")]
     Table(#[source] std::io::Error),
-    /// The mounting thread could not finish.
+    /// The mount thread did not finish.
     #[error(transparent)]
     Unfinished(#[from] Unfinished),
 }
 
 /// Gives layers to the kernel. All paths are absolute and canonical.
 ///
-/// A job that was begun is finished even if its future is dropped.
+/// A job that has started runs to completion even if its future is dropped.
 #[async_trait]
 pub trait Mounter: Send + Sync + fmt::Debug {
-    /// Which way this is.
+    /// The mount mode.
     fn way(&self) -> Way;
 
-    /// Mounts a layer read-only on the folder `at`. Another layer that lies there stays visible until
-    /// this one is; the same one, of an earlier process, is kept where that can be told.
+    /// Mounts a layer read-only on the directory `at`. A layer already mounted there stays visible
+    /// until the new one is. A mount of the same image by an earlier process is kept if it can be
+    /// recognized.
     async fn mount(&self, image: &LayerImage, at: &Path) -> Result<(), MountError>;
 
-    /// Shows at `at` what is mounted at `from`: one file system, one page cache. What is at `from` must
-    /// be [ours](Mounter::is_ours).
+    /// Mounts at `at` what is mounted at `from`, with the same file system and page cache. The
+    /// mount at `from` must be [ours](Mounter::is_ours).
     async fn bind(&self, from: &Path, at: &Path) -> Result<(), MountError>;
 
-    /// Moves a layer, wherever it is mounted, to another source of its bytes. `shown` names its images
-    /// and their places. No READ of the layer may wait for the network meanwhile.
+    /// Switches all mounts of a layer to another source of its bytes. `shown` lists its metadata
+    /// images with their mount points. No READ of the layer may wait for the network during the
+    /// call.
     async fn supply(
         &self,
         source: &LayerSource,
         shown: &[(PathBuf, Vec<PathBuf>)],
     ) -> Result<(), MountError>;
 
-    /// A complete layer is on disk and its start is over: keeps one cached copy of it, not two. `files`
-    /// are those whose own page cache is not needed any more.
+    /// Reduces the cached copies of a complete layer from two to one, after the container start is
+    /// over. The page cache of `files` is no longer needed.
     async fn settle(&self, _layer: u64, _files: Vec<PathBuf>) -> Result<(), MountError> {
         Ok(())
     }
 
-    /// Detaches all layer mounts at `at`; none being there is no error. No READ of a layer whose last
-    /// mount this is may wait for the network meanwhile.
+    /// Detaches all layer mounts at `at`; succeeds if there are none. If one is the last mount of
+    /// its layer, no READ of that layer may wait for the network during the call.
     async fn unmount(&self, at: &Path) -> Result<(), MountError>;
 
-    /// Whether what is mounted at `at` was mounted, or recognised, there by this process, by `table`.
+    /// Whether the mount at `at` in `table` was made or recognized by this process.
     fn is_ours(&self, table: &MountTable, at: &Path) -> bool;
 
-    /// Takes over the devices of an earlier process; the numbers of the layers that have one.
+    /// Takes over the devices of an earlier process. Returns the numbers of their layers.
     async fn find(&self) -> Result<Vec<u64>, MountError> {
         Ok(Vec::new())
     }
 
-    /// The number of the layer that is mounted at `at` and nowhere else, where the way can tell.
+    /// The number of the layer that is mounted at `at` and nowhere else, if the mount mode can
+    /// tell.
     async fn last_layer_at(&self, _at: &Path) -> Result<Option<u64>, MountError> {
         Ok(None)
     }
 
-    /// Lets go of devices that nothing uses; how many.
+    /// Releases unused devices. Returns how many were released.
     async fn let_go(&self) -> Result<usize, MountError> {
         Ok(0)
     }
 }
 
-/// Which ways may be taken.
+/// Which mount modes may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Allowed {
     /// The first that works.
     #[default]
     Auto,
-    /// This one or none.
+    /// Only this one.
     Only(Way),
-    /// Layers are left to containerd.
+    /// None: layers are left to containerd.
     None,
 }
 
-/// What was found to work here. Kept across a replacement of the process, see [`Chosen::mounter`].
+/// The result of probing. It is kept when the worker process is replaced.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Chosen {
-    /// The way.
+    /// The mount mode.
     pub way: Way,
-    /// Overlays on layers take `xino=on`.
+    /// Whether overlays on layers support `xino=on`.
     pub xino: bool,
-    /// Why this way.
+    /// Why this mount mode was chosen.
     pub reason: String,
 }
 
 impl Chosen {
-    /// Gives layers to the kernel this way. `root` is the state folder, canonical.
+    /// Creates the mounter for this mount mode. `root` is the canonical state directory.
     #[must_use]
     pub fn mounter(&self, root: &Path, thread: &MountThread) -> Arc<dyn Mounter> {
         match self.way {
@@ -240,11 +244,11 @@ impl Chosen {
     }
 }
 
-/// Tries the ways out in `state_root`, which exists, and returns the first that works.
+/// Probes the mount modes in the existing directory `state_root` and returns the first that works.
 ///
 /// # Errors
 ///
-/// Why none does, with what to do about it.
+/// The reason why each mount mode failed, with a remedy.
 pub async fn choose(
     allowed: Allowed,
     state_root: &Path,
@@ -254,7 +258,7 @@ pub async fn choose(
     let ways: &[Way] = match &allowed {
         Allowed::Auto => &[Way::Loop, Way::File],
         Allowed::Only(way) => std::slice::from_ref(way),
-        Allowed::None => return Err("the configuration says mount = \"none\"".to_owned()),
+        Allowed::None => return Err("the configuration sets mount = \"none\"".to_owned()),
     };
     let mut refusals: Vec<String> = Vec::new();
     for &way in ways {
@@ -265,18 +269,18 @@ pub async fn choose(
                 }
                 return Ok(Chosen { way, xino, reason });
             }
-            Err(error) => refusals.push(format!("the {way} way does not work here: {error}")),
+            Err(error) => refusals.push(format!("mount mode {way} does not work: {error}")),
         }
     }
     Err(refusals.join("; "))
 }
 
-/// Ends the FUSE connection that an earlier process left at `at`, if there is one: what waits for it gets an error,
-/// and its mount is detached.
+/// Aborts the FUSE connection that an earlier process left at `at`, if any, and detaches its mount.
+/// Requests that wait for it fail.
 ///
 /// # Errors
 ///
-/// When the table cannot be read, or the kernel does not let the mount go.
+/// When the mount table cannot be read or the kernel refuses the unmount.
 pub async fn end_connection(thread: &MountThread, at: &Path) -> Result<(), MountError> {
     let at = plain(at)?.to_path_buf();
     let job = move || loop {
@@ -284,37 +288,39 @@ pub async fn end_connection(thread: &MountThread, at: &Path) -> Result<(), Mount
         if !table.top(&at).is_some_and(is_device) {
             return Ok(());
         }
-        // FORCE aborts the connection, which a descriptor that somebody still holds would keep alive, with READs that
-        // nobody answers.
+        // FORCE aborts the connection. Otherwise a descriptor that another process holds would keep
+        // it alive, with READs that are never answered.
         let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
         rustix::mount::unmount(&at, flags)
-            .map_err(refused("ending the fuse connection at", &at))?;
+            .map_err(refused("cannot abort the FUSE connection at", &at))?;
     };
     thread.run(job).await?
 }
 
-/// Detaches the layer mounts at and below `path`, which is canonical; how many. No READ of one may wait.
+/// Detaches the layer mounts at and below the canonical `path`. Returns how many were detached. No
+/// READ of these layers may wait for the network.
 ///
 /// # Errors
 ///
-/// When the table cannot be read, or the kernel does not let a mount go.
+/// When the mount table cannot be read or the kernel refuses an unmount.
 pub async fn detach_all_under(thread: &MountThread, path: &Path) -> Result<usize, MountError> {
     let path = plain(path)?.to_path_buf();
     let is_layer = |entry: &MountEntry| entry.fs_type == place::FS_TYPE;
     thread.run(move || detach_below(&path, is_layer)).await?
 }
 
-/// Takes away the mounts and folders of probes below `root` that were killed; how many mounts.
+/// Removes the mounts and directories that killed probes left in `root`. Returns the number of
+/// mounts.
 ///
 /// # Errors
 ///
-/// When the table cannot be read, or the kernel does not let a mount go.
+/// When the mount table cannot be read or the kernel refuses an unmount.
 pub async fn sweep_probes(thread: &MountThread, root: &Path) -> Result<usize, MountError> {
     let root = plain(root)?.to_path_buf();
     thread.run(move || probe::sweep(&root)).await?
 }
 
-/// Detaches the mounts at and below `path` that `which` accepts, each before those it lies on; how many.
+/// Detaches the mounts at and below `path` that `which` accepts, topmost first. Returns how many.
 fn detach_below(path: &Path, which: impl Fn(&MountEntry) -> bool) -> Result<usize, MountError> {
     let table = MountTable::read().map_err(MountError::Table)?;
     let found = table.under(path).into_iter().filter(|entry| which(entry));
@@ -330,15 +336,16 @@ fn is_device(entry: &MountEntry) -> bool {
     entry.fs_type == crate::device::FS_TYPE
 }
 
-/// Takes the uppermost mount at `at` out of sight; it ends when nobody uses it. Nothing there is fine.
+/// Detaches the topmost mount at `at`; it ends with its last user. No mount at `at` is not an
+/// error.
 fn detach(at: &Path) -> Result<(), MountError> {
     match rustix::mount::unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-        Err(source) => Err(refused("detaching", at)(source)),
+        Err(source) => Err(refused("cannot detach the mount at", at)(source)),
     }
 }
 
-/// A path that can be compared with the kernel's table.
+/// Rejects paths that cannot be compared with the kernel's mount table.
 fn plain(path: &Path) -> Result<&Path, MountError> {
     if table::is_plain(path) {
         Ok(path)

@@ -1,11 +1,13 @@
-//! The **file** way: the kernel mounts `meta` from the file, without a loop device (Linux 6.12).
+//! The mount mode **file**: the kernel mounts `meta` from the file, without a loop device (Linux
+//! 6.12).
 //!
-//! For machines where no loop device can be had. When a layer is complete its places get a mount on
-//! `data`; containers that run keep the old one, and need this program as long as they run.
+//! It is for machines without loop devices. When a layer is complete, its mount points get a new
+//! mount on `data`. Running containers keep the old mount and need this program as long as they
+//! run.
 //!
-//! *Readahead*: the kernel gives each of these mounts a bdi of its own, `erofs-N`, whose number is
-//! found by comparing the list before and after, which the one mounting thread makes unambiguous as
-//! far as this process goes.
+//! *Readahead*: each of these mounts has its own bdi, `erofs-N`. The number is found by comparing
+//! the list of bdis before and after the mount. Within this process the result is unambiguous,
+//! because there is only one mount thread.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -20,10 +22,9 @@ use super::table::MountTable;
 use super::thread::MountThread;
 use super::{LayerImage, LayerSource, MountError, Mounter, Supply, Way, plain};
 
-/// Readahead in KiB. From a FUSE file less than could be had, since a mapping fetches as much around
-/// each fault, and each span it touches may have to come from far away. Sequential reads of bytes that
-/// are there, in GB/s for 128, 256 and 1024 KiB: 4.3, 5.2 and 7.1 over a FUSE file, 8.1, 9.1 and 9.8
-/// over plain data (measured, Linux 6.18, two cores).
+/// Readahead in KiB. It is lower for a FUSE file, because a mapping fetches this much around each
+/// fault and each span may have to be downloaded. Sequential reads of present bytes in GB/s for
+/// 128, 256 and 1024 KiB: 4.3, 5.2, 7.1 (FUSE file); 8.1, 9.1, 9.8 (`data`); Linux 6.18, two cores.
 const READ_AHEAD_ON_DEMAND_KB: u32 = 256;
 const READ_AHEAD_COMPLETE_KB: u32 = 1024;
 
@@ -44,7 +45,6 @@ impl FileMounter {
         }
     }
 
-    /// Runs a step on the mounting thread.
     async fn on_thread(
         &self,
         step: impl FnOnce(&Made) -> Result<(), MountError> + Send + 'static,
@@ -77,7 +77,7 @@ impl Mounter for FileMounter {
         source: &LayerSource,
         shown: &[(PathBuf, Vec<PathBuf>)],
     ) -> Result<(), MountError> {
-        // Who runs on `data` would read holes where bytes are taken out of it.
+        // A reader of `data` would read zeros where spans are evicted.
         if source.supply == Supply::OnDemand {
             return Err(MountError::Fixed);
         }
@@ -109,7 +109,7 @@ impl Mounter for FileMounter {
     }
 }
 
-/// Mounts an image at `at`; for the mounting thread.
+/// Mounts an image at `at`. Runs on the mount thread.
 pub(super) fn mount_now(made: &Made, image: &LayerImage, at: &Path) -> Result<(), MountError> {
     with_readahead(image.source.supply, || place::put(made, image.pair(), at))
 }
@@ -123,7 +123,7 @@ impl LayerImage {
     }
 }
 
-/// Makes a file system and sets the readahead of the bdi that appears with it.
+/// Creates a mount with `make` and sets the readahead of the new bdi.
 fn with_readahead(
     supply: Supply,
     make: impl FnOnce() -> Result<(), MountError>,
@@ -135,21 +135,24 @@ fn with_readahead(
         Supply::OnDemand => READ_AHEAD_ON_DEMAND_KB,
         Supply::Complete => READ_AHEAD_COMPLETE_KB,
     };
-    // It is about speed only: a mount without it works.
+    // Failures are only logged: readahead affects speed, not correctness.
     match new.as_slice() {
         [bdi] => {
             let setting = Path::new(BDI_FOLDER).join(bdi).join("read_ahead_kb");
             if let Err(error) = std::fs::write(&setting, kib.to_string()) {
-                tracing::debug!(path = %setting.display(), %error, "readahead stays as it is");
+                tracing::debug!(path = %setting.display(), %error, "cannot set readahead, using the default");
             }
         }
-        // Somebody else mounted in the same moment, or there is no sysfs.
-        several => tracing::debug!(found = several.len(), "bdi of the new mount is not known"),
+        // Another process mounted at the same time, or sysfs is not mounted.
+        several => tracing::debug!(
+            found = several.len(),
+            "cannot identify the bdi of the new mount"
+        ),
     }
     Ok(())
 }
 
-/// The bdis of EROFS mounts that are files.
+/// The bdis of EROFS mounts in mount mode *file*.
 fn bdis() -> BTreeSet<OsString> {
     let names = std::fs::read_dir(BDI_FOLDER)
         .into_iter()

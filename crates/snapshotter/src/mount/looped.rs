@@ -1,10 +1,11 @@
-//! The **loop** way, the default: `meta` and the data each on a loop device, EROFS mounted from the two.
+//! The mount mode **loop**, the default: EROFS mounted from two loop devices, for `meta` and the
+//! data.
 //!
-//! While bytes are missing the data's device sits, in direct mode, on the layer's file of the FUSE
-//! mount; when the layer is complete it moves to `data` under its running readers. All images of a layer
-//! share its data device. Device names are `soci:data:ROOT:LAYER` and `soci:meta:ROOT:LAYER:IMAGE`
-//! (ROOT stands for the state folder, LAYER is the layer's number in the store): they survive the move
-//! and the process, so a later process finds what an earlier one attached.
+//! While bytes are missing, the data device is backed by the layer's file on the FUSE mount, with
+//! direct I/O. When the layer is complete, the device switches to `data`, even while it is being
+//! read. All images of a layer share its data device. Devices are named `soci:data:ROOT:LAYER` and
+//! `soci:meta:ROOT:LAYER:IMAGE` (ROOT identifies the state directory, LAYER is the layer's number
+//! in the store). The names survive a switch and a restart, so a later process finds the devices.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::ffi::OsStrExt;
@@ -22,11 +23,12 @@ use super::table::{MountEntry, MountTable};
 use super::thread::MountThread;
 use super::{LayerImage, LayerSource, MountError, Mounter, Supply, Way, plain};
 
-/// Readahead in KiB. It is that of the meta device: the data device's has no effect. More than 1,024 KiB
-/// makes no read faster here, and less costs sequential reads (measured; benchmark/README.md).
+/// Readahead of the meta device in KiB; that of the data device has no effect. A higher value does
+/// not make reads faster, a lower one slows down sequential reads (measured; benchmark/README.md).
 const READ_AHEAD_KB: u32 = 1024;
 
-/// Characters of a patch's key in a device name. Two images of one layer that agree in so many are equal.
+/// Characters of a patch key in a device name. Images of one layer whose keys share this prefix are
+/// treated as equal.
 const PATCH_CHARS: usize = 16;
 
 /// Mounts layers from loop devices.
@@ -36,13 +38,13 @@ pub(super) struct LoopMounter {
     state: Arc<State>,
 }
 
-/// What this process knows of its devices and mounts. Changed on the mounting thread only.
+/// Devices and mounts of this process. Changed only on the mount thread.
 #[derive(Debug)]
 pub(super) struct State {
     made: Made,
     names: Names,
-    /// Data and meta devices by layer. A number that the kernel gave to somebody else meanwhile is found out by
-    /// the device's name.
+    /// Data and meta devices by layer. If the kernel has reused a device number, the device's name
+    /// reveals it.
     devices: Mutex<HashMap<u64, Devices>>,
 }
 
@@ -52,7 +54,7 @@ struct Devices {
     meta: BTreeMap<u32, String>,
 }
 
-/// How devices of one state folder are called.
+/// Names of the devices of one state directory.
 #[derive(Debug, Clone)]
 struct Names {
     root: String,
@@ -83,7 +85,7 @@ impl Names {
         format!("soci:meta:{}:{layer}:{patch}:{copy}", self.root)
     }
 
-    /// The layer of a data device of this folder.
+    /// The layer of a data device of this state directory.
     fn data_layer(&self, label: &str) -> Option<u64> {
         label
             .strip_prefix(&format!("soci:data:{}:", self.root))?
@@ -91,7 +93,7 @@ impl Names {
             .ok()
     }
 
-    /// The layer of a meta device of this folder.
+    /// The layer of a meta device of this state directory.
     fn meta_layer(&self, label: &str) -> Option<u64> {
         let rest = label.strip_prefix(&format!("soci:meta:{}:", self.root))?;
         rest.split(':').next()?.parse().ok()
@@ -112,7 +114,7 @@ impl State {
         job(devices.entry(layer).or_default())
     }
 
-    /// Mounts an image, unless the place shows it already.
+    /// Mounts an image, unless it is already mounted at `at`.
     pub(super) fn mount(&self, image: &LayerImage, at: &Path) -> Result<(), MountError> {
         let label = self.names.meta(image);
         let table = MountTable::read().map_err(MountError::Table)?;
@@ -120,7 +122,7 @@ impl State {
             let index = top.source.to_str().and_then(loops::index_of);
             if index.and_then(loops::label_of).as_ref() == Some(&label) {
                 self.made.set(at, top.id);
-                // Its device may still be on the file of a connection that is gone.
+                // The device may still be backed by a file of a closed FUSE connection.
                 return self.supply_unless_there(&image.source);
             }
         }
@@ -139,7 +141,7 @@ impl State {
         Ok(())
     }
 
-    /// The data device of a layer: the one that is attached, else a new one.
+    /// The attached data device of a layer, or a new one.
     fn data_device(&self, source: &LayerSource) -> Result<Loop, MountError> {
         if let Some(found) = self.data_devices(source.number).into_iter().next() {
             return Ok(found);
@@ -151,7 +153,7 @@ impl State {
         Ok(device)
     }
 
-    /// The data devices of a layer that are still attached.
+    /// The attached data devices of a layer.
     fn data_devices(&self, layer: u64) -> Vec<Loop> {
         let label = self.names.data(layer);
         self.with(layer, |devices| {
@@ -165,7 +167,7 @@ impl State {
         })
     }
 
-    /// Takes the layer at `at` away, and forgets its devices when that was its last mount.
+    /// Unmounts the layer at `at`, and forgets its devices if this was its last mount.
     fn unmount(&self, at: &Path) -> Result<(), MountError> {
         let layer = self.last_layer_at(at);
         place::unmount(&self.made, at)?;
@@ -176,8 +178,8 @@ impl State {
         Ok(())
     }
 
-    /// The layer that is mounted at `at`, unless another mount shows it too: a bind of the same file system, or one of
-    /// its own, which an earlier process may have made.
+    /// The layer that is mounted at `at`, unless it is mounted elsewhere too: as a bind mount, or
+    /// as another file system that an earlier process made.
     fn last_layer_at(&self, at: &Path) -> Option<u64> {
         let table = MountTable::read().ok()?;
         let layer = |entry: &MountEntry| {
@@ -192,7 +194,7 @@ impl State {
         (!table.entries().iter().any(shown_too)).then_some(number)
     }
 
-    /// Moves the data devices of a layer. The caller answers for it that no READ of the layer waits.
+    /// Switches the data devices of a layer. The caller guarantees that no READ of the layer waits.
     pub(super) fn supply(&self, source: &LayerSource) -> Result<(), MountError> {
         for device in self.data_devices(source.number) {
             if device.is_on(&source.file) && source.supply == Supply::Complete {
@@ -201,7 +203,7 @@ impl State {
             match source.supply {
                 Supply::Complete => {
                     device.change(&source.file)?;
-                    // The pages that were just written are the fastest source there is.
+                    // Use the page cache: the pages that were just written are the fastest source.
                     device.set_direct(false);
                 }
                 Supply::OnDemand => {
@@ -224,7 +226,8 @@ impl State {
         self.supply(source)
     }
 
-    /// Bypasses the page cache of a layer's files, and empties it: one cached copy is enough.
+    /// Switches a layer's devices to direct I/O and drops the page cache of its files, to keep only
+    /// one cached copy.
     fn settle(&self, layer: u64, files: &[PathBuf]) {
         let metas: Vec<_> = self.with(layer, |devices| {
             devices
@@ -241,12 +244,13 @@ impl State {
                 rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).map_err(std::io::Error::from)
             });
             if let Err(error) = forgotten {
-                tracing::debug!(path = %path.display(), %error, "page cache");
+                tracing::debug!(path = %path.display(), %error, "cannot drop the page cache of a file");
             }
         }
     }
 
-    /// Registers what an earlier process attached; the layers with a data device.
+    /// Registers the devices that an earlier process attached. Returns the layers with a data
+    /// device.
     fn find(&self) -> Vec<u64> {
         let mut layers = Vec::new();
         for loops::Attached { index, label } in loops::attached("soci:") {
@@ -262,7 +266,7 @@ impl State {
         layers
     }
 
-    /// Lets go of devices that nothing uses. One in use stays: the kernel only notes that it goes with its last user.
+    /// Releases unused devices. For a device in use, the kernel only sets autoclear.
     fn let_go(&self) -> usize {
         let ours = |label: &str| {
             self.names.data_layer(label).is_some() || self.names.meta_layer(label).is_some()
@@ -284,7 +288,7 @@ impl State {
 }
 
 impl LoopMounter {
-    /// Names of devices are made from `root`, the canonical state folder.
+    /// Device names are derived from `root`, the canonical state directory.
     pub(super) fn new(thread: MountThread, root: &Path) -> LoopMounter {
         LoopMounter {
             thread,
@@ -292,7 +296,6 @@ impl LoopMounter {
         }
     }
 
-    /// Runs a step on the mounting thread.
     async fn on_thread<T: Send + 'static>(
         &self,
         step: impl FnOnce(&State) -> T + Send + 'static,

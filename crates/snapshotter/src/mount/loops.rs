@@ -1,11 +1,11 @@
-//! Loop devices: attach a file, move the device to another file, read back what it is.
+//! Loop devices: attach a file, switch to another file, query the state.
 //!
-//! Every call opens `/dev/loopN`, so all of it runs on the mounting thread. Devices are read-only, have
-//! 4 KiB blocks and clear themselves when their last user goes: the caller holds a [`Loop`] until the
+//! Every call opens `/dev/loopN`, so all of it runs on the mount thread. Devices are read-only,
+//! have 4 KiB blocks and are released with their last user: the caller holds a [`Loop`] until the
 //! mount that uses the device exists.
 //!
-//! A change of hands freezes the queue until every READ of the device is answered, and no signal ends
-//! that wait: callers see to it that READs are answered (`kernel.md` section 9).
+//! A switch freezes the device's queue until every READ is answered. No signal ends that wait, so
+//! callers must ensure that READs are answered.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -19,24 +19,24 @@ use rustix::io::Errno;
 use super::MountError;
 use abi::Config;
 
-/// Size of a block of every device, in bytes.
+/// Block size of every device in bytes.
 const BLOCK: u32 = 4096;
-/// Lost races for a free device before the attempt is given up.
+/// Number of attempts to get a free device while others take it first.
 const RACES: u32 = 64;
-/// Pause between two attempts to open a device node that udev or devtmpfs is still making.
+/// Pause before another attempt to open a device node that udev or devtmpfs has not created yet.
 const PAUSE: Duration = Duration::from_millis(5);
 
 const CONTROL: &str = "/dev/loop-control";
 const SYSFS: &str = "/sys/block";
 
-/// An open loop device. It stays attached at least as long as this lives.
+/// An open loop device. It stays attached at least as long as this value exists.
 #[derive(Debug)]
 pub(super) struct Loop {
     index: u32,
     device: File,
 }
 
-/// What is found of an attached device.
+/// An attached device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Attached {
     /// N of `/dev/loopN`.
@@ -48,15 +48,17 @@ pub(super) struct Attached {
 impl Loop {
     /// Attaches `backing` to a free device under the name `label`.
     ///
-    /// `direct` bypasses the page cache of `backing`. On a FUSE file it is what lets reads wait side by
-    /// side, so there it is an error if the kernel does not do it.
+    /// `direct` bypasses the page cache of `backing`. For a FUSE file this is required, because
+    /// only direct reads wait independently of each other; the call fails if the kernel does not
+    /// support it.
     pub(super) fn attach(backing: &Path, label: &str, direct: bool) -> Result<Loop, MountError> {
-        let file = File::open(backing).map_err(io("opening", backing))?;
-        let control = File::open(CONTROL).map_err(|source| no_loop("opening", CONTROL, source))?;
+        let file = File::open(backing).map_err(io("cannot open", backing))?;
+        let control =
+            File::open(CONTROL).map_err(|source| no_loop("cannot open", CONTROL, source))?;
         let config = Config::new(file.as_raw_fd(), BLOCK, label, direct);
         for _ in 0..RACES {
             let index = abi::free(&control)
-                .map_err(|error| no_loop("asking for a free device from", CONTROL, error.into()))?;
+                .map_err(|error| no_loop("cannot get a free device from", CONTROL, error.into()))?;
             let Some(device) = open_node(index)? else {
                 continue;
             };
@@ -68,23 +70,23 @@ impl Loop {
                     }
                     return Ok(attached);
                 }
-                // Somebody else took it first.
+                // Another process took the device first.
                 Err(Errno::BUSY) => {}
                 Err(source) => {
-                    return Err(super::refused("attaching a loop device to", backing)(
+                    return Err(super::refused("cannot attach a loop device to", backing)(
                         source,
                     ));
                 }
             }
         }
         Err(no_loop(
-            "winning a free device from",
+            "every free device was taken by others:",
             CONTROL,
             Errno::BUSY.into(),
         ))
     }
 
-    /// The device `index`, if it is attached under the name `label`.
+    /// Opens device `index` if it is attached under the name `label`.
     pub(super) fn open(index: u32, label: &str) -> Option<Loop> {
         let device = open_node(index).ok()??;
         let info = abi::status(&device).ok()?;
@@ -101,24 +103,26 @@ impl Loop {
         node(self.index)
     }
 
-    /// Moves the device, under its running readers, to `backing`, which has the same size.
+    /// Switches the device to `backing`, which has the same size. Readers continue.
     pub(super) fn change(&self, backing: &Path) -> Result<(), MountError> {
-        let file = File::open(backing).map_err(io("opening", backing))?;
-        abi::change(&self.device, &file).map_err(super::refused("moving a loop device to", backing))
+        let file = File::open(backing).map_err(io("cannot open", backing))?;
+        abi::change(&self.device, &file)
+            .map_err(super::refused("cannot switch a loop device to", backing))
     }
 
-    /// Turns direct mode on or off. False: the kernel does not do it on this file.
+    /// Turns direct I/O on or off. Returns false if the kernel does not support it on this file.
     pub(super) fn set_direct(&self, direct: bool) -> bool {
         self.is_direct() == direct
             || (abi::set_direct(&self.device, direct).is_ok() && self.is_direct() == direct)
     }
 
-    /// Whether the page cache of the backing file is bypassed.
+    /// Whether the device bypasses the page cache of its backing file.
     pub(super) fn is_direct(&self) -> bool {
         sysfs(self.index, "loop/dio").is_some_and(|value| value.trim() == "1")
     }
 
-    /// Whether the device sits on `path`, as far as the kernel can say it in this mount namespace.
+    /// Whether the device is backed by `path`, as far as the kernel can tell in this mount
+    /// namespace.
     pub(super) fn is_on(&self, path: &Path) -> bool {
         sysfs(self.index, "loop/backing_file")
             .is_some_and(|found| Path::new(found.trim_end_matches('\n')) == path)
@@ -128,27 +132,27 @@ impl Loop {
         if self.set_direct(true) {
             return Ok(());
         }
-        Err(super::refused(
-            "switching a loop device to direct reads of",
-            backing,
-        )(Errno::OPNOTSUPP))
+        Err(super::refused("cannot use direct I/O on", backing)(
+            Errno::OPNOTSUPP,
+        ))
     }
 
-    /// Sets the readahead of what is mounted from this device. About speed only: a failure is logged.
+    /// Sets the readahead of the mount on this device. It affects only speed, so a failure is
+    /// logged.
     pub(super) fn set_readahead(&self, kib: u32) {
         let setting = folder(self.index).join("queue/read_ahead_kb");
         if let Err(error) = std::fs::write(&setting, kib.to_string()) {
-            tracing::debug!(path = %setting.display(), %error, "readahead stays as it is");
+            tracing::debug!(path = %setting.display(), %error, "cannot set readahead, using the default");
         }
     }
 
-    /// Lets the device go, if nothing uses it; else it goes with its last user.
+    /// Releases the device. If it is in use, it is released with its last user.
     pub(super) fn clear(&self) -> Result<(), Errno> {
         abi::clear(&self.device)
     }
 }
 
-/// The attached devices of this machine whose name begins with `prefix`.
+/// The attached devices of this machine whose names start with `prefix`.
 pub(super) fn attached(prefix: &str) -> Vec<Attached> {
     let names = std::fs::read_dir(SYSFS).into_iter().flatten().flatten();
     let mut found: Vec<_> = names
@@ -167,7 +171,7 @@ pub(super) fn label_of(index: u32) -> Option<String> {
     abi::status(&device).ok().map(|info| info.label())
 }
 
-/// The number of a device node or of its folder in sysfs.
+/// The number of a device node or of its sysfs directory.
 pub(super) fn index_of(name: &str) -> Option<u32> {
     name.trim_start_matches("/dev/")
         .strip_prefix("loop")?
@@ -175,7 +179,7 @@ pub(super) fn index_of(name: &str) -> Option<u32> {
         .ok()
 }
 
-/// None: the node is not there yet, or its device was taken away again.
+/// Returns `None` if the node does not exist yet or its device has been removed.
 fn open_node(index: u32) -> Result<Option<File>, MountError> {
     let path = node(index);
     let open = std::fs::OpenOptions::new()
@@ -198,7 +202,7 @@ fn open_node(index: u32) -> Result<Option<File>, MountError> {
             std::thread::sleep(PAUSE);
             Ok(None)
         }
-        Err(error) => Err(no_loop("opening", &path.display().to_string(), error)),
+        Err(error) => Err(no_loop("cannot open", &path.display().to_string(), error)),
     }
 }
 
@@ -226,11 +230,11 @@ fn io<'a>(step: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> 
 fn no_loop(step: &'static str, what: &str, source: std::io::Error) -> MountError {
     let remedy = match source.raw_os_error() {
         Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => {
-            "load the kernel module `loop`, and give a container the host's /dev"
+            "load the kernel module `loop`, and mount the host's /dev in the container"
         }
-        Some(libc::EACCES | libc::EPERM) => "run as root, with access to loop devices",
+        Some(libc::EACCES | libc::EPERM) => "run as root with access to loop devices",
         _ => {
-            "raise `max_loop` of the kernel module `loop`, or let go of loop devices (`losetup -a`)"
+            "raise `max_loop` of the kernel module `loop`, or detach unused loop devices (see `losetup -a`)"
         }
     };
     MountError::NoLoop {
@@ -241,9 +245,9 @@ fn no_loop(step: &'static str, what: &str, source: std::io::Error) -> MountError
     }
 }
 
-/// JUSTIFICATION: loop devices are driven by ioctls with structures that no crate wraps. SAFETY of the
-/// module: every call passes an open descriptor and either integers or a pointer to a structure laid out
-/// as in `linux/loop.h`, alive for the call.
+/// JUSTIFICATION: no crate wraps the ioctls of loop devices. SAFETY of the module: every call
+/// passes an open descriptor and either integers or a pointer to a structure with the layout of
+/// `linux/loop.h` that lives for the call.
 mod abi {
     #![allow(unsafe_code, reason = "ioctls of the loop driver have no safe wrapper")]
 
@@ -334,7 +338,7 @@ mod abi {
     }
 
     fn call(file: &File, request: u64, argument: u64) -> Result<i32, Errno> {
-        // SAFETY: see the module; callers pass a pointer only where the request takes one.
+        // SAFETY: see the module; callers pass a pointer only for requests that expect one.
         let result = unsafe { libc::ioctl(file.as_raw_fd(), request, argument) };
         if result < 0 {
             let error = std::io::Error::last_os_error();

@@ -1,12 +1,12 @@
-//! How an EROFS mount gets to its place, and how it leaves it.
+//! Attaches EROFS mounts to their mount points and detaches them. Runs on the mount thread.
 //!
-//! A mount is made detached (`fsopen`, `fsmount`) and then put in place. **A place is never uncovered**:
-//! a new mount goes beneath the old one, which is detached then, or above it where the kernel cannot do
-//! that. Only when a path is longer than `fsconfig` takes does `mount(2)` do it in one step.
+//! A mount is created detached (`fsopen`, `fsmount`) and then attached. **A mount point is never
+//! uncovered**: a new mount goes beneath the old one, which is then detached, or above it if the
+//! kernel cannot do that. Only paths that are too long for `fsconfig` use `mount(2)`.
 //!
-//! *Flags*: read-only and nothing else. A snapshot of one layer can be given to a container as a bind
-//! mount, which inherits: with `nodev` or `nosuid` here, device nodes and setuid programs of an image
-//! would depend on how many layers it has. Everything here runs on the mounting thread.
+//! *Flags*: mounts are read-only, without further flags. A container can get a snapshot of one
+//! layer as a bind mount, which inherits the flags. With `nodev` or `nosuid`, whether device nodes
+//! and setuid programs work would depend on the number of layers in the image.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -24,32 +24,32 @@ use rustix::mount::{
 use super::table::MountTable;
 use super::{MountError, detach, refused};
 
-/// File system type in the kernel's table.
+/// File system type in the kernel's mount table.
 pub(super) const FS_TYPE: &str = "erofs";
 
-/// Longest string that `fsconfig` takes, in bytes (kernel limit: 256 with the NUL).
+/// Longest string that `fsconfig` accepts, in bytes (kernel limit: 256 with the NUL).
 const FSCONFIG_MAX: usize = 255;
 
-/// Longest option string of `mount(2)`: a page with the NUL (kernel limit).
+/// Longest option string of `mount(2)` in bytes (kernel limit: one page with the NUL).
 const MOUNT_DATA_MAX: usize = 4095;
 
-/// `MOVE_MOUNT_BENEATH` (Linux 6.5), which rustix has no name for.
+/// `MOVE_MOUNT_BENEATH` (Linux 6.5). rustix does not define it.
 const MOVE_MOUNT_BENEATH: MoveMountFlags = MoveMountFlags::from_bits_retain(0x200);
 
-/// Identifies a mount in the kernel's table. The kernel uses numbers again, so one only counts together
-/// with its place.
+/// Identifies a mount in the kernel's mount table. The kernel reuses IDs, so an ID is meaningful
+/// only together with its mount point.
 pub(super) type MountId = u64;
 
 /// The two files, or block devices, of one EROFS file system.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pair<'a> {
-    /// The map.
+    /// The metadata image.
     pub(super) source: &'a Path,
-    /// The bytes.
+    /// The data file or device.
     pub(super) device: &'a Path,
 }
 
-/// The mounts this process made, by their place. Changed on the mounting thread only.
+/// The mounts this process made, by mount point. Changed only on the mount thread.
 #[derive(Debug, Default)]
 pub(super) struct Made(Mutex<HashMap<PathBuf, MountId>>);
 
@@ -68,7 +68,7 @@ impl Made {
             .remove(at);
     }
 
-    /// Whether what a look-up of `at` finds is the mount that was made there.
+    /// Whether the topmost mount at `at` is the one this process made there.
     pub(super) fn is_top(&self, table: &MountTable, at: &Path) -> bool {
         let made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let top = table.top(at).filter(|top| top.fs_type == FS_TYPE);
@@ -76,22 +76,22 @@ impl Made {
     }
 }
 
-/// Shows `pair` at `at`: beneath the layer that is mounted there, which goes then, or at the empty place.
+/// Mounts `pair` at `at`. A layer already mounted there is replaced without uncovering `at`.
 pub(super) fn put(made: &Made, pair: Pair<'_>, at: &Path) -> Result<(), MountError> {
     let table = MountTable::read().map_err(MountError::Table)?;
     let id = match Detached::new(pair)? {
         Some(detached) => detached.put(&table, at)?,
-        // Above what is there: both go together later.
+        // This goes above an existing mount; both are detached together later.
         None => mount_in_one_step(pair, at)?,
     };
     made.set(at, id);
     Ok(())
 }
 
-/// Shows at `at` what this process mounted at `from`.
+/// Mounts at `at` what this process mounted at `from`.
 pub(super) fn bind(made: &Made, from: &Path, at: &Path) -> Result<(), MountError> {
     let table = MountTable::read().map_err(MountError::Table)?;
-    // Else the plain folder would be shown.
+    // Without this check, the underlying directory could be bind-mounted.
     if !made.is_top(&table, from) {
         return Err(MountError::NotOurs(from.to_path_buf()));
     }
@@ -112,7 +112,7 @@ pub(super) fn unmount(made: &Made, at: &Path) -> Result<(), MountError> {
     }
 }
 
-/// Shows `pair` at those of `places` where this process mounted something; all share one file system.
+/// Mounts `pair` at those of `places` where this process has a mount. All share one file system.
 pub(super) fn replace(made: &Made, pair: Pair<'_>, places: &[PathBuf]) -> Result<(), MountError> {
     let table = MountTable::read().map_err(MountError::Table)?;
     let mut ours = places.iter().filter(|at| made.is_top(&table, at));
@@ -123,7 +123,7 @@ pub(super) fn replace(made: &Made, pair: Pair<'_>, places: &[PathBuf]) -> Result
     ours.try_for_each(|at| bind(made, first, at))
 }
 
-/// A mount that is at no place yet. Dropped, it is gone.
+/// A mount that is not attached anywhere. It ends when dropped.
 struct Detached {
     fd: OwnedFd,
     id: MountId,
@@ -131,7 +131,7 @@ struct Detached {
 }
 
 impl Detached {
-    /// A new file system; `None` when a path is too long for `fsconfig`.
+    /// Creates a file system. Returns `None` if a path is too long for `fsconfig`.
     fn new(pair: Pair<'_>) -> Result<Option<Detached>, MountError> {
         let Pair { source, device } = pair;
         let too_long = |path: &Path| path.as_os_str().len() > FSCONFIG_MAX;
@@ -140,32 +140,32 @@ impl Detached {
         }
         let step = |step| refused(step, source);
         let fs = rustix::mount::fsopen(FS_TYPE, FsOpenFlags::FSOPEN_CLOEXEC)
-            .map_err(step("preparing an erofs mount of"))?;
+            .map_err(step("cannot create an EROFS context for"))?;
         configure(&fs, pair).map_err(|error| MountError::Refused {
-            step: "mounting erofs image",
+            step: "cannot mount EROFS image",
             path: source.to_path_buf(),
             detail: messages(&fs),
             source: error,
         })?;
         let flags = FsMountFlags::FSMOUNT_CLOEXEC;
         let fd = rustix::mount::fsmount(&fs, flags, MountAttrFlags::MOUNT_ATTR_RDONLY)
-            .map_err(step("making an erofs mount of"))?;
+            .map_err(step("cannot create an EROFS mount of"))?;
         Detached::from_fd(fd, source).map(Some)
     }
 
-    /// Another mount of the file system that is mounted at `from`.
+    /// Creates another mount of the file system mounted at `from`.
     fn copy_of(from: &Path) -> Result<Detached, MountError> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_NO_AUTOMOUNT
             | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
         let fd = rustix::mount::open_tree(CWD, from, flags)
-            .map_err(refused("copying the mount at", from))?;
+            .map_err(refused("cannot copy the mount at", from))?;
         Detached::from_fd(fd, from)
     }
 
     fn from_fd(fd: OwnedFd, what: &Path) -> Result<Detached, MountError> {
-        let id = mount_id(&fd).map_err(refused("identifying the mount of", what))?;
+        let id = mount_id(&fd).map_err(refused("cannot identify the mount of", what))?;
         Ok(Detached {
             fd,
             id,
@@ -178,7 +178,7 @@ impl Detached {
         rustix::mount::move_mount(&self.fd, "", CWD, at, flags)
     }
 
-    /// Puts it at `at`, which is never uncovered meanwhile.
+    /// Attaches the mount at `at` without uncovering `at`.
     fn put(self, table: &MountTable, at: &Path) -> Result<MountId, MountError> {
         match table.top(at) {
             Some(top) if top.fs_type == FS_TYPE => self.replace(at),
@@ -186,25 +186,27 @@ impl Detached {
         }
     }
 
-    /// Puts it at `at`, above whatever is there.
+    /// Attaches the mount at `at`, above any existing mount.
     fn place(self, at: &Path) -> Result<MountId, MountError> {
         self.move_to(at, MoveMountFlags::empty())
-            .map_err(refused("attaching a mount at", at))?;
+            .map_err(refused("cannot attach a mount at", at))?;
         Ok(self.id)
     }
 
-    /// Puts it beneath the mount at `at` and detaches that one.
+    /// Attaches the mount beneath the one at `at` and detaches that one.
     fn replace(self, at: &Path) -> Result<MountId, MountError> {
         match self.move_to(at, MOVE_MOUNT_BENEATH) {
             Ok(()) => detach(at).map(|()| self.id),
-            // How mounts propagate here forbids it, or the kernel does not know it. On top of the old
-            // one it serves as well; the old one goes when the place is unmounted.
+            // Mount propagation forbids it, or the kernel does not support it. Above the old mount
+            // it works as well; the old one is detached when the mount point is unmounted.
             Err(Errno::INVAL) => {
                 let (at_display, what) = (at.display(), self.what.display());
-                tracing::debug!(at = %at_display, mount = %what, "new mount goes above the old one");
+                tracing::debug!(at = %at_display, mount = %what, "attaching the new mount above the old one");
                 self.place(at)
             }
-            Err(source) => Err(refused("putting a mount beneath the one at", at)(source)),
+            Err(source) => Err(refused("cannot attach a mount beneath the one at", at)(
+                source,
+            )),
         }
     }
 }
@@ -220,7 +222,7 @@ fn configure(fs: &OwnedFd, pair: Pair<'_>) -> Result<(), Errno> {
     rustix::mount::fsconfig_create(fs)
 }
 
-/// What the kernel wrote about a mount that failed, for people.
+/// Reads the kernel's messages about a failed mount.
 fn messages(fs: &OwnedFd) -> String {
     let mut text = String::new();
     let mut buffer = [0; 512];
@@ -232,7 +234,7 @@ fn messages(fs: &OwnedFd) -> String {
     text
 }
 
-/// `mount(2)`, for paths that `fsconfig` does not take. Its option string is split at commas.
+/// Mounts with `mount(2)`, for paths that `fsconfig` rejects. Commas separate its options.
 fn mount_in_one_step(pair: Pair<'_>, at: &Path) -> Result<MountId, MountError> {
     let unsayable = || MountError::Unsayable {
         meta: pair.source.to_path_buf(),
@@ -250,9 +252,9 @@ fn mount_in_one_step(pair: Pair<'_>, at: &Path) -> Result<MountId, MountError> {
         MountFlags::RDONLY,
         options.as_c_str(),
     )
-    .map_err(refused("mounting erofs image", pair.source))?;
+    .map_err(refused("cannot mount EROFS image", pair.source))?;
     let table = MountTable::read().map_err(MountError::Table)?;
     let top = table.top(at).ok_or(Errno::NOENT);
     top.map(|top| top.id)
-        .map_err(refused("identifying the mount at", at))
+        .map_err(refused("cannot identify the mount at", at))
 }

@@ -1,10 +1,10 @@
-//! Whether a way works here, tried in the state folder with everything a layer needs.
+//! Probes whether a mount mode works in the state directory.
 //!
-//! A tiny image is mounted twice, with a file of the FUSE mount as its device and with a plain file,
-//! and each time looked at directly, through overlayfs, as a container would see it, and through an
-//! overlay on that. A new mount has nothing cached, so every byte that is compared went the whole way.
-//! The loop way also changes hands under a mount, is read with `O_DIRECT`, and is read while a READ
-//! waits, whose reader is then killed.
+//! A tiny image is mounted twice, over a file of the FUSE mount and over a plain file. Each time it
+//! is read directly, through overlayfs as a container would, and through an overlay on that
+//! overlay. Nothing of a new mount is cached, so every compared byte comes from the device. In
+//! mount mode *loop*, the probe also switches the device under a mount, reads with `O_DIRECT`,
+//! reads while another READ waits, and kills the waiting reader.
 
 mod image;
 mod waiting;
@@ -29,32 +29,32 @@ use crate::device::Device;
 use image::{BLOCK, OPAQUE, check, content, lower_image, upper_image};
 use waiting::ProbeFile;
 
-/// The device file of the probe. Layers are numbered from 2 upwards and never get here.
+/// File number of the probe on the FUSE mount. Layer numbers start at 2 and never reach it.
 const PROBE_NUMBER: u64 = u64::MAX / 2;
 
-/// How long the probe may take. It is done in milliseconds or hangs.
+/// Time limit of the probe. It takes milliseconds unless it hangs.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// How the probe's folder begins.
+/// Name prefix of the probe's directory.
 const PREFIX: &str = "probe-";
 
-/// Why the way does not work.
+/// Why a mount mode does not work.
 #[derive(Debug, Error)]
 pub(super) enum ProbeError {
-    #[error("probe files cannot be made in {}: {source}", folder.display())]
+    #[error("cannot create the probe files in {}: {source}", folder.display())]
     Prepare {
         folder: PathBuf,
         source: std::io::Error,
     },
     #[error("{step}: {source}")]
     Mount { step: &'static str, source: Chain },
-    #[error("{step}: {what} cannot be read: {source}")]
+    #[error("{step}: cannot read {what}: {source}")]
     Read {
         step: &'static str,
         what: &'static str,
         source: std::io::Error,
     },
-    #[error("{step}: {what} is not what the image says")]
+    #[error("{step}: {what} does not match the image")]
     Wrong {
         step: &'static str,
         what: &'static str,
@@ -64,13 +64,13 @@ pub(super) enum ProbeError {
         step: &'static str,
         what: &'static str,
     },
-    #[error("probe did not end within {} s", LIMIT.as_secs())]
+    #[error("the probe did not finish within {} s", LIMIT.as_secs())]
     Hangs,
     #[error(transparent)]
     Unfinished(#[from] Unfinished),
 }
 
-/// A mount error with its cause, in one line.
+/// A mount error and its cause on one line.
 #[derive(Debug, Error)]
 #[error("{0}: {cause}", cause = std::error::Error::source(.0).map_or_else(String::new, ToString::to_string))]
 pub(super) struct Chain(MountError);
@@ -78,12 +78,12 @@ pub(super) struct Chain(MountError);
 /// What the probe found.
 #[derive(Debug)]
 pub(super) struct Found {
-    /// Overlays take `xino=on`, and it makes one device of a root file system.
+    /// Whether overlays support `xino=on`, so that a root file system has a single device number.
     pub(super) xino: bool,
     pub(super) reason: String,
 }
 
-/// Tries a way in a folder below `state_root`; says what was found to work.
+/// Probes a mount mode in a directory below `state_root`.
 pub(super) async fn probe(
     way: Way,
     state_root: &Path,
@@ -103,7 +103,7 @@ pub(super) async fn probe(
     let served = Arc::clone(&file);
     let tried = thread.run(move || {
         let result = bench.try_out(&on_demand, &served);
-        // Mounts go before their folder, on this thread.
+        // Mounts are removed before their directory, on this thread.
         drop(bench);
         result
     });
@@ -112,28 +112,28 @@ pub(super) async fn probe(
     device.remove(PROBE_NUMBER);
     let xino = result.map_err(|_elapsed| ProbeError::Hangs)???;
     let what = match way {
-        Way::Loop => "on loop devices that change hands",
-        Way::File => "from a file",
+        Way::Loop => "on loop devices",
+        Way::File => "from files",
     };
-    let reason = format!("an EROFS image is mounted {what} there, over fuse and over plain data");
+    let reason = format!("mounting an EROFS image {what} works, over FUSE and over plain data");
     Ok(Found { xino, reason })
 }
 
-/// Takes away what killed probes left in `root`; how many mounts.
+/// Removes what killed probes left in `root`. Returns the number of mounts.
 pub(super) fn sweep(root: &Path) -> Result<usize, MountError> {
     let mut count = 0;
     for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
         if entry.file_name().as_bytes().starts_with(PREFIX.as_bytes()) {
             count += super::detach_below(&entry.path(), |_| true)?;
             if let Err(error) = std::fs::remove_dir_all(entry.path()) {
-                tracing::debug!(path = %entry.path().display(), %error, "a folder of a probe stays");
+                tracing::debug!(path = %entry.path().display(), %error, "cannot remove a directory of an earlier probe");
             }
         }
     }
     Ok(count)
 }
 
-/// The probe's files and folders. Dropped on the mounting thread, it takes everything away again.
+/// The probe's files and directories. Dropped on the mount thread, it removes everything.
 struct Bench {
     folder: PathBuf,
     way: Way,
@@ -155,7 +155,7 @@ impl Bench {
         let write = |name: &str, bytes: &[u8]| {
             let mut file = File::create(folder.join(name))?;
             file.write_all(bytes)?;
-            // Clean pages only are dropped; then the first look reads from the disk.
+            // Only clean pages can be dropped. The first read then comes from the disk.
             file.sync_all()?;
             rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).map_err(std::io::Error::from)
         };
@@ -175,7 +175,7 @@ impl Bench {
         self.folder.join(name)
     }
 
-    /// True: overlays take `xino=on`.
+    /// Returns whether overlays support `xino=on`.
     fn try_out(&self, on_demand: &Path, file: &ProbeFile) -> Result<bool, ProbeError> {
         let plain = self.path("data");
         self.mount(
@@ -186,8 +186,8 @@ impl Bench {
         )?;
         self.round(
             (on_demand, Supply::OnDemand),
-            "mount over a fuse file",
-            "overlay on the mount over a fuse file",
+            "mount over a FUSE file",
+            "overlay on the mount over a FUSE file",
         )?;
         if self.way == Way::Loop {
             self.wait_beside(on_demand, file)?;
@@ -199,12 +199,13 @@ impl Bench {
             "overlay on the mount over plain data",
         )?;
         Ok(self.xino().unwrap_or_else(|error| {
-            tracing::info!(%error, "overlays are mounted without xino");
+            tracing::info!(%error, "mounting overlays without xino");
             false
         }))
     }
 
-    /// One device: mount, look, overlay, look, an overlay on it, look, and away again.
+    /// Mounts one device, reads it directly, through an overlay and through an overlay on that, and
+    /// unmounts.
     fn round(
         &self,
         (device, supply): (&Path, Supply),
@@ -218,7 +219,7 @@ impl Bench {
             step: overlaid,
             source: Chain(source),
         };
-        // Fresh, so that nothing is cached from the look at it.
+        // Mount again, so that nothing is cached from the first check.
         detach(&upper).map_err(mount)?;
         self.mount("upper", device, supply, direct)?;
         let (merged, second) = (self.path("merged"), self.path("second"));
@@ -227,7 +228,7 @@ impl Bench {
         check(&merged, overlaid, None, &names)?;
         overlay(&merged, &self.path("empty"), &second, false).map_err(|source| {
             ProbeError::Mount {
-                step: "overlay on an overlay, as containers in containers make it",
+                step: "overlay on an overlay, as for containers in containers",
                 source: Chain(source),
             }
         })?;
@@ -238,13 +239,14 @@ impl Bench {
         Ok(())
     }
 
-    /// A READ that waits for the network holds up neither other reads nor the end of its reader.
+    /// Checks that a READ that waits for the network blocks neither other reads nor the end of its
+    /// reader.
     fn wait_beside(&self, on_demand: &Path, file: &ProbeFile) -> Result<(), ProbeError> {
         const STEP: &str = "reading while another read waits";
         self.mount("upper", on_demand, Supply::OnDemand, STEP)?;
         let upper = self.path("upper");
         let looked = waiting::look(&upper.join("full"), &upper.join("tail"), file, STEP);
-        // What waited is answered by now, so the mount goes at once.
+        // No READ waits any more, so the unmount cannot block.
         detach(&upper).map_err(|source| ProbeError::Mount {
             step: STEP,
             source: Chain(source),
@@ -252,9 +254,10 @@ impl Bench {
         looked
     }
 
-    /// The device of a mount moves from the FUSE file to plain data; what was not read before is read then.
+    /// Switches the device of a mount from the FUSE file to plain data and reads what was not read
+    /// before.
     fn change_hands(&self, on_demand: &Path, plain: &Path) -> Result<(), ProbeError> {
-        const STEP: &str = "moving a loop device from a fuse file to plain data";
+        const STEP: &str = "switching a loop device from a FUSE file to plain data";
         self.mount("upper", on_demand, Supply::OnDemand, STEP)?;
         let upper = self.path("upper");
         let read = |what| {
@@ -283,7 +286,7 @@ impl Bench {
         })
     }
 
-    /// Whether `xino=on` makes one device of an overlay's folders and files.
+    /// Whether `xino=on` gives the directories and files of an overlay one device number.
     fn xino(&self) -> Result<bool, ProbeError> {
         const STEP: &str = "overlay with xino=on";
         let mount = |source| ProbeError::Mount {
@@ -319,7 +322,7 @@ impl Bench {
         step: &'static str,
     ) -> Result<(), ProbeError> {
         let mut source = source(device, supply);
-        // The two images have data devices of their own, as two layers have.
+        // The two images have separate data devices, like two layers.
         source.number -= u64::from(name == "lower");
         let image = LayerImage {
             meta: self.path(&format!("{name}.meta")),
@@ -351,15 +354,15 @@ impl Drop for Bench {
     fn drop(&mut self) {
         for name in ["second", "merged", "upper", "lower"] {
             if let Err(error) = detach(&self.path(name)) {
-                tracing::warn!(%error, "a mount of the probe stays");
+                tracing::warn!(%error, "cannot remove a mount of the probe");
             }
         }
     }
 }
 
-/// A read-only overlay.
+/// Mounts a read-only overlay.
 fn overlay(upper: &Path, lower: &Path, at: &Path, xino: bool) -> Result<(), MountError> {
-    // Colons and commas separate, a backslash takes their meaning away.
+    // Colons and commas are separators; a backslash escapes them.
     let escaped = |path: &Path| {
         let mut text = Vec::new();
         for &byte in path.as_os_str().as_bytes() {
@@ -377,10 +380,10 @@ fn overlay(upper: &Path, lower: &Path, at: &Path, xino: bool) -> Result<(), Moun
     let options = CString::new(options).map_err(|_| MountError::Path(upper.to_path_buf()))?;
     let flags = MountFlags::RDONLY;
     rustix::mount::mount("overlay", at, "overlay", flags, options.as_c_str())
-        .map_err(refused("mounting an overlay at", at))
+        .map_err(refused("cannot mount an overlay at", at))
 }
 
-/// A file of one block, read around the page cache.
+/// Reads a file of one block, bypassing the page cache.
 fn read_direct(path: &Path) -> std::io::Result<Vec<u8>> {
     let file = std::fs::OpenOptions::new()
         .read(true)

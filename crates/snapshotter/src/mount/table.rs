@@ -1,9 +1,9 @@
-//! What is mounted where: `/proc/self/mountinfo`, and nothing else.
+//! The kernel's mount table, read from `/proc/self/mountinfo`.
 //!
-//! Mounts are never judged by looking at the mounted files: an EROFS mount whose device is gone
-//! still lists and stats, and a FUSE mount whose server is gone may never answer. The kernel's table
-//! is read as bytes; paths in it are cut at spaces, with space, tab, newline and backslash written
-//! in octal.
+//! It is the only way to decide what is mounted. File accesses do not tell: an EROFS mount whose
+//! device is gone still lists and stats, and a FUSE mount whose server is gone may never answer.
+//! The table is parsed as bytes. Fields are separated by spaces; space, tab, newline and backslash
+//! in paths are octal escapes.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -12,44 +12,44 @@ use std::path::{Component, Path, PathBuf};
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountEntry {
-    /// Identifies the mount as long as it exists.
+    /// ID of the mount, unique while the mount exists.
     pub id: u64,
-    /// The mount it lies on.
+    /// ID of the mount below it.
     pub parent: u64,
     /// Major and minor device number of the mounted file system.
     pub device: (u32, u32),
-    /// The folder of the file system that is mounted.
+    /// The directory of the file system that is mounted.
     pub root: PathBuf,
-    /// Where it is, seen from the process's root.
+    /// The mount point, relative to the root directory of the process.
     pub mount_point: PathBuf,
-    /// Options of the mount, separated by commas.
+    /// Mount options, separated by commas.
     pub options: String,
-    /// File system type, with its subtype behind a dot.
+    /// File system type, with its subtype after a dot.
     pub fs_type: String,
-    /// What is mounted; the path of the image for EROFS from a file.
+    /// Source of the mount. For EROFS from a file, the path of the image.
     pub source: PathBuf,
-    /// Options of the file system, separated by commas.
+    /// File system options, separated by commas.
     pub fs_options: String,
 }
 
-/// All mounts that a process sees.
+/// All mounts visible to a process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MountTable {
     entries: Vec<MountEntry>,
 }
 
 impl MountTable {
-    /// The mounts of this process.
+    /// Reads the mounts of this process.
     ///
     /// # Errors
     ///
     /// When `/proc` cannot be read.
     pub fn read() -> std::io::Result<MountTable> {
-        // mountinfo of the thread: a thread may have a mount namespace of its own.
+        // Read the thread's own file, because a thread can have its own mount namespace.
         std::fs::read("/proc/thread-self/mountinfo").map(|bytes| MountTable::parse(&bytes))
     }
 
-    /// Takes the text of a mountinfo file apart. Lines that are none are left out.
+    /// Parses the text of a mountinfo file. Invalid lines are skipped.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> MountTable {
         let lines = bytes.split(|&byte| byte == b'\n');
@@ -58,16 +58,16 @@ impl MountTable {
         }
     }
 
-    /// Every mount, in the kernel's order.
+    /// All mounts, in the kernel's order.
     #[must_use]
     pub fn entries(&self) -> &[MountEntry] {
         &self.entries
     }
 
-    /// What a look-up of `path` finds mounted there: of several mounts at one place the uppermost.
+    /// The topmost mount at `path`.
     ///
-    /// The order of the table says nothing about it, since a mount can be put beneath an older one:
-    /// the uppermost is the one no other mount at this place lies on.
+    /// The order of the table does not tell, because a mount can be attached beneath an older one.
+    /// The topmost mount is the one that is not the parent of another mount at `path`.
     #[must_use]
     pub fn top(&self, path: &Path) -> Option<&MountEntry> {
         let here = || {
@@ -78,7 +78,7 @@ impl MountTable {
         here().find(|entry| !here().any(|other| other.parent == entry.id && other.id != entry.id))
     }
 
-    /// How many mounts lie at `path` one over the other.
+    /// Number of mounts stacked at `path`.
     #[must_use]
     pub fn depth(&self, path: &Path) -> usize {
         self.entries
@@ -87,8 +87,8 @@ impl MountTable {
             .count()
     }
 
-    /// Mounts at `path` and below it, component by component, in an order in which they can be
-    /// unmounted: each before those it lies on.
+    /// The mounts at and below `path`, compared by path components, in an order in which they can
+    /// be unmounted.
     #[must_use]
     pub fn under(&self, path: &Path) -> Vec<&MountEntry> {
         let mut found: Vec<_> = self
@@ -96,8 +96,8 @@ impl MountTable {
             .iter()
             .filter(|entry| entry.mount_point.starts_with(path))
             .collect();
-        // Deeper paths first; which of several at one path goes first makes no difference, since an
-        // unmount takes the uppermost.
+        // Deeper paths come first. The order among mounts at one path does not matter, because an
+        // unmount detaches the topmost.
         found.sort_by_key(|entry| std::cmp::Reverse(entry.mount_point.components().count()));
         found
     }
@@ -115,7 +115,7 @@ impl MountEntry {
         let root = path(fields.next()?);
         let mount_point = path(fields.next()?);
         let options = text(fields.next()?);
-        // Any number of optional fields, then a dash alone.
+        // Skips any number of optional fields, up to a single dash.
         fields.find(|field| *field == b"-")?;
         Some(MountEntry {
             id,
@@ -143,7 +143,7 @@ fn path(field: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(unescape(field)))
 }
 
-/// Undoes the kernel's `\ooo`; a backslash that begins no octal byte stays.
+/// Decodes the kernel's `\ooo` escapes. A backslash that does not start an octal escape stays.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -173,7 +173,7 @@ fn octal(digits: &[u8; 3]) -> Option<u8> {
     u8::try_from(value).ok()
 }
 
-/// Whether `path` can be compared with the table: absolute, without `.`, `..` and trailing slashes.
+/// Whether `path` can be compared with the table: absolute, without `.`, `..` or a trailing slash.
 #[must_use]
 pub fn is_plain(path: &Path) -> bool {
     let again: PathBuf = path.components().collect();
@@ -213,7 +213,7 @@ nonsense
 
     #[test]
     fn the_uppermost_mount_is_the_one_nothing_lies_on() {
-        // A mount put beneath: the older one, 41, now lies on the newer one, 60.
+        // Mount 60 was attached beneath the older mount 41, so 60 is the parent of 41.
         let text = String::from_utf8_lossy(TABLE).replace("41 27", "41 60");
         let table = MountTable::parse(text.as_bytes());
         let at = Path::new("/run/s/1/fs");
@@ -252,7 +252,7 @@ nonsense
         }
     }
 
-    /// As the kernel's `mangle` does.
+    /// Escapes like the kernel's `mangle`.
     fn escape(bytes: &[u8]) -> Vec<u8> {
         let escape = |&byte: &u8| match byte {
             b' ' | b'\t' | b'\n' | b'\\' => format!("\\{byte:03o}").into_bytes(),

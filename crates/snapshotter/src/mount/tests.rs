@@ -1,5 +1,5 @@
-//! Layers through the kernel: images of `soci-erofs`, a real device, real mounts in a temporary
-//! folder.
+//! Layers through the kernel: `soci-erofs` images, a real device, and real mounts in a temporary
+//! directory.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,7 +27,7 @@ mod many;
 mod reading;
 mod ways;
 
-/// A layer as the store would have it: its map and its data.
+/// A layer as the store lays it out: its metadata image and its data.
 struct Layer {
     meta: Vec<u8>,
     data: Bytes,
@@ -35,7 +35,7 @@ struct Layer {
 }
 
 impl Layer {
-    /// Files of random-looking bytes, each from a page boundary, zeros behind it.
+    /// Files with pseudo-random content. Each starts on a page boundary and is padded with zeros.
     fn new(files: &[(&'static str, u64)]) -> Layer {
         let blocks = |size: u64| size.div_ceil(4096);
         let total = files.iter().map(|(_, size)| blocks(*size)).sum();
@@ -85,17 +85,17 @@ impl Layer {
     }
 }
 
-/// Reads that were asked for and not answered.
+/// Reads that have not been answered.
 type Waiting = Arc<Mutex<Vec<(u64, u32, ReadDone)>>>;
 
-/// A state folder with a device, a mounting thread and one layer. All mounts go with it.
+/// A state directory with a device, a mount thread and one layer. All mounts are removed on drop.
 struct World {
     folder: tempfile::TempDir,
     device: Arc<Device>,
     thread: MountThread,
     mounter: Arc<dyn Mounter>,
     layer: Arc<Layer>,
-    /// READs of the layer so far.
+    /// Number of READs of the layer so far.
     reads: Arc<AtomicUsize>,
 }
 
@@ -122,7 +122,7 @@ impl World {
         }
     }
 
-    /// Serves the layer by `behaviour`, which gets it.
+    /// Serves the layer with `behaviour`.
     fn serve(&self, behaviour: impl Fn(&Layer, u64, u32, ReadDone) + Send + Sync + 'static) {
         let (layer, reads) = (Arc::clone(&self.layer), Arc::clone(&self.reads));
         let size = layer.data.len() as u64;
@@ -141,7 +141,7 @@ impl World {
         self.serve(|layer, offset, len, done| done(Ok(layer.slice(offset, len))));
     }
 
-    /// Every READ waits until the test answers it.
+    /// Makes every READ wait until the test answers it.
     fn serve_never(&self) -> Waiting {
         let waiting = Waiting::default();
         let park = Arc::clone(&waiting);
@@ -187,7 +187,7 @@ impl World {
         self.image(self.path("data"), Supply::Complete)
     }
 
-    /// Moves the layer to another source of its bytes.
+    /// Switches the layer to another source of its bytes.
     fn supply(&self, image: &LayerImage, places: &[PathBuf]) -> Result<(), MountError> {
         let shown = [(image.meta.clone(), places.to_vec())];
         wait(self.mounter.supply(&image.source, &shown))
@@ -200,7 +200,7 @@ impl World {
         loops::index_of(source.to_str().unwrap()).unwrap()
     }
 
-    /// The layer, bytes on demand, at a folder of this name.
+    /// Mounts the layer at a directory `name`, with bytes on demand.
     fn mount(&self, name: &str) -> PathBuf {
         let at = self.place(name);
         wait(self.mounter.mount(&self.on_demand(), &at)).unwrap();
@@ -218,7 +218,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // The device first: an unmount waits for reads that are still parked.
+        // Stop the device first: an unmount waits for reads that are still parked.
         self.device.stop();
         let gone = wait(detach_all_under(&self.thread, self.folder.path()));
         if !std::thread::panicking() {
@@ -240,13 +240,17 @@ fn wait<T>(future: impl Future<Output = T>) -> T {
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(async { tokio::time::timeout(LONG, future).await.expect("it ends") })
+    runtime.block_on(async {
+        tokio::time::timeout(LONG, future)
+            .await
+            .expect("the future completes in time")
+    })
 }
 
 fn until(mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < LONG, "it does not happen");
+        assert!(start.elapsed() < LONG, "the condition does not become true");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

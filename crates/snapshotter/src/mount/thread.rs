@@ -1,18 +1,12 @@
-//! The one thread on which this process mounts, unmounts and looks below its own mounts.
+//! The mount thread: all mounts, unmounts and accesses below our own mounts run here.
 //!
-//! Mounting an incomplete layer opens a file of our own FUSE mount, so the mounting thread waits for
-//! the FUSE loop of its own process. If the process is killed with SIGKILL in that moment, the loop's
-//! threads are gone, and the kernel fails the waiting request only when the last `/dev/fuse`
-//! descriptor is closed. Descriptors belong to a table that threads share and that lives as long as
-//! its last thread: the mounting thread itself, which waits for the table to go. Nothing could ever
-//! kill such a process.
-//!
-//! So this thread has its own table, with nothing in it but standard input, output and error: when
-//! the other threads die, the descriptor closes, the request fails, and the thread dies too. That has
-//! two consequences. A job may bring no descriptor with it, only paths; and it may wake no task,
-//! because a runtime is woken through a descriptor, whose number means nothing here or something
-//! else. So a second thread, of the ordinary kind, takes jobs from tasks and gives them their
-//! results; between the two there are only locks.
+//! Mounting an incomplete layer opens a file of our own FUSE mount, so it waits for the FUSE
+//! threads of this process. The kernel fails that request only when the last `/dev/fuse` descriptor
+//! is closed. If the mount thread shared the process's descriptor table, it would keep the
+//! descriptor open while it waits, and SIGKILL could not end the process. Its own table contains
+//! only standard input, output and error, so a job may carry paths but no descriptors. It also may
+//! not wake a task, because a runtime is woken through a descriptor. A second, ordinary thread
+//! therefore takes jobs from tasks and returns the results. The two threads share only locks.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as plain};
@@ -20,35 +14,35 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc as plain};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-/// Jobs that wait for the thread. When the queue is full [`MountThread::run`] waits: mounts come from
-/// requests of containerd, which are few.
+/// Maximum number of queued jobs. If the queue is full, [`MountThread::run`] waits. Mounts come
+/// from containerd requests, which are few.
 const QUEUE: usize = 256;
 
-/// The first descriptor that is not standard input, output or error.
+/// The first descriptor after standard input, output and error.
 const FIRST_OWN: u32 = 3;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// What to do, and whom to tell that it is done.
+/// A job and the channel that reports its completion.
 struct Job {
     work: Work,
     done: oneshot::Sender<()>,
 }
 
-/// The job could not be finished: it panicked, or the thread is gone.
+/// The job did not finish: it panicked, or the thread has ended.
 #[derive(Debug, Error)]
-#[error("mounting thread did not finish the job")]
+#[error("the mount thread did not finish the job")]
 pub struct Unfinished;
 
-/// Hands jobs to the mounting thread, which does them one after the other.
+/// Runs jobs on the mount thread, one at a time.
 #[derive(Debug, Clone)]
 pub struct MountThread {
     jobs: mpsc::Sender<Job>,
 }
 
 impl MountThread {
-    /// Starts the thread. It ends when every clone of the value is gone and its last job is done. It
-    /// is not joined: it may be waiting for the loop of the thread that would join it.
+    /// Starts the thread. It ends when every clone of this value is dropped and its last job is
+    /// done. It is not joined, because it may wait for the FUSE thread that would join it.
     ///
     /// # Errors
     ///
@@ -58,18 +52,18 @@ impl MountThread {
         let (work, works) = plain::sync_channel(0);
         let (step, steps) = plain::sync_channel(0);
         spawn("mount", move || mount_loop(&works, &step))?;
-        // The first step is the thread's report that it has left the table.
+        // The first report says that the thread has its own descriptor table.
         steps.recv().map_err(std::io::Error::other)??;
         spawn("mount-jobs", move || relay_loop(queue, &work, &steps))?;
         Ok(MountThread { jobs })
     }
 
-    /// Runs `job` on the thread. A job that has been handed over runs to its end even if nobody waits
-    /// for it any more.
+    /// Runs `job` on the thread. A job that has been queued runs to completion even if the future
+    /// is dropped.
     ///
     /// # Errors
     ///
-    /// When the job panicked.
+    /// When the job panics.
     pub async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,
@@ -95,14 +89,14 @@ impl MountThread {
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-    // Not kept: both threads end with the senders, see `start`.
+    // Not joined: both threads end when the senders are dropped, see `start`.
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(body)
         .map(drop)
 }
 
-/// The mounting thread: one report at the start, then one after each job.
+/// The mount thread: reports once at the start, then after each job.
 fn mount_loop(works: &plain::Receiver<Work>, step: &plain::SyncSender<std::io::Result<()>>) {
     let alone = leave_descriptors();
     let go_on = alone.is_ok();
@@ -111,7 +105,7 @@ fn mount_loop(works: &plain::Receiver<Work>, step: &plain::SyncSender<std::io::R
     }
     while let Ok(work) = works.recv() {
         if catch_unwind(AssertUnwindSafe(work)).is_err() {
-            tracing::error!("a job of the mounting thread panicked");
+            tracing::error!("a job panicked on the mount thread");
         }
         if step.send(Ok(())).is_err() {
             return;
@@ -119,7 +113,7 @@ fn mount_loop(works: &plain::Receiver<Work>, step: &plain::SyncSender<std::io::R
     }
 }
 
-/// The thread between tasks and the mounting thread.
+/// The thread between the tasks and the mount thread.
 fn relay_loop(
     mut queue: mpsc::Receiver<Job>,
     work: &plain::SyncSender<Work>,
@@ -129,31 +123,32 @@ fn relay_loop(
         if work.send(job.work).is_err() || steps.recv().is_err() {
             return;
         }
-        // Nobody waiting any more is no reason to undo what was done.
+        // The caller may have stopped waiting. The job's effect stays.
         let _ = job.done.send(());
     }
 }
 
-/// Gives the calling thread a descriptor table of its own with descriptors 0 to 2 in it.
+/// Gives the calling thread its own descriptor table with descriptors 0 to 2.
 ///
-/// The caller must own no descriptor, here or later, that was opened before.
+/// The caller must not use, now or later, any other descriptor that was opened before this call.
 pub(crate) fn leave_descriptors() -> std::io::Result<()> {
     table::unshare_from(FIRST_OWN)
 }
 
-/// JUSTIFICATION: leaving a shared descriptor table has no safe wrapper, because it takes descriptors
-/// away from values that own them. SAFETY of the module: the only caller is a thread's first act,
-/// when nothing on that thread owns a descriptor, and other threads keep theirs.
+/// JUSTIFICATION: unsharing the descriptor table has no safe wrapper, because it invalidates
+/// descriptors that values own. SAFETY of the module: the only caller does it first on a new
+/// thread, where no value owns a descriptor, and other threads keep theirs.
 mod table {
     #![allow(
         unsafe_code,
-        reason = "close_range with CLOSE_RANGE_UNSHARE has no safe form"
+        reason = "close_range with CLOSE_RANGE_UNSHARE has no safe wrapper"
     )]
 
-    /// One system call for both steps: with `CLOSE_RANGE_UNSHARE` the kernel copies only what stays.
+    /// One system call does both steps: with `CLOSE_RANGE_UNSHARE` the kernel copies only what
+    /// stays.
     pub(super) fn unshare_from(first: u32) -> std::io::Result<()> {
-        // SAFETY: three integers, no memory. The closed descriptors exist only in the copy that this
-        // thread gets; no value on this thread owns one of them.
+        // SAFETY: three integers, no memory. The closed descriptors exist only in the copy that
+        // this thread gets, and no value on this thread owns one of them.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_close_range,
@@ -184,7 +179,7 @@ mod tests {
             .run(|| std::fs::read_dir("/proc/thread-self/fd").unwrap().count())
             .await
             .unwrap();
-        // 0, 1 and 2 as far as they are open, and the listing itself.
+        // 0, 1 and 2, if they are open, and the directory being listed.
         assert!(listed <= 4, "{listed} descriptors");
         assert!(std::fs::metadata(format!("/proc/self/fd/{fd}")).is_ok());
     }

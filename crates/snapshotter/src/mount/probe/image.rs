@@ -1,4 +1,4 @@
-//! The probe's image: what is in it, and whether a mount shows that.
+//! The probe's image: its content, and the check that a mount shows that content.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -12,7 +12,7 @@ use super::ProbeError;
 
 pub(super) const BLOCK: usize = 4096;
 
-/// A file with a tail of 904 bytes in its second block, and one that fills its block.
+/// One file ends with 904 bytes in its second block; the other one fills its block.
 const TAIL_SIZE: usize = 5000;
 const FULL_SIZE: usize = BLOCK;
 
@@ -28,8 +28,8 @@ const ACL_VALUE: &[u8] = b"\x02\0\0\0\
 /// CAP_NET_BIND_SERVICE, permitted and effective, revision 2.
 const CAPABILITY_VALUE: &[u8] = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
-/// Compares what is mounted at `root` with the image. The opaque marker is looked for where overlayfs
-/// does not hide it.
+/// Compares the mount at `root` with the image. `marker` is the opaque xattr to check, where
+/// overlayfs does not hide it.
 pub(super) fn check(
     root: &Path,
     step: &'static str,
@@ -62,7 +62,7 @@ pub(super) fn check(
     }
 
     let content = content();
-    // The tail first: nothing of its block is there yet.
+    // Read the tail first, before anything of its block is cached.
     let tail = file_end(&root.join("tail"), 4990).map_err(read("a file with a tail"))?;
     agree(
         "a file with a tail",
@@ -116,7 +116,7 @@ fn xattr(path: &Path, name: &str) -> std::io::Result<Vec<u8>> {
     Ok(value)
 }
 
-/// Three blocks: `tail` with zeros behind it, `full`.
+/// Three blocks: `tail`, padded with zeros, and `full`.
 pub(super) fn content() -> Vec<u8> {
     let byte = |at: usize| u8::try_from((at * 7 + at / 251) % 255 + 1).unwrap_or(1);
     let mut content: Vec<u8> = (0..TAIL_SIZE).map(byte).collect();
@@ -169,7 +169,7 @@ pub(super) fn upper_image() -> ImageResult {
     written(&image)
 }
 
-/// What the opaque folder hides, and something that it does not.
+/// An image with a file that the opaque directory hides and one that it does not.
 pub(super) fn lower_image() -> ImageResult {
     let mut image = Image::new(3, folder())?;
     let opaque = image.inode(&Inode {

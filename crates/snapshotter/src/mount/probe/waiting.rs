@@ -1,7 +1,7 @@
-//! A READ that waits: whether other reads go on beside it, and whether its reader can be killed.
+//! Checks that reads continue while a READ waits, and that the waiting reader can be killed.
 //!
-//! Nothing waits for longer than [`LONGEST`], whatever the kernel does: a reader that cannot be killed
-//! and a blocked device are let go by a timer, and the probe says that this way does not work.
+//! Nothing waits longer than [`LONGEST`]: a timer releases a reader that cannot be killed and a
+//! device that is blocked, and the probe reports that the mount mode does not work.
 
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,13 +14,13 @@ use super::{PROBE_NUMBER, ProbeError};
 use crate::layer::{DeviceFile, ReadDone};
 use reader::Reader;
 
-/// How long a READ is held back at most.
+/// Maximum time for which a READ is held.
 const LONGEST: Duration = Duration::from_secs(10);
-/// How long a killed reader may take to be gone: 15 ms, measured, and the machine may be busy.
+/// Time limit for the end of a killed reader: it takes 15 ms (measured), longer on a busy machine.
 const DEATH: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(1);
 
-/// The block that is held back: that of `full`.
+/// The block of `full`, whose READs are held.
 const HELD: usize = 2;
 
 #[derive(Default)]
@@ -44,8 +44,8 @@ pub(super) struct ProbeFile {
 }
 
 impl ProbeFile {
-    /// Not called on the mounting thread: READs that were held are answered by a thread that has the descriptors of the
-    /// caller, and that thread has not the device's.
+    /// Must not be called on the mount thread: the thread that answers held READs needs the
+    /// device's descriptor, and a thread inherits its creator's descriptor table.
     pub(super) fn serve(content: Vec<u8>) -> std::io::Result<Arc<ProbeFile>> {
         let file = Arc::new(ProbeFile {
             content: content.into(),
@@ -59,7 +59,7 @@ impl ProbeFile {
         Ok(file)
     }
 
-    /// Ends the thread that answers.
+    /// Ends the thread that answers held READs.
     pub(super) fn close(&self) {
         self.state().closed = true;
         self.release();
@@ -69,12 +69,12 @@ impl ProbeFile {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// READs of the held block wait from now on, for [`LONGEST`] at most.
+    /// Holds READs of the held block from now on, for at most [`LONGEST`].
     fn hold(&self) {
         self.state().held_until = Some(Instant::now() + LONGEST);
     }
 
-    /// What waits is answered, and later READs are answered at once.
+    /// Answers the held READs. Later READs are answered immediately.
     fn release(&self) {
         self.state().held_until = None;
         self.changed.notify_all();
@@ -129,7 +129,7 @@ impl DeviceFile for ProbeFile {
     }
 }
 
-/// Looks, with a reader of `held` that waits, at `other`. Runs on the mounting thread.
+/// Reads `other` while a reader of `held` waits. Runs on the mount thread.
 pub(super) fn look(
     held: &Path,
     other: &Path,
@@ -141,7 +141,7 @@ pub(super) fn look(
         Ok(reader) => {
             let looked = look_beside(&reader, other, file, step);
             file.release();
-            // Its READ is answered: it ends, if it has not.
+            // Its READ is answered, so it ends if it has not already.
             reader.end();
             looked
         }
@@ -152,7 +152,7 @@ pub(super) fn look(
         }),
     };
     file.release();
-    // An unmount waits for what is not answered.
+    // An unmount would wait for unanswered READs.
     within(LONGEST, || !file.is_waiting());
     looked
 }
@@ -165,18 +165,18 @@ fn look_beside(
 ) -> Result<(), ProbeError> {
     let agree = |what, yes: bool| yes.then_some(()).ok_or(ProbeError::Blocked { step, what });
     let waits = within(LONGEST, || file.is_waiting());
-    agree("the read does not reach the device", waits)?;
+    agree("the READ did not reach the device", waits)?;
     let read = std::fs::read(other);
     read.map_err(|source| ProbeError::Read {
         step,
         what: "another file",
         source,
     })?;
-    agree("one read that waits blocks all others", file.is_waiting())?;
+    agree("a waiting READ blocks all others", file.is_waiting())?;
     reader.kill();
     let gone = within(DEATH, || reader.is_gone());
     agree(
-        "a reader that waits cannot be killed",
+        "a waiting reader cannot be killed",
         gone && file.is_waiting(),
     )
 }
@@ -192,11 +192,11 @@ fn within(limit: Duration, mut happens: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// JUSTIFICATION: a reader that is to be killed alone is a process, and a distribution-free image has no program to
-/// start as one. SAFETY of the module: between fork and its end the child makes system calls only, on memory that was
-/// made before, so it needs no lock that another thread held.
+/// JUSTIFICATION: a reader that can be killed alone must be a process, and a distroless image
+/// contains no program to start. SAFETY of the module: after fork, the child only makes system
+/// calls on memory allocated before the fork, so it needs no lock that another thread may hold.
 mod reader {
-    #![allow(unsafe_code, reason = "fork has no safe form")]
+    #![allow(unsafe_code, reason = "fork has no safe wrapper")]
 
     use std::cell::Cell;
     use std::ffi::CString;
@@ -227,7 +227,7 @@ mod reader {
         }
 
         pub(super) fn kill(&self) {
-            // Gone is as good.
+            // It may have ended already.
             let _ = rustix::process::kill_process(self.pid, Signal::KILL);
         }
 
@@ -239,7 +239,7 @@ mod reader {
             self.gone.get()
         }
 
-        /// Waits for its end, which is near.
+        /// Kills it and waits up to two seconds for its end.
         pub(super) fn end(&self) {
             self.kill();
             super::within(Duration::from_secs(2), || self.is_gone());
@@ -248,11 +248,11 @@ mod reader {
 
     fn read_and_end(path: &CString) -> ! {
         let mut byte = 0_u8;
-        // SAFETY: the path ends in a zero byte.
+        // SAFETY: the path ends with a NUL byte.
         let file = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
-        // SAFETY: one byte of memory that lives on. A descriptor of -1 is an error and nothing more.
+        // SAFETY: one byte of valid memory. With a descriptor of -1 the call only fails.
         unsafe { libc::read(file, (&raw mut byte).cast(), 1) };
-        // SAFETY: ends the process without running what other threads would run at exit.
+        // SAFETY: ends the process without running exit handlers of other threads.
         unsafe { libc::_exit(0) }
     }
 }

@@ -1,8 +1,8 @@
-//! A layer becomes complete while it is used.
+//! Layers that become complete while they are in use.
 
 use super::*;
 
-/// A reader that has a file open, has read its start, and reads its end when it is told to.
+/// A reader that keeps a file open, has read its start, and reads its end when told to.
 struct Reader {
     go_on: std::sync::mpsc::Sender<()>,
     end: std::sync::mpsc::Receiver<Vec<u8>>,
@@ -20,7 +20,7 @@ impl Reader {
             file.read_exact_at(&mut page, 0).unwrap();
             opened.send(()).unwrap();
             wait_for.recv().unwrap();
-            // Nothing of this was read before.
+            // None of this was read before.
             file.read_exact_at(&mut page, Reader::SIZE - 4096)
                 .map(|()| page)
                 .unwrap()
@@ -36,7 +36,7 @@ impl Reader {
 }
 
 #[test]
-fn a_complete_layer_moves_to_its_data_under_a_reader_and_needs_no_device_any_more() {
+fn a_complete_layer_switches_to_its_data_under_a_reader() {
     let world = World::new(Layer::new(&[("file", Reader::SIZE)]));
     world.serve_at_once();
     let at = world.mount("at");
@@ -47,7 +47,7 @@ fn a_complete_layer_moves_to_its_data_under_a_reader_and_needs_no_device_any_mor
 
     assert_eq!(world.table().top(&at).unwrap().id, before, "the same mount");
     let reads = world.reads.load(Ordering::SeqCst);
-    // Not even a device that is gone is missed.
+    // The device is not needed any more.
     world.device.stop();
     let end = u32::try_from(Reader::SIZE).unwrap() - 4096;
     assert!(reader.end() == world.layer.slice(u64::from(end), 4096));
@@ -56,7 +56,7 @@ fn a_complete_layer_moves_to_its_data_under_a_reader_and_needs_no_device_any_mor
 }
 
 #[test]
-fn a_layer_moves_back_and_forth_under_readers_that_see_no_error() {
+fn a_layer_switches_back_and_forth_without_errors_for_readers() {
     let world = World::new(Layer::new(&[("file", 8 << 20)]));
     world.serve_at_once();
     let at = world.mount("at");
@@ -84,7 +84,7 @@ fn a_layer_moves_back_and_forth_under_readers_that_see_no_error() {
 }
 
 #[test]
-fn images_of_one_layer_share_its_data_device_and_move_together() {
+fn images_of_one_layer_share_its_data_device() {
     let world = World::new(Layer::new(&[("file", 1 << 20)]));
     world.serve_at_once();
     let plain = world.mount("plain");
@@ -105,12 +105,12 @@ fn images_of_one_layer_share_its_data_device_and_move_together() {
     for at in [plain, patched] {
         assert!(read_file(&at.join("file")).unwrap() == world.layer.content("file"));
     }
-    // The devices go with their last mount.
+    // The devices are released with their last mount.
     wait(detach_all_under(&world.thread, world.folder.path())).unwrap();
     until(|| data(&world).is_empty());
 }
 
-/// How the devices of this world are called.
+/// The part of the device names that identifies this world.
 fn root_of(world: &World) -> String {
     let table = world.table();
     let layer = table
@@ -128,7 +128,7 @@ fn root_of(world: &World) -> String {
 }
 
 #[test]
-fn a_layer_whose_start_is_over_is_cached_once() {
+fn a_settled_layer_is_cached_once() {
     let world = World::new(Layer::new(&[("file", 4 << 20)]));
     let at = world.place("at");
     wait(world.mounter.mount(&world.complete(), &at)).unwrap();
@@ -136,28 +136,24 @@ fn a_layer_whose_start_is_over_is_cached_once() {
     let data = world.path("data");
     std::fs::File::open(&data).unwrap().sync_all().unwrap();
     wait(world.mounter.settle(2, vec![data.clone()])).unwrap();
-    // Read again from the device: what the mount has cached is dropped first.
+    // Read again from the device: drop the mount's cached pages first.
     let path = at.join("file");
     apart(move || {
         let file = File::open(&path).unwrap();
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     });
     assert!(read_file(&at.join("file")).unwrap() == world.layer.content("file"));
-    assert_eq!(
-        cached_pages(&data),
-        0,
-        "a second copy of what the mount has"
-    );
+    assert_eq!(cached_pages(&data), 0, "a second cached copy");
 }
 
-/// Pages of a file that are in the page cache.
+/// Number of pages of a file that are in the page cache.
 #[allow(unsafe_code, reason = "mincore has no safe wrapper")]
 fn cached_pages(path: &Path) -> usize {
     let file = File::open(path).unwrap();
-    // SAFETY: nobody changes the file while the test runs, and the mapping is only asked about.
+    // SAFETY: the file does not change during the test, and the mapping is only queried.
     let map = unsafe { memmap2::Mmap::map(&file) }.unwrap();
     let mut there = vec![0_u8; map.len().div_ceil(4096)];
-    // SAFETY: the mapping is alive and the vector has a byte for each of its pages.
+    // SAFETY: the mapping is valid and the vector has a byte for each of its pages.
     let asked = unsafe {
         libc::mincore(
             map.as_ptr().cast_mut().cast(),
@@ -170,7 +166,7 @@ fn cached_pages(path: &Path) -> usize {
 }
 
 #[test]
-fn places_of_one_layer_share_what_is_cached() {
+fn mount_points_of_one_layer_share_the_page_cache() {
     let world = World::new(Layer::new(&[("file", 1 << 20)]));
     world.serve_at_once();
     let first = world.mount("first");
@@ -185,13 +181,13 @@ fn places_of_one_layer_share_what_is_cached() {
     let error = wait(world.mounter.bind(&unknown, &second)).unwrap_err();
     assert!(matches!(error, MountError::NotOurs(_)), "{error}");
     assert!(world.mounter.is_ours(&world.table(), &second));
-    // The first place can go without the second.
+    // The first mount point can be unmounted without the second.
     wait(world.mounter.unmount(&first)).unwrap();
     assert!(read_file(&second.join("file")).unwrap() == world.layer.content("file"));
 }
 
 #[test]
-fn a_place_is_never_uncovered_while_another_image_is_mounted_there() {
+fn a_mount_point_is_never_uncovered_while_its_image_is_replaced() {
     let world = World::new(Layer::new(&[("file", 4096)]));
     world.serve_at_once();
     let at = world.mount("at");

@@ -1,4 +1,4 @@
-//! The file way: what differs from the loop way.
+//! Mount mode *file*: differences from mount mode *loop*.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn a_complete_layer_replaces_the_lazy_one_under_a_reader() {
         file.read_exact_at(&mut start, 0).unwrap();
         opened.send(()).unwrap();
         wait_for.recv().unwrap();
-        // Nothing of this was read before: it still comes from the device.
+        // None of this was read before, so it still comes from the device.
         let mut end = vec![0; 4096];
         file.read_exact_at(&mut end, (4 << 20) - 4096)
             .map(|()| end)
@@ -38,7 +38,7 @@ fn a_complete_layer_replaces_the_lazy_one_under_a_reader() {
     assert_eq!(
         world.reads.load(Ordering::SeqCst),
         reads,
-        "new readers need no device"
+        "new readers do not need the device"
     );
     go_on.send(()).unwrap();
     assert!(old.recv_timeout(LONG).unwrap() == world.layer.slice((4 << 20) - 4096, 4096));
@@ -85,7 +85,7 @@ fn an_image_that_cannot_be_mounted_leaves_the_old_mount() {
 }
 
 #[test]
-fn paths_that_fsconfig_does_not_take_are_mounted_all_the_same() {
+fn paths_too_long_for_fsconfig_are_mounted() {
     let world = World::on(Way::File, Layer::new(&[("file", 4097)]));
     let far = world.place(&format!("{0}/{0}/{0}", "d".repeat(120)));
     let image = LayerImage {
@@ -109,7 +109,7 @@ fn paths_that_fsconfig_does_not_take_are_mounted_all_the_same() {
 }
 
 #[test]
-fn commas_and_spaces_in_paths_are_no_options() {
+fn commas_and_spaces_in_paths_are_not_options() {
     let world = World::on(Way::File, Layer::new(&[("file", 4097)]));
     let odd = world.place("odd, dir\\ro");
     let image = LayerImage {
@@ -128,10 +128,11 @@ fn commas_and_spaces_in_paths_are_no_options() {
 }
 
 #[test]
-fn readahead_is_that_of_the_supply() {
+fn readahead_depends_on_the_supply() {
     let world = World::on(Way::File, Layer::new(&[("file", 4 << 20)]));
     world.serve_at_once();
-    // The kernel names bdis by a counter: the newest ones are this test's or a neighbour's.
+    // The kernel numbers bdis in sequence. The newest ones belong to this test or to a concurrent
+    // one.
     let settings = || {
         let bdis = std::fs::read_dir("/sys/class/bdi").unwrap().flatten();
         let erofs = bdis.filter(|bdi| bdi.file_name().to_string_lossy().starts_with("erofs-"));
@@ -143,7 +144,7 @@ fn readahead_is_that_of_the_supply() {
             .collect::<Vec<_>>()
     };
     let at = world.place("at");
-    // A mount of a neighbour in the same moment leaves the default; it does not do so each time.
+    // A concurrent mount makes the mounter keep the default, but not in every attempt.
     until(|| {
         wait(world.mounter.mount(&world.complete(), &at)).unwrap();
         settings().contains(&"1024".to_owned())
@@ -151,7 +152,7 @@ fn readahead_is_that_of_the_supply() {
 }
 
 #[test]
-fn a_layer_that_is_mounted_from_files_cannot_move_back() {
+fn a_layer_mounted_from_files_cannot_switch_back() {
     let world = World::on(Way::File, Layer::new(&[("file", 4096)]));
     world.serve_at_once();
     let error = world.supply(&world.on_demand(), &[]).unwrap_err();

@@ -1,13 +1,13 @@
-//! A process takes over what an earlier one mounted.
+//! A process takes over the mounts of an earlier one.
 
 use super::*;
 
-/// Another process's mounter on the same state folder.
+/// The mounter of a later process on the same state directory.
 fn later(world: &World) -> Arc<dyn Mounter> {
     chosen(Way::Loop).mounter(world.folder.path(), &world.thread)
 }
 
-/// Ends the connection as the death of its process does: what waits gets an error, the layers stay mounted.
+/// Ends the connection as if its process died: waiting requests fail, the layers stay mounted.
 fn kill_server(world: &World) {
     wait(end_connection(&world.thread, &world.path("device"))).unwrap();
     until(|| !world.device.is_served());
@@ -45,7 +45,7 @@ fn open_reader(path: PathBuf) -> OpenReader {
 }
 
 #[test]
-fn a_layer_whose_server_died_heals_from_a_new_one_under_its_reader() {
+fn a_layer_recovers_under_its_reader_after_its_server_died() {
     let world = World::new(Layer::new(&[("file", 1 << 20)]));
     world.serve_at_once();
     let at = world.mount("at");
@@ -67,7 +67,7 @@ fn a_layer_whose_server_died_heals_from_a_new_one_under_its_reader() {
     assert_eq!(wait(mounter.find()).unwrap(), [2]);
     wait(mounter.supply(&world.on_demand().source, &[])).unwrap();
     assert!(reader.read(8192).unwrap() == world.layer.slice(8192, 4096));
-    // The same mount serves those who come.
+    // The same mount serves new readers.
     wait(mounter.mount(&world.on_demand(), &at)).unwrap();
     assert!(mounter.is_ours(&world.table(), &at));
     assert_eq!(world.table().depth(&at), 1);
@@ -77,7 +77,7 @@ fn a_layer_whose_server_died_heals_from_a_new_one_under_its_reader() {
 }
 
 #[test]
-fn a_place_that_shows_the_image_already_is_recognised_and_not_mounted_again() {
+fn an_existing_mount_of_the_image_is_recognized_and_kept() {
     let world = World::new(Layer::new(&[("file", 4096)]));
     world.serve_at_once();
     let at = world.mount("at");
@@ -87,7 +87,7 @@ fn a_place_that_shows_the_image_already_is_recognised_and_not_mounted_again() {
     wait(mounter.mount(&world.on_demand(), &at)).unwrap();
     assert_eq!(world.table().top(&at).unwrap(), &before);
     assert!(mounter.is_ours(&world.table(), &at));
-    // Another image of the layer is another mount.
+    // Another image of the layer gets its own mount.
     let patched = LayerImage {
         patch: "patched".to_owned(),
         ..world.on_demand()
@@ -98,22 +98,23 @@ fn a_place_that_shows_the_image_already_is_recognised_and_not_mounted_again() {
 }
 
 #[test]
-fn the_layer_at_a_place_is_told_by_its_device() {
+fn the_device_identifies_the_layer_at_a_mount_point() {
     let world = World::new(Layer::new(&[("file", 4096)]));
     world.serve_at_once();
     let at = world.mount("at");
     assert_eq!(wait(later(&world).last_layer_at(&at)).unwrap(), Some(2));
     let elsewhere = world.place("elsewhere");
     assert_eq!(wait(later(&world).last_layer_at(&elsewhere)).unwrap(), None);
-    // Another state folder's devices are not ours.
+    // Devices of another state directory are not ours.
     let other = chosen(Way::Loop).mounter(&elsewhere, &world.thread);
     assert_eq!(wait(other.last_layer_at(&at)).unwrap(), None);
     assert_eq!(wait(other.find()).unwrap(), Vec::<u64>::new());
 }
 
-/// As after a kill in the middle of a Prepare: the mount of the attempt is still there when another one shows the layer.
+/// After a kill during a Prepare, the mount of that attempt is still there when another mount shows
+/// the layer.
 #[test]
-fn a_layer_that_two_file_systems_show_is_not_the_last_at_either() {
+fn a_layer_shown_by_two_file_systems_is_not_the_last_at_either() {
     let world = World::new(Layer::new(&[("file", 4096)]));
     world.serve_at_once();
     let (one, two) = (world.mount("one"), world.place("two"));
@@ -133,7 +134,7 @@ fn a_layer_that_two_file_systems_show_is_not_the_last_at_either() {
 }
 
 #[test]
-fn devices_in_use_are_not_let_go() {
+fn devices_in_use_are_not_released() {
     let world = World::new(Layer::new(&[("file", 4096)]));
     world.serve_at_once();
     let at = world.mount("at");
@@ -144,7 +145,7 @@ fn devices_in_use_are_not_let_go() {
 }
 
 #[test]
-fn a_layer_that_is_taken_away_while_its_readers_wait_goes_at_once() {
+fn a_layer_with_waiting_readers_is_removed_immediately() {
     let world = World::new(Layer::new(&[("file", 1 << 20)]));
     let waiting = world.serve_never();
     let at = world.mount("at");

@@ -1,8 +1,9 @@
-//! What the loop way asks of a kernel, a question a test: `make kernels` asks the same of others.
+//! What mount mode *loop* requires from a kernel, one requirement per test. `make kernels` runs
+//! these tests on several kernels.
 //!
-//! A line `answer: …` on standard output gets into the table beside the result. READs that a test holds
-//! back get an error at the latest when its [`World`] goes, which ends the connection first: a READ that
-//! nobody answers would hang the machine.
+//! A line `answer: …` on standard output is copied to the table of results. READs that a test holds
+//! fail at the latest when its [`World`] is dropped, which ends the connection first: a READ that
+//! is never answered would hang the machine.
 
 use super::*;
 use crate::places::{BLOCK, LEAD, TAIL};
@@ -12,7 +13,7 @@ mod moves;
 mod overlays;
 mod reads;
 
-/// Goes into the table of `make kernels`.
+/// Prints an answer for the table of `make kernels`.
 #[expect(clippy::print_stdout, reason = "read by scripts/kernels")]
 fn answer(text: impl fmt::Display) {
     println!("answer: {text}");
@@ -22,12 +23,12 @@ fn ms(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1000.0)
 }
 
-/// A layer as the store lays it out, with its edges.
+/// A layer as the store lays it out, with head and tail of the device.
 fn layer(files: &[(&'static str, u64)]) -> Layer {
     layer_with(files, |_, _, _| ())
 }
 
-/// Each file's inode is shown to `decorate` with its name.
+/// As `layer`; `decorate` may change the inode of each file.
 fn layer_with(
     files: &[(&'static str, u64)],
     mut decorate: impl FnMut(&mut Image, &str, NodeId),
@@ -64,7 +65,7 @@ fn layer_with(
     }
 }
 
-/// The edges are served at once, and every READ of something else as `behaviour` says.
+/// Serves the head and tail of the device immediately, and every other READ with `behaviour`.
 fn serve_edges(
     world: &World,
     behaviour: impl Fn(&Layer, u64, u32, ReadDone) + Send + Sync + 'static,
@@ -79,7 +80,7 @@ fn serve_edges(
     });
 }
 
-/// The edges are served at once, every other READ waits until the test answers it.
+/// Serves the head and tail of the device immediately. Every other READ waits for the test.
 fn serve_edges_only(world: &World) -> Waiting {
     let waiting = Waiting::default();
     let park = Arc::clone(&waiting);
@@ -89,18 +90,18 @@ fn serve_edges_only(world: &World) -> Waiting {
     waiting
 }
 
-/// The data's loop device of the layer that is mounted at `at`.
+/// The loop device for the data of the layer that is mounted at `at`.
 fn data_loop(world: &World, at: &Path) -> PathBuf {
     let label = loops::label_of(world.loop_at(at)).unwrap();
     let root = label.split(':').nth(2).unwrap();
     let found = loops::attached(&format!("soci:data:{root}:"));
     let [device] = &found[..] else {
-        panic!("one data device: {found:?}")
+        panic!("expected one data device: {found:?}")
     };
     PathBuf::from(format!("/dev/loop{}", device.index))
 }
 
-/// A block of memory that `O_DIRECT` takes.
+/// A memory block that is aligned for `O_DIRECT`.
 struct Aligned {
     memory: Vec<u8>,
     start: usize,

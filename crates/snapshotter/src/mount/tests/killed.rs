@@ -1,15 +1,15 @@
-//! `kill -9` of the process that mounts, in the worst moments.
+//! `kill -9` of the mounting process at the worst moments.
 //!
-//! The test program starts itself again as that process, so that it can be killed alone.
+//! The test program starts itself again as that process, so that the process can be killed alone.
 
 use super::*;
 
-/// The folder that tells a started process what to be.
+/// Environment variable with the directory for the started process.
 const FOLDER: &str = "SOCI_TEST_MOUNTER_FOLDER";
-/// At which moment it hangs.
+/// Environment variable with the moment at which the process hangs.
 const MOMENT: &str = "SOCI_TEST_MOUNTER_MOMENT";
 
-/// Not a test by itself: the process of the tests below, which hangs until it is killed.
+/// Not a test: the process of the tests below. It hangs until it is killed.
 #[test]
 fn process_that_mounts_until_it_is_killed() {
     let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else {
@@ -45,10 +45,10 @@ fn process_that_mounts_until_it_is_killed() {
         .build()
         .unwrap();
     drop(runtime.block_on(hang));
-    unreachable!("nothing is ever answered");
+    unreachable!("no request is ever answered");
 }
 
-/// A file that answers nothing: no read, and unless `sized` not even how large it is.
+/// A file that answers no read and, unless `sized`, does not report its size either.
 struct Stuck {
     size: u64,
     sized: bool,
@@ -78,7 +78,7 @@ fn sleep_for_ever() -> ! {
     }
 }
 
-/// Starts the process, waits until it hangs, kills it, and looks at what is left.
+/// Starts the process, waits until it hangs, kills it, and checks what is left.
 fn killed_at(moment: &str, hangs: impl Fn(&Path, Pid) -> bool) {
     let world = World::new(Layer::new(&[("file", 8192)]));
     world.device.stop();
@@ -103,13 +103,13 @@ fn killed_at(moment: &str, hangs: impl Fn(&Path, Pid) -> bool) {
         "took {:?}",
         start.elapsed()
     );
-    // What it mounted can be taken away without touching it.
+    // Its mounts can be removed without accessing them.
     wait(end_connection(&world.thread, &world.path("device"))).unwrap();
     wait(detach_all_under(&world.thread, world.folder.path())).unwrap();
     assert_eq!(world.table().under(world.folder.path()).len(), 0);
 }
 
-/// So that a failing test leaves no process behind, not even one that waits for its own mount.
+/// Kills the process on drop, even one that waits for its own mount.
 struct KillOnDrop(Pid, PathBuf);
 
 impl Drop for KillOnDrop {
@@ -121,7 +121,7 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// Whether the mounting thread of a process sleeps in the kernel below its FUSE mount.
+/// Whether the mount thread of a process sleeps in the kernel below its FUSE mount.
 fn waits_for_fuse(process: Pid) -> bool {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task"))
         .into_iter()

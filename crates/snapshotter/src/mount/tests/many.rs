@@ -1,12 +1,15 @@
-//! A node full of layers.
+//! A node with many layers.
 
 use super::*;
 
-/// Layers of a large node: dozens of images with dozens of layers each.
+/// A large node: dozens of images with dozens of layers each.
 const LAYERS: u64 = 1000;
 
 #[test]
-#[expect(clippy::print_stdout, reason = "a figure for people")]
+#[expect(
+    clippy::print_stdout,
+    reason = "prints a figure for the reader of the log"
+)]
 fn a_thousand_layers_are_mounted_at_once() {
     let world = World::new(Layer::new(&[("file", 5000)]));
     let before = available_kib();
@@ -17,7 +20,7 @@ fn a_thousand_layers_are_mounted_at_once() {
         wait(world.mounter.mount(&image, &at)).unwrap();
     }
     let taken = before.saturating_sub(available_kib());
-    // A figure for people; the machine's other work is in it too.
+    // Only an indication: it includes the other work of the machine.
     println!("{} KiB of memory for each mounted layer", taken / LAYERS);
     assert_eq!(world.table().under(&world.path("at")).len(), 1000);
     for number in [2, LAYERS / 2, LAYERS + 1] {

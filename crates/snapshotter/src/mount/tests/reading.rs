@@ -1,4 +1,4 @@
-//! Reading a layer whose bytes come on demand.
+//! Reads of a layer whose bytes are served on demand.
 
 use super::*;
 
@@ -21,7 +21,7 @@ fn files_read_the_same_in_order_and_at_random() {
             "{name}"
         );
     }
-    // A second mount has nothing cached.
+    // Nothing of a second mount is cached.
     let at = world.mount("again");
     let big = world.layer.content("big");
     let path = at.join("big");
@@ -39,7 +39,7 @@ fn files_read_the_same_in_order_and_at_random() {
 }
 
 #[test]
-fn a_layer_without_bytes_is_mounted_too() {
+fn a_layer_without_content_is_mounted() {
     let world = World::new(Layer::new(&[("empty", 0)]));
     world.serve_at_once();
     let at = world.mount("at");
@@ -57,17 +57,17 @@ fn a_mapping_of_the_last_page_has_zeros_behind_the_end() {
     let path = at.join("first");
     let pages = apart(move || mapped_pages(&File::open(path).unwrap()));
     let expected = world.layer.slice(0, 8192);
-    assert!(pages == expected, "mapping differs from the data");
+    assert!(pages == expected, "the mapping differs from the data");
     assert_eq!(pages[5000..], [0; 8192 - 5000]);
 }
 
-/// All of a file's pages, also behind its end.
-#[allow(unsafe_code, reason = "a mapping is what the test is about")]
+/// All pages of a file, including the bytes after its end.
+#[allow(unsafe_code, reason = "the test reads through a mapping")]
 fn mapped_pages(file: &File) -> Vec<u8> {
     let len = usize::try_from(file.metadata().unwrap().len().next_multiple_of(4096)).unwrap();
     let mut options = memmap2::MmapOptions::new();
-    // SAFETY: nobody writes to or truncates a file of a read-only image; the length stays inside the
-    // last page, which a mapping may touch.
+    // SAFETY: a file of a read-only image is neither written nor truncated, and the length ends
+    // inside the last page, which a mapping may access.
     let map = unsafe { options.len(len).map(file) }.unwrap();
     map.to_vec()
 }
@@ -90,7 +90,7 @@ fn reads_of_several_threads_are_in_flight_at_once() {
         .collect();
     world.wait_parked(64);
     assert_eq!(waiting.lock().unwrap().len(), 64);
-    // Nobody else is held up: metadata, and other files of the device.
+    // Neither metadata nor other files of the device are blocked.
     let listed = apart(move || std::fs::read_dir(at).unwrap().count());
     assert_eq!(listed, 1);
     world.answer(&waiting);
@@ -117,7 +117,7 @@ fn reads_of_one_reader_overlap() {
             .map(|_| all)
             .unwrap()
     });
-    // The kernel reads ahead of the reader without being asked twice.
+    // The kernel reads ahead without another request from the reader.
     let mut most = 0;
     let all = loop {
         std::thread::sleep(Duration::from_millis(1));
@@ -133,7 +133,7 @@ fn reads_of_one_reader_overlap() {
 }
 
 #[test]
-fn an_error_is_eio_nothing_is_cached_and_the_next_read_asks_again() {
+fn an_error_is_eio_and_is_not_cached() {
     let world = World::new(Layer::new(&[("file", 4096)]));
     let broken = Arc::new(AtomicUsize::new(1));
     let state = Arc::clone(&broken);
@@ -166,7 +166,7 @@ fn a_signal_does_not_disturb_a_reader() {
     let world = World::new(Layer::new(&[("file", 1_000_000)]));
     let waiting = world.serve_never();
     let at = world.mount("at");
-    // dd has a handler for this signal and goes on.
+    // dd handles this signal and continues.
     let mut dd = Command::new("dd")
         .arg(format!("if={}", at.join("file").display()))
         .arg("bs=50001")
@@ -179,11 +179,11 @@ fn a_signal_does_not_disturb_a_reader() {
         let mut all = Vec::new();
         out.read_to_end(&mut all).map(|_| all).unwrap()
     });
-    // Its handlers are there once it reads.
+    // Once dd reads, its signal handlers are installed.
     world.wait_parked(1);
     let start = Instant::now();
     let status = loop {
-        assert!(start.elapsed() < LONG, "dd does not end");
+        assert!(start.elapsed() < LONG, "dd does not exit");
         for _ in 0..20 {
             if dd.try_wait().unwrap().is_none() {
                 rustix::process::kill_process(pid(&dd), Signal::USR1).unwrap();
@@ -200,7 +200,7 @@ fn a_signal_does_not_disturb_a_reader() {
 }
 
 #[test]
-fn a_reader_that_is_killed_while_it_waits_dies_at_once() {
+fn a_waiting_reader_is_killed_immediately() {
     let world = World::new(Layer::new(&[("file", 1 << 20)]));
     let waiting = world.serve_never();
     let at = world.mount("at");
@@ -208,7 +208,7 @@ fn a_reader_that_is_killed_while_it_waits_dies_at_once() {
     command.arg(at.join("file")).stdout(Stdio::null());
     let mut readers: Vec<_> = (0..3).map(|_| command.spawn().unwrap()).collect();
     world.wait_parked(1);
-    // All of them: one read for the file, or one each.
+    // Waits for all readers, whether the kernel sends one read per file or one each.
     std::thread::sleep(Duration::from_millis(50));
     let start = Instant::now();
     for reader in &mut readers {
@@ -220,7 +220,7 @@ fn a_reader_that_is_killed_while_it_waits_dies_at_once() {
         "took {:?}",
         start.elapsed()
     );
-    // What they waited for still comes, and serves the next reader.
+    // The bytes they waited for still arrive and serve the next reader.
     let next = begin({
         let path = at.join("file");
         move || std::fs::read(path)

@@ -1,4 +1,4 @@
-//! The probe, and how mounts get to their places and leave them.
+//! The probe, and attaching and detaching mounts.
 
 use super::*;
 
@@ -23,11 +23,11 @@ fn the_probe_works_here_and_leaves_nothing_behind() {
         assert!(apart(|| File::open(probe_file)).is_err());
     }
     let chosen = wait(choose(Allowed::Auto, &state, &world.device, &world.thread)).unwrap();
-    assert_eq!(chosen.way, Way::Loop, "the first that works");
+    assert_eq!(chosen.way, Way::Loop, "the first mode that works");
 }
 
 #[test]
-fn the_probe_says_why_a_way_does_not_work_in_a_state_folder() {
+fn the_probe_reports_why_a_mount_mode_does_not_work() {
     let world = World::new(Layer::new(&[]));
     let state = world.place("state");
     let flags = rustix::mount::MountFlags::empty();
@@ -47,13 +47,13 @@ fn the_probe_says_why_a_way_does_not_work_in_a_state_folder() {
     assert_eq!(
         auto.unwrap().way,
         Way::Loop,
-        "loop devices take files of tmpfs"
+        "loop devices accept files on tmpfs"
     );
     assert_eq!(left, 0);
 }
 
 #[test]
-fn a_configuration_without_a_way_is_a_reason() {
+fn mount_mode_none_is_reported_as_the_reason() {
     let world = World::new(Layer::new(&[]));
     let state = world.place("state");
     let reason = wait(choose(Allowed::None, &state, &world.device, &world.thread)).unwrap_err();
@@ -61,7 +61,7 @@ fn a_configuration_without_a_way_is_a_reason() {
 }
 
 #[test]
-fn a_killed_probe_is_swept_up() {
+fn remains_of_a_killed_probe_are_removed() {
     let world = World::new(Layer::new(&[]));
     world.serve_at_once();
     let at = world.place("probe-killed/upper");
@@ -75,12 +75,12 @@ fn a_killed_probe_is_swept_up() {
 }
 
 #[test]
-fn a_mount_is_ours_only_as_long_as_it_is_the_one_we_made() {
+fn a_mount_is_ours_only_while_it_is_the_one_we_made() {
     let world = World::new(Layer::new(&[("file", 10)]));
     world.serve_at_once();
     let at = world.mount("at");
     assert!(world.mounter.is_ours(&world.table(), &at));
-    // Somebody mounts over it: what containers would see is no longer what we made.
+    // Another mount above it: containers would no longer see our mount.
     rustix::mount::mount_bind(&at, &at).unwrap();
     assert!(!world.mounter.is_ours(&world.table(), &at));
     for _ in 0..2 {
@@ -104,7 +104,7 @@ fn what_is_mounted_is_seen_in_the_table() {
     assert_eq!(
         world.reads.load(Ordering::SeqCst),
         0,
-        "mounting reads nothing"
+        "mounting reads no content"
     );
 }
 
@@ -137,7 +137,7 @@ fn refusals_name_the_step_the_image_and_the_reason() {
     std::fs::write(world.path("meta"), [0; 4096]).unwrap();
     let error = wait(world.mounter.mount(&world.complete(), &at)).unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("mounting erofs image"), "{text}");
+    assert!(text.contains("cannot mount EROFS image"), "{text}");
     let relative = wait(world.mounter.unmount(Path::new("at"))).unwrap_err();
     assert!(matches!(relative, MountError::Path(_)), "{relative}");
     assert_eq!(world.table().depth(&at), 0);

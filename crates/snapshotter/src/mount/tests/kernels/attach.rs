@@ -1,4 +1,4 @@
-//! Before anything is read: the probe, the mount, what files have besides bytes.
+//! Before content is read: the probe, the mount, and the metadata of files.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
@@ -32,7 +32,7 @@ fn probe_takes_the_loop_way_on_tmpfs_too() {
     let left = world.table().under(&state).len();
     rustix::mount::unmount(&state, UnmountFlags::DETACH).unwrap();
     assert_eq!(chosen.unwrap().way, Way::Loop);
-    assert_eq!(left, 1, "only the tmpfs");
+    assert_eq!(left, 1, "only the tmpfs is left");
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn probe_of_the_file_way_leaves_nothing() {
             answer("it works");
         }
         Err(reason) => {
-            assert!(reason.contains("the file way"), "{reason}");
+            assert!(reason.contains("mount mode file"), "{reason}");
             let cause = reason.rsplit(": ").next().unwrap_or_default();
             answer(format!("it does not work: {cause}"));
         }
@@ -60,7 +60,7 @@ fn layers_are_attached_and_mounted() {
     let files = [("big", 3_000_001), ("empty", 0), ("one", 1), ("tail", 5000)];
     let world = World::new(layer(&files));
     world.serve_at_once();
-    // The modules are loaded and the first device exists.
+    // Load the modules and create the first device before measuring.
     world.mount("first");
     let start = Instant::now();
     let image = LayerImage {
@@ -89,7 +89,7 @@ const ACL_VALUE: &[u8] = b"\x02\0\0\0\
 /// CAP_NET_BIND_SERVICE, permitted and effective, revision 2.
 const CAPABILITY_VALUE: &[u8] = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
-/// A file with an ACL, and one node of each other kind.
+/// A layer with a file that has an ACL, and one node of each other kind.
 fn decorated() -> Layer {
     let attributes = Attributes {
         mode: 0o4640,
@@ -180,7 +180,8 @@ fn acls_are_heeded() {
     for (user, allowed) in [(1234, true), (1235, false)] {
         let at = at.clone();
         let opened = apart(move || {
-            // What is above the mount may be closed to this user. The thread ends with the job.
+            // The parents of the mount may be inaccessible to this user. The thread ends with the
+            // job.
             let root = rustix::fs::open(&at, OFlags::PATH, Mode::empty())?;
             rustix::thread::set_thread_gid(Gid::from_raw(user))?;
             rustix::thread::set_thread_uid(Uid::from_raw(user))?;

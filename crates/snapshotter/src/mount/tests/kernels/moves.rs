@@ -1,10 +1,11 @@
-//! The data's device changes hands: for good when the layer is complete, and from a dead server to the next.
+//! The data device switches: to `data` when the layer is complete, or to the server of the next
+//! process.
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::*;
 
-/// Threads that read a file at random, around and through the page cache, and compare.
+/// Threads that read a file at random positions, with and without the page cache, and compare.
 struct Load {
     stop: Arc<AtomicBool>,
     reads: Arc<AtomicU64>,
@@ -43,13 +44,13 @@ impl Load {
         }
     }
 
-    /// Waits until so many more reads were right.
+    /// Waits for `count` more correct reads.
     fn more(&self, count: u64) {
         let now = self.reads.load(Ordering::SeqCst);
         until(|| self.reads.load(Ordering::SeqCst) >= now + count);
     }
 
-    /// How many reads there were; all were right.
+    /// Stops the threads. Returns the number of reads, all of which were correct.
     fn end(self) -> u64 {
         self.stop.store(true, Ordering::SeqCst);
         for thread in self.threads {
@@ -61,7 +62,7 @@ impl Load {
 
 fn read_once(file: &File, page: &mut [u8], at: usize, content: &Bytes) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("at {at}: {error}");
-    // Else a page is read once.
+    // Drop the cache. Otherwise each page would be read only once.
     rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)
         .map_err(|error| failed(error.into()))?;
     file.read_exact_at(page, at as u64).map_err(failed)?;
@@ -91,11 +92,11 @@ fn device_moves_under_load_without_an_error() {
     }
     moved(&world.complete());
     let reads = world.reads.load(Ordering::SeqCst);
-    // Neither it nor its mount is needed any more.
+    // Neither the device nor its mount is needed any more.
     world.device.stop();
     load.more(100);
     assert_eq!(world.reads.load(Ordering::SeqCst), reads);
-    // The pages of a file that is on disk are not kept twice.
+    // Pages of a file on disk are cached only once.
     wait(world.mounter.settle(2, vec![world.path("data")])).unwrap();
     load.more(100);
     answer(format!(
@@ -116,7 +117,8 @@ fn move_waits_for_the_answer_of_a_read_and_no_longer() {
         File::open(path)?.read_exact_at(&mut page, 0).map(|()| page)
     });
     world.wait_parked(1);
-    // Else the device would answer for the reader only after the move, which it waits for.
+    // Otherwise the device would answer the reader only after the switch, which waits for that
+    // READ.
     let (source, mounter) = (world.complete().source, Arc::clone(&world.mounter));
     let (begun, moving) = std::sync::mpsc::channel();
     let job = std::thread::spawn(move || {
@@ -136,7 +138,7 @@ fn move_waits_for_the_answer_of_a_read_and_no_longer() {
     answer(format!("done {} after the answer", ms(took)));
 }
 
-/// Another server for the layer, at a new mount, as the next process has it.
+/// Starts another server for the layer at a new mount, as the next process does.
 fn next_server(world: &World) -> Arc<Device> {
     let device = Device::start(&world.path("device"), 2).unwrap();
     let layer = Arc::clone(&world.layer);
@@ -148,7 +150,7 @@ fn next_server(world: &World) -> Arc<Device> {
     device
 }
 
-/// A thread that has a file open and reads a page of it when it is asked.
+/// A thread that keeps a file open and reads a page of it on request.
 struct Reader {
     places: std::sync::mpsc::Sender<u64>,
     pages: std::sync::mpsc::Receiver<std::io::Result<Vec<u8>>>,
@@ -185,7 +187,7 @@ fn layer_whose_server_was_killed_heals_under_its_readers() {
     let reader = Reader::open(at.join("file"));
     reader.begin(1 << 20);
     world.wait_parked(1);
-    // As the death of the last process that has the connection.
+    // As if the last process that holds the connection died.
     let start = Instant::now();
     world.device.stop();
     let error = reader.end().unwrap_err();

@@ -1,4 +1,4 @@
-//! What containers see: overlays on layers, and layers with other owners.
+//! What containers see: overlays on layers, and layers with mapped owners.
 
 use std::ffi::CString;
 use std::io::{Seek, Write};
@@ -10,7 +10,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 use super::*;
 
-/// A mount that goes with the value.
+/// A mount that is removed on drop.
 struct Mounted(PathBuf);
 
 impl Drop for Mounted {
@@ -23,7 +23,7 @@ impl Drop for Mounted {
     }
 }
 
-/// An overlay of the lower folders, writable where the world has folders for it.
+/// Mounts an overlay of the lower directories, writable if the world has the directories for it.
 fn overlay(world: &World, name: &str, lower: &[&Path], options: &str) -> Mounted {
     let at = world.place(name);
     let mut text = b"lowerdir=".to_vec();
@@ -50,7 +50,7 @@ fn overlay(world: &World, name: &str, lower: &[&Path], options: &str) -> Mounted
     Mounted(at)
 }
 
-/// Two layers, each with a file of its own; the second's meta lies beside the first's.
+/// Two layers, each with its own file. The second metadata image is stored next to the first.
 fn two_layers() -> (World, PathBuf, PathBuf) {
     let world = World::new(layer(&[("file", 1 << 20)]));
     world.serve_at_once();
@@ -104,7 +104,7 @@ fn overlay_on_an_overlay_and_o_direct_through_it() {
     });
 }
 
-/// A user namespace whose user 0 is this machine's 100,000. Its process goes with the value.
+/// A user namespace that maps user 0 to user 100,000. Its process ends on drop.
 struct Users(Child);
 
 impl Users {
@@ -131,7 +131,7 @@ impl Drop for Users {
     }
 }
 
-/// A copy of the mount at `from` that shows owners as `users` maps them.
+/// A copy of the mount at `from` whose owners are mapped by `users`.
 fn idmapped(from: &Path, users: &File) -> std::io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = rustix::mount::open_tree(rustix::fs::CWD, from, flags)?;
@@ -147,7 +147,8 @@ fn set_users(tree: BorrowedFd<'_>, users: &File) -> std::io::Result<()> {
         propagation: 0,
         userns_fd: u64::from(users.as_raw_fd().cast_unsigned()),
     };
-    // SAFETY: both descriptors are open, the path is a C string, and the structure lives for the call.
+    // SAFETY: both descriptors are open, the path is a C string, and the structure lives for the
+    // call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

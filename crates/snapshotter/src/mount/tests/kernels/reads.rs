@@ -1,10 +1,10 @@
-//! READs: which there are, who waits for them, and who does not.
+//! READs: which ones the kernel sends, and who waits for them.
 
 use std::sync::atomic::AtomicU64;
 
 use super::*;
 
-/// Counts the bytes of the file that are asked for, and notes the largest READ.
+/// Counts the requested bytes of the file and records the largest READ.
 #[derive(Default)]
 struct Asked {
     bytes: AtomicU64,
@@ -31,7 +31,7 @@ fn bytes_are_asked_for_when_they_are_read() {
     assert_eq!(
         asked.bytes.load(Ordering::SeqCst),
         0,
-        "mounting reads nothing"
+        "mounting reads no content"
     );
     let middle = path.clone();
     let page = apart(move || {
@@ -49,7 +49,7 @@ fn bytes_are_asked_for_when_they_are_read() {
     let (bytes, largest) = (&asked.bytes, asked.largest.load(Ordering::SeqCst));
     assert!(
         bytes.load(Ordering::SeqCst) <= (16 << 20) + first,
-        "nothing twice"
+        "no byte is requested twice"
     );
     assert!(largest >= 128 << 10, "READs of at most {largest} bytes");
     answer(format!(
@@ -80,7 +80,7 @@ fn o_direct_is_lazy_and_complete() {
                 "{place}"
             );
         }
-        // As programs do that decide when the file is open.
+        // Some programs set `O_DIRECT` after the file is open.
         let file = File::open(&path).unwrap();
         rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::DIRECT).unwrap();
         file.read_exact_at(block.bytes(), 2 << 20).unwrap();
@@ -133,7 +133,7 @@ fn readers_wait_side_by_side() {
     }
 }
 
-/// A `cat` of the file that waits for its first READ.
+/// Starts a `cat` of the file and waits for its first READ.
 fn waiting_reader(world: &World, at: &Path) -> Child {
     let reader = Command::new("cat")
         .arg(at.join("file"))
@@ -145,7 +145,7 @@ fn waiting_reader(world: &World, at: &Path) -> Child {
     reader
 }
 
-/// Kills it and waits until it is gone.
+/// Kills the process and waits for its end. Returns how long that took.
 fn killed(mut reader: Child) -> Duration {
     let start = Instant::now();
     reader.kill().unwrap();
@@ -160,7 +160,7 @@ fn reader_that_waits_can_be_killed() {
     let at = world.mount("at");
     let took = killed(waiting_reader(&world, &at));
     assert!(took < Duration::from_secs(2), "{took:?}");
-    // What it waited for still comes, and serves the next reader.
+    // The bytes it waited for still arrive and serve the next reader.
     let path = at.join("file");
     let next = begin(move || std::fs::read(path));
     let next = loop {
@@ -193,8 +193,8 @@ fn mount_goes_when_the_reads_that_wait_are_refused() {
 
 #[test]
 fn head_and_tail_of_the_device_need_no_read_of_a_file() {
-    // How far programs that look for file systems read: libblkid and LVM from the front, RAID and ZFS
-    // labels from the end.
+    // How far programs that look for file systems read: libblkid and LVM from the front, RAID and
+    // ZFS labels from the end.
     const FRONT: u64 = 4 << 20;
     const BACK: u64 = 1600 << 10;
     let world = World::new(layer(&[("file", 4 << 20)]));
@@ -204,7 +204,7 @@ fn head_and_tail_of_the_device_need_no_read_of_a_file() {
     let len = world.layer.data.len() as u64;
     apart(move || {
         let mut block = Aligned::new(4096);
-        // Direct reads first: nothing is cached yet.
+        // Direct reads first, while nothing is cached.
         for file in [open_direct(&device).unwrap(), File::open(&device).unwrap()] {
             for place in (0..FRONT).chain(len - BACK..len).step_by(4096) {
                 file.read_exact_at(block.bytes(), place).unwrap();
