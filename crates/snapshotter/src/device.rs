@@ -1,25 +1,20 @@
-//! The node's one FUSE mount: a directory with one file per layer, the layer's `data`.
+//! The node's one FUSE mount: a directory with one file per layer that serves the layer's `data`.
 //!
-//! EROFS mounts of incomplete layers name such a file as their device, so the only request that
-//! matters is READ: *these bytes of that layer, please*. It is not served here. It is **parked** as a
-//! value (its identity, its length) in the `done` of [`DeviceFile::read`], and whoever has the bytes,
-//! at once or an outage later, answers it from its own thread. No thread of the loop waits.
+//! The EROFS mounts of incomplete layers use such a file as their device, so the only important
+//! request is READ. A READ is **parked** as a value in the `done` callback of [`DeviceFile::read`].
+//! The file answers it from any thread, immediately or after an outage. The threads of this module
+//! never wait.
 //!
-//! Parts: [`wire`] turns bytes into requests and values into replies; [`session`] is the descriptor,
-//! the INIT handshake and the loop's threads; [`files`] decides what each request gets; [`reads`] knows
-//! which READs are unanswered. This file is the mount's life.
+//! [`wire`] parses requests and builds replies; [`session`] is the descriptor, the INIT handshake
+//! and the threads; [`files`] answers requests; [`reads`] tracks unanswered READs. Invariants:
 //!
-//! What must stay true:
-//!
-//! * A READ is answered exactly once, in full or with an error: a dropped `done`, a panic and a
-//!   wrong number of bytes are EIO. Kernels differ in what they make of a short answer, and some make
-//!   zeros of it.
-//! * A signal never ends a READ: INTERRUPT is read and forgotten.
-//! * A node's number is the layer's number in the store and an open file has no state, so that
-//!   another process which holds the descriptor and the store can go on in the middle.
-//! * No READ of a layer is unanswered when its loop changes hands or its mount goes: [`Device::drain`].
-//! * Nothing in this process may touch a path below the mount, except the mounting thread: it would
-//!   wait for itself.
+//! * A READ is answered exactly once, in full or with an error. A dropped `done`, a panic and a
+//!   wrong length give EIO, because some kernels turn a short answer into zeros.
+//! * A signal never ends a READ: INTERRUPT is ignored.
+//! * A node number is the layer's number in the store and an open file has no state, so another
+//!   process that holds the descriptor and the store can continue.
+//! * No READ of a layer is unanswered when its loop device is switched or its mount is removed.
+//! * Only the mount thread touches paths below the mount. Other threads would wait for themselves.
 
 mod files;
 mod journal;
@@ -48,47 +43,47 @@ pub(crate) use session::FS_TYPE;
 pub use session::SessionError;
 pub use wire::WireError;
 
-/// Variable that makes the device write requests down also where the kernel can send them again.
+/// Environment variable that enables the journal even if the kernel can resend requests.
 const WRITTEN_ALWAYS: &str = "SOCI_DEVICE_JOURNAL";
 
-/// FORCE aborts the connection, which also wakes the threads; DETACH then takes the mount away even if
-/// an EROFS mount still has one of its files open.
+/// FORCE aborts the connection, which also wakes the threads. DETACH removes the mount even if an
+/// EROFS mount still has one of its files open.
 const TAKE_AWAY: UnmountFlags = UnmountFlags::FORCE
     .union(UnmountFlags::DETACH)
     .union(UnmountFlags::NOFOLLOW);
 
-/// What another process needs to go on with a device: whoever holds both keeps its readers waiting
-/// while nobody serves them.
+/// What another process needs to take over a device. While a process holds both descriptors,
+/// readers wait even if no process serves them.
 #[derive(Debug)]
 pub struct KeptDevice {
     /// The connection to the kernel.
     pub fuse: OwnedFd,
-    /// Which requests are unanswered.
+    /// The journal of unanswered requests.
     pub journal: Option<OwnedFd>,
 }
 
-/// The node's FUSE mount. Ends with [`Device::stop`] or, unless it is kept, when dropped.
+/// The node's FUSE mount. It ends with [`Device::stop`] or, unless it is kept, when dropped.
 #[derive(Debug)]
 pub struct Device {
     mountpoint: PathBuf,
     connection: Arc<Connection>,
     files: Arc<Files>,
-    /// The loop's threads; none any more when the mount was taken away or left.
+    /// The threads of the loop; `None` after [`Device::stop`] or [`Device::leave`].
     threads: Mutex<Option<Vec<JoinHandle<()>>>>,
-    /// Somebody else holds the descriptors too: the mount is not this process's to take away.
+    /// Another process holds the descriptors too, so dropping the device must not unmount it.
     kept: AtomicBool,
     adopted: bool,
 }
 
 impl Device {
-    /// Opens a new connection, mounts it at `mountpoint` (made if it is not there) and starts
-    /// `threads` threads for it.
+    /// Opens a connection, mounts it at `mountpoint`, which is created if missing, and starts
+    /// `threads` threads.
     ///
-    /// A mount that an earlier process left at `mountpoint` has to be detached before.
+    /// The caller must first detach any mount that an earlier process left at `mountpoint`.
     ///
     /// # Errors
     ///
-    /// When the kernel has no FUSE, refuses the mount, or lacks what this device stands on.
+    /// When the kernel does not support FUSE, refuses the mount, or lacks a required capability.
     pub fn start(mountpoint: &Path, threads: usize) -> Result<Arc<Device>, SessionError> {
         let written = std::env::var_os(WRITTEN_ALWAYS).is_some_and(|value| value == "1");
         Self::start_with(mountpoint, threads, written)
@@ -99,43 +94,44 @@ impl Device {
         threads: usize,
         written: bool,
     ) -> Result<Arc<Device>, SessionError> {
-        // No stat: whatever is mounted there might never answer.
+        // No stat: a mount that is already there may never answer.
         match rustix::fs::mkdir(mountpoint, rustix::fs::Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(source) => {
                 return Err(SessionError::System {
-                    step: "making the fuse mount point",
+                    step: "cannot create the FUSE mount point",
                     source,
                 });
             }
         }
         let connection = Connection::open()?;
         connection.mount(mountpoint)?;
-        // From here on dropping the device unmounts it.
+        // From here on, dropping the device unmounts it.
         let device = Self::new(mountpoint, connection, false);
         device.connection.handshake(written)?;
         device.serve(threads)?;
         Ok(device)
     }
 
-    /// Goes on with a device that an earlier process made at `mountpoint` and left, or was killed
-    /// over. Its readers wait and notice nothing.
+    /// Takes over a device that an earlier process created at `mountpoint`, whether that process
+    /// left it or was killed. Its readers keep waiting and see no error.
     ///
-    /// READs of layers that are not there yet are held until they are added, or until
-    /// [`Device::restored`] says that they never will be.
+    /// READs of layers that have not been added yet are held until they are added or until
+    /// [`Device::restored`] is called.
     ///
     /// # Errors
     ///
-    /// When the connection has ended, or nobody knows which requests are unanswered. What is mounted
-    /// at `mountpoint` is then taken away, so that its readers get errors instead of waiting for
-    /// ever, and a new device is to be started.
+    /// When the connection has ended or the unanswered requests are unknown. The mount at
+    /// `mountpoint` is then removed, so that its readers get errors instead of waiting
+    /// indefinitely, and the caller must start a new device.
     pub fn adopt(
         kept: KeptDevice,
         mountpoint: &Path,
         threads: usize,
     ) -> Result<Arc<Device>, SessionError> {
         Self::try_adopt(kept, mountpoint, threads).inspect_err(|_| {
-            // Other holders of the descriptors do not keep it: FORCE aborts. Not mounted is as good.
+            // Other holders of the descriptors do not prevent this: FORCE aborts. It may already be
+            // unmounted.
             let _ = rustix::mount::unmount(mountpoint, TAKE_AWAY);
         })
     }
@@ -148,14 +144,14 @@ impl Device {
         let journal = kept.journal.ok_or(SessionError::NoJournal)?;
         let journal = Journal::adopt(journal)
             .map_err(|source| SessionError::System {
-                step: "mapping the journal",
+                step: "cannot map the journal",
                 source,
             })?
             .ok_or(SessionError::NoJournal)?;
         let connection = Connection::adopt(kept.fuse, journal)?;
         let device = Self::new(mountpoint, connection, true);
         device.files.reads.begin_restoring();
-        // Before the loop starts: what it has read by then would come twice.
+        // Before the loop starts. Otherwise requests that the loop has read would be handled twice.
         match device.connection.journal() {
             Some(journal) if journal.is_written() => {
                 device.files.take_over(&device.connection, journal);
@@ -177,7 +173,7 @@ impl Device {
         })
     }
 
-    /// Starts the loop on a connection that is mounted and past its handshake.
+    /// Starts the threads on a connection that is mounted and has completed its handshake.
     fn serve(&self, threads: usize) -> Result<(), SessionError> {
         let handler: Arc<dyn Handler> = Arc::clone(&self.files) as _;
         let started = session::serve(&self.connection, &handler, threads)?;
@@ -188,37 +184,38 @@ impl Device {
         Ok(())
     }
 
-    /// Whether an earlier process made it.
+    /// Whether the device was adopted from an earlier process.
     #[must_use]
     pub fn is_adopted(&self) -> bool {
         self.adopted
     }
 
-    /// The layers of the earlier process that are mounted have all been added: READs of others are
-    /// EIO from now on.
+    /// Ends the restore phase: all mounted layers of the earlier process have been added. From now
+    /// on, READs of unknown layers fail with EIO.
     pub fn restored(&self) {
         self.files.reads.restored();
     }
 
-    /// What another process needs to go on. From now on dropping the device leaves it.
+    /// Returns what another process needs to take over. From now on, dropping the device does not
+    /// unmount it.
     ///
     /// # Errors
     ///
-    /// When descriptors cannot be duplicated.
+    /// When the descriptors cannot be duplicated.
     pub fn keep(&self) -> io::Result<KeptDevice> {
         let (fuse, journal) = self.connection.descriptors()?;
         self.kept.store(true, Ordering::SeqCst);
         Ok(KeptDevice { fuse, journal })
     }
 
-    /// Whether somebody else holds what is needed to go on.
+    /// Whether another process can take over.
     #[must_use]
     pub fn is_kept(&self) -> bool {
         self.kept.load(Ordering::SeqCst)
     }
 
-    /// Ends this process's part and nothing else: readers go on waiting, for whoever adopts what
-    /// [`Device::keep`] gave. No request is answered from here any more.
+    /// Stops this process's threads only. Readers keep waiting for a process that adopts what
+    /// [`Device::keep`] returned. This process answers no more requests.
     pub fn leave(&self) {
         let mut held = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(threads) = held.take() else { return };
@@ -226,73 +223,76 @@ impl Device {
         join(threads);
     }
 
-    /// Makes `file` readable at [`Device::path`] of its number. A file that had this number before
-    /// is replaced for all that have it open.
+    /// Makes `file` readable at the [`Device::path`] of its number. It replaces an earlier file
+    /// with that number for all readers that have it open.
     ///
-    /// Numbers below 2 belong to the kernel and are not taken.
+    /// Numbers below 2 are reserved by the kernel and rejected.
     pub fn add(&self, file: Arc<dyn DeviceFile>) {
         let number = file.number();
         if number < FIRST_FILE {
-            tracing::error!(number, "layer number is reserved, its file cannot be read");
+            tracing::error!(
+                number,
+                "layer number is reserved by the kernel, the layer cannot be read"
+            );
             return;
         }
         self.files.reads.add(file);
     }
 
-    /// Takes a file away. Reads that are parked are still answered; later ones get EIO.
+    /// Removes a file. Parked reads are still answered; later ones fail with EIO.
     pub fn remove(&self, number: u64) {
         self.files.reads.remove(number);
     }
 
-    /// Where the file of layer `number` is, for the `device=` of a mount.
+    /// Path of the file of layer `number`, for the `device=` option of a mount.
     #[must_use]
     pub fn path(&self, number: u64) -> PathBuf {
         self.mountpoint.join(number.to_string())
     }
 
-    /// Where the device is mounted.
+    /// The mount point of the device.
     #[must_use]
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
     }
 
-    /// READs of all layers that are not answered yet.
+    /// Number of unanswered READs of all layers.
     #[must_use]
     pub fn parked(&self) -> usize {
         self.files.reads.unanswered_in_all()
     }
 
-    /// READs of layer `number` that are not answered yet.
+    /// Number of unanswered READs of layer `number`.
     #[cfg(test)]
     fn unanswered(&self, number: u64) -> usize {
         self.files.reads.unanswered(number)
     }
 
-    /// Answers every READ of layer `number` with EIO, those that wait and, until the guard is
-    /// dropped, those to come: for a layer that is taken away. Its mount must not go while one is
-    /// unanswered: the kernel would wait for it, with every `sync`, and no signal ends that.
+    /// Answers every READ of layer `number` with EIO, both parked ones and, until the guard is
+    /// dropped, new ones. Use it before the layer's last mount is removed: with an unanswered READ,
+    /// the unmount and every `sync` would block, and no signal ends that.
     pub fn refuse(&self, number: u64) -> Refused {
         let refused = self.files.reads.shut(number);
         self.files.reads.fail(number);
         refused
     }
 
-    /// Whether the connection is served. Not any more when somebody unmounted or aborted it.
+    /// Whether the connection is served. False after another process unmounted or aborted it.
     #[must_use]
     pub fn is_served(&self) -> bool {
         self.files.running.load(Ordering::SeqCst) > 0
     }
 
-    /// Ends the connection: everything that waits for it gets an error, the mount goes, the threads
-    /// end. EROFS mounts on it should be gone before.
+    /// Ends the connection: waiting requests fail, the mount is removed, and the threads end. EROFS
+    /// mounts on it should be removed first.
     pub fn stop(&self) {
-        // Held to the end: a second caller comes back when the device is stopped.
+        // Held until the end, so that a concurrent caller returns only when the device has stopped.
         let mut held = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(threads) = held.take() else { return };
         if let Err(error) = rustix::mount::unmount(&self.mountpoint, TAKE_AWAY) {
-            tracing::warn!(path = %self.mountpoint.display(), %error, "fuse mount cannot be unmounted");
+            tracing::warn!(path = %self.mountpoint.display(), %error, "cannot unmount the FUSE file system");
             if self.is_served() {
-                // The threads sleep in the kernel and only the end of the process ends them.
+                // The threads sleep in the kernel, and only the end of the process ends them.
                 return;
             }
         }
@@ -303,7 +303,7 @@ impl Device {
 fn join(threads: Vec<JoinHandle<()>>) {
     for thread in threads {
         if thread.join().is_err() {
-            tracing::error!("a thread of the fuse loop panicked");
+            tracing::error!("a FUSE thread panicked");
         }
     }
 }
@@ -318,8 +318,8 @@ impl Drop for Device {
     }
 }
 
-/// The kernel's own deadline for a FUSE request, if it has one: a READ parked for longer aborts the
-/// whole connection. Whoever lets reads wait must stay well below it.
+/// The kernel's own timeout for FUSE requests, if set. A READ that is parked longer aborts the
+/// whole connection, so read budgets must stay well below it.
 #[must_use]
 pub fn request_timeout() -> Option<Duration> {
     let read = |name| std::fs::read_to_string(Path::new("/proc/sys/fs/fuse").join(name)).ok();
@@ -329,7 +329,7 @@ pub fn request_timeout() -> Option<Duration> {
     )
 }
 
-/// The smaller of the two settings, in seconds; 0, absent or unreadable means none.
+/// The smaller of the two settings, in seconds. 0, absent or unreadable means no timeout.
 fn effective_timeout(default: Option<&str>, max: Option<&str>) -> Option<Duration> {
     let seconds = |text: Option<&str>| text?.trim().parse().ok().filter(|&secs: &u64| secs > 0);
     let smaller = [seconds(default), seconds(max)].into_iter().flatten().min();

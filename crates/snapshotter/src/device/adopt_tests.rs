@@ -1,4 +1,4 @@
-//! A device that is left and adopted, as by one process after another: here one value after another.
+//! A device is left by one value and adopted by another, as by one process after another.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use crate::layer::ReadDone;
 const LAYER: u64 = 2;
 const SIZE: u64 = 1 << 20;
 
-/// A mount that goes at the end of the test, and all that waits for it.
+/// A mount that is removed at the end of the test, together with everything that waits for it.
 struct Place {
     folder: tempfile::TempDir,
 }
@@ -53,7 +53,7 @@ fn add(device: &Device, behaviour: impl Fn(u64, u32, ReadDone) + Send + Sync + '
     }));
 }
 
-/// Never answers by itself.
+/// Adds a file whose READs wait for the test.
 fn add_silent(device: &Device) -> Arc<Mutex<Vec<ReadDone>>> {
     let held: Arc<Mutex<Vec<ReadDone>>> = Arc::default();
     let hold = Arc::clone(&held);
@@ -79,7 +79,7 @@ fn reader(path: PathBuf, offset: u64) -> Receiver<std::io::Result<Vec<u8>>> {
     })
 }
 
-/// Both ways by which requests come back.
+/// Runs a test for both ways in which requests are recovered.
 fn each_way(test: impl Fn(bool)) {
     for written in [true, false] {
         test(written);
@@ -87,7 +87,7 @@ fn each_way(test: impl Fn(bool)) {
 }
 
 #[test]
-fn readers_of_a_device_that_was_left_get_their_bytes_from_the_next() {
+fn readers_of_an_abandoned_device_are_served_by_the_next_process() {
     each_way(|written| {
         let place = Place::new();
         let first = place.start(written);
@@ -102,11 +102,11 @@ fn readers_of_a_device_that_was_left_get_their_bytes_from_the_next() {
         let second = place.adopt(kept);
         assert!(second.is_adopted());
         wait_parked(&second, 8);
-        // What the first still has it cannot answer any more.
+        // The first process can no longer answer what it still holds.
         drop(held);
         add(&second, at_once);
         for (page, reader) in (0..).zip(readers) {
-            let read = reader.recv_timeout(LONG).expect("the reader ends");
+            let read = reader.recv_timeout(LONG).expect("the reader returns");
             assert_eq!(read.unwrap(), bytes(page * 4096, 4096));
         }
         wait_parked(&second, 0);
@@ -115,7 +115,7 @@ fn readers_of_a_device_that_was_left_get_their_bytes_from_the_next() {
 }
 
 #[test]
-fn requests_that_came_while_nobody_served_are_answered() {
+fn requests_sent_between_two_processes_are_answered() {
     each_way(|written| {
         let place = Place::new();
         let first = place.start(written);
@@ -137,14 +137,14 @@ fn requests_that_came_while_nobody_served_are_answered() {
         go_on.send(()).unwrap();
         let second = place.adopt(kept);
         add(&second, at_once);
-        let read = early.recv_timeout(LONG).expect("the reader ends");
+        let read = early.recv_timeout(LONG).expect("the reader returns");
         assert_eq!(read.unwrap(), bytes(0, 4096));
         second.stop();
     });
 }
 
 #[test]
-fn layers_that_nobody_restores_are_errors_once_all_others_are_there() {
+fn reads_of_layers_that_are_not_restored_fail() {
     each_way(|written| {
         let place = Place::new();
         let first = place.start(written);
@@ -165,11 +165,11 @@ fn layers_that_nobody_restores_are_errors_once_all_others_are_there() {
 }
 
 #[test]
-fn a_device_changes_hands_under_load_and_no_read_fails() {
+fn a_device_is_adopted_under_load_without_errors() {
     each_way(|written| {
         let place = Place::new();
         let mut device = place.start(written);
-        // Answers come late and from elsewhere: a change of hands nearly always finds some owed.
+        // Answers are late and come from another thread, so most take-overs find unanswered READs.
         let slowly = |offset, len, done: ReadDone| {
             std::thread::spawn(move || {
                 std::thread::sleep(Duration::from_millis(1));
@@ -194,7 +194,7 @@ fn a_device_changes_hands_under_load_and_no_read_fails() {
         }
         over.store(true, Ordering::SeqCst);
         for reader in readers {
-            let reads = reader.recv_timeout(LONG).expect("the reader ends");
+            let reads = reader.recv_timeout(LONG).expect("the reader returns");
             assert!(reads.unwrap() > 10);
         }
         device.stop();
@@ -218,7 +218,7 @@ fn read_until(path: &Path, seed: u64, over: &AtomicBool) -> std::io::Result<u64>
 }
 
 #[test]
-fn what_cannot_be_adopted_is_taken_away_with_errors_for_its_readers() {
+fn a_device_that_cannot_be_adopted_is_removed_and_its_readers_get_errors() {
     let place = Place::new();
     let first = place.start(true);
     let held = add_silent(&first);
@@ -230,10 +230,13 @@ fn what_cannot_be_adopted_is_taken_away_with_errors_for_its_readers() {
     kept.journal = None;
     let error = Device::adopt(kept, &place.mountpoint(), 1).unwrap_err();
     assert!(matches!(error, SessionError::NoJournal), "{error}");
-    waits.recv_timeout(LONG).expect("not for ever").unwrap_err();
+    waits
+        .recv_timeout(LONG)
+        .expect("the reader does not wait indefinitely")
+        .unwrap_err();
     let error = Device::adopt(other_holder, &place.mountpoint(), 1).unwrap_err();
     assert!(matches!(error, SessionError::Ended), "{error}");
-    // And the place is free for a new one.
+    // The mount point is free for a new device.
     let second = place.start(false);
     add(&second, at_once);
     assert_eq!(read_at(&second.path(LAYER), 0, 10).unwrap(), bytes(0, 10));

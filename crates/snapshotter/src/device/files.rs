@@ -1,4 +1,4 @@
-//! What each request of the kernel gets: a root with one file per layer, named by its number.
+//! Answers the kernel's requests: a root directory with one file per layer, named by its number.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -13,21 +13,21 @@ use super::reads::{Arrived, Reads};
 use super::session::{Connection, Handler};
 use super::wire::{self, Attributes, Listing, NodeId, Operation, Request, Unique};
 
-/// For how long the kernel may keep names and attributes, in seconds: nothing of them ever changes.
+/// For how long the kernel may cache names and attributes, in seconds. They never change.
 const VALID_SECS: u64 = 365 * 24 * 60 * 60;
 
-/// The smallest number of a file: 1 is the root, 0 means "no node" to the kernel.
+/// The smallest file number: 1 is the root, and the kernel uses 0 for "no node".
 pub(super) const FIRST_FILE: u64 = 2;
 
-/// Type and permission bits. Only root opens these files, in the mounting thread.
+/// Type and permission bits. Only root opens these files, on the mount thread.
 const ROOT_MODE: u32 = 0o040_500;
 const FILE_MODE: u32 = 0o100_400;
 
-/// What the loop's threads see.
+/// State shared by the threads.
 #[derive(Default)]
 pub(super) struct Files {
     pub(super) reads: Arc<Reads>,
-    /// Threads of the loop that have not ended.
+    /// Number of running threads.
     pub(super) running: AtomicUsize,
 }
 
@@ -40,11 +40,11 @@ impl fmt::Debug for Files {
     }
 }
 
-/// The reply to a request that is answered on the spot.
+/// The reply to a request that is answered immediately.
 enum Reply {
     Body(Vec<u8>),
     Error(Errno),
-    /// The operation has no reply, or it is parked.
+    /// No reply: the operation has none, or the request is parked.
     None,
 }
 
@@ -53,7 +53,7 @@ impl Handler for Files {
         let request = match wire::parse(bytes) {
             Ok(request) => request,
             Err(error) => {
-                tracing::error!(%error, len = bytes.len(), "fuse request cannot be read");
+                tracing::error!(%error, len = bytes.len(), "cannot parse a FUSE request");
                 if let Some(unique) = wire::unique_of(bytes) {
                     connection.reply_error(unique, Errno::IO);
                 }
@@ -61,11 +61,11 @@ impl Handler for Files {
             }
         };
         let unique = request.unique;
-        // A panic is this request's EIO, not the end of every mount. A READ was answered by then:
-        // unwinding dropped it.
+        // A panic gives EIO for this request only. If it was a READ, unwinding has already answered
+        // it.
         let reply = catch_unwind(AssertUnwindSafe(|| self.answer(connection, &request)))
             .unwrap_or_else(|_| {
-                tracing::error!(unique = unique.0, "fuse request panicked");
+                tracing::error!(unique = unique.0, "a FUSE request panicked");
                 Reply::Error(Errno::IO)
             });
         match reply {
@@ -81,7 +81,7 @@ impl Handler for Files {
 }
 
 impl Files {
-    /// Takes over what an earlier process had read and not answered.
+    /// Takes over the requests that an earlier process had read and not answered.
     pub(super) fn take_over(&self, connection: &Arc<Connection>, journal: &Arc<Journal>) {
         let written = journal.reads();
         let known: HashSet<u64> = written.iter().map(|(_, read)| read.unique).collect();
@@ -100,17 +100,17 @@ impl Files {
             let Some(request) = buffer.request() else {
                 continue;
             };
-            // A READ that was written down and is still in its buffer is one READ.
+            // A READ that is both recorded and still in its buffer is one READ.
             if wire::unique_of(request).is_some_and(|unique| !known.contains(&unique.0)) {
                 self.handle(connection, request);
                 count += 1;
             }
             buffer.clear();
         }
-        tracing::info!(count, "took over requests of an earlier process");
+        tracing::info!(count, "took over the requests of an earlier process");
     }
 
-    /// What each request gets.
+    /// Answers or parks a request.
     fn answer(&self, connection: &Arc<Connection>, request: &Request<'_>) -> Reply {
         match request.operation {
             Operation::Lookup(name) => self.lookup(request.node, name),
@@ -138,7 +138,7 @@ impl Files {
                 Reply::Body(Vec::new())
             }
             Operation::Forget | Operation::BatchForget | Operation::Interrupt => Reply::None,
-            // INIT comes once, in the handshake, and never again.
+            // INIT is sent once, in the handshake.
             Operation::Init(_) => Reply::Error(Errno::PROTO),
             Operation::Other(_) => Reply::Error(Errno::NOSYS),
         }
@@ -172,8 +172,9 @@ impl Files {
         })
     }
 
-    /// The entries of the root behind `offset`. An entry's offset follows from its number alone, so a
-    /// listing goes on rightly while files come and go: `.` is 1, `..` is 2, file n is n + 1.
+    /// The entries of the root after `offset`. An entry's offset depends only on its number (`.` is
+    /// 1, `..` is 2, file n is n + 1), so a listing continues correctly while files are added and
+    /// removed.
     fn list(&self, offset: u64, size: u32) -> Vec<u8> {
         let mut listing = Listing::new(size);
         let dots = [(1, ".".to_owned()), (2, "..".to_owned())];
@@ -189,7 +190,7 @@ impl Files {
     }
 }
 
-/// The number that a name in the root stands for: decimal, as [`super::Device::path`] writes it.
+/// Parses a file name in the root: a decimal number, as written by [`super::Device::path`].
 fn file_number(name: &[u8]) -> Option<u64> {
     let number: u64 = std::str::from_utf8(name).ok()?.parse().ok()?;
     (number >= FIRST_FILE && number.to_string().as_bytes() == name).then_some(number)

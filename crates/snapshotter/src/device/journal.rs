@@ -1,17 +1,16 @@
-//! The journal: memory that outlives the process, with the requests that were read from the kernel
-//! and are not answered.
+//! The journal: memory that outlives the process and contains the unanswered requests.
 //!
-//! It is a memfd that whoever keeps the `/dev/fuse` descriptor keeps beside it. Requests are read
-//! *into* it, each thread into its own buffer, so that there is no moment at which a killed process
-//! had one that nobody else knows of; READs then move to a table until their answer is written. Where
-//! the kernel can send requests again (Linux 6.9) it only says so, and stays empty.
+//! It is a memfd that is kept together with the `/dev/fuse` descriptor. Each thread reads requests
+//! directly *into* its own buffer of the journal, so a killed process never holds a request that
+//! the next one does not know. A READ then moves to a table until its answer is written. If the
+//! kernel can resend requests (Linux 6.9), the journal only records that and stays empty.
 //!
-//! What it holds may be answered already: a process can die between the answer and the stroke. The
-//! kernel takes no second answer, so answering again does no harm.
+//! A recorded request may already be answered, because a process can die before it strikes the
+//! entry. The kernel rejects a second answer, so answering again is harmless.
 
 #![allow(
     unsafe_code,
-    reason = "memory that another process reads after this one's death is mapped: `word`, `Buffer`"
+    reason = "maps memory that another process reads after this one ends: `word`, `Buffer`"
 )]
 
 use std::os::fd::OwnedFd;
@@ -22,32 +21,32 @@ use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 
-/// Receive buffer of a loop thread in bytes. The kernel demands room for its largest request: 8 KiB
-/// or a WRITE with its headers. Longer ones (setxattr) it refuses by itself.
+/// Receive buffer of a thread in bytes. The kernel requires room for its largest request: 8 KiB, or
+/// a WRITE with its headers. It rejects longer requests (setxattr) itself.
 pub(super) const RECEIVE: usize = 16 * 1024;
 
-/// First word of a journal, and the layout that the rest of it has.
+/// First word of a journal, and the version of its layout.
 const MAGIC: u64 = u64::from_le_bytes(*b"socijrnl");
 const LAYOUT: u64 = 1;
-/// Words of the header, in which the first three count: magic, layout, how requests come back.
+/// Words of the header. The first three are used: magic, layout, how requests are recovered.
 const HEADER_WORDS: usize = 512;
 const RESENT: u64 = 1;
 const WRITTEN_DOWN: u64 = 2;
-/// Buffers, one for each thread of the loop.
+/// Number of buffers, one for each thread.
 const BUFFERS: usize = 8;
 const BUFFER_WORDS: usize = RECEIVE / 8;
-/// READs that can be written down: twice what the kernel sends at once.
+/// Number of READs that can be recorded: twice what the kernel sends at once.
 const SLOTS: usize = 8192;
 /// Identity, layer, offset, size.
 const SLOT_WORDS: usize = 4;
 const TABLE: usize = HEADER_WORDS + BUFFERS * BUFFER_WORDS;
 const WORDS: usize = TABLE + SLOTS * SLOT_WORDS;
 
-/// Where a READ is written down.
+/// Index of a recorded READ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slot(usize);
 
-/// A READ as it is written down.
+/// A recorded READ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Written {
     pub(super) unique: u64,
@@ -56,12 +55,12 @@ pub(super) struct Written {
     pub(super) size: u32,
 }
 
-/// See the module.
+/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Journal {
     memory: OwnedFd,
     map: MmapRaw,
-    /// Whether requests are written down here; else the kernel sends them again.
+    /// Whether requests are recorded. Otherwise the kernel resends them.
     written: bool,
     free: Mutex<Vec<Slot>>,
     lent: [AtomicBool; BUFFERS],
@@ -69,12 +68,12 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// A new one.
+    /// Creates a journal.
     pub(super) fn create(written: bool) -> Result<Self, Errno> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let memory = rustix::fs::memfd_create("soci-journal", flags)?;
         rustix::fs::ftruncate(&memory, bytes(WORDS))?;
-        // Nobody who keeps it can pull the mapping away from under us.
+        // A process that keeps the descriptor cannot shrink the mapping.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&memory, seals)?;
         let journal = Self::map(memory, written)?;
@@ -85,7 +84,7 @@ impl Journal {
         Ok(journal)
     }
 
-    /// One that an earlier process left; none if it is not understood.
+    /// Adopts the journal of an earlier process. `None` if its layout is unknown.
     pub(super) fn adopt(memory: OwnedFd) -> Result<Option<Self>, Errno> {
         let size = u64::try_from(rustix::fs::fstat(&memory)?.st_size);
         let seals = rustix::fs::fcntl_get_seals(&memory).unwrap_or(SealFlags::empty());
@@ -120,12 +119,12 @@ impl Journal {
         })
     }
 
-    /// The descriptor, for whoever keeps it.
+    /// The descriptor of the memory.
     pub(super) fn memory(&self) -> &OwnedFd {
         &self.memory
     }
 
-    /// Whether requests are written down here; else the kernel sends them again.
+    /// Whether requests are recorded. Otherwise the kernel resends them.
     pub(super) fn is_written(&self) -> bool {
         self.written
     }
@@ -135,9 +134,9 @@ impl Journal {
             return None;
         }
         let word = self.map.as_mut_ptr().wrapping_add(index * 8).cast::<u64>();
-        // JUSTIFICATION: memory that is shared with another process has no safe form.
-        // SAFETY: the word lies in the mapping, which begins at a page, lives as long as `self` and cannot
-        // shrink (sealed); all of it but the buffers is only ever used through atomics.
+        // JUSTIFICATION: memory shared with another process has no safe wrapper.
+        // SAFETY: the word lies in the mapping, which is page-aligned, lives as long as `self` and
+        // cannot shrink (sealed). All of it but the buffers is only accessed through atomics.
         Some(unsafe { AtomicU64::from_ptr(word) })
     }
 
@@ -152,7 +151,7 @@ impl Journal {
         }
     }
 
-    /// Writes a READ down; nothing where the kernel sends it again, or there is no room.
+    /// Records a READ. `None` if the kernel resends it, or if the journal is full.
     pub(super) fn record(&self, read: Written) -> Option<Slot> {
         if !self.written {
             return None;
@@ -162,7 +161,7 @@ impl Journal {
             if !self.overflown.swap(true, Ordering::Relaxed) {
                 tracing::warn!(
                     slots = SLOTS,
-                    "journal is full: some reads would not survive a restart"
+                    "the journal is full, some reads will not survive a restart"
                 );
             }
             return None;
@@ -171,12 +170,12 @@ impl Journal {
         self.put(at + 1, read.layer);
         self.put(at + 2, read.offset);
         self.put(at + 3, u64::from(read.size));
-        // Last: from here on the entry counts.
+        // Written last: it makes the entry valid.
         self.put(at, read.unique);
         Some(slot)
     }
 
-    /// Strikes a READ that is answered.
+    /// Removes a READ that is answered.
     pub(super) fn strike(&self, slot: Slot) {
         self.put(TABLE + slot.0 * SLOT_WORDS, 0);
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
@@ -202,7 +201,7 @@ impl Journal {
             .collect()
     }
 
-    /// The buffer of a thread of the loop; each is lent to one at a time.
+    /// The buffer of a thread. Each buffer is lent once at a time.
     pub(super) fn buffer(self: &Arc<Self>, index: usize) -> Option<Buffer> {
         let lent = self.lent.get(index)?;
         if !self.written || lent.swap(true, Ordering::AcqRel) {
@@ -212,7 +211,7 @@ impl Journal {
         Some(Buffer { journal, index })
     }
 
-    /// All buffers, for what an earlier process read into them.
+    /// All buffers, for the requests that an earlier process read into them.
     pub(super) fn buffers(self: &Arc<Self>) -> Vec<Buffer> {
         (0..BUFFERS)
             .filter_map(|index| self.buffer(index))
@@ -231,16 +230,18 @@ impl Buffer {
     pub(super) fn bytes(&mut self) -> &mut [u8] {
         let at = (HEADER_WORDS + self.index * BUFFER_WORDS) * 8;
         let buffer = self.journal.map.as_mut_ptr().wrapping_add(at);
-        // JUSTIFICATION: as `word`: the kernel reads requests into memory that outlives the process.
-        // SAFETY: the range lies in the mapping (`index` is below `BUFFERS`), which lives as long as the
-        // journal held here; `lent` lets one `Buffer` exist for it, and no word of it is used as an atomic.
+        // JUSTIFICATION: as for `word`; the kernel reads requests into memory that outlives the
+        // process.
+        // SAFETY: the range lies in the mapping (`index` is below `BUFFERS`), which the journal
+        // keeps alive. `lent` allows one `Buffer` for it, and none of its words is accessed as an
+        // atomic.
         unsafe { std::slice::from_raw_parts_mut(buffer, RECEIVE) }
     }
 
-    /// The request in it, if there is one: its first field, the length, says so.
+    /// The request in the buffer, if any. Its first field is its length.
     #[expect(
         clippy::disallowed_methods,
-        reason = "the kernel wrote it, in the machine's byte order"
+        reason = "the kernel writes it in host byte order"
     )]
     pub(super) fn request(&mut self) -> Option<&[u8]> {
         let bytes = self.bytes();
@@ -249,7 +250,7 @@ impl Buffer {
         bytes.get(..len)
     }
 
-    /// Says that there is no request in it any more.
+    /// Marks the buffer as empty.
     pub(super) fn clear(&mut self) {
         if let Some(header) = self.bytes().get_mut(..8) {
             header.fill(0);
@@ -282,13 +283,13 @@ mod tests {
         }
     }
 
-    /// What another process that has the descriptor makes of it.
+    /// The journal as seen by another process that has the descriptor.
     fn adopted(journal: &Journal) -> Option<Journal> {
         Journal::adopt(journal.memory().try_clone().unwrap()).unwrap()
     }
 
     #[test]
-    fn what_is_written_and_not_struck_is_found_by_the_next() {
+    fn recorded_reads_are_found_by_the_next_process_until_struck() {
         let journal = Journal::create(true).unwrap();
         let slots: Vec<Slot> = (1..=100)
             .map(|n| journal.record(read(n)).unwrap())
@@ -302,7 +303,7 @@ mod tests {
             found,
             [(slots[98], read(99)), (slots[99], read(100))].to_vec()
         );
-        // Its own entries do not lie on those that it found.
+        // New entries do not overwrite the adopted ones.
         for n in 1000..1000 + 8190 {
             let slot = next.record(read(n)).unwrap();
             assert!(!slots[98..].contains(&slot));
@@ -313,10 +314,10 @@ mod tests {
     }
 
     #[test]
-    fn a_request_in_a_buffer_is_found_by_the_next_until_it_is_cleared() {
+    fn a_request_in_a_buffer_is_found_by_the_next_process_until_cleared() {
         let journal = Arc::new(Journal::create(true).unwrap());
         let mut buffer = journal.buffer(3).unwrap();
-        assert!(journal.buffer(3).is_none(), "lent to one");
+        assert!(journal.buffer(3).is_none(), "the buffer is already lent");
         assert!(journal.buffer(BUFFERS).is_none());
         buffer.bytes()[..5].copy_from_slice(b"\x05\0\0\0x");
         let next = Arc::new(adopted(&journal).unwrap());
@@ -332,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_kernel_sends_again_nothing_is_written() {
+    fn nothing_is_recorded_if_the_kernel_resends() {
         let journal = Arc::new(Journal::create(false).unwrap());
         assert_eq!(journal.record(read(1)), None);
         assert!(journal.buffer(0).is_none());
@@ -340,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_journal_is_not_taken_for_one() {
+    fn other_memory_is_not_adopted_as_a_journal() {
         let journal = Journal::create(true).unwrap();
         journal.put(1, LAYOUT + 1);
         assert!(adopted(&journal).is_none());

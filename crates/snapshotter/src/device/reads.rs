@@ -1,10 +1,11 @@
 //! The files of the device, and the READs of them that the kernel still waits for.
 //!
-//! This is the one place that knows which READs of which layer are unanswered, and so the one that
-//! answers them: exactly once, whoever comes first. A READ is *held* (nobody has been asked for its
-//! bytes yet), *waiting* (its file has been asked), or being answered; all three count as unanswered.
+//! This module alone knows which READs of which layer are unanswered, so it answers each exactly
+//! once. A READ is *held* (its file is not known yet), *waiting* (its file has been asked), or
+//! being answered. All three count as unanswered.
 //!
-//! While a layer is taken away its READs are refused: no READ of it may be unanswered when its mount goes.
+//! READs of a layer are refused while the layer is removed: none may be unanswered when its mount
+//! goes.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +19,7 @@ use super::session::Connection;
 use super::wire::Unique;
 use crate::layer::{DeviceFile, ReadError};
 
-/// A READ as the kernel asked for it.
+/// A READ as the kernel sent it.
 #[derive(Debug)]
 pub(super) struct Arrived {
     pub(super) connection: Arc<Connection>,
@@ -26,7 +27,7 @@ pub(super) struct Arrived {
     pub(super) layer: u64,
     pub(super) offset: u64,
     pub(super) size: u32,
-    /// Where it is written down until it is answered.
+    /// Its entry in the journal until it is answered.
     pub(super) slot: Option<Slot>,
 }
 
@@ -51,7 +52,7 @@ impl Arrived {
         }
     }
 
-    /// Answers it, for the first and last time.
+    /// Answers the READ, for the first and last time.
     fn reply(&self, answer: Result<&[u8], Errno>) {
         match answer {
             Ok(bytes) => self.connection.reply(self.unique, bytes),
@@ -63,14 +64,14 @@ impl Arrived {
     }
 }
 
-/// READs of one layer, and its gate.
+/// READs of one layer, and the guards that refuse them.
 #[derive(Default)]
 struct LayerReads {
     waiting: HashMap<Unique, Arrived>,
     held: Vec<Arrived>,
-    /// Taken out of `waiting` or `held`, and the reply is not written yet.
+    /// Number of READs taken out of `waiting` or `held` whose reply is not written yet.
     answering: usize,
-    /// Guards that refuse new ones.
+    /// Number of guards that refuse new READs.
     refusals: usize,
 }
 
@@ -88,18 +89,18 @@ impl LayerReads {
 struct State {
     files: HashMap<u64, Arc<dyn DeviceFile>>,
     layers: HashMap<u64, LayerReads>,
-    /// The layers of an earlier process are still being opened: READs of unknown ones are held.
+    /// The layers of an earlier process are still being opened: READs of unknown layers are held.
     restoring: bool,
 }
 
-/// See the module.
+/// See the module documentation.
 #[derive(Default)]
 pub(super) struct Reads {
     state: Mutex<State>,
     unanswered: AtomicUsize,
 }
 
-/// What the state says about a READ that wants to be handed to its file.
+/// What to do with a READ.
 enum Verdict {
     Go(Arc<dyn DeviceFile>),
     Held,
@@ -108,16 +109,16 @@ enum Verdict {
 
 impl Reads {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it is held.
+        // No code panics while it holds the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on READs of unknown layers are held.
+    /// Holds READs of unknown layers from now on.
     pub(super) fn begin_restoring(&self) {
         self.state().restoring = true;
     }
 
-    /// All layers of the earlier process are there that will ever be.
+    /// Fails READs of unknown layers from now on, including held ones.
     pub(super) fn restored(self: &Arc<Self>) {
         let left: Vec<u64> = {
             let mut state = self.state();
@@ -161,13 +162,13 @@ impl Reads {
         state.layers.get(&number).map_or(0, LayerReads::unanswered)
     }
 
-    /// Takes a READ from the kernel.
+    /// Accepts a READ from the kernel.
     pub(super) fn arrive(self: &Arc<Self>, read: Arrived) {
         self.unanswered.fetch_add(1, Ordering::Relaxed);
         self.hand_on(read);
     }
 
-    /// Gives a READ to its file, unless its gate is shut.
+    /// Passes a READ to its file, unless it is refused or held.
     fn hand_on(self: &Arc<Self>, read: Arrived) {
         let (layer, unique) = (read.layer, read.unique);
         let (offset, size) = (read.offset, read.size);
@@ -207,7 +208,7 @@ impl Reads {
         let reads = layers.entry(read.layer).or_default();
         if reads.refusals > 0 {
             reads.answering += 1;
-            return Verdict::Refuse(read, "the layer is being taken away");
+            return Verdict::Refuse(read, "the layer is being removed");
         }
         let Some(file) = files.get(&read.layer) else {
             if *restoring {
@@ -215,13 +216,13 @@ impl Reads {
                 return Verdict::Held;
             }
             reads.answering += 1;
-            return Verdict::Refuse(read, "the layer is gone");
+            return Verdict::Refuse(read, "the layer does not exist");
         };
         reads.waiting.insert(read.unique, read);
         Verdict::Go(Arc::clone(file))
     }
 
-    /// Takes a waiting READ to answer it; none if somebody else has.
+    /// Takes a waiting READ to answer it. `None` if it has already been taken.
     fn claim(&self, layer: u64, unique: Unique) -> Option<Arrived> {
         let mut state = self.state();
         let reads = state.layers.get_mut(&layer)?;
@@ -230,7 +231,7 @@ impl Reads {
         Some(read)
     }
 
-    /// The replies of `count` READs that were taken are written.
+    /// Records that the replies of `count` taken READs are written.
     fn finish(&self, layer: u64, count: usize) {
         self.unanswered.fetch_sub(count, Ordering::Relaxed);
         let mut state = self.state();
@@ -243,7 +244,7 @@ impl Reads {
         }
     }
 
-    /// Answers everything of a layer with EIO that is not being answered already.
+    /// Answers all READs of a layer with EIO, except those that are already being answered.
     pub(super) fn fail(&self, layer: u64) {
         let failed: Vec<Arrived> = {
             let mut state = self.state();
@@ -259,14 +260,18 @@ impl Reads {
             return;
         }
         let count = failed.len();
-        tracing::warn!(layer, count, "reads of layer data are given up");
+        tracing::warn!(
+            layer,
+            count,
+            "reads of layer data failed: the layer is being removed"
+        );
         for read in &failed {
             read.reply(Err(Errno::IO));
         }
         self.finish(layer, count);
     }
 
-    /// Refuses READs of the layer from now on, until the guard is dropped.
+    /// Refuses READs of the layer until the guard is dropped.
     pub(super) fn shut(self: &Arc<Self>, layer: u64) -> Refused {
         self.state().layers.entry(layer).or_default().refusals += 1;
         Refused {
@@ -282,7 +287,7 @@ impl Reads {
         self.release(layer);
     }
 
-    /// Looks at the held READs of a layer again: those that must be held still come back.
+    /// Processes the held READs of a layer again. Those that must still be held are held again.
     fn release(self: &Arc<Self>, layer: u64) {
         let released = {
             let mut state = self.state();
@@ -301,8 +306,8 @@ impl Reads {
     }
 }
 
-/// A layer whose READs are refused until this is dropped.
-#[must_use = "the layer's reads go on when this is dropped"]
+/// Refuses the READs of a layer until dropped.
+#[must_use = "reads of the layer are accepted again when this is dropped"]
 pub struct Refused {
     reads: Arc<Reads>,
     layer: u64,
@@ -322,7 +327,7 @@ impl Drop for Refused {
     }
 }
 
-/// The right to answer one READ, unless it has been answered by force. Dropped it is EIO.
+/// The right to answer one READ, unless [`Reads::fail`] answers it first. Dropping it answers EIO.
 struct Ticket {
     reads: Arc<Reads>,
     layer: u64,
@@ -347,7 +352,7 @@ impl Ticket {
                     offset,
                     len,
                     got,
-                    "layer answered with a wrong length"
+                    "the layer answered a read with the wrong number of bytes"
                 );
                 read.reply(Err(Errno::IO));
             }
@@ -369,20 +374,25 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        // Answered, as a rule.
+        // Usually the READ has been answered.
         let Some(read) = self.reads.claim(self.layer, self.unique) else {
             return;
         };
         let (layer, offset, len) = (self.layer, read.offset, self.len);
-        tracing::error!(layer, offset, len, "read of layer data was dropped");
+        tracing::error!(
+            layer,
+            offset,
+            len,
+            "read of layer data was dropped without an answer"
+        );
         read.reply(Err(Errno::IO));
         self.reads.finish(layer, 1);
     }
 }
 
-/// What a reader of the file gets for each error: the one place where errors become errnos.
+/// The errno for each read error. This is the only place that maps errors to errnos.
 ///
-/// EROFS makes EIO of everything, and a device has no better word for any of it.
+/// EROFS turns every errno into EIO, and no other errno describes these errors better.
 pub(super) fn errno(error: &ReadError) -> Errno {
     match error {
         ReadError::Corrupt { .. }

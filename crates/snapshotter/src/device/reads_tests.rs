@@ -1,4 +1,4 @@
-//! READs of a layer that is taken away, through the kernel.
+//! READs of a layer that is removed, through the kernel.
 
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
@@ -22,12 +22,12 @@ fn waiting_layer(mounted: &Mounted) -> Waiting {
     waiting
 }
 
-/// Answers what waits, as soon as something does: a READ counts as parked before its layer has it.
+/// Answers the waiting READs, once there are any. A READ counts as parked before its layer gets it.
 fn answer(waiting: &Waiting) {
     let start = Instant::now();
     let mut reads = Vec::new();
     while reads.is_empty() {
-        assert!(start.elapsed() < LONG, "nothing waits");
+        assert!(start.elapsed() < LONG, "no READ waits");
         std::thread::yield_now();
         reads.extend(waiting.lock().unwrap().drain(..));
     }
@@ -36,7 +36,7 @@ fn answer(waiting: &Waiting) {
     }
 }
 
-/// A reader of the layer's first page.
+/// Starts a reader of the layer's first page.
 fn reader(mounted: &Mounted) -> Receiver<std::io::Result<Vec<u8>>> {
     let path = mounted.device.path(LAYER);
     begin(move || {
@@ -48,12 +48,12 @@ fn reader(mounted: &Mounted) -> Receiver<std::io::Result<Vec<u8>>> {
 }
 
 fn finish(reader: &Receiver<std::io::Result<Vec<u8>>>) -> Result<Vec<u8>, Option<i32>> {
-    let read = reader.recv_timeout(LONG).expect("the reader ends");
+    let read = reader.recv_timeout(LONG).expect("the reader returns");
     read.map_err(|error| error.raw_os_error())
 }
 
 #[test]
-fn a_layer_that_is_taken_away_answers_at_once_and_the_late_bytes_are_dropped() {
+fn reads_of_a_removed_layer_fail_immediately_and_late_bytes_are_dropped() {
     let mounted = Mounted::new();
     let waiting = waiting_layer(&mounted);
     mounted.add(3, 4096, at_once);

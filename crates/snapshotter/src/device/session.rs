@@ -1,10 +1,9 @@
-//! One connection to the kernel: `/dev/fuse`, its mount, the INIT handshake and the loop's threads.
+//! One connection to the kernel: `/dev/fuse`, its mount, the INIT handshake and the threads.
 //!
-//! A [`Connection`] is a descriptor, wherever it comes from, and the journal beside it.
-//! [`Connection::open`] makes a new one, which must be mounted and shaken hands with once; one that
-//! another process made and left goes through [`Connection::adopt`] straight to [`serve`]. Nothing
-//! here knows what a file is: each request goes as bytes to a [`Handler`], which owes a reply, now or
-//! later, from any thread.
+//! A [`Connection`] is a descriptor and its journal. [`Connection::open`] makes a new one, which
+//! must be mounted and needs one handshake. A connection of another process goes through
+//! [`Connection::adopt`] directly to [`serve`]. This module does not know files: it passes each
+//! request as bytes to a [`Handler`], which must reply, now or later, from any thread.
 
 use std::fmt;
 use std::io::IoSlice;
@@ -23,17 +22,17 @@ use thiserror::Error;
 use super::journal::{Buffer, Journal, RECEIVE, Slot, Written};
 use super::wire::{self, InitIn, InitOut, Operation, Unique, WireError, capability};
 
-/// Smallest value the kernel takes; nothing is ever written.
+/// Smallest value the kernel accepts. Nothing is ever written.
 const MAX_WRITE: u32 = 4096;
 
-/// Largest READ in bytes: 256 pages, the default limit of `fs.fuse.max_pages_limit`.
+/// Largest READ in bytes: 256 pages, the default of `fs.fuse.max_pages_limit`.
 const MAX_READ: u32 = 1 << 20;
 
 /// Asynchronous requests in flight. Every READ of EROFS is one, and each may wait for the network
-/// as long as an outage lasts: the default of 12 would let 12 parked reads stop the whole node.
+/// for the length of an outage. The default of 12 would let 12 parked reads block the whole node.
 const MAX_BACKGROUND: u16 = 4096;
 
-/// What this side wants of INIT. Without ASYNC_DIO a signal could interrupt a READ.
+/// Requested capabilities. Without ASYNC_DIO, a signal could interrupt a READ.
 const WANTED: u64 = capability::ASYNC_READ
     | capability::ASYNC_DIO
     | capability::PARALLEL_DIROPS
@@ -41,28 +40,28 @@ const WANTED: u64 = capability::ASYNC_READ
     | capability::INIT_EXT
     | capability::HAS_RESEND;
 
-/// File system type and source of the mount, as operators of lazy layers look for it.
+/// File system type of the mount. Monitoring of lazily loaded layers may look for it.
 pub(crate) const FS_TYPE: &str = "fuse.rawBridge";
 const FS_SOURCE: &str = "soci";
 
 /// Why there is no connection.
 #[derive(Debug, Error)]
 pub enum SessionError {
-    /// A step towards the connection was refused.
+    /// A step failed.
     #[error("{step}")]
     System {
-        /// The step.
+        /// The step that failed.
         step: &'static str,
-        /// The kernel's answer.
+        /// The error of the system call.
         #[source]
         source: Errno,
     },
-    /// The kernel's first request is no INIT, or none that can be read.
-    #[error("first request of the kernel is not a valid INIT")]
+    /// The kernel's first request is not a valid INIT.
+    #[error("the first FUSE request of the kernel is not a valid INIT")]
     NoInit(#[source] Option<WireError>),
-    /// Protocol or capability that this device cannot do without.
+    /// The kernel lacks a required protocol version or capability.
     #[error(
-        "kernel speaks fuse {major}.{minor} with capabilities {capabilities:#x}, which lack {lack}"
+        "the kernel offers FUSE {major}.{minor} with capabilities {capabilities:#x}, which lack {lack}"
     )]
     Unsuitable {
         /// Major version offered.
@@ -71,17 +70,17 @@ pub enum SessionError {
         minor: u32,
         /// Capabilities offered.
         capabilities: u64,
-        /// What is missing.
+        /// The missing feature.
         lack: &'static str,
     },
-    /// The connection that another process left has ended.
-    #[error("the fuse connection of the earlier process has ended")]
+    /// The connection of the earlier process has ended.
+    #[error("the FUSE connection of the earlier process has ended")]
     Ended,
-    /// Nobody can say which requests the earlier process had not answered.
-    #[error("the journal of the earlier process is missing or not understood")]
+    /// The unanswered requests of the earlier process are unknown.
+    #[error("the journal of the earlier process is missing or has an unknown layout")]
     NoJournal,
-    /// A thread of the loop could not be started.
-    #[error("starting a thread of the fuse loop")]
+    /// A thread could not be started.
+    #[error("cannot start a FUSE thread")]
     Thread(#[source] std::io::Error),
 }
 
@@ -93,14 +92,14 @@ fn system(step: &'static str) -> impl FnOnce(Errno) -> SessionError {
 #[derive(Debug)]
 pub(crate) struct Connection {
     fd: OwnedFd,
-    /// Set once: by the handshake, or when it was adopted.
+    /// Set once: by the handshake, or by [`Connection::adopt`].
     journal: OnceLock<Arc<Journal>>,
-    /// Readable from the moment on at which this process leaves the connection to another.
+    /// An eventfd that becomes readable when this process leaves the connection to another one.
     leave: OwnedFd,
     left: AtomicBool,
 }
 
-/// What a read of the descriptor brought.
+/// The result of reading from the descriptor.
 enum Received {
     Request(usize),
     Again,
@@ -110,13 +109,13 @@ enum Received {
     Left,
 }
 
-/// Answers requests; called on the loop's threads, which it must not hold up.
+/// Handles requests. Called on the threads of the loop, which it must not block.
 pub(crate) trait Handler: Send + Sync + fmt::Debug + 'static {
-    /// Takes one request as the kernel sent it. A reply is owed, now or later, unless the operation
-    /// has none.
+    /// Handles one request as the kernel sent it. It must reply, now or later, unless the operation
+    /// has no reply.
     fn handle(&self, connection: &Arc<Connection>, request: &[u8]);
 
-    /// Every thread of the loop has seen the end of the connection, or one could not go on.
+    /// Called when a thread ends because the connection ended or reading failed.
     fn ended(&self);
 }
 
@@ -125,14 +124,15 @@ impl Connection {
     pub(crate) fn open() -> Result<Connection, SessionError> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let fd = rustix::fs::open("/dev/fuse", flags, Mode::empty());
-        Self::new(fd.map_err(system("opening /dev/fuse"))?)
+        Self::new(fd.map_err(system("cannot open /dev/fuse"))?)
     }
 
-    /// Goes on with what an earlier process left.
+    /// Takes over the connection of an earlier process.
     pub(super) fn adopt(fd: OwnedFd, journal: Journal) -> Result<Connection, SessionError> {
-        let flags = rustix::fs::fcntl_getfl(&fd).map_err(system("adopting a fuse connection"))?;
+        let flags =
+            rustix::fs::fcntl_getfl(&fd).map_err(system("cannot adopt the FUSE connection"))?;
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)
-            .map_err(system("adopting a fuse connection"))?;
+            .map_err(system("cannot adopt the FUSE connection"))?;
         let connection = Self::new(fd)?;
         let now = rustix::event::Timespec {
             tv_sec: 0,
@@ -140,12 +140,12 @@ impl Connection {
         };
         let mut state = [PollFd::new(&connection.fd, PollFlags::IN)];
         rustix::event::poll(&mut state, Some(&now))
-            .map_err(system("adopting a fuse connection"))?;
+            .map_err(system("cannot adopt the FUSE connection"))?;
         let [state] = state;
         if state.revents().contains(PollFlags::ERR) {
             return Err(SessionError::Ended);
         }
-        // Nobody else can have set it.
+        // Cannot be set already: the connection is new.
         let _ = connection.journal.set(Arc::new(journal));
         Ok(connection)
     }
@@ -155,19 +155,19 @@ impl Connection {
         Ok(Connection {
             fd,
             journal: OnceLock::new(),
-            leave: rustix::event::eventfd(0, flags).map_err(system("making an event"))?,
+            leave: rustix::event::eventfd(0, flags).map_err(system("cannot create an eventfd"))?,
             left: AtomicBool::new(false),
         })
     }
 
-    /// Copies of the descriptors that another process needs to go on.
+    /// Duplicates of the descriptors that another process needs to take over.
     pub(super) fn descriptors(&self) -> std::io::Result<(OwnedFd, Option<OwnedFd>)> {
         let journal = self.journal.get();
         let journal = journal.map(|journal| journal.memory().try_clone());
         Ok((self.fd.try_clone()?, journal.transpose()?))
     }
 
-    /// Ends the loop and all answers of this process, and nothing else.
+    /// Stops the threads and all answers of this process only.
     pub(super) fn leave(&self) {
         self.left.store(true, Ordering::SeqCst);
         // It cannot be full: nothing else is written to it.
@@ -178,23 +178,25 @@ impl Connection {
         self.left.load(Ordering::SeqCst)
     }
 
-    /// Asks the kernel for all requests again that were read and not answered.
+    /// Asks the kernel to resend all requests that were read and not answered.
     pub(super) fn ask_again(&self) -> Result<(), SessionError> {
         rustix::io::retry_on_intr(|| rustix::io::write(&self.fd, &wire::resend()))
             .map(|_written| ())
-            .map_err(system("asking the kernel for unanswered requests"))
+            .map_err(system(
+                "cannot ask the kernel to resend unanswered requests",
+            ))
     }
 
     pub(super) fn journal(&self) -> Option<&Arc<Journal>> {
         self.journal.get()
     }
 
-    /// Writes down that a READ is owed an answer.
+    /// Records a READ in the journal.
     pub(super) fn record(&self, read: Written) -> Option<Slot> {
         self.journal.get()?.record(read)
     }
 
-    /// Strikes a READ that is answered.
+    /// Removes an answered READ from the journal.
     pub(super) fn strike(&self, slot: Option<Slot>) {
         if let (Some(journal), Some(slot)) = (self.journal.get(), slot) {
             journal.strike(slot);
@@ -203,8 +205,8 @@ impl Connection {
 
     /// Mounts the file system of this connection.
     ///
-    /// The descriptor is named in the options, so this cannot run on the mounting thread, whose
-    /// table does not have it. It needs not to: this mount waits for nobody.
+    /// The options contain the descriptor, so this cannot run on the mount thread, which does not
+    /// have it. It does not have to: this mount waits for no other request.
     pub(crate) fn mount(&self, at: &Path) -> Result<(), SessionError> {
         let options = format!(
             "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,max_read={MAX_READ}\0",
@@ -214,16 +216,20 @@ impl Connection {
         let flags =
             MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
         rustix::mount::mount(FS_SOURCE, at, FS_TYPE, flags, options)
-            .map_err(system("mounting the fuse file system"))
+            .map_err(system("cannot mount the FUSE file system"))
     }
 
-    /// Answers INIT, the first request of a new mount. Once in the life of a connection.
+    /// Answers INIT, the first request of a new mount, once per connection.
     ///
-    /// Requests are written down where the kernel cannot send them again, or always if `written`.
+    /// Requests are recorded in the journal if the kernel cannot resend them, or always if
+    /// `written`.
     pub(crate) fn handshake(&self, written: bool) -> Result<(), SessionError> {
         let mut buffer = vec![0; RECEIVE];
         let len = loop {
-            match self.receive(&mut buffer).map_err(system("reading INIT"))? {
+            match self
+                .receive(&mut buffer)
+                .map_err(system("cannot read the INIT request"))?
+            {
                 Received::Request(len) => break len,
                 Received::Again => {}
                 Received::Ended | Received::Left => return Err(SessionError::NoInit(None)),
@@ -238,11 +244,11 @@ impl Connection {
             self.reply_error(request.unique, Errno::PROTO);
         })?;
         let written = written || taken.capabilities & capability::HAS_RESEND == 0;
-        let journal = Journal::create(written).map_err(system("making the journal"))?;
-        // Nobody else can have set it: a connection shakes hands once.
+        let journal = Journal::create(written).map_err(system("cannot create the journal"))?;
+        // Cannot be set already: a connection has only one handshake.
         let _ = self.journal.set(Arc::new(journal));
         self.send(request.unique, None, &wire::init_out(&offered, &taken))
-            .map_err(system("answering INIT"))
+            .map_err(system("cannot answer the INIT request"))
     }
 
     /// Waits for the next request.
@@ -250,8 +256,8 @@ impl Connection {
         match rustix::io::read(&self.fd, buffer) {
             Ok(0) => Ok(Received::Ended),
             Ok(len) => Ok(Received::Request(len)),
-            // ENOENT: withdrawn while it was handed over. EIO: too long for the buffer, the kernel
-            // has refused it.
+            // ENOENT: the request was withdrawn. EIO: it was too long for the buffer, and the
+            // kernel has rejected it.
             Err(Errno::INTR | Errno::NOENT | Errno::IO) => Ok(Received::Again),
             Err(Errno::AGAIN) => self.wait(),
             // Unmounted, or aborted.
@@ -260,7 +266,7 @@ impl Connection {
         }
     }
 
-    /// Sleeps until there is something to read, or the connection was left.
+    /// Waits until there is something to read or this process leaves the connection.
     fn wait(&self) -> Result<Received, Errno> {
         let mut both = [
             PollFd::new(&self.fd, PollFlags::IN),
@@ -279,7 +285,7 @@ impl Connection {
             Ok(()) => {}
             Err(error) if is_gone(error) => {}
             Err(error) => {
-                tracing::error!(unique = unique.0, len = body.len(), %error, "fuse reply refused");
+                tracing::error!(unique = unique.0, len = body.len(), %error, "the kernel rejected a FUSE reply");
                 self.reply_error(unique, Errno::IO);
             }
         }
@@ -291,15 +297,15 @@ impl Connection {
             Ok(()) => {}
             Err(refused) if is_gone(refused) => {}
             Err(refused) => {
-                tracing::error!(unique = unique.0, %error, %refused, "fuse error reply refused");
+                tracing::error!(unique = unique.0, %error, %refused, "the kernel rejected a FUSE error reply");
             }
         }
     }
 
-    /// Writes one reply: the kernel takes header and body in one write or not at all.
+    /// Writes one reply. The kernel accepts header and body only in a single write.
     fn send(&self, unique: Unique, error: Option<Errno>, body: &[u8]) -> Result<(), Errno> {
         if self.has_left() {
-            // What this process owed, another one answers.
+            // The process that takes over answers these requests.
             return Ok(());
         }
         let errno = error.map_or(0, Errno::raw_os_error);
@@ -314,7 +320,7 @@ impl Connection {
     }
 }
 
-/// The request is no longer waited for: its task was killed, or the file system is gone.
+/// Whether the request no longer waits: its task was killed, or the file system was unmounted.
 fn is_gone(error: Errno) -> bool {
     matches!(
         error,
@@ -322,7 +328,7 @@ fn is_gone(error: Errno) -> bool {
     )
 }
 
-/// From what the kernel offers to what this side takes; pure.
+/// Computes the INIT reply from what the kernel offers.
 fn negotiate(offered: &InitIn) -> Result<InitOut, SessionError> {
     let lack = |lack| SessionError::Unsuitable {
         major: offered.major,
@@ -346,7 +352,7 @@ fn negotiate(offered: &InitIn) -> Result<InitOut, SessionError> {
     })
 }
 
-/// Starts `threads` threads that hand requests to `handler` until the connection ends.
+/// Starts `threads` threads that pass requests to `handler` until the connection ends.
 pub(crate) fn serve(
     connection: &Arc<Connection>,
     handler: &Arc<dyn Handler>,
@@ -363,7 +369,7 @@ pub(crate) fn serve(
         .collect()
 }
 
-/// Where a thread of the loop receives.
+/// The receive buffer of a thread.
 enum Receive {
     Own(Vec<u8>),
     Shared(Buffer),
@@ -377,7 +383,7 @@ impl Receive {
         }
     }
 
-    /// What was received is answered, or written down elsewhere.
+    /// Called when the received request is answered or recorded elsewhere.
     fn clear(&mut self) {
         if let Receive::Shared(buffer) = self {
             buffer.clear();
@@ -385,7 +391,7 @@ impl Receive {
     }
 }
 
-/// One thread of the loop.
+/// Body of a thread.
 fn run(connection: &Arc<Connection>, handler: &dyn Handler, index: usize) {
     let shared = connection
         .journal()
@@ -399,7 +405,7 @@ fn run(connection: &Arc<Connection>, handler: &dyn Handler, index: usize) {
             Ok(Received::Request(len)) => {
                 handler.handle(connection, buffer.bytes().get(..len).unwrap_or_default());
                 if connection.has_left() {
-                    // Perhaps it was not answered any more: it stays for the next process.
+                    // It may not have been answered: leave it for the next process.
                     break;
                 }
                 buffer.clear();
@@ -407,7 +413,7 @@ fn run(connection: &Arc<Connection>, handler: &dyn Handler, index: usize) {
             Ok(Received::Again) => {}
             Ok(Received::Ended | Received::Left) => break,
             Err(error) => {
-                tracing::error!(%error, "fuse loop thread cannot read requests");
+                tracing::error!(%error, "cannot read FUSE requests");
                 break;
             }
         }
@@ -429,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_only_what_is_offered_and_wanted() {
+    fn takes_only_offered_and_wanted_capabilities() {
         let taken = negotiate(&offer(7, u64::MAX)).unwrap();
         assert_eq!(taken.capabilities, WANTED);
         assert_eq!((taken.max_pages, taken.max_background), (256, 4096));

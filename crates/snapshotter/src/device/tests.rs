@@ -1,4 +1,4 @@
-//! The device through the kernel: a mount in a temporary folder, files that are doubles.
+//! The device through the kernel: a mount in a temporary directory, with test doubles as files.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -16,7 +16,7 @@ use super::testing::{Double, LONG, apart, begin, bytes, subject, unavailable};
 use super::*;
 use crate::layer::{ReadDone, ReadError};
 
-/// A mounted device that goes with the value.
+/// A mounted device that is unmounted on drop.
 pub(super) struct Mounted {
     pub(super) device: Arc<Device>,
     _folder: tempfile::TempDir,
@@ -139,7 +139,7 @@ fn only_canonical_numbers_of_present_files_are_names() {
 }
 
 #[test]
-fn a_file_that_was_removed_is_gone_also_for_those_who_have_it_open() {
+fn a_removed_file_cannot_be_read_through_open_descriptors() {
     let mounted = Mounted::new();
     let path = mounted.add(2, 8192, at_once);
     let (go_on, wait) = mpsc::channel();
@@ -162,7 +162,7 @@ fn a_file_that_was_removed_is_gone_also_for_those_who_have_it_open() {
 }
 
 #[test]
-fn an_error_is_eio_and_the_next_read_asks_again() {
+fn an_error_is_eio_and_is_not_cached() {
     let mounted = Mounted::new();
     let first = AtomicUsize::new(0);
     let path = mounted.add(2, 4096, move |offset, len, done| {
@@ -180,26 +180,26 @@ fn an_error_is_eio_and_the_next_read_asks_again() {
 }
 
 #[test]
-fn what_is_not_the_whole_answer_is_eio() {
+fn an_incomplete_answer_is_eio() {
     let mounted = Mounted::new();
     let misdeeds: [fn(u64, u32, ReadDone); 5] = [
         |offset, len, done| done(Ok(bytes(offset, len - 1))),
         |offset, len, done| done(Ok(bytes(offset, len + 1))),
         |_, _, done| drop(done),
-        |_, _, _done| panic!("a file panics in this test"),
+        |_, _, _done| panic!("this panic is part of the test"),
         |_, _, done| done(Ok(Bytes::new())),
     ];
     for (number, misdeed) in (2..).zip(misdeeds) {
         let path = mounted.add(number, 4096, misdeed);
         let error = read_at(&path, 0, 4096).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::EIO), "misdeed {number}");
+        assert_eq!(error.raw_os_error(), Some(libc::EIO), "case {number}");
     }
     mounted.wait_parked(0);
     assert!(mounted.device.is_served());
 }
 
 #[test]
-fn many_reads_are_parked_at_once_and_hold_up_nobody() {
+fn many_parked_reads_do_not_block_others() {
     let mounted = Mounted::new();
     let waiting: Arc<Mutex<Vec<(u64, u32, ReadDone)>>> = Arc::default();
     let park = Arc::clone(&waiting);
@@ -232,7 +232,7 @@ fn many_reads_are_parked_at_once_and_hold_up_nobody() {
     mounted.wait_parked(0);
 }
 
-/// Another process that reads the first byte of a file.
+/// Starts a process that reads the first byte of a file.
 fn reader_process(path: &Path) -> Child {
     let mut command = Command::new("head");
     command
@@ -244,7 +244,7 @@ fn reader_process(path: &Path) -> Child {
 }
 
 #[test]
-fn stopping_wakes_everybody_and_takes_the_mount_away() {
+fn stopping_wakes_all_readers_and_unmounts() {
     let mounted = Mounted::new();
     let held: Arc<Mutex<Vec<ReadDone>>> = Arc::default();
     let hold = Arc::clone(&held);
@@ -256,7 +256,7 @@ fn stopping_wakes_everybody_and_takes_the_mount_away() {
     assert!(!mounted.device.is_served());
     let table = crate::mount::table::MountTable::read().unwrap();
     assert_eq!(table.top(mounted.device.mountpoint()), None);
-    // An answer that comes too late harms nobody.
+    // A late answer is harmless.
     held.lock()
         .unwrap()
         .drain(..)
@@ -265,12 +265,12 @@ fn stopping_wakes_everybody_and_takes_the_mount_away() {
 }
 
 #[test]
-fn an_unmount_by_somebody_else_ends_the_loop() {
+fn an_unmount_by_another_process_ends_the_loop() {
     let mounted = Mounted::new();
     rustix::mount::unmount(mounted.device.mountpoint(), UnmountFlags::empty()).unwrap();
     let start = Instant::now();
     while mounted.device.is_served() {
-        assert!(start.elapsed() < LONG, "the loop goes on");
+        assert!(start.elapsed() < LONG, "the loop does not end");
         std::thread::sleep(Duration::from_millis(2));
     }
     mounted.device.stop();
@@ -322,7 +322,7 @@ fn every_error_of_a_layer_is_eio() {
 }
 
 #[test]
-fn a_file_is_found_as_soon_as_it_is_there() {
+fn a_file_is_found_as_soon_as_it_is_added() {
     let mounted = Mounted::new();
     let path = mounted.device.path(5);
     assert!(read_at(&path, 0, 1).is_err());
@@ -335,7 +335,7 @@ fn a_file_is_found_as_soon_as_it_is_there() {
 }
 
 #[test]
-fn a_listing_names_the_files_and_goes_on_where_it_was_cut() {
+fn a_listing_continues_where_it_was_cut() {
     let mounted = Mounted::new();
     let list = || {
         let root = mounted.device.mountpoint().to_owned();
@@ -345,7 +345,7 @@ fn a_listing_names_the_files_and_goes_on_where_it_was_cut() {
         })
     };
     assert_eq!(list().unwrap().len(), 0);
-    // More than fit into one reply.
+    // More entries than fit into one reply.
     let numbers = (2..2000_u64).chain([u64::from(u32::MAX) * 7]);
     for number in numbers.clone() {
         mounted.add(number, 4096, at_once);

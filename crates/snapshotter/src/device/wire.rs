@@ -1,85 +1,85 @@
-//! The FUSE protocol as far as a read-only device of numbered files speaks it: bytes to values and
-//! values to bytes, no policy and no descriptor.
+//! The subset of the FUSE protocol that a read-only device of numbered files needs. It converts
+//! bytes to values and values to bytes, without policy or I/O.
 //!
-//! Every structure is in host byte order and is read field by field with bounds checks, so bytes
-//! of any content are either a [`Request`] or a [`WireError`]. The layouts are those of the
-//! kernel's `include/uapi/linux/fuse.h`, protocol 7.
+//! Structures are in host byte order and are read field by field with bounds checks, so any bytes
+//! are either a [`Request`] or a [`WireError`]. The layouts are those of the kernel's
+//! `include/uapi/linux/fuse.h`, protocol 7.
 
 #![expect(
     clippy::disallowed_methods,
-    reason = "the protocol is spoken inside one machine, in its own byte order"
+    reason = "the protocol uses host byte order"
 )]
 
 use thiserror::Error;
 
-/// Major version of the protocol; the kernel and a server must agree on it.
+/// Major version of the protocol. The kernel and the server must agree on it.
 pub(crate) const MAJOR: u32 = 7;
 
-/// The newest minor version whose structures are known here (Linux 6.18 speaks 45).
+/// The newest minor version whose structures are known here (Linux 6.18 uses 45).
 const MINOR: u32 = 45;
 
-/// From this minor version on the INIT reply has its full 64 bytes (Linux 3.16).
+/// First minor version whose INIT reply has the full 64 bytes (Linux 3.16).
 const MINOR_FULL_INIT: u32 = 23;
 
-/// Bytes of the header in front of every request.
+/// Size of a request header in bytes.
 const IN_HEADER: usize = 40;
 
-/// Bytes of the header in front of every reply.
+/// Size of a reply header in bytes.
 pub(crate) const OUT_HEADER: usize = 16;
 
 /// Capability bits of INIT: low 32 bits in `flags`, the rest in `flags2`.
 pub(crate) mod capability {
-    /// Reads of one file may be in flight at once (pages; direct reads need [`ASYNC_DIO`] too).
+    /// Several reads of one file may be in flight (of pages; direct reads also need [`ASYNC_DIO`]).
     pub(crate) const ASYNC_READ: u64 = 1 << 0;
-    /// Direct reads from asynchronous callers are sent as requests that belong to no task.
+    /// Direct reads of asynchronous callers are sent as requests that belong to no task.
     pub(crate) const ASYNC_DIO: u64 = 1 << 15;
-    /// LOOKUP and READDIR of one directory may run at once.
+    /// LOOKUP and READDIR of one directory may run concurrently.
     pub(crate) const PARALLEL_DIROPS: u64 = 1 << 18;
-    /// `max_pages` of the reply counts.
+    /// The `max_pages` field of the reply is valid.
     pub(crate) const MAX_PAGES: u64 = 1 << 22;
-    /// `flags2` counts.
+    /// The `flags2` field is valid.
     pub(crate) const INIT_EXT: u64 = 1 << 30;
-    /// The server may ask for requests again that were read but not answered (Linux 6.9).
+    /// The server may ask the kernel to resend unanswered requests (Linux 6.9).
     pub(crate) const HAS_RESEND: u64 = 1 << 39;
 }
 
-/// `FOPEN_DIRECT_IO`: the kernel keeps no pages of this file; EROFS in front of it does.
+/// `FOPEN_DIRECT_IO`: the kernel caches no pages of this file; EROFS above it does.
 pub(crate) const OPEN_DIRECT_IO: u32 = 1 << 0;
-/// `FOPEN_NOFLUSH`: no FLUSH request when a descriptor is closed.
+/// `FOPEN_NOFLUSH`: the kernel sends no FLUSH when a descriptor is closed.
 pub(crate) const OPEN_NO_FLUSH: u32 = 1 << 5;
 
 /// Why bytes are not a request.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum WireError {
-    /// Fewer bytes than the structure at this place needs.
-    #[error("request of {len} bytes ends inside {what}, which needs {need}")]
+    /// The request ends before the structure does.
+    #[error("the request has {len} bytes, but {what} needs {need}")]
     Short {
-        /// Bytes there are.
+        /// Number of bytes present.
         len: usize,
-        /// Bytes up to the end of the structure.
+        /// Number of bytes up to the end of the structure.
         need: usize,
         /// The structure.
         what: &'static str,
     },
-    /// The length in the header is not the number of bytes read.
-    #[error("request says it has {said} bytes and has {len}")]
+    /// The length in the header differs from the number of bytes read.
+    #[error("the request header says {said} bytes, but {len} were read")]
     Length {
         /// Length in the header.
         said: u32,
-        /// Bytes there are.
+        /// Number of bytes present.
         len: usize,
     },
     /// A name without its terminating NUL.
-    #[error("name in request is not terminated")]
+    #[error("a name in the request is not terminated")]
     Name,
 }
 
-/// Identifies one request among those in flight; a reply must repeat it bit for bit, also the
-/// top bit that marks a request sent again.
+/// Identifies a request in flight. The reply must repeat it exactly, including the top bit that
+/// marks a resent request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Unique(pub(crate) u64);
 
-/// A node of the file system: 1 is the root, every other number is the file of that layer.
+/// A node of the file system: 1 is the root, any other number is the file of that layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct NodeId(pub(crate) u64);
 
@@ -91,60 +91,60 @@ impl NodeId {
 /// One request of the kernel.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Request<'a> {
-    /// What the reply must carry.
+    /// Must be repeated in the reply.
     pub(crate) unique: Unique,
-    /// The node that is asked.
+    /// The node that the request refers to.
     pub(crate) node: NodeId,
-    /// What is asked.
+    /// The requested operation.
     pub(crate) operation: Operation<'a>,
 }
 
-/// What the kernel asks for.
+/// A requested operation.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Operation<'a> {
-    /// First request of a connection.
+    /// The first request of a connection.
     Init(InitIn),
-    /// The node of a name in the root.
+    /// Looks up a name in the root.
     Lookup(&'a [u8]),
-    /// Attributes.
+    /// Returns attributes.
     GetAttr,
-    /// A file is opened.
+    /// Opens a file.
     Open,
-    /// Bytes of a file; `size` in bytes.
+    /// Reads bytes of a file.
     Read {
         /// First byte.
         offset: u64,
-        /// Number of bytes.
+        /// Number of bytes to read.
         size: u32,
     },
-    /// The last descriptor of an open file is gone.
+    /// The last descriptor of an open file was closed.
     Release,
-    /// The root is opened as a directory.
+    /// Opens the root directory.
     OpenDir,
-    /// Entries of the root behind the one at `offset`; `size` in bytes.
+    /// Lists entries of the root after `offset`.
     ReadDir {
         /// Offset of the last entry that the reader has, or 0.
         offset: u64,
-        /// Room for the reply.
+        /// Maximum size of the reply in bytes.
         size: u32,
     },
-    /// The last descriptor of an open directory is gone.
+    /// The last descriptor of an open directory was closed.
     ReleaseDir,
-    /// Numbers of the whole file system.
+    /// Returns statistics of the file system.
     StatFs,
     /// The kernel forgets a node; has no reply.
     Forget,
     /// The kernel forgets several nodes; has no reply.
     BatchForget,
-    /// The task behind a request got a signal; has no reply.
+    /// The task of a request received a signal; has no reply.
     Interrupt,
-    /// The file system ends.
+    /// The file system is unmounted.
     Destroy,
-    /// An operation this device does not have.
+    /// An operation that this device does not support.
     Other(u32),
 }
 
-/// What the kernel offers in INIT.
+/// The kernel's INIT request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct InitIn {
     /// Major version of the protocol.
@@ -157,18 +157,18 @@ pub(crate) struct InitIn {
     pub(crate) capabilities: u64,
 }
 
-/// What this side takes of it.
+/// This side's INIT reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct InitOut {
     /// Readahead in bytes.
     pub(crate) max_readahead: u32,
-    /// Subset of what was offered.
+    /// The accepted subset of the offered capabilities.
     pub(crate) capabilities: u64,
-    /// Asynchronous requests in flight before the kernel lets more wait.
+    /// Maximum number of asynchronous requests in flight.
     pub(crate) max_background: u16,
-    /// Asynchronous requests in flight from which on the device counts as congested.
+    /// Number of asynchronous requests in flight at which the device counts as congested.
     pub(crate) congestion_threshold: u16,
-    /// Largest WRITE in bytes; the kernel also demands a receive buffer for it.
+    /// Largest WRITE in bytes. The kernel also requires a receive buffer of this size.
     pub(crate) max_write: u32,
     /// Largest request in pages.
     pub(crate) max_pages: u16,
@@ -183,7 +183,7 @@ pub(crate) struct Attributes {
     pub(crate) size: u64,
     /// Type and permission bits.
     pub(crate) mode: u32,
-    /// Number of names.
+    /// Number of hard links.
     pub(crate) links: u32,
 }
 
@@ -221,18 +221,18 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// The identity of a request whose body cannot be read, so that it can be refused.
+/// The identity of a request whose body cannot be parsed, so that an error can be returned for it.
 #[must_use]
 pub(crate) fn unique_of(bytes: &[u8]) -> Option<Unique> {
     let field = bytes.get(8..16)?.first_chunk()?;
     Some(Unique(u64::from_ne_bytes(*field)))
 }
 
-/// Takes the bytes of one `read` of the descriptor apart.
+/// Parses the bytes of one `read` of the descriptor.
 ///
 /// # Errors
 ///
-/// When the bytes end too early or contradict their own length.
+/// When the bytes end early or do not match the length in the header.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Request<'_>, WireError> {
     let mut header = Cursor {
         bytes,
@@ -265,7 +265,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Request<'_>, WireError> {
     })
 }
 
-/// The body of a request; numbers are those of `enum fuse_opcode`.
+/// Parses the body of a request; opcodes are those of `enum fuse_opcode`.
 fn operation(opcode: u32, body: Cursor<'_>) -> Result<Operation<'_>, WireError> {
     Ok(match opcode {
         1 => Operation::Lookup(name(body.rest())?),
@@ -300,14 +300,14 @@ fn name(bytes: &[u8]) -> Result<&[u8], WireError> {
     bytes.get(..end).ok_or(WireError::Name)
 }
 
-/// `struct fuse_read_in`; what follows the size says nothing to a device without open state.
+/// `struct fuse_read_in`. A device without open state ignores the fields after the size.
 fn read(mut body: Cursor<'_>, what: &'static str) -> Result<(u64, u32), WireError> {
     body.what = what;
     let _file_handle = body.u64()?;
     Ok((body.u64()?, body.u32()?))
 }
 
-/// `struct fuse_init_in`; kernels before 7.36 end after `flags`.
+/// `struct fuse_init_in`. Before protocol 7.36 it ends after `flags`.
 fn init(mut body: Cursor<'_>) -> Result<InitIn, WireError> {
     body.what = "an INIT";
     let (major, minor) = (body.u32()?, body.u32()?);
@@ -324,9 +324,10 @@ fn init(mut body: Cursor<'_>) -> Result<InitIn, WireError> {
     })
 }
 
-/// A reply's header; `error` is a positive errno or 0, `body` the bytes behind the header.
+/// The header of a reply. `error` is a positive errno or 0, `body` the number of bytes after the
+/// header.
 ///
-/// `None` when the body is longer than a reply can say.
+/// Returns `None` if the body is too long for the length field.
 #[must_use]
 pub(crate) fn reply_header(unique: Unique, error: i32, body: usize) -> Option<[u8; OUT_HEADER]> {
     let len = u32::try_from(body.checked_add(OUT_HEADER)?).ok()?;
@@ -337,8 +338,8 @@ pub(crate) fn reply_header(unique: Unique, error: i32, body: usize) -> Option<[u
     Some(header)
 }
 
-/// The notice that asks for all requests again that were read and not answered
-/// (`FUSE_NOTIFY_RESEND`): no identity, and its number where a reply has its error.
+/// The notification that asks the kernel to resend all unanswered requests (`FUSE_NOTIFY_RESEND`).
+/// It has no identity, and its code is in the error field.
 #[must_use]
 pub(crate) fn resend() -> [u8; OUT_HEADER] {
     const NOTIFY_RESEND: i32 = 7;
@@ -384,10 +385,10 @@ impl Fields {
     }
 }
 
-/// `st_blksize` of the files: the page, as the data of a layer is cut.
+/// `st_blksize` of the files: one page, like the blocks of a layer.
 const BLOCK_SIZE: u32 = 4096;
 
-/// `struct fuse_init_out`, for the minor version both sides know.
+/// `struct fuse_init_out`, for the minor version that both sides know.
 #[must_use]
 pub(crate) fn init_out(offered: &InitIn, taken: &InitOut) -> Vec<u8> {
     let low = u32::try_from(taken.capabilities & u64::from(u32::MAX)).unwrap_or_default();
@@ -419,7 +420,7 @@ pub(crate) fn init_out(offered: &InitIn, taken: &InitOut) -> Vec<u8> {
 pub(crate) fn entry_out(attributes: &Attributes, valid_secs: u64) -> Vec<u8> {
     Fields::default()
         .u64(attributes.node.0)
-        .u64(0) // generation: a layer number is never used for another layer
+        .u64(0) // generation: layer numbers are never reused
         .u64(valid_secs)
         .u64(valid_secs)
         .zeros(2 * 4)
@@ -437,13 +438,13 @@ pub(crate) fn attr_out(attributes: &Attributes, valid_secs: u64) -> Vec<u8> {
         .0
 }
 
-/// `struct fuse_open_out` without a file handle: an open file has no state.
+/// `struct fuse_open_out` without a file handle, because an open file has no state.
 #[must_use]
 pub(crate) fn open_out(flags: u32) -> Vec<u8> {
     Fields::default().u64(0).u32(flags).u32(0).0
 }
 
-/// The body of a READDIR reply: `struct fuse_dirent` for each entry, cut to the room that the reader has.
+/// The body of a READDIR reply: a `struct fuse_dirent` per entry, limited to the requested size.
 #[derive(Debug)]
 pub(crate) struct Listing {
     fields: Fields,
@@ -460,7 +461,7 @@ impl Listing {
         }
     }
 
-    /// Appends an entry, behind which reading goes on at `offset`. Says whether it had room.
+    /// Appends an entry. `offset` is where a listing continues after it. Returns whether it fit.
     #[must_use]
     pub(crate) fn push(&mut self, node: NodeId, offset: u64, mode: u32, name: &[u8]) -> bool {
         let len = (24 + name.len()).next_multiple_of(8);
@@ -480,14 +481,14 @@ impl Listing {
         true
     }
 
-    /// The reply's body; empty at the end of the directory.
+    /// The body of the reply; empty at the end of the directory.
     #[must_use]
     pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.fields.0
     }
 }
 
-/// `struct fuse_statfs_out`: a file system without room, of `files` files.
+/// `struct fuse_statfs_out`: a file system without free space, with `files` files.
 #[must_use]
 pub(crate) fn statfs_out(files: u64) -> Vec<u8> {
     Fields::default()
