@@ -1,13 +1,15 @@
 //! The keeper: a small process that outlives its workers.
 //!
-//! A worker is this same program and does everything: [`crate::daemon`]. The keeper holds what must not end with it, the
-//! listening socket, the descriptor of the node's device and its journal; it hands copies of them to each worker and
-//! starts the next one when a worker ends. Clients and readers meanwhile wait and notice nothing. It reads no
-//! configuration, no network and no bytes of anybody, so that it has no reason to end itself.
+//! A worker is the same program and does all the work ([`crate::daemon`]). The keeper holds what
+//! must survive it: the listening socket, the descriptor of the node's device, and its journal. It
+//! passes copies to each worker and starts a new worker when one ends; clients and readers just
+//! wait. It reads no configuration, network or image data, so there is little that can make it
+//! fail.
 //!
-//! The two speak over a socket that is the worker's standard input. The worker says `hello` when it has read its
-//! configuration and gets `hand` with the descriptors; it gives those of a device that it made by `keep`, and says
-//! `ready` when it serves. The socket's end tells that the worker is gone with all that it held.
+//! They communicate over a socket that is the worker's standard input. The worker sends `hello`
+//! after reading its configuration and receives `hand` with the descriptors. It sends `keep` with
+//! the descriptors of a new device, and `ready` when it serves. The end of the stream means it has
+//! ended.
 
 mod child;
 mod link;
@@ -31,26 +33,26 @@ use crate::listen::{self, Address, Inherited, Listener};
 use child::{Program, Worker};
 use link::{Link, Message};
 
-/// What keeper and worker speak; a worker of another version may speak another.
+/// Version of the protocol between keeper and worker. Other versions of the worker may use another.
 const HELLO: &str = "hello-1";
 const HAND: &str = "hand";
 const KEEP: &str = "keep";
 const READY: &str = "ready";
 
-/// Names of what is handed over; systemd keeps the device's under the same.
+/// Names of the descriptors. systemd keeps those of the device under the same names.
 const SOCKET: &str = "socket";
 const FUSE: &str = "fuse";
 const JOURNAL: &str = "journal";
 const KEPT: [&str; 2] = [FUSE, JOURNAL];
 
-/// For how long a worker that was asked to end may take: it gives requests under way 5 s, then syncs or unmounts.
+/// Time limit for a worker to end. It gives requests in progress 5 s, then syncs or unmounts.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A worker that lived for so long was a good one.
+/// A worker that lived this long resets the failure count.
 const GOOD_LIFE: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Runs workers until a signal. `inherited` is what this process was started with.
+/// Runs workers until a signal arrives. `inherited` is what this process was started with.
 pub fn run(args: &Args, inherited: Inherited) -> anyhow::Result<ExitCode> {
     let address = args.address.parse()?;
     let claim = Claim::take(&args.root)?;
@@ -77,41 +79,41 @@ pub fn run(args: &Args, inherited: Inherited) -> anyhow::Result<ExitCode> {
     runtime.block_on(keeper.work())
 }
 
-/// What must not end with a worker.
+/// What must survive a worker.
 #[derive(Debug)]
 struct Keeper {
     address: Address,
     inherited: Inherited,
-    /// Open from the first `hello` on: not for a configuration that cannot be read.
+    /// Opened at the first `hello`, so not if the configuration is invalid.
     listener: Option<Listener>,
-    /// The device's descriptors, by name.
+    /// The descriptors of the device, by name.
     kept: BTreeMap<String, OwnedFd>,
     program: Program,
-    /// Whether any worker ever served.
+    /// Whether any worker has ever served.
     served: bool,
-    /// Workers that are gone and cannot end before the next one serves.
+    /// Workers that were killed but cannot end before the next one serves.
     lingering: Vec<Worker>,
     _claim: Claim,
 }
 
-/// Why a worker's time was over.
+/// Why a worker ended.
 enum Ended {
-    /// By itself; whether it had served.
+    /// On its own. The flag says whether it had served.
     ByItself(Option<ExitStatus>, bool),
-    /// The keeper was asked to end, and has asked it.
+    /// The keeper was asked to end and has asked the worker to end.
     Asked(Option<ExitStatus>),
-    /// To make room for the next.
+    /// It was replaced by a new worker.
     Replaced,
 }
 
-/// What the keeper is told by signals.
+/// The signals that the keeper handles.
 struct Orders {
     terminate: Signals,
     interrupt: Signals,
     hangup: Signals,
 }
 
-/// What a signal asks for.
+/// What a signal requests.
 enum Order {
     End(Signal),
     Replace,
@@ -136,7 +138,7 @@ impl Orders {
 }
 
 impl Keeper {
-    /// One worker after the other.
+    /// Runs one worker after another.
     async fn work(&mut self) -> anyhow::Result<ExitCode> {
         let mut orders = Orders::new().context("cannot wait for signals")?;
         let mut pause = Pause::default();
@@ -171,15 +173,15 @@ impl Keeper {
                 && code != 0
                 && !self.served
             {
-                // It has said why.
+                // The worker has already logged the reason.
                 return Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from));
             }
             let how = status.map_or_else(|| "killed".to_owned(), |status| status.to_string());
-            warn!(how, "the worker ended: the next one goes on");
+            warn!(how, "the worker ended, starting a new one");
             if !ready && std::mem::take(&mut self.program.upgraded) {
-                error!("the new program did not serve: going back to the one before");
+                error!("the new program did not start serving, reverting to the previous one");
             }
-            // Somebody's kill says nothing about the worker.
+            // A kill by another process says nothing about the worker.
             let killed = status.is_none_or(|status| status.signal() == Some(libc::SIGKILL));
             let end = match (killed, ready) {
                 (true, true) => End::Killed,
@@ -192,7 +194,7 @@ impl Keeper {
         }
     }
 
-    /// Does what a worker asks for until it is gone.
+    /// Handles the messages of a worker until it ends.
     async fn attend(&mut self, worker: &mut Worker, orders: &mut Orders) -> anyhow::Result<Ended> {
         let mut ready = false;
         let mut asked = None;
@@ -203,7 +205,7 @@ impl Keeper {
                     Ok(Some(message)) => ready |= self.take(message, worker)?,
                     Ok(None) => break,
                     Err(error) => {
-                        error!(error = &error as &dyn std::error::Error, "cannot hear the worker");
+                        error!(error = &error as &dyn std::error::Error, "cannot receive from the worker");
                         worker.signal(Signal::KILL);
                         break;
                     }
@@ -217,7 +219,7 @@ impl Keeper {
                             asked = Some(signal);
                         }
                         Order::Replace if asked.is_none() => {
-                            info!("the worker is replaced");
+                            info!("replacing the worker");
                             self.program.upgraded = true;
                             worker.signal(Signal::TERM);
                             asked = Some(Signal::HUP);
@@ -226,7 +228,7 @@ impl Keeper {
                     }
                 }
                 () = tokio::time::sleep_until(deadline) => {
-                    warn!(pid = worker.pid(), "the worker does not end: killed");
+                    warn!(pid = worker.pid(), "the worker does not end, killing it");
                     worker.signal(Signal::KILL);
                     deadline = Instant::now() + PATIENCE;
                 }
@@ -240,7 +242,7 @@ impl Keeper {
         })
     }
 
-    /// Does what a message asks for; whether it said that the worker serves.
+    /// Handles a message. Returns whether the message says that the worker serves.
     fn take(&mut self, message: Message, worker: &Worker) -> anyhow::Result<bool> {
         match message.word.as_str() {
             HELLO => self.hand(worker.link())?,
@@ -254,7 +256,7 @@ impl Keeper {
             word => {
                 error!(
                     word,
-                    "the worker speaks another language: a restart of the whole daemon is due"
+                    "the worker uses another protocol version, restart the daemon"
                 );
                 worker.signal(Signal::KILL);
             }
@@ -262,7 +264,7 @@ impl Keeper {
         Ok(false)
     }
 
-    /// Gives the worker a copy of everything.
+    /// Passes copies of all descriptors to the worker.
     fn hand(&mut self, link: &Link) -> anyhow::Result<()> {
         if self.listener.is_none() {
             self.listener = Some(Listener::open(&self.address, &mut self.inherited)?);
@@ -277,16 +279,16 @@ impl Keeper {
             .map(|(name, fd)| (name.as_str(), fd.as_fd()));
         let named: Vec<(&str, BorrowedFd<'_>)> = socket.chain(kept).collect();
         if let Err(error) = link.send(HAND, &named) {
-            // Then it is gone, and the end of the line says so too.
+            // The worker has ended, which the end of the stream reports too.
             warn!(
                 error = &error as &dyn std::error::Error,
-                "cannot hand over to the worker"
+                "cannot pass the descriptors to the worker"
             );
         }
         Ok(())
     }
 
-    /// Keeps a device's descriptors instead of those before, and lets systemd keep them as well.
+    /// Replaces the kept descriptors of the device, and stores them in systemd as well.
     fn keep(&mut self, descriptors: BTreeMap<String, OwnedFd>) {
         for name in self.kept.keys() {
             listen::unstore(name);
@@ -299,8 +301,8 @@ impl Keeper {
     }
 }
 
-/// The exit code of a worker that was asked to end. A signal that found it before it could heed signals is an end as
-/// good as any; one that was killed because it did not end is none.
+/// The exit code after a worker that was asked to end. A signal that killed it before it could
+/// handle signals counts as success; a kill because it did not end counts as failure.
 fn exit_code(status: Option<ExitStatus>) -> ExitCode {
     let Some(status) = status else {
         return ExitCode::FAILURE;
@@ -312,17 +314,17 @@ fn exit_code(status: Option<ExitStatus>) -> ExitCode {
     }
 }
 
-/// What a worker's end says about the next one's chances.
+/// How a worker ended, to decide when to start the next one.
 #[derive(Debug, Clone, Copy)]
 enum End {
-    /// Nothing: somebody killed it.
+    /// Killed after it served.
     Killed,
-    /// Little: it was killed before it served.
+    /// Killed before it served.
     KilledEarly,
     OwnFault,
 }
 
-/// How long to wait before the next worker: after ends by their own fault not at all at first, then longer each time.
+/// How long to wait before the next worker. The first own failure causes no wait, then waits grow.
 #[derive(Debug, Default)]
 struct Pause {
     failures: u32,
@@ -349,7 +351,7 @@ impl Pause {
         }
     }
 
-    /// Waits after a worker that began to live at `started`; true when a signal asked for the end meanwhile.
+    /// Waits after a worker that started at `started`. Returns true if a signal asked for the end.
     async fn wait(&mut self, end: End, started: Instant, orders: &mut Orders) -> bool {
         let pause = self.after(end, started.elapsed());
         tokio::select! {
@@ -359,7 +361,7 @@ impl Pause {
     }
 }
 
-/// The worker's side of the line.
+/// The worker's end of the link.
 #[derive(Debug)]
 pub struct Keeping(Link);
 
@@ -368,33 +370,33 @@ pub struct Keeping(Link);
 pub struct Handed {
     /// The socket to serve on.
     pub socket: OwnedFd,
-    /// The device of the worker before.
+    /// The device of the previous worker.
     pub device: Option<KeptDevice>,
 }
 
 impl Keeping {
-    /// The line of this process, which its keeper started. From now on it ends when the keeper does.
+    /// The link of this process to its keeper. From now on, this process ends when its keeper ends.
     pub fn of_this_process() -> anyhow::Result<Self> {
-        let link = Link::of_stdin().context("this process has no keeper")?;
+        let link = Link::of_stdin().context("no link to a keeper on standard input")?;
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         Ok(Self(link))
     }
 
-    /// Says that the configuration is good, and waits for what to serve with.
+    /// Reports that the configuration is valid, and waits for the descriptors.
     pub fn hello(&self) -> anyhow::Result<Handed> {
         self.0.send(HELLO, &[]).context("the keeper is gone")?;
         let message = self.0.receive()?.context("the keeper is gone")?;
         let mut descriptors = message.descriptors;
         let socket = descriptors
             .remove(SOCKET)
-            .context("the keeper has no socket")?;
+            .context("the keeper did not send a listening socket")?;
         Ok(Handed {
             socket,
             device: kept_device(&mut descriptors),
         })
     }
 
-    /// Gives the keeper the descriptors of a new device.
+    /// Passes the descriptors of a new device to the keeper.
     pub fn keep(&self, device: &KeptDevice) -> std::io::Result<()> {
         let journal = device
             .journal
@@ -407,13 +409,13 @@ impl Keeping {
         self.0.send(KEEP, &named)
     }
 
-    /// Says that requests are served.
+    /// Reports that requests are served.
     pub fn ready(&self) -> std::io::Result<()> {
         self.0.send(READY, &[])
     }
 }
 
-/// The device among descriptors that were kept, by the keeper or by systemd.
+/// Takes the device out of descriptors that the keeper or systemd kept.
 pub fn kept_device(named: &mut BTreeMap<String, OwnedFd>) -> Option<KeptDevice> {
     Some(KeptDevice {
         fuse: named.remove(FUSE)?,
@@ -421,7 +423,7 @@ pub fn kept_device(named: &mut BTreeMap<String, OwnedFd>) -> Option<KeptDevice> 
     })
 }
 
-/// Lets systemd keep a device's descriptors.
+/// Stores the descriptors of a device in systemd.
 pub fn store_device(device: &KeptDevice) {
     for name in KEPT {
         listen::unstore(name);
@@ -437,7 +439,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_with_failures_and_kills_have_none() {
+    fn pauses_grow_with_failures_but_not_with_kills() {
         let mut pause = Pause::default();
         let short = Duration::from_millis(50);
         let pauses: Vec<u128> = (0..9)
@@ -449,7 +451,7 @@ mod tests {
         assert_eq!(
             pause.after(End::OwnFault, short),
             LONGEST_PAUSE,
-            "not forgotten"
+            "failures are not forgotten"
         );
         assert_eq!(pause.after(End::OwnFault, GOOD_LIFE), Duration::ZERO);
         assert_eq!(pause.after(End::OwnFault, short), FIRST_PAUSE);

@@ -16,13 +16,13 @@ use super::link::{Link, Message};
 use crate::args::WORKER;
 use crate::sync::Arc;
 
-/// The running program, whatever has become of its file.
+/// The running program, even if its file was replaced or removed.
 const SELF: &str = "/proc/self/exe";
-/// For how long a worker that is gone is waited for, for its exit code.
+/// How long to wait for the exit code of a worker whose link has closed.
 const REAP: Duration = Duration::from_secs(1);
-/// Messages that were heard and not heeded yet; then the worker waits.
+/// Maximum number of received but unhandled messages. Beyond that, the worker waits.
 const MESSAGES: usize = 8;
-/// What the keeper was told by systemd is its own.
+/// Environment variables from systemd that are meant for the keeper only.
 const NOT_INHERITED: [&str; 6] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
@@ -32,22 +32,22 @@ const NOT_INHERITED: [&str; 6] = [
     "LISTEN_FDNAMES",
 ];
 
-/// What workers are started from.
+/// How to start workers.
 #[derive(Debug)]
 pub(super) struct Program {
-    /// Where the program's file was when the keeper started.
+    /// Path of the program when the keeper started.
     path: PathBuf,
-    /// The file there counts, also when it is another one than the keeper's.
+    /// Run the file at `path` even if it is not the keeper's own program.
     pub(super) upgraded: bool,
-    /// How likely the system is to kill a worker for memory; the keeper itself it never does.
+    /// `oom_score_adj` for workers. The keeper itself is excluded from OOM kills.
     oom_score: Option<String>,
 }
 
 impl Program {
-    /// The running program. From now on the system does not kill this process for memory.
+    /// The running program. Excludes this process from OOM kills from now on.
     pub(super) fn running() -> Self {
         let score = fs::read_to_string("/proc/self/oom_score_adj").ok();
-        // Without the right to do so things are as for everybody.
+        // Without the permission, the process keeps its score.
         let spared = fs::write("/proc/self/oom_score_adj", "-1000").is_ok();
         Self {
             path: std::env::current_exe().unwrap_or_else(|_| SELF.into()),
@@ -56,7 +56,8 @@ impl Program {
         }
     }
 
-    /// The file to run: by its name where that is still this program, or is meant to be another.
+    /// The file to run: `path` if it is still this program or was upgraded, otherwise the running
+    /// program.
     fn file(&self) -> &Path {
         let identity = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
         let same = matches!(
@@ -81,14 +82,14 @@ impl Program {
             .arg(format!("--{WORKER}"))
             .args(arguments)
             .stdin(theirs)
-            // Ctrl-C of a terminal reaches the keeper alone.
+            // Ctrl-C in a terminal reaches only the keeper.
             .process_group(0);
         for name in NOT_INHERITED {
             command.env_remove(name);
         }
         let child = command.spawn()?;
         if let Some(score) = &self.oom_score {
-            // It may be gone already.
+            // It may have ended already.
             let _ = fs::write(format!("/proc/{}/oom_score_adj", child.id()), score);
         }
         let link = Arc::new(link);
@@ -97,7 +98,7 @@ impl Program {
     }
 }
 
-/// A running worker. Dropped, it is killed.
+/// A running worker. It is killed on drop.
 #[derive(Debug)]
 pub(super) struct Worker {
     child: Child,
@@ -105,7 +106,7 @@ pub(super) struct Worker {
     heard: mpsc::Receiver<io::Result<Message>>,
 }
 
-/// Starts the thread that hears what a worker says; it ends with the line.
+/// Starts the thread that receives a worker's messages. It ends with the link.
 fn listen_to(link: Arc<Link>) -> io::Result<mpsc::Receiver<io::Result<Message>>> {
     let (say, heard) = mpsc::channel(MESSAGES);
     let hear = move || {
@@ -131,18 +132,18 @@ impl Worker {
         &self.link
     }
 
-    /// The worker's next message; none when the worker is gone and with it all its descriptors.
+    /// The next message. `None` when the worker and all its descriptors are gone.
     pub(super) async fn receive(&mut self) -> io::Result<Option<Message>> {
         self.heard.recv().await.transpose()
     }
 
     pub(super) fn signal(&self, signal: Signal) {
-        // Not reaped: the number is still this worker's, dead or alive.
+        // Not reaped, so the process ID still belongs to this worker.
         let _ = kill_process(Pid::from_child(&self.child), signal);
     }
 
-    /// How it ended, after its end of the line was closed. A thread that waits for an answer to one of its own mounts
-    /// keeps a killed worker from ending, until the next worker gives the answer: none, then.
+    /// Returns the exit status after the link has closed. Returns `None` if a killed worker cannot
+    /// end because a thread waits for one of its own mounts; the next worker's answer releases it.
     pub(super) async fn end(&mut self) -> Option<ExitStatus> {
         let start = tokio::time::Instant::now();
         loop {
@@ -158,7 +159,7 @@ impl Worker {
         }
     }
 
-    /// Whether it is gone for good and needs no more care.
+    /// Whether the process has been reaped.
     pub(super) fn is_reaped(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }

@@ -1,7 +1,7 @@
-//! The line between keeper and worker: one word at a time, with descriptors.
+//! The link between keeper and worker: messages of one word with descriptors.
 //!
-//! A message is a word and the names of the descriptors that come with it, in their order. Its other end is closed
-//! when the process at the other end is gone, and with it every descriptor that it had.
+//! A message consists of a word and the names of its descriptors, in order. The stream ends when
+//! the process at the other end has ended, which has then closed all its descriptors.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSliceMut};
@@ -14,14 +14,14 @@ use rustix::net::{
 
 use crate::listen::{MOST_DESCRIPTORS, send};
 
-/// Bytes of a message at most.
+/// Maximum length of a message in bytes.
 const LONGEST: usize = 256;
 
-/// One end of the line.
+/// One end of the link.
 #[derive(Debug)]
 pub(super) struct Link(OwnedFd);
 
-/// What came over it.
+/// A received message.
 #[derive(Debug, Default)]
 pub(super) struct Message {
     pub(super) word: String,
@@ -29,17 +29,17 @@ pub(super) struct Message {
 }
 
 impl Link {
-    /// Both ends.
+    /// Creates both ends.
     pub(super) fn pair() -> io::Result<(Self, OwnedFd)> {
-        // Messages keep their borders.
+        // SEQPACKET preserves message boundaries.
         let kind = SocketType::SEQPACKET;
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
         Ok((Self(ours), theirs))
     }
 
-    /// The end that this process was started with: its standard input, which is then `/dev/null`, so that no copy is
-    /// left where the table of descriptors is not shared.
+    /// Takes the end that this process has as standard input and replaces it with `/dev/null`, so
+    /// that no copy is left even in a separate descriptor table.
     pub(super) fn of_stdin() -> io::Result<Self> {
         let ours = io::stdin().as_fd().try_clone_to_owned()?;
         rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
@@ -54,7 +54,7 @@ impl Link {
         send(&self.0, text.join(" ").as_bytes(), &descriptors)
     }
 
-    /// Waits for the next message; none when the other end is gone.
+    /// Waits for the next message. `None` when the other end is closed.
     pub(super) fn receive(&self) -> io::Result<Option<Message>> {
         let mut bytes = [0; LONGEST];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
@@ -64,7 +64,7 @@ impl Link {
             rustix::net::recvmsg(&self.0, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)
         });
         let got = match got {
-            // As when the other end died with messages that it had not read.
+            // The other end closed without reading all messages.
             Err(rustix::io::Errno::CONNRESET) => return Ok(None),
             got => got?,
         };
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_and_descriptors_arrive_by_name_and_the_end_is_noticed() {
+    fn words_and_descriptors_arrive_and_the_end_is_detected() {
         let (ours, theirs) = Link::pair().unwrap();
         let theirs = Link(theirs);
         let (read, write) = rustix::pipe::pipe().unwrap();

@@ -211,7 +211,7 @@ fn a_worker_that_is_killed_is_replaced_and_nobody_who_calls_notices() {
     assert_eq!(running.end(Signal::TERM).code(), Some(0));
     assert!(running.has("went on with the device of the earlier process"));
     let ended = running.said.iter();
-    let ended = ended.filter(|line| line["msg"] == "the worker ended: the next one goes on");
+    let ended = ended.filter(|line| line["msg"] == "the worker ended, starting a new one");
     assert_eq!(ended.count(), 5, "{:#?}", running.said);
 }
 
@@ -229,8 +229,8 @@ fn a_worker_is_replaced_on_request_and_the_calls_under_way_are_answered() {
     serves(&place.path("s/s.sock"));
     assert_eq!(running.end(Signal::INT).code(), Some(0));
     assert_eq!(mounted(&place.path("root")), Vec::<String>::new());
-    assert!(running.has("the worker is replaced") && running.has("Got terminated"));
-    assert!(!running.has("the worker ended: the next one goes on"));
+    assert!(running.has("replacing the worker") && running.has("Got terminated"));
+    assert!(!running.has("the worker ended, starting a new one"));
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn a_new_program_that_does_not_serve_is_left_for_the_one_before() {
     fs::copy("/bin/false", place.path("new")).unwrap();
     fs::rename(place.path("new"), &program).unwrap();
     kill_process(Pid::from_child(&running.child), Signal::HUP).unwrap();
-    while !running.has("the new program did not serve: going back to the one before") {
+    while !running.has("the new program did not start serving, reverting to the previous one") {
         assert!(running.next(), "it ended: {:#?}", running.said);
     }
     serves(&place.path("s/s.sock"));
