@@ -90,7 +90,7 @@ fn a_ztoc_that_lies_about_a_header_is_believed_neither_now_nor_later() -> Result
     while !site
         .node
         .snapshotter_log()
-        .contains("a layer is not what its image says")
+        .contains("the layer does not match its image")
     {
         ensure!(start.elapsed() < Duration::from_secs(30), "no verdict");
         std::thread::sleep(Duration::from_millis(50));

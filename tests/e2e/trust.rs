@@ -35,7 +35,7 @@ const SLOW: Shape = Shape {
     connection_rate: None,
 };
 
-const VERDICT: &str = "a layer is not what its image says";
+const VERDICT: &str = "the layer does not match its image";
 
 #[test]
 fn an_image_that_names_anothers_layers_as_its_own_hurts_nobody_else() -> Result<()> {

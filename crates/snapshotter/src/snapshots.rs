@@ -1,16 +1,13 @@
-//! Snapshots: prepare, view, mounts, commit, remove, usage, walk, cleanup.
+//! Snapshots: prepare, view, mounts, commit, remove, usage, walk, cleanup, independent of gRPC.
 //!
-//! Purpose: what containerd asks of a snapshotter, without knowing gRPC. Parts: `plan` decides, `metadata`
-//! remembers, `directories` and `overlay` are the files and the mounts, `create`, `mounts` and `measure` what is done with
-//! them; layers are the business of `image`.
+//! `plan` decides, `metadata` stores the records, `directories` and `overlay` are the files and
+//! mounts, `create`, `mounts` and `measure` use them. Layers are handled by `image`.
 //!
-//! Order of a creation: the directory, then the record, so that whatever has a record is usable; a directory
-//! without a record is found and deleted by `cleanup`, and its number is never used again. Order of a removal:
-//! the record, then (in `cleanup`, when it is gone for good) mount and directory. A request that fails, or whose caller
-//! is gone, takes its own record with it.
-//!
-//! Commit, remove, stat and update are called by containerd from inside its own transactions. They never call
-//! containerd, the network or a mount of ours. What was fetched for a client that went away serves the next one.
+//! A creation makes the directory before the record, so whatever has a record is usable. `cleanup`
+//! deletes directories without a record; their numbers are never reused. A removal deletes the
+//! record, then `cleanup` removes mount and directory. A request that fails, or whose caller is
+//! gone, removes its own record. containerd calls commit, remove, stat and update inside its own
+//! transactions, so they never call containerd, the network or one of our mounts.
 
 mod cleanup;
 mod create;
@@ -52,45 +49,45 @@ use crate::mount::thread::MountThread;
 use crate::store::LayerKey;
 use crate::sync::{Arc, Weak};
 
-/// How long the end of the process waits for the records.
+/// How long the end of the process waits for pending changes of the records.
 const LAST_SYNC: Duration = Duration::from_secs(10);
 
-/// How the snapshotter behaves.
+/// Options of the snapshotter.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Overlay mounts need `userxattr`.
+    /// Whether overlay mounts need `userxattr`.
     pub userxattr: bool,
-    /// Do not try an overlay mount at start.
+    /// Whether to skip the trial overlay mount at start.
     pub skip_support_check: bool,
-    /// Layers smaller than this many bytes are fetched whole; 0 is off.
+    /// Layers smaller than this many bytes are downloaded whole. 0 disables this.
     pub min_layer_size: u64,
-    /// Containers start only when all of their layers are verified.
+    /// Whether containers start only if all of their layers are verified.
     pub verified_only: bool,
 }
 
-/// What the snapshotter stands on.
+/// What the snapshotter depends on.
 #[derive(Debug)]
 pub struct Parts {
-    /// Where it waits for the disk.
+    /// Thread pool for work that waits for the disk.
     pub cpu: Arc<Cpu>,
-    /// Where it unmounts.
+    /// Mount thread for unmounts.
     pub mounts: MountThread,
-    /// Where layers come from; until they are there all are left to containerd.
+    /// The layers. Until they are available, every layer is left to containerd.
     pub images: Late,
 }
 
-/// Who waits for the answer to a request.
+/// The caller that waits for the answer to a request.
 #[derive(Debug)]
 struct Caller(Weak<()>);
 
 impl Caller {
-    /// Whether nobody waits any more. What is made then belongs to nobody.
+    /// Whether the caller is gone. What the request makes then belongs to nobody.
     fn is_gone(&self) -> bool {
         self.0.strong_count() == 0
     }
 }
 
-/// The snapshots of one root.
+/// The snapshots of one state directory.
 #[derive(Clone, Debug)]
 pub struct Snapshotter {
     shared: Arc<Shared>,
@@ -102,16 +99,18 @@ struct Shared {
     metadata: Metadata,
     parts: Parts,
     options: Options,
-    /// One clean-up at a time.
+    /// Limits cleanup to one at a time.
     cleaning: tokio::sync::Semaphore,
-    /// One file tree is measured at a time: nobody waits for it, and it may take long.
+    /// Limits measuring to one file tree at a time: it may take long, and no container waits for
+    /// it.
     measuring: tokio::sync::Semaphore,
     /// Layers that are being prepared.
     tasks: TaskTracker,
 }
 
 impl Snapshotter {
-    /// Opens `<root>/snapshotter`, after checking that overlay mounts work there. `root` is canonical.
+    /// Opens `<root>/snapshotter` after checking that overlay mounts work there. `root` is
+    /// canonical.
     pub fn open(root: &Path, parts: Parts, options: Options) -> Result<Self, StartError> {
         let state = root.join("snapshotter");
         let folder = |source| StartError::Folder {
@@ -120,7 +119,7 @@ impl Snapshotter {
         };
         let directories = Directories::new(&state);
         directories.prepare().map_err(folder)?;
-        // Records are made after the checks only.
+        // The database is created after the checks, so if it exists, an earlier start passed them.
         let known = directories.database().exists();
         if options.skip_support_check {
             warn!("skipped snapshotter is supported check");
@@ -148,7 +147,8 @@ impl Snapshotter {
         })
     }
 
-    /// Runs `work` where it may wait for the disk. It is finished even if the caller goes away.
+    /// Runs `work` on a thread that may wait for the disk. It finishes even if the caller goes
+    /// away.
     async fn run<T: Send + 'static>(
         &self,
         lane: Lane,
@@ -162,7 +162,7 @@ impl Snapshotter {
             .await?
     }
 
-    /// Does work to its end, even if the caller goes away, and tells it whether that happened.
+    /// Runs work to completion even if the caller goes away, and tells it whether that happened.
     async fn owned<T: Send + 'static, F>(
         &self,
         work: impl FnOnce(Caller) -> F,
@@ -177,7 +177,7 @@ impl Snapshotter {
         done.map_err(|error| SnapshotError::Lost(Lost::Panicked(error.to_string())))?
     }
 
-    /// The record of a snapshot.
+    /// Returns the record of a snapshot.
     pub async fn stat(&self, name: String) -> Result<Info, SnapshotError> {
         self.run(Lane::Files, move |shared| {
             let record = shared.metadata.get(&name)?;
@@ -197,7 +197,7 @@ impl Snapshotter {
         Ok(Info { name, record })
     }
 
-    /// The snapshots that `wanted` accepts.
+    /// Returns the snapshots that `wanted` accepts.
     pub async fn list(
         &self,
         wanted: impl Fn(&Info) -> bool + Send + 'static,
@@ -208,7 +208,7 @@ impl Snapshotter {
         .await
     }
 
-    /// The mounts of an active snapshot or a view.
+    /// Returns the mounts of an active snapshot or a view.
     pub async fn mounts(&self, key: String) -> Result<Vec<Mount>, SnapshotError> {
         let chain = self
             .run(Lane::Files, move |shared| {
@@ -218,7 +218,7 @@ impl Snapshotter {
         self.mounts_of(&chain).await
     }
 
-    /// Makes a read-only snapshot on a committed one.
+    /// Creates a read-only snapshot on a committed one.
     pub async fn view(
         &self,
         key: String,
@@ -228,8 +228,9 @@ impl Snapshotter {
         self.plain(Kind::View, key, parent, labels).await
     }
 
-    /// Makes a writable snapshot on a committed one, or the layer that the labels name: that is answered with
-    /// [`SnapshotError::TargetExists`], containerd's signal that there is nothing left to unpack.
+    /// Creates a writable snapshot on a committed one, or mounts the layer that the labels name. A
+    /// mounted layer is answered with [`SnapshotError::TargetExists`], which tells containerd not
+    /// to unpack it.
     pub async fn prepare(
         &self,
         namespace: Option<String>,
@@ -280,7 +281,7 @@ impl Snapshotter {
         }
     }
 
-    /// Whether a layer is committed under this name, on this parent.
+    /// Whether a layer is committed under this name on this parent.
     async fn is_known(
         &self,
         target: String,
@@ -304,11 +305,11 @@ impl Snapshotter {
             return Err(SnapshotError::Empty { field: "name" });
         }
         let measured = key.clone();
-        // Measured before the transaction. containerd waits inside one of its own.
+        // Measure before the transaction, because containerd waits inside one of its own.
         let (usage, owner) = self
             .run(Lane::Files, move |shared| {
                 let record = shared.metadata.get(&measured)?;
-                // Whatever else it is, its files may be a mount of ours.
+                // The files of other snapshots may be one of our mounts.
                 if record.kind != Kind::Active || shared.directories.is_busy(record.id) {
                     return Err(MetadataError::NotActive { name: measured }.into());
                 }
@@ -326,32 +327,32 @@ impl Snapshotter {
         Ok(())
     }
 
-    /// Forgets a snapshot. Its files go with the next [`Snapshotter::cleanup`].
+    /// Removes the record of a snapshot. The next [`Snapshotter::cleanup`] removes its files.
     pub async fn remove(&self, key: String) -> Result<(), SnapshotError> {
         self.shared.metadata.remove(&key).await?;
         Ok(())
     }
 
-    /// Makes what was answered last, before the process ends. A disk that does not answer is not waited for.
+    /// Writes pending changes to disk before the process ends. Waits for a limited time only.
     pub async fn sync(&self) {
         let synced = tokio::time::timeout(LAST_SYNC, self.shared.metadata.sync());
         match synced.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 let error = &error as &dyn std::error::Error;
-                warn!(error, "the last changes of snapshots may be lost");
+                warn!(error, "the last snapshot changes may be lost");
             }
-            Err(_) => warn!("the disk does not take the last changes of snapshots; going without"),
+            Err(_) => warn!("the disk does not respond, ending without the last snapshot changes"),
         }
     }
 
-    /// The layers that snapshots use.
+    /// Returns the layers that snapshots use.
     pub async fn used_layers(&self) -> Result<Vec<LayerKey>, SnapshotError> {
         self.run(Lane::Files, Shared::used_layers).await
     }
 
-    /// Takes all layers off their mount points; records and directories stay. The kernel waits for READs that are not
-    /// answered, so the device is stopped before.
+    /// Unmounts all layers; records and directories stay. The kernel waits for unanswered READs, so
+    /// the caller must stop the device first.
     pub async fn unmount_all(&self) -> Result<(), SnapshotError> {
         let all = self.shared.directories.all();
         mount::detach_all_under(&self.shared.parts.mounts, &all).await?;
@@ -360,7 +361,7 @@ impl Snapshotter {
 }
 
 impl Shared {
-    /// What a failure of a snapshot's files means.
+    /// Converts an I/O error of a snapshot's files.
     fn files(&self, action: &'static str, id: SnapshotId, source: io::Error) -> SnapshotError {
         if metadata::reserve::is_full(&source) {
             let path = self.directories.all();

@@ -94,14 +94,14 @@ fn every_error_has_the_status_that_containerd_expects() {
 fn causes_are_part_of_the_text() {
     let source = std::io::Error::other("the disk is away");
     let error = SnapshotError::Files {
-        action: "make the directory",
+        action: "create the directory",
         id: SnapshotId(4),
         source,
     };
     let found = status(error);
     assert_eq!(
         found.message(),
-        "cannot make the directory of snapshot 4: the disk is away"
+        "cannot create the directory of snapshot 4: the disk is away"
     );
 }
 

@@ -1,4 +1,4 @@
-//! What belongs to no snapshot any more goes: directories, then layers, one at a time.
+//! Removes what no snapshot uses: directories, then layers, one cleanup at a time.
 
 use std::path::PathBuf;
 
@@ -10,10 +10,10 @@ use crate::cpu::Lane;
 use crate::mount;
 
 impl Snapshotter {
-    /// Deletes what belongs to no snapshot any more. What cannot be deleted is logged and tried again next time.
+    /// Deletes what no snapshot uses. Failures are logged, and the next cleanup tries again.
     pub async fn cleanup(&self) -> Result<(), SnapshotError> {
         let Ok(_permit) = self.shared.cleaning.acquire().await else {
-            // Never closed.
+            // Never closed, so this cannot happen.
             return Ok(());
         };
         let abandoned = self.run(Lane::Files, Shared::abandoned).await?;
@@ -35,15 +35,15 @@ impl Snapshotter {
         images.remove_unused(used).await
     }
 
-    /// No record that was removed comes back after its files are gone.
+    /// Ensures that no removed record can reappear after its files are deleted.
     async fn settle_removals(&self) -> Result<(), SnapshotError> {
         match self.shared.metadata.sync().await {
-            // Its files may be what fills the disk.
+            // Continue: the files to delete may be what fills the disk.
             Err(error @ MetadataError::Full { .. }) => {
                 let error = &error as &dyn std::error::Error;
                 warn!(
                     error,
-                    "removed snapshots come back if the power fails before there is space"
+                    "removed snapshots will reappear if the power fails before disk space is available"
                 );
                 Ok(())
             }
@@ -51,7 +51,7 @@ impl Snapshotter {
         }
     }
 
-    /// Deletes the directory of a snapshot, after its mount; never through one.
+    /// Unmounts and deletes the directory of a snapshot. Never deletes through a mount.
     pub(super) async fn delete(&self, lane: Lane, directory: PathBuf) {
         let path = directory.display().to_string();
         let fs = directory.join("fs");
@@ -84,14 +84,14 @@ impl Snapshotter {
 }
 
 impl Shared {
-    /// Directories that belong to no record and that nothing is at work in.
+    /// Directories that have no record and are not in use.
     fn abandoned(&self) -> Result<Vec<PathBuf>, SnapshotError> {
         let path = self.directories.all();
         let idle = self
             .directories
             .idle()
             .map_err(|source| SnapshotError::Folder { path, source })?;
-        // In this order; see `Directories::idle`.
+        // The order matters, see `Directories::idle`.
         let kept = self.metadata.ids()?;
         let abandoned = idle
             .into_iter()

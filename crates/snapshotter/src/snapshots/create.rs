@@ -1,4 +1,4 @@
-//! Snapshots that are made: the directory, then the record; and what a failing request takes back.
+//! Creates snapshots, the directory before the record, and undoes failed requests.
 
 use tracing::warn;
 
@@ -9,7 +9,7 @@ use super::{Mount, Shared, SnapshotError, Snapshotter};
 use crate::cpu::Lane;
 
 impl Snapshotter {
-    /// A snapshot that is no layer of ours.
+    /// Creates a snapshot that is not one of our layers.
     pub(super) async fn plain(
         &self,
         kind: Kind,
@@ -35,7 +35,7 @@ impl Snapshotter {
         .await
     }
 
-    /// Directory first, then the record; see the module.
+    /// Creates the directory, then the record.
     pub(super) async fn create(
         &self,
         kind: Kind,
@@ -68,17 +68,17 @@ impl Snapshotter {
         }
     }
 
-    /// Removes the snapshot that a failing request has made, and its directory.
+    /// Removes the snapshot of a failed request and its directory.
     pub(super) async fn take_back(&self, chain: &[Info]) {
         let Some(top) = chain.first() else {
             return;
         };
         match self.shared.metadata.remove(&top.name).await {
-            // Somebody else may have removed it already.
+            // Another request may have removed it already.
             Ok(_) | Err(MetadataError::NotFound { .. }) => {}
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
-                warn!(error, "a snapshot of a failed request stays");
+                warn!(error, "cannot remove the snapshot of a failed request");
                 return;
             }
         }
@@ -88,7 +88,7 @@ impl Snapshotter {
 }
 
 impl Shared {
-    /// The directory of a new snapshot, and the chain that it stands on.
+    /// Creates the directory of a new snapshot, and returns the chain below it.
     fn make_directory(
         &self,
         kind: Kind,
@@ -109,14 +109,14 @@ impl Shared {
         let first = below.first().map(|below| below.record.owner);
         let mut owner = first.unwrap_or_default();
         if let Some(map) = IdMap::wanted(labels, &below)? {
-            // What is written there is seen as it is.
+            // The new directory is not seen through the ID map, so map its owner here.
             owner = map.outside(owner);
         }
         let id = self.metadata.reserve_id();
         let busy = self.directories.busy(id);
         self.directories
             .create(id, kind, owner)
-            .map_err(|source| self.files("make the directory", id, source))?;
+            .map_err(|source| self.files("create the directory", id, source))?;
         Ok((id, busy, below))
     }
 }

@@ -1,8 +1,8 @@
 //! The directories of the snapshots: `snapshots/<id>/fs`, and `work` for active ones.
 //!
-//! A directory is made under a temporary name (`new-…`) and renamed to its id. Nothing here looks below a
-//! mount point of ours: the owner of a parent's root comes from the records, and directories are taken away
-//! only after their mount.
+//! A directory is created under a temporary name (`new-…`) and renamed to its ID. This module never
+//! accesses one of our mounts: the owner of a parent's root comes from the records, and a directory
+//! is removed only after its mount.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, Permissions};
@@ -25,7 +25,7 @@ pub(crate) struct Directories {
     busy: Arc<Mutex<BTreeMap<SnapshotId, usize>>>,
 }
 
-/// Keeps a directory from being cleaned up while it is made or mounted on.
+/// Protects a directory from cleanup while it is created or mounted on.
 #[derive(Debug)]
 pub(crate) struct Busy {
     id: SnapshotId,
@@ -52,7 +52,7 @@ impl Directories {
         }
     }
 
-    /// Makes the state directory itself, readable by nobody else.
+    /// Creates the state directory with access for its owner only.
     pub(crate) fn prepare(&self) -> io::Result<()> {
         DirBuilder::new()
             .recursive(true)
@@ -60,7 +60,7 @@ impl Directories {
             .create(self.all())
     }
 
-    /// The folder that holds one folder for each snapshot.
+    /// The directory that contains one directory per snapshot.
     pub(crate) fn all(&self) -> PathBuf {
         self.root.join("snapshots")
     }
@@ -69,22 +69,22 @@ impl Directories {
         self.root.join("snapshots.redb")
     }
 
-    /// The folder of one snapshot.
+    /// The directory of one snapshot.
     pub(crate) fn of(&self, id: SnapshotId) -> PathBuf {
         self.all().join(id.to_string())
     }
 
-    /// Where the file tree of a snapshot is.
+    /// The file tree of a snapshot.
     pub(crate) fn fs(&self, id: SnapshotId) -> PathBuf {
         self.of(id).join("fs")
     }
 
-    /// overlayfs' own folder beside it.
+    /// The work directory of overlayfs next to it.
     pub(crate) fn work(&self, id: SnapshotId) -> PathBuf {
         self.of(id).join("work")
     }
 
-    /// Marks the directory as one that [`Directories::idle`] leaves out, until the mark is dropped.
+    /// Marks the directory as busy for [`Directories::idle`] until the value is dropped.
     pub(crate) fn busy(&self, id: SnapshotId) -> Busy {
         *self.busy.lock().entry(id).or_default() += 1;
         Busy {
@@ -93,12 +93,12 @@ impl Directories {
         }
     }
 
-    /// Whether somebody is at work in the directory.
+    /// Whether the directory is in use.
     pub(crate) fn is_busy(&self, id: SnapshotId) -> bool {
         self.busy.lock().contains_key(&id)
     }
 
-    /// Makes the directory of a new snapshot.
+    /// Creates the directory of a new snapshot.
     pub(crate) fn create(&self, id: SnapshotId, kind: Kind, owner: Owner) -> io::Result<()> {
         let temporary = tempfile::Builder::new()
             .prefix(TEMPORARY)
@@ -112,12 +112,12 @@ impl Directories {
             make_directory(&temporary.path().join("work"), 0o711)?;
         }
         fs::rename(temporary.path(), self.of(id))?;
-        // The name it had is gone; nothing is left to delete.
+        // The temporary name no longer exists, so there is nothing to delete.
         let _ = temporary.keep();
         Ok(())
     }
 
-    /// Makes the mount point of a layer again where a crash lost it.
+    /// Creates the mount point of a layer again if a crash lost it.
     pub(crate) fn restore(&self, id: SnapshotId) -> io::Result<PathBuf> {
         let fs = self.fs(id);
         DirBuilder::new()
@@ -139,14 +139,14 @@ impl Directories {
         })
     }
 
-    /// What the file tree takes: allocated blocks of distinct inodes, the root directory included.
+    /// Disk usage of the file tree: blocks of distinct inodes, including the root directory.
     pub(crate) fn usage(&self, id: SnapshotId) -> io::Result<Usage> {
         let mut seen = BTreeSet::new();
         let mut usage = Usage::default();
         let mut pending = vec![self.fs(id)];
         while let Some(path) = pending.pop() {
             let found = match fs::symlink_metadata(&path) {
-                // A container may be at work in an active snapshot.
+                // A container may be deleting files of an active snapshot.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 found => found?,
             };
@@ -169,7 +169,7 @@ impl Directories {
         Ok(usage)
     }
 
-    /// The highest number that a directory has.
+    /// The highest number of a directory.
     pub(crate) fn highest(&self) -> io::Result<u64> {
         Ok(self
             .entries()?
@@ -180,18 +180,18 @@ impl Directories {
             .unwrap_or(0))
     }
 
-    /// The entries that nothing is at work in, with the snapshot that each belongs to. Whoever cleans up reads
-    /// the records *after* this: what is here and idle has its record by then, or never gets one.
+    /// The idle entries, each with the ID of its snapshot. Cleanup must read the records *after*
+    /// this call: an idle entry has its record by then, or never gets one.
     pub(crate) fn idle(&self) -> io::Result<Vec<(Option<SnapshotId>, PathBuf)>> {
         let entries = self.entries()?;
-        // After the names: what was at work in one of these then, and is not now, has its record.
+        // After listing the names: an entry that was busy then and is idle now has its record.
         let busy: BTreeSet<_> = self.busy.lock().keys().copied().collect();
         let mut idle = Vec::new();
         for name in entries {
             let owner = owner_of(&name);
             let left_alone = match owner {
                 Some(id) => busy.contains(&id),
-                // What is being made has its mark before it has its name.
+                // A new directory is marked busy before it has its name.
                 None => name.starts_with(TEMPORARY) && !busy.is_empty(),
             };
             if !left_alone {
@@ -204,7 +204,7 @@ impl Directories {
     fn entries(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(self.all())? {
-            // A name that is not text is none of ours, and is left alone.
+            // Names that are not UTF-8 are not ours and are ignored.
             names.extend(entry?.file_name().into_string());
         }
         Ok(names)
@@ -226,7 +226,7 @@ pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The snapshot that a directory belongs to: its number, or what follows the underscore (the view that one
+/// The snapshot of a directory: its number, or the number after the underscore (the view that one
 /// container has of a layer).
 fn owner_of(name: &str) -> Option<SnapshotId> {
     let number = name
@@ -235,7 +235,7 @@ fn owner_of(name: &str) -> Option<SnapshotId> {
     number.parse().ok().map(SnapshotId)
 }
 
-/// Makes a directory with exactly this mode, whatever the umask.
+/// Creates a directory with exactly this mode, whatever the umask.
 fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     fs::create_dir(path)?;
     fs::set_permissions(path, Permissions::from_mode(mode))
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_that_are_made_or_mounted_on_are_not_idle() {
+    fn directories_being_created_or_mounted_on_are_not_idle() {
         let (directories, _root) = fixture();
         for name in ["1", "2", "7_2", "7_9", "new-left", "odd"] {
             fs::create_dir(directories.all().join(name)).unwrap();
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn usage_of_a_tree_that_changes_is_no_error() {
+    fn usage_of_a_changing_tree_is_not_an_error() {
         let (directories, _root) = fixture();
         let id = SnapshotId(1);
         directories

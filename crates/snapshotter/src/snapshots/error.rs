@@ -1,4 +1,4 @@
-//! Why the snapshotter refuses or fails. `grpc` turns this into status codes, nobody else.
+//! Errors of the snapshotter. Only `grpc` converts them into status codes.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,25 +9,25 @@ use super::overlay::Unsupported;
 use crate::cpu::Lost;
 use crate::mount::MountError;
 
-/// Why a request was not done.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    /// The records refuse it.
+    /// The records reject the request.
     #[error(transparent)]
     Metadata(#[from] MetadataError),
-    /// The layer is there under the name that was asked for: containerd's signal for "done".
+    /// The layer is committed under the requested name, so containerd does not have to unpack it.
     #[error("target snapshot {target:?}")]
     TargetExists {
         /// The name.
         target: String,
     },
-    /// A layer needs a namespace.
+    /// A request for a layer needs a namespace.
     #[error("context has no namespace attached")]
     NoNamespace,
     /// A committed snapshot has no mounts of its own.
     #[error("snapshot {key:?} is not active and not a view")]
     NotMountable {
-        /// Its name.
+        /// The name of the snapshot.
         key: String,
     },
     /// Neither key nor name may be empty.
@@ -36,92 +36,92 @@ pub enum SnapshotError {
         /// The field of the request.
         field: &'static str,
     },
-    /// A file or directory of the snapshot cannot be used.
+    /// A file or directory of the snapshot cannot be accessed.
     #[error("cannot {action} of snapshot {id}")]
     Files {
         /// What was attempted.
         action: &'static str,
         /// The snapshot.
         id: SnapshotId,
-        /// The system's error.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },
-    /// No space for a file or directory of the snapshot.
+    /// The disk is full.
     #[error("cannot {action} of snapshot {id}: the disk of {} is full: remove images or containers, or free space there", path.display())]
     Full {
         /// What was attempted.
         action: &'static str,
         /// The snapshot.
         id: SnapshotId,
-        /// The folder.
+        /// The directory.
         path: PathBuf,
-        /// The system's error.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },
-    /// The labels ask for owners that cannot be had.
+    /// The owners that the labels request are not possible.
     #[error(transparent)]
     Owners(#[from] OwnersError),
-    /// Nobody waits for the answer any more: what was made is taken back.
+    /// The caller is gone. What the request made is removed.
     #[error("the client went away")]
     CallerGone,
-    /// The folder of all snapshots cannot be used.
+    /// The directory of all snapshots cannot be read.
     #[error("cannot read {}", path.display())]
     Folder {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
-        /// The system's error.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },
     /// A layer below the snapshot cannot be mounted.
     #[error("layer {layer:?} unavailable: {why}")]
     Unavailable {
-        /// Id of its snapshot.
+        /// Number of its snapshot.
         layer: String,
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// A layer below the snapshot is not what its image says.
-    #[error("{why}; remove image {image} and pull it again from a source that can be trusted")]
+    /// A layer below the snapshot does not match its image.
+    #[error("{why}; remove image {image} and pull it again from a trusted source")]
     Untrusted {
-        /// The image that brought it.
+        /// The image that the layer was pulled with.
         image: String,
-        /// What is wrong.
+        /// The mismatch.
         why: String,
     },
-    /// Containers start from verified layers only, and one is not.
+    /// Containers start only from verified layers, and this one is not verified.
     #[error("layer {layer} is not verified yet, and [snapshotter] trust is \"verified\": {why}")]
     Unverified {
         /// The layer.
         layer: String,
-        /// Why it is not.
+        /// The reason.
         why: &'static str,
     },
-    /// The work was lost: a defect of ours.
+    /// The task of the request panicked or was cancelled.
     #[error(transparent)]
     Lost(#[from] Lost),
-    /// A mount is in the way.
+    /// A mount could not be removed.
     #[error(transparent)]
     Mount(#[from] MountError),
 }
 
-/// Why the snapshotter could not start.
+/// Why the snapshotter cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Its records cannot be opened.
+    /// The records cannot be opened.
     #[error(transparent)]
     Records(#[from] OpenError),
-    /// The machine cannot do what plain snapshots need.
+    /// The machine does not support overlay snapshots.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
-    /// A folder cannot be made or read.
+    /// A directory cannot be created or read.
     #[error("cannot use {}", path.display())]
     Folder {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
-        /// The system's error.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },

@@ -1,40 +1,40 @@
-//! Snapshots for containers in user namespaces: whose files are to be seen with other owners.
+//! Snapshots for containers in user namespaces, whose files must appear with other owners.
 //!
-//! containerd says it by two labels. Where its configuration gives this plugin the capability `remap-ids` it leaves the
-//! rest to us: the mounts name the map, and its own mount code shows the folder of all lower folders through it, without
-//! what is mounted there. So layers that are mounted cannot be shown that way, and are refused. Without the capability it
-//! makes a snapshot of its own with other owners (its key ends in `-remap`) and puts the container on that: nothing is to
-//! be mapped a second time then.
+//! containerd requests this by two labels. If its configuration gives this plugin the capability
+//! `remap-ids`, containerd expects mounts with the ID map and applies it to the directory of all
+//! lower directories, without the mounts in it. Mounted layers cannot be shown that way and are
+//! rejected. Without the capability, containerd changes the owners in a snapshot of its own (its
+//! key ends in `-remap`), and the container's snapshot on that must not be mapped again.
 
 use super::metadata::{Info, Labels, Owner};
 
 /// The labels.
 const UIDS: &str = "containerd.io/snapshot/uidmapping";
 const GIDS: &str = "containerd.io/snapshot/gidmapping";
-/// How the key of a snapshot ends in which containerd changes the owners itself.
+/// Key suffix of a snapshot in which containerd changes the owners itself.
 const REMAPS: &str = "-remap";
 
-/// Why owners cannot be had as labels ask for them.
+/// Why the requested owners are not possible.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OwnersError {
-    /// A map that nobody can use.
+    /// The map is invalid.
     #[error(
-        "the label {label} is {value:?}, not container:host:count with a count above 0 and the container's 0 among them"
+        "the label {label} is {value:?}, expected container:host:count with a count above 0 that maps the container's ID 0"
     )]
     Bad {
         /// The label.
         label: &'static str,
-        /// What it says.
+        /// Its value.
         value: String,
     },
-    /// A layer of ours is below.
+    /// One of the lower snapshots is a mounted layer.
     #[error(
-        "a user namespace cannot be given layers that are mounted: take \"remap-ids\" out of the capabilities of this plugin in containerd's configuration, which then makes a copy with the right owners"
+        "mounted layers do not support user namespaces: remove \"remap-ids\" from the capabilities of this plugin in containerd's configuration, so that containerd makes a copy with the right owners"
     )]
     Mounted,
 }
 
-/// Owners inside a container, and outside.
+/// A map from owners inside a container to owners outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct IdMap {
     uids: Map,
@@ -44,7 +44,7 @@ pub(crate) struct IdMap {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Map {
     written: String,
-    /// First inside, first outside, count.
+    /// First ID inside, first ID outside, count.
     ranges: Vec<(u32, u32, u32)>,
 }
 
@@ -77,10 +77,11 @@ impl Map {
 }
 
 impl IdMap {
-    /// The map that a snapshot on `below`, nearest first, is to be seen through.
+    /// The map through which a snapshot on `below`, nearest first, must be seen.
     ///
     /// # Errors
-    /// Labels that cannot be followed.
+    ///
+    /// When the labels are invalid or cannot be followed.
     pub(crate) fn wanted(labels: &Labels, below: &[Info]) -> Result<Option<Self>, OwnersError> {
         let of = |label| labels.get(label).map(String::as_str);
         let (uids, gids) = match (of(UIDS), of(GIDS)) {
@@ -100,7 +101,7 @@ impl IdMap {
         }))
     }
 
-    /// The owner outside. One that the container does not know becomes its root.
+    /// The owner outside. An owner without a mapping becomes the container's root.
     pub(crate) fn outside(&self, owner: Owner) -> Owner {
         let of = |map: &Map, id| map.outside(id).or_else(|| map.outside(0)).unwrap_or(id);
         Owner {
@@ -109,7 +110,7 @@ impl IdMap {
         }
     }
 
-    /// As options of a mount for containerd.
+    /// The map as mount options for containerd.
     pub(crate) fn options(&self) -> [String; 2] {
         [
             format!("uidmap={}", self.uids.written),
@@ -118,7 +119,7 @@ impl IdMap {
     }
 }
 
-/// Whether containerd changes the owners in a snapshot with this key itself.
+/// Whether containerd itself changes the owners in a snapshot with this key.
 pub(crate) fn is_remapping(key: &str) -> bool {
     key.ends_with(REMAPS)
 }
@@ -128,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn maps_are_read_as_containerd_writes_them() {
+    fn maps_are_parsed_as_containerd_writes_them() {
         let map = Map::parse(UIDS, "0:100000:1000,5000:7:2").unwrap();
         assert_eq!(map.outside(0), Some(100_000));
         assert_eq!(map.outside(999), Some(100_999));

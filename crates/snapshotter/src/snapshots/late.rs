@@ -1,20 +1,21 @@
-//! Where layers come from, as soon as this machine can mount them: from the start, or later where the disk was full then.
+//! The layers of this machine, available from the start, or later if the disk was full at the
+//! start.
 
 use tokio::sync::{mpsc, oneshot};
 
 use crate::image::Images;
 use crate::sync::{Arc, OnceLock};
 
-/// Layers can be mounted.
+/// Mounting layers works.
 #[derive(Debug)]
 pub(crate) struct Ready {
-    /// Where they come from.
+    /// The images.
     pub(crate) images: Images,
-    /// Overlay mounts on them take `xino=on`.
+    /// Whether overlay mounts on layers support `xino=on`.
     pub(crate) xino: bool,
 }
 
-/// Who waits for one more attempt to make them ready; told when it is over, either way.
+/// Requests to try again to make layers available. Each is answered when the attempt is over.
 pub(crate) type Asked = mpsc::Receiver<oneshot::Sender<()>>;
 
 /// Set once, when layers can be mounted.
@@ -28,20 +29,21 @@ struct Slot {
 }
 
 impl Late {
-    /// Nothing yet. Who makes them ready answers what is asked; dropping the receiver says that nobody tries.
+    /// Creates an empty value. The owner of the receiver answers requests; dropping it ends all
+    /// attempts.
     pub(crate) fn new() -> (Self, Asked) {
         let (ask, asked) = mpsc::channel(16);
         let ready = OnceLock::new();
         (Self(Arc::new(Slot { ready, ask })), asked)
     }
 
-    /// No layers, ever.
+    /// Layers are never available.
     #[must_use]
     pub fn never() -> Self {
         Self::new().0
     }
 
-    /// From here on layers are mounted. The first call counts.
+    /// Makes layers available. Only the first call has an effect.
     pub(crate) fn set(&self, ready: Ready) {
         drop(self.0.ready.set(ready));
     }
@@ -55,12 +57,12 @@ impl Late {
         self.0.ready.get().is_some_and(|ready| ready.xino)
     }
 
-    /// The images, after one more attempt where somebody makes them.
+    /// The images, after one more attempt to make them available if necessary.
     pub(super) async fn wanted(&self) -> Option<&Images> {
         if self.get().is_none() {
             let (tell, told) = oneshot::channel();
             if self.0.ask.send(tell).await.is_ok() {
-                // Dropped unanswered is over as well.
+                // A request that is dropped unanswered is over too.
                 let _ = told.await;
             }
         }
@@ -73,14 +75,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_wants_layers_has_it_tried_again_and_waits_for_the_outcome() {
+    async fn a_request_for_layers_triggers_an_attempt_and_waits_for_it() {
         assert!(Late::never().wanted().await.is_none());
         let (late, mut asked) = Late::new();
         let other = late.clone();
         let wants = other.wanted();
         let answers = async {
             let tell = asked.recv().await.expect("asked");
-            tell.send(()).expect("somebody waits");
+            tell.send(()).expect("the request still waits");
         };
         let (found, ()) = tokio::join!(wants, answers);
         assert!(found.is_none());

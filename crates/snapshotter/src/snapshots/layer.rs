@@ -1,4 +1,4 @@
-//! A request for a layer, from its record to its commit under the target.
+//! Prepares a layer, from the request to the commit under its target.
 
 use std::path::PathBuf;
 
@@ -11,14 +11,14 @@ use crate::image::verdict::{Subject, Way};
 use crate::image::{Attempt, ImageName, Mounted, Request, layer_of};
 use crate::layer::Expected;
 
-/// A layer that containerd wants committed under a name.
+/// A layer that containerd wants committed under a target name.
 #[derive(Debug)]
 pub(super) struct LayerWanted {
     pub(super) target: String,
     pub(super) namespace: String,
     pub(super) subject: Subject,
     pub(super) labels: Labels,
-    /// Not worth an index.
+    /// Too small to look for an index.
     pub(super) small: bool,
 }
 
@@ -28,7 +28,7 @@ impl LayerWanted {
         (!parent.is_empty()).then(|| parent.clone())
     }
 
-    /// The snapshot as any other: containerd unpacks into it.
+    /// Creates a plain snapshot for containerd to unpack into.
     pub(super) async fn plain(
         self,
         snapshotter: &Snapshotter,
@@ -51,7 +51,7 @@ impl Snapshotter {
             return wanted.plain(self).await;
         };
         let (key, labels) = (wanted.subject.key.clone(), wanted.labels.clone());
-        // Busy until the end, even if the key is removed meanwhile.
+        // Busy until the end, even if the key is removed in the meantime.
         let (mut chain, _busy) = self
             .create(
                 Kind::Active,
@@ -84,7 +84,7 @@ impl Snapshotter {
         let done = match prepared {
             Attempt::Mounted(mounted) => {
                 let committed = match caller.is_gone() {
-                    // Nobody would own it.
+                    // No caller would own it.
                     true => Err(SnapshotError::CallerGone),
                     false => self.commit_layer(&wanted, &chain, *mounted).await,
                 };
@@ -109,7 +109,7 @@ impl Snapshotter {
                 } else {
                     wanted.subject.deferred(&why);
                 }
-                // containerd works in it for long.
+                // Unpacking takes long, so the record must be on disk first.
                 let lasts = self.shared.metadata.sync().await;
                 let mounts = match caller.is_gone() {
                     true => Err(SnapshotError::CallerGone),
@@ -130,7 +130,7 @@ impl Snapshotter {
             image: ImageName::from_labels(&wanted.namespace, &wanted.labels)?,
             layer: layer_of(&wanted.labels)?,
             at,
-            // As they are when they are mounted.
+            // Determined when the layer is mounted.
             parents: Vec::new(),
             expected: Expected::by_names(&wanted.target, wanted.parent().as_deref()),
             subject: wanted.subject.clone(),
@@ -138,7 +138,8 @@ impl Snapshotter {
         })
     }
 
-    /// Commits a mounted layer under its target. False: it was there already, on the same parent.
+    /// Commits a mounted layer under its target. Returns false if the target exists on the same
+    /// parent.
     async fn commit_layer(
         &self,
         wanted: &LayerWanted,
@@ -159,13 +160,13 @@ impl Snapshotter {
         let commit = Commit {
             labels,
             parent: None,
-            // Asked of the store; it changes.
+            // Not recorded: it changes, and the store knows it.
             usage: Usage::default(),
             owner: None,
             layer: Some(layer),
         };
         let committed = self.commit_named(wanted, chain[0].record.id, commit).await;
-        // The record has it now, or nobody.
+        // If the commit succeeded, the record holds the layer now.
         drop(hold);
         if matches!(committed, Ok(true)) {
             wanted.subject.prepared(&verdict);
@@ -173,7 +174,7 @@ impl Snapshotter {
         committed
     }
 
-    /// False: the target is there already, on the same parent.
+    /// Returns false if the target already exists on the same parent.
     async fn commit_named(
         &self,
         wanted: &LayerWanted,
@@ -189,8 +190,8 @@ impl Snapshotter {
         if self.is_known(target.clone(), wanted.parent()).await? {
             return Ok(false);
         }
-        // The name is taken by the same layer on another parent. containerd finds a layer by target label
-        // and parent, whatever its name.
+        // The name belongs to the same layer on another parent. containerd finds a layer by target
+        // label and parent, whatever its name.
         metadata
             .commit(key, &format!("{target}@{id}"), commit)
             .await?;

@@ -1,18 +1,19 @@
-//! What snapshots take on disk.
+//! Disk usage of snapshots.
 
 use super::metadata::{Info, Kind, Record, Usage};
 use super::{Shared, SnapshotError, Snapshotter};
 use crate::cpu::Lane;
 
 impl Snapshotter {
-    /// What a snapshot takes: measured now while it is active or a layer of ours, else as it was when it was committed.
+    /// Returns the usage of a snapshot: measured now if it is active or a layer of ours, otherwise
+    /// as recorded when it was committed.
     pub async fn usage(&self, key: String) -> Result<Usage, SnapshotError> {
-        // Never closed.
+        // Never closed, so this cannot fail.
         let _turn = self.shared.measuring.acquire().await.ok();
         self.run(Lane::Files, move |shared| {
             let record = shared.metadata.get(&key)?;
             match record.kind {
-                // What is being made may be a mount of ours.
+                // A directory that is being created may be one of our mounts.
                 Kind::Active if !shared.directories.is_busy(record.id) => shared.measure(&record),
                 _ => shared.taken(&record),
             }
@@ -22,7 +23,7 @@ impl Snapshotter {
 }
 
 impl Shared {
-    /// What an active snapshot takes. Only those whose `fs` is a directory are ever active.
+    /// Measures an active snapshot. The `fs` of an active snapshot is always a directory.
     pub(super) fn measure(&self, record: &Record) -> Result<Usage, SnapshotError> {
         let id = record.id;
         self.directories
@@ -34,8 +35,8 @@ impl Shared {
             })
     }
 
-    /// What a snapshot takes that is not measured. A layer's files belong to the first of the snapshots that show it:
-    /// all together take what is on disk.
+    /// The usage of a snapshot that is not measured. A layer that several snapshots show is counted
+    /// for the first of them, so that the sum is the actual usage.
     fn taken(&self, record: &Record) -> Result<Usage, SnapshotError> {
         let (Some(used), Some(images)) = (&record.layer, self.parts.images.get()) else {
             return Ok(record.usage);

@@ -1,13 +1,12 @@
 //! Snapshot records and their transactions on disk.
 //!
-//! One redb file with three tables: `snapshots` (name to record, JSON), `children` (ids of parent and child
-//! to the child's name) and `counters` (the next id; ids are never used twice). Reads go on beside changes; changes
-//! are made by one thread ([`writer`]) that groups what waits. A transaction holds work in memory only: no file tree
-//! is walked, no daemon asked and no mount made inside one. The reference did, and deadlocked with containerd, which
-//! calls us from inside its own transactions.
-//!
-//! A failure of the disk costs the requests that meet it: the file is opened again ([`database`]). Removals work
-//! without a free byte ([`reserve`]). A file that is damaged or gone is made again from the [`copies`] of its records.
+//! A redb file with three tables: `snapshots` (name to record, JSON), `children` (IDs of parent and
+//! child to the child's name) and `counters` (the next ID; IDs are never reused). Reads run
+//! concurrently with changes. One thread ([`writer`]) makes the changes and groups waiting ones. A
+//! transaction only works in memory, because containerd calls us from inside its own transactions;
+//! the reference implementation deadlocked with it. A disk failure affects only the requests that
+//! encounter it: the file is reopened ([`database`]). Removals need no free space ([`reserve`]). A
+//! damaged or missing file is restored from the [`copies`] of its records.
 
 mod change;
 mod copies;
@@ -37,30 +36,31 @@ const CHILDREN: TableDefinition<'_, (u64, u64), &str> = TableDefinition::new("ch
 const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 const NEXT_ID: &str = "next_id";
 const SCHEMA: &str = "schema";
-/// Version of the records; a file of a newer one is not touched.
+/// Version of the records. A file with a newer version is not modified.
 const SCHEMA_VERSION: u64 = 1;
 
-/// What [`Metadata::commit`] writes.
+/// Arguments of [`Metadata::commit`].
 #[derive(Clone, Debug, Default)]
 pub struct Commit {
     /// Labels that replace those of the active snapshot.
     pub labels: Labels,
-    /// Parent of a snapshot that was prepared without one.
+    /// New parent, for a snapshot that was prepared without one.
     pub parent: Option<String>,
-    /// Space it takes.
+    /// Its disk usage.
     pub usage: Usage,
-    /// Owner of its root directory; `None` keeps what it was prepared with.
+    /// Owner of its root directory; `None` keeps the current one.
     pub owner: Option<Owner>,
     /// The layer mounted at its `fs`.
     pub layer: Option<LayerUse>,
 }
 
-/// Whether a new snapshot has to survive a power failure before the answer.
+/// Whether a new snapshot must survive a power failure before the request is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lasts {
-    /// It has to.
+    /// It must.
     Always,
-    /// Who asked asks again: a power failure may lose it for a second.
+    /// Not necessarily: the caller repeats the request. A power failure in the next second may lose
+    /// it.
     UnlessRepeated,
 }
 
@@ -69,17 +69,17 @@ pub enum Lasts {
 pub enum LabelUpdate {
     /// All of them.
     Replace,
-    /// These keys; a key without a new value goes.
+    /// These keys. A key without a new value is removed.
     Keys(Vec<String>),
 }
 
-/// Why a transaction was not done.
+/// Why a transaction failed.
 #[derive(Debug, thiserror::Error)]
 pub enum MetadataError {
-    /// No snapshot of this name.
+    /// There is no snapshot with this name.
     #[error("snapshot {name:?} does not exist")]
     NotFound {
-        /// The name asked for.
+        /// The requested name.
         name: String,
     },
     /// The name is taken.
@@ -100,65 +100,65 @@ pub enum MetadataError {
         /// The parent.
         name: String,
     },
-    /// A commit cannot move a snapshot to another parent.
+    /// A commit cannot change an existing parent.
     #[error("cannot change the parent of snapshot {name:?} from {parent:?} on commit")]
     ParentChanged {
         /// The key.
         name: String,
-        /// The parent it has.
+        /// The current parent.
         parent: String,
     },
-    /// Others stand on it.
+    /// The snapshot has children.
     #[error("cannot remove snapshot {name:?} with children")]
     HasChildren {
         /// The snapshot.
         name: String,
     },
-    /// The database refused or failed.
-    #[error("snapshot database: {action}")]
+    /// The database failed.
+    #[error("snapshot database: cannot {action}")]
     Storage {
-        /// What was attempted.
+        /// The failed action.
         action: &'static str,
-        /// redb's error.
+        /// The error of redb.
         #[source]
         source: Box<redb::Error>,
     },
-    /// No space.
+    /// The disk is full.
     #[error("cannot {action}: the disk of {} is full: remove images or containers, or free space there", path.display())]
     Full {
-        /// What was attempted.
+        /// The failed action.
         action: &'static str,
-        /// The file.
+        /// The database file.
         path: PathBuf,
-        /// redb's error.
+        /// The error of redb.
         #[source]
         source: Box<redb::Error>,
     },
-    /// The database could not be opened again after a failure, and the next request tries.
-    #[error("snapshot database: it is closed after a failure of the disk")]
+    /// The database could not be reopened after a failure. The next request tries again.
+    #[error("snapshot database: closed after a disk failure, the next request reopens it")]
     Closed,
-    /// The change was lost: a defect of ours.
-    #[error("snapshot database: the change was lost")]
+    /// The writer thread dropped the change without an answer.
+    #[error("snapshot database: the change was dropped without a result")]
     Lost,
-    /// A record is not what we write.
+    /// A record cannot be parsed.
     #[error("record of snapshot {name:?} is damaged")]
     Damaged {
         /// The snapshot.
         name: String,
-        /// What is wrong with it.
+        /// The parse error.
         #[source]
         source: serde_json::Error,
     },
 }
 
 impl MetadataError {
-    /// Whether the file failed, not the request: it has to be opened again.
+    /// Whether the file failed, so that it must be reopened, rather than the request.
     fn is_storage(&self) -> bool {
         matches!(self, Self::Storage { .. } | Self::Closed)
     }
 }
 
-/// Attaches what was attempted to redb's many error types.
+/// Adds the failed action to redb's error types.
 trait Attempt<T> {
     fn attempt(self, action: &'static str) -> Result<T, MetadataError>;
 }
@@ -172,17 +172,18 @@ impl<T, E: Into<redb::Error>> Attempt<T> for Result<T, E> {
     }
 }
 
-/// The snapshot records of one root. Reads block on the disk, and so does the drop, which waits for what was asked for.
+/// The snapshot records of one state directory. Reads and drop block on the disk; drop waits for
+/// pending changes.
 #[derive(Debug)]
 pub struct Metadata {
     file: Arc<File>,
     writer: Writer,
-    /// The next id to give out; the table has it as of the last creation.
+    /// The next ID to assign. The table contains its value at the last creation.
     next_id: AtomicU64,
 }
 
 impl Metadata {
-    /// Reads; once more if the file had to be opened again.
+    /// Runs a read, again if the file had to be reopened.
     fn read<T>(
         &self,
         work: impl Fn(&Reading) -> Result<T, MetadataError>,
@@ -200,34 +201,34 @@ impl Metadata {
         }
     }
 
-    /// A number for a new snapshot, never given out before.
+    /// Returns a number that was never assigned before.
     pub fn reserve_id(&self) -> SnapshotId {
         SnapshotId(self.next_id.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The record of one snapshot.
+    /// Returns the record of a snapshot.
     pub fn get(&self, name: &str) -> Result<Record, MetadataError> {
         self.read(|snapshots| snapshots.get(name))
     }
 
-    /// The record of one snapshot, if there is one.
+    /// Returns the record of a snapshot, if it exists.
     pub fn find(&self, name: &str) -> Result<Option<Record>, MetadataError> {
         self.read(|snapshots| snapshots.find(name))
     }
 
-    /// A snapshot and those below it, top-most first.
+    /// Returns a snapshot and those below it, topmost first.
     pub fn chain(&self, name: &str) -> Result<Vec<Info>, MetadataError> {
         self.read(|snapshots| snapshots.chain(name))
     }
 
-    /// All snapshots that `wanted` accepts, in the order of their names.
+    /// Returns all snapshots that `wanted` accepts, sorted by name.
     pub fn list(&self, wanted: impl Fn(&Info) -> bool) -> Result<Vec<Info>, MetadataError> {
         let mut found = self.read(Snapshots::all)?;
         found.retain(wanted);
         Ok(found)
     }
 
-    /// The ids of all snapshots.
+    /// Returns the IDs of all snapshots.
     pub fn ids(&self) -> Result<BTreeSet<SnapshotId>, MetadataError> {
         Ok(self
             .read(Snapshots::all)?
@@ -236,7 +237,7 @@ impl Metadata {
             .collect())
     }
 
-    /// Inserts an active snapshot or a view under a reserved id.
+    /// Creates an active snapshot or a view with a reserved ID.
     pub async fn create(
         &self,
         id: SnapshotId,
@@ -260,7 +261,7 @@ impl Metadata {
         self.writer.change(Change::Create(new)).await
     }
 
-    /// Turns the active snapshot `key` into the committed snapshot `name`, with the same id.
+    /// Turns the active snapshot `key` into the committed snapshot `name` with the same ID.
     pub async fn commit(
         &self,
         key: &str,
@@ -278,7 +279,7 @@ impl Metadata {
             .await
     }
 
-    /// Changes labels and returns the record as it is then.
+    /// Changes labels and returns the new record.
     pub async fn update(
         &self,
         name: &str,
@@ -295,7 +296,7 @@ impl Metadata {
             .await
     }
 
-    /// Writes down, for good, what the snapshot with this name and id shows from now on.
+    /// Durably records the layer that the snapshot with this name and ID shows.
     pub async fn show(
         &self,
         name: &str,
@@ -306,19 +307,20 @@ impl Metadata {
         self.writer.change(Change::Show { name, id, layer }).await
     }
 
-    /// Removes a snapshot that nothing stands on. A power failure may bring it back until [`Metadata::sync`].
+    /// Removes a snapshot without children. A power failure may restore it until
+    /// [`Metadata::sync`].
     pub async fn remove(&self, name: &str) -> Result<Record, MetadataError> {
         let name = name.to_owned();
         self.writer.change(Change::Remove { name }).await
     }
 
-    /// Everything that was answered before survives a power failure on return.
+    /// On return, all changes that were answered before the call survive a power failure.
     pub async fn sync(&self) -> Result<(), MetadataError> {
         self.writer.sync().await
     }
 }
 
-/// The table of records, in a transaction of either kind.
+/// The table of records in a read or write transaction.
 struct Snapshots<T>(T);
 
 impl<T: ReadableTable<&'static str, &'static [u8]>> Snapshots<T> {

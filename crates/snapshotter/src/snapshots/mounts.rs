@@ -1,4 +1,5 @@
-//! The mounts of a snapshot, and the layers below it: mounted, named by their records, and fit to start from.
+//! Mounts of a snapshot. Mounts the layers below it and checks that a container may start from
+//! them.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use crate::cpu::Lost;
 use crate::image::{Parent, Wanted, explain, labels};
 
 impl Snapshotter {
-    /// The mounts of the first snapshot of a chain. The layers below it are mounted then.
+    /// Returns the mounts of the first snapshot of a chain, after mounting the layers below it.
     pub(super) async fn mounts_of(&self, chain: &[Info]) -> Result<Vec<Mount>, SnapshotError> {
         let [top, parents @ ..] = chain else {
             return Ok(Vec::new());
@@ -46,7 +47,7 @@ impl Snapshotter {
         )])
     }
 
-    /// Has every layer of a chain mounted by this process. The records name what is mounted then, and so does the chain.
+    /// Mounts every layer of a chain, and updates the chain and its records to what is mounted.
     pub(super) async fn ensure(&self, chain: &mut [Info]) -> Result<(), SnapshotError> {
         self.check_trust(chain)?;
         let wanted = self.wanted(chain)?;
@@ -77,7 +78,7 @@ impl Snapshotter {
                 metadata.show(&name, id, layer).await.map(drop)
             }
         };
-        // As its own task: a mount that was begun is known when it is made.
+        // Run as a separate task: a mount that has started must be recorded.
         let ensured = self
             .shared
             .tasks
@@ -93,7 +94,7 @@ impl Snapshotter {
         Ok(())
     }
 
-    /// The layers of a chain, top-most first, each with what lies below it.
+    /// The layers of a chain, topmost first, each with the layers below it.
     fn wanted(&self, chain: &[Info]) -> Result<Vec<Wanted>, SnapshotError> {
         let mut wanted = Vec::new();
         for (depth, info) in chain.iter().enumerate() {
@@ -106,7 +107,7 @@ impl Snapshotter {
                     .directories
                     .restore(id)
                     .map_err(|source| SnapshotError::Files {
-                        action: "make the mount point",
+                        action: "create the mount point",
                         id,
                         source,
                     })?;

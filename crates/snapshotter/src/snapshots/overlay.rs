@@ -1,19 +1,18 @@
-//! The mounts that containerd is told to make, and whether this machine can make them.
+//! The mounts that containerd makes for a snapshot, and the check that this machine supports them.
 //!
 //! | kind | parents | mount |
 //! |--|--|--|
 //! | active | none | bind of its own `fs`, `rw` |
 //! | view | none | bind of its own `fs`, `ro` |
 //! | view | one | bind of the parent's `fs`, `ro` |
-//! | active | one or more | overlay: `workdir`, `upperdir`, `lowerdir` in this order, which tests elsewhere pin |
+//! | active | one or more | overlay: `workdir`, `upperdir`, `lowerdir`, in this order (tests depend on it) |
 //! | view | two or more | overlay: `lowerdir` |
 //!
-//! Inside a user namespace's map (`ids`) a view of one is an overlay too, and overlays say `uidmap=` and `gidmap=`, which
-//! containerd takes out and follows.
-//!
-//! There is no `index=off`. `xino=on`, where a layer of ours is among the parents and the kernel takes it, gives
-//! the whole root file system one `st_dev`. `userxattr` comes last, and only inside a user namespace, where the kernel does not
-//! let us write `trusted.*`.
+//! With an ID map (`ids`), a view of one parent is an overlay too, and overlays have `uidmap=` and
+//! `gidmap=`, which containerd removes and applies. With one of our layers among the parents and
+//! kernel support, `xino=on` gives the root file system a single `st_dev`. `userxattr` comes last,
+//! and only in a user namespace, where the kernel does not allow `trusted.*`. There is no
+//! `index=off`.
 
 use std::ffi::CString;
 use std::fs;
@@ -33,9 +32,9 @@ use super::metadata::{Kind, SnapshotId};
 pub struct Mount {
     /// File system type, or `bind`.
     pub kind: &'static str,
-    /// What is mounted.
+    /// Source of the mount.
     pub source: String,
-    /// Options in their order.
+    /// Options, in order.
     pub options: Vec<String>,
 }
 
@@ -49,7 +48,7 @@ impl Mount {
     }
 }
 
-/// Options that depend on this machine and on the parents.
+/// Options that depend on the machine and on the parents.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Extra {
     pub(crate) idmap: Option<IdMap>,
@@ -57,7 +56,7 @@ pub(crate) struct Extra {
     pub(crate) userxattr: bool,
 }
 
-/// The mount of a snapshot whose parents are `parents`, top-most first.
+/// The mount of a snapshot with these parents, topmost first.
 pub(crate) fn mount_of(
     directories: &Directories,
     kind: Kind,
@@ -82,7 +81,7 @@ pub(crate) fn mount_of(
                 .map(|id| directories.fs(*id).display().to_string())
                 .collect();
             if kind != Kind::Active && lower.len() == 1 {
-                // Its own is empty; overlayfs wants two.
+                // overlayfs requires two lower directories. The snapshot's own is empty.
                 lower.push(directories.fs(id).display().to_string());
             }
             options.push(format!("lowerdir={}", lower.join(":")));
@@ -102,18 +101,18 @@ pub(crate) fn mount_of(
     }
 }
 
-/// Why plain overlay snapshots cannot work in a directory.
+/// Why overlay snapshots do not work in a directory.
 #[derive(Debug, thiserror::Error)]
 pub enum Unsupported {
-    /// The file system does not say what a directory's entries are.
+    /// The file system does not report the types of directory entries.
     #[error("{} does not support d_type: reformat it with one that does", .0.display())]
     NoDirectoryTypes(PathBuf),
-    /// overlayfs cannot be mounted on it.
-    #[error("overlayfs cannot be mounted in {}", path.display())]
+    /// overlayfs cannot be mounted in the directory.
+    #[error("cannot mount overlayfs in {}", path.display())]
     NoOverlay {
         /// The directory.
         path: PathBuf,
-        /// mount(2)'s error.
+        /// The error of mount(2).
         #[source]
         source: io::Error,
     },
@@ -122,13 +121,13 @@ pub enum Unsupported {
     Io {
         /// The directory.
         path: PathBuf,
-        /// The system's error.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },
 }
 
-/// A check that needs space counts as passed on a full disk where the check of an earlier start passed.
+/// Accepts a check that fails because the disk is full if it passed at an earlier start.
 pub(crate) fn unless_full(
     checked: Result<(), Unsupported>,
     passed_before: bool,
@@ -143,7 +142,7 @@ pub(crate) fn unless_full(
         {
             warn!(
                 path = path.display().to_string(),
-                "the disk is full: an earlier start has examined it"
+                "the disk is full, using the result of an earlier check"
             );
             Ok(())
         }
@@ -151,7 +150,7 @@ pub(crate) fn unless_full(
     }
 }
 
-/// Checks that directories below `root` tell the types of their entries.
+/// Checks that the file system of `root` reports the types of directory entries.
 pub(crate) fn check_directory_types(root: &Path) -> Result<(), Unsupported> {
     let tell = || -> io::Result<bool> {
         let probe = tempfile::tempdir_in(root)?;
@@ -180,7 +179,7 @@ pub(crate) fn check_directory_types(root: &Path) -> Result<(), Unsupported> {
     }
 }
 
-/// Mounts an overlay of two lower directories below `root`, and unmounts it.
+/// Mounts and unmounts an overlay of two lower directories below `root`.
 pub(crate) fn check_overlay(root: &Path) -> Result<(), Unsupported> {
     let io = |source| Unsupported::Io {
         path: root.to_owned(),
@@ -213,9 +212,9 @@ pub(crate) fn check_overlay(root: &Path) -> Result<(), Unsupported> {
     unmount(at("merged"), UnmountFlags::DETACH).map_err(|error| io(error.into()))
 }
 
-/// Whether overlay mounts of this process need `userxattr`: inside a user namespace, on every kernel this runs on.
+/// Whether overlay mounts of this process need `userxattr`: inside a user namespace.
 pub fn needs_userxattr() -> bool {
-    // The initial user namespace maps all ids to themselves.
+    // The initial user namespace maps all IDs to themselves.
     fs::read_to_string("/proc/self/uid_map")
         .is_ok_and(|map| !map.split_ascii_whitespace().eq(["0", "0", "4294967295"]))
 }
@@ -236,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_no_reason_not_to_start_again() {
+    fn a_full_disk_does_not_prevent_a_restart() {
         let full = |kind| {
             Err(Unsupported::Io {
                 path: "/r".into(),
@@ -251,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn mounts_have_the_options_and_the_order_that_containerd_knows() {
+    fn mounts_have_the_options_and_order_that_containerd_expects() {
         let bind = |source: &str, access: &str| Mount::bind(Path::new(source), access);
         let overlay = |options: &[&str]| Mount {
             kind: "overlay",

@@ -1,46 +1,47 @@
-//! What Prepare will do with a request: a pure decision, before the image is asked. (`image::after` has the one after.)
+//! Decides what Prepare does with a request, before the image is queried (`image::after` decides
+//! later).
 //!
-//! Three ways to get a layer, from the best to the one that always works: **lazy** (mounted now, bytes come when
-//! they are read), **whole** (fetched in one pass, then mounted), **deferred** (containerd gets mounts and
-//! unpacks the layer itself). A snapshot without a target is never a layer of ours.
+//! There are three ways to provide a layer, best first: **lazy** (mounted now, bytes are fetched on
+//! demand), **whole** (downloaded in one pass, then mounted) and **deferred** (containerd gets
+//! mounts and unpacks the layer itself). A snapshot without a target is never a layer of ours.
 
-/// What is known before the image is asked.
+/// The facts known before the image is queried.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts<'a> {
-    /// Name to commit the layer under.
+    /// Name under which to commit the layer.
     pub target: Option<&'a str>,
     /// containerd's namespace of the request.
     pub namespace: Option<&'a str>,
-    /// The target exists, on the same parent.
+    /// Whether the target exists on the same parent.
     pub known: bool,
-    /// Reference, manifest and layer were named.
+    /// Whether the labels name reference, manifest and layer.
     pub named: bool,
-    /// This machine can mount layers.
+    /// Whether this machine can mount layers.
     pub able: bool,
-    /// Size of the layer in bytes, if the client told it.
+    /// Size of the layer in bytes, if the client sent it.
     pub size: Option<u64>,
-    /// Layers smaller than this are fetched whole; 0 is off.
+    /// Layers smaller than this many bytes are downloaded whole. 0 disables this.
     pub min_layer_size: u64,
 }
 
 /// What to do with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum First {
-    /// A snapshot as any other.
+    /// A plain snapshot.
     Plain,
-    /// Refuse: a layer needs a namespace.
+    /// Refuse the request: a layer needs a namespace.
     NoNamespace,
     /// Answer that the target exists.
     Known,
     /// Let containerd unpack the layer.
     Defer(Why),
-    /// Ask the image, and mount lazily if it allows.
+    /// Query the image, and mount lazily if possible.
     Lazy,
-    /// Fetch the layer whole without asking for an index.
+    /// Download the layer whole without looking for an index.
     Small,
 }
 
-/// Why a layer is not even tried.
+/// Why a layer is left to containerd immediately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Why {
     #[error("the request does not name image, manifest and layer")]
@@ -49,7 +50,7 @@ pub(crate) enum Why {
     Unable,
 }
 
-/// Decides before the image is asked.
+/// Decides before the image is queried.
 pub(crate) fn first(facts: &Facts<'_>) -> First {
     if facts.target.is_none() {
         First::Plain
@@ -72,7 +73,7 @@ pub(crate) fn first(facts: &Facts<'_>) -> First {
 mod tests {
     use super::*;
 
-    /// A request for a layer with everything that a layer needs.
+    /// A request for a layer that has everything it needs.
     const LAYER: Facts<'_> = Facts {
         target: Some("sha256:1"),
         namespace: Some("default"),
@@ -84,7 +85,7 @@ mod tests {
     };
 
     #[test]
-    fn requests_are_decided_by_the_table() {
+    fn each_request_gets_the_expected_decision() {
         let cases = [
             (LAYER, First::Lazy),
             (

@@ -1,4 +1,4 @@
-//! What is known of a snapshot, as it is kept.
+//! The stored record of a snapshot.
 
 use std::time::SystemTime;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::image::LayerUse;
 use crate::image::labels::Labels;
 
-/// The number of a snapshot and the name of its directory.
+/// The number of a snapshot, which is also the name of its directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SnapshotId(pub u64);
@@ -18,59 +18,59 @@ impl std::fmt::Display for SnapshotId {
     }
 }
 
-/// What a snapshot is, in containerd's words.
+/// The kind of a snapshot, as in containerd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// Read only, never committed.
+    /// Read-only, never committed.
     View,
-    /// Writable, until it is committed.
+    /// Writable until it is committed.
     Active,
-    /// Read only for ever; others stand on it.
+    /// Read-only; can be a parent.
     Committed,
 }
 
-/// Owner of the root directory of a snapshot's own file tree. It is kept here so that a child's directory
-/// gets it without a look into a mount of ours.
+/// Owner of the root directory of a snapshot's file tree. It is stored so that a child's directory
+/// gets it without access to one of our mounts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
-    /// User id.
+    /// User ID.
     pub uid: u32,
-    /// Group id.
+    /// Group ID.
     pub gid: u32,
 }
 
-/// Space that a snapshot takes.
+/// Disk space of a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// Bytes allocated on disk.
     pub size: u64,
-    /// Inodes, the root directory included.
+    /// Inodes, including the root directory.
     pub inodes: u64,
 }
 
 /// One snapshot, without its name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Its number; stays the same when it is committed.
+    /// Its number, which a commit does not change.
     pub id: SnapshotId,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
-    /// Name of the snapshot below it.
+    /// Name of the parent.
     pub parent: Option<String>,
     /// When it was prepared or committed.
     pub created: SystemTime,
-    /// When its labels changed last.
+    /// When its labels last changed.
     pub updated: SystemTime,
-    /// Its labels; none has an empty value.
+    /// Its labels. No value is empty.
     pub labels: Labels,
-    /// Space as measured when it was committed.
+    /// Disk space, as measured when it was committed.
     pub usage: Usage,
     /// Owner of its root directory.
     pub owner: Owner,
-    /// The layer mounted at its `fs`, if it is one of ours.
+    /// The layer mounted at its `fs`, for a layer of ours.
     pub layer: Option<LayerUse>,
-    /// containerd has changed the owners of its files for a user namespace.
+    /// Whether containerd has changed the owners of its files for a user namespace.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub remapped: bool,
 }
@@ -80,6 +80,6 @@ pub struct Record {
 pub struct Info {
     /// Name (committed) or key (active, view).
     pub name: String,
-    /// The rest.
+    /// The record.
     pub record: Record,
 }

@@ -1,4 +1,4 @@
-//! Room on a full node: layers that no running container uses give back their space.
+//! Frees disk space on a full node by evicting layers that no running container uses.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use super::{Shared, SnapshotError, Snapshotter};
 use crate::cpu::Lane;
 use crate::store::LayerKey;
 
-/// How often the disk is looked at. Without limits that are passed it is one call.
+/// How often the disk usage is checked. Below the limits, a check is one system call.
 const LOOK: Duration = Duration::from_secs(2);
 
 impl Snapshotter {
-    /// Keeps the disk above its floor and the layers below their limit, as far as layers can give back. Never ends.
+    /// Keeps free space above and layers below their limits as far as possible. Never returns.
     pub async fn keep_room(self) {
         loop {
             tokio::time::sleep(LOOK).await;
@@ -24,12 +24,15 @@ impl Snapshotter {
             if images.layers().wanted() == 0 {
                 continue;
             }
-            // A container that starts while this looks uses its layers later than that.
+            // A container that starts during the check uses its layers later than this.
             let since = images.layers().use_order();
             match self.run(Lane::Files, Shared::layers_in_use).await {
                 Ok(in_use) => images.make_room(&in_use, since).await,
                 Err(error) => {
-                    debug!(error = &error as &dyn std::error::Error, "what is in use");
+                    debug!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot determine the layers in use"
+                    );
                 }
             }
         }
@@ -37,7 +40,7 @@ impl Snapshotter {
 }
 
 impl Shared {
-    /// The layers below snapshots that containers write to or look at.
+    /// The layers below active snapshots and views.
     fn layers_in_use(&self) -> Result<HashSet<LayerKey>, SnapshotError> {
         let mut used = HashSet::new();
         let open = self

@@ -1,9 +1,9 @@
-//! Whether containers may start from a chain: what its layers were found to be, and what becomes of those that are not what
-//! their names say.
+//! Whether containers may start from a chain, and the consequences of a layer that does not match.
 //!
-//! containerd names snapshots by the diff-IDs of an image's configuration, so an image can name another's layers as its
-//! own, and whoever is pulled first has the name. A name that turned out wrong is taken from its snapshot: who pulls the
-//! right image gets the right layer, and from the wrong one no container starts any more.
+//! containerd names snapshots by the diff-IDs in an image's configuration. An image can name layers
+//! of another image as its own, and the image that is pulled first gets the name. A snapshot with a
+//! wrong name loses its target label: a pull of the correct image then gets the correct layer, and
+//! no container starts from the wrong one.
 
 use std::time::Duration;
 
@@ -16,16 +16,17 @@ use crate::image::{Standing, labels};
 use crate::layer::Expected;
 use crate::store::LayerKey;
 
-/// How long a container's start waits for its layers to be verified, where that is wanted. Kubelet waits two minutes.
+/// How long a container start waits for verification if `trust = "verified"`. The kubelet waits for
+/// two minutes.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// What the snapshot's layer must be by its name.
+/// What the layer of the snapshot must be, according to its name.
 pub(super) fn expected(info: &Info) -> Expected {
     Expected::by_names(&info.name, info.record.parent.as_deref())
 }
 
 impl Shared {
-    /// Why no container may start from a snapshot's layer.
+    /// Why no container may start from the snapshot's layer, if so.
     pub(super) fn refusal(&self, info: &Info) -> Option<String> {
         let images = self.parts.images.get()?;
         let used = &info.record.layer.as_ref()?.layer;
@@ -33,7 +34,7 @@ impl Shared {
         standing.refusal().map(str::to_owned)
     }
 
-    /// The committed snapshot that has this target on this parent, unless it is not what the name says.
+    /// The committed snapshot with this target on this parent, unless its layer is wrong.
     pub(super) fn known(
         &self,
         target: &str,
@@ -51,7 +52,7 @@ impl Shared {
                 return Ok(Some(info));
             }
         }
-        // The name was taken; see `commit_layer`.
+        // The name was taken, see `commit_layer`.
         let (target, parent) = (target.to_owned(), parent.map(str::to_owned));
         let others = self.metadata.list(move |info| {
             info.name.starts_with(&format!("{target}@")) && info.record.parent == parent
@@ -59,7 +60,7 @@ impl Shared {
         Ok(others.into_iter().find(is_it))
     }
 
-    /// Snapshots of these layers that are not what they are named by, and why.
+    /// The snapshots of these layers that do not match their names, each with the reason.
     fn wrong(
         &self,
         wanted: impl Fn(&LayerKey) -> bool,
@@ -76,7 +77,7 @@ impl Shared {
 }
 
 impl Snapshotter {
-    /// Says what becomes of snapshots whose layers are found not to be what their images say, for as long as it is polled.
+    /// Handles new verification results for as long as it is polled.
     pub async fn follow_verdicts(self) {
         let Some(images) = self.shared.parts.images.get().cloned() else {
             return;
@@ -88,14 +89,17 @@ impl Snapshotter {
         }
     }
 
-    /// Says which snapshots show a layer that is not what they are named by, and takes their target from them.
+    /// Logs the snapshots whose layer does not match their name, and removes their target label.
     async fn judge(&self, wanted: impl Fn(&LayerKey) -> bool + Send + 'static) {
         let wrong = self
             .run(Lane::Files, move |shared| shared.wrong(wanted))
             .await;
         let wrong = wrong.unwrap_or_else(|failed| {
             let error = &failed as &dyn std::error::Error;
-            warn!(error, "the snapshots of new verdicts are not known");
+            warn!(
+                error,
+                "cannot look up the snapshots of newly verified layers"
+            );
             Vec::new()
         });
         for (info, why) in wrong {
@@ -106,7 +110,7 @@ impl Snapshotter {
                 index = label(labels::INDEX_DIGEST),
                 snapshot = info.name,
                 why,
-                "a layer is not what its image says: containers that run go on, no other starts from it; remove the image"
+                "the layer does not match its image: running containers continue, but no new container starts from it; remove the image"
             );
             if !info.record.labels.contains_key(labels::TARGET) {
                 continue;
@@ -115,18 +119,22 @@ impl Snapshotter {
             let metadata = &self.shared.metadata;
             if let Err(failed) = metadata.update(&info.name, &[].into(), &keys).await {
                 let error = &failed as &dyn std::error::Error;
-                warn!(error, snapshot = info.name, "a wrong name stays");
+                warn!(
+                    error,
+                    snapshot = info.name,
+                    "cannot remove the target label of a wrong snapshot"
+                );
             }
         }
     }
 
-    /// Refuses a chain with a layer that is not what its image says.
+    /// Rejects a chain with a layer that does not match its image.
     pub(super) fn check_trust(&self, chain: &[Info]) -> Result<(), SnapshotError> {
         for info in chain {
             if let Some(why) = self.shared.refusal(info) {
                 let image = labels::value(&info.record.labels, labels::IMAGE_REFERENCE);
                 return Err(SnapshotError::Untrusted {
-                    image: image.unwrap_or("an unknown image").to_owned(),
+                    image: image.unwrap_or("(name unknown)").to_owned(),
                     why,
                 });
             }
@@ -134,7 +142,7 @@ impl Snapshotter {
         Ok(())
     }
 
-    /// Waits until every layer of a chain is verified, where containers start from such chains only.
+    /// If `trust = "verified"`, waits until every layer of a chain is verified.
     pub(super) async fn wait_for_trust(&self, chain: &[Info]) -> Result<(), SnapshotError> {
         let Some(images) = self.shared.parts.images.get().cloned() else {
             return Ok(());
@@ -151,7 +159,7 @@ impl Snapshotter {
             if standing != Standing::Verified {
                 let why = match proven {
                     true => "its snapshots are not named by diff-IDs",
-                    false => "it is still being fetched; try again",
+                    false => "it is still being downloaded, try again later",
                 };
                 return Err(SnapshotError::Unverified {
                     layer: used.layer.to_string(),

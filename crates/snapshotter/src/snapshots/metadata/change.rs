@@ -1,5 +1,5 @@
-//! The changes of records, as data: a group of them is one transaction, and one can be made again after the file was
-//! opened anew.
+//! Changes of records as data: a group of them forms one transaction, and each can be repeated
+//! after the file was reopened.
 
 use std::time::SystemTime;
 
@@ -12,7 +12,7 @@ use super::{
 
 use crate::snapshots::ids::is_remapping;
 
-/// An active snapshot or a view that is to be.
+/// An active snapshot or a view to create.
 #[derive(Clone, Debug)]
 pub(super) struct New {
     pub(super) id: SnapshotId,
@@ -21,12 +21,12 @@ pub(super) struct New {
     pub(super) parent: Option<String>,
     pub(super) labels: Labels,
     pub(super) now: SystemTime,
-    /// The next id, at least.
+    /// Lower limit for the next ID.
     pub(super) next: u64,
     pub(super) lasts: Lasts,
 }
 
-/// One change. Its time is in it, so that making it twice gives the same record.
+/// One change. It contains its time, so that a repetition produces the same record.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
     Create(New),
@@ -42,7 +42,7 @@ pub(super) enum Change {
         which: LabelUpdate,
         now: SystemTime,
     },
-    /// A snapshot shows another image of a layer, or another form of it.
+    /// Records that a snapshot shows another image of a layer, or another form of it.
     Show {
         name: String,
         id: SnapshotId,
@@ -54,10 +54,10 @@ pub(super) enum Change {
 }
 
 impl Change {
-    /// Whether the answer has to wait until a power failure cannot undo it.
+    /// Whether the answer must wait until the change survives a power failure.
     ///
-    /// A layer that was prepared and not committed is prepared again; a snapshot that was removed and is back is
-    /// removed again by containerd's next collection, and its files are there as long as its record may come back
+    /// containerd repeats a prepare without a commit, and removes a snapshot that reappeared at its
+    /// next garbage collection. Files are kept as long as a record may reappear
     /// ([`super::Metadata::sync`]).
     pub(super) fn must_last(&self) -> bool {
         match self {
@@ -67,12 +67,12 @@ impl Change {
         }
     }
 
-    /// Whether it needs space that does not come back.
+    /// Whether it permanently needs space.
     pub(super) fn adds(&self) -> bool {
         matches!(self, Self::Create(_))
     }
 
-    /// In words, for errors.
+    /// Describes the action for error messages.
     pub(super) fn action(&self) -> &'static str {
         match self {
             Self::Create(_) => "create a snapshot",
@@ -82,7 +82,7 @@ impl Change {
         }
     }
 
-    /// The name that the record has afterwards, or had.
+    /// The name of the affected record after the change.
     pub(super) fn name(&self) -> &str {
         match self {
             Self::Create(New { name, .. })
@@ -110,8 +110,8 @@ impl<'a> Tables<'a> {
         })
     }
 
-    /// Makes a change, or refuses it before anything is written. Only an error of the storage leaves it half made: the
-    /// transaction is not committed then.
+    /// Makes a change, or rejects it before anything is written. Only a storage error leaves it
+    /// incomplete; the transaction is then not committed.
     pub(super) fn apply(&mut self, change: &Change) -> Result<Record, MetadataError> {
         match change {
             Change::Create(new) => self.create(new),
@@ -132,7 +132,7 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// Whether a change that once gave `record` is there: its transaction failed late.
+    /// Whether a change that returned `record` is stored although its transaction failed.
     pub(super) fn has(&self, change: &Change, record: &Record) -> Result<bool, MetadataError> {
         let found = self.snapshots.find(change.name())?;
         Ok(match change {
@@ -244,7 +244,7 @@ impl<'a> Tables<'a> {
     ) -> Result<Record, MetadataError> {
         let mut record = self.snapshots.get(name)?;
         if record.id != id {
-            // Another has the name by now.
+            // Another snapshot has the name now.
             return Err(MetadataError::NotFound {
                 name: name.to_owned(),
             });
@@ -259,7 +259,7 @@ impl<'a> Tables<'a> {
         let below = record
             .parent
             .as_deref()
-            // A parent that is gone has no link either.
+            // A parent that does not exist has no link either.
             .and_then(|parent| self.snapshots.find(parent).transpose())
             .transpose()?;
         let range = (record.id.0, 0)..=(record.id.0, u64::MAX);
@@ -288,7 +288,7 @@ impl<'a> Tables<'a> {
         }
     }
 
-    /// Puts a record of an earlier database back.
+    /// Restores a record of an earlier database.
     pub(super) fn restore(
         &mut self,
         name: &str,
@@ -330,7 +330,7 @@ impl Snapshots<Table<'_, &'static str, &'static [u8]>> {
     }
 }
 
-/// The parent after a commit: a snapshot without one may get one, none may change it.
+/// The parent after a commit: one can be added, but not changed.
 fn rebased(
     key: &str,
     has: Option<String>,

@@ -1,8 +1,8 @@
-//! A second copy of every record: `records/<id>` beside the database, JSON.
+//! A second copy of every record, as JSON in `records/<id>` next to the database.
 //!
-//! It is read only when the database cannot be: then every snapshot is what it was, running containers keep
-//! what they wrote, and no image has to be unpacked again. Copies are written after the commit and not synced;
-//! what is missing or old among them is put right at the next start that finds the database.
+//! It is read only if the database cannot be: then all snapshots are restored, running containers
+//! keep what they wrote, and no image has to be unpacked again. Copies are written after the commit
+//! and not synced. The next start with an intact database corrects missing and outdated copies.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -14,11 +14,11 @@ use tracing::warn;
 
 use super::{Info, Record, SnapshotId};
 
-/// The folder of the copies.
+/// The directory of the copies.
 #[derive(Debug)]
 pub(super) struct Copies {
     folder: PathBuf,
-    /// Said already, and nothing went well since.
+    /// Whether a warning was logged since the last success.
     complained: AtomicBool,
 }
 
@@ -35,7 +35,7 @@ struct Read {
 }
 
 impl Copies {
-    /// Those beside a database.
+    /// The copies next to a database.
     pub(super) fn beside(database: &Path) -> Self {
         Self {
             folder: database.with_file_name("records"),
@@ -43,7 +43,7 @@ impl Copies {
         }
     }
 
-    /// Writes one; the snapshot itself does not depend on it.
+    /// Writes a copy. Failures are only logged.
     pub(super) fn put(&self, name: &str, record: &Record) {
         match self.write(&Written { name, record }) {
             Ok(()) => self.complained.store(false, Ordering::Relaxed),
@@ -59,7 +59,7 @@ impl Copies {
         Ok(())
     }
 
-    /// Removes one.
+    /// Removes a copy.
     pub(super) fn remove(&self, id: SnapshotId) {
         match fs::remove_file(self.path(id)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => self.complain(id, &error),
@@ -67,7 +67,7 @@ impl Copies {
         }
     }
 
-    /// All that can be read. What cannot, and what a kill left half written, is left out.
+    /// Returns all readable copies, without incomplete ones that a kill left.
     pub(super) fn all(&self) -> Vec<Info> {
         let Ok(entries) = fs::read_dir(&self.folder) else {
             return Vec::new();
@@ -83,7 +83,7 @@ impl Copies {
             .collect()
     }
 
-    /// Makes them what the database says.
+    /// Updates the copies to the database.
     pub(super) fn settle(&self, known: &[Info]) {
         let mut found: std::collections::BTreeMap<_, _> = self
             .all()
@@ -112,7 +112,7 @@ impl Copies {
             folder = %self.folder.display(),
             snapshot = id.0,
             error = error as &dyn std::error::Error,
-            "the second copy of a snapshot's record is not as it should be"
+            "cannot update the copy of a snapshot record"
         );
     }
 }

@@ -1,5 +1,6 @@
-//! The open file of the records. redb refuses everything after one failed read or write until the file is opened
-//! again: that is done here, so that a full or failing disk costs the requests that met it and no other.
+//! The open database file. After a failed read or write, redb rejects all operations until the file
+//! is reopened. This module reopens it, so that a full or failing disk affects only the requests
+//! that encounter it.
 
 use std::path::{Path, PathBuf};
 
@@ -10,10 +11,10 @@ use super::reserve::{Reserve, is_full};
 use super::{Attempt, MetadataError, OpenError, SNAPSHOTS, Snapshots};
 use crate::sync::{Arc, Mutex};
 
-/// The records of a read transaction.
+/// The records in a read transaction.
 pub(super) type Reading = Snapshots<redb::ReadOnlyTable<&'static str, &'static [u8]>>;
 
-/// How often a file was opened. A failure belongs to one opening.
+/// Counts how often the file was opened. A failure belongs to one opening.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Opening(u64);
 
@@ -21,18 +22,18 @@ pub(super) struct Opening(u64);
 #[derive(Debug)]
 pub(super) struct Open {
     pub(super) database: Database,
-    /// Dropped after it.
+    /// Dropped after `database`.
     pub(super) reserve: Arc<Reserve>,
 }
 
 #[derive(Debug)]
 struct State {
     opening: Opening,
-    /// None after it could not be opened again.
+    /// `None` if it could not be reopened.
     open: Option<Open>,
 }
 
-/// The file, shared by who reads and the one that writes.
+/// The file, shared by readers and the writer.
 #[derive(Debug)]
 pub(super) struct File {
     path: PathBuf,
@@ -61,7 +62,7 @@ impl Open {
 
     pub(super) fn begin_write(&self) -> Result<WriteTransaction, MetadataError> {
         let mut tx = self.database.begin_write().attempt("begin to write")?;
-        // Chosen once and never mixed: the two commit modes do not follow each other safely.
+        // Chosen once, because mixing the two commit modes is not safe.
         tx.set_two_phase_commit(true);
         Ok(tx)
     }
@@ -91,34 +92,35 @@ impl File {
         })
     }
 
-    /// The records as they are now, and the opening that gives them.
+    /// A snapshot of the records, and the opening it belongs to.
     pub(super) fn read(&self) -> (Opening, Result<Reading, MetadataError>) {
         let (opening, tx) = self.with(Open::begin_read);
         (opening, tx.and_then(|tx| records(&tx)))
     }
 
-    /// Begins to write. Only the thread of the changes does.
+    /// Begins a write transaction. Only the writer thread calls this.
     pub(super) fn begin_write(&self) -> (Opening, Result<WriteTransaction, MetadataError>) {
         self.with(Open::begin_write)
     }
 
-    /// How often the file was opened.
+    /// Number of the current opening.
     pub(super) fn opening(&self) -> Opening {
         self.state.lock().opening
     }
 
-    /// What new snapshots need: without it the next removal may find no space.
+    /// Restores the reserve, which new snapshots require so that later removals find space.
     pub(super) fn keep_reserve(&self) -> Result<(), MetadataError> {
         let reserve = {
             let state = self.state.lock();
             state.open.as_ref().map(|open| Arc::clone(&open.reserve))
         };
-        // Without the file the transaction has the better error.
+        // If the file cannot be opened, the transaction returns the better error.
         let kept = reserve.map_or(Ok(()), |reserve| reserve.keep());
-        kept.map_err(|source| self.full("keep space for removals", source.into()))
+        kept.map_err(|source| self.full("reserve space for removals", source.into()))
     }
 
-    /// Opens the file again if it is still the opening that failed; `first` runs before anybody else sees it.
+    /// Reopens the file if `failed` is still the current opening. `first` runs before others can
+    /// use it.
     pub(super) fn reopen(
         &self,
         failed: Opening,
@@ -128,13 +130,14 @@ impl File {
         if state.opening != failed {
             return Ok(());
         }
-        // Held while it is opened: nobody can do anything without it. The lock of the file goes first.
+        // Held until it is open: no request can continue without it. Closing it first releases its
+        // file lock.
         drop(state.open.take());
         let open = Open::file(&self.path).map_err(|error| self.unusable(error))?;
         first(&open)?;
         state.open = Some(open);
         state.opening.0 += 1;
-        info!(file = %self.path.display(), "opened the records of snapshots again after a failure");
+        info!(file = %self.path.display(), "reopened the snapshot records after a failure");
         Ok(())
     }
 
@@ -150,7 +153,7 @@ impl File {
         (state.opening, done)
     }
 
-    /// Says what a failure of the storage means, and what to do.
+    /// Converts a storage error into one with a remedy.
     pub(super) fn explained(&self, error: MetadataError) -> MetadataError {
         match error {
             MetadataError::Storage { action, source } if matches!(&*source, redb::Error::Io(io) if is_full(io)) => {
@@ -171,11 +174,11 @@ impl File {
     fn unusable(&self, error: OpenError) -> MetadataError {
         match error {
             OpenError::Unusable { source, .. } => self.explained(MetadataError::Storage {
-                action: "open it again after a failure",
+                action: "reopen it after a failure",
                 source,
             }),
             other => MetadataError::Storage {
-                action: "open it again after a failure",
+                action: "reopen it after a failure",
                 source: Box::new(redb::Error::Corrupted(other.to_string())),
             },
         }

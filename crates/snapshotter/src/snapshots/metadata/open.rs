@@ -1,4 +1,4 @@
-//! Opening the file of the records, and making it again where it is damaged or gone.
+//! Opens the database file, and restores it if it is damaged or missing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,17 +17,17 @@ use super::writer::Writer;
 use super::{Attempt, COUNTERS, Metadata, MetadataError, NEXT_ID, Record, SCHEMA, SCHEMA_VERSION};
 use crate::sync::Arc;
 
-/// Why the database could not be opened.
+/// Why the database cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// A second daemon on the same root.
+    /// Another daemon uses the same state directory.
     #[error("{} is locked: another daemon runs on the same root", path.display())]
     Locked {
         /// The file.
         path: PathBuf,
     },
-    /// Written by a later version.
-    #[error("{} has schema {found}, this program knows {SCHEMA_VERSION}", path.display())]
+    /// A newer version wrote the file.
+    #[error("{} has schema {found}, this program supports {SCHEMA_VERSION}", path.display())]
     Newer {
         /// The file.
         path: PathBuf,
@@ -39,22 +39,22 @@ pub enum OpenError {
     Unusable {
         /// The file.
         path: PathBuf,
-        /// redb's error.
+        /// The error of redb.
         #[source]
         source: Box<redb::Error>,
     },
 }
 
-/// What the counters of an opened file say.
+/// The counters of an opened file.
 struct Counters {
-    /// `None` in a file that was empty.
+    /// `None` if the file was empty.
     schema: Option<u64>,
     next: u64,
 }
 
 impl Metadata {
-    /// Opens or creates the file. No id up to `used` (the highest number that a directory has) is given out. A file that
-    /// is as it should be is not written to.
+    /// Opens or creates the file. No ID up to `used`, the highest number of a directory, is
+    /// assigned. An intact file is not modified.
     pub fn open(path: &Path, used: u64) -> Result<Self, OpenError> {
         let (open, counters) = match open_file(path) {
             Err(OpenError::Unusable { source, .. }) if is_damage(&source) => {
@@ -63,7 +63,7 @@ impl Metadata {
                     file = %path.display(),
                     aside = %aside.display(),
                     error = &source as &dyn std::error::Error,
-                    "the records of snapshots are damaged; they are set aside and made again from their copies"
+                    "the snapshot records are damaged, moving them aside and restoring them from their copies"
                 );
                 open_file(path)?
             }
@@ -80,7 +80,7 @@ impl Metadata {
             .and_then(|snapshots| snapshots.all())
             .map_err(unusable)?;
         copies.settle(&known);
-        // Without room for it the daemon starts all the same; new snapshots wait for it.
+        // Without space the daemon starts, and new snapshots are rejected until there is space.
         drop(open.reserve.keep());
         let file = File::new(path, open);
         let writer = Writer::start(Arc::clone(&file), copies);
@@ -106,7 +106,7 @@ fn open_file(path: &Path) -> Result<(Open, Counters), OpenError> {
     }
 }
 
-/// What the file says; `None` if it is a new one.
+/// Reads the counters; `None` for a new file.
 fn counters(open: &Open) -> Result<Option<Counters>, MetadataError> {
     let tx = open.database.begin_read().attempt("begin to read")?;
     match tx.open_table(COUNTERS) {
@@ -127,10 +127,10 @@ fn read_counters(
     Ok(Counters { schema, next })
 }
 
-/// Makes the tables on first use.
+/// Creates the tables of a new file.
 fn prepare_tables(open: &Open) -> Result<Counters, MetadataError> {
     let tx = open.begin_write()?;
-    // All three.
+    // Creates all three tables.
     drop(Tables::open(&tx)?);
     let mut counters = tx.open_table(COUNTERS).attempt("open counters")?;
     let found = read_counters(&counters)?;
@@ -142,9 +142,9 @@ fn prepare_tables(open: &Open) -> Result<Counters, MetadataError> {
     Ok(found)
 }
 
-/// Fills an empty file from the copies; gives the first id that none of them has.
+/// Fills an empty file from the copies. Returns the first unused ID.
 fn restore(open: &Open, copies: &Copies) -> Result<u64, MetadataError> {
-    // Of two copies of one name, which a kill may leave, the later one counts.
+    // A kill may leave two copies with one name. The newer one is used.
     let mut copies = copies.all();
     copies.sort_by_key(|copy| copy.record.updated);
     let copies: BTreeMap<String, Record> = copies
@@ -181,7 +181,7 @@ fn unusable(path: &Path, error: MetadataError) -> OpenError {
     }
 }
 
-/// Whether the content of the file is wrong, not the way to it.
+/// Whether the content of the file is damaged, as opposed to an I/O failure.
 fn is_damage(error: &redb::Error) -> bool {
     match error {
         redb::Error::Corrupted(_) | redb::Error::RepairAborted => true,
@@ -193,7 +193,7 @@ fn is_damage(error: &redb::Error) -> bool {
     }
 }
 
-/// Renames a damaged file, and gives its new name.
+/// Renames a damaged file and returns its new name.
 fn set_aside(path: &Path) -> io::Result<PathBuf> {
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     let aside = path.with_extension(format!("redb.damaged-{}", now.as_secs()));

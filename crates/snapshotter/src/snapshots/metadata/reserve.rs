@@ -1,9 +1,9 @@
-//! Space that the file of the records has before it needs it.
+//! Reserved space for the database file.
 //!
-//! On a disk without a free byte containerd must still be able to remove snapshots through us: that is how space comes
-//! back. Every transaction writes pages beside those that it replaces, and the file grows by doubling, so blocks are
-//! allocated behind its end while there is room. Nobody else can take them. New snapshots wait until the reserve is
-//! whole again; what only changes or removes may use it up.
+//! On a full disk, containerd must still be able to remove snapshots, because removals free space.
+//! Every transaction writes new pages, and the file grows by doubling. Blocks after its end are
+//! therefore allocated while there is space, so that no other file can use them. New snapshots
+//! require a complete reserve; updates and removals may use it up.
 
 use std::fs::File;
 use std::io;
@@ -12,9 +12,9 @@ use std::path::Path;
 
 use rustix::fs::FallocateFlags;
 
-/// Size of a block as stat(2) counts them, in bytes.
+/// Block size in the units of stat(2), in bytes.
 const STAT_BLOCK: u64 = 512;
-/// Least and most bytes that are kept beyond the file's end; between them as many as it has, for it grows by doubling.
+/// Limits of the reserve in bytes. Between them it equals the file size, because the file doubles.
 const LEAST: u64 = 1 << 20;
 const MOST: u64 = 16 << 20;
 
@@ -23,15 +23,17 @@ const MOST: u64 = 16 << 20;
 pub(super) struct Reserve(File);
 
 impl Reserve {
-    /// That of the file at `path`.
+    /// The reserve of the file at `path`.
     pub(super) fn of(path: &Path) -> io::Result<Self> {
         File::options().write(true).open(path).map(Self)
     }
 
-    /// Makes the reserve whole. One look at the file where it is.
+    /// Completes the reserve. If it is complete, this costs one stat call.
     ///
     /// # Errors
-    /// A full disk. A file system that cannot allocate ahead has no reserve, which is no error.
+    ///
+    /// When the disk is full. A file system that cannot allocate ahead has no reserve, which is not
+    /// an error.
     pub(super) fn keep(&self) -> io::Result<()> {
         let found = self.0.metadata()?;
         let wanted = found.len() + found.len().clamp(LEAST, MOST);
@@ -46,13 +48,13 @@ impl Reserve {
 }
 
 impl Drop for Reserve {
-    /// redb gives back what it does not use when it closes the file: the next process needs it.
+    /// redb truncates the file when it closes it. Reserve the space again for the next process.
     fn drop(&mut self) {
         drop(self.keep());
     }
 }
 
-/// Whether space is what is missing.
+/// Whether the error means that the disk is full.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),

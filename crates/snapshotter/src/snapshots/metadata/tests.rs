@@ -5,7 +5,7 @@ use super::*;
 mod disk;
 mod groups;
 
-/// Runs what answers from the thread of the records.
+/// Runs a future that the writer thread completes.
 fn wait<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .build()
@@ -61,7 +61,7 @@ impl Fixture {
         wait(self.metadata.update(name, labels, which))
     }
 
-    /// Two committed snapshots, and of active ones and views one without and one with a parent.
+    /// Two committed snapshots, and an active one and a view each without and with a parent.
     fn populated() -> Self {
         let fixture = Self::new();
         fixture.create(Kind::Active, "tmp-1", "").unwrap();
@@ -97,7 +97,7 @@ fn a_chain_is_listed_from_the_top() {
 }
 
 #[test]
-fn a_name_is_given_once() {
+fn a_name_is_used_once() {
     let fixture = Fixture::populated();
     for taken in ["active-1", "committed-1", "view-1"] {
         let error = fixture.create(Kind::Active, taken, "").unwrap_err();
@@ -114,7 +114,7 @@ fn a_name_is_given_once() {
 }
 
 #[test]
-fn what_a_snapshot_shows_is_changed_for_good_and_only_in_the_snapshot_that_is_meant() {
+fn show_is_durable_and_changes_only_the_snapshot_with_that_id() {
     let fixture = Fixture::populated();
     let digest = |text: &[u8]| soci_oci::digest::Digest::sha256(text);
     let shown = LayerUse {
@@ -186,7 +186,7 @@ fn commit_keeps_the_id_and_replaces_the_labels() {
 }
 
 #[test]
-fn a_commit_may_name_a_parent_only_where_there_is_none() {
+fn a_commit_can_add_but_not_change_a_parent() {
     let fixture = Fixture::populated();
     let on = |parent: &str| Commit {
         parent: Some(parent.to_owned()),
@@ -210,7 +210,7 @@ fn a_commit_may_name_a_parent_only_where_there_is_none() {
 }
 
 #[test]
-fn a_snapshot_with_children_stays() {
+fn a_snapshot_with_children_cannot_be_removed() {
     let fixture = Fixture::populated();
     let error = fixture.remove("committed-2").unwrap_err();
     assert!(error.to_string().contains("remove"), "{error}");
@@ -222,7 +222,7 @@ fn a_snapshot_with_children_stays() {
 }
 
 #[test]
-fn an_update_touches_labels_and_the_time() {
+fn an_update_changes_labels_and_the_time() {
     let fixture = Fixture::populated();
     let first = fixture
         .update(
@@ -247,7 +247,7 @@ fn an_id_is_never_used_twice() {
     let fixture = fixture.reopened(0);
     let second = fixture.create(Kind::Active, "a", "").unwrap().id;
     assert!(second > first);
-    // A directory that a crash left behind without a record.
+    // A crash left a directory without a record.
     let fixture = fixture.reopened(70);
     assert_eq!(
         fixture.create(Kind::Active, "b", "").unwrap().id,
@@ -281,13 +281,13 @@ fn a_child_inherits_the_owner_of_its_parent() {
 }
 
 #[test]
-fn a_second_daemon_is_told_that_the_file_is_locked() {
+fn a_second_daemon_reports_that_the_file_is_locked() {
     let fixture = Fixture::new();
     let error = Metadata::open(&fixture.root.path().join("snapshots.redb"), 0).unwrap_err();
     assert!(error.to_string().contains("another daemon"), "{error}");
 }
 
-/// The same snapshots after the file was changed by `change` while nobody had it open.
+/// Lists the snapshots before and after `change` modifies the closed file.
 fn found_after(change: impl FnOnce(&Path)) -> (Vec<Info>, Vec<Info>, Fixture) {
     let fixture = Fixture::populated();
     let changed = labels(&[("changed", "yes")]);
@@ -305,11 +305,11 @@ fn found_after(change: impl FnOnce(&Path)) -> (Vec<Info>, Vec<Info>, Fixture) {
 }
 
 #[test]
-fn records_are_there_again_after_their_file_was_damaged() {
+fn records_are_restored_after_their_file_was_damaged() {
     let damage = |path: &Path| std::fs::write(path, vec![0x5a; 1 << 16]).unwrap();
     let (before, after, fixture) = found_after(damage);
     assert_eq!(before, after);
-    // Parents and children know each other, and no number is used twice.
+    // Links between parents and children are restored, and no number is reused.
     assert!(matches!(
         fixture.remove("committed-2"),
         Err(MetadataError::HasChildren { .. })
@@ -328,7 +328,7 @@ fn records_are_there_again_after_their_file_was_damaged() {
 }
 
 #[test]
-fn records_are_there_again_after_their_file_was_lost() {
+fn records_are_restored_after_their_file_was_lost() {
     let (before, after, _fixture) = found_after(|path| std::fs::remove_file(path).unwrap());
     assert_eq!(before, after);
     let (before, after, _fixture) = found_after(|path| std::fs::write(path, "").unwrap());
@@ -336,7 +336,7 @@ fn records_are_there_again_after_their_file_was_lost() {
 }
 
 #[test]
-fn copies_that_are_missing_or_left_over_are_put_right_at_a_start() {
+fn a_start_corrects_missing_and_leftover_copies() {
     let fixture = Fixture::populated();
     let records = fixture.root.path().join("records");
     let ids = |fixture: &Fixture| {

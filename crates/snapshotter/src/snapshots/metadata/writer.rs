@@ -1,12 +1,12 @@
 //! The one thread that changes the records.
 //!
-//! What waits while a transaction is on its way to the disk is the next transaction: forty requests at once cost a few
-//! syncs. A change that is refused is refused alone. When the storage fails, the file is opened again and each change
-//! of the group is tried once more by itself.
+//! Changes that arrive during a transaction form the next transaction, so forty concurrent requests
+//! cost only a few syncs. A rejected change does not affect the others. When the storage fails, the
+//! file is reopened and each change of the group is tried once more on its own.
 //!
-//! Changes that need not last ([`Change::must_last`]) are answered before they are on disk, which they are within
-//! [`LINGER`] or with the next one that must. Until then they are kept here too: a file that is opened again has them
-//! not.
+//! Changes that do not have to be durable ([`Change::must_last`]) are answered before they are on
+//! disk. They are written within [`LINGER`] or with the next durable change. Until then they are
+//! also kept in memory, because a reopened file does not contain them.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::mpsc;
@@ -23,23 +23,23 @@ use super::database::{File, Open, Opening};
 use super::{Attempt, MetadataError, Record};
 use crate::sync::{Arc, Mutex};
 
-/// Most changes in one transaction.
+/// Maximum number of changes in one transaction.
 const MOST: usize = 64;
-/// How long a change that need not last stays in memory only.
+/// How long a change that does not have to be durable stays in memory only.
 const LINGER: Duration = Duration::from_secs(1);
-/// Longest pause between attempts on a disk that does not take them.
+/// Longest pause between attempts to write to a failing disk.
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// How long the end of the process waits for the thread.
 const LAST: Duration = Duration::from_secs(10);
 
-/// What the thread is asked for.
+/// A request to the thread.
 #[derive(Debug)]
 enum Task {
     Change(Box<Job>),
-    /// Everything that was answered is to last.
+    /// Make all answered changes durable.
     Sync(oneshot::Sender<Result<(), MetadataError>>),
-    /// A read failed with this opening of the file.
+    /// A read with this opening of the file failed.
     Reopen(Opening, oneshot::Sender<Result<(), MetadataError>>),
 }
 
@@ -49,7 +49,7 @@ struct Job {
     tell: oneshot::Sender<Result<Record, MetadataError>>,
 }
 
-/// The way to the thread. Dropping it waits until everything that was asked for is done and lasts, for some seconds.
+/// Handle to the thread. Dropping it waits a limited time until all requests are done and durable.
 #[derive(Debug)]
 pub(super) struct Writer {
     tasks: Option<mpsc::Sender<Task>>,
@@ -79,21 +79,21 @@ impl Writer {
         })
     }
 
-    /// Makes a change. It is made even if nobody waits for the answer.
+    /// Makes a change. It is made even if the caller stops waiting.
     pub(super) async fn change(&self, change: Change) -> Result<Record, MetadataError> {
         let (tell, told) = oneshot::channel();
         self.send(Task::Change(Box::new(Job { change, tell })));
         told.await.unwrap_or(Err(MetadataError::Lost))
     }
 
-    /// Everything that was answered before survives a power failure on return.
+    /// On return, all changes that were answered before the call survive a power failure.
     pub(super) async fn sync(&self) -> Result<(), MetadataError> {
         let (tell, told) = oneshot::channel();
         self.send(Task::Sync(tell));
         told.await.unwrap_or(Err(MetadataError::Lost))
     }
 
-    /// Opens the file again after a read failed. Blocks.
+    /// Reopens the file after a failed read. Blocks.
     pub(super) fn reopen(&self, failed: Opening) -> Result<(), MetadataError> {
         let (tell, told) = oneshot::channel();
         self.send(Task::Reopen(failed, tell));
@@ -101,7 +101,7 @@ impl Writer {
     }
 
     fn send(&self, task: Task) {
-        // A thread that is gone drops the task, and with it what answers.
+        // If the thread has ended, this drops the task with its answer channel.
         if let Some(tasks) = &self.tasks {
             drop(tasks.send(task));
         }
@@ -111,25 +111,25 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         drop(self.tasks.take());
-        // A disk that does not answer is left behind.
+        // Do not wait indefinitely for a disk that does not respond.
         if self.over.lock().recv_timeout(LAST) == Err(mpsc::RecvTimeoutError::Timeout) {
-            warn!("the disk does not take the last changes of snapshots; going without");
+            warn!("the disk does not respond, ending without the last snapshot changes");
         }
     }
 }
 
-/// A group that was not done.
+/// A group that failed.
 struct Failed {
     opening: Opening,
     error: MetadataError,
-    /// What the changes had come to, as far as they were made.
+    /// The results of the changes that were made before the failure.
     made: Vec<Result<Record, MetadataError>>,
 }
 
 struct State {
     file: Arc<File>,
     copies: Copies,
-    /// Made and answered, and not on disk.
+    /// Changes that were answered but are not on disk.
     unsynced: Vec<Change>,
     linger: Duration,
 }
@@ -158,17 +158,17 @@ impl State {
                 .collect();
             let work = AssertUnwindSafe(|| self.work(tasks));
             if std::panic::catch_unwind(work).is_err() {
-                // Who waited was told by the drop of what answers. redb panics on pages that are nonsense.
-                error!("a change of the records panicked; opening them again");
+                // Dropping the answer channels informed the callers. redb panics on corrupt pages.
+                error!("a change of the snapshot records panicked, reopening them");
                 if let Err(error) = self.reopen(self.file.opening()) {
                     let error = &error as &dyn std::error::Error;
-                    warn!(error, "the records cannot be opened now");
+                    warn!(error, "cannot reopen the snapshot records");
                 }
             }
         }
     }
 
-    /// Changes that follow each other are one transaction.
+    /// Consecutive changes form one transaction.
     fn work(&mut self, tasks: Vec<Task>) {
         let mut group = Vec::new();
         for task in tasks {
@@ -200,11 +200,11 @@ impl State {
             }
             Err(failed) => self.one_by_one(jobs, failed),
         }
-        // Errors come when somebody needs it.
+        // An error is reported when a change needs the reserve.
         drop(self.file.keep_reserve());
     }
 
-    /// The jobs that may be done with the space that there is; the others are answered.
+    /// Returns the jobs that the available space allows. The others are answered with an error.
     fn with_space(&self, jobs: Vec<Job>) -> Vec<Job> {
         if !jobs.iter().any(|job| job.change.adds()) || self.file.keep_reserve().is_ok() {
             return jobs;
@@ -219,7 +219,7 @@ impl State {
         jobs
     }
 
-    /// One transaction. The results are those of the changes, in their order.
+    /// Runs one transaction and returns the results of the changes, in order.
     fn transact(&mut self, jobs: &[Job]) -> Result<Vec<Result<Record, MetadataError>>, Failed> {
         let (opening, tx) = self.file.begin_write();
         let mut made = Vec::with_capacity(jobs.len());
@@ -228,7 +228,7 @@ impl State {
             let mut tx = tx?;
             if !lasting {
                 tx.set_durability(Durability::None)
-                    .attempt("choose the durability")?;
+                    .attempt("set the durability")?;
             }
             let mut tables = Tables::open(&tx)?;
             for job in jobs {
@@ -262,7 +262,7 @@ impl State {
         Ok(made)
     }
 
-    /// After a failure: each change by itself, with the file opened again.
+    /// After a failure, makes each change on its own with the reopened file.
     fn one_by_one(&mut self, jobs: Vec<Job>, failed: Failed) {
         let Failed {
             mut opening,
@@ -272,7 +272,7 @@ impl State {
         warn!(
             changes = jobs.len(),
             error = &error as &dyn std::error::Error,
-            "the records of snapshots could not be written; trying again"
+            "cannot write the snapshot records, trying again"
         );
         let mut made = made.into_iter();
         for job in jobs {
@@ -289,7 +289,7 @@ impl State {
         }
     }
 
-    /// Makes a change that may be there already: `first` is what it had come to.
+    /// Repeats a change that may already be stored. `first` is its earlier result.
     fn again(
         &mut self,
         job: &Job,
@@ -300,7 +300,7 @@ impl State {
             let there = tx.and_then(|tx| Tables::open(&tx)?.has(&job.change, &record));
             match there {
                 Ok(true) => {
-                    // Found, perhaps in the page cache only.
+                    // Stored, but perhaps only in the page cache.
                     let (opening, lasts) = self.commit_nothing();
                     return lasts.map(|()| record).map_err(|error| (opening, error));
                 }
@@ -321,7 +321,7 @@ impl State {
         let Job { change, tell } = job;
         match made {
             Ok(record) => {
-                // Nobody waits any more: it is made all the same.
+                // The caller may have stopped waiting. The change stays.
                 drop(tell.send(Ok(record.clone())));
                 match change {
                     Change::Remove { .. } => self.copies.remove(record.id),
@@ -350,10 +350,10 @@ impl State {
         Ok(())
     }
 
-    /// A transaction that lasts makes those before it last.
+    /// Commits a durable transaction, which makes the previous ones durable.
     fn commit_nothing(&self) -> (Opening, Result<(), MetadataError>) {
         let (opening, tx) = self.file.begin_write();
-        let done = tx.and_then(|tx| tx.commit().attempt("make changes last"));
+        let done = tx.and_then(|tx| tx.commit().attempt("make changes durable"));
         (opening, done)
     }
 
@@ -367,12 +367,12 @@ impl State {
             warn!(
                 changes = self.unsynced.len(),
                 error = &error as &dyn std::error::Error,
-                "changes of snapshots are not on disk yet"
+                "snapshot changes are not on disk yet, trying again"
             );
         }
     }
 
-    /// Opens the file again, with what was answered and is not on disk.
+    /// Reopens the file and repeats the answered changes that are not on disk.
     fn reopen(&self, failed: Opening) -> Result<(), MetadataError> {
         self.file
             .reopen(failed, |open| replay(open, &self.unsynced))
@@ -385,12 +385,12 @@ fn replay(open: &Open, changes: &[Change]) -> Result<(), MetadataError> {
     }
     let mut tx = open.begin_write()?;
     tx.set_durability(Durability::None)
-        .attempt("choose the durability")?;
+        .attempt("set the durability")?;
     let mut tables = Tables::open(&tx)?;
     for change in changes {
         match tables.apply(change) {
             Err(error) if error.is_storage() => return Err(error),
-            // A transaction that failed late may be there all the same.
+            // A transaction that reported a failure may still be stored.
             _ => {}
         }
     }

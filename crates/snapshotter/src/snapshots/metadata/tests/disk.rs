@@ -1,14 +1,14 @@
-//! The disk below the records fails or is full. The failures are real: the file's descriptor is made one of a file that
-//! answers so, until the file is opened again.
+//! The disk of the records fails or is full. The failures are real: the file's descriptor is
+//! replaced with one that fails, until the file is reopened.
 
-#![allow(unsafe_code, reason = "a descriptor is replaced under redb")]
+#![allow(unsafe_code, reason = "replaces a descriptor that redb owns")]
 
 use std::fs;
 use std::os::fd::{FromRawFd as _, IntoRawFd as _, OwnedFd};
 
 use super::*;
 
-/// Has every access to the open file of the records answered by `instead`.
+/// Redirects every access to the open database file to `instead`.
 fn replace(fixture: &Fixture, instead: &str) {
     let path = fixture.root.path().join("snapshots.redb");
     let path = path.canonicalize().unwrap();
@@ -21,7 +21,8 @@ fn replace(fixture: &Fixture, instead: &str) {
     for entry in fs::read_dir("/proc/self/fd").unwrap().flatten() {
         if fs::read_link(entry.path()).is_ok_and(|target| target == path) {
             let number = entry.file_name().to_string_lossy().parse().unwrap();
-            // JUSTIFICATION: the descriptor is redb's, and nothing else makes its file fail.
+            // JUSTIFICATION: redb owns the descriptor, and there is no other way to make its file
+            // fail.
             // SAFETY: the number stays open: it is replaced in one step and its owner closes it.
             let mut fd = unsafe { OwnedFd::from_raw_fd(number) };
             rustix::io::dup2(&instead, &mut fd).unwrap();
@@ -29,16 +30,16 @@ fn replace(fixture: &Fixture, instead: &str) {
             replaced += 1;
         }
     }
-    assert!(replaced > 0, "the file of the records is open");
+    assert!(replaced > 0, "the database file is open");
 }
 
-/// Reads and writes at the offsets of a small file are errors of input and output: nothing is mapped there.
+/// Reads and writes at small offsets fail with EIO, because nothing is mapped there.
 const FAILS: &str = "/proc/self/mem";
-/// What is read is zeros, and nothing can be written.
+/// Reads return zeros and writes fail.
 const ZEROS: &str = "/dev/full";
 
 #[test]
-fn a_disk_that_failed_once_costs_nothing() {
+fn a_single_disk_failure_has_no_effect() {
     let fixture = Fixture::populated();
     let before = fixture.metadata.list(|_| true).unwrap();
     replace(&fixture, FAILS);
@@ -54,7 +55,7 @@ fn a_disk_that_failed_once_costs_nothing() {
 }
 
 #[test]
-fn pages_that_are_nonsense_once_cost_at_most_the_request_that_met_them() {
+fn corrupt_pages_affect_at_most_one_request() {
     let fixture = Fixture::populated();
     replace(&fixture, ZEROS);
     for _ in 0..4 {
@@ -65,7 +66,7 @@ fn pages_that_are_nonsense_once_cost_at_most_the_request_that_met_them() {
 }
 
 #[test]
-fn what_was_answered_and_not_on_disk_is_there_after_a_failure() {
+fn answered_changes_survive_a_disk_failure() {
     let fixture = Fixture::populated();
     let id = fixture.metadata.reserve_id();
     let metadata = &fixture.metadata;
@@ -88,12 +89,12 @@ fn what_was_answered_and_not_on_disk_is_there_after_a_failure() {
 }
 
 #[test]
-fn a_disk_that_goes_on_failing_is_an_error_of_each_request_and_of_none_after() {
+fn requests_fail_while_the_disk_fails_and_succeed_afterwards() {
     let fixture = Fixture::populated();
     let file = fixture.root.path().join("snapshots.redb");
     let away = fixture.root.path().join("away");
     replace(&fixture, FAILS);
-    // Neither can it be opened again.
+    // Reopening fails too.
     fs::rename(&file, &away).unwrap();
     fs::create_dir(&file).unwrap();
     for _ in 0..2 {
@@ -109,7 +110,7 @@ fn a_disk_that_goes_on_failing_is_an_error_of_each_request_and_of_none_after() {
 }
 
 #[test]
-fn a_start_writes_nothing_where_nothing_changed() {
+fn a_start_without_changes_writes_nothing() {
     let fixture = Fixture::populated().reopened(0);
     let Fixture { metadata, root } = fixture;
     drop(metadata);
@@ -121,14 +122,14 @@ fn a_start_writes_nothing_where_nothing_changed() {
     let file = fs::read(root.path().join("snapshots.redb")).unwrap();
     let metadata = Metadata::open(&root.path().join("snapshots.redb"), 0).unwrap();
     let now = fs::read(root.path().join("snapshots.redb")).unwrap();
-    // One byte of the header says that the file is open.
+    // One byte of the header marks the file as open.
     let differs = file.iter().zip(&now).filter(|(was, is)| was != is).count();
     assert!(differs <= 1 && file.len() == now.len(), "{differs}");
     assert_eq!(before, modified("records"));
     drop(metadata);
 }
 
-/// A file system of so many megabytes in memory.
+/// A tmpfs of the given size in megabytes.
 struct Small(tempfile::TempDir);
 
 impl Small {
@@ -152,13 +153,13 @@ impl Small {
 impl Drop for Small {
     fn drop(&mut self) {
         let flags = rustix::mount::UnmountFlags::DETACH;
-        // The end of the sandbox is the last word.
+        // If this fails, the end of the sandbox removes the mount.
         let _ = rustix::mount::unmount(self.0.path(), flags);
     }
 }
 
 #[test]
-fn on_a_full_disk_everything_can_be_removed_and_new_snapshots_are_refused_with_the_remedy() {
+fn a_full_disk_allows_removals_and_rejects_new_snapshots_with_a_remedy() {
     if std::env::var_os("SOCI_SANDBOX").is_none() {
         return;
     }

@@ -1,10 +1,10 @@
-//! What waits is one transaction, and what need not last is answered before it is on disk.
+//! Waiting changes form one transaction, and changes that need not be durable are answered early.
 
 use std::fs;
 
 use super::*;
 
-/// The records of a copy of the file, as a power failure now would leave them.
+/// The records that would survive a power failure now, read from a copy of the file.
 fn on_disk(fixture: &Fixture) -> Vec<String> {
     let file = fixture.root.path().join("snapshots.redb");
     let copy = tempfile::tempdir().unwrap();
@@ -28,10 +28,13 @@ fn repeatable(fixture: &Fixture, name: &str) -> Record {
 }
 
 #[test]
-fn what_can_be_asked_again_is_on_disk_with_the_next_that_cannot() {
+fn a_repeatable_change_is_stored_with_the_next_durable_one() {
     let fixture = Fixture::new();
     repeatable(&fixture, "layer-1");
-    assert!(fixture.metadata.get("layer-1").is_ok(), "everybody sees it");
+    assert!(
+        fixture.metadata.get("layer-1").is_ok(),
+        "readers see the change"
+    );
     fixture.create(Kind::Active, "container", "").unwrap();
     assert_eq!(on_disk(&fixture), ["container", "layer-1"]);
     fixture.remove("layer-1").unwrap();
@@ -40,7 +43,7 @@ fn what_can_be_asked_again_is_on_disk_with_the_next_that_cannot() {
 }
 
 #[test]
-fn what_can_be_asked_again_is_on_disk_soon_and_at_the_end() {
+fn a_repeatable_change_is_stored_soon_and_on_drop() {
     let fixture = Fixture::new();
     repeatable(&fixture, "soon");
     let begin = std::time::Instant::now();
@@ -54,7 +57,7 @@ fn what_can_be_asked_again_is_on_disk_soon_and_at_the_end() {
 }
 
 #[test]
-fn of_many_at_once_only_those_that_are_wrong_fail() {
+fn only_invalid_changes_of_a_group_fail() {
     let fixture = Fixture::new();
     let create = async |n: u64| {
         let name = format!("name-{}", n / 2);
@@ -70,7 +73,7 @@ fn of_many_at_once_only_those_that_are_wrong_fail() {
     assert_eq!(fixture.metadata.list(|_| true).unwrap().len(), 100);
 }
 
-/// All of them at once.
+/// Runs all futures concurrently.
 async fn futures_of<T>(all: Vec<impl Future<Output = T>>) -> Vec<T> {
     let mut all: Vec<_> = all
         .into_iter()
