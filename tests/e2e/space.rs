@@ -236,7 +236,7 @@ fn a_daemon_that_found_no_room_to_try_a_way_takes_layers_when_there_is_some() ->
         std::thread::sleep(Duration::from_millis(200));
     }
     let log = cramped.site.node.snapshotter_log();
-    ensure!(log.contains("layers are mounted from here on"), "{log}");
+    ensure!(log.contains("layers can be mounted from now on"), "{log}");
     ensure!(cramped.stored()? == 2, "both layers are ours");
     cramped.shows(0)
 }

@@ -1,12 +1,13 @@
-//! Composition root: arguments and configuration become parts; parts serve until a signal.
+//! Builds the daemon from arguments and configuration, and serves until a signal.
 //!
-//! Order of the start: descriptors and limits, configuration, the root (one daemon has it), the socket, the parts,
-//! serving, and then systemd is told. From the moment the socket is there a client waits instead of failing; nothing of the start needs
-//! a registry or containerd.
+//! Start: descriptors and limits, configuration, the state directory (locked by one daemon), the
+//! socket, the parts, serving, and then a notification to systemd. Once the socket exists, clients
+//! wait instead of failing. The start needs neither a registry nor containerd.
 //!
-//! Ends: no new requests, those under way are given a few seconds, and then an answer that says so. Then SIGINT unmounts
-//! the layers; SIGTERM leaves their mounts alone, and the device too where somebody keeps it for the next process: the
-//! keeper, or systemd. What is not on disk is synced either way, for some seconds at most. A second signal ends the
+//! End: no new requests; running requests get a few seconds, then an error that says why. SIGINT
+//! then unmounts the layers. SIGTERM leaves their mounts, and also the device if the keeper or
+//! systemd holds it for the next process. Both sync pending changes for a limited time. A second
+//! signal ends the process immediately.
 //! process at once.
 
 mod attempts;
@@ -39,28 +40,28 @@ use crate::keeper::{self, Keeping};
 use crate::listen::{self, Inherited, Listener};
 use crate::logging;
 
-/// How the daemon was asked to end.
+/// The signal that ended the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Interrupt,
     Terminate,
 }
 
-/// How long requests under way have when the daemon ends.
+/// How long running requests may take when the daemon ends.
 const DRAIN: Duration = Duration::from_secs(5);
-/// How long it may take to tell those that were given up.
+/// How long it may take to answer the requests that were cancelled.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Who stands around this process.
+/// How this process was started.
 #[derive(Debug)]
 pub enum Outside {
-    /// A keeper: it outlives this process.
+    /// By a keeper, which outlives this process.
     Keeper(Keeping),
-    /// Nobody, or systemd: what this process was started with.
+    /// Directly or by systemd, with these descriptors.
     Nobody(Inherited),
 }
 
-/// What is outside, once this process has got from there what it serves with.
+/// Who holds the device for the next process.
 enum Surroundings {
     Keeper(Keeping),
     Systemd,
@@ -68,7 +69,7 @@ enum Surroundings {
 }
 
 impl Surroundings {
-    /// Gives a device to who keeps it, if there is somebody.
+    /// Passes a device to the keeper or systemd, if there is one.
     fn keep(&self, device: &Device) -> io::Result<()> {
         if device.is_adopted() {
             return Ok(());
@@ -93,7 +94,7 @@ impl Surroundings {
 
     fn stopping(&self) {
         match self {
-            // The keeper tells systemd, if it ends too.
+            // The keeper notifies systemd if it ends too.
             Self::Keeper(_) => {}
             Self::Systemd | Self::Nobody => listen::notify_stopping(),
         }
@@ -108,7 +109,7 @@ pub fn run(args: &Args, outside: Outside) -> anyhow::Result<()> {
         "starting soci-snapshotter-grpc"
     );
     let config = Config::load(&args.config)?;
-    listen::raise_open_files().context("cannot raise the limit of open files")?;
+    listen::raise_open_files().context("cannot raise the limit on open files")?;
     let (root, listener, kept, outside) = match outside {
         Outside::Keeper(keeping) => {
             let handed = keeping.hello()?;
@@ -131,7 +132,7 @@ pub fn run(args: &Args, outside: Outside) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("soci-net")
-        // Small files and names are looked up in a pull, by threads that nobody needs afterwards.
+        // Pulls need these threads for file operations and name resolution only briefly.
         .thread_keep_alive(Duration::from_millis(500))
         .build()
         .context("cannot start the network threads")?;
@@ -143,12 +144,12 @@ pub fn run(args: &Args, outside: Outside) -> anyhow::Result<()> {
     let done = runtime.block_on(serve(args, starting, &listener, &outside));
     outside.stopping();
     info!("Exiting");
-    // What is not finished by now is not waited for.
+    // Do not wait for unfinished work.
     runtime.shutdown_background();
     done
 }
 
-/// What the parts are made of.
+/// What the parts are built from.
 struct Starting<'a> {
     root: Root,
     config: &'a Config,
@@ -165,7 +166,7 @@ async fn serve(
     let Starting { root, config, kept } = starting;
     let daemon = tokio::select! {
         daemon = Daemon::start(root, config, kept) => daemon?,
-        // Nothing has been served yet.
+        // No request has been served yet.
         _ = signals.next() => return Ok(()),
     };
     if let Some(device) = daemon.device() {
@@ -173,7 +174,7 @@ async fn serve(
     }
     let done = serve_parts(args, &daemon, listener, outside, &mut signals).await;
     if let Some(device) = daemon.device().filter(|device| device.is_kept()) {
-        // Before anything is dropped that would answer a READ with an error.
+        // Before dropping anything that would answer a READ with an error.
         device.leave();
     }
     done
@@ -184,12 +185,12 @@ fn keep(outside: &Surroundings, device: &Device) {
         let error: &dyn std::error::Error = &error;
         warn!(
             error,
-            "nobody keeps the device: reads will fail when this process ends"
+            "cannot pass the device to the keeper or systemd: reads will fail when this process ends"
         );
     }
 }
 
-/// Serves until a signal, and ends as it asks.
+/// Serves until a signal, and ends as the signal requests.
 async fn serve_parts(
     args: &Args,
     daemon: &Daemon,
@@ -204,11 +205,11 @@ async fn serve_parts(
     let serving = tonic::transport::Server::builder()
         .add_service(grpc::Drained::new(server, give_up.clone()))
         .serve_with_incoming_shutdown(connections, async {
-            // A sender that is gone asks for the same.
+            // A dropped sender requests the same.
             let _ = draining.await;
         });
     let mut serving = std::pin::pin!(serving);
-    outside.ready().context("the keeper is gone")?;
+    outside.ready().context("the keeper has ended")?;
     info!(
         address = args.address,
         "soci-snapshotter-grpc successfully started"
@@ -218,10 +219,10 @@ async fn serve_parts(
         tokio::select! {
             failed = &mut serving => {
                 failed.context("the listener failed")?;
-                anyhow::bail!("the listener ended");
+                anyhow::bail!("the listener ended unexpectedly");
             }
             end = signals.next() => break end,
-            // Layers could not be mounted at the start, and can be now.
+            // Layers could not be mounted at the start, but now they can.
             Ok(()) = devices.changed() => {
                 if let Some(device) = daemon.device() {
                     keep(outside, &device);
@@ -236,16 +237,16 @@ async fn serve_parts(
     drop(drain);
     let ending = async {
         if tokio::time::timeout(DRAIN, &mut serving).await.is_err() {
-            warn!("requests were still under way and are given up");
+            warn!("cancelling requests that are still running");
             give_up.cancel();
-            // A client that does not listen is not waited for.
+            // A client may not read its answer, so wait for a limited time.
             let _ = tokio::time::timeout(LAST_WORDS, serving).await;
         }
         let unmounted = match end {
             End::Interrupt => daemon.unmount().await,
             End::Terminate => Ok(()),
         };
-        // Whatever became of the mounts.
+        // Sync even if the unmount failed.
         daemon.sync().await;
         daemon.end_device();
         unmounted
@@ -253,13 +254,13 @@ async fn serve_parts(
     tokio::select! {
         ended = ending => ended,
         _ = signals.next() => {
-            warn!("asked to end a second time: ending at once");
+            warn!("received a second signal, ending immediately");
             Err(at_once(daemon))
         }
     }
 }
 
-/// Ends the process without waiting for anything: whoever asks twice means it. What waits may never end.
+/// Ends the process without waiting, because pending work may never finish.
 fn at_once(daemon: &Daemon) -> anyhow::Error {
     if let Some(device) = daemon.device().filter(|device| device.is_kept()) {
         device.leave();

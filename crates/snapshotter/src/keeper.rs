@@ -384,8 +384,8 @@ impl Keeping {
 
     /// Reports that the configuration is valid, and waits for the descriptors.
     pub fn hello(&self) -> anyhow::Result<Handed> {
-        self.0.send(HELLO, &[]).context("the keeper is gone")?;
-        let message = self.0.receive()?.context("the keeper is gone")?;
+        self.0.send(HELLO, &[]).context("the keeper has ended")?;
+        let message = self.0.receive()?.context("the keeper has ended")?;
         let mut descriptors = message.descriptors;
         let socket = descriptors
             .remove(SOCKET)

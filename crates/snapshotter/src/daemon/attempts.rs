@@ -1,4 +1,4 @@
-//! Layers, made ready: at the start, and again where the disk was full then. Every minute, and when a request wants one.
+//! Makes layers available at the start, or, if the disk was full then, every minute and on request.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,20 +18,20 @@ use crate::snapshots::late::{Asked, Ready};
 use crate::snapshots::{Late, Snapshotter};
 use crate::sync::Arc;
 
-/// How often it is tried without anybody asking.
+/// How often to try without a request.
 const EVERY: Duration = Duration::from_secs(60);
-/// Least pause between attempts, however many ask.
+/// Minimum pause between attempts.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What layers are made of.
+/// What is needed to make layers available.
 pub(super) struct Attempts {
     pub(super) root: PathBuf,
     pub(super) config: Config,
     pub(super) cpu: Arc<Cpu>,
     pub(super) thread: MountThread,
-    /// Of an earlier process, for the first attempt.
+    /// The device of an earlier process, for the first attempt.
     pub(super) kept: Option<KeptDevice>,
-    /// Found already; only the images are missing.
+    /// Already started; only the images are missing.
     pub(super) way: Option<Taken>,
 }
 
@@ -49,12 +49,12 @@ impl Attempts {
         let images = parts::images(&self.root, &self.config, &self.cpu, mounts, way.chosen.way);
         self.way = Some(way);
         images.map_err(|error| NotNow {
-            reason: format!("layers cannot be kept: {error:#}"),
+            reason: format!("cannot store layers: {error:#}"),
             again: true,
         })
     }
 
-    /// Goes on with what is mounted, and takes requests for layers from here on.
+    /// Restores mounted layers and accepts requests for layers from now on.
     pub(super) async fn serve(
         &self,
         images: Images,
@@ -74,12 +74,12 @@ impl Attempts {
         Ok(())
     }
 
-    /// The device, if it was started.
+    /// The device, if it has been started.
     pub(super) fn device(&self) -> Option<Arc<Device>> {
         self.way.as_ref().map(|way| Arc::clone(&way.device))
     }
 
-    /// Tries until it works, and keeps going what belongs to layers then.
+    /// Tries until it succeeds, then runs the background tasks of layers.
     pub(super) async fn go_on(
         mut self,
         mut asked: Asked,
@@ -93,7 +93,7 @@ impl Attempts {
             let who = tokio::time::timeout(EVERY, asked.recv()).await;
             let who = match who {
                 Ok(Some(who)) => Some(who),
-                // Nobody can ask any more: the daemon ends.
+                // All senders are gone: the daemon ends.
                 Ok(None) => return,
                 Err(_) => None,
             };
@@ -105,36 +105,39 @@ impl Attempts {
                 devices.send_replace(self.device());
                 match served {
                     Ok(()) => break,
-                    Err(error) => debug!(error = format!("{error:#}"), "still no layers"),
+                    Err(error) => debug!(
+                        error = format!("{error:#}"),
+                        "layers are still not available"
+                    ),
                 }
                 last = Some(Instant::now());
             }
-            // Dropped or sent is the same for who waits.
+            // Dropping it has the same effect as an answer.
             drop(who);
         }
         if let Some(device) = self.device() {
             device.restored();
         }
-        info!("layers are mounted from here on");
+        info!("layers can be mounted from now on");
         drop(asked);
-        // Its drop ends them.
+        // Dropping the set ends its tasks.
         while tasks.join_next().await.is_some() {}
     }
 }
 
-/// Says why there are no layers, and what becomes of them.
+/// Logs why layers are not available.
 pub(super) fn complain(root: &Path, why: &NotNow) {
     let reason = why.reason.as_str();
     if why.again {
         warn!(
             reason,
             root = root.display().to_string(),
-            "layers are left to containerd until there is space: it is tried again every minute, and when a layer is asked for"
+            "the disk is full, leaving layers to containerd until there is space (retried every minute and on each request for a layer)"
         );
     } else {
         error!(
             reason,
-            "this machine cannot mount layers: every layer is left to containerd"
+            "this machine cannot mount layers, leaving every layer to containerd"
         );
     }
 }

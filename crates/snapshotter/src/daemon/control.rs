@@ -1,7 +1,7 @@
-//! The control socket: how a command speaks to the daemon that has the root. `control.sock` in the root, for its owner only.
+//! The control socket `control.sock` in the state directory, for commands of the same user.
 //!
-//! A request is a word and a newline. Answers are lines of JSON, [`Answer`]s: any number of layers or reads, then how it
-//! ended.
+//! A request is a word and a newline. The answer consists of lines of JSON ([`Answer`]): any number
+//! of layers or reads, then the outcome.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufRead, BufReader, Write};
@@ -22,11 +22,11 @@ use super::reads::{show as show_read, show_head};
 use super::scrub::Scrubber;
 use crate::layer::{ReadWait, Scrubbed};
 
-/// Its name in the root.
+/// Name of the socket in the state directory.
 const SOCKET: &str = "control.sock";
 const SCRUB: &str = "scrub";
 const READS: &str = "reads";
-/// A request that is longer, or takes longer to come, is none.
+/// Limits on the length of a request in bytes, and on the time to send it.
 const MOST: u64 = 256;
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -40,14 +40,15 @@ enum Answer {
     Done,
 }
 
-/// The socket by a path that is short enough for any root, and the folder that keeps it valid.
+/// A path of the socket that is short enough for any state directory, and the descriptor it needs.
 fn socket(root: &Path) -> io::Result<(File, PathBuf)> {
     let folder = File::open(root)?;
     let path = format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd());
     Ok((folder, path.into()))
 }
 
-/// Serves on the control socket of `root`, which this process has alone, until the tasks are dropped.
+/// Serves on the control socket of `root`, which this process has locked, until the tasks are
+/// dropped.
 pub(super) fn serve(root: &Path, scrubber: Scrubber, tasks: &mut JoinSet<()>) -> io::Result<()> {
     let (_folder, path) = socket(root)?;
     match fs::remove_file(&path) {
@@ -55,9 +56,9 @@ pub(super) fn serve(root: &Path, scrubber: Scrubber, tasks: &mut JoinSet<()>) ->
         _ => {}
     }
     let listener = UnixListener::bind(&path)?;
-    // The root is for its owner only already; whoever opens it to others does not mean this.
+    // Protects the socket even if the state directory has been opened to other users.
     fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-    // One at a time: who comes second waits in the socket's queue.
+    // One request at a time. Others wait in the socket's queue.
     tasks.spawn(async move {
         loop {
             let answered = match listener.accept().await {
@@ -68,14 +69,14 @@ pub(super) fn serve(root: &Path, scrubber: Scrubber, tasks: &mut JoinSet<()>) ->
                 }
             };
             if let Err(error) = answered {
-                tracing::debug!(error = %error, "a request on the control socket");
+                tracing::debug!(error = %error, "a request on the control socket failed");
             }
         }
     });
     Ok(())
 }
 
-/// Answers one request. An error is that of the connection.
+/// Answers one request. An error concerns the connection only.
 async fn answer(stream: UnixStream, scrubber: &Scrubber) -> io::Result<()> {
     let (from, mut to) = stream.into_split();
     let mut request = String::new();
@@ -85,7 +86,7 @@ async fn answer(stream: UnixStream, scrubber: &Scrubber) -> io::Result<()> {
         SCRUB => {
             let (tell, mut told) = mpsc::channel(1);
             let line = &mut to;
-            // Who goes away drops `told`, which ends the pass.
+            // A client that disconnects drops `told`, which ends the scrub.
             let write = async move {
                 while let Some(found) = told.recv().await {
                     say(line, &Answer::Layer(found)).await?;
@@ -101,7 +102,7 @@ async fn answer(stream: UnixStream, scrubber: &Scrubber) -> io::Result<()> {
             }
             Answer::Done
         }
-        other => Answer::Error(format!("{other:?} is not known to this daemon")),
+        other => Answer::Error(format!("unknown request {other:?}")),
     };
     say(&mut to, &end).await
 }
@@ -112,10 +113,12 @@ async fn say(to: &mut (impl AsyncWriteExt + Unpin), answer: &Answer) -> io::Resu
     to.write_all(&line).await
 }
 
-/// Has the daemon of `root` scrub its store, and prints what it finds as it finds it. True if nothing is damaged any more.
+/// Has the daemon of `root` scrub its store and prints each result as it arrives. Returns true if
+/// no damage remains.
 ///
 /// # Errors
-/// No daemon on this root, or one that ends before it has answered.
+///
+/// When no daemon runs on `root`, or it ends before the scrub does.
 pub fn scrub(root: &Path, json: bool, to: &mut dyn Write) -> anyhow::Result<bool> {
     let mut total = Total::default();
     for answer in ask(root, SCRUB)? {
@@ -130,7 +133,7 @@ pub fn scrub(root: &Path, json: bool, to: &mut dyn Write) -> anyhow::Result<bool
                 total.add(&found);
             }
             Answer::Read(_) => {}
-            Answer::Error(error) => bail!("the daemon refuses: {error}"),
+            Answer::Error(error) => bail!("the daemon rejected the request: {error}"),
             Answer::Done => {
                 if !json {
                     total.show(to)?;
@@ -139,13 +142,14 @@ pub fn scrub(root: &Path, json: bool, to: &mut dyn Write) -> anyhow::Result<bool
             }
         }
     }
-    bail!("the daemon ended before the scrub did; see its log")
+    bail!("the daemon ended before the scrub finished; see its log")
 }
 
-/// Prints the newest reads that waited for bytes at the daemon of `root`, oldest first.
+/// Prints the most recent reads that waited for bytes in the daemon of `root`, oldest first.
 ///
 /// # Errors
-/// No daemon on this root, or one that ends before it has answered.
+///
+/// When no daemon runs on `root`, or it ends before it has answered.
 pub fn reads(root: &Path, json: bool, to: &mut dyn Write) -> anyhow::Result<()> {
     if !json {
         show_head(to)?;
@@ -158,25 +162,27 @@ pub fn reads(root: &Path, json: bool, to: &mut dyn Write) -> anyhow::Result<()> 
             }
             Answer::Read(wait) => show_read(to, &wait)?,
             Answer::Layer(_) => {}
-            Answer::Error(error) => bail!("the daemon refuses: {error}"),
+            Answer::Error(error) => bail!("the daemon rejected the request: {error}"),
             Answer::Done => return Ok(()),
         }
     }
-    bail!("the daemon ended before it had answered; see its log")
+    bail!("the daemon ended before it answered; see its log")
 }
 
-/// Sends a request to the daemon of a root; its answers as they come.
+/// Sends a request to the daemon of `root`. Returns its answers as they arrive.
 fn ask(root: &Path, what: &str) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Answer>>> {
     let nobody = || {
         let root = root.display();
-        format!("no daemon answers on the root {root}: start it, or name its root with --root")
+        format!(
+            "no daemon runs on the root directory {root}: start it, or set its root directory with --root"
+        )
     };
     let (_folder, path) = socket(root).with_context(nobody)?;
     let mut stream = net::UnixStream::connect(path).with_context(nobody)?;
     writeln!(stream, "{what}")?;
     Ok(BufReader::new(stream).lines().map(|line| {
-        let line = line.context("the daemon's answer ends early")?;
-        serde_json::from_str(&line).context("the daemon's answer is not understood")
+        let line = line.context("the daemon's answer is incomplete")?;
+        serde_json::from_str(&line).context("cannot parse the daemon's answer")
     }))
 }
 
@@ -200,7 +206,7 @@ fn show(to: &mut dyn Write, found: &Scrubbed) -> io::Result<()> {
     }
 }
 
-/// What all layers come to.
+/// Totals of all layers.
 #[derive(Debug, Default)]
 struct Total {
     layers: usize,
@@ -238,7 +244,7 @@ impl Total {
         if *differing > 0 {
             writeln!(
                 to,
-                "What was read while it was damaged may still be in memory: echo 1 > /proc/sys/vm/drop_caches"
+                "Damaged data may still be in the page cache. To drop it: echo 1 > /proc/sys/vm/drop_caches"
             )?;
         }
         Ok(())
@@ -249,7 +255,7 @@ impl Total {
 mod tests {
     use super::*;
 
-    /// A daemon that answers with these lines.
+    /// A daemon that sends these lines.
     fn daemon(root: &Path, lines: &'static str) -> std::thread::JoinHandle<String> {
         let listener = net::UnixListener::bind(root.join(SOCKET)).unwrap();
         std::thread::spawn(move || {
@@ -262,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_are_shown_as_they_come() {
+    fn reads_are_shown_as_they_arrive() {
         let root = tempfile::tempdir().unwrap();
         let line = serde_json::to_string(&Answer::Read(ReadWait::default())).unwrap();
         let lines = Box::leak(format!("{line}\n{line}\n\"done\"\n").into_boxed_str());
@@ -293,7 +299,7 @@ mod tests {
 "#;
 
     #[test]
-    fn what_was_found_is_shown_for_people_and_for_programs() {
+    fn scrub_results_are_shown_as_text_and_as_json() {
         let lines = Box::leak(format!("{ONE}\"done\"\n").into_boxed_str());
         let (well, shown) = scrubbed(lines, false);
         assert!(well.unwrap());
@@ -306,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_damaged_is_a_failure() {
+    fn remaining_damage_is_a_failure() {
         let left = r#"{"layer":{"layer":"sha256:1","number":2,"image":"","checked":1,"differing":1,"refetched":0,"bytes":5,"problem":"pull it again"}}
 "done"
 "#;
@@ -320,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_daemon_the_error_says_what_to_do() {
+    fn without_a_daemon_the_error_contains_a_remedy() {
         let root = tempfile::tempdir().unwrap();
         let error = scrub(root.path(), false, &mut Vec::new()).unwrap_err();
         assert!(error.to_string().contains("--root"), "{error}");

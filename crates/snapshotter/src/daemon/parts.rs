@@ -1,4 +1,4 @@
-//! The parts of the daemon, made from the configuration in the order in which they stand on each other.
+//! Builds the parts of the daemon from the configuration, in the order of their dependencies.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -35,18 +35,18 @@ use crate::sync::Arc;
 /// The running parts.
 #[derive(Debug)]
 pub struct Daemon {
-    /// What containerd is served from.
+    /// The service for containerd.
     pub snapshotter: Snapshotter,
     late: Late,
     devices: watch::Receiver<Option<Arc<Device>>>,
-    /// Ended by their drop: scrubs, and who asks for them; attempts to mount layers.
+    /// Ended on drop: scrubs, the control socket, and attempts to make layers available.
     _tasks: JoinSet<()>,
-    /// Held for its drop, after everything else.
+    /// Dropped last, because it holds the lock.
     _root: Root,
 }
 
 impl Daemon {
-    /// Starts all parts on `root`. `kept` is the device of an earlier process, if somebody kept it.
+    /// Starts all parts on `root`. `kept` is the device of an earlier process, if any.
     pub async fn start(
         root: Root,
         config: &Config,
@@ -55,8 +55,8 @@ impl Daemon {
         let lock = root;
         let root = lock.path().to_owned();
         let cores = available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        let cpu = Cpu::with_idle(cores, drop_scratch).context("cannot start the pool")?;
-        let thread = MountThread::start().context("cannot start the mounting thread")?;
+        let cpu = Cpu::with_idle(cores, drop_scratch).context("cannot start the thread pool")?;
+        let thread = MountThread::start().context("cannot start the mount thread")?;
         let mut attempts = Attempts {
             root: root.clone(),
             config: config.clone(),
@@ -110,20 +110,20 @@ impl Daemon {
         })
     }
 
-    /// The node's device, where layers are mounted.
+    /// The node's device, if layers can be mounted.
     #[must_use]
     pub fn device(&self) -> Option<Arc<Device>> {
         self.devices.borrow().clone()
     }
 
-    /// The device, now and when it comes later.
+    /// The current device and later changes of it.
     pub(super) fn devices(&self) -> watch::Receiver<Option<Arc<Device>>> {
         self.devices.clone()
     }
 
-    /// Takes all layers and the device away.
+    /// Unmounts all layers and the device.
     pub async fn unmount(&self) -> anyhow::Result<()> {
-        // First: an unmount waits for READs that are not answered.
+        // First, because an unmount waits for unanswered READs.
         if let Some(device) = self.device() {
             device.stop();
         }
@@ -131,15 +131,15 @@ impl Daemon {
         Ok(())
     }
 
-    /// Ends the device, unless somebody keeps it for the next process. Dropping this is not enough: requests that were
-    /// given up still own it, and its mount would outlive the process.
+    /// Ends the device, unless it is kept for the next process. Dropping `self` is not enough:
+    /// cancelled requests still own the device, and its mount would outlive the process.
     pub fn end_device(&self) {
         if let Some(device) = self.device().filter(|device| !device.is_kept()) {
             device.stop();
         }
     }
 
-    /// Makes what has arrived durable. A disk that does not answer is waited for some seconds.
+    /// Writes pending data and records to disk. Waits for a limited time only.
     pub async fn sync(&self) {
         self.snapshotter.sync().await;
         if let Some(images) = self.late.get() {
@@ -148,33 +148,34 @@ impl Daemon {
     }
 }
 
-/// Scrubs in the background, and for who asks on the control socket.
+/// Starts the background scrub and the control socket.
 pub(super) fn scrubs(root: &Path, config: &Config, images: &Images, tasks: &mut JoinSet<()>) {
     let scrubber = Scrubber {
         layers: Arc::clone(images.layers()),
         repairs: Arc::new(images.clone()),
     };
     if let Err(error) = control::serve(root, scrubber.clone(), tasks) {
-        warn!(error = %error, "there is no control socket: scrubs cannot be asked for");
+        warn!(error = %error, "cannot create the control socket, scrubs on demand are not available");
     }
     if let Some(background) = Background::of(&config.snapshotter) {
         tasks.spawn(scrubber.keep_going(background));
     }
 }
 
-/// Takes away what a probe left that was killed. Only now: the device is served, so that no unmount waits.
+/// Removes the remains of killed probes. The device must be served, because an unmount waits for
+/// READs.
 async fn sweep(thread: &MountThread, root: &Path) {
     match mount::sweep_probes(thread, root).await {
         Ok(0) => {}
-        Ok(count) => info!(count, "detached the mounts of a probe that was killed"),
+        Ok(count) => info!(count, "detached the mounts of a killed probe"),
         Err(error) => warn!(
             error = &error as &dyn std::error::Error,
-            "mounts of a probe that was killed stay"
+            "cannot detach the mounts of a killed probe"
         ),
     }
 }
 
-/// The images of this node, over what layers are mounted with.
+/// The images of this node, on top of the mounter.
 pub(super) fn images(
     root: &Path,
     config: &Config,
@@ -198,7 +199,7 @@ pub(super) fn images(
     let retries = u32::try_from(config.blob.max_span_verification_retries).unwrap_or(u32::MAX);
     let options = layer::Options {
         trust_headers: config.service.disable_verification,
-        // Damage on the way happens once; it is never worth an error.
+        // At least one repetition: damage in transit is transient and must not cause an error.
         span_fetches: retries.saturating_add(1).max(2),
         drops_copies: way == Way::File,
         limits: limits(&config.cache),
@@ -212,9 +213,9 @@ pub(super) fn images(
         &runtime,
     );
     if config.content_store.kind() == ContentStoreKind::Containerd {
-        info!("indexes and zTOCs are read from containerd where it has them");
+        info!("reading indexes and zTOCs from containerd if it has them");
     }
-    let own = Layout::create(root.join("content")).context("cannot open the content folder")?;
+    let own = Layout::create(root.join("content")).context("cannot open the content store")?;
     let containerd = config.content_store.containerd_address.clone().into();
     let content = Content::new(own, registry.clone(), containerd);
     let cpu = Arc::clone(cpu);
@@ -229,7 +230,7 @@ pub(super) fn images(
         info!("background fetch is disabled");
         if config.snapshotter.trust == Trust::Verified {
             warn!(
-                "[snapshotter] trust = \"verified\" needs whole layers: they are fetched in the background all the same"
+                "[snapshotter] trust = \"verified\" requires complete layers: downloading them in the background although background fetch is disabled"
             );
         }
     } else {
@@ -252,16 +253,17 @@ fn image_options(config: &Config) -> image::Options {
             v1: config.pull_modes.v1(),
             v2: config.pull_modes.v2(),
         },
-        // A negative time is over at once.
+        // A negative time means no wait.
         patience: seconds(config.service.mount_timeout_sec),
-        // Negative: no limit.
+        // Negative means no limit.
         ahead: usize::try_from(config.service.max_concurrency).unwrap_or(usize::MAX),
         background: !config.background_fetch.disable || config.snapshotter.trust == Trust::Verified,
         user_namespace: snapshots::needs_userxattr(),
     }
 }
 
-/// The read budget, kept below half of the time after which the kernel aborts the whole device for one request.
+/// The read budget, limited to less than half of the kernel's FUSE request timeout, after which the
+/// kernel aborts the whole device.
 fn read_budget(blob: &Blob) -> Duration {
     let wanted = seconds(blob.read_budget_sec);
     let Some(limit) = device::request_timeout().map(|limit| limit / 2) else {
@@ -271,14 +273,15 @@ fn read_budget(blob: &Blob) -> Duration {
         let (wanted, limit) = (wanted.as_secs(), limit.as_secs());
         warn!(
             wanted,
-            limit, "read_budget_sec is more than half of the kernel's request timeout"
+            limit,
+            "read_budget_sec exceeds half of the kernel's FUSE request timeout, using a lower value"
         );
     }
-    // Strictly below, so that the answer comes first.
+    // Strictly less, so that the answer arrives first.
     wanted.min(limit.saturating_sub(Duration::from_secs(1)))
 }
 
-/// Long enough for a source's own attempts, the last of which has its whole patience.
+/// Time to the first byte: enough for all attempts of a source, including the last one's timeouts.
 fn first_byte(options: &registry::Options) -> Duration {
     let attempt = options.connect_timeout.saturating_add(options.head_timeout);
     let second = Duration::from_secs(1);
@@ -298,8 +301,8 @@ fn registry_options(config: &Config) -> registry::Options {
     registry::Options {
         connect_timeout: millis(dial_timeout_msec),
         head_timeout: millis(response_header_timeout_msec),
-        // These keys limit whole bodies in the reference, which large layers outlast. Here they limit silence, and
-        // never lengthen it.
+        // In the reference these keys limit whole bodies, which is too short for large layers. Here
+        // they limit the time without data, and can only lower the default.
         idle_timeout: defaults
             .idle_timeout
             .min(seconds(config.blob.fetching_timeout_sec)),

@@ -1,10 +1,10 @@
-//! What `soci-snapshotter-grpc reads` prints: the reads that waited for bytes, and for what.
+//! Output of `soci-snapshotter-grpc reads`: reads that waited for bytes, and why.
 
 use std::io::{self, Write};
 
 use crate::layer::ReadWait;
 
-/// The head of the table.
+/// Prints the header of the table.
 pub(super) fn show_head(to: &mut dyn Write) -> io::Result<()> {
     writeln!(
         to,
@@ -13,7 +13,8 @@ pub(super) fn show_head(to: &mut dyn Write) -> io::Result<()> {
     )
 }
 
-/// One read in a line. Of several spans each step shows the longest: they come side by side.
+/// Prints one read. For several spans, each step shows the longest time, because they run in
+/// parallel.
 pub(super) fn show(to: &mut dyn Write, wait: &ReadWait) -> io::Result<()> {
     let longest = |step: fn(&crate::layer::SpanWait) -> u64| {
         let longest = wait.spans.iter().map(step).max();

@@ -1,8 +1,9 @@
-//! The root directory, which one daemon has at a time.
+//! Locks the state directory for one daemon.
 //!
-//! Two locks: a daemon as a whole, keeper or lone process, *claims* the root, and a second one is refused at once; the
-//! process that works in it, of which a daemon has one after the other, *takes* it, and waits for the one before to be
-//! gone. Both before the socket and before any mount of an earlier process is touched.
+//! There are two locks. A daemon (the keeper or a single process) *claims* the directory; a second
+//! daemon fails immediately. The process that works in the directory, one at a time per daemon,
+//! *takes* it and waits for its predecessor to end. Both happen before the socket or an existing
+//! mount is used.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -13,38 +14,38 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-/// The file that a daemon locks.
+/// Lock file of the daemon.
 const CLAIM: &str = "daemon.lock";
-/// The file that the process locks which works in the root.
+/// Lock file of the process that works in the directory.
 const LOCK: &str = "lock";
-/// How long a process that was killed may take to be gone.
+/// How long to wait for a predecessor that was killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why the root cannot be had.
+/// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RootError {
-    /// A second daemon.
+    /// Another daemon uses it.
     #[error("{} is locked: another daemon runs on the same root", .0.display())]
     Taken(PathBuf),
-    /// It cannot be made or written to.
+    /// It cannot be created or written to.
     #[error("cannot use the root directory {}", path.display())]
     Io {
-        /// The root.
+        /// The state directory.
         path: PathBuf,
-        /// The system's error.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },
 }
 
-/// The right of one daemon to the root, until this is dropped or the process ends.
+/// A daemon's claim on the state directory, until dropped or until the process ends.
 #[derive(Debug)]
 pub struct Claim {
     _lock: File,
 }
 
 impl Claim {
-    /// Makes the directory if it is not there, and claims it.
+    /// Creates the directory if necessary and claims it.
     pub fn take(path: &Path) -> Result<Self, RootError> {
         let path = made(path)?;
         let lock = locked(&path, CLAIM)?.ok_or(RootError::Taken(path))?;
@@ -52,7 +53,7 @@ impl Claim {
     }
 }
 
-/// The root directory, locked until this is dropped or the process ends.
+/// The state directory, locked until dropped or until the process ends.
 #[derive(Debug)]
 pub struct Root {
     path: PathBuf,
@@ -61,7 +62,7 @@ pub struct Root {
 }
 
 impl Root {
-    /// Claims and takes it, for a daemon that is one process.
+    /// Claims and takes it, for a daemon without a keeper.
     pub fn take(path: &Path) -> Result<Self, RootError> {
         let claim = Claim::take(path)?;
         let root = Self::take_claimed(path)?;
@@ -71,7 +72,7 @@ impl Root {
         })
     }
 
-    /// Takes what this process's keeper has claimed.
+    /// Takes the directory that this process's keeper has claimed.
     pub fn take_claimed(path: &Path) -> Result<Self, RootError> {
         let path = made(path)?;
         let start = Instant::now();
@@ -90,7 +91,7 @@ impl Root {
         }
     }
 
-    /// Its path, canonical: as the kernel's table of mounts shows it.
+    /// The canonical path, as the kernel's mount table shows it.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -103,7 +104,7 @@ fn made(path: &Path) -> Result<PathBuf, RootError> {
         .map_err(|source| failed(path, source))
 }
 
-/// The lock, unless another process has it.
+/// Locks the file, unless another process holds the lock.
 fn locked(root: &Path, name: &str) -> Result<Option<File>, RootError> {
     let lock = File::create(root.join(name)).map_err(|source| failed(root, source))?;
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -125,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_root_is_made_and_taken_once() {
+    fn a_root_is_created_and_taken_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b");
         let first = Root::take(&path).unwrap();
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_process_waits_for_the_one_before() {
+    fn the_next_process_waits_for_its_predecessor() {
         let folder = tempfile::tempdir().unwrap();
         let _claim = Claim::take(folder.path()).unwrap();
         let first = Root::take_claimed(folder.path()).unwrap();

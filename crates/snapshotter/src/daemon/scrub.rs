@@ -1,4 +1,4 @@
-//! Passes over the layer store: one that somebody asked for, and one in the background, slowly, for ever.
+//! Scrubs of the layer store: on request, and slowly in the background.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use crate::config::SnapshotterTable;
 use crate::layer::{Layers, Pace, Repairs, Scrubbed};
 use crate::sync::Arc;
 
-/// A week: what a disk loses in silence is found before the other copies are gone.
+/// One week, to find silent corruption while the data can still be downloaded.
 const EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
-/// 8 MiB a second: a few percent of what any disk gives.
+/// 8 MiB/s, a few percent of the throughput of any disk.
 const RATE: u64 = 8 << 20;
-/// How often the background looks whose turn it is.
+/// How often to look for layers that are due.
 const LOOK: Duration = Duration::from_secs(600);
 
-/// How often and how fast the background goes.
+/// Interval and rate of the background scrub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Background {
     every: Duration,
@@ -23,7 +23,7 @@ pub(super) struct Background {
 }
 
 impl Background {
-    /// From the configuration; none if it is switched off there.
+    /// From the configuration. `None` if disabled there.
     pub(super) fn of(table: &SnapshotterTable) -> Option<Self> {
         let every = match table.scrub_interval_sec {
             0 => EVERY,
@@ -31,7 +31,7 @@ impl Background {
         };
         let bytes_per_second = match table.scrub_bytes_per_sec {
             0 => Some(RATE),
-            // Negative: no limit.
+            // Negative means no limit.
             rate => u64::try_from(rate).ok(),
         };
         Some(Self {
@@ -49,7 +49,7 @@ pub(super) struct Scrubber {
 }
 
 impl Scrubber {
-    /// One layer. What goes wrong is part of what was found.
+    /// Scrubs one layer. An error becomes part of the result.
     async fn layer(&self, key: &crate::store::LayerKey, pace: Pace) -> Option<Scrubbed> {
         match self.layers.scrub(key, pace, &*self.repairs).await {
             Ok(found) => found,
@@ -61,7 +61,7 @@ impl Scrubber {
         }
     }
 
-    /// All layers, as fast as readers let it; ends when nobody listens any more.
+    /// Scrubs all layers as fast as readers allow. Ends when the receiver is dropped.
     pub(super) async fn all(&self, to: mpsc::Sender<Scrubbed>) {
         for (_, key) in self.layers.store().list() {
             if let Some(found) = self.layer(&key, Pace::default()).await
@@ -72,7 +72,7 @@ impl Scrubber {
         }
     }
 
-    /// Each layer again when its time has come. Never ends.
+    /// Scrubs each layer when it is due. Never returns.
     pub(super) async fn keep_going(self, background: Background) {
         let pace = Pace {
             bytes_per_second: background.bytes_per_second,
@@ -82,7 +82,7 @@ impl Scrubber {
             let store = Arc::clone(self.layers.store());
             for (number, key) in store.list() {
                 let Some(since) = store.since_scrub(number) else {
-                    // It has just come.
+                    // A new layer.
                     store.note_scrub(number);
                     continue;
                 };
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zero_is_the_default_and_negative_is_off() {
+    fn zero_means_the_default_and_negative_disables() {
         let of = |interval, rate| {
             Background::of(&SnapshotterTable {
                 scrub_interval_sec: interval,

@@ -1,7 +1,7 @@
-//! How this machine takes layers: the node's device, and the way that was found to work on it.
+//! Starts the node's device and chooses the mount mode.
 //!
-//! What an earlier process left is never detached here, except the FUSE mount of a connection that is gone. The
-//! choice is remembered for the next process that goes on with the same connection: it does not probe again.
+//! It never detaches existing mounts, except the FUSE mount of a closed connection. The choice is
+//! stored for the next process that adopts the same connection, which does not probe again.
 
 use std::fs;
 use std::io;
@@ -15,13 +15,14 @@ use crate::mount::thread::MountThread;
 use crate::mount::{self, Allowed, Chosen, Mounter, Way};
 use crate::sync::Arc;
 
-/// Threads of the node's device. They never wait; two keep a core busy while the other takes the next request.
+/// Threads of the device. They never wait. One can take the next request while the other uses a
+/// core.
 const DEVICE_THREADS: usize = 2;
-/// Folder of the node's device below the root.
+/// Directory of the device in the state directory.
 const DEVICE: &str = "device";
-/// File of the choice below the root.
+/// File with the choice in the state directory.
 const CHOICE: &str = "mount.json";
-/// What trying out a way may take of the disk, with much to spare.
+/// Disk space for a probe in bytes, with a wide margin.
 const ROOM: u64 = 4 << 20;
 
 /// Layers can be mounted.
@@ -30,7 +31,7 @@ pub(super) struct Taken {
     pub(super) device: Arc<Device>,
     pub(super) mounter: Arc<dyn Mounter>,
     pub(super) chosen: Chosen,
-    /// The device is a new connection: layers that are mounted move to it.
+    /// Whether the device is a new connection, so that mounted layers must switch to it.
     pub(super) moved: bool,
 }
 
@@ -38,11 +39,11 @@ pub(super) struct Taken {
 #[derive(Debug)]
 pub(super) struct NotNow {
     pub(super) reason: String,
-    /// It may be otherwise later: the disk is full.
+    /// Whether to try again later, because the disk is full.
     pub(super) again: bool,
 }
 
-/// Starts the device and finds the way.
+/// Starts the device and chooses the mount mode.
 pub(super) async fn take(
     root: &Path,
     choice: MountChoice,
@@ -59,7 +60,7 @@ pub(super) async fn take(
     Ok(taken)
 }
 
-/// Whether there is no room to try a way out.
+/// Whether the disk has too little space for a probe.
 fn is_full(root: &Path) -> bool {
     rustix::fs::statvfs(root).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM)
 }
@@ -91,8 +92,8 @@ async fn try_to_take(
         .await
         .map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
     if allowed == Allowed::None {
-        // Says why, in the words of all refusals.
-        return Err("the configuration says mount = \"none\"".to_owned());
+        // The text of the reason, as for all other failures.
+        return Err("the configuration sets mount = \"none\"".to_owned());
     }
     let device = Device::start(&at, DEVICE_THREADS)
         .map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
@@ -102,7 +103,7 @@ async fn try_to_take(
             Some(chosen) => {
                 warn!(
                     reason,
-                    "the disk is full: layers are mounted as before, untried"
+                    "the disk is full, mounting layers as before without probing"
                 );
                 chosen
             }
@@ -113,7 +114,7 @@ async fn try_to_take(
         },
     };
     if let Err(error) = remember(root, &chosen) {
-        warn!(%error, "the way to mount layers is not remembered: the next start tries the ways out again");
+        warn!(%error, "cannot store the mount mode, the next start will probe again");
     }
     Ok(Taken {
         mounter: chosen.mounter(root, thread),
@@ -123,27 +124,25 @@ async fn try_to_take(
     })
 }
 
-/// Goes on with the connection of an earlier process and the way that it had chosen, if both are still there.
+/// Adopts the connection of an earlier process and its mount mode, if both are still there.
 fn go_on(root: &Path, at: &Path, kept: KeptDevice) -> Option<(Arc<Device>, Chosen)> {
     let chosen = fs::read(root.join(CHOICE))
         .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
-        .inspect_err(|error| warn!(%error, "the way to mount layers is not remembered"))
+        .inspect_err(|error| warn!(%error, "cannot read the stored mount mode"))
         .ok()?;
-    // Dropping what was kept instead is no end of it: other processes have it too. The caller ends the connection.
+    // Dropping `kept` does not end the connection, because other processes hold it. The caller ends
+    // it.
     let device = Device::adopt(kept, at, DEVICE_THREADS)
         .inspect_err(|error| {
             let error: &dyn std::error::Error = error;
-            warn!(
-                error,
-                "the device of the earlier process cannot be gone on with"
-            );
+            warn!(error, "cannot adopt the device of the earlier process");
         })
         .ok()?;
-    info!("went on with the device of the earlier process");
+    info!("adopted the device of the earlier process");
     Some((device, chosen))
 }
 
-/// The way that was chosen before, where the disk has no room to try out any: layers that are mounted need it.
+/// The stored mount mode, if the disk has no space for a probe. Mounted layers need it.
 fn untried(root: &Path, allowed: Allowed) -> Option<Chosen> {
     let chosen: Chosen = serde_json::from_slice(&fs::read(root.join(CHOICE)).ok()?).ok()?;
     let allowed = match allowed {

@@ -211,8 +211,8 @@ impl Directories {
     }
 }
 
-/// Deletes a directory and what is in it; one that is not there is no error. Nothing is deleted where something is
-/// mounted, by the kernel's table: it is another's, or a layer whose READs would have to be answered.
+/// Deletes a directory tree; a missing one is not an error. Fails if the kernel's mount table
+/// contains a mount in it: the mount is foreign, or a layer whose READs would have to be answered.
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     if let Some(mounted) = MountTable::read()?.under(path).first() {
         return Err(io::Error::other(format!(

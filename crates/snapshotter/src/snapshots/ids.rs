@@ -88,7 +88,7 @@ impl IdMap {
             (None, None) => return Ok(None),
             (uids, gids) => (uids.unwrap_or_default(), gids.unwrap_or_default()),
         };
-        // Nothing lies below, or containerd has changed the owners there.
+        // There is no lower snapshot, or containerd has already changed the owners in it.
         if below.first().is_none_or(|parent| parent.record.remapped) {
             return Ok(None);
         }

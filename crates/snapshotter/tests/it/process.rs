@@ -209,7 +209,7 @@ fn a_worker_that_is_killed_is_replaced_and_nobody_who_calls_notices() {
         assert_eq!(mounted(&place.path("root")), device, "the same device");
     }
     assert_eq!(running.end(Signal::TERM).code(), Some(0));
-    assert!(running.has("went on with the device of the earlier process"));
+    assert!(running.has("adopted the device of the earlier process"));
     let ended = running.said.iter();
     let ended = ended.filter(|line| line["msg"] == "the worker ended, starting a new one");
     assert_eq!(ended.count(), 5, "{:#?}", running.said);
@@ -355,7 +355,7 @@ fn what_systemd_keeps_is_gone_on_with_by_the_next_daemon() {
             kept.iter().map(|(name, fd)| (name.as_str(), fd)).collect();
         let mut second = Running::start(systemd.command(&place, form, &kept));
         assert!(
-            second.has("went on with the device of the earlier process"),
+            second.has("adopted the device of the earlier process"),
             "{form}: {:#?}",
             second.said
         );
