@@ -1,10 +1,10 @@
-//! The configuration file: one struct for each table, with the reference's keys and defaults.
+//! The configuration file: one struct per table, with the keys and defaults of the reference.
 //!
-//! Unknown keys and tables are ignored, because files written for other versions and for the reference must
-//! load; a key of the wrong type is fatal. A key is also found where only its upper and lower case differ.
-//! Defaults are filled in before the file and again after it, so that for most numbers `0` means "the default",
-//! as users of the reference know it. The parts of the daemon do not see these structs: `daemon` turns them
-//! into the options of each part.
+//! Unknown keys and tables are ignored, because files for other versions and for the reference must
+//! load. A key with a wrong type is fatal. Keys are matched without regard to case if there is no
+//! exact match. Defaults are applied before and after parsing, so for most numbers `0` means
+//! "default", as in the reference. `daemon` converts these structs into the options of each part of
+//! the daemon.
 
 mod fs;
 mod http;
@@ -27,37 +27,38 @@ pub use self::service::{
     ContentStore, ContentStoreKind, MountChoice, Service, SnapshotterTable, Trust,
 };
 
-/// The file that is read when none is named. It alone may be missing.
+/// The default configuration file. Only this file may be missing.
 pub const DEFAULT_PATH: &str = "/etc/soci-snapshotter-grpc/config.toml";
 
-/// Everything the file says.
+/// The content of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// Keys that stand before any table. Read apart: a flattened struct loses the keys of its errors.
+    /// Top-level keys. Parsed separately, because serde's `flatten` loses the key in error
+    /// messages.
     #[serde(skip)]
     pub service: Service,
     /// Requests to registries.
     pub http: Http,
-    /// Fetching of the bytes of layers.
+    /// Downloads of layers.
     pub blob: Blob,
-    /// Accepted; nothing here depends on it.
+    /// Accepted without effect.
     pub fuse: Fuse,
-    /// Fetching of what nobody asked for yet.
+    /// Background downloads.
     pub background_fetch: BackgroundFetch,
-    /// The space that layers may take.
+    /// Disk space for layers.
     pub cache: Cache,
-    /// Where indexes and zTOCs are kept.
+    /// Where indexes and zTOCs are stored.
     pub content_store: ContentStore,
-    /// Where an index is looked for.
+    /// Where to look for an index.
     pub pull_modes: PullModes,
-    /// Hosts of registries.
+    /// Registry hosts.
     pub resolver: Resolver,
     /// Snapshots.
     pub snapshotter: SnapshotterTable,
 }
 
-/// Why there is no configuration.
+/// Why the configuration cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file is missing or cannot be read.
@@ -65,7 +66,7 @@ pub enum ConfigError {
     Open {
         /// The file.
         path: PathBuf,
-        /// The system's error.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },
@@ -74,30 +75,30 @@ pub enum ConfigError {
     Load {
         /// The file.
         path: PathBuf,
-        /// Where and what.
+        /// The position and the problem.
         #[source]
         source: Box<toml::de::Error>,
     },
-    /// A value is outside what its key allows.
+    /// A value is not allowed for its key.
     #[error("failed to load config file {path:?}: {source}")]
     Value {
         /// The file.
         path: PathBuf,
-        /// Which.
+        /// The invalid value.
         source: ValueError,
     },
 }
 
-/// A value that its key does not allow.
+/// A value that is not allowed for its key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
-    /// `[content_store] type` names no store.
+    /// `[content_store] type` is unknown.
     #[error("unknown content store type {0:?}")]
     ContentStore(String),
 }
 
 impl Config {
-    /// Reads the file, or takes the defaults where the default file does not exist.
+    /// Reads the file. A missing default file gives the defaults.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         match read_to_string(path) {
             Ok(text) => Self::parse(path, &text),
@@ -132,7 +133,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The second round of defaults, and the checks of values.
+    /// Applies defaults again and checks values.
     fn fill(&mut self) -> Result<(), ValueError> {
         self.service.fill();
         self.http.fill();
@@ -141,7 +142,7 @@ impl Config {
     }
 }
 
-/// Gives the keys of every table that we read their canonical case. An exact key wins.
+/// Changes the known keys of every table to their canonical case. An exact match takes precedence.
 fn fold_keys(table: &mut Table) {
     fold_table(table, &[service::KEYS, TABLES].concat());
     for (name, keys) in [
@@ -196,7 +197,7 @@ fn fold_table(table: &mut Table, known: &[&str]) {
     }
 }
 
-/// `0` means the default.
+/// Replaces `0` with the default.
 fn or_default(value: &mut i64, default: i64) {
     if *value == 0 {
         *value = default;

@@ -1,13 +1,12 @@
-//! Log lines as operators and tools of the reference know them.
+//! Log lines in the format of the reference.
 //!
-//! One JSON object on a line of standard error, keys in alphabetical order, always with `level`, `msg` and
-//! `time`. Every value is a string, because consumers read a line into a map of strings. Times have exactly
-//! nine fractional digits. `<`, `>` and `&` are escaped as Go escapes them.
+//! One JSON object per line on standard error, with keys in alphabetical order, always including
+//! `level`, `msg` and `time`. All values are strings, because consumers read a line into a map of
+//! strings. Times have nine fractional digits. `<`, `>` and `&` are escaped as in Go. Lines of
+//! other crates (HTTP, gRPC) appear only at `trace`.
 //!
-//! Lines of other crates (HTTP, gRPC) show up at `trace` only.
-//!
-//! Whoever logs waits for nobody: a thread of its own writes ([`outlet`]). Failing reads of one layer are not logged one
-//! by one ([`limit`]).
+//! Code that logs never waits: a separate thread writes ([`outlet`]). Repeated failures of reads of
+//! one layer are summarized ([`limit`]).
 
 mod limit;
 mod outlet;
@@ -28,19 +27,19 @@ use self::limit::{Complaint, LeftOut, Limit};
 use self::outlet::Outlet;
 use crate::sync::{Arc, OnceLock};
 
-/// Modules whose complaints are about one read, or one span, of one layer.
+/// Modules whose warnings concern a single read or span of a layer.
 const OF_READS: [&str; 2] = ["soci_snapshotter::device", "soci_snapshotter::layer"];
-/// How long the end of the process waits for a standard error that takes nothing.
+/// How long the end of the process waits for standard error to accept the last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// Where lines go, once a thread writes them.
+/// Queue of the thread that writes lines, once it has started.
 static OUTLET: OnceLock<Arc<Outlet>> = OnceLock::new();
 
-/// Least level that is written.
+/// Minimum level of written lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogLevel(LevelFilter);
 
-/// A word that is no level.
+/// Not the name of a level.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid logrus Level: {0:?}")]
 pub struct UnknownLevel(String);
@@ -55,7 +54,7 @@ impl FromStr for LogLevel {
             "info" => LevelFilter::INFO,
             "warn" | "warning" => LevelFilter::WARN,
             "error" => LevelFilter::ERROR,
-            // A fatal line is written in any case: it is the last one.
+            // Fatal lines are always written; each is the last line.
             "fatal" | "panic" => LevelFilter::OFF,
             _ => return Err(UnknownLevel(word.to_owned())),
         };
@@ -63,38 +62,38 @@ impl FromStr for LogLevel {
     }
 }
 
-/// Starts writing log lines. Called once, first of all.
+/// Starts logging. Must be called once, before anything is logged.
 pub fn start(level: LogLevel) {
     let limit = Arc::new(Limit::default());
     start_writing(Arc::clone(&limit));
     let level = level.0;
     let subscriber = tracing_subscriber::registry().with(Lines { level, limit });
-    // Fails only where a subscriber is set already, which then goes on.
+    // Fails only if a subscriber is already set, which then stays.
     drop(tracing::subscriber::set_global_default(subscriber));
 }
 
-/// Writes the last line of a daemon that cannot go on.
+/// Writes a fatal line and waits until it is written.
 pub fn fatal(message: &str, error: &str) {
     let fields = BTreeMap::from([("error".to_owned(), error.to_owned())]);
     write_line(&line("fatal", message, SystemTime::now(), fields));
     finish();
 }
 
-/// Waits until all lines are written, before the process ends. A standard error that takes nothing is not waited for.
+/// Waits for a limited time until all lines are written, before the process ends.
 pub fn finish() {
     if let Some(outlet) = OUTLET.get() {
         outlet.flush(LAST_LINES);
     }
 }
 
-/// Starts the thread that writes. Without it each line is written by who has it.
+/// Starts the thread that writes. If that fails, callers write their lines themselves.
 fn start_writing(limit: Arc<Limit>) {
     let outlet = Arc::new(Outlet::new());
     let from = Arc::clone(&outlet);
     let write = move || {
         let lost = |count: u64| {
             let fields = BTreeMap::from([("count".to_owned(), count.to_string())]);
-            let message = "log lines were lost: standard error did not take them";
+            let message = "log lines were lost: standard error is not being read";
             ended(&line("warning", message, SystemTime::now(), fields))
         };
         let between = || {
@@ -109,7 +108,7 @@ fn start_writing(limit: Arc<Limit>) {
     }
 }
 
-/// The line about lines that were left out.
+/// The line that reports suppressed lines.
 fn left_out(of: LeftOut) -> Vec<u8> {
     let mut fields = BTreeMap::from([
         ("count".to_owned(), of.count.to_string()),
@@ -118,17 +117,17 @@ fn left_out(of: LeftOut) -> Vec<u8> {
     if !of.layer.is_empty() {
         fields.insert("layer".to_owned(), of.layer);
     }
-    let message = "more of these were not logged in the last minute";
+    let message = "similar lines were suppressed in the last minute";
     ended(&line("warning", message, SystemTime::now(), fields))
 }
 
-/// Whether an event is a complaint that may come with each read.
+/// Whether an event is a warning that can occur for every read.
 fn is_of_a_read(metadata: &tracing::Metadata<'_>) -> bool {
     let target = metadata.target();
     *metadata.level() <= Level::WARN && OF_READS.iter().any(|of| target.starts_with(of))
 }
 
-/// The layer that turns events into lines.
+/// The tracing layer that converts events to lines.
 struct Lines {
     level: LevelFilter,
     limit: Arc<Limit>,
@@ -173,7 +172,7 @@ fn level(level: Level) -> &'static str {
     }
 }
 
-/// Fields of an event, each as text.
+/// Fields of an event as text.
 #[derive(Default)]
 struct Fields {
     message: String,
@@ -206,7 +205,7 @@ impl Visit for Fields {
     }
 }
 
-/// One line, without its end.
+/// Formats one line, without the newline.
 fn line(
     level: &str,
     message: &str,
@@ -229,7 +228,7 @@ fn line(
     out
 }
 
-/// A JSON string as Go's encoder writes it.
+/// Formats a JSON string like Go's encoder.
 fn quote(out: &mut String, text: &str) {
     out.push('"');
     for found in text.chars() {
@@ -240,7 +239,7 @@ fn quote(out: &mut String, text: &str) {
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
             '<' | '>' | '&' | '\0'..='\x1f' | '\u{2028}' | '\u{2029}' => {
-                // Writing to a string does not fail.
+                // Writing to a string cannot fail.
                 let _ = write!(out, "\\u{:04x}", u32::from(found));
             }
             plain => out.push(plain),
@@ -249,7 +248,7 @@ fn quote(out: &mut String, text: &str) {
     out.push('"');
 }
 
-/// A time in UTC with nine fractional digits.
+/// Formats a UTC time with nine fractional digits.
 fn rfc3339(at: SystemTime) -> String {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let seconds = since.as_secs();
@@ -261,7 +260,8 @@ fn rfc3339(at: SystemTime) -> String {
 
 /// Year, month and day of a number of days since 1970.
 fn civil(days: u64) -> (u64, u64, u64) {
-    // Years counted from March have their leap day at their end; 719,468 days lie between March of year 0 and 1970.
+    // Years that start in March have their leap day at the end. 719,468 days separate March of year
+    // 0 from 1970.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era =
@@ -282,7 +282,7 @@ fn write_line(line: &str) {
     let bytes = ended(line);
     match OUTLET.get() {
         Some(outlet) => outlet.put(bytes),
-        // One write, so that lines of two threads do not mix. There is nowhere to complain to.
+        // A single write, so that lines of two threads do not mix. A failure cannot be reported.
         None => drop(std::io::stderr().lock().write_all(&bytes)),
     }
 }
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn days_are_days_of_the_calendar() {
+    fn days_are_converted_to_calendar_dates() {
         for (days, date) in [
             (0, (1970, 1, 1)),
             (58, (1970, 2, 28)),
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn levels_are_the_words_of_the_reference() {
+    fn levels_have_the_names_of_the_reference() {
         for word in [
             "trace", "debug", "info", "warn", "Warning", "ERROR", "fatal", "panic",
         ] {

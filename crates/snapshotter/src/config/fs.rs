@@ -1,4 +1,4 @@
-//! Keys of the file systems of layers and of what fills them.
+//! Keys of FUSE, background downloads and the cache.
 
 use serde::Deserialize;
 
@@ -12,8 +12,8 @@ pub(super) const BACKGROUND_KEYS: &[&str] = &["disable"];
 
 pub(super) const CACHE_KEYS: &[&str] = &["max_bytes", "min_free_bytes"];
 
-/// `[fuse]`. Metadata of a layer is the kernel's own here, so these times have nothing to act on; they are
-/// read so that a file with a wrong type in them is refused as before.
+/// `[fuse]`. The keys have no effect, because the kernel handles the metadata of layers. They are
+/// parsed so that a wrong type is an error, as in the reference.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Fuse {
@@ -31,16 +31,17 @@ pub struct Fuse {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct BackgroundFetch {
-    /// Fetch only what is read.
+    /// Whether to fetch only what is read.
     pub disable: bool,
 }
 
-/// `[cache]`: bounds for what is fetched that nobody has read yet. Readers are never refused.
+/// `[cache]`: limits for data that no container has read yet. Reads are always served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Cache {
-    /// Bytes on disk that all layers may take; 0 is no limit.
+    /// Maximum number of bytes on disk for all layers; 0 means no limit.
     pub max_bytes: i64,
-    /// Bytes of the file system that stay free; 0 is the smaller of 5 % and 2 GiB, negative is none.
+    /// Bytes to keep free on the file system; 0 means the smaller of 5 % and 2 GiB, negative means
+    /// none.
     pub min_free_bytes: i64,
 }

@@ -1,4 +1,4 @@
-//! Keys of requests: `[http]` for all, `[blob]` for the bytes of layers.
+//! Keys of HTTP requests: `[http]` for all requests, `[blob]` for layers.
 
 use serde::Deserialize;
 
@@ -28,25 +28,26 @@ const FETCHING_TIMEOUT_SEC: i64 = 300;
 const MAX_RETRIES: i64 = 8;
 const MIN_WAIT_MSEC: i64 = 30;
 const MAX_WAIT_MSEC: i64 = 300_000;
-/// What a negative `max_span_verification_retries` means.
+/// Value for a negative `max_span_verification_retries`.
 const SPAN_RETRIES_WHEN_NEGATIVE: i64 = 3;
-/// Five minutes: longer than a registry's restart or a lease renewal, shorter than what users call "hangs".
+/// Five minutes: longer than a registry restart or a lease renewal, but not long enough to appear
+/// hung.
 const READ_BUDGET_SEC: i64 = 300;
 
-/// `[http]`. Times in milliseconds.
+/// `[http]`. Times are in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Http {
-    /// Limit of a TCP connect.
+    /// Timeout of a TCP connect.
     #[serde(rename = "DialTimeoutMsec")]
     pub dial_timeout_msec: i64,
-    /// Limit of the wait for the headers of an answer.
+    /// Timeout for the response headers.
     #[serde(rename = "ResponseHeaderTimeoutMsec")]
     pub response_header_timeout_msec: i64,
-    /// Limit of a wait without any byte of a body.
+    /// Timeout without any byte of a body.
     #[serde(rename = "RequestTimeoutMsec")]
     pub request_timeout_msec: i64,
-    /// Retries after the first attempt; negative is none.
+    /// Retries after the first attempt; negative means none.
     #[serde(rename = "MaxRetries")]
     pub max_retries: i64,
     /// First wait between attempts.
@@ -84,21 +85,21 @@ impl Http {
     }
 }
 
-/// `[blob]`. Its retry settings do not follow `[http]`, whatever the reference's manual says.
+/// `[blob]`. Its retry settings are independent of `[http]`, unlike the reference manual says.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Blob {
-    /// Limit of a wait without any byte of a layer, in seconds.
+    /// Timeout without any byte of a layer, in seconds.
     pub fetching_timeout_sec: i64,
-    /// Retries after the first attempt; negative is none.
+    /// Retries after the first attempt; negative means none.
     pub max_retries: i64,
     /// First wait between attempts, in milliseconds.
     pub min_wait_msec: i64,
     /// Longest wait between attempts, in milliseconds.
     pub max_wait_msec: i64,
-    /// Extra fetches of a span whose digest is wrong; negative means 3.
+    /// Additional downloads of a span with a wrong digest; negative means 3.
     pub max_span_verification_retries: i64,
-    /// Seconds that reads of missing bytes wait through an outage before they fail. One clock for each outage.
+    /// How long reads of missing bytes wait during an outage, in seconds, counted from its start.
     pub read_budget_sec: i64,
 }
 

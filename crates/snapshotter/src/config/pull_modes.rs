@@ -1,4 +1,4 @@
-//! Keys of where an index is looked for.
+//! Keys that select where to look for an index.
 
 use serde::Deserialize;
 
@@ -9,9 +9,9 @@ pub(super) const MODE_KEYS: &[&str] = &["enable"];
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct PullModes {
-    /// Indexes that refer to an image; see [`PullModes::v1`].
+    /// Indexes among the referrers of an image; see [`PullModes::v1`].
     pub soci_v1: Mode,
-    /// Indexes that an image's manifest names; see [`PullModes::v2`].
+    /// Indexes named in the manifest of an image; see [`PullModes::v2`].
     pub soci_v2: Mode,
 }
 
@@ -19,17 +19,17 @@ pub struct PullModes {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Mode {
-    /// Whether it is used, if the file says so.
+    /// Whether the mode is enabled, if set.
     pub enable: Option<bool>,
 }
 
 impl PullModes {
-    /// Whether an index may be found among what refers to an image. Off by default.
+    /// Whether to look for an index among the referrers of an image. Off by default.
     pub fn v1(&self) -> bool {
         self.soci_v1.enable.unwrap_or(false)
     }
 
-    /// Whether an image's manifest may name its index. On by default.
+    /// Whether to use an index named in an image's manifest. On by default.
     pub fn v2(&self) -> bool {
         self.soci_v2.enable.unwrap_or(true)
     }

@@ -1,4 +1,4 @@
-//! Keys of the hosts of registries.
+//! Keys of registry hosts.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ pub(super) const KEYS: &[&str] = &["host"];
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Resolver {
-    /// What is known about a registry, by its host as image references name it.
+    /// Settings per registry, by host name as in image references.
     pub host: BTreeMap<String, Host>,
 }
 
@@ -18,7 +18,7 @@ pub struct Resolver {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Host {
-    /// Hosts that are asked before the registry itself, in order.
+    /// Hosts to try before the registry itself, in order.
     pub mirrors: Vec<Mirror>,
 }
 
@@ -28,8 +28,8 @@ pub struct Host {
 pub struct Mirror {
     /// `host[:port][/path]`, with or without a scheme.
     pub host: String,
-    /// Plain HTTP.
+    /// Whether to use plain HTTP.
     pub insecure: bool,
-    /// Seconds; 0 is the limit of `[http]`, negative is none.
+    /// Timeout in seconds; 0 means that of `[http]`, negative means none.
     pub request_timeout_sec: i64,
 }

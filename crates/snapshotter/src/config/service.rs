@@ -1,4 +1,4 @@
-//! Keys of the whole daemon, of its content store and of its snapshots.
+//! Keys of the daemon, its content store and its snapshots.
 
 use serde::Deserialize;
 
@@ -20,19 +20,19 @@ pub(super) const SNAPSHOTTER_KEYS: &[&str] = &[
     "trust",
 ];
 
-/// zTOCs of an image that are fetched at once.
+/// Default number of zTOCs of an image to fetch in parallel.
 const MAX_CONCURRENCY: i64 = 100;
-/// Seconds that a Prepare waits for index and zTOC.
+/// Default number of seconds that a Prepare waits for index and zTOC.
 const MOUNT_TIMEOUT_SEC: i64 = 30;
 const CONTAINERD_ADDRESS: &str = "/run/containerd/containerd.sock";
 
-/// Keys that stand before any table.
+/// Top-level keys.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Service {
-    /// Do not compare tar headers with the zTOC's entries. Spans are verified all the same.
+    /// Do not compare tar headers with zTOC entries. Spans are verified anyway.
     pub disable_verification: bool,
-    /// zTOCs fetched ahead at once; negative is unlimited.
+    /// zTOCs to fetch ahead in parallel; negative means no limit.
     pub max_concurrency: i64,
     /// Seconds that a Prepare waits for index and zTOC before it leaves the layer to containerd.
     pub mount_timeout_sec: i64,
@@ -68,10 +68,10 @@ pub struct ContentStore {
     pub containerd_address: String,
 }
 
-/// Where indexes and zTOCs are kept.
+/// Where indexes and zTOCs are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContentStoreKind {
-    /// Our own folder.
+    /// The daemon's own directory.
     Soci,
     /// containerd's content store.
     Containerd,
@@ -104,7 +104,7 @@ impl ContentStore {
         }
     }
 
-    /// The store that `type` names.
+    /// The store selected by `type`.
     pub fn kind(&self) -> ContentStoreKind {
         match self.r#type.as_str() {
             "containerd" => ContentStoreKind::Containerd,
@@ -117,18 +117,19 @@ impl ContentStore {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct SnapshotterTable {
-    /// Layers smaller than this many bytes are fetched whole; 0 is off.
+    /// Layers smaller than this many bytes are downloaded whole; 0 disables this.
     pub min_layer_size: i64,
-    /// Start with layers that cannot be mounted again. Here a failing layer never keeps the daemon from
-    /// starting, so the key has no effect.
+    /// In the reference: start even if layers cannot be mounted. Here a failing layer never
+    /// prevents a start, so the key has no effect.
     pub allow_invalid_mounts_on_restart: bool,
-    /// How layers are given to the kernel: `auto` (the first way that works), `loop`, `file`, or `none`.
+    /// The mount mode: `auto` (the first that works), `loop`, `file`, or `none`.
     pub mount: MountChoice,
-    /// Seconds after which a layer in the store is held against its digests again; 0 is a week, negative never.
+    /// Seconds between scrubs of a layer; 0 means one week, negative disables scrubs.
     pub scrub_interval_sec: i64,
-    /// Bytes a second that this reads; 0 is 8 MiB, negative no limit.
+    /// Bytes per second that a scrub reads; 0 means 8 MiB, negative means no limit.
     pub scrub_bytes_per_sec: i64,
-    /// From which layers containers start: `claimed` (at once, by their index) or `verified`.
+    /// Which layers containers may start from: `claimed` (immediately, by their index) or
+    /// `verified`.
     pub trust: Trust,
 }
 
@@ -136,10 +137,10 @@ pub struct SnapshotterTable {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Trust {
-    /// A layer is what its index says until its last byte is here.
+    /// A layer is trusted to match its index until it is complete.
     #[default]
     Claimed,
-    /// Containers wait until the whole layer is known to be the one that the image's configuration names.
+    /// Containers wait until the complete layer is verified against the image's configuration.
     Verified,
 }
 
@@ -147,13 +148,13 @@ pub enum Trust {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MountChoice {
-    /// The first way that works here.
+    /// The first mount mode that works.
     #[default]
     Auto,
-    /// On loop devices, or not at all.
+    /// Loop devices, or nothing.
     Loop,
-    /// From files, or not at all.
+    /// Files, or nothing.
     File,
-    /// Every layer is left to containerd.
+    /// Leave every layer to containerd.
     None,
 }

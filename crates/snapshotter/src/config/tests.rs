@@ -35,7 +35,7 @@ fn zero_means_the_default() {
     assert_eq!(config, Config::default());
 }
 
-/// A value other than its default for every key that has a meaning.
+/// Every key that has an effect, with a value that is not its default.
 const EVERY_KEY: &str = r#"
 disable_verification = true
 mount_timeout_sec = 5

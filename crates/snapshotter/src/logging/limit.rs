@@ -1,7 +1,8 @@
-//! Failing reads, not logged one by one: a layer whose bytes cannot be had may fail thousands of reads a second.
+//! Limits repeated warnings: a layer whose bytes cannot be downloaded may fail thousands of reads a
+//! second.
 //!
-//! Of one complaint about one layer a few lines are written in a minute; how many were left out is told when the minute
-//! is over.
+//! Each kind of warning about a layer is written a few times per minute. After the minute, one line
+//! reports how many were suppressed.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -10,13 +11,13 @@ use tracing::callsite::Identifier;
 
 use crate::sync::Mutex;
 
-/// Lines of one complaint about one layer in a [`WINDOW`].
+/// Lines per kind of warning and layer in a [`WINDOW`].
 const FEW: u64 = 5;
 const WINDOW: Duration = Duration::from_secs(60);
-/// Complaints that are counted apart; those beyond share one count for each kind.
+/// Number of separate counters. Further layers share one counter per kind.
 const MOST: usize = 4096;
 
-/// What is complained of, and the layer.
+/// A kind of warning and its layer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Complaint {
     pub(super) kind: Identifier,
@@ -30,7 +31,7 @@ struct Window {
     count: u64,
 }
 
-/// Complaints that were left out of the log.
+/// Suppressed warnings.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LeftOut {
     pub(super) message: String,
@@ -38,12 +39,12 @@ pub(super) struct LeftOut {
     pub(super) count: u64,
 }
 
-/// See the module.
+/// See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct Limit(Mutex<HashMap<Complaint, Window>>);
 
 impl Limit {
-    /// Whether this complaint is to be written.
+    /// Whether to write this warning.
     pub(super) fn admits(&self, mut complaint: Complaint, message: &str, now: Instant) -> bool {
         let mut windows = self.0.lock();
         if windows.len() >= MOST && !windows.contains_key(&complaint) {
@@ -58,7 +59,8 @@ impl Limit {
         window.count <= FEW
     }
 
-    /// What was left out of windows that are over, and when to ask again; none if there is nothing to wait for.
+    /// The suppressed warnings of windows that are over, and when to call this again. `None` if no
+    /// window is open.
     pub(super) fn over(&self, now: Instant) -> (Vec<LeftOut>, Option<Duration>) {
         let mut windows = self.0.lock();
         let is_over = |window: &Window| now.saturating_duration_since(window.begun) >= WINDOW;
@@ -99,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_are_written_for_each_layer_and_minute_and_the_rest_is_counted() {
+    fn a_few_lines_per_layer_and_minute_are_written_and_the_rest_counted() {
         let (limit, begin) = (Limit::default(), Instant::now());
         let written = |layer: &str, after: u64| {
             let at = begin + Duration::from_secs(after);
@@ -124,11 +126,11 @@ mod tests {
         assert_eq!(next, Some(Duration::from_secs(10)));
         let (out, next) = limit.over(begin + Duration::from_secs(70));
         assert_eq!((out, next), (vec![left_out("b", 995)], None));
-        assert_eq!(written("a", 71), 5, "another minute");
+        assert_eq!(written("a", 71), 5, "in the next minute");
     }
 
     #[test]
-    fn what_is_counted_does_not_grow_without_end() {
+    fn the_number_of_counters_is_limited() {
         let (limit, now) = (Limit::default(), Instant::now());
         for layer in 0..2 * MOST {
             let layer = layer.to_string();

@@ -1,7 +1,7 @@
-//! Log lines on their way out: whoever has a line leaves it here and goes on, and one thread writes. A standard error
-//! that nobody reads stops that thread and nobody else.
+//! Queue of log lines. Callers add a line and continue; one thread writes. If standard error is not
+//! read, only that thread blocks.
 //!
-//! As many lines wait as fit into a limit of bytes; what does not fit is lost, and a line says how much.
+//! The queue has a limit in bytes. Lines beyond it are dropped, and a line reports how many.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -9,33 +9,33 @@ use std::time::{Duration, Instant};
 
 use crate::sync::{Condvar, Mutex};
 
-/// Bytes of lines that may wait: some thousand lines.
+/// Limit of queued lines in bytes: some thousand lines.
 const MOST_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Default)]
 struct State {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// Lines that did not fit since the last that did.
+    /// Number of lines dropped since the last accepted one.
     lost: u64,
     writing: bool,
 }
 
-/// What is taken out to be written.
+/// The next item to write.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Taken {
     Line(Vec<u8>),
-    /// So many lines were lost here.
+    /// This many lines were dropped.
     Lost(u64),
-    /// Nothing has come for as long as was waited.
+    /// No line arrived within the given time.
     Nothing,
 }
 
-/// See the module.
+/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Outlet {
     state: Mutex<State>,
-    /// A line came, or one was written.
+    /// A line was added or written.
     changed: Condvar,
 }
 
@@ -53,7 +53,7 @@ impl Outlet {
         }
     }
 
-    /// Leaves a line to be written. Waits for nobody.
+    /// Adds a line. Never waits.
     pub(super) fn put(&self, line: Vec<u8>) {
         let mut state = self.state.lock();
         if state.bytes + line.len() > MOST_BYTES {
@@ -66,7 +66,7 @@ impl Outlet {
         self.changed.notify_all();
     }
 
-    /// The next line, after `patience` at most; without it, whenever one comes.
+    /// Waits for the next line, for at most `patience` if given.
     fn take(&self, patience: Option<Duration>) -> Taken {
         let mut state = self.state.lock();
         state.writing = false;
@@ -94,8 +94,8 @@ impl Outlet {
         }
     }
 
-    /// Writes what comes, for good. `between` is asked after each line, and whenever nothing came for as long as it
-    /// said before; it gets what to write besides. `lost` makes the line that tells of lost ones.
+    /// Writes lines indefinitely. Calls `between` after each line, or after the time that it last
+    /// returned; it returns additional lines. `lost` formats the line that reports dropped ones.
     pub(super) fn write_to(
         &self,
         to: &mut dyn Write,
@@ -104,7 +104,8 @@ impl Outlet {
     ) {
         let mut patience = None;
         loop {
-            // There is nowhere to complain to. One write a line, so that lines of two processes do not mix.
+            // Failures cannot be reported. One write per line, so that lines of two processes do
+            // not mix.
             match self.take(patience) {
                 Taken::Line(line) => drop(to.write_all(&line)),
                 Taken::Lost(count) => drop(to.write_all(&lost(count))),
@@ -118,7 +119,7 @@ impl Outlet {
         }
     }
 
-    /// Waits until everything is written. False if it takes longer than `limit`.
+    /// Waits until everything is written. Returns false if that takes longer than `limit`.
     pub(super) fn flush(&self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         let mut state = self.state.lock();
@@ -142,7 +143,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(30);
 
-    /// Takes a line when it is let, and tells which.
+    /// A writer that takes a line when allowed to, and reports it.
     struct Gate {
         open: mpsc::Receiver<()>,
         tell: mpsc::Sender<String>,
@@ -150,7 +151,7 @@ mod tests {
 
     impl Write for Gate {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            // A gate that is gone is open.
+            // A dropped gate is open.
             let _ = self.open.recv();
             let line = String::from_utf8_lossy(bytes).into_owned();
             drop(self.tell.send(line));
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_reader_that_stands_still_and_what_is_lost_is_counted() {
+    fn callers_do_not_wait_for_a_blocked_writer_and_dropped_lines_are_counted() {
         let outlet = Arc::new(Outlet::new());
         let (open, gate) = mpsc::channel();
         let (tell, told) = mpsc::channel();
@@ -176,14 +177,17 @@ mod tests {
         let line = |n: usize| format!("{n:0>1000}").into_bytes();
         let count = 3 * MOST_BYTES / 1000;
         outlet.put(line(0));
-        // The writer stands still with the first line: no other leaves while they come.
+        // The writer blocks on the first line, so no line leaves the queue while others are added.
         while !outlet.state.lock().writing {
             std::thread::yield_now();
         }
         for n in 1..count {
             outlet.put(line(n));
         }
-        assert!(!outlet.flush(Duration::from_millis(20)), "nobody reads");
+        assert!(
+            !outlet.flush(Duration::from_millis(20)),
+            "the writer is blocked"
+        );
         drop(open);
         assert!(outlet.flush(LONG));
         outlet.put(b"after".to_vec());
@@ -202,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_between_is_written_though_no_line_comes() {
+    fn additional_lines_are_written_without_a_new_line() {
         let outlet = Arc::new(Outlet::new());
         let (open, gate) = mpsc::channel();
         drop(open);
