@@ -1,4 +1,4 @@
-//! Generates containerd's snapshots service (server and client) from `proto/`, without protoc.
+//! Generates containerd's snapshots service (server and client) from `proto/` without protoc.
 
 use std::error::Error;
 

@@ -1,4 +1,5 @@
-//! Flags of the daemon: grammar, environment and defaults. Flag, then environment, then default.
+//! Command line of the daemon. A flag overrides its environment variable, which overrides the
+//! default.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -8,59 +9,60 @@ use soci_flags::{Parsed, Refusal};
 
 use crate::config;
 
-/// Flag of a process that a keeper starts.
+/// Flag for a process that a keeper starts.
 pub(crate) const WORKER: &str = "worker";
 /// Name of the program.
 pub const NAME: &str = "soci-snapshotter-grpc";
-/// Where containerd finds the daemon.
+/// Socket path at which containerd expects the daemon.
 pub const DEFAULT_ADDRESS: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
 const SCRUB: &str = "scrub";
 const READS: &str = "reads";
 const DEFAULT_ROOT: &str = "/var/lib/soci-snapshotter-grpc/";
-/// What `git describe` said when this was built; release builds set it.
+/// The output of `git describe` at build time; set for release builds.
 pub const VERSION: &str = match option_env!("SOCI_VERSION") {
     Some(version) => version,
     None => concat!("v", env!("CARGO_PKG_VERSION")),
 };
-/// The commit it was built from; release builds set it.
+/// The commit this was built from; set for release builds.
 pub const REVISION: &str = match option_env!("SOCI_REVISION") {
     Some(revision) => revision,
     None => "<unknown>",
 };
 
-/// What the user typed.
+/// The parsed flags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Args {
-    /// Where to listen.
+    /// Address to listen on.
     pub address: String,
     /// The configuration file.
     pub config: PathBuf,
-    /// Least level of log lines.
+    /// Minimum level of log lines.
     pub log_level: String,
-    /// Folder of everything that is kept.
+    /// The state directory.
     pub root: PathBuf,
-    /// One process, which nothing outlives.
+    /// Run as one process, without a keeper.
     pub no_keeper: bool,
     /// This process was started by a keeper.
     pub worker: bool,
 }
 
-/// What a command line asks for.
+/// The requested command.
 #[derive(Debug)]
 pub enum Asked {
     /// Run the daemon.
     Serve(Args),
-    /// Have the daemon of this root hold its store against its digests; the answer in JSON?
+    /// Have the daemon of this state directory scrub its store; true for JSON output.
     Scrub(PathBuf, bool),
-    /// Print the reads that waited for bytes at the daemon of this root; in JSON?
+    /// Print recent reads that waited for bytes in the daemon of this state directory; true for
+    /// JSON output.
     Reads(PathBuf, bool),
-    /// Print this on standard output and succeed.
+    /// Print this text on standard output and succeed.
     Show(String),
-    /// Print what the refusal says and exit with its code.
+    /// Print the message of the refusal and exit with its code.
     Refused(Refusal),
 }
 
-/// Reads a command line, the program's name first.
+/// Parses a command line that starts with the program's name.
 pub fn parse<I>(arguments: I) -> Asked
 where
     I: IntoIterator,
@@ -93,19 +95,19 @@ fn grammar() -> Command {
         .short('v')
         .action(ArgAction::Version);
     Command::new(NAME)
-        .about("Serves container images to containerd before their layers are there")
+        .about("Starts containers before their image layers have finished downloading")
         .version(version_text())
         .disable_version_flag(true)
         .arg(version.help("print the version"))
         .subcommand(
             Command::new(SCRUB)
-                .about("Have the running daemon check its layers on disk and fetch again what is damaged")
-                .arg(soci_flags::switch("json").help("print a line of JSON for each layer")),
+                .about("Have the running daemon check its layers on disk and download damaged data again")
+                .arg(soci_flags::switch("json").help("print one line of JSON per layer")),
         )
         .subcommand(
             Command::new(READS)
-                .about("Print the newest reads of containers that waited for bytes, and what each waited for")
-                .arg(soci_flags::switch("json").help("print a line of JSON for each read")),
+                .about("Print the most recent container reads that waited for data, and what each one waited for")
+                .arg(soci_flags::switch("json").help("print one line of JSON per read")),
         )
         .arg(flag(
             "address",
@@ -136,13 +138,13 @@ fn grammar() -> Command {
         )
         .arg(
             soci_flags::switch("no-keeper").help(
-                "run as one process: reads of bytes that are not here fail when it is restarted",
+                "run as one process; reads of data that is not on disk fail during a restart",
             ),
         )
         .arg(soci_flags::switch(WORKER).hide(true))
 }
 
-/// Version and revision, as clap wants them: for ever.
+/// Version and revision. clap requires a static lifetime.
 fn version_text() -> &'static str {
     match (option_env!("SOCI_VERSION"), option_env!("SOCI_REVISION")) {
         (None, None) => concat!("v", env!("CARGO_PKG_VERSION"), " <unknown>"),
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_have_the_reference_s_defaults() {
+    fn flags_have_the_defaults_of_the_reference() {
         let args = serve(&[]);
         assert_eq!(args.address, DEFAULT_ADDRESS);
         assert_eq!(
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_are_taken_in_every_spelling() {
+    fn flags_are_accepted_in_every_spelling() {
         let args = serve(&[
             "-address",
             "fd://",
@@ -223,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scrub_is_asked_of_a_root() {
+    fn a_scrub_names_a_state_directory() {
         for line in [
             ["scrub", "--root", "/r", "--json"],
             ["--root", "/r", "scrub", "--json"],

@@ -1,4 +1,4 @@
-//! containerd's snapshots service on top of the snapshotter, and the only place that knows status codes.
+//! containerd's snapshots service. The only module that knows gRPC status codes.
 
 mod drain;
 mod filter;
@@ -16,7 +16,7 @@ use crate::snapshots::ids::OwnersError;
 use crate::snapshots::metadata::{Info, Kind, LabelUpdate, MetadataError};
 use crate::snapshots::{Mount, SnapshotError, Snapshotter};
 
-/// containerd's definitions: messages, the server's trait, and a client for tests.
+/// containerd's API: messages, the server trait, and a client for tests.
 #[allow(
     missing_docs,
     unreachable_pub,
@@ -29,10 +29,10 @@ pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/containerd.rs"));
 }
 
-/// Largest message in either direction, in bytes: containerd's own limit. A list of thousands of snapshots
-/// exceeds gRPC's default of 4 MiB.
+/// Largest message in either direction in bytes, like containerd's own limit. A list of thousands
+/// of snapshots exceeds gRPC's default of 4 MiB.
 const MESSAGE_LIMIT: usize = 16 << 20;
-/// Snapshots in one message of a list, as containerd does it.
+/// Snapshots per message of a list, as in containerd.
 const LIST_BLOCK: usize = 100;
 
 /// The service that answers containerd.
@@ -44,7 +44,7 @@ pub struct Service {
     snapshotter: Snapshotter,
 }
 
-/// The service for `snapshotter`, with its message limits.
+/// Creates the service with its message limits.
 pub fn server(snapshotter: Snapshotter) -> Server {
     Server::new(Service { snapshotter })
         .max_decoding_message_size(MESSAGE_LIMIT)
@@ -213,7 +213,7 @@ impl api::snapshots_server::Snapshots for Service {
     }
 }
 
-/// containerd's namespace, which comes beside the message.
+/// containerd's namespace, from the metadata of the request.
 fn namespace<T>(request: &Request<T>) -> Option<String> {
     let found = request
         .metadata()
@@ -223,7 +223,7 @@ fn namespace<T>(request: &Request<T>) -> Option<String> {
     (!found.is_empty()).then(|| found.to_owned())
 }
 
-/// A name that may be left out.
+/// A name that may be empty.
 fn name(field: String) -> Option<String> {
     (!field.is_empty()).then_some(field)
 }
@@ -266,7 +266,7 @@ fn time(at: SystemTime) -> prost_types::Timestamp {
     at.into()
 }
 
-/// What a field mask changes. Only labels can be changed; an empty mask means all that can be.
+/// Converts a field mask. Only labels can be changed; an empty mask selects all of them.
 fn label_update(paths: Vec<String>) -> Result<LabelUpdate, Status> {
     let mut keys = Vec::with_capacity(paths.len());
     let mut replace = paths.is_empty();
@@ -309,7 +309,7 @@ fn refused_filter(error: FilterError) -> Status {
     Status::invalid_argument(error.to_string())
 }
 
-/// The status of an error, with all its causes in the text.
+/// Converts an error to a status whose text contains all causes.
 fn status(error: SnapshotError) -> Status {
     use MetadataError as M;
     use SnapshotError as S;

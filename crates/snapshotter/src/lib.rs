@@ -1,32 +1,35 @@
-//! The containerd remote snapshotter of SOCI: lazy layers, layers pulled whole, plain overlay snapshots.
+//! The SOCI snapshotter for containerd: lazy layers, whole layers and plain overlay snapshots.
 //!
-//! **The idea.** A layer is one data file (`places`, `store`), the contents of its tar's files in tar order, each from a
-//! page boundary, and a map of it that the kernel mounts (`tree`, `mount`). While bytes are missing the map's device is a
-//! file of the node's one FUSE mount (`device`); when they are all there it is the data file, and we are not needed.
+//! A layer is one data file (`places`, `store`), which contains its files in tar order, each at a
+//! page boundary, and a metadata image that the kernel mounts (`tree`, `mount`). While bytes are
+//! missing, the image's device is a file of the node's FUSE mount (`device`); then it is the data
+//! file.
 //!
 //! **Prepare**, from containerd to a mounted layer:
 //!
 //! ```text
-//! grpc        the request becomes names and labels
-//! snapshots   `plan` decides: plain, known, deferred, or a layer; record and directory are made
-//! image       index, zTOC (`discover`, `content`); the layer is opened (`open`), its tree made (`show`), mounted (`mounts`)
-//! snapshots   the record is committed under the target: "already exists" is containerd's word for done
+//! grpc        converts the request to names and labels
+//! snapshots   `plan` decides: plain, known, deferred, or a layer; creates record and directory
+//! image       gets index and zTOC (`discover`, `content`), opens the layer (`open`),
+//!             makes its tree (`show`) and mounts it (`mounts`)
+//! snapshots   commits the record under the target; "already exists" tells containerd that it is done
 //! ```
 //!
 //! **A read** of a byte that is not in the page cache:
 //!
 //! ```text
-//! device      READ of a layer's file; parked as a value if bytes are missing
-//! layer       which spans; each is demanded once
-//! fetch       demands become few, large requests; a reader goes before the background
-//! layer       digest, inflate, tar headers; then data, and everybody who waits
+//! device      receives READ of a layer's file; parks it as a value if bytes are missing
+//! layer       determines the spans; demands each one once
+//! fetch       merges demands into few, large requests; readers take priority over the background
+//! layer       checks digest, decompresses, checks tar headers; answers waiting reads, writes `data`
 //! ```
 //!
-//! **The rest** of a layer is one more demand, of the lowest class; when it is there `image::mounts` moves the layer's loop
-//! device to the data file.
+//! **The rest** of a layer is one more demand, of the lowest class. When it has arrived,
+//! `image::mounts` switches the layer's loop device to the data file.
 //!
-//! A module uses those after it in this order, never those before: `keeper` and `daemon`; `listen`, `grpc`, `args`; `snapshots`; `image`;
-//! `mount`; `device`; `layer`; `store`, `tree`, `places`, `fetch`; and everything uses `config` (its own part), `cpu`, `sync`.
+//! A module uses only modules after it in this order: `keeper` and `daemon`; `listen`, `grpc`,
+//! `args`; `snapshots`; `image`; `mount`; `device`; `layer`; `store`, `tree`, `places`, `fetch`.
+//! All use `config` (their own part of it), `cpu` and `sync`.
 
 pub mod args;
 pub mod config;

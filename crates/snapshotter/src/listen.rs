@@ -1,11 +1,11 @@
-//! Listening: a socket path, or a socket that systemd made; and telling systemd about it.
+//! The listening socket, from a path or from systemd, and notifications to systemd.
 //!
-//! An address is `unix:///path`, a bare path, or `fd://` for the socket that was handed over. Whatever was
-//! handed over is taken in one table: sockets count as listeners, everything else is kept by its name.
+//! An address is `unix:///path`, a bare path, or `fd://` for a socket from systemd. All descriptors
+//! from systemd are taken at once: sockets count as listeners, and the others are kept by name.
 
 #![allow(
     unsafe_code,
-    reason = "descriptors that systemd hands over are plain numbers: `take_inherited`"
+    reason = "systemd passes descriptors as plain numbers: `take_inherited`"
 )]
 
 use std::collections::BTreeMap;
@@ -30,13 +30,13 @@ use crate::args::DEFAULT_ADDRESS;
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// A socket at this path, made here.
+    /// A socket that this process creates at the path.
     Path(PathBuf),
-    /// The socket that systemd made.
+    /// A socket that systemd created.
     Activated,
 }
 
-/// An address of a kind that is not known.
+/// The address has an unknown scheme.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown protocol for address {0:?}")]
 pub struct UnknownProtocol(String);
@@ -54,7 +54,7 @@ impl FromStr for Address {
     }
 }
 
-/// Descriptors that this process was started with.
+/// Descriptors that this process inherited.
 #[derive(Debug, Default)]
 pub struct Inherited {
     /// Sockets.
@@ -63,37 +63,37 @@ pub struct Inherited {
     pub others: BTreeMap<String, OwnedFd>,
 }
 
-/// Why nothing listens.
+/// Why there is no listening socket.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// More than one socket was handed over.
-    #[error("systemd handed over {0} sockets: one is wanted")]
+    /// systemd passed more than one socket.
+    #[error("systemd passed {0} sockets, expected one")]
     TooManySockets(usize),
-    /// Something that is neither a socket nor a file is in the way.
-    #[error("{} is in the way of the socket, and is neither a socket nor a file", .0.display())]
+    /// The path is neither a socket nor a file.
+    #[error("cannot create a socket at {}: it exists and is neither a socket nor a file", .0.display())]
     InTheWay(PathBuf),
-    /// The socket cannot be made.
+    /// The socket cannot be created.
     #[error("cannot listen on {}", path.display())]
     Io {
         /// Its path.
         path: PathBuf,
-        /// The system's error.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },
-    /// The socket that was handed over cannot be used.
-    #[error("cannot listen on the socket that systemd handed over")]
+    /// The socket from systemd cannot be used.
+    #[error("cannot listen on the socket from systemd")]
     Activated(#[source] io::Error),
 }
 
-/// A socket that accepts connections. Its name goes with it if it was made here.
+/// A socket that accepts connections. If it was created here, dropping it removes its path.
 #[derive(Debug)]
 pub struct Listener {
     socket: StdListener,
     made: Option<Made>,
 }
 
-/// A socket's name, and which file had it when the socket was made.
+/// Path of a socket, and identity of the file at that path when the socket was created.
 #[derive(Debug)]
 struct Made {
     path: PathBuf,
@@ -111,13 +111,13 @@ impl Made {
 }
 
 impl Listener {
-    /// Opens the socket.
+    /// Opens or creates the socket.
     pub fn open(address: &Address, inherited: &mut Inherited) -> Result<Self, ListenError> {
         match address {
             Address::Path(path) => Self::bind(path),
             Address::Activated => match inherited.listeners.len() {
                 0 => {
-                    info!("no sockets were activated: listening on a path instead");
+                    info!("no sockets from systemd, listening on a path instead");
                     info!(
                         address = DEFAULT_ADDRESS,
                         "falling back to the default address"
@@ -133,7 +133,7 @@ impl Listener {
         }
     }
 
-    /// A socket that another process made, and whose name is not this one's.
+    /// Adopts a socket that another process created; its path belongs to that process.
     pub fn adopt(socket: OwnedFd) -> Result<Self, ListenError> {
         let socket = StdListener::from(socket);
         socket
@@ -175,7 +175,7 @@ impl Listener {
         })
     }
 
-    /// The socket for the runtime. Called inside of it.
+    /// Registers the socket with the tokio runtime. Must be called within it.
     pub fn for_runtime(&self) -> io::Result<tokio::net::UnixListener> {
         tokio::net::UnixListener::from_std(self.socket.try_clone()?)
     }
@@ -189,7 +189,7 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // A later daemon may have taken the name over: then it is not ours to unlink.
+        // Do not remove the path if a later daemon has replaced the file.
         if let Some(made) = &self.made
             && Made::at(&made.path).is_ok_and(|found| found.file == made.file)
         {
@@ -198,13 +198,14 @@ impl Drop for Listener {
     }
 }
 
-/// Takes what systemd handed over. Called once, before anything else opens a descriptor.
+/// Takes the descriptors from systemd. Must be called once, before any other descriptor is opened.
 pub fn take_inherited() -> io::Result<Inherited> {
     let mut inherited = Inherited::default();
     for (number, name) in sd_notify::listen_fds_with_names()? {
-        // JUSTIFICATION: the interface of systemd is a range of numbers; there is no safe way to own them.
-        // SAFETY: systemd opened these numbers for this process (LISTEN_PID was compared), and this is called
-        // once and first, so nothing else owns or closes them.
+        // JUSTIFICATION: systemd's interface is a range of numbers, and there is no safe way to own
+        // them.
+        // SAFETY: systemd opened these numbers for this process (LISTEN_PID was compared), and this
+        // is called once and first, so nothing else owns or closes them.
         let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
         let kind = FileType::from_raw_mode(rustix::fs::fstat(&descriptor)?.st_mode);
         if kind == FileType::Socket {
@@ -216,7 +217,7 @@ pub fn take_inherited() -> io::Result<Inherited> {
     Ok(inherited)
 }
 
-/// Raises the soft limit of open files to the hard one: units of this daemon do not set it.
+/// Raises the soft limit on open files to the hard limit. The systemd units do not set it.
 pub fn raise_open_files() -> io::Result<()> {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     Ok(setrlimit(
@@ -228,28 +229,28 @@ pub fn raise_open_files() -> io::Result<()> {
     )?)
 }
 
-/// Tells systemd that the daemon serves.
+/// Tells systemd that the daemon is ready.
 pub fn notify_ready() {
     notify(&NotifyState::Ready, "SdNotifyReady");
 }
 
-/// Tells systemd that the daemon goes.
+/// Tells systemd that the daemon is stopping.
 pub fn notify_stopping() {
     notify(&NotifyState::Stopping, "SdNotifyStopping");
 }
 
-/// Whether systemd started this process and listens to it.
+/// Whether systemd started this process and accepts notifications.
 #[must_use]
 pub fn has_systemd() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
-/// Lets systemd keep a descriptor for the next start, under a name.
+/// Stores a descriptor in systemd under a name, for the next start.
 pub fn store(name: &str, descriptor: BorrowedFd<'_>) {
     tell(&format!("FDSTORE=1\nFDNAME={name}\n"), &[descriptor]);
 }
 
-/// Lets systemd close what it keeps under a name.
+/// Makes systemd close the descriptors it stores under a name.
 pub fn unstore(name: &str) {
     tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}\n"), &[]);
 }
@@ -267,14 +268,14 @@ fn tell(text: &str, descriptors: &[BorrowedFd<'_>]) {
     });
     if let Err(error) = told {
         let error: &dyn std::error::Error = &error;
-        debug!(error, text, "systemd was not told");
+        debug!(error, text, "cannot notify systemd");
     }
 }
 
-/// Descriptors in one message at most.
+/// Maximum number of descriptors in one message.
 pub(crate) const MOST_DESCRIPTORS: usize = 8;
 
-/// Sends bytes with descriptors over a socket that is connected.
+/// Sends bytes and descriptors over a connected socket.
 pub(crate) fn send(
     socket: impl AsFd,
     bytes: &[u8],
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_or_file_in_the_way_is_replaced_and_a_folder_is_not() {
+    fn an_existing_socket_or_file_is_replaced_but_a_directory_is_not() {
         let root = tempfile::tempdir().unwrap();
         let address = Address::Path(root.path().join("made/s.sock"));
         let Address::Path(path) = &address else {
@@ -334,10 +335,10 @@ mod tests {
         };
         let first = open(&address).unwrap();
         assert!(fs::symlink_metadata(path).unwrap().file_type().is_socket());
-        // As a daemon that was killed leaves it.
+        // As after a kill of the daemon.
         let second = open(&address).unwrap();
         drop(first);
-        assert!(path.exists(), "the name belongs to the second now");
+        assert!(path.exists(), "the path belongs to the second listener now");
         drop(second);
         assert!(!path.exists());
         fs::write(path, b"").unwrap();
@@ -350,14 +351,14 @@ mod tests {
     }
 
     #[test]
-    fn folders_are_made_one_level_deep() {
+    fn directories_are_created_one_level_deep() {
         let root = tempfile::tempdir().unwrap();
         let error = open(&Address::Path(root.path().join("a/b/s.sock"))).unwrap_err();
         assert!(matches!(error, ListenError::Io { .. }), "{error}");
     }
 
     #[test]
-    fn one_socket_of_systemd_is_used_and_two_are_refused() {
+    fn one_socket_from_systemd_is_used_and_two_are_rejected() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("s.sock");
         let socket = || OwnedFd::from(StdListener::bind(root.path().join(nanos())).unwrap());
@@ -366,7 +367,7 @@ mod tests {
             ..Inherited::default()
         };
         drop(Listener::open(&Address::Activated, &mut one).unwrap());
-        assert!(path.exists(), "a socket of systemd is not ours to unlink");
+        assert!(path.exists(), "a socket from systemd is not unlinked");
         let mut two = Inherited {
             listeners: vec![socket(), socket()],
             ..Inherited::default()
@@ -381,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn the_soft_limit_of_open_files_becomes_the_hard_one() {
+    fn the_soft_limit_on_open_files_is_raised_to_the_hard_limit() {
         raise_open_files().unwrap();
         let limit = getrlimit(Resource::Nofile);
         assert_eq!(limit.current, limit.maximum);

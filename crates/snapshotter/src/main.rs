@@ -1,11 +1,11 @@
-//! `soci-snapshotter-grpc`: reads its arguments, runs the daemon (keeper, worker or both in one), turns the end into an
-//! exit code.
+//! `soci-snapshotter-grpc`: parses arguments, runs the daemon (keeper, worker or both in one
+//! process) and returns the exit code.
 
 #![allow(
     unsafe_code,
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "the allocator reads its settings from an exported symbol; a program may print"
+    reason = "the allocator reads its settings from an exported symbol; prints output of commands"
 )]
 
 use std::process::ExitCode;
@@ -18,13 +18,12 @@ use soci_snapshotter::{daemon, listen, logging};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Settings of the allocator, which it reads before `main`: freed pages go back at once. What is large and used
-/// again soon is kept by who uses it (the pool's scratch memory); kept here as well, the tree of a layer of 100,000
-/// files left 20 MB of pages behind at its peak, for no time gained. Threads that give pages back later have nothing
-/// to do then: there are none.
-// JUSTIFICATION: jemalloc has no other way to be configured by a program.
-// SAFETY: the symbol is the one that the allocator's documentation names, it is defined once, and it points to
-// a string that ends in a zero byte.
+/// Settings of the allocator, read before `main`: freed pages are returned immediately. Large
+/// buffers that are reused soon are kept by the pool. If the allocator kept them as well, the tree
+/// of a layer with 100,000 files left 20 MB of pages at its peak, without saving time.
+// JUSTIFICATION: a program cannot configure jemalloc in any other way.
+// SAFETY: the symbol is the one in the allocator's documentation, it is defined once, and it points
+// to a NUL-terminated string.
 #[unsafe(export_name = "_rjem_malloc_conf")]
 pub static ALLOCATOR_SETTINGS: &[u8; 34] = b"dirty_decay_ms:0,muzzy_decay_ms:0\0";
 

@@ -1,6 +1,7 @@
-//! A service whose calls under way can be given up, each with an answer.
+//! A service that can cancel its running calls and answer each with an error.
 //!
-//! Without one a client sees only that the connection broke, and cannot tell a daemon that ends from one that failed.
+//! Without the error, a client only sees a broken connection and cannot tell a daemon that is
+//! stopped from one that crashed.
 
 use std::task::{Context, Poll};
 
@@ -10,7 +11,7 @@ use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::NamedService;
 
-/// The service inside, until its calls are given up.
+/// The inner service and the token that cancels its calls.
 #[derive(Clone, Debug)]
 pub struct Drained<S> {
     inner: S,
@@ -18,7 +19,7 @@ pub struct Drained<S> {
 }
 
 impl<S> Drained<S> {
-    /// Calls of `inner` that are under way when `give_up` is cancelled are answered then.
+    /// When `give_up` is cancelled, the running calls of `inner` are answered with an error.
     pub fn new(inner: S, give_up: CancellationToken) -> Self {
         Self { inner, give_up }
     }
@@ -56,6 +57,6 @@ where
 
 fn given_up() -> Status {
     Status::unavailable(
-        "the snapshotter is being stopped or replaced, and this call takes longer than it can wait: make it again",
+        "the snapshotter is being stopped or replaced before this call could finish, try again",
     )
 }

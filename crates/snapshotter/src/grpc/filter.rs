@@ -1,7 +1,7 @@
-//! containerd's filter language, as `List` takes it.
+//! containerd's filter language for `List`.
 //!
-//! A filter is a comma-separated list of selectors that must all match; several filters match when one
-//! of them does. A selector is a field path, and optionally an operator and a value:
+//! A filter is a comma-separated list of selectors that must all match. Several filters match if
+//! one of them does. A selector is a field path, optionally with an operator and a value:
 //!
 //! ```text
 //! selector  := fieldpath [ operator value ]
@@ -12,21 +12,21 @@
 //! quoted    := "…" with Go's escapes; after ~= also /…/ and |…|
 //! ```
 //!
-//! A missing field is the empty string to every operator but `==` and presence. A regular expression
-//! that does not compile matches nothing, as in containerd.
+//! A missing field is an empty string, except for `==` and presence. As in containerd, a regular
+//! expression that does not compile matches nothing.
 
 use regex::{Regex, RegexBuilder};
 
-/// Compiled size of one regular expression, in bytes: a filter comes from a client, not from us.
+/// Size limit of a compiled regular expression in bytes, because filters come from clients.
 const REGEX_SIZE_LIMIT: usize = 1 << 20;
 
-/// What a filter looks at.
+/// The fields of an object that filters examine.
 pub(crate) trait Fields {
-    /// The value at `path`, or `None` where the object has no such field.
+    /// The value at `path`, or `None` if the object has no such field.
     fn field(&self, path: &[String]) -> Option<&str>;
 }
 
-/// Why a filter was refused: the text, the place in it (a byte offset) and the reason.
+/// Why a filter was rejected: the text, the byte offset in it, and the reason.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("filters: parse error: {}: {reason}", mark(input, *at))]
 pub(crate) struct FilterError {
@@ -35,7 +35,7 @@ pub(crate) struct FilterError {
     reason: &'static str,
 }
 
-/// Shows where in `input` the parser stopped, in containerd's form.
+/// Marks the position in `input` where the parser stopped, in containerd's format.
 fn mark(input: &str, at: usize) -> String {
     let Some(found) = input.get(at..).and_then(|rest| rest.chars().next()) else {
         return format!("[{input}]");
@@ -44,7 +44,7 @@ fn mark(input: &str, at: usize) -> String {
     format!("[{before} >|{found}|< {after}]")
 }
 
-/// A set of filters: matches when any of them does; without one it matches everything.
+/// A set of filters that matches if any of them does. An empty set matches everything.
 #[derive(Debug)]
 pub(crate) struct Filters(Vec<Vec<Selector>>);
 
@@ -77,7 +77,7 @@ enum Test {
     Present,
     Equal(String),
     NotEqual(String),
-    /// `None`: an expression that does not compile, which matches nothing.
+    /// `None` for an expression that does not compile, which matches nothing.
     Matches(Option<Regex>),
 }
 
@@ -141,7 +141,7 @@ impl<'a> Parser<'a> {
         self.take_while(char::is_whitespace);
     }
 
-    /// The whole text. An empty one selects everything.
+    /// Parses the whole text. An empty text selects everything.
     fn selectors(mut self) -> Result<Vec<Selector>, FilterError> {
         if self.input.is_empty() {
             return Ok(Vec::new());
@@ -228,11 +228,11 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// A quoted text; the parser stands on its opening quote.
+    /// Parses a quoted text; the parser is at its opening quote.
     fn quoted(&mut self) -> Result<String, FilterError> {
         let opening = self.at;
         let quote = self.next();
-        // Bytes, because \x and octal escapes name bytes; the whole must be UTF-8 in the end.
+        // Bytes, because \x and octal escapes denote bytes. The result must be UTF-8.
         let mut bytes = Vec::new();
         loop {
             match self.next() {
@@ -245,7 +245,7 @@ impl<'a> Parser<'a> {
         String::from_utf8(bytes).or_else(|_| self.refuse(opening, "quoted literal is not UTF-8"))
     }
 
-    /// An escape of a quoted text; the parser stands behind the backslash.
+    /// Parses an escape in a quoted text; the parser is after the backslash.
     fn escape(&mut self, quote: Option<char>, bytes: &mut Vec<u8>) -> Result<(), FilterError> {
         let at = self.at;
         let plain = match self.next() {
@@ -300,7 +300,7 @@ impl<'a> Parser<'a> {
             let Some(digit) = self.next().and_then(|found| found.to_digit(base)) else {
                 return self.refuse(at, "illegal numeric escape sequence");
             };
-            // At most eight digits of four bits: never overflows.
+            // At most eight digits of four bits, so this cannot overflow.
             value = value * base + digit;
         }
         Ok(value)

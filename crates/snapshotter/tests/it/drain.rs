@@ -89,7 +89,7 @@ impl Case {
     }
 }
 
-const GIVEN_UP: &str = "requests were still under way and are given up";
+const GIVEN_UP: &str = "cancelling requests that are still running";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_under_way_is_answered_before_the_worker_ends() {
