@@ -1,4 +1,4 @@
-//! Convert, push, pull, run, read; and everything gone again afterwards.
+//! Convert, push, pull, run, read, and remove everything again.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use soci_tests::{Image, NodeOptions, Shape, Site};
 const MEGABYTE: usize = 1 << 20;
 
 #[test]
-fn a_converted_image_runs_before_its_bytes_are_there() -> Result<()> {
+fn a_converted_image_runs_before_it_is_downloaded() -> Result<()> {
     let site = Site::new(NOTHING_BEHIND)?;
     let image = Image::runnable(&[
         &[
@@ -104,7 +104,7 @@ fn two_containers_of_one_image_run_at_once() -> Result<()> {
 }
 
 #[test]
-fn a_layer_that_an_image_has_twice_is_there_twice() -> Result<()> {
+fn a_layer_that_an_image_contains_twice_is_mounted_twice() -> Result<()> {
     let mut site = Site::new(NOTHING_BEHIND)?;
     let image = Image::runnable(&[&[], &[file("between", "both\n")], &[]])?;
     let reference = site.publish(&image, "repeated:1")?;
@@ -124,7 +124,7 @@ fn a_layer_that_an_image_has_twice_is_there_twice() -> Result<()> {
 }
 
 #[test]
-fn a_removed_image_gives_its_space_and_its_mounts_back() -> Result<()> {
+fn removing_an_image_frees_its_space_and_mounts() -> Result<()> {
     let site = Site::new("")?;
     let image = Image::runnable(&[&[file("big", noise(4, 8 * MEGABYTE))], &[whiteout("big")]])?;
     let reference = site.publish(&image, "removed:1")?;
@@ -134,7 +134,7 @@ fn a_removed_image_gives_its_space_and_its_mounts_back() -> Result<()> {
     let view = site.node.view(&reference, SOCI)?;
     assert!(!view.join("big").exists());
     view.close()?;
-    // The node's FUSE mount stays; layers of images do not.
+    // The node's FUSE mount stays, but layers are unmounted.
     let layers = || {
         Ok::<_, anyhow::Error>(
             site.node
@@ -160,7 +160,7 @@ fn a_removed_image_gives_its_space_and_its_mounts_back() -> Result<()> {
         );
         std::thread::sleep(Duration::from_millis(100));
     }
-    // And it can be pulled again.
+    // It can be pulled again.
     site.node.pull(&reference, SOCI)?;
     let said = site.node.run(&reference, SOCI, "again", &["/bin/true"])?;
     assert_eq!(said.code, Some(0), "{}", said.stderr);
@@ -188,7 +188,7 @@ fn two_images_that_share_a_layer_share_its_bytes() -> Result<()> {
     Ok(())
 }
 
-/// Bytes that the files below a folder take on its disk; what vanishes meanwhile counts nothing.
+/// Disk usage of the files below a directory. Files that disappear during the walk are not counted.
 fn allocated(folder: &Path) -> Result<u64> {
     use std::os::unix::fs::MetadataExt;
     let device = std::fs::metadata(folder)?.dev();
@@ -249,7 +249,7 @@ fn a_container_in_a_user_namespace_has_the_owners_of_the_image_or_is_refused() -
         let found = run(SOCI, &format!("ours-{remaps}"));
         if remaps {
             let error = format!("{:#}", found.expect_err("layers are mounted"));
-            ensure!(error.contains("take \"remap-ids\" out"), "{error}");
+            ensure!(error.contains("remove \"remap-ids\" from"), "{error}");
         } else {
             let found = found?;
             ensure!(found == expected, "{found}\nnot\n{expected}");

@@ -1,4 +1,4 @@
-//! The disk changes what is stored.
+//! Stored data is corrupted on disk.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -13,7 +13,7 @@ use soci_tests::tar::{directory, file};
 use soci_tests::{Image, Site, stored, walk};
 
 const SIZE: usize = 4 << 20;
-/// What lies in front of the first file in `data`.
+/// Offset of the first file in `data`.
 const LEAD: u64 = 8 << 20;
 const PAGE: usize = 4096;
 
@@ -25,7 +25,7 @@ fn scrub(root: &Path, arguments: &[&str]) -> Result<String> {
         .succeed()
 }
 
-/// The stored layer that begins with this content.
+/// The stored layer whose first file has this content.
 fn layer_of(root: &Path, content: &[u8]) -> Result<PathBuf> {
     let begins = |folder: &PathBuf| {
         let mut found = vec![0; PAGE];
@@ -37,7 +37,7 @@ fn layer_of(root: &Path, content: &[u8]) -> Result<PathBuf> {
     folders.find(begins).context("no layer has the file")
 }
 
-/// Waits until a loop device has a file as its backing.
+/// Waits until a loop device is backed by this file.
 fn wait_for_loop_on(file: &Path) -> Result<()> {
     let start = Instant::now();
     let is_on = || {
@@ -59,13 +59,12 @@ fn wait_for_loop_on(file: &Path) -> Result<()> {
 }
 
 #[test]
-fn what_the_disk_has_damaged_is_found_by_a_scrub_and_fetched_again_under_its_readers() -> Result<()>
-{
+fn a_scrub_finds_damaged_data_and_downloads_it_again() -> Result<()> {
     let site = Site::new("")?;
     let big = noise(1, SIZE);
     let text: String = (0..50_000).map(|line| format!("line {line}\n")).collect();
     let image = Image::runnable(&[&[
-        // In the order of the tar, and the order of `data`.
+        // In the order of the tar, which is the order of `data`.
         file("big", &big),
         directory("d"),
         file("d/text", &text),
@@ -92,7 +91,7 @@ fn what_the_disk_has_damaged_is_found_by_a_scrub_and_fetched_again_under_its_rea
     assert_eq!(
         &damaged[at..][..6],
         b"damage",
-        "the disk's bytes are what is read"
+        "the damaged bytes on disk are read"
     );
 
     let said = scrub(&root, &[])?;
@@ -105,7 +104,7 @@ fn what_the_disk_has_damaged_is_found_by_a_scrub_and_fetched_again_under_its_rea
     let container = ["/bin/cat", "/d/text"];
     let finished = site.node.run(&reference, SOCI, "reader", &container)?;
     assert!(finished.stdout == text, "{}", finished.stderr);
-    // The layer is complete again, and its readers are free of the daemon.
+    // The layer is complete again, and its readers do not need the daemon.
     wait_for_loop_on(&folder.join("data"))?;
 
     let said = scrub(&root, &["--json"])?;
@@ -122,7 +121,7 @@ fn what_the_disk_has_damaged_is_found_by_a_scrub_and_fetched_again_under_its_rea
 }
 
 #[test]
-fn a_scrub_without_a_daemon_says_what_is_missing() -> Result<()> {
+fn a_scrub_without_a_daemon_reports_the_reason() -> Result<()> {
     let root = tempfile::tempdir()?;
     let finished = Program::ours("soci-snapshotter-grpc")?
         .args(["scrub", "--root"])
@@ -130,7 +129,7 @@ fn a_scrub_without_a_daemon_says_what_is_missing() -> Result<()> {
         .finish()?;
     assert_eq!(finished.code, Some(1));
     assert!(
-        finished.stderr.contains("no daemon answers"),
+        finished.stderr.contains("no daemon runs"),
         "{}",
         finished.stderr
     );

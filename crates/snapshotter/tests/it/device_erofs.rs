@@ -1,7 +1,7 @@
-//! A layer from its compressed bytes to a folder of the kernel: zTOC, store, scheduler, tree, image,
+//! A layer from its compressed bytes to a mounted directory: zTOC, store, scheduler, tree, image,
 //! device and mount together, without containerd.
 //!
-//! Everything below a mount is read by other processes (`diff`, `cat`): this one serves it.
+//! Other processes (`diff`, `cat`) read below a mount, because this process serves it.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -27,16 +27,16 @@ use soci_ztoc::{BuildOptions, Builder, Compression};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-/// How long anything here may take before it counts as hanging.
+/// Time limit of each step; longer means that it hangs.
 const LONG: Duration = Duration::from_secs(60);
 
-/// How long reads wait through an outage here.
+/// How long reads wait during an outage in these tests.
 const BUDGET: Duration = Duration::from_secs(2);
 
-/// Spans are small, so that a small layer has many.
+/// Small, so that a small layer has many spans.
 const SPAN: u64 = 256 << 10;
 
-/// A compressed layer, its zTOC, and the folder it was made from.
+/// A compressed layer, its zTOC, and the directory it was made from.
 struct Sample {
     folder: TempDir,
     blob: Vec<u8>,
@@ -98,7 +98,7 @@ fn descriptor(media_type: &str, bytes: &[u8]) -> Descriptor {
     }
 }
 
-/// A daemon's engine in one folder. Mounts go with it.
+/// The engine of a daemon in one directory. Mounts are removed on drop.
 struct Node {
     runtime: Runtime,
     root: PathBuf,
@@ -157,14 +157,14 @@ impl Node {
                 reference: "registry.test/image:1".to_owned(),
                 manifest: Digest::sha256(b"manifest").to_string(),
                 index: None,
-                found: "by hand".to_owned(),
+                found: "set by the test".to_owned(),
             },
             source: Source::new("registry.test", "image", Arc::clone(&self.blob) as _),
         };
         self.runtime.block_on(self.layers.open_lazy(lazy)).unwrap()
     }
 
-    /// The layer's map, made from its table of contents if it is not there.
+    /// The layer's metadata image, created from its table of contents if necessary.
     fn meta(&self, layer: &Arc<Layer>) -> PathBuf {
         let patch = Patch::plain(Rules {
             base: true,
@@ -204,7 +204,7 @@ impl Node {
         }
     }
 
-    /// Mounts the layer, its bytes on demand.
+    /// Mounts the layer with bytes on demand.
     fn mount(&self, layer: &Arc<Layer>) -> PathBuf {
         self.device.add(Arc::clone(layer) as Arc<dyn DeviceFile>);
         let at = self.root.join("at");
@@ -215,7 +215,7 @@ impl Node {
         at
     }
 
-    /// Fetches the rest and waits for it.
+    /// Downloads the rest and waits for it.
     fn finish(&self, layer: &Arc<Layer>) {
         self.layers.complete(layer);
         let mut completion = layer.completion();
@@ -233,7 +233,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // The device first: an unmount waits for reads that are not answered.
+        // The device first, because an unmount waits for unanswered reads.
         self.device.stop();
         let gone = self
             .runtime
@@ -244,7 +244,7 @@ impl Drop for Node {
     }
 }
 
-/// Waits for a process, but not for ever. Its success.
+/// Waits for a process with a time limit. Returns whether it succeeded.
 fn ends(mut process: Child) -> bool {
     let start = Instant::now();
     loop {
@@ -269,12 +269,12 @@ fn spawn(program: &str, arguments: &[&str], paths: &[&Path]) -> Child {
     command.spawn().unwrap()
 }
 
-/// Whether two folders hold the same names, links and contents.
+/// Whether two directories contain the same names, links and contents.
 fn same(one: &Path, other: &Path) -> bool {
     ends(spawn("diff", &["-r", "--no-dereference"], &[one, other]))
 }
 
-/// Whether every byte of a file can be read and is that of the other.
+/// Whether every byte of a file can be read and equals that of the other file.
 fn same_file(one: &Path, other: &Path) -> bool {
     ends(spawn("cmp", &["-s"], &[one, other]))
 }
@@ -288,7 +288,7 @@ fn a_layer_reads_as_unpacked_while_lazy_and_when_complete() {
     assert_eq!(
         layer.progress().spans_present,
         0,
-        "a mount needs no byte of the layer"
+        "mounting reads no byte of the layer"
     );
     assert!(same_file(
         &at.join("dir3/file38"),
@@ -339,7 +339,7 @@ fn an_outage_longer_than_the_budget_is_an_error_and_passes() {
     let start = Instant::now();
     assert!(!same_file(&file, &original));
     assert!(start.elapsed() >= BUDGET, "waited {:?}", start.elapsed());
-    // One clock for the outage: the next reader does not wait as long again.
+    // The budget is counted from the start of the outage, so the next reader does not wait again.
     let start = Instant::now();
     assert!(!same_file(&file, &original));
     assert!(
@@ -350,7 +350,7 @@ fn an_outage_longer_than_the_budget_is_an_error_and_passes() {
     node.blob.set_online(true);
     let start = Instant::now();
     while !same_file(&file, &original) {
-        assert!(start.elapsed() < LONG, "it does not come back");
+        assert!(start.elapsed() < LONG, "reads do not recover");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -361,21 +361,21 @@ fn corrupt_bytes_are_never_served() {
     let node = Node::start(root.path(), &sample, Vec::new());
     let at = node.mount(&node.open(&sample));
     let middle = u64::try_from(sample.blob.len() / 2).unwrap();
-    // For as many requests as come while the tree is read once.
+    // At least as many faults as requests while the tree is read once.
     for _ in 0..64 {
         node.blob.push(FetchFault::Flip(middle));
     }
-    // Whoever reads the whole tree meets the span with the wrong byte.
+    // Reading the whole tree includes the span with the wrong byte.
     assert!(!same(&at, &sample.tree()));
-    // What was read right is kept, what was wrong is asked for again.
+    // Correct spans are kept, wrong ones are requested again.
     let start = Instant::now();
     while !same(&at, &sample.tree()) {
-        assert!(start.elapsed() < LONG, "it does not heal");
+        assert!(start.elapsed() < LONG, "reads do not recover");
     }
 }
 
 #[test]
-fn what_is_there_is_read_after_a_restart_without_a_registry() {
+fn stored_data_is_read_after_a_restart_without_a_registry() {
     let (root, sample) = (tempfile::tempdir().unwrap(), Sample::new());
     let file = "dir1/file50";
     let original = sample.tree().join(file);
@@ -395,5 +395,5 @@ fn what_is_there_is_read_after_a_restart_without_a_registry() {
     assert!(layer.progress().spans_present > 0);
     let at = node.mount(&layer);
     assert!(same_file(&at.join(file), &original));
-    assert!(!same(&at, &sample.tree()), "the rest is not there");
+    assert!(!same(&at, &sample.tree()), "the rest is missing");
 }

@@ -1,4 +1,4 @@
-//! Calls that are under way when the daemon ends or its worker is replaced.
+//! Calls that are running when the daemon ends or its worker is replaced.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,11 +11,11 @@ use crate::image::{Image, Shape, file, tar};
 use crate::process::{LONG, Place, Running, serves};
 use crate::server::{connect, prepare_request};
 
-/// How long the daemon waits for calls under way.
+/// How long the daemon waits for running calls.
 const DRAIN: Duration = Duration::from_secs(5);
 const SIGNALS: [Signal; 2] = [Signal::TERM, Signal::HUP];
 
-/// A daemon, and a registry that keeps the zTOC of its only layer back for so long.
+/// A daemon, and a registry that delays the zTOC of its only layer.
 struct Case {
     registry: TestRegistry,
     image: Image,
@@ -44,8 +44,8 @@ impl Case {
         self.place.path("s/s.sock")
     }
 
-    /// Prepares the layer; gives the daemon this signal as soon as it waits for the registry. What the call was answered,
-    /// and how long after the signal.
+    /// Prepares the layer, and sends the daemon a signal once it waits for the registry. Returns
+    /// the answer to the call and how long it took after the signal.
     async fn prepare_and(&self, signal: Signal) -> (Status, Duration) {
         let mut client = connect(self.socket()).await;
         let request = prepare_request("default", "key", "", self.image.labels(0));
@@ -60,10 +60,10 @@ impl Case {
         };
         let ((status, answered), signalled) = tokio::join!(call, end);
         let took = answered.checked_duration_since(signalled);
-        (status, took.expect("it was under way"))
+        (status, took.expect("the call was running"))
     }
 
-    /// Waits until the daemon waits for the zTOC.
+    /// Waits until the daemon has requested the zTOC.
     async fn until_asked(&self) {
         let ztoc = self.image.ztocs[0].to_string();
         let asked = || {
@@ -72,12 +72,12 @@ impl Case {
         };
         let start = Instant::now();
         while !asked() {
-            assert!(start.elapsed() < LONG, "nobody asks for the zTOC");
+            assert!(start.elapsed() < LONG, "the zTOC is not requested");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
-    /// The daemon has ended, or another worker serves.
+    /// Checks that the daemon has ended or that another worker serves.
     fn went_on(&mut self, signal: Signal) {
         if signal == Signal::HUP {
             serves(&self.socket());
@@ -96,7 +96,7 @@ async fn a_call_under_way_is_answered_before_the_worker_ends() {
     for signal in SIGNALS {
         let mut case = Case::new(Duration::from_secs(2));
         let (status, took) = case.prepare_and(signal).await;
-        // That the layer is there: its own answer.
+        // The call's own answer: the layer is mounted.
         assert_eq!(status.code(), Code::AlreadyExists, "{signal:?}: {status}");
         assert!(took < DRAIN, "{signal:?}: {took:?}");
         tokio::task::block_in_place(|| case.went_on(signal));

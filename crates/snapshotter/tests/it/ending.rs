@@ -1,4 +1,4 @@
-//! The end of the daemon when a part of it fails.
+//! The end of the daemon when one of its parts fails.
 
 use std::fs;
 
@@ -11,12 +11,12 @@ use crate::process::{Place, Running, mounted};
 use crate::server::{connect, prepare_request};
 
 const FILES: u64 = 40;
-/// Header of the file of marks.
+/// Size of the header of `present`.
 const HEADER: usize = 64;
-/// A span that was written and may not be on the disk.
+/// Mark of a span that was written but not synced.
 const WRITTEN: u8 = 1;
 
-/// The only entry of a folder that begins with a digit.
+/// The only entry of a directory that starts with a digit.
 fn numbered(folder: &std::path::Path) -> std::path::PathBuf {
     let entries = fs::read_dir(folder).unwrap();
     let mut paths = entries.map(|entry| entry.unwrap().path()).filter(|path| {
@@ -51,14 +51,14 @@ async fn what_was_read_is_synced_though_the_layers_cannot_be_unmounted() {
     let snapshot = numbered(&root.join("snapshotter/snapshots"));
     let present = numbered(&root.join(FOLDER)).join("present");
     let is_volatile = || fs::read(&present).unwrap()[HEADER..].contains(&WRITTEN);
-    // A sync comes every few seconds: until one has not come yet.
+    // A sync runs every few seconds. Read until one has not run yet.
     let mut files = 0..FILES;
     while !is_volatile() {
-        let n = files.next().expect("something is not on the disk yet");
+        let n = files.next().expect("a span is not synced yet");
         let read = fs::read(snapshot.join(format!("fs/f{n}"))).unwrap();
         assert!(read == noise(n, 70_000));
     }
-    // From here on it opens nothing, not even the table of mounts.
+    // From here on, the daemon cannot open any file, not even the mount table.
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),
@@ -72,12 +72,16 @@ async fn what_was_read_is_synced_though_the_layers_cannot_be_unmounted() {
     kill_process(Pid::from_child(&running.child), Signal::INT).unwrap();
     let is_fatal = |running: &Running| running.said.iter().any(|line| line["level"] == "fatal");
     while !is_fatal(&running) {
-        assert!(running.next(), "it says why: {:#?}", running.said);
+        assert!(
+            running.next(),
+            "the daemon ends without a fatal line: {:#?}",
+            running.said
+        );
     }
     let error = &running.said.last().expect("a line")["error"];
-    assert!(error.contains("table of mounts"), "{error}");
+    assert!(error.contains("mount table"), "{error}");
     assert_eq!(running.child.wait().unwrap().code(), Some(1));
-    assert!(!is_volatile(), "what was read is on the disk");
+    assert!(!is_volatile(), "the data that was read is synced");
     assert!(!mounted(&root).is_empty());
     let mut again = Running::start(command());
     assert_eq!(again.end(Signal::INT).code(), Some(0));

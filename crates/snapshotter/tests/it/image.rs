@@ -1,4 +1,4 @@
-//! Images for tests: plain tars as layers, an index with zTOCs, all in a registry of this process.
+//! Images for tests: plain tars as layers, and an index with zTOCs, in a registry of this process.
 
 use soci_index::{INDEX_DIGEST, LAYER_DIGEST, SociIndex, Version};
 use soci_oci::descriptor::Descriptor;
@@ -9,13 +9,13 @@ use soci_ztoc::{BuildOptions, Builder, Compression};
 
 use crate::server::{Labels, labels};
 
-/// Name of the repository that every image is in.
+/// Name of the repository of all images.
 const REPOSITORY: &str = "test/image";
 /// Small, so that small layers have several spans.
 const SPAN: u64 = 64 << 10;
 const TAR_BLOCK: usize = 512;
 
-/// One file of a layer.
+/// The tar entry of one file.
 pub(crate) fn file(name: &str, content: &[u8]) -> Vec<u8> {
     entry(name, b'0', content)
 }
@@ -46,16 +46,16 @@ fn entry(name: &str, kind: u8, content: &[u8]) -> Vec<u8> {
     header
 }
 
-/// Which layers get a zTOC, and who names the index.
+/// Which layers have a zTOC, and how the index is found.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Shape {
-    /// The manifest does not name the index.
+    /// Whether the manifest does not name the index.
     pub(crate) unnamed: bool,
-    /// This layer has no zTOC.
+    /// A layer without a zTOC.
     pub(crate) without: Option<usize>,
-    /// The zTOC of this layer is rubbish.
+    /// A layer with an invalid zTOC.
     pub(crate) rubbish: Option<usize>,
-    /// Span size of the zTOCs; small unless said otherwise.
+    /// Span size of the zTOCs; the default is small.
     pub(crate) span: Option<u64>,
 }
 
@@ -119,12 +119,12 @@ impl Image {
         }
     }
 
-    /// The name under which containerd wants a layer committed.
+    /// The name under which containerd commits a layer.
     pub(crate) fn target(&self, layer: usize) -> String {
         format!("sha256:chain-{layer}-{}", self.layers[layer].hex())
     }
 
-    /// The labels with which containerd asks for a layer.
+    /// The labels of containerd's request for a layer.
     pub(crate) fn labels(&self, layer: usize) -> Labels {
         labels(&[
             ("containerd.io/snapshot.ref", &self.target(layer)),

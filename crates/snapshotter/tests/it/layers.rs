@@ -1,4 +1,4 @@
-//! Layers of images: mounted before their bytes are there, fetched whole, or left to containerd.
+//! Layers of images: mounted lazily, downloaded whole, or left to containerd.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 use crate::image::{Image, Shape, file, tar};
 use crate::server::{Labels, Mounted, Server};
 
-/// Longer than anything here takes.
+/// Longer than any step of these tests.
 const LONG: Duration = Duration::from_secs(30);
 
 async fn daemon() -> Server {
@@ -33,7 +33,7 @@ fn tars() -> Vec<Vec<u8>> {
     ]
 }
 
-/// Asks for the layers of an image as containerd does, until one is not taken.
+/// Requests the layers of an image as containerd does, until one is not provided.
 async fn pull(
     server: &Server,
     image: &Image,
@@ -49,7 +49,7 @@ async fn pull(
             .prepare_in("default", &key, &parent, labels(layer))
             .await
         {
-            Ok(mounts) => panic!("layer {layer} is left: {mounts:?}"),
+            Ok(mounts) => panic!("layer {layer} is left to containerd: {mounts:?}"),
             Err(status) => said.push(status),
         }
         parent = image.target(layer);
@@ -71,7 +71,7 @@ async fn pull_all_from(server: &Server, image: &Image, first: usize) {
     }
 }
 
-/// Waits until something holds that comes by itself.
+/// Waits until a condition becomes true.
 async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let end = tokio::time::Instant::now() + LONG;
     while !holds().await {
@@ -204,7 +204,7 @@ async fn a_layer_without_a_ztoc_is_fetched_whole() {
         assert!(!remote(0).await && remote(1).await, "{shape:?}");
         let usage = server.usage(&image.target(0)).await.unwrap();
         assert!(usage.size >= 300_000, "{usage:?}");
-        // It needs no registry any more.
+        // The registry is not needed any more.
         registry.set_online(false);
         let view = server.view("bottom", &image.target(0)).await.unwrap();
         let view = Mounted::new(&view);
@@ -254,7 +254,7 @@ async fn an_image_without_an_index_is_left_to_containerd_and_remembered() {
         .await
         .unwrap();
     assert_eq!(mounts[0].r#type, "bind");
-    // As containerd unpacks it.
+    // Unpack the layer as containerd does.
     fs::write(std::path::Path::new(&mounts[0].source).join("a"), b"one").unwrap();
     server.commit("layer-0", "one").await.unwrap();
     let asked = registry.requests();
@@ -263,7 +263,11 @@ async fn an_image_without_an_index_is_left_to_containerd_and_remembered() {
         .await
         .unwrap();
     assert_eq!(mounts[0].r#type, "overlay");
-    assert_eq!(registry.requests(), asked, "nobody is asked again");
+    assert_eq!(
+        registry.requests(),
+        asked,
+        "no further request to the registry"
+    );
     assert_eq!(mounts_below(&server), 0);
     // The client may know an index that the manifest does not name.
     let with_index = |layer: usize| {
@@ -288,7 +292,7 @@ async fn a_containerd_that_hangs_costs_a_moment_and_the_registry_is_asked() {
     let image = Image::publish(&registry, &tars(), shape);
     let folder = TempDir::new().unwrap();
     let socket = folder.path().join("containerd.sock");
-    // It takes connections, and says nothing.
+    // A socket that accepts connections but never answers.
     let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let mut config = Config::default();
     config.content_store.containerd_address = socket.display().to_string();
@@ -336,14 +340,14 @@ async fn after_a_restart_layers_are_mounted_without_a_registry() {
         .unwrap();
     registry.set_online(false);
     let server = Server::daemon_on(server.stop().await, &Config::default()).await;
-    assert_eq!(mounts_below(&server), 2, "no mount point is uncovered");
+    assert_eq!(mounts_below(&server), 2, "both mount points stay mounted");
     let view = server.viewed(&image.target(1)).await;
     check_content(view.path());
     drop(view);
     server.interrupt().await;
 }
 
-/// The folders of the layers in the store.
+/// The directories of the layers in the store.
 fn stored(root: &std::path::Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(root.join(soci_snapshotter::store::FOLDER)).unwrap();
     let folders = entries.map(|entry| entry.unwrap().path());
@@ -360,7 +364,7 @@ async fn a_lost_layer_that_comes_back_in_another_form_is_what_its_snapshot_names
     for folder in stored(root.path()) {
         fs::remove_dir_all(folder).unwrap();
     }
-    // The layer below is to be had whole only now.
+    // The lower layer can now only be downloaded whole.
     let rubbish = Wrong::Flip(0);
     registry.fault(Fault::always(On::Blob(image.ztocs[0]), rubbish));
     let server = Server::daemon_on(root, &Config::default()).await;
@@ -374,7 +378,11 @@ async fn a_lost_layer_that_comes_back_in_another_form_is_what_its_snapshot_names
         .await
         .unwrap();
     server.cleanup().await.unwrap();
-    assert_eq!(stored(server.root.path()).len(), 2, "both are used");
+    assert_eq!(
+        stored(server.root.path()).len(),
+        2,
+        "both layers are in use"
+    );
     registry.set_online(false);
     let server = Server::daemon_on(server.stop_unmounted().await, &Config::default()).await;
     let view = server.viewed(&image.target(0)).await;
@@ -391,7 +399,7 @@ fn layer_mounts(server: &Server) -> Vec<PathBuf> {
     places.filter(|at| table.top(at).is_some()).collect()
 }
 
-/// Counts, until it is told to stop, how often one of `places` is found without a mount.
+/// Counts how often one of `places` has no mount, until it is told to stop.
 fn watch(places: Vec<PathBuf>) -> (Arc<AtomicBool>, std::thread::JoinHandle<usize>) {
     let over = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&over);
@@ -456,7 +464,7 @@ async fn removed_layers_leave_neither_mounts_nor_files() {
     pull_all(&server, &image).await;
     assert_eq!(mounts_below(&server), 2);
     server.cleanup().await.unwrap();
-    assert_eq!(mounts_below(&server), 2, "what is used stays");
+    assert_eq!(mounts_below(&server), 2, "layers in use stay mounted");
     server.remove(&image.target(1)).await.unwrap();
     server.cleanup().await.unwrap();
     assert_eq!(mounts_below(&server), 1);
@@ -503,7 +511,7 @@ async fn usage_of_layers_is_what_they_take_on_disk_and_counts_a_shared_one_once(
     let second = server.names(&["kind==committed"]).await.into_iter();
     let second = second.filter(|name| name.starts_with(&format!("{}@", image.target(1))));
     let [second] = &second.collect::<Vec<_>>()[..] else {
-        panic!("one more snapshot of the layer");
+        panic!("expected one more snapshot of the layer");
     };
     let sizes = async || {
         let mut sizes = Vec::new();
@@ -513,20 +521,20 @@ async fn usage_of_layers_is_what_they_take_on_disk_and_counts_a_shared_one_once(
         sizes
     };
     let is_right = async || sizes().await.iter().sum::<i64>() == on_disk(server.root.path());
-    until("the sum is what is on disk", is_right).await;
+    until("the sum equals the usage on disk", is_right).await;
     let before = sizes().await;
     assert!(
         before[0] > 0 && before[1] > 0 && before[2] == 0,
         "{before:?}"
     );
-    assert!(before[0] < 300_000, "nobody has read it: {before:?}");
+    assert!(before[0] < 300_000, "it has not been read: {before:?}");
     let view = server.viewed(&image.target(1)).await;
     check_content(view.path());
     drop(view);
     let grown = async || sizes().await[0] >= before[0] + 300_000;
-    until("what was read is on disk", grown).await;
-    until("the sum is what is on disk", is_right).await;
-    // The first is gone: the other has the files now.
+    until("the data that was read is on disk", grown).await;
+    until("the sum equals the usage on disk", is_right).await;
+    // The first snapshot is removed, so the other one now counts the files.
     server
         .remove(&format!("{}-view", image.target(1)))
         .await
@@ -536,7 +544,7 @@ async fn usage_of_layers_is_what_they_take_on_disk_and_counts_a_shared_one_once(
     server.interrupt().await;
 }
 
-/// How many files of the store this process has open.
+/// Number of files of the store that this process has open.
 fn open_files(root: &std::path::Path) -> usize {
     let folder = root.join(soci_snapshotter::store::FOLDER);
     let files = fs::read_dir("/proc/self/fd").unwrap();
@@ -553,14 +561,14 @@ async fn complete_layers_have_no_files_open_and_are_used_as_before() {
     assert!(open_files(server.root.path()) > 0);
     let closed = "no file of a complete layer is open";
     until(closed, async || open_files(server.root.path()) == 0).await;
-    // A restart opens them to take them over.
+    // A restart opens the files to take the layers over.
     let server = Server::daemon_on(server.stop().await, &Config::default()).await;
     until(closed, async || open_files(server.root.path()) == 0).await;
     registry.set_online(false);
     let view = server.viewed(&image.target(1)).await;
     check_content(view.path());
     drop(view);
-    // One more mount of a layer that was closed.
+    // Another mount of a layer whose files were closed.
     let other = Image::publish(&registry, &tars()[..1], Shape::default());
     registry.set_online(true);
     server
@@ -620,7 +628,7 @@ async fn a_target_on_another_parent_is_found_by_containerd_all_the_same() {
     let image = Image::publish(&registry, &tars(), Shape::default());
     let server = daemon().await;
     pull_all(&server, &image).await;
-    // Another namespace, whose lower layer containerd has unpacked itself.
+    // Another namespace, where containerd unpacked the lower layer.
     server
         .layer("other/1/lower", "", |root| {
             fs::write(root.join("a"), b"x").unwrap()
@@ -662,16 +670,16 @@ async fn what_was_prepared_for_a_client_that_went_away_belongs_to_nobody_and_is_
         said = asked => panic!("{said:?}"),
         () = begun => {}
     }
-    until("nothing is left", || async {
+    until("no snapshot is left", || async {
         server.names(&[]).await.is_empty()
     })
     .await;
     assert_eq!(mounts_below(&server), 0);
-    // What was fetched serves the next client.
+    // The downloaded data serves the next client.
     let sent = registry.bytes_sent(&image.layers[0]);
     let again = server.prepare_in("default", "again", "", image.labels(0));
     assert_eq!(again.await.unwrap_err().code(), Code::AlreadyExists);
-    // A look at how it is compressed, no more.
+    // Only the start of the layer is read, to detect the compression.
     assert!(registry.bytes_sent(&image.layers[0]) < sent + 1000);
     assert_eq!(server.names(&[]).await, [image.target(0)]);
     server.interrupt().await;

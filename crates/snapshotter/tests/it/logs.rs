@@ -1,4 +1,4 @@
-//! The log under stress: nobody reads it, or there is too much to say.
+//! The log under stress: standard error is not read, or there are too many lines.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,10 +13,10 @@ use crate::image::{Image, Shape, file, tar};
 use crate::process::{LONG, Line, Place, serves};
 use crate::server::{connect, prepare_request};
 
-/// What a pipe holds.
+/// Capacity of a pipe in bytes.
 const PIPE: usize = 64 << 10;
 
-/// A child that is killed when it is dropped.
+/// A child process that is killed on drop.
 struct Spawned(Child);
 
 impl Drop for Spawned {
@@ -29,13 +29,13 @@ impl Drop for Spawned {
 fn until_there(socket: &Path) {
     let start = Instant::now();
     while !socket.exists() {
-        assert!(start.elapsed() < LONG, "nobody listens");
+        assert!(start.elapsed() < LONG, "the daemon does not listen");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
 #[test]
-fn a_standard_error_that_nobody_reads_stops_nothing() {
+fn an_unread_standard_error_blocks_nothing() {
     let (mut reader, mut writer) = std::io::pipe().unwrap();
     writer.write_all(&[b'\n'; PIPE]).unwrap();
     let place = Place::new();
@@ -44,7 +44,7 @@ fn a_standard_error_that_nobody_reads_stops_nothing() {
         .args(["--no-keeper", "--log-level=trace"])
         .stderr(writer);
     let mut daemon = Spawned(command.spawn().unwrap());
-    // It has the writing end as well.
+    // The command holds the writing end as well.
     drop(command);
     let socket = place.path("s/s.sock");
     until_there(&socket);
@@ -55,13 +55,13 @@ fn a_standard_error_that_nobody_reads_stops_nothing() {
         if let Some(status) = daemon.0.try_wait().unwrap() {
             break status;
         }
-        assert!(start.elapsed() < LONG, "it does not end");
+        assert!(start.elapsed() < LONG, "the daemon does not end");
         std::thread::sleep(Duration::from_millis(5));
     };
     assert_eq!(status.code(), Some(0));
     let mut written = Vec::new();
     reader.read_to_end(&mut written).unwrap();
-    assert_eq!(written.len(), PIPE, "nothing fitted");
+    assert_eq!(written.len(), PIPE, "the pipe is full");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,7 +74,7 @@ async fn reads_that_fail_are_not_logged_one_by_one() {
     let image = Image::publish(&registry, &[tar(&files)], Shape::default());
     let place = Place::with("[background_fetch]\ndisable = true\n");
     let mut command = place.command();
-    // Not a pipe: a daemon that waits for a reader would leave reads here without an answer.
+    // Not a pipe: if the daemon waited for a reader of the log, reads would hang here.
     let log = place.path("log");
     command
         .arg("--no-keeper")
@@ -95,7 +95,7 @@ async fn reads_that_fail_are_not_logged_one_by_one() {
     };
     for n in 0..FILES {
         let read = fs::read(snapshot.join(format!("fs/f{n}")));
-        assert!(read.is_err(), "f{n}: there is nobody to ask");
+        assert!(read.is_err(), "f{n}: the registry is gone, so reads fail");
     }
     drop(client);
     kill_process(Pid::from_child(&daemon.0), Signal::INT).unwrap();

@@ -1,4 +1,4 @@
-//! The snapshots service over its socket, as containerd's own suite checks an overlay snapshotter.
+//! The snapshots service over its socket, with the checks of containerd's suite for snapshotters.
 
 #[path = "../support/archive.rs"]
 #[expect(dead_code, reason = "the tests beside the tree's code use more of it")]

@@ -1,4 +1,4 @@
-//! The program itself: how it starts, what it writes, how it ends.
+//! The program itself: how it starts, what it writes, and how it ends.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,12 +19,12 @@ use crate::server::{connect, prepare_request};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_soci-snapshotter-grpc");
 
-/// How long anything here may take before it counts as hanging.
+/// Time limit of each step; longer means that it hangs.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 pub(crate) type Line = BTreeMap<String, String>;
 
-/// A folder with everything that one daemon needs.
+/// A directory with everything that one daemon needs.
 pub(crate) struct Place {
     folder: TempDir,
 }
@@ -34,7 +34,7 @@ impl Place {
         Self::with("")
     }
 
-    /// With this configuration.
+    /// As [`Place::new`], with this configuration.
     pub(crate) fn with(config: &str) -> Self {
         let folder = TempDir::new().unwrap();
         fs::write(folder.path().join("config.toml"), config).unwrap();
@@ -62,7 +62,7 @@ impl Place {
     }
 }
 
-/// A daemon that has said that it serves.
+/// A daemon that has logged that it serves.
 pub(crate) struct Running {
     pub(crate) child: Child,
     lines: BufReader<std::process::ChildStderr>,
@@ -79,7 +79,7 @@ impl Running {
             said: Vec::new(),
         };
         while !running.has("soci-snapshotter-grpc successfully started") {
-            assert!(running.next(), "it ended: {:#?}", running.said);
+            assert!(running.next(), "the daemon ended: {:#?}", running.said);
         }
         running
     }
@@ -99,7 +99,7 @@ impl Running {
         self.said.iter().any(|line| line["msg"] == message)
     }
 
-    /// The keeper's children.
+    /// The children of the keeper.
     fn workers(&self) -> Vec<u32> {
         let pid = self.child.id();
         let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
@@ -108,7 +108,7 @@ impl Running {
             .collect()
     }
 
-    /// The one worker, once there is one.
+    /// The process ID of the only worker; waits for it.
     fn worker(&self) -> u32 {
         let start = Instant::now();
         loop {
@@ -134,7 +134,7 @@ impl Drop for Running {
     }
 }
 
-/// Runs a daemon that does not get far; its exit code and what it wrote.
+/// Runs a daemon that fails to start. Returns its exit code and its output.
 fn fails(mut command: Command) -> (Option<i32>, String) {
     let output = command.output().unwrap();
     (
@@ -144,7 +144,7 @@ fn fails(mut command: Command) -> (Option<i32>, String) {
 }
 
 #[test]
-fn it_says_in_json_that_it_serves_and_ends_well_on_signals() {
+fn it_logs_in_json_that_it_serves_and_ends_cleanly_on_signals() {
     let place = Place::new();
     for (signal, word) in [
         (Signal::TERM, "Got terminated"),
@@ -185,7 +185,7 @@ fn a_device_that_a_killed_daemon_left_is_replaced_at_the_next_start() {
             .count()
     };
     let mut running = Running::start(place.command());
-    assert_eq!(mounted(), 1, "the device");
+    assert_eq!(mounted(), 1, "only the device is mounted");
     running.end(Signal::KILL);
     assert_eq!(mounted(), 1, "a dead device stays");
     let mut running = Running::start(place.command());
@@ -195,7 +195,7 @@ fn a_device_that_a_killed_daemon_left_is_replaced_at_the_next_start() {
 }
 
 #[test]
-fn a_worker_that_is_killed_is_replaced_and_nobody_who_calls_notices() {
+fn a_killed_worker_is_replaced_without_errors_for_callers() {
     let place = Place::new();
     let mut running = Running::start(place.command());
     let device = mounted(&place.path("root"));
@@ -203,7 +203,7 @@ fn a_worker_that_is_killed_is_replaced_and_nobody_who_calls_notices() {
     for _ in 0..5 {
         let before = running.worker();
         kill_process(pid(before), Signal::KILL).unwrap();
-        // Whether the next one serves already or not: the call waits, and is answered.
+        // The call waits until the next worker serves, and is answered.
         serves(&place.path("s/s.sock"));
         assert_ne!(running.worker(), before);
         assert_eq!(mounted(&place.path("root")), device, "the same device");
@@ -216,14 +216,14 @@ fn a_worker_that_is_killed_is_replaced_and_nobody_who_calls_notices() {
 }
 
 #[test]
-fn a_worker_is_replaced_on_request_and_the_calls_under_way_are_answered() {
+fn a_worker_is_replaced_on_request_and_running_calls_are_answered() {
     let place = Place::new();
     let mut running = Running::start(place.command());
     let before = running.worker();
     kill_process(Pid::from_child(&running.child), Signal::HUP).unwrap();
     let start = Instant::now();
     while running.workers().is_empty() || running.worker() == before {
-        assert!(start.elapsed() < LONG, "it is not replaced");
+        assert!(start.elapsed() < LONG, "the worker is not replaced");
         std::thread::sleep(Duration::from_millis(2));
     }
     serves(&place.path("s/s.sock"));
@@ -234,29 +234,29 @@ fn a_worker_is_replaced_on_request_and_the_calls_under_way_are_answered() {
 }
 
 #[test]
-fn a_new_program_that_does_not_serve_is_left_for_the_one_before() {
+fn a_new_program_that_does_not_serve_is_replaced_by_the_previous_one() {
     let place = Place::new();
     let program = place.path("program");
     fs::copy(PROGRAM, &program).unwrap();
     let mut command = place.command_of(&program);
     command.arg("keeper");
     let mut running = Running::start(command);
-    // As a package manager does it: a new file under the old name.
+    // Like a package manager: a new file under the old name.
     fs::copy("/bin/false", place.path("new")).unwrap();
     fs::rename(place.path("new"), &program).unwrap();
     kill_process(Pid::from_child(&running.child), Signal::HUP).unwrap();
     while !running.has("the new program did not start serving, reverting to the previous one") {
-        assert!(running.next(), "it ended: {:#?}", running.said);
+        assert!(running.next(), "the daemon ended: {:#?}", running.said);
     }
     serves(&place.path("s/s.sock"));
-    // And one that does is taken.
+    // A program that works is used.
     fs::copy(PROGRAM, place.path("new")).unwrap();
     fs::rename(place.path("new"), &program).unwrap();
     let before = running.worker();
     kill_process(Pid::from_child(&running.child), Signal::HUP).unwrap();
     let start = Instant::now();
     while running.workers().is_empty() || running.worker() == before {
-        assert!(start.elapsed() < LONG, "it is not replaced");
+        assert!(start.elapsed() < LONG, "the worker is not replaced");
         std::thread::sleep(Duration::from_millis(2));
     }
     serves(&place.path("s/s.sock"));
@@ -275,13 +275,13 @@ fn the_worker_ends_with_its_keeper() {
     while fs::exists(format!("/proc/{worker}/exe")).unwrap_or(false)
         && fs::read_link(format!("/proc/{worker}/exe")).is_ok()
     {
-        assert!(start.elapsed() < LONG, "it lives on");
+        assert!(start.elapsed() < LONG, "the worker does not end");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
 #[test]
-fn the_keeper_is_never_killed_for_memory_and_the_worker_as_before() {
+fn only_the_keeper_is_excluded_from_oom_kills() {
     let place = Place::new();
     let running = Running::start(place.command());
     let score = |pid: u32| {
@@ -292,7 +292,8 @@ fn the_keeper_is_never_killed_for_memory_and_the_worker_as_before() {
     let spared = if may_spare() { -1000 } else { ours };
     assert_eq!(score(running.child.id()), spared);
     assert_eq!(score(running.worker()), ours);
-    // Of the three standard descriptors it has its own input, and nothing of the keeper but what was handed over.
+    // The worker has its own standard input, and no other descriptors of the keeper than those
+    // passed to it.
     let input = fs::read_link(format!("/proc/{}/fd/0", running.worker())).unwrap();
     assert_eq!(input, PathBuf::from("/dev/null"));
     let fuse = |pid: u32| {
@@ -302,16 +303,16 @@ fn the_keeper_is_never_killed_for_memory_and_the_worker_as_before() {
             .filter(|target| target.as_os_str() == "/dev/fuse")
             .count()
     };
-    // The keeper may not have heard of it yet.
+    // The keeper may not have received the device yet.
     let start = Instant::now();
     while fuse(running.child.id()) != 1 {
-        assert!(start.elapsed() < LONG, "the device is kept");
+        assert!(start.elapsed() < LONG, "the keeper does not get the device");
         std::thread::sleep(Duration::from_millis(2));
     }
     assert_eq!(fuse(running.worker()), 1);
 }
 
-/// Whether this machine lets a process take itself out of the reach of the memory killer: some sandboxes do not.
+/// Whether this machine allows a process to exclude itself from OOM kills. Some sandboxes do not.
 fn may_spare() -> bool {
     let script = "echo -1000 2>/dev/null >/proc/self/oom_score_adj";
     let mut shell = Command::new("/bin/sh");
@@ -334,7 +335,7 @@ fn without_a_keeper_there_is_one_process() {
 }
 
 #[test]
-fn what_systemd_keeps_is_gone_on_with_by_the_next_daemon() {
+fn the_next_daemon_adopts_the_descriptors_that_systemd_stored() {
     let forms = ["--no-keeper=false", "--no-keeper"];
     let signals = [Signal::TERM, Signal::KILL];
     for (form, signal) in forms
@@ -350,7 +351,11 @@ fn what_systemd_keeps_is_gone_on_with_by_the_next_daemon() {
         let device = mounted(&place.path("root"));
         let code = first.end(signal).code();
         assert_eq!(code, (signal == Signal::TERM).then_some(0), "{form}");
-        assert_eq!(mounted(&place.path("root")), device, "{form}: it stays");
+        assert_eq!(
+            mounted(&place.path("root")),
+            device,
+            "{form}: the device stays mounted"
+        );
         let kept: Vec<(&str, &OwnedFd)> =
             kept.iter().map(|(name, fd)| (name.as_str(), fd)).collect();
         let mut second = Running::start(systemd.command(&place, form, &kept));
@@ -365,7 +370,7 @@ fn what_systemd_keeps_is_gone_on_with_by_the_next_daemon() {
     }
 }
 
-/// Plays the part of systemd: hears notices, keeps descriptors.
+/// Acts as systemd: receives notifications and stores descriptors.
 struct Systemd {
     notices: UnixDatagram,
     path: PathBuf,
@@ -379,11 +384,12 @@ impl Systemd {
         Self { notices, path }
     }
 
-    /// A daemon that is started with these descriptors.
+    /// Starts a daemon with these descriptors.
     fn command(&self, place: &Place, form: &str, kept: &[(&str, &OwnedFd)]) -> Command {
         let mut shell = Command::new("/bin/sh");
-        // LISTEN_PID has to be the daemon's own number: only what becomes the daemon knows it. Two at most: standard
-        // input and output are moved to where systemd puts descriptors.
+        // LISTEN_PID must be the process ID of the daemon, which only the shell that becomes the
+        // daemon knows. At most two descriptors: standard input and output are moved to where
+        // systemd puts descriptors.
         let script = match kept.len() {
             0 => "exec \"$@\"",
             _ => "exec 3<&0 4<&1 </dev/null >/dev/null; export LISTEN_PID=$$; exec \"$@\"",
@@ -407,7 +413,7 @@ impl Systemd {
         shell
     }
 
-    /// What was given to keep before the daemon said that it is ready.
+    /// The descriptors that were stored before the daemon reported that it is ready.
     fn until_ready(&self) -> BTreeMap<String, OwnedFd> {
         let mut kept = BTreeMap::new();
         loop {
@@ -451,7 +457,7 @@ fn pid(number: u32) -> Pid {
     Pid::from_raw(i32::try_from(number).unwrap()).unwrap()
 }
 
-/// The mounts below a folder, with their device numbers.
+/// The mounts below a directory, with their device numbers.
 pub(crate) fn mounted(root: &Path) -> Vec<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let below = format!(" {}/", root.display());
@@ -459,7 +465,7 @@ pub(crate) fn mounted(root: &Path) -> Vec<String> {
     lines.map(str::to_owned).collect()
 }
 
-/// Whether a call is answered, as soon as somebody is there to answer.
+/// Checks that a call is answered, as soon as a daemon serves.
 pub(crate) fn serves(socket: &Path) {
     let socket = socket.to_owned();
     let call = async move {
@@ -480,7 +486,7 @@ pub(crate) fn serves(socket: &Path) {
 }
 
 #[test]
-fn a_second_daemon_on_the_root_is_refused_and_disturbs_nothing() {
+fn a_second_daemon_on_the_root_fails_without_side_effects() {
     let place = Place::new();
     let mut running = Running::start(place.command());
     let (code, said) = fails(place.command());
@@ -500,7 +506,7 @@ fn a_second_daemon_on_the_root_is_refused_and_disturbs_nothing() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_ends_it_immediately() {
     let registry = TestRegistry::start();
     let tars = [tar(&[file("a", b"one")])];
     let image = Image::publish(&registry, &tars, Shape::default());
@@ -512,7 +518,7 @@ fn a_second_signal_ends_it_at_once() {
     let mut running = Running::start(command);
     let pid = Pid::from_child(&running.child);
     let (socket, labels) = (place.path("s/s.sock"), image.labels(0));
-    // The end waits for this, for some seconds.
+    // The daemon waits some seconds for this call before it ends.
     let asks = std::thread::spawn(move || {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_all().build().unwrap();
@@ -524,12 +530,12 @@ fn a_second_signal_ends_it_at_once() {
     });
     let start = Instant::now();
     while registry.requests() == 0 {
-        assert!(start.elapsed() < LONG, "nothing is asked for");
+        assert!(start.elapsed() < LONG, "the registry gets no request");
         std::thread::sleep(Duration::from_millis(5));
     }
     kill_process(pid, Signal::INT).unwrap();
     while !running.has("Got interrupt") {
-        assert!(running.next(), "it ended: {:#?}", running.said);
+        assert!(running.next(), "the daemon ended: {:#?}", running.said);
     }
     let start = Instant::now();
     let status = running.end(Signal::INT);
@@ -540,7 +546,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn what_cannot_be_used_is_named() {
+fn errors_name_the_invalid_setting() {
     let place = Place::new();
     let with = |name: &str, value: &str| {
         let mut command = place.command();
@@ -564,10 +570,10 @@ fn what_cannot_be_used_is_named() {
         assert_eq!(code, Some(1), "{said}");
         assert!(said.contains(wanted), "{said}");
         let fatal = said.matches("\"level\":\"fatal\"").count();
-        assert_eq!(fatal, 1, "said once: {said}");
+        assert_eq!(fatal, 1, "logged once: {said}");
         assert!(
             !place.path("s").exists(),
-            "no socket of what does not serve"
+            "a daemon that does not serve leaves no socket"
         );
     }
     fs::write(place.path("config.toml"), "[http]\nMaxRetries = 'many'\n").unwrap();
@@ -580,7 +586,7 @@ fn what_cannot_be_used_is_named() {
 }
 
 #[test]
-fn systemd_is_told_and_its_socket_is_used_and_left() {
+fn systemd_is_notified_and_its_socket_is_used_but_not_removed() {
     let place = Place::new();
     let notices = UnixDatagram::bind(place.path("notify")).unwrap();
     notices
@@ -588,7 +594,8 @@ fn systemd_is_told_and_its_socket_is_used_and_left() {
         .unwrap();
     let activated = UnixListener::bind(place.path("activated.sock")).unwrap();
     let mut shell = Command::new("/bin/sh");
-    // LISTEN_PID has to be the daemon's own number: only what becomes the daemon knows it.
+    // LISTEN_PID must be the process ID of the daemon, which only the shell that becomes the daemon
+    // knows.
     shell
         .arg("-c")
         .arg("exec 3<&0 </dev/null; export LISTEN_PID=$$; exec \"$@\"")
@@ -601,11 +608,11 @@ fn systemd_is_told_and_its_socket_is_used_and_left() {
         .arg(place.path("config.toml"))
         .env("LISTEN_FDS", "1")
         .env("NOTIFY_SOCKET", place.path("notify"))
-        // Not by its number: shells take one digit there.
+        // Not by number, because shells support only single digits there.
         .stdin(OwnedFd::from(activated.try_clone().unwrap()))
         .stderr(Stdio::piped());
     let mut running = Running::start(shell);
-    // In this order, among descriptors that it is given to keep.
+    // The notifications arrive in this order, among descriptors to store.
     let notice = |wanted: &str| {
         loop {
             let (text, _) = receive(&notices);
@@ -622,7 +629,7 @@ fn systemd_is_told_and_its_socket_is_used_and_left() {
     assert!(place.path("activated.sock").exists());
 }
 
-/// What no line of an ordinary pull may contain, in any case.
+/// Words that must not appear in the log of an ordinary pull, in any case.
 const SECRET_WORDS: [&str; 8] = [
     "password",
     "passwd",

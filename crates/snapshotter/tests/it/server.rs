@@ -1,4 +1,4 @@
-//! A real server on a private socket and root, and a client of it.
+//! A real server on a private socket and state directory, and a client.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -41,7 +41,7 @@ pub(crate) async fn connect(path: PathBuf) -> Client {
     Client::new(endpoint.connect_with_connector(connect).await.unwrap())
 }
 
-/// A Prepare in a namespace of containerd.
+/// A Prepare request in a namespace of containerd.
 pub(crate) fn prepare_request(
     namespace: &'static str,
     key: &str,
@@ -63,7 +63,7 @@ pub(crate) fn prepare_request(
     request
 }
 
-/// A daemon's service on a root of its own.
+/// The service of a daemon with its own state directory.
 pub(crate) struct Server {
     pub(crate) client: Client,
     serving: JoinSet<()>,
@@ -76,7 +76,7 @@ impl Server {
         Self::start_on(TempDir::new().unwrap()).await
     }
 
-    /// A server without layers, on a root that may have been used before.
+    /// Starts a server without layers, on a state directory that may have been used before.
     pub(crate) async fn start_on(root: TempDir) -> Self {
         let cpu = Cpu::new(NonZeroUsize::MIN).unwrap();
         let mounts = MountThread::start().unwrap();
@@ -90,7 +90,7 @@ impl Server {
         Self::serve(root, snapshotter, None).await
     }
 
-    /// All of the daemon.
+    /// Starts all parts of the daemon.
     pub(crate) async fn daemon_on(root: TempDir, config: &Config) -> Self {
         let taken = Root::take(root.path()).unwrap();
         let daemon = Daemon::start(taken, config, None).await.unwrap();
@@ -116,7 +116,7 @@ impl Server {
         }
     }
 
-    /// Unmounts the layers, as an interrupt does it.
+    /// Unmounts the layers, as on SIGINT.
     pub(crate) async fn interrupt(mut self) {
         self.serving.shutdown().await;
         if let Some(daemon) = self.daemon.take() {
@@ -124,7 +124,7 @@ impl Server {
         }
     }
 
-    /// Unmounts the layers, ends the server, and gives back its root.
+    /// Unmounts the layers, ends the server and returns its state directory.
     pub(crate) async fn stop_unmounted(self) -> TempDir {
         if let Some(daemon) = &self.daemon {
             daemon.unmount().await.unwrap();
@@ -132,7 +132,7 @@ impl Server {
         self.stop().await
     }
 
-    /// Ends the server as a termination does, and gives back its root. Mounts of layers stay.
+    /// Ends the server, as on SIGTERM, and returns its state directory. Layers stay mounted.
     pub(crate) async fn stop(self) -> TempDir {
         let Self {
             client,
@@ -140,8 +140,8 @@ impl Server {
             daemon,
             root,
         } = self;
-        // Until its parts are gone: the records are locked by whoever has them (each connection too), and the device is
-        // taken away by the last one.
+        // Wait until all parts are dropped: each part and connection holds the lock on the records,
+        // and the last one unmounts the device.
         drop(client);
         serving.shutdown().await;
         drop(daemon);
@@ -190,7 +190,7 @@ impl Server {
             .mounts)
     }
 
-    /// A Prepare in a namespace of containerd.
+    /// A Prepare request in a namespace of containerd.
     pub(crate) async fn prepare_in(
         &self,
         namespace: &'static str,
@@ -346,7 +346,7 @@ impl Server {
         Ok(())
     }
 
-    /// Prepares a snapshot, lets `change` work in its mount, and commits it.
+    /// Prepares a snapshot, calls `change` with its mount, and commits it.
     pub(crate) async fn layer(&self, name: &str, parent: &str, change: impl FnOnce(&Path)) {
         let key = format!("{name}-key");
         let mounted = Mounted::new(&self.prepare(&key, parent).await.unwrap());
@@ -355,13 +355,13 @@ impl Server {
         self.commit(name, &key).await.unwrap();
     }
 
-    /// What a view of a committed snapshot shows.
+    /// Mounts a view of a committed snapshot.
     pub(crate) async fn viewed(&self, name: &str) -> Mounted {
         Mounted::new(&self.view(&format!("{name}-view"), name).await.unwrap())
     }
 }
 
-/// The mounts of a snapshot, made as a runtime makes them, until dropped.
+/// The mounts of a snapshot, made like a runtime does, until dropped.
 pub(crate) struct Mounted {
     at: TempDir,
 }
@@ -369,7 +369,7 @@ pub(crate) struct Mounted {
 impl Mounted {
     pub(crate) fn new(mounts: &[Mount]) -> Self {
         let [mount] = mounts else {
-            panic!("one mount: {mounts:?}")
+            panic!("expected one mount: {mounts:?}")
         };
         let at = TempDir::new().unwrap();
         match mount.r#type.as_str() {
@@ -399,7 +399,7 @@ fn bind(mount: &Mount, at: &Path) {
     }
 }
 
-/// With the mount API of descriptors, because the options of a hundred layers exceed a page.
+/// Uses the descriptor-based mount API, because the options of a hundred layers exceed a page.
 fn overlay(mount: &Mount, at: &Path) {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
     for option in &mount.options {
@@ -425,7 +425,7 @@ fn overlay(mount: &Mount, at: &Path) {
 }
 
 mod tower {
-    //! The one connector that a client of a socket needs.
+    //! The connector of a client on a socket.
 
     use std::future::Future;
     use std::path::PathBuf;

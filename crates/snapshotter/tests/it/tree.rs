@@ -1,5 +1,5 @@
-//! The rules again, told plainly: a map from paths to numbers of inodes, changed entry by entry. Slow
-//! and without access lists; random archives must give the same tree both ways.
+//! A simple model of the unpacking rules: a map from paths to inode numbers, changed entry by
+//! entry. It is slow and does not model ACLs. Random archives must give the same tree with both.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use soci_snapshotter::tree::{Patch, Rules, Tree};
 
 use crate::archive::{Made, archive, made};
 
-/// An inode: type flag of a tar, link target, device, block, attributes.
+/// An inode: tar type flag, link target, device, block and attributes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Inode {
     flag: u8,
@@ -24,7 +24,7 @@ struct Inode {
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-/// Paths begin with a slash; `/` itself is the root.
+/// Paths start with a slash; `/` itself is the root.
 #[derive(Debug, Default)]
 struct Model {
     inodes: Vec<Inode>,
@@ -71,7 +71,7 @@ impl Model {
         self.paths.get(path).map(|&inode| self.inodes[inode].flag)
     }
 
-    /// Removes a path and all below it.
+    /// Removes a path and everything below it.
     fn remove(&mut self, path: &str) {
         let below = format!("{path}/");
         self.paths
@@ -164,7 +164,7 @@ impl Model {
         inode.mtime = time;
     }
 
-    /// The group of what is made in a directory.
+    /// The group of a new entry in a directory.
     fn group_of(&self, dir: &str) -> u32 {
         let dir = if dir.is_empty() { "/" } else { dir };
         let dir = &self.inodes[self.paths[dir]];
@@ -241,7 +241,7 @@ impl Model {
         Ok(())
     }
 
-    /// Rounds of following links until a round meets none.
+    /// Follows links repeatedly until a pass finds none.
     fn root_path(&self, path: &str) -> Result<String, Fails> {
         let mut path = path.to_string();
         let mut walked = 0;
@@ -290,7 +290,7 @@ impl Model {
         })
     }
 
-    /// The inode at a path as the kernel finds it; fails where it would look outside.
+    /// The inode at a path as the kernel finds it. Fails if the path leads outside the root.
     fn lstat(&self, path: &str, depth: usize) -> Result<Option<usize>, Fails> {
         let mut at = String::new();
         let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty()).collect();
@@ -361,7 +361,7 @@ fn time_of(text: &str) -> (i64, u32) {
     )
 }
 
-/// What a tree has, in the model's terms.
+/// The contents of a tree in terms of the model.
 fn seen(tree: &Tree) -> (BTreeMap<String, usize>, BTreeMap<usize, Inode>) {
     let mut todo = vec![("/".to_string(), NodeId::ROOT)];
     let mut paths = BTreeMap::new();
@@ -478,11 +478,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     #[test]
-    fn prop_a_tree_is_what_the_rules_told_plainly_give(
+    fn prop_a_tree_equals_that_of_the_model(
         entries in prop::collection::vec(entry(), 1..12),
         base in any::<bool>(),
     ) {
-        // As often as not an archive fails at some entry: what comes before it is still compared.
+        // About half of the archives fail at some entry. The tree up to that entry is compared
+        // anyway.
         let rules = Rules { base, user_namespace: false };
         let build = |entries: &[Made]| {
             let toc = archive(entries);

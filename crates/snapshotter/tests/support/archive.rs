@@ -1,9 +1,9 @@
-//! Archives for the tests of the tree, beside its code and outside: entries described in short, written as a tar with PAX records
-//! and scanned as a layer is.
+//! Archives for unit and integration tests of the tree: entries in short form, written as a tar
+//! with PAX records and scanned like a layer.
 
 use soci_ztoc::{Entry, Policy, TarScanner, TarSink, Toc};
 
-/// An entry to be written.
+/// An entry to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Made {
     pub(crate) name: Vec<u8>,
@@ -12,7 +12,7 @@ pub(crate) struct Made {
     pub(crate) mode: u16,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// As a PAX record has it.
+    /// As in a PAX record.
     pub(crate) mtime: String,
     pub(crate) device: (u32, u32),
     pub(crate) size: u64,
@@ -34,7 +34,7 @@ pub(crate) fn made(flag: u8, name: impl AsRef<[u8]>) -> Made {
     }
 }
 
-/// A regular file of so many bytes.
+/// A regular file of `size` bytes.
 pub(crate) fn file(name: impl AsRef<[u8]>, size: u64) -> Made {
     Made {
         size,
@@ -146,7 +146,7 @@ pub(crate) fn archive(entries: &[Made]) -> Toc {
     tar.resize(tar.len() + 1024, 0);
     let mut sink = Sink(Toc::new());
     let mut scanner = TarScanner::new(Policy::Ztoc);
-    scanner.feed(&tar, &mut sink).expect("a sound archive");
-    scanner.finish().expect("a whole archive");
+    scanner.feed(&tar, &mut sink).expect("the archive is valid");
+    scanner.finish().expect("the archive is complete");
     sink.0
 }

@@ -1,7 +1,7 @@
-//! Doubles and helpers for tests of the device and of what is mounted on it.
+//! Test doubles and helpers for tests of the device and of mounts on it.
 //!
-//! Whoever reads below a mount does it on a thread with its own descriptor table, as the mounting
-//! thread does, or in another process: a test that is killed must die.
+//! Reads below a mount run on a thread with its own descriptor table, like the mount thread, or in
+//! another process. Otherwise a test could not be killed.
 
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -12,10 +12,10 @@ use soci_oci::Digest;
 use crate::layer::{DeviceFile, ReadDone, ReadError, Subject};
 use crate::mount::thread::leave_descriptors;
 
-/// How long anything here may take before it counts as hanging.
+/// Time limit of each step; longer means that it hangs.
 pub(crate) const LONG: Duration = Duration::from_secs(20);
 
-/// What a double does with a read.
+/// How a double answers a read.
 pub(crate) type Behaviour = Box<dyn Fn(u64, u32, ReadDone) + Send + Sync>;
 
 pub(crate) struct Double {
@@ -38,7 +38,7 @@ impl DeviceFile for Double {
     }
 }
 
-/// The byte at `offset` of every double that tells the truth.
+/// The byte at `offset` of every double with correct content.
 pub(crate) fn byte(offset: u64) -> u8 {
     u8::try_from((offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) & 0xff).unwrap()
 }
@@ -47,7 +47,7 @@ pub(crate) fn bytes(offset: u64, len: u32) -> Bytes {
     (offset..offset + u64::from(len)).map(byte).collect()
 }
 
-/// Runs `job` on a thread without the FUSE descriptor and waits for it, but not for ever.
+/// Runs `job` on a thread without the FUSE descriptor and waits for it with a time limit.
 pub(crate) fn apart<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> T {
     begin(job).recv_timeout(LONG).expect("the kernel answers")
 }
@@ -63,12 +63,12 @@ pub(crate) fn begin<T: Send + 'static>(
     finished
 }
 
-/// A read error, as a layer that is removed gives it.
+/// The read error of a removed layer.
 pub(crate) fn unavailable() -> ReadError {
     ReadError::Removed { subject: subject() }
 }
 
-/// What the errors of these tests are about.
+/// The subject of the errors in these tests.
 pub(crate) fn subject() -> Arc<Subject> {
     let (image, layer) = ("registry.test/image:1".into(), Digest::sha256(b"layer"));
     Arc::new(Subject {

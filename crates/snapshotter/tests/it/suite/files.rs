@@ -1,4 +1,4 @@
-//! What is written into snapshots and what is seen through them.
+//! Writes to snapshots, and what is seen through them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ fn create(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Path to kind, mode, owner and content of everything below `root`.
+/// Maps each path below `root` to kind, mode, owner and content.
 fn tree(root: &Path) -> BTreeMap<String, (u32, u32, u32, Vec<u8>)> {
     let mut found = BTreeMap::new();
     let mut pending = vec![root.to_owned()];
@@ -48,8 +48,9 @@ fn tree(root: &Path) -> BTreeMap<String, (u32, u32, u32, Vec<u8>)> {
 
 type Change = fn(&Path);
 
-/// Applies changes one after another, each in a layer of its own and in one plain folder. After every step
-/// the mount of the layer, and after the last one a view, must show what the folder has.
+/// Applies changes one after another, each in its own layer and all in one plain directory. After
+/// every step, the mount of the layer must show what the directory contains; after the last one, a
+/// view too.
 async fn layers_equal_a_folder(changes: &[Change]) {
     let server = Server::start().await;
     let plain = tempfile::tempdir().unwrap();
@@ -375,10 +376,10 @@ async fn labels_of_a_user_namespace_are_followed_once() {
         .find_map(|option| option.strip_prefix("upperdir="));
     let owner = fs::metadata(upper.unwrap()).unwrap();
     assert_eq!((owner.uid(), owner.gid()), (100_000, 100_000));
-    // The same after a look at it.
+    // Mounts returns the same as Prepare.
     assert_eq!(server.mounts("container").await.unwrap(), mounts);
 
-    // Where containerd has changed the owners itself, nothing is mapped again.
+    // If containerd changes the owners itself, they are not mapped again.
     server.prepare("mapped-remap", "base").await.unwrap();
     server.commit("mapped", "mapped-remap").await.unwrap();
     let mounts = server

@@ -1,4 +1,4 @@
-//! Names, kinds, parents, labels and their life.
+//! Names, kinds, parents and labels of snapshots.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use tonic::Code;
 
 use crate::server::{Labels, Server, labels};
 
-/// c1 and c2 (on c1) are committed, a1 (on c2) and a2 active, v1 (on c2) and v2 views.
+/// c1 and c2 (on c1) are committed, a1 (on c2) and a2 are active, v1 (on c2) and v2 are views.
 async fn populated() -> Server {
     let server = Server::start().await;
     server.prepare("c1-a", "").await.unwrap();
@@ -78,7 +78,7 @@ async fn parents_must_be_committed() {
         );
     }
     assert_eq!(code(server.prepare("", "").await), Code::InvalidArgument);
-    // What was refused left nothing.
+    // The rejected requests left no snapshot.
     assert_eq!(code(server.stat("new").await), Code::NotFound);
     let directories = fs::read_dir(server.directories()).unwrap().count();
     assert_eq!(directories, POPULATION.len());
@@ -368,7 +368,7 @@ async fn records_survive_a_restart() {
     let mounts = server.prepare("a2", "").await.unwrap();
     assert!(
         mounts[0].source.ends_with("/7/fs"),
-        "ids are never used twice: {mounts:?}"
+        "IDs are never reused: {mounts:?}"
     );
 }
 
@@ -376,7 +376,7 @@ async fn records_survive_a_restart() {
 async fn a_layer_without_the_labels_of_its_image_is_left_to_containerd() {
     let server = Server::start().await;
     let target = || labels(&[("containerd.io/snapshot.ref", "sha256:x")]);
-    // Without a namespace it is refused, and leaves nothing behind.
+    // Without a namespace, the request fails and leaves nothing.
     assert_eq!(
         code(server.prepare_with("key", "", target()).await),
         Code::Unknown
@@ -387,7 +387,7 @@ async fn a_layer_without_the_labels_of_its_image_is_left_to_containerd() {
         .await
         .unwrap();
     assert_eq!(mounts[0].r#type, "bind");
-    // Once it is committed under its target, the next one is told so.
+    // Once it is committed under its target, the next request gets this answer.
     server
         .commit_with("sha256:x", "key", target(), "")
         .await
