@@ -1,23 +1,23 @@
-//! The releases of containerd that a node can have, and how each is configured and asked to pull.
+//! The supported releases of containerd, their configuration, and how they pull.
 
 use std::path::{Path, PathBuf};
 
 use crate::node::{NodeOptions, OVERLAYFS, SOCI};
 
-/// The namespace of what the CRI makes.
+/// The namespace of the CRI.
 const PODS: &str = "k8s.io";
 
 /// A release series.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Series {
-    /// 2.1 or later; pulls by its transfer service.
+    /// 2.1 or later; pulls with its transfer service.
     #[default]
     Current,
-    /// 1.7; only its CRI tells snapshotters about images, so pulls go through that.
+    /// 1.7; only its CRI passes image labels to snapshotters, so pulls use the CRI.
     V1_7,
 }
 
-/// Where a containerd keeps what.
+/// Paths of a containerd.
 #[derive(Debug)]
 pub(crate) struct Places<'a> {
     pub root: PathBuf,
@@ -28,7 +28,7 @@ pub(crate) struct Places<'a> {
 }
 
 impl Series {
-    /// A program of this series, as [`crate::Program::tool`] takes it.
+    /// A program of this series, see [`crate::Program::tool`].
     pub fn program(self, name: &str) -> String {
         match self {
             Self::Current => name.to_owned(),
@@ -36,7 +36,7 @@ impl Series {
         }
     }
 
-    /// The namespace of the images that a pull gives.
+    /// The namespace of pulled images.
     pub(crate) fn namespace(self, pods: bool) -> &'static str {
         match self {
             Self::Current if !pods => "default",
@@ -108,8 +108,8 @@ fn unpack(oracle_only: bool) -> String {
     snapshotters.iter().map(entry).collect()
 }
 
-/// The CRI with our snapshotter, as a Kubernetes node has it. It does not ask for an OOM score below its own, which takes a
-/// capability that root in a container lacks.
+/// Configures the CRI with our snapshotter, as on a Kubernetes node. It does not request an OOM
+/// score below its own, which requires a capability that root in a container lacks.
 fn pods(sandbox: &str) -> String {
     format!(
         "[plugins.\"io.containerd.cri.v1.images\"]\nsnapshotter = \"{SOCI}\"\n\

@@ -1,7 +1,8 @@
-//! Pods, by the interface that a kubelet speaks to containerd.
+//! Pods, through containerd's CRI like a kubelet.
 //!
-//! A [`Pod`] shares the network of the node, so that no CNI is needed; it ends when it is dropped, and its containers with
-//! it. The messages have only the fields that are used here, with the numbers of `runtime/v1/api.proto`.
+//! A [`Pod`] uses the network of the node, so no CNI is needed. It ends on drop, with its
+//! containers. The messages contain only the fields that are used here, with the numbers of
+//! `runtime/v1/api.proto`.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,7 +17,7 @@ use tonic_prost::ProstCodec;
 
 use crate::process::Finished;
 
-/// No call takes this long unless it hangs.
+/// Time limit of a call; longer means that it hangs.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A client of containerd's CRI.
@@ -38,7 +39,7 @@ impl Cri {
         Ok(Self { runtime, channel })
     }
 
-    /// Pulls an image with the snapshotter that the CRI is configured for.
+    /// Pulls an image with the snapshotter that the CRI is configured with.
     pub fn pull(&self, reference: &str) -> Result<()> {
         let request = PullImageRequest {
             image: Some(ImageSpec::of(reference)),
@@ -47,7 +48,7 @@ impl Cri {
         self.call::<_, PullImageResponse>(method, request).map(drop)
     }
 
-    /// Starts the sandbox of a pod; its image is pulled first where it is missing.
+    /// Starts the sandbox of a pod, after pulling its image if it is missing.
     pub fn run_pod(&self, name: &str) -> Result<Pod<'_>> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -139,7 +140,7 @@ impl<'a> Pod<'a> {
         })
     }
 
-    /// Ends it and says whether that went well (dropping does the same without saying so).
+    /// Removes the pod and reports errors. Drop does the same but ignores errors.
     pub fn remove(mut self) -> Result<()> {
         self.removed = true;
         self.end()
@@ -160,13 +161,13 @@ impl<'a> Pod<'a> {
 impl Drop for Pod<'_> {
     fn drop(&mut self) {
         if !self.removed {
-            // What this cannot end, the sandbox around the tests ends.
+            // The sandbox around the tests ends what this cannot.
             drop(self.end());
         }
     }
 }
 
-/// A running container of a pod; it ends with the pod.
+/// A running container of a pod. It ends with the pod.
 #[derive(Debug)]
 pub struct Container<'a> {
     cri: &'a Cri,
@@ -174,12 +175,12 @@ pub struct Container<'a> {
 }
 
 impl Container<'_> {
-    /// The name under which containerd knows it.
+    /// Its ID in containerd.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Runs a command in it until it ends.
+    /// Runs a command in the container and waits for its end.
     pub fn exec(&self, command: &[&str]) -> Result<Finished> {
         let request = ExecSyncRequest {
             container_id: self.id.clone(),
@@ -269,7 +270,7 @@ struct RunPodSandboxRequest {
     config: Option<PodSandboxConfig>,
 }
 
-/// Names a sandbox, in requests and answers.
+/// Identifies a sandbox in requests and answers.
 #[derive(Clone, PartialEq, prost::Message)]
 struct PodSandbox {
     #[prost(string, tag = "1")]
@@ -310,7 +311,7 @@ struct CreateContainerRequest {
     sandbox_config: Option<PodSandboxConfig>,
 }
 
-/// Names a container, in requests and answers.
+/// Identifies a container in requests and answers.
 #[derive(Clone, PartialEq, prost::Message)]
 struct ContainerName {
     #[prost(string, tag = "1")]
@@ -337,7 +338,7 @@ struct ExecSyncResponse {
     exit_code: i32,
 }
 
-/// An answer without a word.
+/// An empty answer.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Nothing {}
 
@@ -350,7 +351,7 @@ impl ImageSpec {
 }
 
 impl NamespaceOption {
-    /// The network of the node; a namespace of processes for each container, as a kubelet asks for.
+    /// Host network, and a PID namespace per container, as a kubelet requests.
     fn of_the_node() -> Self {
         const CONTAINER: i32 = 1;
         const NODE: i32 = 2;

@@ -15,7 +15,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Makes one of so many megabytes, with everything under `folder`.
+    /// Creates a disk of the given size in megabytes, and copies everything under `folder` to it.
     pub fn make(folder: &Path, megabytes: u64) -> Result<Self> {
         let (image, at) = (folder.join("disk.ext4"), folder.join("disk"));
         fs::create_dir_all(&at)?;
@@ -35,7 +35,8 @@ impl Disk {
         &self.at
     }
 
-    /// Takes all space but so many megabytes, until the file that is given back is removed.
+    /// Fills the disk up to the given number of free megabytes. Removing the returned file frees
+    /// the space.
     pub fn fill(&self, leaving_megabytes: u64) -> Result<PathBuf> {
         let (ballast, reserve) = (self.at.join("ballast"), self.at.join("reserve"));
         let block = vec![0xA5; 1 << 20];
@@ -45,7 +46,7 @@ impl Disk {
         }
         kept.sync_all()?;
         let mut file = fs::File::create(&ballast)?;
-        // What is written and not allocated yet counts for more than it takes: what is left of that is taken in steps.
+        // Delayed allocation reserves more than it uses, so fill the remainder in smaller steps.
         for step in [block.len(), 64 << 10, 1 << 10] {
             while self.take(&mut file, &block[..step])? {}
         }
@@ -53,7 +54,8 @@ impl Disk {
         Ok(ballast)
     }
 
-    /// Writes to the file until there is no space, and to the disk; false if there was none.
+    /// Writes to the file until the disk is full, and syncs it. Returns false if there was no
+    /// space.
     fn take(&self, file: &mut fs::File, step: &[u8]) -> Result<bool> {
         let mut took = false;
         loop {
@@ -72,7 +74,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Mounts inside it go with it or keep it; the sandbox's end is the last word.
+        // Mounts inside may keep it busy. The end of the sandbox removes it.
         let _ = rustix::mount::unmount(&self.at, rustix::mount::UnmountFlags::DETACH);
     }
 }

@@ -1,4 +1,4 @@
-//! Small images made by the test that needs them, and converted by the program under test.
+//! Small images, built by the test and converted by the program under test.
 
 use std::fs;
 use std::io::Write;
@@ -13,7 +13,7 @@ use soci_ztoc::Ztoc;
 use crate::process::{Program, binary, tool};
 use crate::tar::{self, Entry};
 
-/// How a layer is compressed.
+/// The compression of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compressor {
     None,
@@ -21,7 +21,7 @@ pub enum Compressor {
     Pigz,
 }
 
-/// A layer: the archive and the blob that a registry holds.
+/// A layer: its tar and the compressed blob.
 #[derive(Debug, Clone)]
 pub struct Layer {
     pub tar: Vec<u8>,
@@ -54,24 +54,24 @@ impl Layer {
         })
     }
 
-    /// `sha256:…` of the blob.
+    /// Digest of the blob (`sha256:…`).
     pub fn digest(&self) -> String {
         digest(&self.blob)
     }
 
-    /// `sha256:…` of the archive.
+    /// Digest of the tar (`sha256:…`).
     pub fn diff_id(&self) -> String {
         digest(&self.tar)
     }
 }
 
-/// An image of layers from the lowest up.
+/// An image; its layers start with the lowest.
 #[derive(Debug, Clone)]
 pub struct Image {
     pub layers: Vec<Layer>,
-    /// What a container runs that is not told otherwise.
+    /// The default command of a container.
     pub command: Vec<String>,
-    /// Diff-IDs that its configuration claims, if not those of its layers.
+    /// Diff-IDs in its configuration, if they differ from those of its layers.
     pub claims: Option<Vec<String>>,
 }
 
@@ -85,7 +85,7 @@ impl Image {
         }
     }
 
-    /// A gzip layer for each list of entries.
+    /// An image with a gzip layer for each list of entries.
     pub fn of(layers: &[&[Entry]]) -> Result<Self> {
         Ok(Self::new(
             layers
@@ -95,27 +95,27 @@ impl Image {
         ))
     }
 
-    /// The same with a layer below that has a shell (busybox), so that containers can run.
+    /// The same on top of a layer with a shell (busybox), so that containers can run.
     pub fn runnable(layers: &[&[Entry]]) -> Result<Self> {
         let mut all = vec![Layer::of(&shell()?)?];
         all.extend(Self::of(layers)?.layers);
         Ok(Self::new(all))
     }
 
-    /// A sandbox image for pods: it sleeps.
+    /// A sandbox image for pods, which sleeps.
     pub fn pause() -> Result<Self> {
         let mut image = Self::new(vec![Layer::of(&shell()?)?]);
         image.command = ["/bin/sleep", "86400"].map(str::to_owned).to_vec();
         Ok(image)
     }
 
-    /// Writes it as an OCI layout to `folder`, which is created.
+    /// Writes the image as an OCI layout to `folder`, which is created.
     pub fn write_layout(&self, folder: &Path) -> Result<()> {
         let manifest = self.put(folder, "amd64")?;
         write_index(folder, &[manifest])
     }
 
-    /// Puts its blobs into a layout; the descriptor of its manifest, for an index.
+    /// Adds its blobs to a layout. Returns the descriptor of its manifest.
     fn put(&self, layout: &Path, architecture: &str) -> Result<Value> {
         let own = || self.layers.iter().map(Layer::diff_id).collect();
         let diff_ids: Vec<String> = self.claims.clone().unwrap_or_else(own);
@@ -140,7 +140,8 @@ impl Image {
     }
 }
 
-/// Writes images for several platforms as one to an OCI layout, under a name that containerd imports it by.
+/// Writes images for several platforms as one OCI layout, with the name under which containerd
+/// imports it.
 pub fn write_platforms(folder: &Path, name: &str, images: &[(&str, &Image)]) -> Result<()> {
     let manifests = images
         .iter()
@@ -156,7 +157,7 @@ pub fn write_platforms(folder: &Path, name: &str, images: &[(&str, &Image)]) -> 
     write_index(folder, &[image])
 }
 
-/// Puts a blob into a layout; its descriptor.
+/// Adds a blob to a layout. Returns its descriptor.
 fn put(layout: &Path, kind: &str, data: &[u8]) -> Result<Value> {
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs)?;
@@ -173,8 +174,8 @@ fn write_index(folder: &Path, manifests: &[Value]) -> Result<()> {
     Ok(fs::write(folder.join("oci-layout"), marker)?)
 }
 
-/// Runs `soci convert --standalone` from layout to layout, with a small span size so that small layers have many
-/// spans, and no lower limit of the layer size unless `arguments` say otherwise.
+/// Runs `soci convert --standalone` on a layout, with a small span size so that small layers have
+/// many spans, and no minimum layer size unless `arguments` set one.
 pub fn convert(from: &Path, to: &Path, arguments: &[&str]) -> Result<()> {
     let mut program =
         Program::at(&binary("soci")?).args(["convert", "--standalone", "--format", "oci-dir"]);
@@ -188,8 +189,8 @@ pub fn convert(from: &Path, to: &Path, arguments: &[&str]) -> Result<()> {
         .map(|_| ())
 }
 
-/// Changes the zTOCs of a converted layout and everything that names them, up to `index.json`, so that all digests are
-/// right again. `change` keeps the length; it gives false for a zTOC that it leaves alone.
+/// Changes the zTOCs of a converted layout and updates all digests up to `index.json`. `change`
+/// must keep the length, and returns false for a zTOC that it does not change.
 pub fn change_ztocs(layout: &Path, change: impl Fn(&mut Vec<u8>) -> bool) -> Result<()> {
     let blobs = layout.join("blobs/sha256");
     let path = |digest: &str| blobs.join(digest.trim_start_matches("sha256:"));
@@ -201,7 +202,8 @@ pub fn change_ztocs(layout: &Path, change: impl Fn(&mut Vec<u8>) -> bool) -> Res
     };
     let parsed =
         |digest: &str| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(path(digest))?)?) };
-    // Old digest, new digest: from the zTOCs up, each level's new ones replace the old ones in the text of the next.
+    // Old and new digest. Starting at the zTOCs, the new digests of each level replace the old ones
+    // in the text of the next.
     let mut renamed: Vec<(String, String)> = Vec::new();
     let root = layout.join("index.json");
     for top in list(&serde_json::from_slice::<Value>(&fs::read(&root)?)?["manifests"]) {
@@ -238,7 +240,7 @@ fn replaced(mut text: String, pairs: &[(String, String)]) -> String {
     text
 }
 
-/// Makes a zTOC forget the last entry of its layer; false when that is not one of this name.
+/// Removes the last entry of a zTOC. Returns false if the entry has another name.
 pub fn leave_out_last_entry(ztoc: &mut [u8], name: &str) -> bool {
     let entries = |ztoc: &[u8]| {
         let parsed = Ztoc::parse(ztoc).ok()?;
@@ -265,11 +267,12 @@ pub fn leave_out_last_entry(ztoc: &mut [u8], name: &str) -> bool {
     false
 }
 
-/// Renames an entry of a zTOC, to a name of the same length; false when it has no such entry. Checkpoints hold the name
-/// too, in windows of the tar; the entry's string is the one behind its length.
+/// Renames an entry of a zTOC to a name of the same length. Returns false if there is no such
+/// entry. The windows of checkpoints contain the name too; the entry's own string follows its
+/// length.
 pub fn rename_entry(ztoc: &mut [u8], old: &str, new: &str) -> bool {
     let length = u32::try_from(old.len())
-        .expect("a short name")
+        .expect("the name is short")
         .to_le_bytes();
     let string = [&length[..], old.as_bytes()].concat();
     match ztoc
@@ -284,7 +287,7 @@ pub fn rename_entry(ztoc: &mut [u8], old: &str, new: &str) -> bool {
     }
 }
 
-/// A folder with the image's layout and a folder with its converted layout, under `folder`.
+/// Writes the image's layout and its converted layout to directories under `folder`.
 pub fn layouts(image: &Image, folder: &Path, arguments: &[&str]) -> Result<(PathBuf, PathBuf)> {
     let (plain, converted) = (folder.join("plain"), folder.join("converted"));
     image.write_layout(&plain)?;
@@ -292,7 +295,7 @@ pub fn layouts(image: &Image, folder: &Path, arguments: &[&str]) -> Result<(Path
     Ok((plain, converted))
 }
 
-/// `/bin/busybox` with its usual names, and the folders that a runtime mounts on.
+/// `/bin/busybox` with its usual links, and the directories that a runtime mounts on.
 pub fn shell() -> Result<Vec<Entry>> {
     let busybox = fs::read(tool("busybox")?).context("read busybox")?;
     let mut entries = vec![
@@ -309,17 +312,17 @@ pub fn shell() -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// `sha256:…` of some bytes.
+/// Digest of some bytes (`sha256:…`).
 pub fn digest(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     let mut text = String::from("sha256:");
     for byte in Sha256::digest(bytes) {
-        write!(text, "{byte:02x}").expect("a String takes everything");
+        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
     }
     text
 }
 
-/// Bytes that do not compress, the same for the same seed.
+/// Incompressible bytes, the same for the same seed.
 pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut out = Vec::with_capacity(length + 8);
@@ -333,7 +336,7 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     out
 }
 
-/// What a program makes of its standard input.
+/// Output of a program for the given standard input.
 pub fn filter(program: &str, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
     let mut child = Command::new(program)
         .args(arguments)
@@ -343,7 +346,7 @@ pub fn filter(program: &str, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>
         .with_context(|| format!("start {program}"))?;
     let mut stdin = child.stdin.take().context("its input")?;
     std::thread::scope(|scope| {
-        // Fed from another thread: a filter writes while it reads.
+        // Another thread writes, because a filter produces output while it reads.
         let feeder = scope.spawn(move || stdin.write_all(input));
         let output = child.wait_with_output()?;
         if feeder.join().is_err() || !output.status.success() {

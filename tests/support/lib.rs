@@ -1,12 +1,13 @@
-//! What the end-to-end tests share: real parts around the programs under test.
+//! Shared code of the end-to-end tests: real parts around the programs under test.
 //!
-//! A [`Node`] is what one machine runs: a containerd of its own with our daemon as its snapshotter `soci`, next to
-//! containerd's overlayfs, which is the oracle of every root file system. A [`TlsRegistry`] is a real registry behind
-//! TLS; faults come from a [`Relay`] in front of it and from its files, which a test may change. Images
-//! are made entry by entry with [`tar`] and [`Image`], so that a test can hold anything a layer may hold.
+//! A [`Node`] is one machine: its own containerd with our daemon as the snapshotter `soci`, next to
+//! containerd's overlayfs, which serves as the oracle of every root file system. A [`TlsRegistry`]
+//! is a real registry behind TLS. Faults come from a [`Relay`] in front of it and from changes of
+//! its files. Images are built entry by entry with [`tar`] and [`Image`], so that a test can use
+//! any layer content.
 //!
-//! Everything a test starts or mounts belongs to a guard that ends it. The tests run inside `scripts/sandbox` (`make
-//! test`, `make e2e`), which is the last guard: what a killed test leaves behind ends with its namespaces.
+//! Everything a test starts or mounts belongs to a guard that removes it. The tests run in
+//! `scripts/sandbox` (`make test`, `make e2e`), whose namespaces remove what a killed test leaves.
 
 pub mod containerd;
 pub mod cri;

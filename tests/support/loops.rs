@@ -1,4 +1,4 @@
-//! The loop devices of a node, as sysfs shows them.
+//! The loop devices of a node, from sysfs.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -6,25 +6,25 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// A loop device that has a file.
+/// A loop device with a backing file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoopDevice {
     /// `/dev/loopN`.
     pub path: PathBuf,
     pub backing: PathBuf,
-    /// Bytes of the device.
+    /// Size of the device in bytes.
     pub size: u64,
-    /// Whether it reads its file past the page cache.
+    /// Whether it uses direct I/O.
     pub direct: bool,
 }
 
-/// All whose files lie below a folder.
+/// All loop devices whose backing files are below a directory.
 pub fn below(folder: &Path) -> Result<Vec<LoopDevice>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/sys/block").context("list block devices")? {
         let entry = entry?;
         let attribute = |name: &str| fs::read_to_string(entry.path().join(name));
-        // A device that is not a loop, or has no file, or has just lost it.
+        // Not a loop device, without a backing file, or just detached.
         let Ok(backing) = attribute("loop/backing_file") else {
             continue;
         };
@@ -45,7 +45,7 @@ pub fn below(folder: &Path) -> Result<Vec<LoopDevice>> {
 }
 
 impl LoopDevice {
-    /// Reads a piece, as what probes block devices does.
+    /// Reads a part of the device, like programs that probe block devices.
     pub fn read(&self, at: u64, length: usize) -> Result<Vec<u8>> {
         let mut piece = vec![0; length];
         File::open(&self.path)?

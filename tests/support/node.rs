@@ -13,50 +13,50 @@ use crate::containerd::{Places, Series};
 use crate::cri::Cri;
 use crate::process::{Daemon, Finished, Program};
 
-/// The name under which containerd knows our daemon.
+/// The name of our snapshotter in containerd.
 pub const SOCI: &str = "soci";
-/// containerd's own snapshotter: it unpacks, and is the oracle.
+/// containerd's own snapshotter, which unpacks layers; the oracle.
 pub const OVERLAYFS: &str = "overlayfs";
 
 const START: Duration = Duration::from_secs(30);
 
-/// What a node is to be like.
+/// Options of a node.
 #[derive(Debug, Clone, Default)]
 pub struct NodeOptions {
     /// The daemon's configuration file.
     pub config: String,
-    /// A certificate authority that both daemons trust besides their own.
+    /// An additional certificate authority that both daemons trust.
     pub authority: Option<PathBuf>,
-    /// The daemon's state folder, if it is not to lie in the node's folder.
+    /// The daemon's state directory, if it is not in the node's directory.
     pub root: Option<PathBuf>,
-    /// Where our daemon finds containerd's content store, if it is not containerd's own socket.
+    /// The socket of containerd's content store for our daemon, if it is not containerd's own.
     pub content: Option<PathBuf>,
-    /// Only containerd, with its own snapshotters.
+    /// Whether to start only containerd, with its own snapshotters.
     pub oracle_only: bool,
-    /// Our daemon is started by the test itself, see [`crate::unit`].
+    /// Whether the test itself starts our daemon, see [`crate::unit`].
     pub service_apart: bool,
-    /// containerd leaves the owners of files in user namespaces to our snapshotter.
+    /// Whether containerd leaves ID mapping in user namespaces to our snapshotter.
     pub remaps: bool,
-    /// Which containerd.
+    /// The release series of containerd.
     pub series: Series,
-    /// The sandbox image of pods; containerd then has its CRI, with our snapshotter.
+    /// The sandbox image of pods. If set, containerd has its CRI, with our snapshotter.
     pub sandbox: Option<String>,
 }
 
-/// A containerd and a snapshotter with folders and sockets of their own.
+/// A containerd and a snapshotter with their own directories and sockets.
 #[derive(Debug)]
 pub struct Node {
     folder: PathBuf,
     sockets: PathBuf,
     root: PathBuf,
     options: NodeOptions,
-    // Dropped in this order: containerd first, so that it never sees its snapshotter go.
+    // Dropped in this order: containerd first, so that its snapshotter never disappears.
     containerd: Option<Daemon>,
     snapshotter: Option<Daemon>,
 }
 
 impl Node {
-    /// Starts both daemons; their folders are made under `folder`, their sockets under `/run/containerd`.
+    /// Starts both daemons, with directories under `folder` and sockets under `/run/containerd`.
     pub fn start(folder: &Path, options: NodeOptions) -> Result<Self> {
         if std::env::var_os("SOCI_SANDBOX").is_none() {
             bail!(
@@ -88,12 +88,12 @@ impl Node {
         Ok(node)
     }
 
-    /// Starts our daemon and waits until it answers.
+    /// Starts our daemon and waits until it serves.
     pub fn start_snapshotter(&mut self) -> Result<()> {
         self.start_snapshotter_with(&[])
     }
 
-    /// The same with further environment variables.
+    /// The same with additional environment variables.
     pub fn start_snapshotter_with(&mut self, environment: &[(&str, &str)]) -> Result<()> {
         let mut program = Program::ours("soci-snapshotter-grpc")?;
         for (key, value) in environment {
@@ -102,8 +102,8 @@ impl Node {
         self.start_snapshotter_as(program)
     }
 
-    /// The same in a mount namespace of its own; only mounts below the state folder are seen from outside, and only if that
-    /// is a shared mount.
+    /// The same in a separate mount namespace. Only mounts below the state directory are visible
+    /// outside, and only if it is a shared mount.
     pub fn start_snapshotter_apart(&mut self) -> Result<()> {
         let apart = ["--mount", "--propagation", "unchanged", "--"].map(OsString::from);
         let service = crate::process::binary("soci-snapshotter-grpc")?;
@@ -128,7 +128,8 @@ impl Node {
         Ok(())
     }
 
-    /// The arguments of our daemon but its address; writes the configuration that they name.
+    /// The arguments of our daemon except its address. Writes the configuration file that they
+    /// name.
     pub fn snapshotter_arguments(&self) -> Result<Vec<OsString>> {
         let config = self.folder.join("soci.toml");
         let content = self.options.content.clone();
@@ -196,7 +197,7 @@ impl Node {
         self.sockets.join("soci.sock")
     }
 
-    /// The state folder of our daemon.
+    /// The state directory of our daemon.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -205,7 +206,7 @@ impl Node {
         &self.folder
     }
 
-    /// Our daemon; an error while it is stopped.
+    /// Our daemon; an error if it is stopped.
     pub fn snapshotter(&mut self) -> Result<&mut Daemon> {
         self.snapshotter
             .as_mut()
@@ -218,21 +219,21 @@ impl Node {
             .context("containerd is not running")
     }
 
-    /// Everything our daemon has logged since the node was made, over all its runs.
+    /// The complete log of our daemon, over all of its runs.
     pub fn snapshotter_log(&self) -> String {
         fs::read(self.folder.join("soci.log"))
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
     }
 
-    /// `ctr` with this containerd's address.
+    /// `ctr` with the address of this containerd.
     pub fn ctr<S: AsRef<std::ffi::OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = S>,
     ) -> Result<Program> {
         let socket = self.containerd_socket();
         let series = self.options.series;
-        // An older ctr speaks to registries itself.
+        // An older ctr contacts registries itself.
         Ok(self
             .trusting(Program::tool(&series.program("ctr"))?)
             .args([Path::new("--address"), &socket])
@@ -247,12 +248,12 @@ impl Node {
             .namespace(self.options.sandbox.is_some())
     }
 
-    /// The interface that a kubelet speaks.
+    /// A client of the CRI.
     pub fn cri(&self) -> Result<Cri> {
         Cri::connect(&self.containerd_socket())
     }
 
-    /// `soci` with this containerd's address and a root folder of its own.
+    /// `soci` with the address of this containerd and its own state directory.
     pub fn soci<S: AsRef<std::ffi::OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = S>,
@@ -264,7 +265,8 @@ impl Node {
             .args(arguments))
     }
 
-    /// Pulls an image as containerd does for a user; an error carries both daemons' last lines.
+    /// Pulls an image as containerd does for a user. An error contains the last lines of both
+    /// daemons.
     pub fn pull(&self, reference: &str, snapshotter: &str) -> Result<()> {
         let by_cri = self.options.series == Series::V1_7 || self.options.sandbox.is_some();
         if by_cri && snapshotter == SOCI {
@@ -274,7 +276,7 @@ impl Node {
             .ctr(["images", "pull", "--snapshotter", snapshotter, reference])?
             .finish()?;
         if pulled.code != Some(0) {
-            // Not stdout: that is a progress bar.
+            // Not standard output, which is a progress bar.
             let log = last_lines(&self.snapshotter_log(), 8);
             bail!(
                 "pull {reference}: {}\nthe snapshotter's last lines:\n{log}",
@@ -284,14 +286,14 @@ impl Node {
         Ok(())
     }
 
-    /// Removes an image and waits for the garbage collection that follows.
+    /// Removes an image and waits for the garbage collection.
     pub fn remove_image(&self, reference: &str) -> Result<()> {
         self.ctr(["images", "rm", "--sync", reference])?
             .succeed()
             .map(|_| ())
     }
 
-    /// Runs a command in a container of the image until it ends.
+    /// Runs a command in a container of the image and waits for its end.
     pub fn run(
         &self,
         reference: &str,
@@ -305,12 +307,12 @@ impl Node {
             .finish()
     }
 
-    /// A read-only view of the whole image, mounted until it is dropped.
+    /// A read-only view of the whole image, mounted until dropped.
     pub fn view(&self, reference: &str, snapshotter: &str) -> Result<View> {
         self.mounted(reference, snapshotter, &[])
     }
 
-    /// The same with a layer on top that takes writes.
+    /// The same with a writable layer on top.
     pub fn writable(&self, reference: &str, snapshotter: &str) -> Result<View> {
         self.mounted(reference, snapshotter, &["--rw"])
     }
@@ -337,13 +339,13 @@ impl Node {
         })
     }
 
-    /// What a container is called outside: runc and the control groups know nothing of nodes.
+    /// The container's ID outside containerd, unique across nodes for runc and control groups.
     fn container(&self, id: &str) -> String {
         let node = self.sockets.file_name().unwrap_or_default();
         format!("{id}-{}", node.to_string_lossy())
     }
 
-    /// The root file system that a running container sees, as a path out here.
+    /// The root file system of a running container, as a path on the host.
     pub fn root_of(&self, container: &str) -> Result<PathBuf> {
         let tasks = self.ctr(["tasks", "ls"])?.succeed()?;
         let mut words = tasks
@@ -355,7 +357,7 @@ impl Node {
         Ok(Path::new("/proc").join(pid).join("root"))
     }
 
-    /// Where our daemon's FUSE mount is.
+    /// The mount point of our daemon's FUSE mount.
     pub fn served(&self) -> Result<PathBuf> {
         let mounts = self.mounts()?;
         let line = mounts
@@ -365,7 +367,7 @@ impl Node {
         line.split(' ').nth(4).map(PathBuf::from).context("a path")
     }
 
-    /// Waits until so many layers have said that they are complete.
+    /// Waits until this many layers are logged as complete.
     pub fn wait_complete(&self, layers: usize) -> Result<()> {
         let start = Instant::now();
         while self.snapshotter_log().matches("layer is complete").count() < layers {
@@ -377,7 +379,7 @@ impl Node {
         Ok(())
     }
 
-    /// Lines of the mount table that lie in our daemon's state folder.
+    /// Lines of the mount table below our daemon's state directory.
     pub fn mounts(&self) -> Result<Vec<String>> {
         let table = fs::read_to_string("/proc/self/mountinfo")?;
         let below = format!(" {}/", self.root.display());
@@ -393,7 +395,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         drop(self.containerd.take());
         drop(self.snapshotter.take());
-        // Views and layers that a failed test left: detached, top first.
+        // Views and layers that a failed test left are detached, topmost first.
         let below = [
             format!("{}/", self.folder.display()),
             format!("{}/", self.root.display()),
@@ -404,14 +406,14 @@ impl Drop for Node {
                 continue;
             };
             if below.iter().any(|folder| point.starts_with(folder)) {
-                // Already gone is as good.
+                // It may have been unmounted already.
                 let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
             }
         }
     }
 }
 
-/// A mounted view of an image; unmounted and its snapshot removed when dropped.
+/// A mounted view of an image. On drop it is unmounted and its snapshot is removed.
 #[derive(Debug)]
 pub struct View {
     target: PathBuf,
@@ -431,7 +433,7 @@ impl View {
         self.target.join(path)
     }
 
-    /// Unmounts it and says whether that went well (dropping does the same without saying so).
+    /// Unmounts the view and reports errors. Drop does the same but ignores errors.
     pub fn close(mut self) -> Result<()> {
         self.mounted = false;
         self.unmount()

@@ -1,4 +1,4 @@
-//! Programs and daemons: where they are, how they are run, and that they end.
+//! Programs and daemons: where they are, how they are run, and how they end.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// One run of a program that is expected to end by itself.
+/// One run of a program that ends by itself.
 #[derive(Debug)]
 pub struct Program {
     command: Command,
     shown: String,
 }
 
-/// What a [`Program`] left.
+/// The result of a [`Program`].
 #[derive(Debug)]
 pub struct Finished {
     pub code: Option<i32>,
@@ -24,13 +24,13 @@ pub struct Finished {
 }
 
 impl Program {
-    /// A program of the package under test (`soci`, `soci-snapshotter-grpc`), from the folder in
-    /// `SOCI_TEST_BINARIES` or the one that the test itself was built to.
+    /// A program of the package under test (`soci`, `soci-snapshotter-grpc`), from the directory in
+    /// `SOCI_TEST_BINARIES` or the build directory of the test.
     pub fn ours(name: &str) -> Result<Self> {
         Ok(Self::at(&binary(name)?))
     }
 
-    /// One of the tools that `scripts/tools` brings.
+    /// A tool that `scripts/tools` installs.
     pub fn tool(name: &str) -> Result<Self> {
         Ok(Self::at(&tool(name)?))
     }
@@ -69,7 +69,7 @@ impl Program {
         self
     }
 
-    /// Changes what the fields above do not reach.
+    /// Changes settings that the fields above do not cover.
     #[must_use]
     pub(crate) fn with(mut self, change: impl FnOnce(&mut Command)) -> Self {
         change(&mut self.command);
@@ -127,7 +127,7 @@ impl Program {
     }
 }
 
-/// A running program; dropped, it is killed.
+/// A running program. It is killed on drop.
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
@@ -140,7 +140,7 @@ impl Daemon {
         self.child.id()
     }
 
-    /// All it has written so far.
+    /// Its output so far.
     pub fn log(&self) -> String {
         fs::read(&self.log)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
@@ -152,7 +152,7 @@ impl Daemon {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
-    /// Waits until `ready` holds; an error when the daemon ends before or time runs out, with its log.
+    /// Waits until `ready` holds. Fails with the log if the daemon ends first or time runs out.
     pub fn wait_until(
         &mut self,
         what: &str,
@@ -177,25 +177,25 @@ impl Daemon {
         }
     }
 
-    /// SIGTERM, then its exit code; an error if it does not end within the limit.
+    /// Sends SIGTERM and returns the exit code. Fails if it does not end within the limit.
     pub fn terminate(&mut self, limit: Duration) -> Result<Option<i32>> {
         signal(self.pid(), rustix::process::Signal::TERM)?;
         self.wait_for_end(limit)
     }
 
-    /// SIGKILL, then gone: an error if it does not go within the limit.
+    /// Sends SIGKILL. Fails if it does not end within the limit.
     pub fn kill(&mut self, limit: Duration) -> Result<()> {
         signal(self.pid(), rustix::process::Signal::KILL)?;
         self.wait_for_end(limit).map(|_| ())
     }
 
-    /// SIGKILL for it and for every process that it started.
+    /// Sends SIGKILL to it and to every process that it started.
     pub fn kill_all(&mut self, limit: Duration) -> Result<()> {
-        // Stopped first: who is stopped starts nobody while the others are looked for.
+        // Stopped first, so that it cannot start processes while its children are listed.
         signal(self.pid(), rustix::process::Signal::STOP)?;
         let below = descendants(self.pid())?;
         for pid in [self.pid()].into_iter().chain(below.iter().copied()) {
-            // One that is gone already is as good.
+            // The process may have ended already.
             drop(signal(pid, rustix::process::Signal::KILL));
         }
         self.wait_for_end(limit)?;
@@ -239,7 +239,7 @@ impl Drop for Daemon {
     }
 }
 
-/// The processes below one, its own children first.
+/// The descendants of a process, its own children first.
 pub fn descendants(pid: u32) -> Result<Vec<u32>> {
     let mut parents = Vec::new();
     for entry in fs::read_dir("/proc")? {
@@ -263,15 +263,15 @@ pub fn descendants(pid: u32) -> Result<Vec<u32>> {
     Ok(found.split_off(1))
 }
 
-/// Whether a process is there and is not only waited for.
+/// Whether a process runs and is not a zombie.
 fn runs(pid: u32) -> bool {
     state(pid).is_some_and(|(state, _)| state != 'Z')
 }
 
-/// A process's state and its parent.
+/// The state of a process and its parent.
 fn state(pid: u32) -> Option<(char, u32)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name stands in brackets and may hold anything.
+    // The name is in parentheses and may contain anything.
     let mut words = stat.rsplit_once(") ")?.1.split(' ');
     Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
 }
@@ -289,7 +289,7 @@ fn tail(text: &str, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-/// The path of a tool that `scripts/tools` brings.
+/// The path of a tool that `scripts/tools` installs.
 pub fn tool(name: &str) -> Result<PathBuf> {
     let folder = match std::env::var_os("SOCI_TEST_TOOLS") {
         Some(folder) => PathBuf::from(folder),
@@ -323,7 +323,7 @@ fn existing(path: PathBuf, hint: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The root of the repository.
+/// The root directory of the repository.
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()

@@ -1,4 +1,4 @@
-//! A real registry behind TLS, with a certificate of an authority that the test makes.
+//! A real registry behind TLS, with a certificate of an authority that the test creates.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,16 +10,16 @@ use anyhow::{Context, Result};
 use crate::process::{Daemon, Program};
 use crate::tokens::{ISSUER, SERVICE, Tokens};
 
-/// The name `scripts/sandbox` gives to this machine's loopback address. Not `localhost`, which clients talk plain HTTP
-/// to.
+/// The name that `scripts/sandbox` gives to the loopback address. Not `localhost`, to which clients
+/// speak plain HTTP.
 pub const HOST: &str = "registry.soci.test";
 
-/// Name and password of a registry that asks for one.
+/// Name and password of a registry that requires a login.
 pub const LOGIN: (&str, &str) = ("carol", "sesame");
-/// The same as a line of its password file; it takes bcrypt only.
+/// The same as a line of its password file, which supports only bcrypt.
 const PASSWORD_FILE: &str = "carol:$2y$05$abcdefghijklmnopqrstuuKcS.CYWVYVaLiiCKrrc0A5s3mGesJ9O\n";
 
-/// `docker-registry serve` on a port of its own.
+/// `docker-registry serve` on its own port.
 #[derive(Debug)]
 pub struct TlsRegistry {
     daemon: Daemon,
@@ -30,13 +30,13 @@ pub struct TlsRegistry {
 }
 
 impl TlsRegistry {
-    /// Starts one that keeps its blobs under `folder`.
+    /// Starts a registry that stores its blobs under `folder`.
     pub fn start(folder: &Path) -> Result<Self> {
         let authority = make_certificates(folder)?;
         Self::configured(folder, authority, "")
     }
 
-    /// One more, with the same certificate.
+    /// Starts another one with the same certificate.
     pub fn another(&self, folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder)?;
         for name in ["ca.pem", "server.pem", "server.key"] {
@@ -45,20 +45,20 @@ impl TlsRegistry {
         Self::configured(folder, folder.join("ca.pem"), "")
     }
 
-    /// From now on it lets nobody in but [`LOGIN`].
+    /// Requires [`LOGIN`] from now on.
     pub fn ask_for_password(&mut self) -> Result<()> {
         let access = access(&self.folder)?;
         write_config(&self.folder, self.port, &access)?;
         self.restart()
     }
 
-    /// The same for one that lets nobody in but [`LOGIN`].
+    /// Starts another one that requires [`LOGIN`].
     pub fn with_password(folder: &Path) -> Result<Self> {
         let authority = make_certificates(folder)?;
         Self::configured(folder, authority, &access(folder)?)
     }
 
-    /// The same for one that lets everybody in, but only with a token, and takes a token only for so long.
+    /// Starts another one that requires tokens, and accepts each for a limited time only.
     pub fn with_tokens(folder: &Path, life: Duration) -> Result<Self> {
         let authority = make_certificates(folder)?;
         let (key, certificate) = make_signer(folder)?;
@@ -86,14 +86,14 @@ impl TlsRegistry {
         })
     }
 
-    /// Ends it and starts it again, with the same blobs at the same port.
+    /// Restarts it with the same blobs on the same port.
     pub fn restart(&mut self) -> Result<()> {
         self.daemon.kill(Duration::from_secs(20))?;
         self.daemon = serve(&self.folder, self.port)?;
         Ok(())
     }
 
-    /// Where it listens, for a [`crate::Relay`] in front of it.
+    /// Its address, for a [`crate::Relay`] in front of it.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.port))
     }
@@ -103,17 +103,17 @@ impl TlsRegistry {
         &self.authority
     }
 
-    /// Who gives the tokens that it asks for, if it does.
+    /// The token service that it refers to, if any.
     pub fn tokens(&self) -> Option<&Tokens> {
         self.tokens.as_ref()
     }
 
-    /// `registry.soci.test:PORT/name`.
+    /// The reference `registry.soci.test:PORT/name`.
     pub fn reference(&self, name: &str) -> String {
         format!("{HOST}:{}/{name}", self.port)
     }
 
-    /// Pushes an OCI layout, every manifest of its index.
+    /// Pushes every manifest in the index of an OCI layout.
     pub fn push(&self, layout: &Path, name: &str) -> Result<()> {
         Program::tool("crane")?
             .args([
@@ -126,7 +126,7 @@ impl TlsRegistry {
             .map(|_| ())
     }
 
-    /// The file that holds a blob; the registry serves it as it stands, so a test may change it.
+    /// The file of a blob. The registry serves it without checks, so a test may change it.
     pub fn blob_file(&self, digest: &str) -> Result<PathBuf> {
         let hex = digest.strip_prefix("sha256:").context("a SHA-256 digest")?;
         Ok(self
@@ -142,7 +142,7 @@ impl TlsRegistry {
     }
 }
 
-/// The lines of its configuration that name a file with [`LOGIN`]; writes that file.
+/// The lines of its configuration for a password file with [`LOGIN`]. Writes that file.
 fn access(folder: &Path) -> Result<String> {
     let passwords = folder.join("passwords");
     fs::write(&passwords, PASSWORD_FILE)?;
@@ -172,7 +172,7 @@ fn serve(folder: &Path, port: u16) -> Result<Daemon> {
     Ok(daemon)
 }
 
-/// An authority and a server certificate signed by it; gives the authority's certificate.
+/// Creates an authority and a server certificate signed by it. Returns the authority's certificate.
 fn make_certificates(folder: &Path) -> Result<PathBuf> {
     fs::create_dir_all(folder)?;
     fs::write(
@@ -196,7 +196,7 @@ fn make_certificates(folder: &Path) -> Result<PathBuf> {
     Ok(folder.join("ca.pem"))
 }
 
-/// A key to sign tokens with, and its certificate by the authority made before.
+/// Creates a key for signing tokens, and its certificate from the authority created before.
 fn make_signer(folder: &Path) -> Result<(PathBuf, PathBuf)> {
     let key = "-newkey rsa:2048 -nodes";
     openssl(

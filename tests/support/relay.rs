@@ -1,9 +1,9 @@
-//! A TCP relay that makes a local registry far away, slow or absent.
+//! A TCP relay that makes a local registry remote, slow or unreachable.
 //!
-//! Each direction of a connection is a reader, a queue and a writer: bytes leave the queue not before their delay and
-//! not faster than two token buckets allow, one of the connection and one shared by all (both count the direction
-//! towards the client only, which is where layers travel). A new connection pays one more round trip, as a handshake
-//! would. Loss and slow start are not modelled.
+//! Each direction of a connection has a reader, a queue and a writer. Bytes leave the queue after
+//! their delay, and no faster than two token buckets allow, one per connection and one shared (both
+//! count only the direction to the client, in which layers travel). A new connection costs an extra
+//! round trip, as a handshake would. Loss and slow start are not modeled.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -13,17 +13,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What the link is like. The default is a wire without delay or limit.
+/// Properties of the link. The default has no delay and no limits.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Shape {
     pub round_trip: Duration,
-    /// Bytes a second of all connections together.
+    /// Bytes per second of all connections together.
     pub rate: Option<u64>,
-    /// Bytes a second of one connection.
+    /// Bytes per second of one connection.
     pub connection_rate: Option<u64>,
 }
 
-/// A running relay; it stops taking connections when dropped and closes those it has.
+/// A running relay. On drop it stops accepting connections and closes existing ones.
 #[derive(Debug)]
 pub struct Relay {
     address: SocketAddr,
@@ -44,22 +44,24 @@ struct Link {
     streams: Mutex<Vec<TcpStream>>,
 }
 
-/// How bytes go to clients: as the shape says, not at all, or one now and then.
+/// How bytes reach clients: normally, not at all, or one at a time with pauses.
 const FLOWS: u8 = 0;
 const SILENT: u8 = 1;
 const DRIPS: u8 = 2;
-/// Time from one byte to the next.
+/// Pause between two bytes.
 const DRIP: Duration = Duration::from_secs(1);
 
-/// Bytes in flight in one direction of one connection: 4,096 pieces of at most 16 KiB, more than any delay here needs.
+/// Pieces in flight in one direction of a connection: 4,096 pieces of at most 16 KiB, enough for
+/// any delay used here.
 const QUEUE: usize = 4096;
 const PIECE: usize = 16 << 10;
 
-/// What the kernel keeps for a client that does not read: little, or the bytes of one that waits would still pass the link.
+/// Size of the kernel's send buffer in bytes. It is small, so that bytes for a client that does not
+/// read count as not transferred.
 const KEPT: usize = 64 << 10;
 
 impl Relay {
-    /// Listens on `listen` (port 0: any) and relays to `to`.
+    /// Listens on `listen` (port 0 for any port) and relays to `to`.
     pub fn start(listen: SocketAddr, to: SocketAddr, shape: Shape) -> std::io::Result<Self> {
         let listener = TcpListener::bind(listen)?;
         let address = listener.local_addr()?;
@@ -81,46 +83,46 @@ impl Relay {
         Ok(Self { address, link })
     }
 
-    /// Where clients connect.
+    /// The address for clients.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The registry is gone: connections are closed, and new ones are closed as soon as they come.
+    /// Makes the registry unreachable: closes connections, and new ones as soon as they are opened.
     pub fn cut(&self) {
         self.link.open.store(false, Ordering::SeqCst);
         self.link.close_all();
     }
 
-    /// Connections stay and new ones are taken, and nothing comes of them: what the registry says waits here.
+    /// Keeps connections open and accepts new ones, but forwards nothing to clients.
     pub fn silence(&self) {
         self.link.manner.store(SILENT, Ordering::SeqCst);
     }
 
-    /// The same, but a byte comes of each every [`DRIP`].
+    /// The same, but each connection forwards one byte every [`DRIP`].
     pub fn drip(&self) {
         self.link.manner.store(DRIPS, Ordering::SeqCst);
     }
 
-    /// Bytes that clients have sent.
+    /// Number of bytes that clients have sent.
     pub fn asked(&self) -> u64 {
         self.link.asked.load(Ordering::SeqCst)
     }
 
-    /// The registry is back.
+    /// Makes the registry reachable again.
     pub fn restore(&self) {
         self.link.manner.store(FLOWS, Ordering::SeqCst);
         self.link.open.store(true, Ordering::SeqCst);
     }
 
-    /// All connections together get so many bytes a second from now on; only on a link that was made with a rate.
+    /// Sets the rate of all connections together. Requires a link that was created with a rate.
     pub fn limit(&self, rate: u64) {
         if let Some(bucket) = &self.link.shared {
             bucket.rate.store(rate.max(1), Ordering::SeqCst);
         }
     }
 
-    /// Bytes that have reached clients.
+    /// Number of bytes that clients have received.
     pub fn delivered(&self) -> u64 {
         self.link.delivered.load(Ordering::SeqCst)
     }
@@ -130,7 +132,7 @@ impl Drop for Relay {
     fn drop(&mut self) {
         self.link.stopped.store(true, Ordering::SeqCst);
         self.cut();
-        // A connection of our own wakes the accept loop, which then sees that it is to end.
+        // A connection wakes the accept loop, which then ends.
         drop(TcpStream::connect(self.address));
     }
 }
@@ -225,7 +227,8 @@ impl Link {
         }
     }
 
-    /// Keeps a piece as long as the link does not flow, and gives what has not dripped meanwhile; `None` at the end.
+    /// Holds a piece while the link does not flow, and returns what has not been forwarded by then;
+    /// `None` at the end.
     fn hold<'p>(&self, mut to: &TcpStream, piece: &'p [u8]) -> Option<&'p [u8]> {
         let mut rest = piece;
         let mut next = Instant::now() + DRIP;
@@ -282,7 +285,7 @@ fn read_pieces(
     }
 }
 
-/// Closing a stream that the other end has closed already is what is wanted.
+/// The stream may already be closed by the other end.
 fn close(stream: &TcpStream) {
     drop(stream.shutdown(Shutdown::Both));
 }
@@ -294,14 +297,15 @@ fn wait_until(when: Instant) {
     }
 }
 
-/// Tokens as a time: the moment at which everything taken so far has passed.
+/// A token bucket as a time: when everything taken so far has passed.
 #[derive(Debug)]
 struct Bucket {
     rate: AtomicU64,
     passed: Mutex<Instant>,
 }
 
-/// What may pass at once after a pause: two milliseconds' worth, so that sleeping's coarseness costs no rate.
+/// Bytes that may pass at once after a pause, as a time: 2 ms, so that inexact sleeps do not lower
+/// the rate.
 const BURST: Duration = Duration::from_millis(2);
 
 impl Bucket {
@@ -312,7 +316,7 @@ impl Bucket {
         }
     }
 
-    /// When these bytes have passed.
+    /// The time when these bytes have passed.
     fn take(&self, bytes: usize) -> Instant {
         let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -327,10 +331,10 @@ impl Bucket {
 mod tests {
     use super::*;
 
-    /// A server that sends `bytes` to whoever connects.
+    /// A server that sends `bytes` to each client.
     fn server(bytes: usize) -> SocketAddr {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("listen");
-        let address = listener.local_addr().expect("an address");
+        let address = listener.local_addr().expect("the listener has an address");
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let mut stream = stream;
@@ -352,26 +356,27 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_and_the_delay_are_those_asked_for() {
+    fn the_relay_keeps_the_configured_rate_and_delay() {
         let shape = Shape {
             round_trip: Duration::from_millis(40),
             rate: Some(20_000_000),
             connection_rate: None,
         };
-        let relay = Relay::start(any_port(), server(4_000_000), shape).expect("a relay");
+        let relay = Relay::start(any_port(), server(4_000_000), shape).expect("the relay starts");
         let start = Instant::now();
         assert_eq!(received(relay.address()), 4_000_000);
         let took = start.elapsed().as_secs_f64();
         assert!(
             (0.25..0.40).contains(&took),
-            "200 ms of bytes and 60 ms of way took {took}"
+            "200 ms of bytes and 60 ms of delay took {took}"
         );
         assert_eq!(relay.delivered(), 4_000_000);
     }
 
     #[test]
     fn a_silent_relay_takes_connections_and_gives_nothing_until_it_is_restored() {
-        let relay = Relay::start(any_port(), server(1000), Shape::default()).expect("a relay");
+        let relay =
+            Relay::start(any_port(), server(1000), Shape::default()).expect("the relay starts");
         relay.silence();
         thread::scope(|scope| {
             let client = scope.spawn(|| received(relay.address()));
@@ -387,7 +392,8 @@ mod tests {
 
     #[test]
     fn a_cut_relay_closes_connections_until_it_is_restored() {
-        let relay = Relay::start(any_port(), server(1000), Shape::default()).expect("a relay");
+        let relay =
+            Relay::start(any_port(), server(1000), Shape::default()).expect("the relay starts");
         assert_eq!(received(relay.address()), 1000);
         relay.cut();
         assert_eq!(received(relay.address()), 0);

@@ -1,4 +1,4 @@
-//! A registry, a relay in front of it and a node that pulls through the relay: what most tests need.
+//! A registry, a relay in front of it, and a node that pulls through the relay.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,8 @@ use crate::process::Program;
 use crate::registry::{HOST, TlsRegistry};
 use crate::relay::{Relay, Shape};
 
-/// Everything of one test. Fields are dropped in this order: the node's mounts go while their bytes can still come.
+/// Everything one test needs. Fields are dropped in this order: mounts first, while their bytes can
+/// still arrive.
 #[derive(Debug)]
 pub struct Site {
     pub node: Node,
@@ -23,11 +24,11 @@ pub struct Site {
     folder: TempDir,
 }
 
-/// The daemon's configuration in tests that decide themselves which bytes come: none without a reader.
+/// A configuration without background downloads, so that the test controls which bytes are fetched.
 pub const NOTHING_BEHIND: &str = "[background_fetch]\ndisable = true\n";
 
 impl Site {
-    /// A node whose daemon has this configuration, and a link without delay.
+    /// A node with this daemon configuration, and a link without delay.
     pub fn new(config: &str) -> Result<Self> {
         Self::with(
             NodeOptions {
@@ -49,7 +50,7 @@ impl Site {
         )
     }
 
-    /// A node for pods: its containerd has the CRI, and the registry a sandbox image.
+    /// A node for pods: containerd has its CRI, and the registry a sandbox image.
     pub fn for_pods(config: &str) -> Result<Self> {
         let folder = tempfile::tempdir().context("a folder for the test")?;
         let (pause, layout) = ("pause:1", folder.path().join("pause"));
@@ -95,12 +96,12 @@ impl Site {
         self.folder.path()
     }
 
-    /// The reference under which the node knows what was pushed as `name`.
+    /// The reference under which the node pulls what was pushed as `name`.
     pub fn reference(&self, name: &str) -> String {
         format!("{HOST}:{}/{name}", self.relay.address().port())
     }
 
-    /// Pushes the image as it is.
+    /// Pushes the image without converting it.
     pub fn publish_plain(&self, image: &Image, name: &str) -> Result<String> {
         let layout = self.layout(name)?;
         image.write_layout(&layout)?;
@@ -112,18 +113,18 @@ impl Site {
         self.publish_with(image, name, &[])
     }
 
-    /// The same with these arguments of `soci convert` instead of the usual ones.
+    /// The same with these arguments of `soci convert`.
     pub fn publish_with(&self, image: &Image, name: &str, arguments: &[&str]) -> Result<String> {
         let converted = self.converted(image, name, arguments)?;
         self.publish_layout(&converted, name)
     }
 
-    /// The converted layout of an image, not pushed yet.
+    /// The converted layout of an image, without pushing it.
     pub fn converted(&self, image: &Image, name: &str, arguments: &[&str]) -> Result<PathBuf> {
         image::layouts(image, &self.layout(name)?, arguments).map(|(_, converted)| converted)
     }
 
-    /// Brings an image for these platforms into containerd's store, without a registry.
+    /// Imports an image for these platforms into containerd without a registry.
     pub fn import(&self, name: &str, images: &[(&str, &Image)]) -> Result<()> {
         let layout = self.layout(name)?;
         image::write_platforms(&layout, name, images)?;
@@ -144,7 +145,8 @@ impl Site {
         Ok(self.reference(name))
     }
 
-    /// A view, as soon as containerd has found the restarted daemon again: its connection may need seconds of back-off.
+    /// A view, once containerd has reconnected to the restarted daemon, which can take some
+    /// seconds.
     pub fn view_when_connected(&self, reference: &str) -> Result<View> {
         let start = Instant::now();
         loop {
@@ -156,8 +158,8 @@ impl Site {
         }
     }
 
-    /// Does something that must not take longer, whatever the registry does. If it does, the registry comes back, so that
-    /// READs are answered and nobody waits for ever; it is an error all the same.
+    /// Runs something that must end within a time limit. If it does not, restores the registry, so
+    /// that READs are answered and no process waits indefinitely, and returns an error.
     pub fn within<T>(
         &self,
         limit: Duration,

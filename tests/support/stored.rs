@@ -1,8 +1,8 @@
-//! The layer store from outside: what a power failure leaves, made by hand.
+//! Modifies the layer store as a power failure would.
 //!
-//! Knows of the store's files what their module documents: `present` has 64 bytes of header (magic, the boot id at 8, the mark of a
-//! complete layer at 56) and a byte for each span (1 written, 2 durable); `NAME.sum` is a checksum and the boot in which it
-//! was found right.
+//! Relies on the file formats that the store documents: `present` has a 64-byte header (magic, the
+//! boot ID at 8, the mark of a complete layer at 56) and one byte per span (1 written, 2 durable);
+//! `NAME.sum` contains a checksum and the boot in which it was verified.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -10,20 +10,20 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// The store of the version that is tested; the version is in the name.
+/// The store of the tested version. The name contains the version.
 const STORE: &str = "layers-2";
 const HEADER: usize = 64;
 const BOOT: usize = 8;
 const COMPLETE: usize = 56;
 
-/// The folder of the store in a daemon's state folder.
+/// The directory of the store in a state directory.
 pub fn folder(root: &Path) -> PathBuf {
     root.join(STORE)
 }
 
-/// The folders of all layers below a daemon's state folder.
+/// The directories of all layers in a state directory.
 pub fn layers(root: &Path) -> Result<Vec<PathBuf>> {
-    // Nowhere else: beside it are mounts, and after a kill nobody serves them.
+    // Only there: next to it are mounts, which no process serves after a kill.
     let store = folder(root);
     let mut found = Vec::new();
     for entry in fs::read_dir(&store).with_context(|| format!("list {}", store.display()))? {
@@ -40,7 +40,7 @@ pub fn marks(layer: &Path) -> Result<Vec<u8>> {
     Ok(fs::read(layer.join("present"))?.split_off(HEADER))
 }
 
-/// As after a reboot: what the layer's files say of the boot that wrote them is not this boot.
+/// Simulates a reboot: the files of the layer refer to another boot.
 pub fn reboot(layer: &Path) -> Result<()> {
     let path = layer.join("present");
     let mut present = fs::read(&path)?;
@@ -60,7 +60,7 @@ pub fn reboot(layer: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Nothing of the layer had reached the disk for good: no mark is durable, and the bytes are anything.
+/// Simulates a power failure before any sync: no mark is durable, and the content is garbage.
 pub fn lose_everything_volatile(layer: &Path) -> Result<()> {
     let path = layer.join("present");
     let mut present = fs::read(&path)?;
@@ -84,7 +84,7 @@ pub fn lose_everything_volatile(layer: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A write of the layer's trees was torn: half of each image is zeros.
+/// Simulates a torn write of the metadata images: half of each is zeros.
 pub fn tear_metas(layer: &Path) -> Result<usize> {
     let mut torn = 0;
     for entry in fs::read_dir(layer)? {
@@ -98,7 +98,7 @@ pub fn tear_metas(layer: &Path) -> Result<usize> {
             let mut content = fs::read(&path)?;
             let half = content.len() / 2;
             content[half..].fill(0);
-            // Another file under the name: the old one may still be mounted.
+            // Replaces the file, because the old one may still be mounted.
             fs::remove_file(&path)?;
             fs::write(&path, content)?;
             torn += 1;

@@ -1,9 +1,11 @@
-//! Tar archives written byte by byte: whatever a layer may hold, a test can write.
+//! Tar archives written byte by byte, so that a test can write anything a layer may contain.
 //!
-//! [`write()`] makes ustar headers and a PAX record for what they cannot hold (long names, negative or fractional
-//! times, large owners). An [`Entry`] can also carry records, padding and a type byte of its own.
+//! [`write()`] uses ustar headers, and a PAX record for values that do not fit (long names,
+//! negative or fractional times, large owners). An [`Entry`] can also have its own records, padding
+//! and type byte.
 
-/// One member of an archive. Made by [`file`], [`directory`], [`symlink`] and so on, changed by its methods.
+/// One member of an archive. Created by [`file`], [`directory`], [`symlink`] and so on, and changed
+/// by its methods.
 #[derive(Debug, Clone)]
 pub struct Entry {
     pub name: Vec<u8>,
@@ -18,11 +20,11 @@ pub struct Entry {
     pub data: Vec<u8>,
     pub device: (u32, u32),
     pub records: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The byte that fills up the last block of the data; zero in ordinary archives.
+    /// The byte that pads the last block of the data; zero in ordinary archives.
     pub padding: u8,
 }
 
-/// The time of entries that do not set one: 2023-11-14T22:13:20Z.
+/// The default time of entries: 2023-11-14T22:13:20Z.
 pub const SOME_TIME: i64 = 1_700_000_000;
 
 fn entry(name: impl AsRef<[u8]>, kind: u8, mode: u32) -> Entry {
@@ -102,7 +104,7 @@ pub fn whiteout(name: impl AsRef<[u8]>) -> Entry {
     }
 }
 
-/// The marker that hides what lower layers have in `folder`.
+/// The marker that hides the content of `folder` in lower layers.
 pub fn opaque(folder: impl AsRef<[u8]>) -> Entry {
     entry([folder.as_ref(), b"/.wh..wh..opq"].concat(), b'0', 0)
 }
@@ -230,7 +232,7 @@ pub fn write(entries: &[Entry]) -> Vec<u8> {
     out
 }
 
-/// Time as PAX writes it: a decimal fraction, counted down from the seconds where they are negative.
+/// A time in PAX format: a decimal fraction that is subtracted for negative times.
 fn pax_time((seconds, nanoseconds): (i64, u32)) -> String {
     if nanoseconds == 0 {
         return seconds.to_string();
@@ -249,7 +251,7 @@ fn pax_time((seconds, nanoseconds): (i64, u32)) -> String {
         .to_owned()
 }
 
-/// `LENGTH KEY=VALUE\n`, where the length counts itself.
+/// `LENGTH KEY=VALUE\n`, where the length includes itself.
 fn pax_record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let body = key.len() + value.len() + 3;
     let mut length = body + 1;
@@ -276,7 +278,7 @@ mod tests {
             hardlink("d/hard", &long),
             whiteout("d/gone"),
         ]);
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a temporary directory is created");
         let path = folder.path().join("a.tar");
         std::fs::write(&path, bytes).expect("write the archive");
         let listed = std::process::Command::new("tar")

@@ -1,7 +1,8 @@
-//! A token service as registries have one: it gives everybody a token for what he asks, and the token soon runs out.
+//! A token service like those of registries: every client gets a token for the requested scope, and
+//! tokens expire soon.
 //!
-//! Half of the answers do not say when. A test can have it refuse for a while, and so see clients that hold only
-//! tokens that have run out.
+//! Half of the answers do not contain the lifetime. A test can make the service refuse for a while,
+//! so that clients have only expired tokens.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -18,16 +19,16 @@ use serde_json::{Value, json};
 
 use crate::image::filter;
 
-/// What the service calls itself, and the registry that it speaks for.
+/// The name of the service, and the registry it issues tokens for.
 pub const ISSUER: &str = "soci.test";
 pub const SERVICE: &str = "registry.soci.test";
 
-/// For how long a registry takes a token after its time.
+/// How long a registry accepts a token after its expiry.
 const LEEWAY: Duration = Duration::from_secs(60);
-/// A client that sends nothing is not waited for.
+/// Timeout for clients that send nothing.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A running token service; it takes no more connections when dropped.
+/// A running token service. It stops accepting connections on drop.
 #[derive(Debug)]
 pub struct Tokens {
     address: SocketAddr,
@@ -37,17 +38,18 @@ pub struct Tokens {
 #[derive(Debug)]
 struct Shared {
     key: PathBuf,
-    /// As the header of a token carries it.
+    /// As in the header of a token.
     certificate: String,
     life: Duration,
     given: AtomicU64,
-    /// The status of every answer, 0 for an ordinary one.
+    /// The status of every answer, or 0 to issue tokens.
     refuses: AtomicU16,
     stopped: AtomicBool,
 }
 
 impl Tokens {
-    /// Signs with `key`, whose `certificate` is of an authority that the registry trusts. Both are PEM files.
+    /// Signs with `key`. Its `certificate` is from an authority that the registry trusts. Both are
+    /// PEM files.
     pub fn start(key: &Path, certificate: &Path, life: Duration) -> Result<Self> {
         let certificate = fs::read_to_string(certificate)?
             .lines()
@@ -70,17 +72,17 @@ impl Tokens {
         Ok(Self { address, shared })
     }
 
-    /// Where clients get a token.
+    /// The URL at which clients request a token.
     pub fn realm(&self) -> String {
         format!("http://{}/token", self.address)
     }
 
-    /// How many it has given.
+    /// Number of issued tokens.
     pub fn given(&self) -> u64 {
         self.shared.given.load(Ordering::SeqCst)
     }
 
-    /// Answers everybody with this status from now on; with `None` it gives tokens again.
+    /// Answers every request with this status from now on; `None` issues tokens again.
     pub fn refuse(&self, status: Option<u16>) {
         let status = status.unwrap_or_default();
         self.shared.refuses.store(status, Ordering::SeqCst);
@@ -90,7 +92,7 @@ impl Tokens {
 impl Drop for Tokens {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
-        // A connection of our own wakes the accept loop, which then sees that it is to end.
+        // A connection wakes the accept loop, which then ends.
         drop(TcpStream::connect(self.address));
     }
 }
@@ -104,7 +106,7 @@ impl Shared {
             let Ok(client) = client else { continue };
             let shared = Arc::clone(&self);
             let named = thread::Builder::new().name("tokens-client".into());
-            // A client that goes away, or that no thread is left for, asks again.
+            // If no thread can be started, the client asks again.
             let _ = named.spawn(move || shared.answer(&client));
         }
     }
@@ -133,7 +135,7 @@ impl Shared {
         Ok(())
     }
 
-    /// The answer with a token; every second one does not say when it runs out.
+    /// The answer with a token. Every second one does not contain the lifetime.
     fn given(&self, request: &str) -> Result<Value> {
         let number = self.given.fetch_add(1, Ordering::SeqCst);
         let token = self.token(&scopes(request), number)?;
@@ -167,7 +169,7 @@ impl Shared {
     }
 }
 
-/// What a request line asks for, as a token grants it.
+/// The access that a request line asks for, as a token grants it.
 fn scopes(request: &str) -> Vec<Value> {
     let target = request.split(' ').nth(1).unwrap_or_default();
     let query = target.split_once('?').map_or("", |(_, query)| query);
@@ -187,7 +189,7 @@ fn scopes(request: &str) -> Vec<Value> {
     scopes.iter().filter_map(access).collect()
 }
 
-/// A value of a query as it was before it was put there.
+/// Decodes a query value.
 fn decoded(value: &str) -> String {
     let mut bytes = Vec::with_capacity(value.len());
     let mut rest = value.as_bytes();

@@ -1,4 +1,4 @@
-//! Transcripts: command lines and what they are to leave, in a text file.
+//! Transcripts: text files with command lines and their expected results.
 //!
 //! ```text
 //! # A comment. A line that begins with `$` is run by bash.
@@ -7,12 +7,12 @@
 //! = 1
 //! ```
 //!
-//! Under a command stand its standard output (two blanks before each line), its standard error (`! `) and its exit code
-//! (`= 1`; none is 0). A line that ends in blanks has `¶` behind them; output that does not end in a newline is followed
-//! by `~`. What differs from run to run is shown by name: `$T` (the folder of the transcript), `$SOCK`, `$REG`,
-//! `<time>`, `<age>`, `<n>`.
+//! A command is followed by its standard output (two blanks before each line), its standard error
+//! (`! `) and its exit code (`= 1`; 0 is omitted). `¶` marks the end of a line with trailing
+//! blanks, and `~` output without a final newline. Values that differ between runs are replaced by
+//! names: `$T` (the directory of the transcript), `$SOCK`, `$REG`, `<time>`, `<age>`, `<n>`.
 //!
-//! With `SOCI_RECORD=1` the files are written anew from what the commands left; read the difference before you keep it.
+//! With `SOCI_RECORD=1` the files are rewritten from the actual results. Review the changes.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -22,27 +22,27 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use regex::Regex;
 
-/// Where a transcript is played.
+/// The environment in which a transcript is run.
 #[derive(Debug, Clone)]
 pub struct Stage {
-    /// Variables of the commands; their values are shown by `$NAME` in output.
+    /// Variables of the commands; their values are shown as `$NAME` in output.
     pub variables: Vec<(&'static str, String)>,
-    /// Folders that are searched for programs before the system's.
+    /// Directories that are searched for programs before those of the system.
     pub programs: Vec<PathBuf>,
-    /// Further environment, not shown by name.
+    /// Additional environment variables, which are not replaced in output.
     pub environment: Vec<(&'static str, String)>,
     pub folder: PathBuf,
 }
 
-/// One command and what it left, as lines of the file.
+/// One command and its results, as lines of the file.
 struct Step {
     command: String,
-    /// Comments and blank lines in front of it.
+    /// The comments and blank lines before it.
     before: String,
     left: String,
 }
 
-/// Plays a transcript and compares, or records.
+/// Runs a transcript and compares or records it.
 pub fn play(file: &Path, stage: &Stage) -> Result<()> {
     let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
     let (steps, rest) = parse(&text);
@@ -96,7 +96,7 @@ fn parse(text: &str) -> (Vec<Step>, String) {
 }
 
 impl Stage {
-    /// Runs a command; gives the lines that the file should have under it.
+    /// Runs a command and returns the lines that the file should contain after it.
     fn run(&self, command: &str) -> Result<String> {
         let mut path: Vec<String> = self
             .programs
@@ -146,7 +146,7 @@ impl Stage {
     }
 }
 
-/// Names instead of what differs from run to run.
+/// Replaces values that differ between runs by names.
 fn steady(mut text: String) -> String {
     for (pattern, name) in [
         (
@@ -156,7 +156,7 @@ fn steady(mut text: String) -> String {
         (r"\b(\d+h)?(\d+m)?\d+s ago", "<age> ago"),
         (r#""seconds":\s?[0-9.e-]+"#, r#""seconds":<n>"#),
     ] {
-        let pattern = Regex::new(pattern).expect("a good pattern");
+        let pattern = Regex::new(pattern).expect("the pattern is valid");
         text = pattern.replace_all(&text, name).into_owned();
     }
     text

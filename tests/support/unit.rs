@@ -1,12 +1,13 @@
-//! Our daemon as a service: alone, below its keeper, or as a unit of a systemd that this module plays.
+//! Our daemon as a service: alone, with its keeper, or as a unit of a simulated systemd.
 //!
-//! The played systemd listens at `NOTIFY_SOCKET`, keeps the descriptors that come with `FDSTORE=1` and hands them to the
-//! next start as `LISTEN_FDS`, behind the socket that clients connect to, which it holds all the time. When the main
-//! process ends, what else belongs to the unit is killed, as `KillMode=control-group` does.
+//! The simulated systemd listens at `NOTIFY_SOCKET`, stores the descriptors of `FDSTORE=1` messages
+//! and passes them to the next start as `LISTEN_FDS`, after the socket for clients, which it holds
+//! all the time. When the main process ends, it kills the rest of the unit, like
+//! `KillMode=control-group`.
 
-// JUSTIFICATION: a child gets descriptors under numbers that the interface of systemd fixes; only code that runs between
-// fork and exec can put them there without another child of this process inheriting them too.
-#![expect(unsafe_code, reason = "descriptors are handed to a child: `hand_over`")]
+// JUSTIFICATION: systemd's interface fixes the descriptor numbers of a child. Only code between
+// fork and exec can set them without other children of this process inheriting them.
+#![expect(unsafe_code, reason = "passes descriptors to a child: `hand_over`")]
 
 mod store;
 
@@ -26,42 +27,42 @@ pub use self::store::Kept;
 use self::store::Store;
 use crate::process::{Daemon, Program};
 
-/// Who starts the process that serves again when it has ended.
+/// What restarts the process that serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keeping {
-    /// Nobody but the test: one process, and a gap when it is killed.
+    /// Only the test: a single process, with an interruption when it is killed.
     Alone,
-    /// The keeper, which nothing replaces.
+    /// The keeper. Nothing restarts the keeper.
     Keeper,
-    /// The keeper, and the played systemd replaces it.
+    /// The keeper, which the simulated systemd restarts.
     Unit,
 }
 
-/// How a keeper goes.
+/// How a keeper is ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     Killed,
     Terminated,
 }
 
-/// What is started, and how.
+/// How to start the service.
 #[derive(Debug, Clone)]
 pub struct Launch {
     pub binary: PathBuf,
-    /// All but `--address`.
+    /// All arguments except `--address`.
     pub arguments: Vec<OsString>,
     pub environment: Vec<(String, OsString)>,
-    /// Where clients connect.
+    /// The socket for clients.
     pub socket: PathBuf,
-    /// What the processes write is appended here.
+    /// The log file; output is appended.
     pub log: PathBuf,
-    /// Text of the command line that only processes of this service have.
+    /// Text in the command lines of this service's processes only.
     pub mark: String,
-    /// A control group that its processes are put into.
+    /// The control group of its processes.
     pub group: Option<PathBuf>,
 }
 
-/// The running service. Dropped, it ends with all its processes.
+/// The running service. On drop it ends with all of its processes.
 #[derive(Debug)]
 pub struct Service {
     keeping: Keeping,
@@ -78,11 +79,11 @@ struct Systemd {
 }
 
 const LIMIT: Duration = Duration::from_secs(30);
-/// The first number of `LISTEN_FDS`.
+/// The first descriptor number of `LISTEN_FDS`.
 const FIRST: i32 = 3;
 
 impl Service {
-    /// Starts it and waits until it says that it serves.
+    /// Starts the service and waits until it serves.
     pub fn start(keeping: Keeping, launch: Launch) -> Result<Self> {
         let systemd = match keeping {
             Keeping::Unit => Some(Systemd {
@@ -105,7 +106,7 @@ impl Service {
         self.keeping
     }
 
-    /// What the played systemd keeps.
+    /// The descriptors that the simulated systemd stores.
     pub fn kept(&self) -> Vec<Kept> {
         self.systemd
             .as_ref()
@@ -113,12 +114,12 @@ impl Service {
             .unwrap_or_default()
     }
 
-    /// The process that was started.
+    /// The main process.
     pub fn main(&self) -> Option<u32> {
         self.main.as_ref().map(Daemon::pid)
     }
 
-    /// The process that serves; none between two of them.
+    /// The process that serves; `None` between two of them.
     pub fn worker(&self) -> Option<u32> {
         let main = self.main()?;
         match self.keeping {
@@ -127,12 +128,12 @@ impl Service {
         }
     }
 
-    /// Every process of the service.
+    /// All processes of the service.
     pub fn processes(&self) -> Vec<u32> {
         marked(&self.launch.mark)
     }
 
-    /// Kills the process that serves; false when there is none at the moment.
+    /// Kills the process that serves. Returns false if there is none at the moment.
     pub fn kill_worker(&mut self) -> Result<bool> {
         if self.keeping == Keeping::Alone {
             self.end_main(End::Killed)?;
@@ -145,7 +146,7 @@ impl Service {
         Ok(kill_process(pid(worker)?, Signal::KILL).is_ok())
     }
 
-    /// Ends the main process and starts it again, from this binary if one is given. How long nobody served.
+    /// Restarts the main process, with another binary if given. Returns how long no process served.
     pub fn replace(&mut self, end: End, binary: Option<&Path>) -> Result<Duration> {
         if let Some(binary) = binary {
             self.launch.binary = binary.to_path_buf();
@@ -156,7 +157,7 @@ impl Service {
         Ok(start.elapsed())
     }
 
-    /// Ends it for good; an error names what does not go.
+    /// Ends the service for good. An error names the processes that do not end.
     pub fn end(&mut self) -> Result<()> {
         self.end_main(End::Killed)
     }
@@ -212,12 +213,12 @@ impl Service {
             Some(systemd) => systemd.store.ready() > ready,
             None => says_started(&log, before) && UnixStream::connect(socket).is_ok(),
         });
-        // Kept also when it does not serve: then its drop ends it.
+        // Stored even if it does not serve, so that drop ends it.
         self.main = Some(main);
         served
     }
 
-    /// The program with the socket and everything that is kept.
+    /// Starts the program with the socket and all stored descriptors.
     fn activated(&self, systemd: &Systemd) -> Result<Program> {
         let mut names = vec!["soci.socket".to_owned()];
         let mut handed = vec![store::copy(&systemd.listener)?];
@@ -225,7 +226,7 @@ impl Service {
             names.push(name);
             handed.push(descriptor);
         }
-        // LISTEN_PID is the process itself: a shell knows it, and it stays the same through exec.
+        // LISTEN_PID must be the process itself. A shell knows its process ID, and exec keeps it.
         let script = "LISTEN_PID=$$ exec \"$0\" \"$@\"";
         Ok(Program::at(Path::new("/bin/sh"))
             .args(["-c", script])
@@ -245,19 +246,20 @@ impl Drop for Service {
     }
 }
 
-/// Gives a child these descriptors under the numbers from 3 on.
+/// Gives a child these descriptors, with numbers starting at 3.
 fn hand_over(command: &mut Command, descriptors: Vec<OwnedFd>) {
     let place = move || -> std::io::Result<()> {
         for (number, descriptor) in (FIRST..).zip(&descriptors) {
-            // JUSTIFICATION: see above. SAFETY: only a system call that may be made after fork; the numbers from 3 on
-            // are the child's own copies, and those it is to get lie above them (`store::copy`).
+            // JUSTIFICATION: see above.
+            // SAFETY: only a system call that is allowed after fork. The numbers from 3 on are the
+            // child's own copies, and those to pass have higher numbers (`store::copy`).
             if unsafe { libc::dup2(descriptor.as_raw_fd(), number) } < 0 {
                 return Err(std::io::Error::last_os_error());
             }
         }
         Ok(())
     };
-    // SAFETY: the closure makes system calls only and allocates nothing.
+    // SAFETY: the closure only makes system calls and does not allocate.
     unsafe { command.pre_exec(place) };
 }
 
@@ -275,7 +277,7 @@ fn pid(number: u32) -> Result<Pid> {
         .context("a process id")
 }
 
-/// Kills a process; gone meanwhile is as good.
+/// Kills a process, which may have ended already.
 pub fn end(process: u32) {
     if let Ok(process) = pid(process) {
         let _ = kill_process(process, Signal::KILL);
@@ -299,7 +301,7 @@ pub fn children(of: u32) -> Vec<u32> {
         .collect()
 }
 
-/// Processes with this text in their command line, but the one that asks.
+/// The processes with this text in their command line, except this one.
 pub fn marked(mark: &str) -> Vec<u32> {
     let own = std::process::id();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();

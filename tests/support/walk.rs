@@ -1,10 +1,11 @@
-//! Two trees compared path by path: the oracle's, and ours.
+//! Compares two trees path by path: the oracle's and ours.
 //!
-//! What cannot be equal is left out: sizes, blocks and link counts of directories, access times, the time of the root
-//! and of whatever the oracle itself gave the time of unpacking (implied directories, whiteouts). Everything else
-//! counts: kind, mode, owner, time with nanoseconds, device number, size, link count and which paths share an inode, link
-//! target, every extended attribute, whether it lies on the device of the root, and content by SHA-256, which is read with
-//! cold caches, in random order, by eight threads at once: through the cache and past it (`O_DIRECT`).
+//! It ignores what cannot be equal: sizes, blocks and link counts of directories, access times, and
+//! the times of the root and of entries that the oracle dated at unpacking (implied directories,
+//! whiteouts). It compares everything else: kind, mode, owner, time in nanoseconds, device number,
+//! size, link count, paths that share an inode, link target, extended attributes, whether a path is
+//! on the device of the root, and the SHA-256 of the content. Content is read with cold caches, in
+//! random order, by eight threads, with and without `O_DIRECT`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -22,7 +23,7 @@ use anyhow::{Context, Result};
 use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 
-/// What one path shows.
+/// The facts about one path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     pub kind: Kind,
@@ -32,7 +33,7 @@ pub struct Facts {
     /// Seconds and nanoseconds.
     pub mtime: (i64, i64),
     pub rdev: u64,
-    /// Whether `st_dev` is that of the root of the tree.
+    /// Whether `st_dev` equals that of the root of the tree.
     pub on_root_device: bool,
     pub size: u64,
     pub links: u64,
@@ -51,11 +52,11 @@ pub enum Kind {
     Block,
     Fifo,
     Socket,
-    /// Listed by its directory, but not there: a whiteout in a directory that only one layer has.
+    /// Listed by its directory but missing: a whiteout in a directory that only one layer has.
     ListedOnly,
 }
 
-/// A tree: relative path → facts. The root is the empty path.
+/// A tree: relative path to facts. The root is the empty path.
 pub type Tree = BTreeMap<Vec<u8>, Facts>;
 
 /// Reads the facts of everything below `root`.
@@ -88,7 +89,8 @@ pub fn walk(root: &Path) -> Result<Tree> {
     Ok(tree)
 }
 
-/// `same_as` holds the path found first; the first in byte order is the same for both trees.
+/// Replaces the path in `same_as`, which was found first, by the first one in byte order, which is
+/// the same for both trees.
 fn settle_shared_inodes(tree: &mut Tree) {
     let mut first = BTreeMap::new();
     for (path, facts) in &*tree {
@@ -101,11 +103,11 @@ fn settle_shared_inodes(tree: &mut Tree) {
     }
 }
 
-/// What is known of the tree while it is walked.
+/// What the walk knows so far.
 struct Inodes {
-    /// Of the root.
+    /// Device of the root.
     device: u64,
-    /// The path found first of each inode.
+    /// The first path found for each inode.
     paths: BTreeMap<(u64, u64), Vec<u8>>,
 }
 
@@ -198,8 +200,9 @@ fn xattrs(path: &Path) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
     Ok(found)
 }
 
-/// What differs between two mounted trees, one line each; empty when they are equal. `unpacked_after` is a time (in
-/// seconds) before the oracle unpacked: what it dates later is its own clock, not the image's.
+/// The differences between two mounted trees, one per line; empty if they are equal.
+/// `unpacked_after` is a time in seconds before the oracle unpacked: later times are its own, not
+/// the image's.
 pub fn differences(oracle: &Path, ours: &Path, unpacked_after: i64) -> Result<Vec<String>> {
     let (expected, found) = (walk(oracle)?, walk(ours)?);
     let mut lines = compare(&expected, &found, unpacked_after);
@@ -217,7 +220,7 @@ pub fn differences(oracle: &Path, ours: &Path, unpacked_after: i64) -> Result<Ve
     Ok(lines)
 }
 
-/// The differences of facts alone.
+/// The differences of the facts only.
 pub fn compare(expected: &Tree, found: &Tree, unpacked_after: i64) -> Vec<String> {
     let mut lines = Vec::new();
     for (path, want) in expected {
@@ -247,7 +250,8 @@ fn difference(path: &str, want: &Facts, have: &Facts) -> String {
     let mut add = |what: &str, want: &dyn std::fmt::Debug, have: &dyn std::fmt::Debug| {
         let (want, have) = (format!("{want:?}"), format!("{have:?}"));
         if want != have {
-            write!(line, " {what} {have} instead of {want};").expect("a String takes everything");
+            write!(line, " {what} {have} instead of {want};")
+                .expect("writing to a String cannot fail");
         }
     };
     add("kind", &want.kind, &have.kind);
@@ -313,11 +317,11 @@ pub enum How {
     Cached,
     /// Opened with `O_DIRECT`.
     Direct,
-    /// `O_DIRECT` set on the open file.
+    /// `O_DIRECT` set after opening.
     DirectLater,
 }
 
-/// Each way comes first for some file: what reads first meets bytes that are not there yet.
+/// Each way comes first for some files, because only the first read meets missing bytes.
 const ORDERS: [[How; 2]; 4] = [
     [How::Cached, How::Direct],
     [How::Direct, How::Cached],
@@ -341,7 +345,7 @@ pub fn hash(path: &Path) -> std::io::Result<[u8; 32]> {
     read_hash(path, How::Cached)
 }
 
-/// The same, read so.
+/// The same, reading in this way.
 pub fn read_hash(path: &Path, how: How) -> std::io::Result<[u8; 32]> {
     let mut options = fs::File::options();
     options.read(true);
@@ -353,7 +357,7 @@ pub fn read_hash(path: &Path, how: How) -> std::io::Result<[u8; 32]> {
         let flags = rustix::fs::fcntl_getfl(&file)?;
         rustix::fs::fcntl_setfl(&file, flags | OFlags::DIRECT)?;
     }
-    // Of pages: direct reads need a buffer that begins with a block.
+    // Page-aligned, because direct reads need an aligned buffer.
     let mut buffer = memmap2::MmapMut::map_anon(1 << 18)?;
     let mut hasher = Sha256::new();
     loop {
@@ -370,12 +374,12 @@ pub fn now() -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// Empties the page cache and the caches of names and inodes, of the whole machine.
+/// Drops the page cache and the dentry and inode caches of the whole machine.
 pub fn drop_caches() -> Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "3").context("drop the caches")
 }
 
-/// Another order for every call, the same for every run.
+/// A different order for every call, but the same in every run.
 fn shuffle<T>(items: &mut [T]) {
     let mut state = 0x5eed_u64 ^ items.len() as u64;
     for i in (1..items.len()).rev() {

@@ -1,4 +1,4 @@
-//! The descriptor store of the played systemd: what a unit says at its notification socket.
+//! The descriptor store of the simulated systemd: messages at the notification socket.
 
 use std::fs;
 use std::io::IoSliceMut;
@@ -15,15 +15,15 @@ use anyhow::{Context as _, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-/// One kept descriptor, as a report shows it.
+/// One stored descriptor, for a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
     pub name: String,
-    /// What `/proc/self/fd` says it is.
+    /// Its target in `/proc/self/fd`.
     pub what: String,
 }
 
-/// Takes messages until it is dropped.
+/// Receives messages until dropped.
 #[derive(Debug)]
 pub(super) struct Store {
     path: PathBuf,
@@ -42,14 +42,14 @@ struct State {
 struct Entry {
     name: String,
     descriptor: OwnedFd,
-    /// Thrown away when it hangs up, as systemd does unless `FDPOLL=0` came with it.
+    /// Discarded when it hangs up, as systemd does unless `FDPOLL=0` was sent with it.
     polled: bool,
 }
 
-/// Copies get numbers above those that a child gets.
+/// Copies get higher numbers than those that a child gets.
 const ABOVE: i32 = 200;
 
-/// A descriptor that can be handed to a child.
+/// Duplicates a descriptor so that it can be passed to a child.
 pub(super) fn copy(of: impl AsFd) -> Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(of, ABOVE)?)
 }
@@ -78,7 +78,7 @@ impl Store {
         &self.path
     }
 
-    /// How often a unit has said that it is ready.
+    /// How often a unit has reported that it is ready.
     pub(super) fn ready(&self) -> u64 {
         self.state.ready.load(Ordering::SeqCst)
     }
@@ -96,7 +96,7 @@ impl Store {
         shown.collect()
     }
 
-    /// Copies of everything for the next start; what has hung up is thrown away first.
+    /// Duplicates of all descriptors for the next start, after discarding those that have hung up.
     pub(super) fn hand_out(&self) -> Result<Vec<(String, OwnedFd)>> {
         let mut entries = self.state.entries();
         entries.retain(|entry| !(entry.polled && hung_up(&entry.descriptor)));
@@ -120,7 +120,7 @@ impl State {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One message, if there is one.
+    /// Receives one message, if there is one.
     fn take(&self, socket: &UnixDatagram) {
         let mut bytes = [0_u8; 4096];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
@@ -172,13 +172,13 @@ impl State {
     }
 }
 
-/// Whether both are the same open file; every descriptor of `/dev/fuse` has the same inode.
+/// Whether both are the same open file; all descriptors of `/dev/fuse` have the same inode.
 fn same(one: &OwnedFd, other: &OwnedFd) -> bool {
     const KCMP_FILE: libc::c_int = 0;
     let own = libc::pid_t::try_from(std::process::id()).unwrap_or_default();
     let (one, other) = (one.as_raw_fd(), other.as_raw_fd());
-    // JUSTIFICATION: as systemd compares them; there is no safe wrapper. SAFETY: the call takes numbers only, and both
-    // descriptors are open here.
+    // JUSTIFICATION: systemd compares them the same way, and there is no safe wrapper.
+    // SAFETY: the call takes only numbers, and both descriptors are open here.
     unsafe { libc::syscall(libc::SYS_kcmp, own, own, KCMP_FILE, one, other) == 0 }
 }
 
