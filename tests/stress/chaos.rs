@@ -1,4 +1,5 @@
-//! What is done to the daemon and to everything around it, each by a thread of its own, until the test is over.
+//! Faults of the daemon and its environment. One thread per kind of fault, until the end of the
+//! test.
 
 use std::fs;
 use std::sync::atomic::Ordering;
@@ -11,10 +12,10 @@ use crate::Plan;
 use crate::truth::Dice;
 use crate::world::{RATE, TOKEN_LIFE, World, lock};
 
-/// One kind of fault: does it once, waits before.
+/// Causes one fault, after a pause.
 type Fault = fn(&World, &Plan, &mut Dice) -> Result<()>;
 
-/// All kinds that this way of keeping the daemon stands.
+/// All kinds of faults that this setup can tolerate.
 pub(crate) fn faults(plan: &Plan) -> Vec<(&'static str, Fault)> {
     let all: [(&'static str, Fault); 6] = [
         ("kill", kill),
@@ -27,7 +28,7 @@ pub(crate) fn faults(plan: &Plan) -> Vec<(&'static str, Fault)> {
     all.into_iter()
         .filter(|(name, _)| match *name {
             "replace" => plan.keeping == Keeping::Unit,
-            // Nobody starts a process again that the kernel ends for its memory.
+            // Without a keeper, no process restarts the daemon after an OOM kill.
             "memory" => plan.keeping != Keeping::Alone,
             _ => true,
         })
@@ -35,7 +36,7 @@ pub(crate) fn faults(plan: &Plan) -> Vec<(&'static str, Fault)> {
         .collect()
 }
 
-/// Goes on with one kind of fault.
+/// Causes one kind of fault again and again.
 pub(crate) fn go_on(world: &World, plan: &Plan, name: &str, fault: Fault) {
     let salt = name.bytes().fold(0, |sum, byte| sum * 31 + u64::from(byte));
     let mut dice = Dice::new(plan.seed ^ salt);
@@ -51,7 +52,7 @@ fn pause(world: &World, dice: &mut Dice, from_ms: u64, to_ms: u64) -> bool {
     !world.is_over()
 }
 
-/// The same before somebody is killed.
+/// Sleeps before a kill, longer while calls are spared.
 fn pause_to_kill(world: &World, dice: &mut Dice, from_ms: u64, to_ms: u64) -> bool {
     let goes_on = pause(world, dice, from_ms, to_ms);
     while world.is_spared() && !world.is_over() {
@@ -60,7 +61,7 @@ fn pause_to_kill(world: &World, dice: &mut Dice, from_ms: u64, to_ms: u64) -> bo
     goes_on && !world.is_over()
 }
 
-/// A storm of kills, and a while in which pulls come to an end and layers become complete.
+/// A series of kills, then a pause in which pulls finish and layers become complete.
 fn kill(world: &World, _: &Plan, dice: &mut Dice) -> Result<()> {
     for _ in 0..dice.throw(3, 12) {
         if pause_to_kill(world, dice, 100, 2000) && lock(&world.service).kill_worker()? {
@@ -120,7 +121,7 @@ fn registry(world: &World, _: &Plan, dice: &mut Dice) -> Result<()> {
     Ok(())
 }
 
-/// Nobody gets a new token, at times for longer than those last that have been given.
+/// Refuses all tokens, at times for longer than issued tokens are valid.
 fn tokens(world: &World, _: &Plan, dice: &mut Dice) -> Result<()> {
     if !pause(world, dice, 8000, 20_000) {
         return Ok(());
@@ -141,7 +142,7 @@ fn disk(world: &World, _: &Plan, dice: &mut Dice) -> Result<()> {
     if !pause(world, dice, 10_000, 25_000) {
         return Ok(());
     }
-    // The readers are told: what they read now may not be kept.
+    // Tells the readers that data read now may not be stored.
     let told = world.memory().join("lib/full");
     fs::write(&told, "")?;
     world.events.set_full(true);

@@ -1,4 +1,4 @@
-//! What happened when: a file beside the report, and the counts of faults.
+//! A log of events next to the report, and counters of faults.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -11,7 +11,7 @@ use anyhow::Result;
 use crate::slots::now;
 use crate::world::lock;
 
-/// Counts of what was done to the daemon and its surroundings.
+/// Counters of what was done to the daemon and its environment.
 #[derive(Debug)]
 pub(crate) struct Events {
     file: Mutex<File>,
@@ -25,14 +25,14 @@ pub(crate) struct Events {
     pub(crate) squeezed: AtomicU64,
     pub(crate) lives: AtomicU64,
     pub(crate) calls_again: AtomicU64,
-    /// Milliseconds of the longest removal of an image, and of the longest replacement of a keeper.
+    /// Milliseconds of the longest removal of an image and of the longest restart of a keeper.
     pub(crate) longest_removal: AtomicU64,
     pub(crate) longest_replacement: AtomicU64,
     pub(crate) full: Spell,
     pub(crate) tokenless: Spell,
 }
 
-/// Something that begins and ends: no space on the disk, no new tokens.
+/// A condition that starts and ends: a full disk, no new tokens.
 #[derive(Debug, Default)]
 pub(crate) struct Spell {
     lasts: AtomicBool,
@@ -45,7 +45,7 @@ impl Spell {
         self.until.store(now(), Ordering::SeqCst);
     }
 
-    /// Whether it lasts or has ended within what a call takes.
+    /// Whether it lasts, or ended so recently that a running call may have been affected.
     pub(crate) fn was(&self) -> bool {
         const CALL_MS: u64 = 10_000;
         let until = self.until.load(Ordering::SeqCst);
@@ -75,7 +75,7 @@ impl Events {
     }
 
     pub(crate) fn say(&self, what: &str) {
-        // Beside the report; the report itself does not need it.
+        // Written next to the report, which does not depend on it.
         let _ = writeln!(lock(&self.file), "{} {what}", now());
     }
 

@@ -1,4 +1,4 @@
-//! A control group with a limit of memory, where the machine lets the test make one.
+//! A control group with a memory limit, if the machine allows the test to create one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-/// Where version 2 and version 1 keep groups, and the name of the limit there.
+/// Directories of control groups in versions 2 and 1, and the name of the memory limit in each.
 const PLACES: &[(&str, &str)] = &[
     ("/sys/fs/cgroup", "memory.max"),
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
 ];
 
-/// Removed when dropped, if its processes have ended.
+/// Removed on drop if its processes have ended.
 #[derive(Debug)]
 pub(crate) struct Group {
     path: PathBuf,
@@ -20,11 +20,12 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// `None` where no group with a limit of memory can be made.
+    /// Returns `None` if no group with a memory limit can be created.
     pub(crate) fn make() -> Result<Option<Self>> {
         for &(parent, limit) in PLACES {
             let path = Path::new(parent).join(format!("soci-stress-{}", std::process::id()));
-            // An earlier test of the same number may have left its own; one with processes in it stays.
+            // An earlier test with the same process ID may have left its group; a group with
+            // processes stays.
             let _ = fs::remove_dir(&path);
             if fs::create_dir(&path).is_err() {
                 continue;
@@ -41,7 +42,8 @@ impl Group {
         &self.path
     }
 
-    /// Whether the kernel took the limit: it refuses one that it cannot reach by giving back caches.
+    /// Sets the limit. Returns false if the kernel rejects it, because it cannot free enough
+    /// memory.
     pub(crate) fn limit(&self, bytes: u64) -> bool {
         fs::write(self.path.join(self.limit), bytes.to_string()).is_ok()
     }
@@ -58,7 +60,8 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Who was killed is in it for a moment; left where processes of a failed test stay.
+        // A killed process stays in the group for a moment. Processes of a failed test prevent the
+        // removal.
         for _ in 0..50 {
             if fs::remove_dir(&self.path).is_ok() {
                 return;

@@ -1,7 +1,8 @@
-//! The images of the test: random, the same for the same seed, and known byte for byte by their lists of files.
+//! The images of the test: random, the same for the same seed, and fully described by their file
+//! lists.
 //!
-//! Each has a layer with a shell and programs that all share, two layers of its own that are lazy, and a small one that is
-//! pulled whole.
+//! Each has a shared layer with a shell and programs, two lazy layers of its own, and a small layer
+//! that is downloaded whole.
 
 use std::fs;
 
@@ -21,10 +22,10 @@ pub(crate) struct Published {
     pub(crate) files: Vec<File>,
 }
 
-/// Small spans, so that layers are incomplete for long; the smallest layer has no zTOC.
+/// Small spans, so that layers stay incomplete for long. The smallest layer has no zTOC.
 const CONVERT: &[&str] = &["--min-layer-size", "100000", "--span-size", "262144"];
 
-/// Makes image number `number` and pushes it.
+/// Builds image `number` and pushes it.
 pub(crate) fn publish(registry: &Registry, number: u64, seed: u64) -> Result<Published> {
     let shell = fs::read(tool("busybox")?)?;
     let mut dice = Dice::new(seed ^ (number << 32));

@@ -1,4 +1,4 @@
-//! The life of an image, again and again: pulled, read by a container while everything fails, removed.
+//! Repeats the life of an image: it is pulled, read by a container during faults, and removed.
 
 use std::fs;
 use std::sync::atomic::Ordering;
@@ -16,7 +16,7 @@ use crate::slots::Slot;
 use crate::truth::Dice;
 use crate::world::{ATTEMPTS, LIMIT, Mercy, Out, World, last_line, lock};
 
-/// Lives until the test is over; what must not be is reported to the world.
+/// Repeats lives until the end of the test. Errors are reported to the world.
 pub(crate) fn live_on(world: &World, plan: &Plan, image: &Published, seed: u64) {
     let mut dice = Dice::new(seed);
     let mut number = 0;
@@ -32,7 +32,7 @@ pub(crate) fn live_on(world: &World, plan: &Plan, image: &Published, seed: u64) 
     }
 }
 
-/// Removes every image: with the last one the last of our loop devices goes.
+/// Removes every image. Our last loop device must go with the last image.
 pub(crate) fn end_all(world: &World, images: &[Published]) {
     let start = Instant::now();
     let removed = images
@@ -47,14 +47,16 @@ pub(crate) fn end_all(world: &World, images: &[Published]) {
             return;
         }
         if start.elapsed() > LIMIT {
-            world.trouble(format!("without an image there are still {left}"));
+            world.trouble(format!(
+                "all images are removed, but there are still {left}"
+            ));
             return;
         }
         std::thread::sleep(Duration::from_millis(100));
     }
 }
 
-/// What layers leave behind that must not be there without an image; empty is nothing.
+/// What remains of layers although there is no image; empty if nothing.
 fn remains(world: &World) -> String {
     let (all, lazy) = loops(&world.node);
     let mounts = world.node.mounts().unwrap_or_default();
@@ -78,7 +80,7 @@ fn live(world: &World, plan: &Plan, image: &Published, id: &str, dice: &mut Dice
     let container = Container::start(world, plan, image, id)?;
     world.events.say(&format!("{id} reads for {seconds} s"));
     container.run(Duration::from_secs(seconds))?;
-    // Every fourth stays: its next container finds what is there already.
+    // Three of four are removed. The next container of the others finds data on disk.
     if dice.throw(0, 4) > 0 && !world.is_over() {
         let start = Instant::now();
         remove(world, &["images", "rm", "--sync", reference])?;
@@ -99,7 +101,7 @@ fn again(world: &World, failures: Result<u64>) -> Result<()> {
     Ok(())
 }
 
-/// Removes something of containerd's; already gone is as good.
+/// Removes an object of containerd, which may be gone already.
 fn remove(world: &World, arguments: &[&str]) -> Result<()> {
     let start = Instant::now();
     loop {
@@ -114,7 +116,7 @@ fn remove(world: &World, arguments: &[&str]) -> Result<()> {
     }
 }
 
-/// A container in which the reader runs.
+/// A container that runs the reader.
 struct Container<'a> {
     world: &'a World,
     id: String,
@@ -123,7 +125,7 @@ struct Container<'a> {
 }
 
 impl<'a> Container<'a> {
-    /// Starts it, again if the daemon was killed under the calls.
+    /// Starts the container, and tries again if the daemon was killed during the calls.
     fn start(world: &'a World, plan: &Plan, image: &Published, id: &str) -> Result<Self> {
         let start = Instant::now();
         let mut mercy = Mercy::new(world);
@@ -145,7 +147,7 @@ impl<'a> Container<'a> {
             ensure!(start.elapsed() < ATTEMPTS, "run {id}: {said}");
             std::thread::sleep(Duration::from_millis(100));
         }
-        unreachable!("the attempts have no end")
+        unreachable!("the loop has no end")
     }
 
     fn attempt(world: &'a World, plan: &Plan, image: &Published, id: &str) -> Result<Self> {
@@ -194,7 +196,7 @@ impl<'a> Container<'a> {
         })
     }
 
-    /// Waits until the reader reads; false when the container has ended before.
+    /// Waits until the reader reads. Returns false if the container ends first.
     fn has_begun(&mut self) -> Result<bool> {
         let start = Instant::now();
         while !self.out.folder.join("slots").exists() {
@@ -212,14 +214,14 @@ impl<'a> Container<'a> {
         Ok(true)
     }
 
-    /// Lets it read, then stops and removes it.
+    /// Lets the reader run, then stops and removes the container.
     fn run(mut self, time: Duration) -> Result<()> {
         let start = Instant::now();
         while start.elapsed() < time && !self.world.is_over() {
             if self.run.ended() {
                 let errors = fs::read_to_string(self.out.folder.join("errors")).unwrap_or_default();
                 let code = self.run.wait_for_end(LIMIT)?;
-                // A fault that was not answered ends a program by SIGBUS: 128 and 7.
+                // A page fault that fails ends a program with SIGBUS, exit code 128 + 7.
                 bail!("the reader ended: {code:?} {}{errors}", self.run.log());
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -227,7 +229,7 @@ impl<'a> Container<'a> {
         fs::write(self.out.folder.join("stop"), "")?;
         self.run
             .wait_for_end(LIMIT)
-            .context("the reader was told to stop")?;
+            .context("the reader did not stop in time")?;
         let said = self.run.log();
         if !said.is_empty() {
             self.world.excused(&["run", &self.id], &said)?;
@@ -235,7 +237,7 @@ impl<'a> Container<'a> {
         self.forget()
     }
 
-    /// Adds up what it counted and removes what is left of it.
+    /// Adds up the reader's counters and removes what remains of the container.
     fn forget(self) -> Result<()> {
         let folder = self.out.folder.clone();
         lock(&self.world.outs).retain(|out| out.folder != folder);

@@ -1,7 +1,9 @@
-//! Containers read, map and execute images, every byte compared with the truth, while the daemon and everything around it
-//! is killed, replaced, cut off, filled up and squeezed. `make soak` runs it for hours, `make test` for three minutes.
+//! Containers read, map and execute files of images and compare every byte with the expected
+//! content, while the daemon and its environment are killed, replaced, disconnected, and run out of
+//! disk and memory. `make soak` runs this for hours, `make test` for three minutes.
 //!
-//! A hang is a failure, not a hang: every wait has a deadline, and what waits for the daemon is freed ([`watch`]).
+//! A hang is reported as a failure: every wait has a timeout, and processes that wait for the
+//! daemon are released ([`watch`]).
 
 mod chaos;
 mod events;
@@ -36,7 +38,7 @@ fn every_byte_is_right_while_everything_around_it_fails() -> Result<()> {
         .collect::<Result<Vec<_>>>()
         .context("make the images")?;
     let start = Instant::now();
-    // At most 120 looks, at least one every minute.
+    // At most 120 samples, and at least one per minute.
     let every = (plan.length / 120).clamp(Duration::from_secs(2), Duration::from_secs(60));
     let samples = std::thread::scope(|scope| {
         let (world, plan) = (&world, &plan);

@@ -1,4 +1,4 @@
-//! How long, how hard and with what the test runs, from the environment (`scripts/soak` sets it).
+//! Duration, intensity and setup of the test, from the environment (set by `scripts/soak`).
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
@@ -11,9 +11,9 @@ use soci_tests::unit::Keeping;
 
 use crate::slots;
 
-/// The form inside `make test`.
+/// Duration in `make test`.
 const SHORT: Duration = Duration::from_secs(180);
-/// A machine that runs other things meanwhile is late by itself.
+/// A busy machine is slow by itself.
 const SLOWEST_SHORT: Duration = Duration::from_secs(5);
 const SLOWEST_LONG: Duration = Duration::from_secs(1);
 
@@ -21,9 +21,9 @@ const SLOWEST_LONG: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Build {
     pub(crate) binary: PathBuf,
-    /// What it says of itself.
+    /// The version it reports.
     pub(crate) version: String,
-    /// Keepers of it that were started.
+    /// Number of keepers that were started from it.
     pub(crate) started: AtomicU64,
 }
 
@@ -39,24 +39,24 @@ impl Build {
     }
 }
 
-/// One run of the test.
+/// The settings of one run.
 #[derive(Debug)]
 pub(crate) struct Plan {
     /// `SOCI_SOAK_SECONDS`.
     pub(crate) length: Duration,
-    /// `SOCI_SOAK_SEED`: the same images and the same order of faults.
+    /// `SOCI_SOAK_SEED`: determines the images and the order of faults.
     pub(crate) seed: u64,
     /// `SOCI_SOAK_KEEPING`: alone, keeper or unit.
     pub(crate) keeping: Keeping,
-    /// The daemon, and `SOCI_SOAK_OTHER`, another build of it, with which it takes turns.
+    /// The daemon, and with `SOCI_SOAK_OTHER` another build that alternates with it.
     pub(crate) builds: Vec<Build>,
-    /// `SOCI_SOAK_WITHOUT`: faults that are left out, and `direct`, reads with O_DIRECT.
+    /// `SOCI_SOAK_WITHOUT`: faults to omit; `direct` omits reads with O_DIRECT.
     without: Vec<String>,
     /// `SOCI_SOAK_IMAGES`.
     pub(crate) images: u64,
-    /// The longest that a read of present bytes may take.
+    /// Time limit for a read of present bytes.
     pub(crate) slowest: Duration,
-    /// Where reports are written.
+    /// Directory of the reports.
     pub(crate) folder: PathBuf,
 }
 
@@ -107,7 +107,7 @@ fn builds() -> Result<Vec<Build>> {
     Ok(builds)
 }
 
-/// Where reports are written.
+/// Directory of the reports.
 pub(crate) fn folder() -> PathBuf {
     repository().join("target")
 }

@@ -1,9 +1,8 @@
-//! The same for pods, as a kubelet has them: sandboxes and containers are made through the CRI, and commands run in them,
-//! while the worker is killed all the time.
+//! The stress test for pods: sandboxes and containers are created through the CRI, like by a
+//! kubelet, and commands run in them, while workers are killed.
 //!
-//! A call of containerd that is under way when its worker is killed fails, and a kubelet makes it again; so does the test. What
-//! runs already must notice nothing: no command in a running container may fail or read a wrong byte.
-
+//! A call of containerd fails if its worker is killed, and like a kubelet, the test repeats it.
+//! Running containers must not be affected: no command may fail or read a wrong byte.
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -20,12 +19,12 @@ use soci_tests::{Image, Site, walk};
 const FILES: u64 = 24;
 const SIZE: usize = 1 << 20;
 const SLEEP: [&str; 2] = ["/bin/sleep", "3600"];
-/// How long it goes on; a fifth of the length of the test beside it.
+/// Duration: a fifth of that of the other stress test.
 const LENGTH: Duration = Duration::from_secs(36);
-/// For how long a kubelet makes a call again before the test calls it a failure.
+/// How long a call is repeated before it counts as failed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What happened so far.
+/// Counters.
 #[derive(Debug, Default)]
 struct Counts {
     kills: AtomicU64,
@@ -38,7 +37,7 @@ fn one_more(count: &AtomicU64) {
     count.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Kills worker after worker, every 0.1 to 2 s.
+/// Kills one worker after another, every 0.1 to 2 s.
 fn kill_on(keeper: u32, over: &AtomicBool, counts: &Counts) {
     for step in 0_u64.. {
         let pause = 100 + step.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 1900;
@@ -57,7 +56,7 @@ fn kill_on(keeper: u32, over: &AtomicBool, counts: &Counts) {
     }
 }
 
-/// Reads a file in a container that runs. It must not fail, whatever happens to the worker.
+/// Reads a file in a running container. It must not fail, whatever happens to the worker.
 fn read(container: &Container<'_>, n: u64, counts: &Counts) -> Result<()> {
     let path = format!("/d/f{n}");
     let said = container.exec(&["/bin/busybox", "sha256sum", &path])?;
@@ -69,7 +68,7 @@ fn read(container: &Container<'_>, n: u64, counts: &Counts) -> Result<()> {
     Ok(())
 }
 
-/// A pod with a container, made as often as it takes; each try is a pod of its own.
+/// Creates a pod with a container, with as many attempts as necessary. Each attempt is a new pod.
 fn start<'a>(
     cri: &'a Cri,
     reference: &str,
@@ -89,7 +88,7 @@ fn start<'a>(
                 return Ok(made);
             }
             Err(error) if begin.elapsed() > PATIENCE => {
-                return Err(error.context("a pod that does not start"));
+                return Err(error.context("the pod does not start"));
             }
             Err(_) => one_more(&counts.again),
         }
@@ -102,7 +101,7 @@ fn live_on(cri: &Cri, reference: &str, counts: &Counts) -> Result<()> {
     let end = Instant::now() + LENGTH;
     let mut n = 0;
     while Instant::now() < end {
-        // What was read before is asked for again: it is on the disk, and the page cache does not have it.
+        // Data that was read before is read from disk again, not from the page cache.
         walk::drop_caches()?;
         let (pod, container) = start(cri, reference, &mut number, counts)?;
         for _ in 0..3 {
@@ -110,7 +109,7 @@ fn live_on(cri: &Cri, reference: &str, counts: &Counts) -> Result<()> {
             read(&steady, n, counts)?;
             read(&container, (n + 1) % FILES, counts)?;
         }
-        // A sandbox that stays because a kill broke its end goes with the node.
+        // If a kill interrupts the removal, the sandbox is removed with the node.
         if pod.remove().is_err() {
             one_more(&counts.again);
         }

@@ -1,11 +1,12 @@
-//! The program that reads in the containers of the stress test and compares every byte with the truth.
+//! The program that reads in the containers of the stress test and compares every byte.
 //!
 //! usage: soci-test-reader FOLDER OUT TAG [again] [buffered]
 //!
-//! `FOLDER` holds the shell that programs of the image begin with (`busybox`) and, while the disk is full, `full`. `OUT`
-//! holds the list of files (`truth`); the reader writes `slots` and `errors` there and ends when there is a `stop`.
-//! With `again` a read that fails is tried for half a minute: a single process that is killed leaves a gap. With
-//! `buffered` the page cache is never avoided. `TAG` only tells whose reader it is.
+//! `FOLDER` contains the shell at the start of the image's programs (`busybox`) and, while the disk
+//! is full, `full`. `OUT` contains the file list (`truth`). The reader writes `slots` and `errors`
+//! there and ends when `stop` exists. With `again`, a failed read is repeated for half a minute,
+//! because a killed process without a keeper leaves an interruption. With `buffered`, all reads use
+//! the page cache. `TAG` identifies the reader in process lists.
 
 #[path = "reader/readahead.rs"]
 mod readahead;
@@ -29,13 +30,13 @@ use crate::readahead::Readahead;
 use crate::slots::{Slot, now};
 use crate::truth::Dice;
 
-/// What is read and remembered as one: a multiple of every page and small against a span.
+/// Granularity of what the reader remembers: a multiple of the page size, small compared to a span.
 const BLOCK: u64 = 64 << 10;
-/// Bytes that were answered are written at once; so much later they count as there.
+/// Served bytes are written to disk immediately. After this time they count as present.
 const SETTLED_MS: u64 = 1000;
-/// How long a read is tried again where a gap is known.
+/// How long a failed read is repeated with `again`.
 const GAP: Duration = Duration::from_secs(30);
-/// A read of present bytes that takes longer is written down with its place.
+/// Reads of present bytes that take longer are logged.
 const SLOW: Duration = Duration::from_millis(500);
 
 fn main() -> Result<()> {
@@ -53,7 +54,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What all threads share.
+/// State shared by all threads.
 struct Reader {
     files: Vec<truth::File>,
     shell: Vec<u8>,
@@ -61,7 +62,7 @@ struct Reader {
     out: PathBuf,
     slots: File,
     errors: Mutex<File>,
-    /// For every block of every file when it was first read; 0 is never.
+    /// For every block of every file, when it was first read; 0 if never.
     read: Vec<Vec<AtomicU64>>,
     /// For every file who reads it with readahead.
     readahead: Vec<Readahead>,
@@ -126,7 +127,7 @@ impl Reader {
         })
     }
 
-    /// One thread: operations of one way until the test says stop.
+    /// One thread: repeats operations of one kind until the test stops it.
     fn go_on(&self, place: u64, way: ways::Way) {
         let mut dice = Dice::new(now() ^ (place << 56));
         let mut slot = Slot::default();
@@ -141,16 +142,16 @@ impl Reader {
         }
     }
 
-    /// Whether these bytes have been there for a while, as far as this reader knows.
+    /// Whether these bytes have been present for a while, as far as this reader knows.
     fn is_present(&self, range: Range) -> bool {
         let settled = now().saturating_sub(SETTLED_MS);
         self.blocks(range)
             .all(|block| (1..settled).contains(&block.load(Ordering::Relaxed)))
     }
 
-    /// Remembers the blocks that lie in the range as a whole.
+    /// Remembers the blocks that are completely in the range.
     fn mark(&self, range: Range) {
-        // With a full disk bytes are answered from memory and not kept.
+        // While the disk is full, bytes are served from memory and not stored.
         if self.folder.join("full").exists() {
             return;
         }
@@ -173,13 +174,14 @@ impl Reader {
 
     fn say(&self, line: &str) {
         let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
-        // The test's folder is in memory; if it is gone, so is the test.
+        // The directory is in memory. If it is gone, the test has ended.
         let _ = writeln!(errors, "{} {line}", now());
     }
 }
 
 impl Operation<'_> {
-    /// Does something that needs bytes of this range, with the clock running. The bytes, unless it failed for good.
+    /// Runs a timed operation that needs the bytes of a range. Returns the bytes, or `None` if it failed
+    /// permanently.
     fn run<T>(
         &mut self,
         range: Range,
@@ -230,7 +232,7 @@ impl Operation<'_> {
         result.ok()
     }
 
-    /// Compares with the truth and remembers what is there now.
+    /// Compares with the expected bytes and remembers the blocks as present.
     fn compare(&mut self, range: Range, found: &[u8]) {
         let file = &self.reader.files[range.file];
         let mut truth = vec![0; found.len()];

@@ -1,4 +1,4 @@
-//! The report, on the terminal and as `target/soak.txt`.
+//! The report, on the terminal and in `target/soak.txt`.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,7 +12,7 @@ use crate::samples::{self, Sample};
 use crate::slots::Slot;
 use crate::world::{TOKEN_LIFE, World, lock};
 
-/// Writes it; an error when the run does not pass.
+/// Writes the report. Returns an error if the run fails.
 pub(crate) fn conclude(
     world: &World,
     plan: &Plan,
@@ -51,7 +51,7 @@ pub(crate) fn conclude(
     Ok(())
 }
 
-/// The node is removed with the test; why it did not pass is in the daemon's log.
+/// Keeps the daemon's log, which explains the failure, because the node is removed with the test.
 fn keep_log(world: &World, plan: &Plan) -> Result<()> {
     let log = world.node.folder().join("soci.log");
     fs::copy(&log, plan.folder.join("soak-daemon.log"))
@@ -59,10 +59,7 @@ fn keep_log(world: &World, plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-#[expect(
-    clippy::print_stdout,
-    reason = "the report is what the test is run for"
-)]
+#[expect(clippy::print_stdout, reason = "the report is the result of the test")]
 fn show(text: &str) {
     println!("{text}");
 }

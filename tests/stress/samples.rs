@@ -1,4 +1,4 @@
-//! Memory, descriptors and loop devices over time, and whether they stay what they were.
+//! Samples of memory, descriptors and loop devices, and the check that they do not grow.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use soci_tests::unit::Keeping;
 
 use crate::world::{World, lock};
 
-/// One look.
+/// One sample.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Sample {
     pub(crate) second: u64,
@@ -17,12 +17,12 @@ pub(crate) struct Sample {
     pub(crate) worker_kilobytes: u64,
     pub(crate) worker_descriptors: u64,
     pub(crate) loops: u64,
-    /// Of those on the FUSE mount: layers that miss bytes.
+    /// Loop devices on the FUSE mount, that is, of incomplete layers.
     pub(crate) lazy: u64,
     pub(crate) kept: u64,
 }
 
-/// Looks every few seconds until the test is over.
+/// Takes a sample at this interval until the end of the test.
 pub(crate) fn go_on(world: &World, every: Duration) -> Vec<Sample> {
     let start = Instant::now();
     let mut samples = Vec::new();
@@ -36,7 +36,7 @@ pub(crate) fn go_on(world: &World, every: Duration) -> Vec<Sample> {
 fn look(world: &World, start: Instant) -> Sample {
     let (main, worker, kept) = {
         let service = lock(&world.service);
-        // One process alone is its own worker, with a worker's needs.
+        // A daemon without a keeper is its own worker and needs as much memory as one.
         let main = service
             .main()
             .filter(|_| service.keeping() != Keeping::Alone);
@@ -69,7 +69,7 @@ fn descriptors(process: u32) -> u64 {
     open.map_or(0, |open| open.count() as u64)
 }
 
-/// Loop devices on files of the node's store, and those of them on its FUSE mount.
+/// Number of loop devices on files of the node's store, and of those on its FUSE mount.
 pub(crate) fn loops(node: &Node) -> (u64, u64) {
     let root = format!("{}/", node.root().display());
     let served: Vec<String> = node
@@ -89,15 +89,15 @@ pub(crate) fn loops(node: &Node) -> (u64, u64) {
     (ours.len() as u64, lazy.count() as u64)
 }
 
-/// What has grown from the second quarter to the last half, beyond what chance explains. In the first quarter images
-/// begin to be pulled; a run of less than two minutes says nothing.
+/// The values that grew from the second quarter to the second half by more than their tolerance.
+/// The first quarter contains the first pulls. Runs of less than two minutes are not checked.
 pub(crate) fn grown(samples: &[Sample]) -> Vec<String> {
     const ENOUGH: usize = 60;
     if samples.len() < ENOUGH {
         return Vec::new();
     }
     type Of = fn(&Sample) -> u64;
-    // A name, the value, and how much more is chance.
+    // A name, the value, and the tolerance.
     let values: [(&str, Of, u64); 6] = [
         ("memory of the main process, kB", |s| s.main_kilobytes, 8192),
         ("descriptors of the main process", |s| s.main_descriptors, 8),
@@ -118,7 +118,7 @@ pub(crate) fn grown(samples: &[Sample]) -> Vec<String> {
         .collect()
 }
 
-/// The median, 0 of nothing.
+/// The median, or 0 for an empty list.
 fn middle(samples: &[Sample], of: fn(&Sample) -> u64) -> u64 {
     let mut values: Vec<u64> = samples.iter().map(of).collect();
     values.sort_unstable();

@@ -1,36 +1,37 @@
-//! What a reader is doing and has counted, in a file that the test reads while the reader runs.
+//! The state and counters of a reader, in a file that the test reads while the reader runs.
 //!
-//! Each thread of a reader owns a slot and writes it before and after every operation, so that the test sees one that
-//! does not end. Times are milliseconds since 1970: readers and test share no other clock's beginning.
+//! Each thread of a reader has a slot and writes it before and after every operation, so that the
+//! test sees operations that do not end. Times are in milliseconds since 1970, because readers and
+//! test have no other common clock.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Bytes of a slot.
+/// Size of a slot in bytes.
 const SIZE: usize = 96;
 
-/// Counts of one thread, or of many together.
+/// Counters of one thread, or of many together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Slot {
-    /// When the running operation began; 0 between operations.
+    /// When the current operation began; 0 between operations.
     pub(crate) began: u64,
-    /// What it does: the file's place in the list, and the offset.
+    /// The operand of the current operation: index of the file in the list, and offset.
     pub(crate) file: u64,
     pub(crate) offset: u64,
     pub(crate) reads: u64,
     pub(crate) bytes: u64,
     pub(crate) failed: u64,
     pub(crate) wrong: u64,
-    /// Reads that were tried again where one process alone serves: its end is a gap.
+    /// Reads that were repeated because a daemon without a keeper was restarted.
     pub(crate) again: u64,
     /// Reads of bytes that had been read before.
     pub(crate) present: u64,
-    /// The slowest of those, and of all, in microseconds.
+    /// The slowest read of present bytes, and the slowest of all, in microseconds.
     pub(crate) slowest_present: u64,
     pub(crate) slowest: u64,
-    /// Programs started.
+    /// Number of programs that were started.
     pub(crate) programs: u64,
 }
 
@@ -92,7 +93,7 @@ impl Slot {
         to.write_all_at(&bytes, place * SIZE as u64)
     }
 
-    /// Every slot that was written to the file so far.
+    /// All slots that have been written to the file.
     pub(crate) fn read_all(from: &[u8]) -> Vec<Self> {
         from.chunks_exact(SIZE)
             .map(|bytes| {
@@ -105,7 +106,7 @@ impl Slot {
             .collect()
     }
 
-    /// Adds what another one counted.
+    /// Adds the counters of another slot.
     pub(crate) fn add(&mut self, other: &Self) {
         self.reads += other.reads;
         self.bytes += other.bytes;

@@ -1,19 +1,20 @@
-//! What every byte of every file is, computed from a seed: the test and its readers compare with it and store nothing.
+//! The expected content of every file, computed from a seed, so that the test and its readers do
+//! not have to store it.
 //!
-//! A list of files travels to the readers as lines `KIND SEED SIZE PATH`.
+//! The file list is passed to the readers as lines `KIND SEED SIZE PATH`.
 
 use std::fmt;
 
 use anyhow::{Context, Result, bail};
 
-/// How the bytes of a file are made.
+/// How the content of a file is generated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// They do not compress.
+    /// Incompressible.
     Noise,
-    /// They compress about eightfold.
+    /// Compressible by a factor of about eight.
     Text,
-    /// A shell that runs, and noise behind it.
+    /// A shell that can be executed, followed by incompressible bytes.
     Program,
 }
 
@@ -23,12 +24,12 @@ pub(crate) struct File {
     pub(crate) kind: Kind,
     pub(crate) seed: u64,
     pub(crate) size: u64,
-    /// From the root of the container.
+    /// Absolute path in the container.
     pub(crate) path: String,
 }
 
 impl File {
-    /// The bytes from `offset` on; `shell` is what a program begins with.
+    /// Fills `out` with the bytes from `offset` on. `shell` is the start of a program.
     pub(crate) fn fill(&self, shell: &[u8], offset: u64, out: &mut [u8]) {
         match self.kind {
             Kind::Noise => fill(self.seed, 0, offset, out),
@@ -45,7 +46,7 @@ impl File {
         }
     }
 
-    /// All of it.
+    /// The complete content.
     pub(crate) fn bytes(&self, shell: &[u8]) -> Vec<u8> {
         let mut all = vec![0; usize::try_from(self.size).expect("an address")];
         self.fill(shell, 0, &mut all);
@@ -64,7 +65,7 @@ impl fmt::Display for File {
     }
 }
 
-/// The files of a list.
+/// Parses a file list.
 pub(crate) fn parse(list: &str) -> Result<Vec<File>> {
     list.lines().map(line).collect()
 }
@@ -72,13 +73,13 @@ pub(crate) fn parse(list: &str) -> Result<Vec<File>> {
 fn line(line: &str) -> Result<File> {
     let words: Vec<&str> = line.split(' ').collect();
     let [kind, seed, size, path] = words[..] else {
-        bail!("not a file of a list: {line}");
+        bail!("not a line of a file list: {line}");
     };
     let kind = match kind {
         "noise" => Kind::Noise,
         "text" => Kind::Text,
         "program" => Kind::Program,
-        other => bail!("no kind of file: {other}"),
+        other => bail!("unknown kind of file: {other}"),
     };
     Ok(File {
         kind,
@@ -88,7 +89,7 @@ fn line(line: &str) -> Result<File> {
     })
 }
 
-/// Word `i` of the stream of a seed; SplitMix64, which can begin anywhere.
+/// Word `i` of the stream of a seed: SplitMix64, which allows random access.
 pub(crate) fn word(seed: u64, i: u64) -> u64 {
     let mut z = seed.wrapping_add(i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -96,7 +97,7 @@ pub(crate) fn word(seed: u64, i: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// The bytes of a stream from `offset` on, each word repeated 2 to the power of `repeated` times.
+/// The bytes of a stream from `offset` on, with each word repeated 2^`repeated` times.
 fn fill(seed: u64, repeated: u32, offset: u64, out: &mut [u8]) {
     let mut at = offset;
     let mut rest = out;
@@ -110,7 +111,7 @@ fn fill(seed: u64, repeated: u32, offset: u64, out: &mut [u8]) {
     }
 }
 
-/// Numbers that look random and are the same for the same seed.
+/// Pseudo-random numbers, the same for the same seed.
 #[derive(Debug)]
 pub(crate) struct Dice {
     seed: u64,
@@ -122,7 +123,7 @@ impl Dice {
         Self { seed, thrown: 0 }
     }
 
-    /// One of `from..to`.
+    /// A number in `from..to`.
     pub(crate) fn throw(&mut self, from: u64, to: u64) -> u64 {
         self.thrown += 1;
         from + word(self.seed, self.thrown) % (to - from)

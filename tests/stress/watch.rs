@@ -1,5 +1,5 @@
-//! Sees that nothing hangs, and ends what does: the state of everything is written down, then the FUSE connections of this
-//! test's own mounts are aborted, so that no process stays that cannot be killed.
+//! Detects hangs: records the state of the system, then aborts the FUSE connections of this test's
+//! mounts, so that no unkillable process remains.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -33,15 +33,16 @@ pub(crate) fn see_connections() -> Result<()> {
         .context("the FUSE connections cannot be seen")
 }
 
-/// The FUSE connections of one node's mounts, also of those that are mounted nowhere any more but still serve devices.
+/// The FUSE connections of a node, including those that are no longer mounted but still serve
+/// devices.
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
-    /// The number of each, and what tells it from a later one of the same number.
+    /// The number of each connection, and its identity, because numbers are reused.
     seen: Mutex<BTreeMap<String, (u64, i64, i64)>>,
 }
 
 impl Connections {
-    /// Remembers what is mounted now.
+    /// Records the current mounts.
     pub(crate) fn look(&self, node: &Node) {
         for line in node.mounts().unwrap_or_default() {
             let words: Vec<&str> = line.split(' ').collect();
@@ -56,12 +57,12 @@ impl Connections {
         }
     }
 
-    /// Aborts all that were seen and are still there.
+    /// Aborts all recorded connections that still exist.
     pub(crate) fn abort(&self, node: &Node) {
         self.look(node);
         for (minor, mark) in lock(&self.seen).iter() {
             if birth(minor).as_ref() == Some(mark) {
-                // Gone meanwhile is as good.
+                // It may be gone already.
                 let _ = fs::write(format!("{CONNECTIONS}/{minor}/abort"), "1");
             }
         }
@@ -73,7 +74,7 @@ fn birth(minor: &str) -> Option<(u64, i64, i64)> {
     Some((found.ino(), found.ctime(), found.ctime_nsec()))
 }
 
-/// Watches the readers until the test is over.
+/// Watches the readers until the end of the test.
 pub(crate) fn go_on(world: &World) {
     while !world.is_over() {
         world.connections.look(&world.node);
@@ -87,7 +88,7 @@ pub(crate) fn go_on(world: &World) {
     }
     if !world.troubles().is_empty() {
         let state = state(world);
-        // Whoever looks finds it beside the report; that it cannot be written must not hide what happened.
+        // For later analysis, next to the report. A failure to write must not hide the hang.
         let _ = fs::write(crate::plan::folder().join("soak-state.txt"), state);
         world.aborted.store(true, Ordering::SeqCst);
         world.connections.abort(&world.node);
@@ -115,7 +116,7 @@ fn trouble_of(out: &Out) -> Option<String> {
     None
 }
 
-/// What one wants to know when something hangs.
+/// State that helps to analyze a hang.
 fn state(world: &World) -> String {
     let mut text = String::new();
     let mut add = |title: &str, what: &str| {

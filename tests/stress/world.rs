@@ -1,7 +1,8 @@
-//! Everything around the readers: a registry behind a relay, a disk, a containerd, our daemon as a service.
+//! The environment of the readers: a registry behind a relay, a disk, a containerd, and our daemon
+//! as a service.
 //!
-//! Dropped, it ends: containers first, then every FUSE connection of its mounts is aborted, so that nothing waits for an
-//! answer that does not come, then the daemons.
+//! Drop ends the containers first, then aborts every FUSE connection of its mounts, so that no
+//! process waits for an answer that does not come, then ends the daemons.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,12 +24,13 @@ use crate::group::Group;
 use crate::slots::Slot;
 use crate::watch::{self, Connections};
 
-/// Bytes a second of the link on an ordinary day: slow enough that layers are incomplete for seconds.
+/// Normal rate of the link in bytes per second: slow enough that layers stay incomplete for
+/// seconds.
 pub(crate) const RATE: u64 = 3_000_000;
-/// How long the registry takes a token: several run out while one image is pulled and read.
+/// How long the registry accepts a token: several expire during the pull and reads of one image.
 pub(crate) const TOKEN_LIFE: Duration = Duration::from_secs(10);
 const DISK_MEGABYTES: u64 = 400;
-/// In a storm of kills a call of several steps may need many attempts.
+/// During a series of kills, a call of several steps may need many attempts.
 pub(crate) const ATTEMPTS: Duration = Duration::from_secs(240);
 /// Longer than any wait that a fault of this test causes.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -41,14 +43,14 @@ pub(crate) struct Registry {
     folder: PathBuf,
 }
 
-/// A running container's folder, where its reader writes.
+/// The directory of a running container, to which its reader writes.
 #[derive(Debug, Clone)]
 pub(crate) struct Out {
     pub(crate) folder: PathBuf,
     pub(crate) paths: Vec<String>,
 }
 
-/// The parts, and what was seen so far. Fields are dropped in this order.
+/// The parts and the results so far. Fields are dropped in this order.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) node: Node,
@@ -58,14 +60,14 @@ pub(crate) struct World {
     pub(crate) events: Events,
     pub(crate) group: Option<Group>,
     pub(crate) connections: Connections,
-    /// Calls that were broken so often that nobody is killed until they are through.
+    /// Number of calls that failed so often that kills pause until they succeed.
     spared: AtomicU64,
-    /// Containers that run.
+    /// Running containers.
     pub(crate) outs: Mutex<Vec<Out>>,
-    /// What readers that have ended had counted.
+    /// Counters of readers that have ended.
     pub(crate) counted: Mutex<Slot>,
     pub(crate) over: AtomicBool,
-    /// Reads that fail from now on fail because this test ended their connection.
+    /// The test has aborted its FUSE connections, so reads that fail from now on are expected to.
     pub(crate) aborted: AtomicBool,
     troubles: Mutex<Vec<String>>,
     memory: PathBuf,
@@ -123,7 +125,7 @@ impl World {
         })
     }
 
-    /// Where containers find their reader; a folder in memory.
+    /// A directory in memory with the reader for the containers.
     pub(crate) fn memory(&self) -> &Path {
         &self.memory
     }
@@ -132,12 +134,12 @@ impl World {
         self.folder.path()
     }
 
-    /// Whether the threads of the test are to end.
+    /// Whether the threads of the test must end.
     pub(crate) fn is_over(&self) -> bool {
         self.over.load(Ordering::SeqCst)
     }
 
-    /// Something that must not be: it is reported, and the test ends.
+    /// Reports a failure and ends the test.
     pub(crate) fn trouble(&self, what: String) {
         self.events.say(&format!("TROUBLE {what}"));
         lock(&self.troubles).push(what);
@@ -148,7 +150,7 @@ impl World {
         lock(&self.troubles).clone()
     }
 
-    /// Sleeps, but not past the end of the test.
+    /// Sleeps until the end of the test at most.
     pub(crate) fn sleep(&self, time: Duration) {
         let start = Instant::now();
         while !self.is_over() && start.elapsed() < time {
@@ -156,12 +158,12 @@ impl World {
         }
     }
 
-    /// Whether the daemon is left alone for the moment.
+    /// Whether the daemon must not be killed at the moment.
     pub(crate) fn is_spared(&self) -> bool {
         self.spared.load(Ordering::SeqCst) > 0
     }
 
-    /// Runs a program to its end; one that does not end in time is killed and an error.
+    /// Runs a program with a time limit. After the limit it is killed, and this returns an error.
     pub(crate) fn finish(&self, program: Program) -> Result<Finished> {
         let log = tempfile::NamedTempFile::new_in(self.folder())?;
         let mut running = program.spawn(log.path())?;
@@ -173,8 +175,8 @@ impl World {
         })
     }
 
-    /// Runs `ctr` until it succeeds. It may fail when the daemon is killed under its call, or (`full`) without space;
-    /// then it is tried again. How often it failed.
+    /// Runs `ctr` until it succeeds. A failure because the daemon was killed during the call, or
+    /// (`full`) because the disk is full, is repeated. Returns the number of failures.
     pub(crate) fn ctr(&self, arguments: &[&str]) -> Result<u64> {
         let start = Instant::now();
         let mut failures = 0;
@@ -204,7 +206,7 @@ impl World {
         }
     }
 
-    /// An error that the faults of this test explain; anything else is given back.
+    /// Accepts an error that the faults of this test explain. Returns any other error.
     pub(crate) fn excused(&self, what: &[&str], said: &str) -> Result<()> {
         const CALL_BROKE: &[&str] = &[
             "Unavailable",
@@ -218,13 +220,13 @@ impl World {
             "broken pipe",
             "is being stopped or replaced",
         ];
-        // overlayfs that cannot make its work folder on a full disk mounts read-only, and says so to nobody but the
-        // kernel's log ("errno: 28; mounting read-only").
+        // If overlayfs cannot create its work directory on a full disk, it mounts read-only and
+        // reports that only in the kernel log ("errno: 28; mounting read-only").
         const NO_SPACE: &[&str] = &[
             "o space left on device",
             "rootfs/reader: read-only file system",
         ];
-        // containerd's own requests for a token are made once.
+        // containerd does not repeat its own requests for a token.
         const NO_TOKEN: &[&str] = &["failed to fetch anonymous token"];
         let holds = |texts: &[&str]| texts.iter().any(|text| said.contains(text));
         let excused = holds(CALL_BROKE)
@@ -235,8 +237,8 @@ impl World {
     }
 }
 
-/// A call of several steps that is made again and again. In a storm of kills on a busy machine it would never come to its
-/// end, and nothing would be read.
+/// A call of several steps that is repeated. On a busy machine, a series of kills could prevent it
+/// from ever succeeding, so kills pause after some failures.
 #[derive(Debug)]
 pub(crate) struct Mercy<'a> {
     world: &'a World,
@@ -250,7 +252,7 @@ impl<'a> Mercy<'a> {
         Self { world, broken: 0 }
     }
 
-    /// The call was broken once more.
+    /// Records another failure.
     pub(crate) fn broken(&mut self) {
         self.broken += 1;
         if self.broken == Self::ATTEMPTS {
@@ -293,21 +295,21 @@ impl Registry {
         })
     }
 
-    /// Lets the token service answer with this status, or give tokens.
+    /// Makes the token service answer with this status, or issue tokens.
     pub(crate) fn refuse_tokens(&self, status: Option<u16>) {
         if let Some(tokens) = lock(&self.server).tokens() {
             tokens.refuse(status);
         }
     }
 
-    /// How many tokens were given, and how many the registry refused because they had run out.
+    /// Number of issued tokens, and of those the registry refused because they had expired.
     pub(crate) fn tokens(&self) -> (u64, usize) {
         let server = lock(&self.server);
         let given = server.tokens().map_or(0, Tokens::given);
         (given, server.log().matches("invalid token").count())
     }
 
-    /// Converts an image and pushes it; the reference under which the node knows it.
+    /// Converts an image and pushes it. Returns the reference under which the node pulls it.
     pub(crate) fn publish(&self, made: &Image, name: &str, arguments: &[&str]) -> Result<String> {
         let folder = self.folder.join(name.replace(':', "-"));
         fs::create_dir_all(&folder)?;
@@ -318,7 +320,7 @@ impl Registry {
     }
 }
 
-/// A folder with the reader, the libraries it needs and the shell that programs begin with.
+/// A directory with the reader, the libraries it needs, and the shell at the start of programs.
 fn prepare_reader(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     let reader = binary("soci-test-reader")?;

@@ -1,5 +1,5 @@
-//! The ways in which a program comes to the bytes of a file: read here and there, in order, by a map, without the page
-//! cache, and by being executed. Each forgets first what the page cache has of them.
+//! Ways to access the bytes of a file: random reads, sequential reads, a memory map, direct I/O and
+//! execution. Each first drops the cached pages of the file.
 
 use std::fs::File;
 use std::io;
@@ -17,7 +17,7 @@ use crate::{BLOCK, Measured, Operation, Range};
 /// One operation.
 pub(crate) type Way = fn(&mut Operation<'_>, &mut Dice);
 
-/// One thread each.
+/// Each runs on its own thread.
 pub(crate) const ALL: &[Way] = &[here_and_there, in_order, by_map, uncached, executed];
 
 const PAGE: u64 = 4096;
@@ -27,7 +27,7 @@ fn any_file(operation: &Operation<'_>, dice: &mut Dice) -> usize {
     usize::try_from(dice.throw(0, count)).expect("an address")
 }
 
-/// A block of a file, or a part of one.
+/// A block of a file, or part of one.
 fn any_range(operation: &Operation<'_>, dice: &mut Dice) -> Range {
     let file = any_file(operation, dice);
     let size = operation.reader.files[file].size;
@@ -49,7 +49,7 @@ fn any_range(operation: &Operation<'_>, dice: &mut Dice) -> Range {
     }
 }
 
-/// Drops what is cached of a file's range (length 0: to the end), as far as nobody maps it.
+/// Drops the cached pages of a range (length 0: to the end), except those that are mapped.
 fn forget(file: &File, offset: u64, length: u64) -> io::Result<()> {
     fadvise(file, offset, NonZeroU64::new(length), Advice::DontNeed)?;
     Ok(())
@@ -70,7 +70,7 @@ fn here_and_there(operation: &mut Operation<'_>, dice: &mut Dice) {
     };
     let done = operation.run(range, measured, || {
         let file = File::open(&path)?;
-        // Without readahead: else a read of what is there waits for what is not.
+        // No readahead. Otherwise a read of present bytes would wait for missing ones.
         fadvise(&file, 0, None, Advice::Random)?;
         forget(&file, range.offset / PAGE * PAGE, range.length + PAGE)?;
         file.read_exact_at(&mut found, range.offset)
@@ -116,7 +116,7 @@ fn in_order(operation: &mut Operation<'_>, dice: &mut Dice) {
     }
 }
 
-/// A fault that cannot be answered ends this process by a signal, so this is left out where gaps are known.
+/// A page fault that fails kills this process, so this is omitted where interruptions are expected.
 fn by_map(operation: &mut Operation<'_>, dice: &mut Dice) {
     if operation.reader.again {
         return;
@@ -161,7 +161,7 @@ fn uncached(operation: &mut Operation<'_>, dice: &mut Dice) {
     let done = operation.run(range, Measured::Alone, || {
         let flags = i32::try_from(OFlags::DIRECT.bits()).expect("a flag");
         let file = File::options().read(true).custom_flags(flags).open(&path)?;
-        // The end of a file is shorter than the block that is asked for.
+        // At the end of the file, fewer bytes than the block are read.
         match file.read_at(&mut memory[start..start + room], offset)? {
             count if count >= wanted => Ok(()),
             count => Err(io::Error::other(format!("{count} of {wanted} bytes"))),
@@ -173,7 +173,7 @@ fn uncached(operation: &mut Operation<'_>, dice: &mut Dice) {
     }
 }
 
-/// Starts a program of the image, which hashes a file of the image.
+/// Runs a program of the image that hashes a file of the image.
 fn executed(operation: &mut Operation<'_>, dice: &mut Dice) {
     let files = &operation.reader.files;
     let programs: Vec<usize> = (0..files.len())
