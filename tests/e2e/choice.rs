@@ -1,4 +1,4 @@
-//! Which way a layer takes: lazy, whole, or left to containerd.
+//! How a layer is provided: lazily, whole, or by containerd.
 
 use anyhow::Result;
 use soci_tests::image::{Compressor, noise};
@@ -21,7 +21,7 @@ fn an_image_whose_layers_the_registry_does_not_give_is_left_to_containerd() -> R
     let refused = format!("{refused:#}");
     assert!(refused.contains(&image.layers[0].digest()), "{refused}");
     assert!(site.node.snapshotter_log().contains("refuses its layers"));
-    // The registry is mended.
+    // Repair the registry.
     std::fs::write(&blob, kept)?;
     site.node.pull(&reference, SOCI)?;
     let said = site
@@ -34,13 +34,13 @@ fn an_image_whose_layers_the_registry_does_not_give_is_left_to_containerd() -> R
 #[test]
 fn an_image_without_an_index_is_left_to_containerd() -> Result<()> {
     let site = Site::new("")?;
-    let image = Image::runnable(&[&[file("plain", "as ever\n")]])?;
+    let image = Image::runnable(&[&[file("plain", "as always\n")]])?;
     let reference = site.publish_plain(&image, "plain:1")?;
     site.node.pull(&reference, SOCI)?;
     let said = site
         .node
         .run(&reference, SOCI, "one", &["/bin/cat", "/plain"])?;
-    assert_eq!(said.stdout, "as ever\n", "{}", said.stderr);
+    assert_eq!(said.stdout, "as always\n", "{}", said.stderr);
     let log = site.node.snapshotter_log();
     assert!(log.contains("\"defer-snapshot-runtime\":\"true\""), "{log}");
     let mounts = site.node.mounts()?;

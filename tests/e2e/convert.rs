@@ -1,4 +1,4 @@
-//! Converting what containerd has, through its content store.
+//! Conversion of images in containerd, through its content store.
 
 use anyhow::{Context, Result, ensure};
 use soci_tests::image::{Layer, noise};
@@ -8,7 +8,7 @@ use soci_tests::site::NOTHING_BEHIND;
 use soci_tests::tar::{directory, file};
 use soci_tests::{Image, Site};
 
-/// The digest that containerd has under a name.
+/// The digest under a name in containerd.
 fn target(site: &Site, reference: &str) -> Result<String> {
     let filter = format!("name=={reference}");
     let listed = site.node.ctr(["images", "ls", &filter])?.succeed()?;
@@ -20,8 +20,8 @@ fn target(site: &Site, reference: &str) -> Result<String> {
 }
 
 #[test]
-fn an_image_in_containerd_is_converted_as_a_layout_is_and_outlives_a_garbage_collection()
--> Result<()> {
+fn an_image_in_containerd_is_converted_like_a_layout_and_survives_garbage_collection() -> Result<()>
+{
     let site = Site::new(NOTHING_BEHIND)?;
     let image = Image::runnable(&[
         &[directory("data"), file("data/big", noise(11, 1 << 20))],
@@ -45,7 +45,7 @@ fn an_image_in_containerd_is_converted_as_a_layout_is_and_outlives_a_garbage_col
         .context("a digest")?;
     assert_eq!(target(&site, &converted)?, digest);
 
-    // Only labels keep the zTOCs now. The pull below finds them gone if one is missing.
+    // Only labels keep the zTOCs now. The pull below fails if one is missing.
     site.node.remove_image(&source)?;
     site.node.ctr(["images", "push", &converted])?.succeed()?;
     site.node.remove_image(&converted)?;
@@ -72,7 +72,7 @@ fn convert(site: &Site, words: &[&str]) -> Result<Finished> {
 }
 
 #[test]
-fn a_second_conversion_takes_everything_over_and_gives_the_same_image() -> Result<()> {
+fn a_second_conversion_reuses_everything_and_gives_the_same_image() -> Result<()> {
     let site = Site::oracle_only()?;
     let layer = |seed| Layer::of(&[file("data", noise(seed, 200_000)), file("etc/app", "x")]);
     let images = [Image::new(vec![layer(21)?]), Image::new(vec![layer(22)?])];
@@ -108,7 +108,7 @@ fn a_second_conversion_takes_everything_over_and_gives_the_same_image() -> Resul
         assert_eq!(target(&site, destination)?, digest, "{words:?}");
     }
 
-    // Source and leases are gone: what the image names is what keeps it, prefetch artifacts included.
+    // Source and leases are gone. The image keeps what it refers to, including prefetch artifacts.
     for name in [
         source,
         "registry.example/app:again",

@@ -1,4 +1,4 @@
-//! Version 1 indexes of images in containerd: what is made, what is taken over, what a garbage collection leaves.
+//! Version 1 indexes of images in containerd: creation, reuse, and garbage collection.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,7 @@ fn create(site: &Site, global: &[&str], words: &[&str]) -> Result<Finished> {
         .finish()
 }
 
-/// The object of `create --json`; it must succeed and say nothing else.
+/// Parses the output of `create --json`, which must succeed without other output.
 fn created(site: &Site, words: &[&str]) -> Result<Value> {
     let words: Vec<&str> = ["--json"].iter().chain(words).copied().collect();
     let ran = create(site, &[], &words)?;
@@ -98,7 +98,7 @@ fn indexes_live_with(series: Series) -> Result<()> {
             ensure!(there.contains(digest), "{digest} is not in:\n{there}");
         }
     }
-    // Nothing but labels keeps them now: no lease is left.
+    // Only labels keep them now: there is no lease.
     let leases = site.node.ctr(["leases", "ls", "-q"])?.succeed()?;
     ensure!(leases.trim().is_empty(), "{leases}");
 
@@ -117,7 +117,7 @@ fn an_index_has_its_form_and_refers_to_the_manifest() -> Result<()> {
     let name = "registry.example/app:1";
     site.import(name, &[("amd64", &Image::new(vec![layer(3)?, layer(4)?]))])?;
     let report = created(&site, &["--prefetch-file=/etc/app,/none", name]);
-    // A file that is not there is a warning, and no more.
+    // A missing file only causes a warning.
     ensure!(report.is_err(), "a warning was expected");
     let report = created(&site, &["--prefetch-file=/etc/app", name])?;
     let platform = &report["platforms"][0];
@@ -137,7 +137,7 @@ fn an_index_has_its_form_and_refers_to_the_manifest() -> Result<()> {
     let ztoc = "application/octet-stream";
     let prefetch = "application/vnd.amazon.soci.prefetch.v1+json";
     assert_eq!(types, [ztoc, ztoc, prefetch]);
-    // The upper layer has the file.
+    // The upper layer contains the file.
     let of_layer = "com.amazon.soci.image-layer-digest";
     assert_eq!(
         layers[2]["annotations"][of_layer],
@@ -153,7 +153,7 @@ fn an_index_has_its_form_and_refers_to_the_manifest() -> Result<()> {
 }
 
 #[test]
-fn ztocs_are_taken_over_while_they_are_there() -> Result<()> {
+fn existing_ztocs_are_reused() -> Result<()> {
     let site = Site::oracle_only()?;
     let name = "registry.example/app:1";
     site.import(name, &[("amd64", &Image::new(vec![layer(5)?, layer(6)?]))])?;
@@ -188,7 +188,7 @@ fn the_state_folder_is_a_store_of_its_own() -> Result<()> {
     let name = "registry.example/app:1";
     site.import(name, &[("amd64", &Image::new(vec![layer(7)?]))])?;
     let in_containerd = created(&site, &[name])?;
-    // The records know the ztoc, this store does not have it.
+    // The records contain the zTOC, but this store does not.
     let local = ["--content-store", "soci"];
     let ran = create(&site, &local, &["--json", name])?;
     ensure!(ran.code == Some(0) && ran.stderr.is_empty(), "{ran:?}");
@@ -203,7 +203,7 @@ fn the_state_folder_is_a_store_of_its_own() -> Result<()> {
     ensure!(listed.contains(indexes(&report)[0]), "{listed}");
     let again = create(&site, &local, &[name])?;
     ensure!(again.stdout.ends_with("(already exists)\n"), "{again:?}");
-    // What was damaged there is made again.
+    // A damaged zTOC in the store is built again.
     let ztoc = store
         .join("blobs")
         .join(ztocs(&report)[0].replace(':', "/"));
@@ -230,7 +230,7 @@ fn ran_line(report: &Value) -> String {
 }
 
 #[test]
-fn what_cannot_be_created_is_refused_in_the_documented_order() -> Result<()> {
+fn errors_are_reported_in_the_documented_order() -> Result<()> {
     let site = Site::oracle_only()?;
     let name = "registry.example/app:1";
     site.import(name, &[("amd64", &Image::new(vec![layer(8)?]))])?;
@@ -294,9 +294,9 @@ fn what_cannot_be_created_is_refused_in_the_documented_order() -> Result<()> {
     Ok(())
 }
 
-/// A layer whose archive is some gigabytes of zeros: many members that are all the same.
+/// A layer with some gigabytes of zeros as its tar: many identical gzip members.
 fn slow_layer() -> Result<Layer> {
-    // A header can say no more than 8 GiB.
+    // The size field of a tar header is limited to 8 GiB.
     const CHUNKS: u64 = 120;
     let chunk = Layer::compressed(vec![0; 64 << 20], Compressor::Gzip)?.blob;
     let mut head = write(&[file("zeros", [])]);
@@ -361,7 +361,7 @@ fn an_interrupted_command_leaves_no_lease_and_no_ingest() -> Result<()> {
     }
     ensure!(is_empty(&temporary)?, "temporary files were left");
 
-    // The same when its time is over.
+    // The same when the timeout expires.
     let late = site
         .node
         .soci(["--timeout", "500ms", "create", "--min-layer-size=0", name])?

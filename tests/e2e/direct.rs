@@ -1,4 +1,4 @@
-//! `O_DIRECT` in a container: the same bytes as through the cache, while they are missing and when they are there.
+//! `O_DIRECT` in a container gives the same bytes as the page cache, for lazy and complete layers.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use soci_tests::tar::{directory, file};
 use soci_tests::walk::{self, How};
 use soci_tests::{Image, Site};
 
-/// Not a whole number of blocks.
+/// Not a multiple of the block size.
 const SIZE: usize = (2 << 20) + 777;
 
 fn pulled(config: &str) -> Result<(Site, String)> {
@@ -23,7 +23,7 @@ fn pulled(config: &str) -> Result<(Site, String)> {
     Ok((site, reference))
 }
 
-/// Reads a file of the container's root in each of these ways, and compares.
+/// Reads a file in the container's root directory in each of these ways, and compares.
 fn assert_reads(root: &Path, n: u64, ways: &[How]) -> Result<()> {
     let want = digest(&noise(n + 1, SIZE));
     for &how in ways {
@@ -34,7 +34,7 @@ fn assert_reads(root: &Path, n: u64, ways: &[How]) -> Result<()> {
     Ok(())
 }
 
-/// The same by a program inside.
+/// The same with a program inside the container.
 fn assert_program_reads(container: &Container<'_>, n: u64) -> Result<()> {
     let script = format!("dd if=/d/f{n} iflag=direct bs=65536 2>/dev/null | busybox sha256sum");
     let said = container.exec(&["/bin/sh", "-c", &script])?;
@@ -45,7 +45,7 @@ fn assert_program_reads(container: &Container<'_>, n: u64) -> Result<()> {
 }
 
 #[test]
-fn direct_reads_bring_what_is_missing() -> Result<()> {
+fn direct_reads_fetch_missing_bytes() -> Result<()> {
     let (site, reference) = pulled(NOTHING_BEHIND)?;
     let cri = site.node.cri()?;
     let pod = cri.run_pod("lazy")?;
@@ -58,7 +58,7 @@ fn direct_reads_bring_what_is_missing() -> Result<()> {
 }
 
 #[test]
-fn direct_reads_of_a_complete_layer_are_right() -> Result<()> {
+fn direct_reads_of_a_complete_layer_are_correct() -> Result<()> {
     let (site, reference) = pulled("")?;
     let cri = site.node.cri()?;
     let pod = cri.run_pod("complete")?;

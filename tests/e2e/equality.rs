@@ -1,8 +1,9 @@
-//! The same image unpacked by containerd and mounted by us, path by path. One case for every rule of how containerd
-//! applies an archive: on a base layer, on a layer with parents, and where it refuses.
+//! Compares an image unpacked by containerd with the same image mounted by us, path by path. One
+//! case for each rule of how containerd applies an archive: on a base layer, on a layer with
+//! parents, and for archives that it refuses.
 //!
-//! Every case is run twice: with a zTOC for each layer, and with none, so that the tree comes once from the table of contents
-//! and once from the stream.
+//! Every case runs twice: with a zTOC for each layer, and without, so that the tree is made once
+//! from the table of contents and once from the stream.
 
 mod attributes;
 mod kinds;
@@ -17,27 +18,28 @@ use soci_tests::node::{OVERLAYFS, SOCI};
 use soci_tests::tar::{Entry, file};
 use soci_tests::{Image, Layer, Site, walk};
 
-/// A named image: the entries of its layers from the lowest up.
+/// A named image: the entries of its layers, lowest first.
 type Case = (&'static str, Vec<Vec<Entry>>);
 
-/// How the layers of a case come.
+/// How the layers of a case are provided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// Each with a zTOC.
+    /// Each layer has a zTOC.
     Lazy,
-    /// Without; a large layer on top has the image's only zTOC.
+    /// Without zTOCs, except for a large layer on top.
     Whole,
 }
 
 /// Smaller than the layer on top, larger than any layer of a case.
 const WHOLE: [&str; 2] = ["--min-layer-size", "5000000"];
 
-/// Every image must show the same under both snapshotters, and none may be left to containerd.
+/// Every image must look the same under both snapshotters, and no layer may be left to containerd.
 fn assert_equal(way: Way, cases: Vec<Case>) -> Result<()> {
     assert_as(way, cases, false)
 }
 
-/// Every image must show the same under both snapshotters; whether one is left to containerd is said by `left`.
+/// Every image must look the same under both snapshotters. `left` says whether layers are left to
+/// containerd.
 fn assert_as(way: Way, cases: Vec<Case>, left: bool) -> Result<()> {
     let start = walk::now();
     let site = Site::new("")?;
@@ -98,14 +100,14 @@ fn publish(site: &Site, way: Way, name: &str, layers: &[Vec<Entry>]) -> Result<S
     site.publish_with(&Image::new(all), &tag, &WHOLE)
 }
 
-/// Every image must be refused under both: what unpacking refuses is not served as if it were fine.
+/// Both must refuse every image: we must not serve what unpacking refuses.
 fn assert_refused(way: Way, cases: Vec<Case>) -> Result<()> {
     let site = Site::new("")?;
     let mut lines = Vec::new();
     for (name, layers) in cases {
         let reference = publish(&site, way, name, &layers)?;
         if site.node.pull(&reference, OVERLAYFS).is_ok() {
-            lines.push(format!("{name}: the oracle takes it"));
+            lines.push(format!("{name}: the oracle accepts it"));
         }
         if site.node.pull(&reference, SOCI).is_ok() {
             lines.push(format!("{name}: was served"));

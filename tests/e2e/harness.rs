@@ -1,4 +1,4 @@
-//! The oracle and the comparison themselves, without our programs.
+//! The oracle and the comparison itself, without our programs.
 
 use anyhow::Result;
 use soci_tests::node::OVERLAYFS;

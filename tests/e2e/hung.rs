@@ -1,5 +1,5 @@
-//! containerd's content store begins to answer and says no more: its images are read from the registry, and nobody else
-//! waits.
+//! containerd's content store starts to answer and then hangs: its images are read from the
+//! registry, and no other request waits.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,14 +15,14 @@ use soci_tests::node::{NodeOptions, SOCI};
 use soci_tests::tar::file;
 use soci_tests::{Image, Shape, Site};
 
-/// Stands between the daemon and containerd's socket, until the test ends.
+/// A proxy between the daemon and containerd's socket, until the end of the test.
 struct Between {
     socket: PathBuf,
     silent: Arc<AtomicBool>,
 }
 
 impl Between {
-    /// Listens at `socket`; `to` is connected to for each client.
+    /// Listens at `socket`, and connects to `to` for each client.
     fn start(socket: PathBuf, to: PathBuf) -> Result<Self> {
         let listener = UnixListener::bind(&socket)?;
         let silent = Arc::new(AtomicBool::new(false));
@@ -30,14 +30,14 @@ impl Between {
         std::thread::spawn(move || {
             for client in listener.incoming() {
                 let connected = client.and_then(|client| carry(client, &to, &told));
-                // The daemon sees a broken connection.
+                // The daemon sees a closed connection.
                 drop(connected);
             }
         });
         Ok(Self { socket, silent })
     }
 
-    /// From now on nothing of what containerd says goes on.
+    /// From now on, forwards nothing that containerd sends.
     fn silence(&self) {
         self.silent.store(true, Ordering::SeqCst);
     }
@@ -58,7 +58,7 @@ fn carry(client: UnixStream, to: &Path, silent: &Arc<AtomicBool>) -> std::io::Re
         let (mut from, mut into) = (containerd, client);
         let mut bytes = [0; 4096];
         while let Ok(length @ 1..) = from.read(&mut bytes) {
-            // A frame that has begun is cut in its middle.
+            // Cuts off in the middle of a frame.
             let length = match silent.load(Ordering::SeqCst) {
                 false => length,
                 true => length.min(1),
@@ -67,7 +67,7 @@ fn carry(client: UnixStream, to: &Path, silent: &Arc<AtomicBool>) -> std::io::Re
                 return;
             }
             if silent.load(Ordering::SeqCst) {
-                // Both ends stay open for as long as containerd's does.
+                // Keeps both ends open as long as containerd does.
                 while from.read(&mut bytes).is_ok_and(|length| length > 0) {}
                 return;
             }
@@ -77,7 +77,7 @@ fn carry(client: UnixStream, to: &Path, silent: &Arc<AtomicBool>) -> std::io::Re
 }
 
 #[test]
-fn a_content_store_that_hangs_is_given_up_and_other_prepares_go_on() -> Result<()> {
+fn a_hanging_content_store_is_abandoned_and_other_prepares_continue() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let socket = folder.path().join("between.sock");
     let options = NodeOptions {

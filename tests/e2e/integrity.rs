@@ -1,4 +1,4 @@
-//! Nothing is shown that was not verified.
+//! Only verified data is served.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -36,7 +36,7 @@ fn corrupted_bytes_of_the_registry_are_never_served() -> Result<()> {
         .lines()
         .any(|line| line.contains(&image.layers[0].digest()[..19]) && line.contains("span"));
     assert!(told, "the log names the layer and the span:\n{log}");
-    // The registry is mended: the same pages come, and are right.
+    // Repair the registry: the same pages are downloaded and correct.
     fs::write(&blob, &good)?;
     let start = Instant::now();
     while pages(&view.join("big"), &content)?.1 > 0 {
@@ -51,8 +51,8 @@ fn corrupted_bytes_of_the_registry_are_never_served() -> Result<()> {
 }
 
 #[test]
-fn a_ztoc_that_lies_about_a_header_is_believed_neither_now_nor_later() -> Result<()> {
-    // Slow enough that the view is there before all bytes are.
+fn a_ztoc_with_a_wrong_header_is_never_trusted() -> Result<()> {
+    // Slow enough that the view exists before all bytes have been downloaded.
     let slow = Shape {
         rate: Some(300_000),
         ..Shape::default()
@@ -84,7 +84,7 @@ fn a_ztoc_that_lies_about_a_header_is_believed_neither_now_nor_later() -> Result
         Ok(())
     };
     check(view.path())?;
-    // When all bytes are there the layer is found not to be what its index says. Who has it keeps it.
+    // When the layer is complete, its mismatch with the index is detected. Existing views keep it.
     let layer = image.layers[0].digest();
     let start = Instant::now();
     while !site
@@ -105,7 +105,7 @@ fn a_ztoc_that_lies_about_a_header_is_believed_neither_now_nor_later() -> Result
         .snapshotter()?
         .terminate(Duration::from_secs(10))?;
     site.node.start_snapshotter()?;
-    // Nobody else gets it, also from the next process.
+    // No new view gets it, not even from the next process.
     let refused = loop {
         let refused = site.node.view(&reference, SOCI).expect_err("it is refused");
         let refused = format!("{refused:#}");
@@ -145,7 +145,7 @@ fn a_map_of_a_last_page_shows_zeros_behind_the_end_of_the_file() -> Result<()> {
     Ok(())
 }
 
-/// How many pages of a file are right and how many are refused; a wrong page is a failed test.
+/// Counts how many pages of a file are correct and how many fail. A wrong page fails the test.
 fn pages(path: &Path, content: &[u8]) -> Result<(usize, usize)> {
     walk::drop_caches()?;
     let file = fs::File::open(path)?;

@@ -1,4 +1,4 @@
-//! The worker dies, again and again, while containers read bytes that are not there.
+//! The worker is killed again and again while containers read missing bytes.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ const SIZE: usize = 1 << 20;
 const KILLS: usize = 10;
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A node on a slow link, with an image whose container takes seconds to read itself.
+/// A node on a slow link, with an image whose container needs seconds to read its files.
 fn slow_site(name: &str) -> Result<(Site, String)> {
     let options = NodeOptions {
         config: NOTHING_BEHIND.to_owned(),
@@ -36,7 +36,7 @@ fn slow_site(name: &str) -> Result<(Site, String)> {
     Ok((site, reference))
 }
 
-/// What `md5sum` says of all files.
+/// The expected output of `md5sum` for all files.
 fn sums() -> Result<Vec<String>> {
     (0..FILES)
         .map(|n| {
@@ -48,7 +48,7 @@ fn sums() -> Result<Vec<String>> {
         .collect()
 }
 
-/// The worker of a keeper, once there is one other than `before`.
+/// The worker of a keeper, once it differs from `before`.
 fn worker(keeper: u32, before: Option<u32>) -> Result<u32> {
     let start = Instant::now();
     loop {
@@ -67,7 +67,7 @@ fn worker(keeper: u32, before: Option<u32>) -> Result<u32> {
     }
 }
 
-/// Kills the workers of a keeper, one after the other, while a container reads.
+/// Kills one worker after another while a container reads.
 fn read_while_workers_die(site: &mut Site, reference: &str, id: &str) -> Result<()> {
     let keeper = site.node.snapshotter()?.pid();
     let (node, relay) = (&site.node, &site.relay);
@@ -77,7 +77,8 @@ fn read_while_workers_die(site: &mut Site, reference: &str, id: &str) -> Result<
             let script = "md5sum /f[0-9][0-9]";
             node.run(reference, SOCI, id, &["/bin/sh", "-c", script])
         });
-        // A call of containerd that is under way when its worker is killed fails: not while the container starts.
+        // A call of containerd fails if its worker is killed, so wait until the container has
+        // started.
         let start = Instant::now();
         while relay.delivered() < before + 2 * SIZE as u64 {
             ensure!(start.elapsed() < LIMIT, "the container does not read");
@@ -110,7 +111,7 @@ fn a_container_reads_on_while_the_worker_is_killed_ten_times() -> Result<()> {
     let (mut site, reference) = slow_site("killed:1")?;
     site.node.pull(&reference, SOCI)?;
     read_while_workers_die(&mut site, &reference, "reads")?;
-    // And containerd's calls are still answered.
+    // containerd's calls are still answered.
     let again = site.node.run(&reference, SOCI, "after", &["/bin/true"])?;
     ensure!(again.code == Some(0), "{}", again.stderr);
     Ok(())
@@ -133,7 +134,7 @@ fn a_worker_that_is_killed_while_it_mounts_leaves_a_state_that_works() -> Result
             .node
             .ctr(arguments)?
             .spawn(&site.folder().join("pull.log"))?;
-        // Counted from the first layer that the daemon is asked for.
+        // The time starts with the first layer that the daemon is asked for.
         let start = Instant::now();
         while asked(&site) == before && start.elapsed() < Duration::from_secs(10) {
             std::thread::sleep(Duration::from_millis(1));
@@ -143,7 +144,8 @@ fn a_worker_that_is_killed_while_it_mounts_leaves_a_state_that_works() -> Result
         let pid = i32::try_from(killed).ok().and_then(Pid::from_raw);
         kill_process(pid.context("a process id")?, Signal::KILL)?;
         worker(keeper, Some(killed))?;
-        // Failed or not, it comes to an end; what it got done must not spare the next round its work.
+        // Wait for its end, whether it fails or not. Its results must not make the next round
+        // shorter.
         pull.wait_for_end(LIMIT)?;
         drop(site.node.remove_image(&reference));
     }
@@ -163,7 +165,7 @@ fn a_worker_that_is_killed_while_it_mounts_leaves_a_state_that_works() -> Result
 }
 
 #[test]
-fn the_same_where_the_kernel_does_not_send_requests_again() -> Result<()> {
+fn a_container_reads_on_with_a_journal_while_workers_are_killed() -> Result<()> {
     let (mut site, reference) = slow_site("journal:1")?;
     site.node.snapshotter()?.terminate(LIMIT)?;
     site.node

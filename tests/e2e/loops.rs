@@ -1,4 +1,5 @@
-//! The devices under the layers: they leave the daemon when a layer is complete, and the machine when it is removed.
+//! The loop devices of layers: they leave the daemon when a layer is complete, and the machine when
+//! it is removed.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -15,7 +16,7 @@ use soci_tests::{Image, Program, Site, View, loops, walk};
 
 const SIZE: usize = 2 << 20;
 const LIMIT: Duration = Duration::from_secs(15);
-/// How long something may take that waits for nobody.
+/// Time limit for operations that must not wait.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 fn image() -> Result<Image> {
@@ -24,7 +25,7 @@ fn image() -> Result<Image> {
     Image::runnable(&[&entries])
 }
 
-/// Waits until something holds.
+/// Waits until a condition becomes true.
 fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();
     while !holds()? {
@@ -34,11 +35,12 @@ fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> Result<bool>) -
     Ok(())
 }
 
-/// Open files, of any process, below a folder.
+/// Files below a directory that any process has open.
 fn open_below(folder: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for process in fs::read_dir("/proc")?.flatten() {
-        // What is no process has no such folder, and a process may end meanwhile.
+        // Entries that are not processes have no such directory, and a process may end in the
+        // meantime.
         let Ok(files) = fs::read_dir(process.path().join("fd")) else {
             continue;
         };
@@ -87,7 +89,7 @@ fn a_running_container_is_free_of_the_daemon_when_its_layers_are_complete() -> R
         let sum = said.stdout.split(' ').next().unwrap_or_default();
         ensure!(!sum.is_empty() && want.ends_with(sum), "f{n}: {said:?}");
     }
-    // The next one starts beside what is left, and needs no registry for it.
+    // The next daemon starts with the remaining devices, without the registry.
     site.node.start_snapshotter()?;
     walk::drop_caches()?;
     let view = site.view_when_connected(&reference)?;
@@ -111,7 +113,7 @@ fn a_removed_image_leaves_no_device() -> Result<()> {
         .with_context(|| format!("{:#?}", left()))
 }
 
-/// A view of an image, and a process that waits for a file of it while the registry is away.
+/// A view of an image, and a process that waits for a file in it while the registry is down.
 fn waiting(name: &str) -> Result<(Site, String, View, Child)> {
     let site = Site::new(NOTHING_BEHIND)?;
     let reference = site.publish(&image()?, name)?;
@@ -132,7 +134,7 @@ fn waiting(name: &str) -> Result<(Site, String, View, Child)> {
     Ok((site, reference, view, reader))
 }
 
-/// Removes the image while its registry is away; nothing of it is left, and the machine writes back as ever.
+/// Removes the image while its registry is down. Nothing may remain, and a sync must not block.
 fn assert_removed_at_once(site: &Site, reference: &str) -> Result<()> {
     site.within(AT_ONCE, "the removal", || site.node.remove_image(reference))?;
     site.within(AT_ONCE, "sync", || {
@@ -158,7 +160,7 @@ fn an_image_whose_reader_was_killed_is_removed_at_once_while_its_registry_is_dow
 #[test]
 fn an_image_is_removed_at_once_while_a_reader_waits_for_a_registry_that_is_down() -> Result<()> {
     let (site, reference, view, mut reader) = waiting("live-reader:1")?;
-    // Its snapshot goes, and the reader keeps what it has open.
+    // Its snapshot is removed, and the reader keeps what it has open.
     site.within(AT_ONCE, "detaching the view", || {
         rustix::mount::unmount(view.path(), rustix::mount::UnmountFlags::DETACH)?;
         view.close()

@@ -1,5 +1,5 @@
-//! The built programs with a real containerd, runc and a registry behind TLS. Each test has a node of its own; see
-//! `soci_tests` for the parts. Run them with `make e2e` (or `make e2e T=words-of-a-name`).
+//! The built programs with a real containerd, runc and a registry behind TLS. Each test has its own
+//! node; see `soci_tests` for the parts. Run them with `make e2e` (or `make e2e T=part-of-a-name`).
 
 mod choice;
 mod convert;

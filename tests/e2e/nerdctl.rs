@@ -1,5 +1,5 @@
-//! The commands that nerdctl and Finch run, word for word, read as nerdctl reads them: lines of standard output
-//! to its end, and only then standard error, from pipes that hold 64 KiB.
+//! The exact commands that nerdctl and Finch run, with output read as nerdctl does: standard output
+//! by lines until its end, and only then standard error, from pipes of 64 KiB.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Command, Stdio};
@@ -13,11 +13,12 @@ use soci_tests::{Image, Site};
 /// Longest line that nerdctl can read, in bytes.
 const MAX_LINE: usize = 64 << 10;
 
-/// nerdctl does not say where the state is, so the usual place is one of the test's own: `$0` is its folder.
+/// nerdctl does not pass the state directory, so mount the test's own directory, `$0`, at its
+/// default location.
 const AT_HOME: &str = "mount -t tmpfs tmpfs /var/lib && mkdir /var/lib/soci-snapshotter-grpc && \
      mount --bind \"$0\" /var/lib/soci-snapshotter-grpc && exec \"$@\"";
 
-/// Lines of standard output, and all of standard error. The exit code must be 0.
+/// The lines of standard output, and all of standard error. The exit code must be 0.
 fn run(site: &Site, command: &[&str]) -> Result<(Vec<String>, String)> {
     let state = site.folder().join("state");
     std::fs::create_dir_all(&state)?;
@@ -86,7 +87,7 @@ fn image_convert_and_push_run_as_nerdctl_calls_them() -> Result<()> {
 fn a_flood_of_warnings_does_not_fill_the_pipe() -> Result<()> {
     let site = Site::oracle_only()?;
     let name = "registry.example/odd:1";
-    // Hard links that state a size, which only warnings tell; with names as long as they can be.
+    // Hard links with a size, which cause only warnings, with names of the maximum length.
     let layers = (0..20).map(|number| {
         let long = format!("{number}/{}", "n".repeat(3000));
         let links: Vec<_> = (0..20)
@@ -111,7 +112,7 @@ fn a_flood_of_warnings_does_not_fill_the_pipe() -> Result<()> {
     Ok(())
 }
 
-/// Lets every hard link of an archive state a size of one byte.
+/// Sets the size of every hard link in an archive to one byte.
 fn state_sizes(tar: &mut [u8]) {
     for header in tar.chunks_exact_mut(512) {
         if &header[257..262] == b"ustar" && header[156] == b'1' {

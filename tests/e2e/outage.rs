@@ -1,4 +1,4 @@
-//! The registry goes away: for a while, and for good.
+//! The registry becomes unreachable, temporarily or permanently.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -36,7 +36,7 @@ fn reads_wait_while_the_registry_is_down_and_go_on_when_it_is_back() -> Result<(
     let (site, view) = pulled("")?;
     assert_eq!(fs::read(view.join("d/first"))?, noise(1, SIZE));
     site.relay.cut();
-    // What is there stays there, and names and attributes need nobody.
+    // Present data, names and attributes need no registry.
     assert_eq!(fs::read(view.join("d/first"))?, noise(1, SIZE));
     assert_eq!(fs::metadata(view.join("d/third"))?.len(), SIZE as u64);
     let path = view.join("d/second");
@@ -63,7 +63,7 @@ fn reads_fail_when_the_registry_is_gone_for_good_and_nothing_wrong_is_kept() -> 
         (2..30).contains(&waited.as_secs()),
         "the budget of 3 s, not {waited:?}"
     );
-    // One clock for the outage, not one for each read.
+    // The budget applies to the outage, not to each read.
     let start = Instant::now();
     for at in 1..6 {
         assert!(read_at(&view.join("d/second"), at * 300_000).is_err());
@@ -125,7 +125,7 @@ fn images() -> Result<[Image; 2]> {
 }
 
 #[test]
-fn a_registry_in_trouble_delays_no_reader_of_another() -> Result<()> {
+fn a_failing_registry_does_not_delay_readers_of_another() -> Result<()> {
     let site = Site::new(&format!("{NOTHING_BEHIND}[blob]\nread_budget_sec = 10\n"))?;
     let [image, other] = images()?;
     let mut registry = site.registry.another(&site.folder().join("bad"))?;
@@ -159,22 +159,23 @@ fn a_registry_in_trouble_delays_no_reader_of_another() -> Result<()> {
             .iter()
             .filter(|reader| !reader.is_finished())
             .count();
-        // Whatever came of it: nobody is left waiting.
+        // Whatever the result, no reader may remain waiting.
         way.restore();
         for reader in readers {
-            // Bytes or an I/O error: either is an answer.
+            // Bytes or an I/O error: both are answers.
             drop(reader.join().expect("no panic"));
         }
         let (content, took) = beside?;
         assert!(content == noise(seed + 50, 2 * SIZE));
-        // A single wait for the other registry is 3 s and more.
+        // A single wait for the other registry takes at least 3 s.
         ensure!(took < Duration::from_secs(2), "{trouble}: {took:?}");
         ensure!(still > 0, "{trouble}: its own readers did not wait");
     }
     Ok(())
 }
 
-/// How long three files take to be read, one after the other, on a line of so many bytes a second with 20 ms round trip.
+/// How long it takes to read three files in sequence on a link of this rate, with a 20 ms round
+/// trip.
 fn slow_reads(config: &str, rate: u64) -> Result<Duration> {
     const SPAN: usize = 1 << 20;
     let shape = Shape {
@@ -210,7 +211,7 @@ fn slow_reads(config: &str, rate: u64) -> Result<Duration> {
 }
 
 #[test]
-fn on_a_slow_line_the_background_costs_readers_little() -> Result<()> {
+fn on_a_slow_link_background_downloads_hardly_delay_readers() -> Result<()> {
     for rate in [2_000_000, 10_000_000] {
         let alone = slow_reads(NOTHING_BEHIND, rate)?;
         let beside = slow_reads("", rate)?;
@@ -222,15 +223,15 @@ fn on_a_slow_line_the_background_costs_readers_little() -> Result<()> {
     Ok(())
 }
 
-/// What somebody else does, and how long it takes, while readers of this registry wait for it: when they have asked for all
-/// that they are let ask for.
+/// What another caller does, and how long it takes, while readers wait for this registry with as
+/// many requests as they may have.
 fn beside<T>(way: &Relay, before: u64, act: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
     let start = Instant::now();
     let (mut known, mut since) = (before, start);
     while known == before || since.elapsed() < Duration::from_millis(400) {
         ensure!(
             start.elapsed() < Duration::from_secs(10),
-            "nobody asks, or for ever"
+            "the readers do not start to wait in time"
         );
         std::thread::sleep(Duration::from_millis(10));
         let asked = way.asked();

@@ -1,4 +1,5 @@
-//! Pods, as a kubelet starts them: lazily, over a restart of the snapshotter, and whatever is broken.
+//! Pods, started like by a kubelet: lazily, across a restart of the snapshotter, and with broken
+//! state.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +17,7 @@ const SIZE: usize = 2 << 20;
 const LIMIT: Duration = Duration::from_secs(15);
 const SLEEP: [&str; 2] = ["/bin/sleep", "3600"];
 
-/// A node for pods and a lazy image of files `/d/f0` to `/d/f3`, pulled.
+/// A node for pods and a lazy image with files `/d/f0` to `/d/f3`, which has been pulled.
 fn pulled(config: &str) -> Result<(Site, String)> {
     let site = Site::for_pods(&format!("{NOTHING_BEHIND}{config}"))?;
     let mut entries = vec![directory("d")];
@@ -26,7 +27,7 @@ fn pulled(config: &str) -> Result<(Site, String)> {
     Ok((site, reference))
 }
 
-/// Reads file `n` inside the container and compares.
+/// Reads file `n` in the container and compares.
 fn assert_reads(container: &Container<'_>, n: u64) -> Result<()> {
     let path = format!("/d/f{n}");
     let said = container.exec(&["/bin/busybox", "sha256sum", &path])?;
@@ -80,7 +81,7 @@ fn a_pod_reads_on_while_the_snapshotter_is_killed_and_started_again() -> Result<
 fn a_pod_starts_while_the_registry_is_down_and_a_reader_waits_for_it() -> Result<()> {
     let (site, reference) = pulled("")?;
     let cri = site.node.cri()?;
-    // The sandbox image has come with it.
+    // The sandbox image was pulled with it.
     let pod = cri.run_pod("waiting")?;
     let container = pod.start("main", &reference, &SLEEP)?;
     assert_reads(&container, 0)?;
@@ -102,7 +103,7 @@ fn a_pod_starts_when_the_layer_store_cannot_be_used() -> Result<()> {
     starts_pods_after("no-store", |root| {
         let layers = stored::folder(root);
         fs::rename(&layers, root.join("layers-before"))?;
-        Ok(fs::write(layers, "in the way")?)
+        Ok(fs::write(layers, "not a directory")?)
     })
 }
 
@@ -123,7 +124,7 @@ fn a_pod_starts_where_nothing_can_be_mounted_lazily() -> Result<()> {
     assert_starts_pods(&site, "none")
 }
 
-/// Stops the snapshotter, breaks its state folder and starts it again: pods start all the same.
+/// Stops the snapshotter, breaks its state directory and starts it again. Pods must still start.
 fn starts_pods_after(name: &str, damage: impl Fn(&Path) -> Result<()>) -> Result<()> {
     let mut site = Site::for_pods(NOTHING_BEHIND)?;
     let cri = site.node.cri()?;
@@ -135,7 +136,7 @@ fn starts_pods_after(name: &str, damage: impl Fn(&Path) -> Result<()>) -> Result
     assert_starts_pods(&site, name)
 }
 
-/// containerd's connection to a restarted snapshotter may need seconds of back-off.
+/// containerd can take some seconds to reconnect to a restarted snapshotter.
 fn wait_connected(site: &Site) -> Result<()> {
     let start = Instant::now();
     while let Err(error) = site

@@ -1,4 +1,4 @@
-//! The machine loses power: the daemon is killed, and what it had not made durable is gone or garbage.
+//! The machine loses power: the daemon is killed, and what it had not synced is lost or garbage.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ fn assert_right(view: &View, files: impl IntoIterator<Item = u64>) -> Result<()>
     Ok(())
 }
 
-/// Kills the daemon, changes its store, starts it again and gives a new view of the image.
+/// Kills the daemon, changes its store, restarts it and returns a new view of the image.
 fn after_power_loss(
     site: &mut Site,
     reference: &str,
@@ -50,7 +50,7 @@ fn after_power_loss(
 }
 
 #[test]
-fn what_was_not_durable_is_fetched_again_after_a_power_loss() -> Result<()> {
+fn volatile_data_is_downloaded_again_after_a_power_failure() -> Result<()> {
     let (mut site, reference) = pulled("volatile:1")?;
     let view = site.node.view(&reference, SOCI)?;
     assert_right(&view, 0..4)?;
@@ -64,7 +64,7 @@ fn what_was_not_durable_is_fetched_again_after_a_power_loss() -> Result<()> {
 }
 
 #[test]
-fn what_was_durable_counts_after_a_power_loss() -> Result<()> {
+fn durable_data_is_kept_after_a_power_failure() -> Result<()> {
     let (mut site, reference) = pulled("durable:1")?;
     let view = site.node.view(&reference, SOCI)?;
     assert_right(&view, [1])?;
@@ -91,7 +91,7 @@ fn what_was_durable_counts_after_a_power_loss() -> Result<()> {
 }
 
 #[test]
-fn a_tree_whose_image_was_torn_is_made_again() -> Result<()> {
+fn a_torn_metadata_image_is_built_again() -> Result<()> {
     let (mut site, reference) = pulled("torn:1")?;
     let torn = std::cell::Cell::new(0);
     let view = after_power_loss(&mut site, &reference, |layer| {

@@ -1,5 +1,6 @@
-//! What looks at every block device, or at every file of the state folder, while a layer is incomplete and its registry
-//! away: it is served at once, and no span is fetched for it.
+//! Programs that read every block device, or every file of the state directory, while a layer is
+//! incomplete and its registry is down: they are served immediately, and no span is fetched for
+//! them.
 
 use std::fs;
 use std::path::Path;
@@ -13,12 +14,13 @@ use soci_tests::site::NOTHING_BEHIND;
 use soci_tests::tar::file;
 use soci_tests::{Image, Program, Site, View, stored};
 
-/// What programs that look for file systems, volumes and arrays read of a device at most.
+/// How much of a device programs read at most that look for file systems, volumes and arrays.
 const HEAD: usize = 4 << 20;
 const TAIL: usize = 2 << 20;
 const AT_ONCE: Duration = Duration::from_secs(3);
 
-/// A site with the registry cut, a view of an image of which nothing was read, and the loop devices of the node.
+/// A site without a registry, a view of an image that was not read, and the loop devices of the
+/// node.
 fn cut(name: &str) -> Result<(Site, View, Vec<LoopDevice>)> {
     let site = Site::new(NOTHING_BEHIND)?;
     let image = Image::of(&[
@@ -33,7 +35,7 @@ fn cut(name: &str) -> Result<(Site, View, Vec<LoopDevice>)> {
     Ok((site, view, devices))
 }
 
-/// Spans that are in the store.
+/// Number of spans in the store.
 fn present(site: &Site) -> Result<usize> {
     let layers = stored::layers(site.node.root())?;
     let marks: Vec<Vec<u8>> = layers
@@ -43,7 +45,7 @@ fn present(site: &Site) -> Result<usize> {
     Ok(marks.concat().iter().filter(|&&mark| mark != 0).count())
 }
 
-/// Runs something that must neither wait nor bring anything.
+/// Runs something that must neither wait nor fetch anything.
 fn assert_harmless<T>(site: &Site, what: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
     let before = (present(site)?, site.relay.delivered());
     let made = site.within(AT_ONCE, what, act)?;
@@ -53,7 +55,7 @@ fn assert_harmless<T>(site: &Site, what: &str, act: impl FnOnce() -> Result<T>) 
 }
 
 #[test]
-fn block_devices_of_incomplete_layers_are_probed_at_once() -> Result<()> {
+fn probing_block_devices_of_incomplete_layers_does_not_wait() -> Result<()> {
     let (site, view, devices) = cut("probed:1")?;
     ensure!(devices.len() >= 3, "two layers have these: {devices:#?}");
     for device in &devices {
@@ -63,7 +65,7 @@ fn block_devices_of_incomplete_layers_are_probed_at_once() -> Result<()> {
             ("wipefs", &["-n"]),
         ] {
             let what = format!("{program} {words:?} of {device:?}");
-            // They find nothing, and say so by their exit code.
+            // They find nothing, and report that in their exit code.
             assert_harmless(&site, &what, || {
                 let program = Program::at(Path::new(program));
                 program.args(words).args([&device.path]).finish()
@@ -76,7 +78,7 @@ fn block_devices_of_incomplete_layers_are_probed_at_once() -> Result<()> {
 }
 
 #[test]
-fn both_ends_of_a_data_device_are_always_there() -> Result<()> {
+fn both_ends_of_a_data_device_are_always_present() -> Result<()> {
     let (site, _view, devices) = cut("ends:1")?;
     let large = |device: &&LoopDevice| device.size > (HEAD + TAIL) as u64;
     let data: Vec<&LoopDevice> = devices.iter().filter(large).collect();

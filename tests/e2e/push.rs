@@ -19,7 +19,7 @@ mod modes;
 mod real;
 mod trouble;
 
-/// A containerd that images are put into without a registry.
+/// A containerd to which images are added without a registry.
 struct Bench {
     node: Node,
     folder: TempDir,
@@ -40,7 +40,7 @@ impl Bench {
         self.folder.path().join(name)
     }
 
-    /// Writes the image as a layout whose name in containerd is this, and puts it there.
+    /// Writes the image as a layout with this name and imports it into containerd.
     fn import(&self, image: &Image, reference: &str) -> Result<PathBuf> {
         let layout = self.path("layout");
         if layout.exists() {
@@ -77,7 +77,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Makes an index of every layer; zTOCs differ with the span size.
+    /// Creates an index of every layer. zTOCs depend on the span size.
     fn create(&self, reference: &str, span_size: &str) -> Result<()> {
         let create = ["create", "--min-layer-size", "0", "--span-size", span_size];
         self.node.soci(create)?.args([reference]).succeed()?;
@@ -88,7 +88,7 @@ impl Bench {
         self.node.soci(["push"])?.args(arguments).finish()
     }
 
-    /// Pushes and gives what was printed.
+    /// Pushes and returns the output.
     fn pushed(&self, arguments: &[&str]) -> Result<String> {
         self.node.soci(["push"])?.args(arguments).succeed()
     }
@@ -101,7 +101,7 @@ fn image(seed: u64) -> Result<Image> {
     ])
 }
 
-/// The digest of the manifest in a layout of one image.
+/// The digest of the manifest in a layout with one image.
 fn manifest_of(layout: &Path) -> Result<String> {
     let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json"))?)?;
     let digest = index["manifests"][0]["digest"].as_str();
@@ -116,19 +116,19 @@ fn crane_push(layout: &Path, reference: &str) -> Result<()> {
         .map(drop)
 }
 
-/// A name in a test registry.
+/// A reference in a test registry.
 fn name(registry: &TestRegistry, rest: &str) -> String {
     format!("{}/{rest}", registry.host())
 }
 
-/// Requests that change something.
+/// Number of requests that change something.
 fn writes(registry: &TestRegistry) -> Vec<Seen> {
     let mut seen = registry.seen();
     seen.retain(|seen| !matches!(seen.method.as_str(), "GET" | "HEAD"));
     seen
 }
 
-/// A manifest as the registry has it.
+/// A manifest as the registry returns it.
 fn manifest(registry: &TestRegistry, repository: &str, object: &str) -> Result<Value> {
     let (_, bytes) = registry
         .manifest(repository, object)
@@ -136,7 +136,7 @@ fn manifest(registry: &TestRegistry, repository: &str, object: &str) -> Result<V
     Ok(serde_json::from_slice(&bytes)?)
 }
 
-/// Checks what a first push of an index prints, and gives the digest of the index.
+/// Checks the output of the first push of an index, and returns the digest of the index.
 fn check_lines(printed: &str, registry_has: &[&str]) -> Result<String> {
     let lines: Vec<&str> = printed.lines().collect();
     ensure!(lines.len() > 4, "{printed}");
@@ -164,7 +164,7 @@ fn check_lines(printed: &str, registry_has: &[&str]) -> Result<String> {
     Ok(index)
 }
 
-/// Runs a command as nerdctl does: standard output to its end first, a line at a time, then standard error.
+/// Runs a command as nerdctl does: standard output by lines until its end, then standard error.
 fn as_nerdctl(program: &Path, arguments: &[&str]) -> Result<(bool, Vec<String>, String)> {
     let mut child = Command::new(program)
         .args(arguments)
@@ -208,7 +208,7 @@ fn nerdctl_pushes_an_index_after_the_image() -> Result<()> {
         "--hosts-dir",
         folders,
         &reference,
-        // Only so that the test has a state folder of its own.
+        // Only so that the test has its own state directory.
         "--root",
         &root,
     ];
@@ -240,7 +240,7 @@ fn nerdctl_pushes_an_index_after_the_image() -> Result<()> {
 }
 
 #[test]
-fn an_image_that_its_registry_lacks_is_copied_and_mounted_where_parts_of_it_are() -> Result<()> {
+fn an_image_that_its_registry_lacks_is_copied_from_several_sources() -> Result<()> {
     let bench = Bench::new()?;
     let registry = TestRegistry::start();
     let base = name(&registry, "base:1");
@@ -262,7 +262,8 @@ fn an_image_that_its_registry_lacks_is_copied_and_mounted_where_parts_of_it_are(
             .filter(|blob| blob["outcome"] == outcome)
             .count()
     };
-    // Two layers, their zTOCs, and the image's configuration; the index's `{}` is known nowhere.
+    // Two layers, their zTOCs, and the image's configuration. The index's `{}` is unknown
+    // everywhere.
     assert_eq!(
         (of("mounted"), of("pushed"), of("skipped")),
         (5, 3, 0),
@@ -275,7 +276,7 @@ fn an_image_that_its_registry_lacks_is_copied_and_mounted_where_parts_of_it_are(
 }
 
 #[test]
-fn an_image_that_is_nowhere_whole_is_named() -> Result<()> {
+fn an_image_that_is_complete_nowhere_is_reported() -> Result<()> {
     let bench = Bench::new()?;
     let registry = TestRegistry::with(Setup::default());
     let reference = name(&registry, "app:1");

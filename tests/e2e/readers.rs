@@ -1,4 +1,4 @@
-//! Processes that wait for bytes: many at once, with signals, killed.
+//! Processes that wait for bytes: many at once, with signals, and killed.
 
 use std::fs;
 use std::path::Path;
@@ -43,7 +43,7 @@ fn sixty_four_readers_wait_at_once_and_all_are_answered() -> Result<()> {
         readers.iter().all(|reader| !reader.is_finished()),
         "all of them wait"
     );
-    // The mount still answers others meanwhile.
+    // The mount still answers other requests.
     assert_eq!(fs::read_dir(view.path())?.count() as u64, FILES);
     site.relay.restore();
     for (n, reader) in (0..FILES).zip(readers) {
@@ -53,7 +53,7 @@ fn sixty_four_readers_wait_at_once_and_all_are_answered() -> Result<()> {
             "file {n}"
         );
     }
-    // And the daemon tells what they waited for.
+    // The daemon reports what they waited for.
     let told = Program::ours("soci-snapshotter-grpc")?
         .args(["reads", "--json", "--root"])
         .args([site.node.root()])
@@ -81,7 +81,7 @@ fn sixty_four_readers_wait_at_once_and_all_are_answered() -> Result<()> {
 fn signals_do_not_disturb_a_reader_that_waits() -> Result<()> {
     let (site, view) = pulled("signals:1")?;
     site.relay.cut();
-    // dd prints its progress at SIGUSR1 and goes on: a handler that runs and returns.
+    // dd prints its progress on SIGUSR1 and continues: a handler that runs and returns.
     let copy = site.folder().join("copy");
     let mut reader = Command::new("dd")
         .args(["bs=7000", "status=none"])
@@ -111,7 +111,7 @@ fn signals_do_not_disturb_a_reader_that_waits() -> Result<()> {
 }
 
 #[test]
-fn a_reader_that_is_killed_goes_at_once_and_leaves_nothing() -> Result<()> {
+fn a_waiting_reader_is_killed_immediately_and_leaves_nothing() -> Result<()> {
     let (site, view) = pulled("killed:1")?;
     site.relay.cut();
     let mut readers = (0..8)
@@ -154,7 +154,7 @@ fn pid(child: &Child) -> Result<Pid> {
         .context("a process id")
 }
 
-/// The exit code of a child that must end within the limit; `None` when a signal ended it.
+/// The exit code of a child that must end within the limit; `None` if a signal ended it.
 fn ended(child: &mut Child, limit: Duration) -> Result<Option<i32>> {
     let start = Instant::now();
     while start.elapsed() < limit {

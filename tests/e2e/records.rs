@@ -1,5 +1,5 @@
-//! What `soci` records of what it made in containerd: lists, files read through zTOCs, rebuilding, and what the
-//! garbage collection leaves.
+//! The records of what `soci` built in containerd: lists, reading files through zTOCs, rebuilding,
+//! and garbage collection.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -12,7 +12,7 @@ use soci_tests::{Image, Site};
 
 const SPANS: [&str; 4] = ["--min-layer-size", "0", "--span-size", "65536"];
 
-/// An image in containerd, from two layers with small spans, and its name.
+/// An image in containerd with two layers and small spans, and its name.
 struct Made {
     site: Site,
     name: String,
@@ -64,7 +64,7 @@ impl Made {
         Ok(said.lines().map(str::to_owned).collect())
     }
 
-    /// Blobs of these digests that containerd still has.
+    /// The blobs of these digests that are still in containerd.
     fn left(&self, digests: &[String]) -> Result<usize> {
         let listed = self.site.node.ctr(["content", "ls", "-q"])?.succeed()?;
         let is_there = |digest: &&String| listed.lines().any(|line| line == digest.as_str());
@@ -103,7 +103,7 @@ fn an_index_is_listed_shown_and_removed() -> Result<()> {
     let said = made.fails(&["index", "ls", "--ref", "nobody"])?;
     assert_eq!(said, "soci: image \"nobody\": not found\n");
 
-    // Another name of the same image is a row of its own.
+    // Another name of the same image gets its own row.
     let other = made.site.reference("other:1");
     made.site
         .node
@@ -124,12 +124,12 @@ fn an_index_is_listed_shown_and_removed() -> Result<()> {
     made.soci(&["index", "rm", "--ref", &made.name])?;
     assert!(made.digests(&["index", "ls"])?.is_empty());
     assert_eq!(made.left(&indexes)?, 0);
-    // Nothing to remove is fine.
+    // Removing nothing is not an error.
     made.soci(&["index", "rm", "--ref", &made.name])?;
 
     made.create()?;
     let indexes = made.digests(&["index", "ls"])?;
-    // The blob being gone is no error: the record goes.
+    // A missing blob is not an error, and the record is removed.
     made.site
         .node
         .ctr(["content", "rm", &indexes[0]])?
@@ -178,7 +178,7 @@ fn files_are_read_from_layers_through_their_ztocs() -> Result<()> {
     );
     let output = made.site.folder().join("out");
     let shown = output.to_str().context("a path")?;
-    // Over an earlier file, and by the name of a hard link.
+    // Over an existing file, and by the name of a hard link.
     for name in ["data/big", "data/same"] {
         fs::write(&output, "old")?;
         made.soci(&["ztoc", "get-file", "-o", shown, &ztocs[0], name])?;
@@ -236,7 +236,7 @@ fn lost_records_are_rebuilt_from_what_containerd_has() -> Result<()> {
     };
     let before = lists()?;
     assert_eq!(before.each_ref().map(Vec::len), [2, 2, 2]);
-    // Each zTOC once, though the index of version 2 stands beside the image that it belongs to.
+    // Each zTOC once, although the version 2 index exists next to its image.
     assert_eq!(
         made.digests(&["ztoc", "ls", "--image-ref", &converted])?
             .len(),
@@ -254,7 +254,7 @@ fn lost_records_are_rebuilt_from_what_containerd_has() -> Result<()> {
         "{listed}"
     );
 
-    // A second time there is nothing to do.
+    // The second time there is nothing to do.
     made.soci(&["rebuild-db"])?;
     assert_eq!(lists()?, before);
     Ok(())
@@ -274,7 +274,7 @@ fn artifacts_stay_with_their_image_and_go_with_it() -> Result<()> {
 
     made.site.node.remove_image(&made.name)?;
     assert_eq!(made.left(&artifacts)?, 0);
-    // The records are a list of what was made until they are rebuilt.
+    // Until they are rebuilt, the records list what was built.
     let listed = made.soci(&["index", "list"])?;
     ensure!(
         listed.lines().count() == 2 && !listed.contains(&made.name),
@@ -287,7 +287,7 @@ fn artifacts_stay_with_their_image_and_go_with_it() -> Result<()> {
 }
 
 #[test]
-fn the_folders_own_content_store_keeps_what_containerd_would_not() -> Result<()> {
+fn the_content_store_soci_keeps_what_containerd_would_not() -> Result<()> {
     let made = Made::new()?;
     let own = |words: &[&str]| made.soci(&[&["--content-store", "soci"], words].concat());
     let mut words = vec!["create"];
@@ -319,7 +319,7 @@ fn the_folders_own_content_store_keeps_what_containerd_would_not() -> Result<()>
     own(&["rebuild-db"])?;
     assert_eq!(made.digests(&["index", "ls"])?, indexes);
     ensure!(made.soci(&["index", "ls"])?.contains(&made.name));
-    // In the other store there is nothing of it.
+    // The other store contains none of it.
     made.soci(&["rebuild-db"])?;
     assert!(made.digests(&["index", "ls"])?.is_empty());
     Ok(())

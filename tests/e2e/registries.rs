@@ -1,4 +1,5 @@
-//! Images converted where they are: a real registry behind TLS that wants a password, and `crane` as another reader.
+//! Images converted in place: a real registry behind TLS with a password, and `crane` as another
+//! client.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use soci_tests::registry::{LOGIN, TlsRegistry};
 use soci_tests::tar::{directory, file};
 use soci_tests::{Image, registry};
 
-/// A registry with an image, and what it takes to be let in.
+/// A registry with an image, and the credentials for it.
 struct Case {
     folder: tempfile::TempDir,
     registry: TlsRegistry,
@@ -20,7 +21,7 @@ impl Case {
     fn new() -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let registry = TlsRegistry::with_password(&folder.path().join("registry"))?;
-        let auth = "Y2Fyb2w6c2VzYW1l"; // What `docker login` makes of the name and the password.
+        let auth = "Y2Fyb2w6c2VzYW1l"; // As `docker login` encodes the name and the password.
         let host = registry.reference("");
         let host = host.trim_end_matches('/');
         let config = format!(r#"{{"auths":{{"{host}":{{"auth":"{auth}"}}}}}}"#);
@@ -91,7 +92,7 @@ fn an_image_behind_tls_and_a_password_is_converted_where_it_is() -> Result<()> {
         Some(digest.trim())
     );
 
-    // Another reader finds every blob, with the bytes that its digest promises.
+    // Another client finds every blob, with the bytes that match its digest.
     let reference = case.registry.reference("other/app:soci");
     let pulled = case.path("pulled");
     case.crane(&["pull", "--format", "oci", &reference, text(&pulled)?])?;
@@ -106,7 +107,7 @@ fn an_image_behind_tls_and_a_password_is_converted_where_it_is() -> Result<()> {
 }
 
 #[test]
-fn who_is_not_known_is_told_so_in_one_line() -> Result<()> {
+fn wrong_credentials_are_reported_in_one_line() -> Result<()> {
     let case = Case::new()?;
     let authority = text(case.registry.authority())?;
     let input = case.path("in");

@@ -1,4 +1,4 @@
-//! Layers that nobody uses any more are deleted behind everything else.
+//! Unused layers are deleted with a lower priority than everything else.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use soci_tests::tar::{Entry, file};
 use soci_tests::{Image, Site, stored};
 
 const LAYERS: u64 = 6;
-/// Files that are laid into each folder, so that its deletion takes some tenths of a second.
+/// Additional files in each directory, so that its deletion takes some tenths of a second.
 const STRAY: usize = 30_000;
 const PREPARES: usize = 3;
 
@@ -55,7 +55,7 @@ fn a_prepare_does_not_wait_for_the_deletion_of_many_layers() -> Result<()> {
         ensure!(took < Duration::from_secs(1), "a Prepare took {took:?}");
     }
     ensure!(left() > 0, "all was deleted before the Prepares");
-    // And one for layers that are being removed: what has not had its turn is taken back, the rest is made again.
+    // Another pull for layers that are being removed: those not deleted yet are used again.
     site.node.pull(&many, SOCI)?;
     let view = site.node.view(&many, SOCI)?;
     for n in 0..LAYERS {
@@ -67,7 +67,7 @@ fn a_prepare_does_not_wait_for_the_deletion_of_many_layers() -> Result<()> {
     Ok(())
 }
 
-/// Waits until the first of the folders is being deleted.
+/// Waits until the deletion of the first directory has started.
 fn wait_begun(folders: &[PathBuf]) -> Result<()> {
     let start = Instant::now();
     while folders
@@ -76,7 +76,7 @@ fn wait_begun(folders: &[PathBuf]) -> Result<()> {
     {
         ensure!(
             start.elapsed() < Duration::from_secs(30),
-            "nothing is deleted"
+            "the deletion does not start"
         );
         std::thread::sleep(Duration::from_millis(1));
     }

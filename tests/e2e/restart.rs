@@ -1,4 +1,4 @@
-//! The daemon stops, is killed, starts again; the machine loses power.
+//! The daemon is stopped, killed and restarted.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ fn entries() -> Vec<Entry> {
     entries
 }
 
-/// Waits until every layer of the image says that it is complete.
+/// Waits until every layer of the image is complete according to the log.
 fn wait_complete(site: &Site, layers: usize) -> Result<()> {
     let start = Instant::now();
     while site
@@ -40,7 +40,7 @@ fn wait_complete(site: &Site, layers: usize) -> Result<()> {
 }
 
 #[test]
-fn after_a_stop_and_a_start_new_containers_need_no_registry_for_what_is_there() -> Result<()> {
+fn after_a_restart_new_containers_need_no_registry_for_stored_data() -> Result<()> {
     restarted_without_registry(|site| {
         assert_eq!(
             site.node.snapshotter()?.terminate(LIMIT)?,
@@ -52,7 +52,7 @@ fn after_a_stop_and_a_start_new_containers_need_no_registry_for_what_is_there() 
 }
 
 #[test]
-fn after_a_kill_and_a_start_new_containers_need_no_registry_for_what_is_there() -> Result<()> {
+fn after_a_kill_new_containers_need_no_registry_for_stored_data() -> Result<()> {
     restarted_without_registry(|site| site.node.snapshotter()?.kill(LIMIT))
 }
 
@@ -70,7 +70,7 @@ fn restarted_without_registry(stop: impl FnOnce(&mut Site) -> Result<()>) -> Res
     walk::drop_caches()?;
     let again = run_until_connected(&site, &reference, &["/bin/md5sum", "/d/f1"])?;
     assert_eq!(again, said.stdout);
-    // And what is missing comes when the registry is back.
+    // Missing bytes are fetched when the registry is back.
     site.relay.restore();
     let view = site.view_when_connected(&reference)?;
     for n in 0..4 {
@@ -79,7 +79,7 @@ fn restarted_without_registry(stop: impl FnOnce(&mut Site) -> Result<()>) -> Res
     Ok(())
 }
 
-/// After a restart of the snapshotter containerd's connection may need seconds of back-off.
+/// containerd can take some seconds to reconnect to a restarted snapshotter.
 fn run_until_connected(site: &Site, reference: &str, command: &[&str]) -> Result<String> {
     let start = Instant::now();
     let mut attempt = 0;
@@ -113,7 +113,7 @@ fn a_complete_layer_needs_no_daemon() -> Result<()> {
     for n in 0..4 {
         assert_eq!(fs::read(view.join(format!("d/f{n}")))?, noise(n + 1, SIZE));
     }
-    // Complete before the restart is complete after it: no request goes to the registry.
+    // Layers that were complete before the restart need no request to the registry.
     site.relay.cut();
     site.node.start_snapshotter()?;
     walk::drop_caches()?;
@@ -142,7 +142,7 @@ fn a_kill_in_the_middle_of_mounting_leaves_a_process_that_ends_and_a_state_that_
             .node
             .ctr(arguments)?
             .spawn(&site.folder().join("pull.log"))?;
-        // Counted from the first layer that the daemon is asked for.
+        // The time starts with the first layer that the daemon is asked for.
         let start = Instant::now();
         while prepares(&site) == before && start.elapsed() < Duration::from_secs(10) {
             std::thread::sleep(Duration::from_millis(1));
@@ -151,7 +151,7 @@ fn a_kill_in_the_middle_of_mounting_leaves_a_process_that_ends_and_a_state_that_
         site.node.snapshotter()?.kill(LIMIT)?;
         drop(pull);
         site.node.start_snapshotter()?;
-        // What it got done must not spare the next round its work; there may be nothing to remove.
+        // Its results must not make the next round shorter. There may be nothing to remove.
         drop(site.node.remove_image(&reference));
     }
     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! The older containerd that many nodes still have.
+//! The older containerd that many nodes still use.
 
 use anyhow::{Result, ensure};
 use soci_tests::image::noise;

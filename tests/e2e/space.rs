@@ -16,15 +16,14 @@ const SIZE: usize = 4 << 20;
 const FILES: u64 = 6;
 
 #[test]
-fn reads_are_answered_from_memory_while_the_disk_is_full_and_the_layer_completes_when_there_is_room()
--> Result<()> {
+fn reads_are_answered_from_memory_while_the_disk_is_full() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let disk = Disk::make(folder.path(), 64)?;
     let options = NodeOptions {
         root: Some(disk.path().join("soci")),
         ..NodeOptions::default()
     };
-    // Slow enough that the pull and the view are there before the disk is full.
+    // Slow enough that the pull and the view finish before the disk is full.
     let slow = Shape {
         rate: Some(5_000_000),
         ..Shape::default()
@@ -38,7 +37,7 @@ fn reads_are_answered_from_memory_while_the_disk_is_full_and_the_layer_completes
         "full:1",
         &["--min-layer-size", "0", "--span-size", "1048576"],
     )?;
-    // Room for the snapshot, the zTOC and the tree, not for 24 MB of content.
+    // Space for the snapshot, the zTOC and the tree, but not for 24 MB of content.
     let ballast = disk.fill(10)?;
     site.node.pull(&reference, SOCI)?;
     let view = site.node.view(&reference, SOCI)?;
@@ -54,7 +53,7 @@ fn reads_are_answered_from_memory_while_the_disk_is_full_and_the_layer_completes
     let log = site.node.snapshotter_log();
     assert!(
         !log.contains("layer is complete"),
-        "it cannot be: there is no room\n{log}"
+        "the layer cannot be complete: there is no space\n{log}"
     );
     for layer in stored::layers(site.node.root())? {
         assert!(
@@ -114,11 +113,11 @@ fn a_daemon_starts_on_a_full_disk_and_serves_what_is_mounted() -> Result<()> {
     Ok(())
 }
 
-/// A node whose daemon's state lies on a small disk, and two small images.
+/// A node whose daemon has its state on a small disk, and two small images.
 struct Cramped {
     site: Site,
     images: [String; 2],
-    // After the site: its mounts go first.
+    // After the site, because its mounts must be removed first.
     disk: Disk,
     _folder: tempfile::TempDir,
 }
@@ -157,7 +156,7 @@ impl Cramped {
         Ok(stored::layers(self.site.node.root())?.len())
     }
 
-    /// Asks for a snapshot as for a container, with a name of this length.
+    /// Requests a snapshot like for a container, with a name of this length.
     fn prepare(&self, name: &str) -> Result<soci_tests::process::Finished> {
         let words = ["snapshots", "--snapshotter", SOCI, "prepare", name];
         self.site.node.ctr(words)?.finish()
@@ -172,25 +171,26 @@ impl Cramped {
 }
 
 #[test]
-fn without_a_free_byte_images_are_removed_and_with_space_everything_works_again_without_a_restart()
--> Result<()> {
+fn images_are_removed_on_a_full_disk_and_no_restart_is_needed() -> Result<()> {
     let cramped = Cramped::new()?;
     let Cramped { site, images, .. } = &cramped;
     site.node.pull(&images[0], SOCI)?;
     site.node.wait_complete(2)?;
     let ballast = cramped.disk.fill(0)?;
-    // Some may find room in folders that have it.
+    // Some succeed, because existing directories have space for another entry.
     let refused = (0..64).find_map(|n| match cramped.prepare(&format!("container-{n}")) {
         Ok(done) if done.code == Some(0) => None,
         other => Some(other),
     });
-    let refused = refused.expect("there is no room for 64 folders")?.stderr;
+    let refused = refused
+        .expect("there is no space for 64 directories")?
+        .stderr;
     ensure!(
         refused.contains("is full") && refused.contains("remove images"),
         "{refused}"
     );
     let pulled = site.node.pull(&images[1], SOCI);
-    ensure!(pulled.is_err(), "there is no room for another image");
+    ensure!(pulled.is_err(), "there is no space for another image");
     let listed = site
         .node
         .ctr(["snapshots", "--snapshotter", SOCI, "ls"])?
@@ -212,7 +212,7 @@ fn without_a_free_byte_images_are_removed_and_with_space_everything_works_again_
 }
 
 #[test]
-fn a_daemon_that_found_no_room_to_try_a_way_takes_layers_when_there_is_some() -> Result<()> {
+fn a_daemon_that_had_no_space_to_probe_mounts_layers_later() -> Result<()> {
     let mut cramped = Cramped::new()?;
     let (reference, root) = (
         cramped.images[0].clone(),
@@ -229,7 +229,7 @@ fn a_daemon_that_found_no_room_to_try_a_way_takes_layers_when_there_is_some() ->
     let log = cramped.site.node.snapshotter_log();
     ensure!(log.contains("until there is space"), "{log}");
     fs::remove_file(ballast)?;
-    // containerd may have to find the daemon again first.
+    // containerd may have to reconnect to the daemon first.
     let start = Instant::now();
     while let Err(error) = cramped.site.node.pull(&reference, SOCI) {
         ensure!(start.elapsed() < Duration::from_secs(30), "{error:#}");
@@ -237,12 +237,15 @@ fn a_daemon_that_found_no_room_to_try_a_way_takes_layers_when_there_is_some() ->
     }
     let log = cramped.site.node.snapshotter_log();
     ensure!(log.contains("layers can be mounted from now on"), "{log}");
-    ensure!(cramped.stored()? == 2, "both layers are ours");
+    ensure!(
+        cramped.stored()? == 2,
+        "both layers are provided by our snapshotter"
+    );
     cramped.shows(0)
 }
 
 #[test]
-fn on_a_disk_below_its_floor_layers_that_nothing_uses_give_way_to_what_is_read() -> Result<()> {
+fn unused_layers_are_evicted_when_free_space_is_low() -> Result<()> {
     const BYTES: usize = 12 << 20;
     let folder = tempfile::tempdir()?;
     let disk = Disk::make(folder.path(), 107)?;
@@ -281,12 +284,12 @@ fn on_a_disk_below_its_floor_layers_that_nothing_uses_give_way_to_what_is_read()
         }
         ensure!(
             start.elapsed() < Duration::from_secs(40),
-            "nothing gave way:\n{log}"
+            "no layer was evicted:\n{log}"
         );
         std::thread::sleep(Duration::from_millis(100));
     };
     ensure!(gave.iter().all(|line| line.contains("evict-1")), "{gave:?}");
-    // What is used lost nothing, and what gave way is read from the registry.
+    // Layers in use are kept. Evicted spans are downloaded again on the next read.
     let whole = |layer: &Path| Ok::<_, anyhow::Error>(!stored::marks(layer)?.contains(&0));
     let mut kept = 0;
     for layer in stored::layers(site.node.root())? {
@@ -296,7 +299,7 @@ fn on_a_disk_below_its_floor_layers_that_nothing_uses_give_way_to_what_is_read()
     walk::drop_caches()?;
     ensure!(fs::read(used.join("f"))? == noise(2, BYTES));
     ensure!(fs::read(third.join("f"))? == noise(3, BYTES));
-    // It was mounted all the time, and is fetched again for who uses it now, as soon as there is room.
+    // The layer stayed mounted, and is downloaded again for new readers as soon as there is space.
     let first = site.node.view(&images[0], SOCI)?;
     let mut beginning = vec![0; 1000];
     fs::File::open(first.join("f"))?.read_exact(&mut beginning)?;

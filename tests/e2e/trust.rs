@@ -1,4 +1,4 @@
-//! What an image says of layers that are not its own.
+//! Images that claim layers of other images.
 
 use std::fs;
 use std::thread;
@@ -12,7 +12,7 @@ use soci_tests::{Image, Layer, Node, NodeOptions, Shape, Site};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Waits for a line of the daemon's log that has all of these words.
+/// Waits for a line of the daemon's log that contains all of these words.
 fn wait_for_log(node: &Node, words: &[&str]) -> Result<()> {
     let start = Instant::now();
     loop {
@@ -28,7 +28,7 @@ fn wait_for_log(node: &Node, words: &[&str]) -> Result<()> {
     }
 }
 
-/// A link on which layers are incomplete for seconds.
+/// A link on which layers stay incomplete for seconds.
 const SLOW: Shape = Shape {
     round_trip: Duration::ZERO,
     rate: Some(400_000),
@@ -38,7 +38,7 @@ const SLOW: Shape = Shape {
 const VERDICT: &str = "the layer does not match its image";
 
 #[test]
-fn an_image_that_names_anothers_layers_as_its_own_hurts_nobody_else() -> Result<()> {
+fn an_image_that_claims_layers_of_another_does_not_affect_it() -> Result<()> {
     let site = Site::with(NodeOptions::default(), SLOW)?;
     let node = &site.node;
     let good = Image::runnable(&[&[file("hello", "the good one\n")]])?;
@@ -55,10 +55,10 @@ fn an_image_that_names_anothers_layers_as_its_own_hurts_nobody_else() -> Result<
     site.relay.limit(100_000_000);
     let layer = foreign.layers[1].digest();
     wait_for_log(node, &[VERDICT, &bad, &layer, &foreign.layers[1].diff_id()])?;
-    // What runs goes on.
+    // The running container continues.
     let hello = node.root_of(&container)?.join("hello");
     assert_eq!(fs::read_to_string(hello)?, "the foreign one\n");
-    // containerd takes the good image's layers for those that it has; no container starts from them.
+    // containerd uses the stored layers for the good image, but no container starts from them.
     node.pull(&good, SOCI)?;
     for (reference, id) in [(&good, "good"), (&bad, "bad")] {
         let said = node.run(reference, SOCI, id, &["/bin/cat", "/hello"])?;
@@ -72,7 +72,7 @@ fn an_image_that_names_anothers_layers_as_its_own_hurts_nobody_else() -> Result<
         }
         assert!(!said.stdout.contains("the foreign one"), "{said:?}");
     }
-    // In another namespace the good image is good, while the foreign one is still there.
+    // In another namespace the good image is correct, while the foreign one still exists.
     let other = |arguments: &[&str]| node.ctr(["--namespace", "other"])?.args(arguments).finish();
     let pulled = other(&["images", "pull", "--snapshotter", SOCI, &good])?;
     assert_eq!(pulled.code, Some(0), "{}", pulled.stderr);
@@ -88,7 +88,7 @@ fn an_image_that_names_anothers_layers_as_its_own_hurts_nobody_else() -> Result<
         "/hello",
     ])?;
     assert_eq!(said.stdout, "the good one\n", "{}", said.stderr);
-    // And here, when the foreign one was removed.
+    // In this namespace it is correct once the foreign image is removed.
     node.ctr(["tasks", "rm", "--force", &container])?
         .succeed()?;
     node.ctr(["containers", "rm", &container])?.succeed()?;
@@ -97,7 +97,7 @@ fn an_image_that_names_anothers_layers_as_its_own_hurts_nobody_else() -> Result<
     node.pull(&good, SOCI)?;
     let said = node.run(&good, SOCI, "again", &["/bin/cat", "/hello"])?;
     assert_eq!(said.stdout, "the good one\n", "{}", said.stderr);
-    // Its names are taken by the right layers now.
+    // The correct layers have the names now.
     node.pull(&bad, SOCI)?;
     let said = node.run(&bad, SOCI, "bad-again", &["/bin/cat", "/hello"])?;
     assert_eq!(said.stdout, "the good one\n", "{}", said.stderr);
@@ -113,7 +113,7 @@ fn a_layer_that_is_known_to_be_foreign_is_refused_at_once() -> Result<()> {
     site.node.pull(&reference, SOCI)?;
     wait_for_log(&site.node, &[VERDICT, &reference])?;
     site.node.remove_image(&reference)?;
-    // It is left to containerd, which refuses it as it refuses every layer with a wrong diff-ID.
+    // The layer is left to containerd, which rejects it because of its wrong diff-ID.
     let refused = site
         .node
         .pull(&reference, SOCI)
@@ -123,7 +123,7 @@ fn a_layer_that_is_known_to_be_foreign_is_refused_at_once() -> Result<()> {
 }
 
 #[test]
-fn a_ztoc_that_leaves_out_a_whiteout_is_found_out() -> Result<()> {
+fn a_ztoc_without_a_whiteout_is_detected() -> Result<()> {
     let site = Site::new("")?;
     let node = &site.node;
     let image = Image::runnable(&[
@@ -146,7 +146,7 @@ fn a_ztoc_that_leaves_out_a_whiteout_is_found_out() -> Result<()> {
     wait_for_log(node, &[VERDICT, &image.layers[2].digest(), "d/.wh.secret"])?;
     let said = node.run(&reference, SOCI, "one", &["/bin/ls", "/d"])?;
     assert_ne!(said.code, Some(0), "{said:?}");
-    // Pulled again it is read whole, without the zTOC.
+    // When it is pulled again, it is downloaded whole, without the zTOC.
     node.remove_image(&reference)?;
     node.pull(&reference, SOCI)?;
     let said = node.run(&reference, SOCI, "two", &["/bin/ls", "/d"])?;
@@ -155,7 +155,7 @@ fn a_ztoc_that_leaves_out_a_whiteout_is_found_out() -> Result<()> {
 }
 
 #[test]
-fn containers_wait_for_verified_layers_where_that_is_wanted() -> Result<()> {
+fn containers_wait_for_verified_layers_if_configured() -> Result<()> {
     let options = NodeOptions {
         config: "[snapshotter]\ntrust = \"verified\"\n[background_fetch]\ndisable = true\n"
             .to_owned(),

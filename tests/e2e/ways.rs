@@ -1,4 +1,5 @@
-//! `[snapshotter] mount`: each way of giving a layer to the kernel starts, reads, completes and restarts.
+//! `[snapshotter] mount`: with each mount mode, layers start, are read, complete and survive a
+//! restart.
 
 use std::fs;
 use std::path::Path;
@@ -33,14 +34,14 @@ fn assert_right(view: &View) -> Result<()> {
     Ok(())
 }
 
-/// Layers that are EROFS mounts, and how many of them lie on loop devices.
+/// Number of layers that are EROFS mounts, and how many of them are on loop devices.
 fn layers(site: &Site) -> Result<(usize, usize)> {
     let mounts = site.node.mounts()?;
     let of = |kind: &str| mounts.iter().filter(|line| line.contains(kind)).count();
     Ok((of(" - erofs "), of(" - erofs /dev/loop")))
 }
 
-/// Starts, reads, completes and restarts; `on_loops` says whether the layers have to lie on loop devices.
+/// Start, read, complete and restart. `on_loops` says whether the layers must be on loop devices.
 fn works(way: &str, on_loops: bool) -> Result<()> {
     let mut site = Site::new(&config(way))?;
     let reference = site.publish(&image()?, "way:1")?;
@@ -78,22 +79,22 @@ fn works(way: &str, on_loops: bool) -> Result<()> {
 }
 
 #[test]
-fn layers_are_mounted_on_loop_devices_where_that_is_asked_for() -> Result<()> {
+fn layers_are_mounted_on_loop_devices_if_configured() -> Result<()> {
     works("loop", true)
 }
 
 #[test]
-fn layers_are_mounted_from_files_where_that_is_asked_for() -> Result<()> {
+fn layers_are_mounted_from_files_if_configured() -> Result<()> {
     works("file", false)
 }
 
 #[test]
-fn loop_devices_are_what_the_daemon_takes_by_itself() -> Result<()> {
+fn the_daemon_uses_loop_devices_by_default() -> Result<()> {
     works("auto", true)
 }
 
 #[test]
-fn layers_are_left_to_containerd_where_that_is_asked_for() -> Result<()> {
+fn layers_are_left_to_containerd_if_configured() -> Result<()> {
     let site = Site::new(&config("none"))?;
     let reference = site.publish(&image()?, "none:1")?;
     site.node.pull(&reference, SOCI)?;
@@ -112,7 +113,7 @@ fn program(line: &str) -> Result<()> {
     Program::at(Path::new(name)).args(words).succeed().map(drop)
 }
 
-/// An image of which nothing was read, seen through a view.
+/// An image that was not read, seen through a view.
 fn fresh(site: &Site, name: &str, seed: u64) -> Result<View> {
     let entries = [directory("d"), file("d/f", noise(seed, SIZE))];
     let reference = site.publish(&Image::runnable(&[&entries])?, name)?;
@@ -138,7 +139,7 @@ fn while_there_is_no_free_loop_device_layers_are_left_to_containerd() -> Result<
     let (lazy, _) = layers(&site)?;
     ensure!(lazy >= 1, "{:#?}", site.node.mounts());
 
-    // The control device of the daemon's namespace is one that has none to give.
+    // Replace the control device in the daemon's namespace with one that provides no devices.
     let inside = format!(
         "nsenter --mount=/proc/{}/ns/mnt",
         site.node.snapshotter()?.pid()
@@ -151,7 +152,7 @@ fn while_there_is_no_free_loop_device_layers_are_left_to_containerd() -> Result<
     ensure!(layers(&site)?.0 == lazy, "{:#?}", site.node.mounts());
     ensure!(
         fs::read(before.join("d/f"))? == noise(1, SIZE),
-        "others read on"
+        "other readers continue"
     );
     let log = site.node.snapshotter_log();
     for part in ["without:1", "/dev/loop-control", "raise `max_loop`"] {

@@ -207,7 +207,7 @@ pub(super) fn refused() -> Vec<Case> {
         (
             "a-malformed-acl",
             base(vec![
-                // An unknown tag; another *version* would be dropped like an unknown namespace.
+                // An unknown tag. An unknown *version* would be ignored like an unknown namespace.
                 file("f", "").xattr("system.posix_acl_access", acl(&[(77, 7, NOBODY)])),
             ]),
         ),

@@ -1,4 +1,4 @@
-//! Kinds of entries: files of every size, links, devices, and what unpacking refuses.
+//! Kinds of entries: files of every size, links, devices, and entries that unpacking refuses.
 
 use anyhow::Result;
 use soci_tests::image::noise;
@@ -168,7 +168,7 @@ fn kinds_that_unpacking_refuses_are_refused() -> Result<()> {
     assert_refused(Way::Lazy, refused())
 }
 
-/// What unpacking takes and no index can be made of.
+/// Archives that can be unpacked but not indexed.
 pub(super) fn only_without_an_index() -> Vec<Case> {
     let entries = vec![file("f", "f"), global("pax_global_header"), file("g", "g")];
     let before = vec![
@@ -190,7 +190,7 @@ fn global(name: &str) -> Entry {
     file(name, "19 comment=ignored\n").kind(b'g')
 }
 
-/// Global headers with an effect on the tree: nothing but unpacking knows it.
+/// Global headers with an effect on the tree, which only unpacking applies.
 pub(super) fn left_to_containerd() -> Vec<Case> {
     let lower = || {
         vec![
@@ -221,7 +221,7 @@ pub(super) fn left_to_containerd() -> Vec<Case> {
     ]
 }
 
-/// What unpacking refuses and no index can be made of.
+/// Archives that can be neither unpacked nor indexed.
 pub(super) fn refused_by_convert_too() -> Vec<Case> {
     vec![
         ("a-contiguous-file", vec![vec![file("f", "f").kind(b'7')]]),

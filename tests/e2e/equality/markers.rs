@@ -1,4 +1,4 @@
-//! Whiteouts and opaque folders.
+//! Whiteouts and opaque directories.
 
 use anyhow::Result;
 use soci_tests::tar::{Entry, directory, file, opaque, symlink, whiteout};
@@ -163,7 +163,7 @@ pub(super) fn refused() -> Vec<Case> {
             "whiteout-of-dot-dot",
             over(vec![directory("d"), file("d/.wh...", "")]),
         ),
-        // At the end the times of the vanished folder cannot be set.
+        // At the end, the times of the removed directory cannot be set.
         (
             "base-whiteout-of-an-entry-that-is-a-folder",
             vec![[lower(), vec![whiteout("d/sub")]].concat()],

@@ -1,4 +1,4 @@
-//! Where an entry lands: cleaned names, links in the parent part, parents that are missing.
+//! Where an entry is created: cleaned names, links in the parent path, missing parents.
 
 use anyhow::Result;
 use soci_tests::tar::{Entry, directory, fifo, file, hardlink, symlink, whiteout};
@@ -234,7 +234,7 @@ pub(super) fn refused() -> Vec<Case> {
             "a-folder-that-became-a-dangling-link",
             vec![vec![directory("d"), symlink("d", "nowhere")]],
         ),
-        // Below a lower path that is not a folder the parent's attributes cannot be looked up.
+        // Below a lower path that is not a directory, the parent's attributes cannot be read.
         (
             "two-levels-over-a-file",
             vec![vec![file("p", "p")], vec![file("p/q/f", "f")]],

@@ -1,5 +1,5 @@
-//! A root file system that is written to: what programs conclude from `st_dev` and `st_ino` is what overlayfs lets them
-//! conclude.
+//! A root file system that is written to: `st_dev` and `st_ino` must lead programs to the same
+//! conclusions as on containerd's overlayfs.
 
 use std::fs::{self, Metadata};
 use std::io::Write as _;
@@ -23,7 +23,7 @@ const OF_EVERY_KIND: [&str; 8] = [
     "merged/two",
 ];
 
-/// A site and the same writable root file system under both snapshotters, the oracle first.
+/// A site, and the same writable root file system under both snapshotters, the oracle first.
 fn written(name: &str) -> Result<(Site, [View; 2])> {
     let site = Site::new("")?;
     let image = Image::of(&[
@@ -52,7 +52,7 @@ fn stat(view: &View, path: &str) -> Result<Metadata> {
     fs::symlink_metadata(view.join(path)).with_context(|| format!("look at {path}"))
 }
 
-/// Its path has the snapshotter's name.
+/// Its path contains the name of the snapshotter.
 fn show(view: &View) -> String {
     view.path().display().to_string()
 }
@@ -104,7 +104,7 @@ fn a_root_file_system_is_one_device() -> Result<()> {
     Ok(())
 }
 
-/// `os.path.ismount` of Python: the device of the parent is another one, or the inode is the same.
+/// Like `os.path.ismount` in Python: the parent has another device, or the same inode.
 fn is_mount(view: &View, path: &str) -> Result<bool> {
     let parent = Path::new(path).parent().and_then(Path::to_str);
     let (own, parent) = (stat(view, path)?, stat(view, parent.unwrap_or_default())?);
@@ -136,7 +136,7 @@ fn programs_that_stay_on_one_device_see_all_of_it() -> Result<()> {
         let said = |view: &View| {
             let program = Program::at(Path::new(name)).folder(view.path());
             let program = match name {
-                // It takes what it starts at in front of the conditions.
+                // find requires the starting path before the conditions.
                 "find" => program.args(["."]).args(words),
                 _ => program.args(words).args(["."]),
             };

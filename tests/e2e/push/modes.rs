@@ -1,4 +1,4 @@
-//! Indexes that are there already, platforms, what is printed, and what is refused.
+//! Existing indexes, platforms, output, and errors.
 
 use super::*;
 
@@ -76,7 +76,7 @@ fn artifacts_in_the_state_folder_are_pushed_from_there() -> Result<()> {
         &reference,
     ];
     bench.node.soci(create)?.succeed()?;
-    // What is only in the state folder is not in containerd's store.
+    // Artifacts that are only in the state directory are not in containerd's store.
     let pushed = bench.push(&["--plain-http", &reference])?;
     assert_eq!(pushed.code, Some(1), "{pushed:?}");
     assert!(
@@ -132,12 +132,12 @@ fn every_platform_is_found_before_anything_is_pushed() -> Result<()> {
         let pushed = manifest(&registry, "app", digest)?;
         assert_eq!(pushed["subject"]["digest"], index["manifest"]);
     }
-    // The platforms share their layers, and so their zTOCs.
+    // The platforms share their layers, and therefore their zTOCs.
     assert_eq!(report["image"], reference.as_str());
     Ok(())
 }
 
-/// Makes the layout's image one for two platforms, by another configuration.
+/// Turns the image of a layout into one for two platforms with different configurations.
 fn two_platforms(layout: &Path, reference: &str) -> Result<()> {
     let blob = |digest: &str| layout.join("blobs/sha256").join(&digest[7..]);
     let put = |document: &Value| -> Result<Value> {
@@ -170,7 +170,7 @@ fn two_platforms(layout: &Path, reference: &str) -> Result<()> {
 }
 
 #[test]
-fn what_is_refused_says_why() -> Result<()> {
+fn errors_contain_the_reason() -> Result<()> {
     let (bench, registry, reference, _) = scene(7)?;
     let none = "could not find any soci index manifest v1 to push for platform linux/amd64";
     let cases: [(&[&str], &str); 6] = [
@@ -216,7 +216,7 @@ fn what_is_refused_says_why() -> Result<()> {
 }
 
 #[test]
-fn an_image_that_carries_its_index_is_pushed_otherwise() -> Result<()> {
+fn an_image_that_names_its_index_is_not_pushed() -> Result<()> {
     let (bench, _registry, reference, _) = scene(8)?;
     let converted = reference.replace(":1", ":soci");
     let convert = ["convert", "--min-layer-size", "0", &reference, &converted];

@@ -1,4 +1,4 @@
-//! To Debian's registry, which knows nothing of referrers, behind TLS and a password.
+//! Push to a real registry (Debian's), which does not support referrers, with TLS and a password.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -8,7 +8,7 @@ use soci_tests::registry::LOGIN;
 
 use super::*;
 
-/// The registry with an image that containerd has as well.
+/// The registry with an image that is also in containerd.
 struct Real {
     bench: Bench,
     registry: TlsRegistry,
@@ -34,7 +34,7 @@ impl Real {
         Ok(real)
     }
 
-    /// A docker configuration whose helper for this registry is a script.
+    /// A docker configuration whose credential helper for this registry is a script.
     fn log_in(&self) -> Result<()> {
         let folder = self.bench.path("docker");
         fs::create_dir_all(&folder)?;
@@ -59,7 +59,7 @@ impl Real {
         self.reference.split('/').next().unwrap_or_default()
     }
 
-    /// A program that trusts the registry and knows who we are.
+    /// A program that trusts the registry and has its credentials.
     fn known(&self, program: Program) -> Program {
         let folder = self.bench.path("docker");
         let path = std::env::var("PATH").unwrap_or_default();
@@ -78,7 +78,7 @@ impl Real {
             .succeed()
     }
 
-    /// Without any configuration but the flags.
+    /// A program without any configuration except its flags.
     fn push(&self, arguments: &[&str]) -> Result<Finished> {
         let none = self.bench.path("none");
         let program = self.bench.node.soci(["push"])?.env("DOCKER_CONFIG", none);
@@ -129,7 +129,7 @@ fn crane_reads_what_was_pushed_to_a_registry_that_lists_no_referrers() -> Result
         );
     }
 
-    // Again, as docker's configuration says who we are, and telling all requests.
+    // Again, with credentials from docker's configuration, and logging all requests.
     let again = real.known(real.bench.node.soci(["push", "--debug"])?);
     let again = again.args([&real.reference]).finish()?;
     ensure!(again.code == Some(0), "{}", again.stderr);
@@ -152,7 +152,7 @@ fn crane_reads_what_was_pushed_to_a_registry_that_lists_no_referrers() -> Result
     );
     assert!(!format!("{again:?}").contains(LOGIN.1));
 
-    // Another index is added to the list, though this registry deletes nothing.
+    // Another index is added to the list, although this registry does not support deletion.
     real.bench.create(&real.reference, "131072")?;
     let second = real.push(&[&flags[..], &["-q", "--existing-index", "allow"]].concat())?;
     assert_eq!((second.code, second.stderr.as_str()), (Some(0), ""));
@@ -162,7 +162,7 @@ fn crane_reads_what_was_pushed_to_a_registry_that_lists_no_referrers() -> Result
 }
 
 #[test]
-fn whom_a_registry_does_not_know_or_who_does_not_know_it_gets_nowhere() -> Result<()> {
+fn wrong_credentials_and_unknown_authorities_are_rejected() -> Result<()> {
     let real = Real::new(12)?;
     let authority = real.registry.authority().display().to_string();
     let wrong = real.push(&["--user", "carol:hunter2", "--tlscacert", &authority])?;
@@ -188,7 +188,7 @@ fn whom_a_registry_does_not_know_or_who_does_not_know_it_gets_nowhere() -> Resul
     let trusting = real.push(&["--user", &login, "-k"])?;
     assert_eq!(trusting.code, Some(0), "{trusting:?}");
 
-    // As containerd's own folder of registries says it; the first of the two is not there.
+    // As in containerd's directory of registries. The first of the two paths does not exist.
     let folder = real.bench.path("certs.d");
     let own = folder.join(real.host());
     fs::create_dir_all(&own)?;

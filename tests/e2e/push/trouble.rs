@@ -1,10 +1,10 @@
-//! Registries that lie, refuse or stumble.
+//! Registries that return wrong data, refuse requests or fail temporarily.
 
 use soci_oci::testing::{Fault, On, Referrers, Wrong};
 
 use super::*;
 
-/// One kind of trouble, and what is said about it.
+/// One kind of trouble and the expected message.
 struct Trouble {
     referrers: Referrers,
     on: On,
@@ -70,7 +70,7 @@ fn troubles() -> Vec<Trouble> {
 }
 
 #[test]
-fn a_registry_in_trouble_is_named_and_gets_no_index() -> Result<()> {
+fn a_failing_registry_is_named_and_gets_no_index() -> Result<()> {
     let bench = Bench::new()?;
     let first = "first.test/app:1";
     let layout = bench.import(&image(21)?, first)?;
@@ -108,7 +108,7 @@ fn a_registry_in_trouble_is_named_and_gets_no_index() -> Result<()> {
 }
 
 #[test]
-fn a_registry_that_stumbles_is_asked_again() -> Result<()> {
+fn requests_to_a_registry_that_fails_temporarily_are_repeated() -> Result<()> {
     let bench = Bench::new()?;
     let registry = TestRegistry::start();
     let reference = name(&registry, "app:1");
