@@ -76,7 +76,7 @@ impl Program {
         self
     }
 
-    /// Runs it and gives what it left, whatever its exit code was.
+    /// Runs it and returns the result, whatever its exit code.
     pub fn finish(mut self) -> Result<Finished> {
         let output = self
             .command
@@ -90,7 +90,7 @@ impl Program {
         })
     }
 
-    /// Runs it; anything but exit code 0 is an error that shows all it said.
+    /// Runs it. An exit code other than 0 is an error that contains the output.
     pub fn succeed(self) -> Result<String> {
         let shown = self.shown.clone();
         let finished = self.finish()?;

@@ -8,7 +8,6 @@
 //! then unmounts the layers. SIGTERM leaves their mounts, and also the device if the keeper or
 //! systemd holds it for the next process. Both sync pending changes for a limited time. A second
 //! signal ends the process immediately.
-//! process at once.
 
 mod attempts;
 mod control;

@@ -1,15 +1,13 @@
 //! The keeper: a small process that outlives its workers.
 //!
 //! A worker is the same program and does all the work ([`crate::daemon`]). The keeper holds what
-//! must survive it: the listening socket, the descriptor of the node's device, and its journal. It
-//! passes copies to each worker and starts a new worker when one ends; clients and readers just
-//! wait. It reads no configuration, network or image data, so there is little that can make it
-//! fail.
+//! must survive it: the listening socket, the node's device and its journal. It passes copies to
+//! each worker and starts a new worker when one ends; clients and readers just wait. It reads no
+//! configuration, network or image data, so little can make it fail.
 //!
-//! They communicate over a socket that is the worker's standard input. The worker sends `hello`
-//! after reading its configuration and receives `hand` with the descriptors. It sends `keep` with
-//! the descriptors of a new device, and `ready` when it serves. The end of the stream means it has
-//! ended.
+//! They use a socket on the worker's standard input. The worker sends `hello` once it has read its
+//! configuration, and gets `hand` with the descriptors. It sends `keep` with those of a new device,
+//! and `ready` when it serves. The end of the stream means that the other process has ended.
 
 mod child;
 mod link;
