@@ -23,6 +23,7 @@ pub(crate) mod overlay;
 pub(crate) mod plan;
 mod record;
 mod room;
+mod support;
 mod trust;
 
 use std::io;
@@ -39,8 +40,9 @@ use self::layer::LayerWanted;
 use self::metadata::{
     Commit, Info, Kind, LabelUpdate, Labels, Metadata, MetadataError, Record, SnapshotId,
 };
-pub use self::overlay::{Mount, Unsupported, needs_userxattr};
+pub use self::overlay::{Mount, needs_userxattr};
 use self::plan::{Facts, First};
+pub use self::support::Unsupported;
 use crate::cpu::{Cpu, Lane, Lost};
 use crate::image::labels;
 use crate::image::verdict::Subject;
@@ -121,13 +123,14 @@ impl Snapshotter {
         directories.prepare().map_err(folder)?;
         // The database is created after the checks, so if it exists, an earlier start passed them.
         let known = directories.database().exists();
+        support::sweep(&state);
         if options.skip_support_check {
             warn!("skipped snapshotter is supported check");
         } else {
-            overlay::unless_full(overlay::check_overlay(&state), known)?;
+            support::unless_full(support::check_overlay(&state), known)?;
             debug!("snapshotter is supported");
         }
-        overlay::unless_full(overlay::check_directory_types(&state), known)?;
+        support::unless_full(support::check_directory_types(&state), known)?;
         let used = directories.highest().map_err(folder)?;
         let metadata = Metadata::open(&directories.database(), used)?;
         let cleaning = tokio::sync::Semaphore::new(1);

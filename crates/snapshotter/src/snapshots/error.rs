@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::ids::OwnersError;
 use super::metadata::{MetadataError, OpenError, SnapshotId};
-use super::overlay::Unsupported;
+use super::support::Unsupported;
 use crate::cpu::Lost;
 use crate::mount::MountError;
 

@@ -1,4 +1,4 @@
-//! The mounts that containerd makes for a snapshot, and the check that this machine supports them.
+//! The mounts that containerd makes for a snapshot.
 //!
 //! | kind | parents | mount |
 //! |--|--|--|
@@ -14,14 +14,8 @@
 //! and only in a user namespace, where the kernel does not allow `trusted.*`. There is no
 //! `index=off`.
 
-use std::ffi::CString;
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
-
-use rustix::fs::{CWD, FileType, Mode, OFlags, RawDir};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use tracing::warn;
+use std::path::Path;
 
 use super::directories::Directories;
 use super::ids::IdMap;
@@ -101,117 +95,6 @@ pub(crate) fn mount_of(
     }
 }
 
-/// Why overlay snapshots do not work in a directory.
-#[derive(Debug, thiserror::Error)]
-pub enum Unsupported {
-    /// The file system does not report the types of directory entries.
-    #[error("{} does not support d_type: reformat it with one that does", .0.display())]
-    NoDirectoryTypes(PathBuf),
-    /// overlayfs cannot be mounted in the directory.
-    #[error("cannot mount overlayfs in {}", path.display())]
-    NoOverlay {
-        /// The directory.
-        path: PathBuf,
-        /// The error of mount(2).
-        #[source]
-        source: io::Error,
-    },
-    /// The directory cannot be examined.
-    #[error("cannot examine {}", path.display())]
-    Io {
-        /// The directory.
-        path: PathBuf,
-        /// The error of the system call.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// Accepts a check that fails because the disk is full if it passed at an earlier start.
-pub(crate) fn unless_full(
-    checked: Result<(), Unsupported>,
-    passed_before: bool,
-) -> Result<(), Unsupported> {
-    match checked {
-        Err(Unsupported::Io { path, source })
-            if passed_before
-                && matches!(
-                    source.kind(),
-                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-                ) =>
-        {
-            warn!(
-                path = path.display().to_string(),
-                "the disk is full, using the result of an earlier check"
-            );
-            Ok(())
-        }
-        other => other,
-    }
-}
-
-/// Checks that the file system of `root` reports the types of directory entries.
-pub(crate) fn check_directory_types(root: &Path) -> Result<(), Unsupported> {
-    let tell = || -> io::Result<bool> {
-        let probe = tempfile::tempdir_in(root)?;
-        fs::write(probe.path().join("file"), b"")?;
-        let directory = rustix::fs::openat(
-            CWD,
-            probe.path(),
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        let mut buffer = Vec::with_capacity(4096);
-        let mut entries = RawDir::new(&directory, buffer.spare_capacity_mut());
-        let mut told = true;
-        while let Some(entry) = entries.next() {
-            told &= entry?.file_type() != FileType::Unknown;
-        }
-        Ok(told)
-    };
-    match tell() {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Unsupported::NoDirectoryTypes(root.to_owned())),
-        Err(source) => Err(Unsupported::Io {
-            path: root.to_owned(),
-            source,
-        }),
-    }
-}
-
-/// Mounts and unmounts an overlay of two lower directories below `root`.
-pub(crate) fn check_overlay(root: &Path) -> Result<(), Unsupported> {
-    let io = |source| Unsupported::Io {
-        path: root.to_owned(),
-        source,
-    };
-    let probe = tempfile::tempdir_in(root).map_err(io)?;
-    let at = |name: &str| probe.path().join(name);
-    for name in ["lower1", "lower2", "upper", "work", "merged"] {
-        fs::create_dir(at(name)).map_err(io)?;
-    }
-    let options = format!(
-        "lowerdir={}:{},upperdir={},workdir={}",
-        at("lower2").display(),
-        at("lower1").display(),
-        at("upper").display(),
-        at("work").display(),
-    );
-    let options = CString::new(options).map_err(|error| io(error.into()))?;
-    mount(
-        "overlay",
-        at("merged"),
-        "overlay",
-        MountFlags::empty(),
-        options.as_c_str(),
-    )
-    .map_err(|error| Unsupported::NoOverlay {
-        path: root.to_owned(),
-        source: error.into(),
-    })?;
-    unmount(at("merged"), UnmountFlags::DETACH).map_err(|error| io(error.into()))
-}
-
 /// Whether overlay mounts of this process need `userxattr`: inside a user namespace.
 pub fn needs_userxattr() -> bool {
     // The initial user namespace maps all IDs to themselves.
@@ -232,21 +115,6 @@ mod tests {
             idmap: None,
         };
         mount_of(&directories, kind, SnapshotId(9), &parents, &extra)
-    }
-
-    #[test]
-    fn a_full_disk_does_not_prevent_a_restart() {
-        let full = |kind| {
-            Err(Unsupported::Io {
-                path: "/r".into(),
-                source: kind,
-            })
-        };
-        let space = || io::Error::from(io::ErrorKind::StorageFull);
-        assert!(unless_full(full(space()), true).is_ok());
-        assert!(unless_full(full(space()), false).is_err());
-        let other = io::Error::from(io::ErrorKind::PermissionDenied);
-        assert!(unless_full(full(other), true).is_err());
     }
 
     #[test]
@@ -286,12 +154,5 @@ mod tests {
         for (found, wanted) in cases {
             assert_eq!(found, wanted);
         }
-    }
-
-    #[test]
-    fn this_machine_supports_overlay() {
-        let root = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-        check_directory_types(root.path()).unwrap();
-        check_overlay(root.path()).unwrap();
     }
 }
