@@ -72,7 +72,11 @@ impl Exchange {
         };
         match tokio::time::timeout(PATIENCE, tries).await {
             Ok(result) => result.map_err(|error| self.about_token(error)),
-            Err(_) => Err(self.refusal("its token endpoint takes too long")),
+            // No refusal: whoever can wait longer may ask again.
+            Err(_) => Err(self.about_token(FetchError::Silent {
+                url: RedactedUrl::from(&self.realm),
+                idle: PATIENCE,
+            })),
         }
     }
 
