@@ -60,7 +60,7 @@ pub(crate) fn build_options(ztocs: &Ztocs, files: &PrefetchFiles) -> Result<Buil
         min_layer_size,
         mark_xattrs: !ztocs.optimizations.is_empty(),
         threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-        at_once: 1,
+        at_once: None,
         prefetch,
     })
 }

@@ -8,6 +8,7 @@
 //! From registry to registry nothing is stored: layers are read where they are, and go on to the target while they are
 //! indexed. For a file the image is fetched first, because an archive has its members in another order.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ use crate::transport::{self, Transport};
 mod files;
 
 /// Layers that are read from a registry at once: as many as other clients do, a stream each.
-const AT_ONCE: usize = 4;
+const AT_ONCE: NonZeroUsize = NonZeroUsize::new(4).expect("four is not zero");
 
 /// `soci convert --standalone`.
 pub(crate) async fn convert_image(
@@ -89,7 +90,7 @@ pub(crate) async fn create_index(
             observer: teller.clone(),
         };
         let mut options = options.clone();
-        options.build.at_once = AT_ONCE;
+        options.build.at_once = Some(AT_ONCE);
         let mut creation = create(&means, &root, &options).await;
         for made in &creation.indexes {
             target.write_referrer(&made.index.digest).await?;
@@ -175,7 +176,7 @@ impl Job {
         let registry = reached(&args.registry, sides, &reuse)?;
         let mut options = options.clone();
         if from.image().is_some() {
-            options.build.at_once = AT_ONCE;
+            options.build.at_once = Some(AT_ONCE);
         }
         Ok(Self {
             options,

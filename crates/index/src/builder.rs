@@ -56,9 +56,9 @@ pub struct BuildOptions {
     pub mark_xattrs: bool,
     /// Cores to be used.
     pub threads: NonZeroUsize,
-    /// Layers that are worked on at once though there be fewer cores: for layers that come over a network,
-    /// which one connection seldom fills.
-    pub at_once: usize,
+    /// Layers that are worked on at once, however many cores there are: for layers that come over a network, which
+    /// one connection seldom fills and many crowd. `None`: as many as cores.
+    pub at_once: Option<NonZeroUsize>,
     /// Names in the archives of files that nodes should fetch first; see [`prefetch::clean`].
     pub prefetch: Arc<[String]>,
 }
@@ -70,7 +70,7 @@ impl Default for BuildOptions {
             min_layer_size: DEFAULT_MIN_LAYER_SIZE,
             mark_xattrs: false,
             threads: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-            at_once: 1,
+            at_once: None,
             prefetch: Arc::new([]),
         }
     }

@@ -56,7 +56,8 @@ impl Results {
         let (sender, incoming) = mpsc::channel(jobs.len().max(1));
         let slots = jobs.iter().map(|_| None).collect();
         let stop = Arc::new(AtomicBool::new(false));
-        let threads = options.threads.get().max(options.at_once).min(jobs.len());
+        let at_once = options.at_once.unwrap_or(options.threads);
+        let threads = at_once.get().min(jobs.len());
         let work = Arc::new(Work {
             jobs,
             order,
@@ -141,10 +142,12 @@ impl Work {
     }
 
     /// How many cores a layer's own work should use: its part of all bytes, so that the largest layer,
-    /// which is begun first, is not what everybody waits for in the end.
+    /// which is begun first, is not what everybody waits for in the end. Where fewer layers than cores are
+    /// worked on at once, they use the cores that would have nothing to do.
     pub(super) fn share(&self, job: &Job) -> NonZeroUsize {
         let threads = self.options.threads;
-        let share = self.part(job, threads.get(), u128::div_ceil);
+        let even = self.options.at_once.map_or(1, |most| threads.get() / most);
+        let share = self.part(job, threads.get(), u128::div_ceil).max(even);
         NonZeroUsize::new(share).map_or(NonZeroUsize::MIN, |share| share.min(threads))
     }
 

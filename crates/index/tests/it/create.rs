@@ -1,8 +1,13 @@
 //! Version 1 indexes, prefetch artifacts and layers that are left out.
 
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
 use soci_index::{
-    Artifacts, BuildError, ConvertError, ConvertOptions, CreateOptions, Creation, Means, Platforms,
-    SociIndex, Version, convert, create,
+    Artifacts, BuildError, ConvertError, ConvertOptions, CreateOptions, Creation, Means, Note,
+    Observer, Platforms, SociIndex, Stage, Version, convert, create,
 };
 use soci_oci::{Descriptor, Digest, ImageIndex, json, media_type};
 
@@ -220,4 +225,54 @@ async fn an_image_without_anything_to_index_is_its_own_result_where_that_is_allo
     assert_eq!(converted.image, target);
     assert!(converted.platforms[0].index.is_none());
     assert_eq!(images.notes().len(), 1);
+}
+
+/// Counts the layers that are worked on at the same time.
+#[derive(Default)]
+struct Crowd {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Observer for Crowd {
+    fn planned(&self, _: u64) {}
+    fn read(&self, _: &Descriptor, _: u64) {}
+    fn note(&self, _: &Note) {}
+
+    fn stage(&self, _: &Descriptor, stage: Stage) {
+        match stage {
+            Stage::Begun => {
+                let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+                self.most.fetch_max(now, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Stage::Done => {
+                self.now.fetch_sub(1, Ordering::SeqCst);
+            }
+            Stage::Storing => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_layers_than_asked_for_are_worked_on_at_once() {
+    let images = Images::new();
+    let mut layers = Vec::new();
+    for number in 0..6 {
+        layers.push(images.layer(&format!("file-{number}")).await);
+    }
+    let target = images.manifest("linux/amd64", layers).await;
+    for (threads, at_once, most) in [(4, Some(2), 2), (1, Some(3), 3), (2, None, 2)] {
+        let crowd = Arc::new(Crowd::default());
+        let mut options = options(Platforms::All);
+        options.build.threads = NonZeroUsize::new(threads).unwrap();
+        options.build.at_once = at_once.and_then(NonZeroUsize::new);
+        let means = Means {
+            observer: crowd.clone(),
+            ..images.means()
+        };
+        let creation = create(&means, &target, &options).await;
+        assert_eq!(creation.indexes.len(), 1);
+        assert_eq!(crowd.most.load(Ordering::SeqCst), most, "{threads} threads");
+    }
 }
