@@ -266,13 +266,16 @@ impl Endpoint {
             .await
     }
 
-    /// A call whose body can be sent only once: with the credentials that are known, and without a second try.
+    /// A call whose body can be sent only once: with the credentials that are known, and without a second try. When the
+    /// body begins, and when it is silent for too long, is as for [`Transport::send_stream`].
     pub(crate) async fn send_stream(
         &self,
         url: Url,
         mut headers: HeaderMap,
         body: reqwest::Body,
         scope: &Scope,
+        begins: impl Future<Output = ()>,
+        silence: impl Future<Output = Duration>,
     ) -> Result<Response, FetchError> {
         if self.is_ours(&url) {
             headers.extend(self.host.headers.clone());
@@ -281,10 +284,8 @@ impl Endpoint {
                 authorize(&mut headers, value);
             }
         }
-        // The head comes after the whole body, however long that takes.
-        let patience = Some(Duration::MAX);
         self.transport
-            .send(Method::PUT, url, headers, Some(body), patience)
+            .send_stream(url, headers, body, begins, silence)
             .await
     }
 

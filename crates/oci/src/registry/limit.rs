@@ -4,9 +4,10 @@
 //! 503 or a failed connection halves the limit. Requests that were already under way at the last decrease do not
 //! count, either way: they fail for the same reason, not for a new one.
 //!
-//! A permit covers a request until its head has come, never the body. Bodies are held up on purpose (background reads
-//! pause for reads on demand), and a paused body that kept a permit would block the very read it was paused for. The number
-//! of open bodies is the business of who opens them.
+//! A permit covers a request until the head of its answer has come, never a body, neither the answer's nor an upload's.
+//! Bodies are held up on purpose (background reads pause for reads on demand), and a paused body that kept a permit would
+//! block the very read it was paused for. An upload lasts as long as the line takes, and a token that it needs comes from
+//! the same host. The number of open bodies is the business of who opens them.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},

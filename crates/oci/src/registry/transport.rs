@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -12,7 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use reqwest::{Client, Method, Response, Url, header::HeaderMap};
+use reqwest::{Client, Method, RequestBuilder, Response, Url, header::HeaderMap};
 use rustls::RootCertStore;
 
 use super::{
@@ -146,45 +147,88 @@ impl Transport {
         body: Option<reqwest::Body>,
         timeout: Option<Duration>,
     ) -> Result<Response, FetchError> {
-        let shown = RedactedUrl::from(&url);
-        let peer = self.peer(url.authority());
-        let mut permit = peer.limit.acquire().await;
-        let pool = match way {
-            Way::Front => &self.clients.front,
-            Way::Behind => &self.clients.behind,
-        };
-        let client = if hosts::is_this_machine(&url) {
-            &pool.direct
-        } else {
-            &pool.proxied
-        };
-        self.tell(|| Traffic::Request {
-            method: method.as_str(),
-            url: &shown,
-        });
-        let mut request = client.request(method.clone(), url).headers(headers);
+        let reads = matches!(method, Method::GET | Method::HEAD);
+        let mut request = self.request(way, method, url).headers(headers);
         if let Some(body) = body {
             request = request.body(body);
         }
         let patience = timeout.unwrap_or(self.shared.head_timeout);
-        let reads = matches!(method, Method::GET | Method::HEAD);
-        let asking = async {
-            let mut asking = std::pin::pin!(request.send());
-            if reads && let Ok(answer) = tokio::time::timeout(TURN, &mut asking).await {
-                return answer;
+        let silence = async {
+            tokio::time::sleep(patience).await;
+            patience
+        };
+        let turn = async {
+            match reads {
+                true => tokio::time::sleep(TURN).await,
+                false => std::future::pending().await,
             }
-            if reads {
-                permit.lapse();
+        };
+        self.exchange(request, turn, silence).await
+    }
+
+    fn request(&self, way: Way, method: Method, url: Url) -> RequestBuilder {
+        let pool = match way {
+            Way::Front => &self.clients.front,
+            Way::Behind => &self.clients.behind,
+        };
+        let client = match hosts::is_this_machine(&url) {
+            true => &pool.direct,
+            false => &pool.proxied,
+        };
+        client.request(method, url)
+    }
+
+    /// Sends a body as its bytes come; the head of the answer comes after all of them, however long that takes. The
+    /// request counts against what the host bears until `begins` says that the body does. `silence` is awaited from the
+    /// moment the request is allowed, and gives the request up when it ends, as silent for so long.
+    pub(crate) async fn send_stream(
+        &self,
+        url: Url,
+        headers: HeaderMap,
+        body: reqwest::Body,
+        begins: impl Future<Output = ()>,
+        silence: impl Future<Output = Duration>,
+    ) -> Result<Response, FetchError> {
+        let request = self.request(Way::Front, Method::PUT, url);
+        let request = request.headers(headers).body(body);
+        let turn = async {
+            // A connection that takes longer must not keep the others waiting either.
+            drop(tokio::time::timeout(TURN, begins).await);
+        };
+        self.exchange(request, turn, silence).await
+    }
+
+    /// Waits until the host bears one more request, sends it, and waits for the head of the answer. The request counts
+    /// until its answer, or until `turn` ends.
+    async fn exchange(
+        &self,
+        request: RequestBuilder,
+        turn: impl Future<Output = ()>,
+        silence: impl Future<Output = Duration>,
+    ) -> Result<Response, FetchError> {
+        let (client, request) = request.build_split();
+        let request = request.map_err(|error| broken(RedactedUrl::new(""), error))?;
+        let shown = RedactedUrl::from(request.url());
+        let peer = self.peer(request.url().authority());
+        let mut permit = peer.limit.acquire().await;
+        self.tell(|| Traffic::Request {
+            method: request.method().as_str(),
+            url: &shown,
+        });
+        let asking = async {
+            let mut asking = pin!(client.execute(request));
+            tokio::select! {
+                biased;
+                answer = &mut asking => return answer,
+                () = turn => permit.lapse(),
             }
             asking.await
         };
-        let answer = match tokio::time::timeout(patience, asking).await {
-            Ok(answer) => answer.map_err(|error| broken(shown.clone(), error)),
+        let answer = tokio::select! {
+            biased;
+            answer = asking => answer.map_err(|error| broken(shown.clone(), error)),
             // Connecting has a limit of its own: who is silent here has taken the request.
-            Err(_) => Err(FetchError::Silent {
-                url: shown.clone(),
-                idle: patience,
-            }),
+            idle = silence => Err(FetchError::Silent { url: shown.clone(), idle }),
         };
         self.tell(|| match &answer {
             Ok(answer) => Traffic::Answer {

@@ -232,14 +232,9 @@ impl Registry {
         );
         headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
         let idle = self.options.idle_timeout;
-        let sent = endpoint.send_stream(url.clone(), headers, body, scope);
-        let answer = tokio::select! {
-            answer = sent => answer,
-            () = progress.stalls(idle) => Err(FetchError::Silent {
-                url: RedactedUrl::from(&url),
-                idle,
-            }),
-        };
+        let (begins, silence) = (progress.begins(), progress.stalls(idle));
+        let sent = endpoint.send_stream(url, headers, body, scope, begins, silence);
+        let answer = sent.await;
         if let Some(source) = progress.source_error() {
             return Err(Broken::Registry(RegistryError::Source { source }));
         }

@@ -1,6 +1,6 @@
 //! Connections and requests of the test registry.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -299,6 +299,10 @@ async fn read_all(shared: &Shared, (number, request): (usize, Request<Incoming>)
         all.extend_from_slice(&chunk);
         if let Some(seen) = shared.inner().seen.get_mut(number) {
             seen.received += chunk.len() as u64;
+        }
+        if let Some(pace) = shared.setup.upload_pace {
+            let seconds = chunk.len() as f64 / pace as f64;
+            tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
         }
     }
     all.into()

@@ -72,6 +72,8 @@ pub struct Setup {
     pub latency: Duration,
     /// Pace of every single body, in bytes per second.
     pub pace: Option<u64>,
+    /// Pace at which it takes every single upload, in bytes per second.
+    pub upload_pace: Option<u64>,
     /// Requests that are served at once; one more is answered with 429.
     pub most_requests: Option<usize>,
     /// Redirects of blobs.

@@ -3,6 +3,7 @@
 mod access;
 mod auth;
 mod blob;
+mod crowd;
 mod documents;
 mod push;
 mod referrers;

@@ -10,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::{descriptor::Descriptor, store::ContentStore};
 
@@ -18,6 +18,9 @@ use crate::{descriptor::Descriptor, store::ContentStore};
 const CHUNK: usize = 256 << 10;
 /// Chunks read ahead.
 const AHEAD: usize = 2;
+/// How many times longer than an answer a chunk may take to be taken. The kernel holds up to 4 MB, and takes nothing until
+/// a third of them is gone: 44 s at 30 kB/s. Lines that carry nothing at all break before (`TCP_USER_TIMEOUT`, 30 s).
+const DRAINING: u32 = 6;
 /// How long a registry may take to file away what it has received: some copy it to another place first.
 const FILING: Duration = Duration::from_secs(600);
 
@@ -110,7 +113,12 @@ impl Tally {
 
 /// What an upload's body has come to; shared by the body and who waits for the answer.
 #[derive(Clone)]
-pub(super) struct Progress(Arc<Mutex<State>>);
+pub(super) struct Progress(Arc<Shared>);
+
+struct Shared {
+    begun: Notify,
+    state: Mutex<State>,
+}
 
 struct State {
     size: u64,
@@ -125,13 +133,21 @@ pub(super) fn watched(
     size: u64,
     tally: Option<Arc<Tally>>,
 ) -> (reqwest::Body, Progress) {
-    let progress = Progress(Arc::new(Mutex::new(State {
+    let state = Mutex::new(State {
         size,
         taken: 0,
         last: Instant::now(),
         error: None,
-    })));
-    let (seen, ending) = (progress.clone(), progress.clone());
+    });
+    let begun = Notify::new();
+    let progress = Progress(Arc::new(Shared { begun, state }));
+    let (beginning, seen, ending) = (progress.clone(), progress.clone(), progress.clone());
+    // Nobody asks for the first bytes before there is a connection to send them over.
+    let bytes = stream::once(async move {
+        beginning.0.begun.notify_one();
+        bytes
+    })
+    .flatten();
     let body = bytes.map(move |chunk| {
         let taken = seen.note(chunk);
         if let (Ok((_, all)), Some(tally)) = (&taken, &tally) {
@@ -145,7 +161,7 @@ pub(super) fn watched(
 
 impl Progress {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note(&self, chunk: io::Result<Bytes>) -> io::Result<(Bytes, u64)> {
@@ -174,21 +190,27 @@ impl Progress {
         self.state().error.clone()
     }
 
-    /// Ends when no chunk was taken for `idle`, or no answer came long after the last.
-    pub(super) async fn stalls(&self, idle: Duration) {
+    /// Ends when the body has begun.
+    pub(super) async fn begins(&self) {
+        self.0.begun.notified().await;
+    }
+
+    /// Ends when no chunk was taken for some times `idle`, or no answer came long after the last; says how long that was.
+    /// The clock begins when this is first awaited.
+    pub(super) async fn stalls(&self, idle: Duration) -> Duration {
+        self.state().last = Instant::now();
+        let draining = idle.saturating_mul(DRAINING);
         loop {
             let (quiet, patience) = {
                 let state = self.state();
                 let all = state.taken >= state.size;
-                (
-                    state.last.elapsed(),
-                    if all { idle.max(FILING) } else { idle },
-                )
+                let patience = if all { draining.max(FILING) } else { draining };
+                (state.last.elapsed(), patience)
             };
             match patience.checked_sub(quiet) {
                 // Not the whole rest: the last chunk may be taken meanwhile, and more patience begin.
                 Some(rest) if !rest.is_zero() => tokio::time::sleep(rest.min(idle)).await,
-                _ => return,
+                _ => return patience,
             }
         }
     }

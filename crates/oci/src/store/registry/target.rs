@@ -129,8 +129,14 @@ impl RegistryTarget {
             let bytes = stream::poll_fn(move |context| chunks.poll_recv(context));
             match registry.push_blob(image, &layer, bytes).await {
                 Ok(()) => target.came(&layer.digest),
-                // It is copied again in the end.
-                Err(error) => tracing::debug!(%error, layer = %layer.digest, "upload broke off"),
+                // Whose reader has stopped was told why. Either is copied again in the end.
+                Err(error @ RegistryError::Source { .. }) => {
+                    tracing::debug!(%error, layer = %layer.digest, "upload broke off");
+                }
+                Err(error) => {
+                    let layer = layer.digest;
+                    tracing::warn!(%error, %layer, "upload broke off; the layer is read and sent again");
+                }
             }
             Ok(())
         });
