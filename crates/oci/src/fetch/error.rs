@@ -277,14 +277,25 @@ impl FetchError {
         }
     }
 
-    /// Whether asking again within the same operation makes sense: transient, and not about who we are (a token endpoint
-    /// has had its attempts already).
+    /// Whether asking again within the same operation makes sense: transient, not about who we are, and not after all
+    /// attempts (which a token endpoint has had as well).
     pub(crate) fn is_worth_repeating(&self) -> bool {
-        let about_us = matches!(
+        let had_its_attempts = matches!(
             self,
-            FetchError::Unauthorized { .. } | FetchError::Token { .. }
+            FetchError::Unauthorized { .. } | FetchError::Token { .. } | FetchError::GaveUp { .. }
         );
-        self.is_transient() && !about_us
+        self.is_transient() && !had_its_attempts
+    }
+
+    /// Requests that were made before this was told.
+    pub(crate) fn attempts(&self) -> u32 {
+        match self {
+            FetchError::GaveUp { attempts, .. } => *attempts,
+            FetchError::Token { source, .. } | FetchError::Redirected { source, .. } => {
+                source.attempts()
+            }
+            _ => 1,
+        }
     }
 
     /// How long the registry asked us to stay away.
@@ -350,6 +361,8 @@ mod tests {
         }
         let minute = Some(Duration::from_secs(60));
         assert_eq!(gave_up(status(503, minute)).busy(), minute);
+        assert!(status(503, None).is_worth_repeating());
+        assert!(!gave_up(status(503, None)).is_worth_repeating());
         assert_eq!(status(503, None).busy(), None);
         assert_eq!(status(500, minute).busy(), None);
         let token = FetchError::Token {

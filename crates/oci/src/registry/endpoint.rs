@@ -11,7 +11,8 @@ use super::{
     auth::{Auth, Scope, authorize},
     challenge::{self, Challenge},
     hosts::{Host, HostError, Scheme},
-    transport::{Peer, Transport, Way, beginning, refused_text},
+    retry::is_transient_status,
+    transport::{Peer, Transport, Way, beginning, refused, refused_text},
 };
 use crate::{fetch::FetchError, reference::ImageRef, url::RedactedUrl};
 
@@ -201,10 +202,11 @@ impl Endpoint {
             Ok(sent) => (sent, None),
             Err(error) => (None, Some(error)),
         };
-        let refusal = match self
-            .judge(self.send_once(call, sent.as_ref()).await?, &call.url)
-            .await
-        {
+        let mut answer = self.send_once(call, sent.as_ref()).await;
+        if let Some(error @ FetchError::Token { .. }) = &no_token {
+            answer = no_more(error, &call.url, answer).await;
+        }
+        let refusal = match self.judge(answer?, &call.url).await {
             Verdict::Answered(answer) => return Ok(answer),
             Verdict::Refused(refusal) => refusal,
         };
@@ -356,6 +358,26 @@ pub(crate) fn redirect_target(from: &Url, answer: &Response) -> Result<Url, Fetc
                 .map_or_else(|| RedactedUrl::new(""), RedactedUrl::from),
         }),
     }
+}
+
+/// What came without a token, after an exchange with all its attempts: trouble here as well is not repeated, because each
+/// repetition would begin with another exchange.
+async fn no_more(
+    no_token: &FetchError,
+    url: &Url,
+    answer: Result<Response, FetchError>,
+) -> Result<Response, FetchError> {
+    let last = match answer {
+        Ok(answer) if is_transient_status(answer.status().as_u16()) => {
+            refused(RedactedUrl::from(url), answer).await
+        }
+        Err(error) if error.is_worth_repeating() => error,
+        answer => return answer,
+    };
+    Err(FetchError::GaveUp {
+        attempts: no_token.attempts() + 1,
+        last: Box::new(last),
+    })
 }
 
 enum Verdict {

@@ -39,6 +39,12 @@ impl RetryPolicy {
         max_wait: Duration::from_secs(3),
     };
 
+    /// One attempt: for questions within an operation that is repeated itself.
+    pub(crate) const ONCE: RetryPolicy = RetryPolicy {
+        max_retries: 0,
+        ..RetryPolicy::COMMAND
+    };
+
     /// Wait before retry number `retry` (0 for the first), without jitter.
     fn base(&self, retry: u32, retry_after: Option<Duration>) -> Duration {
         match retry_after {

@@ -19,7 +19,7 @@ use super::{
     auth::Scope,
     endpoint::{Call, Endpoint, MAX_REDIRECTS, redirect_target},
     failed, over_hosts,
-    retry::Attempts,
+    retry::{Attempts, RetryPolicy},
     transport::refused,
 };
 use crate::{
@@ -52,7 +52,7 @@ pub enum Uploaded {
 impl Registry {
     /// Whether the repository has this blob.
     pub async fn has_blob(&self, image: &ImageRef, digest: &Digest) -> Result<bool, RegistryError> {
-        self.has(image, "blobs", digest).await
+        self.has(image, "blobs", digest, self.options.retry).await
     }
 
     /// Whether the repository has this manifest.
@@ -61,7 +61,8 @@ impl Registry {
         image: &ImageRef,
         digest: &Digest,
     ) -> Result<bool, RegistryError> {
-        self.has(image, "manifests", digest).await
+        self.has(image, "manifests", digest, self.options.retry)
+            .await
     }
 
     async fn has(
@@ -69,11 +70,12 @@ impl Registry {
         image: &ImageRef,
         kind: &str,
         digest: &Digest,
+        retry: RetryPolicy,
     ) -> Result<bool, RegistryError> {
         let what = format!("{kind}/{digest}");
         let scope = Scope::push(image.repository(), None);
         let origin = [Arc::new(self.origin(image)?)];
-        let found = over_hosts(&origin, self.options.retry, |endpoint| {
+        let found = over_hosts(&origin, retry, |endpoint| {
             let (what, scope) = (what.clone(), scope.clone());
             Box::pin(async move {
                 let mut call = Call::new(Method::HEAD, endpoint.url(&what));
@@ -182,8 +184,9 @@ impl Registry {
             }
             let waited = attempts.wait(error).await;
             waited.map_err(|error| failed(image, &what, error))?;
-            // Perhaps only the answer was lost.
-            if self.has_blob(image, &blob.digest).await? {
+            // Perhaps only the answer was lost. Who cannot say so now is asked again after the next attempt.
+            let found = self.has(image, "blobs", &blob.digest, RetryPolicy::ONCE);
+            if matches!(found.await, Ok(true)) {
                 return Ok(Uploaded::Sent);
             }
         }

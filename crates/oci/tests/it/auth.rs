@@ -210,6 +210,25 @@ async fn a_token_endpoint_in_trouble_is_told_from_the_registry() {
 }
 
 #[tokio::test]
+async fn a_failing_server_gets_one_exchange_for_each_operation() {
+    for wrong in [Wrong::status(500), Wrong::Hangup] {
+        let site = Site::anonymous(Duration::from_secs(1));
+        let blob = site.blob();
+        site.read(&blob).await.expect("comes");
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        site.registry.fault(Fault::always(On::Any, wrong.clone()));
+        site.registry.forget_seen();
+        let error = site.read(&blob).await.expect_err("all of it fails");
+        assert!(error.is_transient(), "{error:?}");
+        let seen = site.registry.seen();
+        let asked = seen.iter().filter(|seen| seen.path == "/token").count();
+        assert_eq!((asked, seen.len()), (4, 5), "{wrong:?}");
+        site.registry.clear_faults();
+        site.read(&blob).await.expect("comes again");
+    }
+}
+
+#[tokio::test]
 async fn a_403_for_a_token_that_is_over_renews_it() {
     let site = Site::anonymous(Duration::from_secs(300));
     let blob = site.blob();

@@ -181,6 +181,30 @@ async fn lasting_trouble_ends_with_what_the_registry_says() {
 }
 
 #[tokio::test]
+async fn attempts_at_an_upload_are_not_multiplied_by_the_questions_between_them() {
+    let registry = TestRegistry::start();
+    let client = client(quick());
+    registry.fault(Fault::always(
+        On::Path("/blobs/sha256".to_owned()),
+        Wrong::status(503),
+    ));
+    registry.fault(Fault::always(
+        On::Path("/blobs/uploads".to_owned()),
+        Wrong::status(500),
+    ));
+    let (image, bytes) = (registry.reference("app", "v1"), Bytes::from_static(b"abc"));
+    let blob = layer(&bytes);
+    let sent = client.send_blob(&image, &blob, &[], &bytes, Arc::new(|_| {}));
+    let said = everything_said(&sent.await.expect_err("refused"));
+    assert!(said.contains("answered 500"), "{said}");
+    let once = ["POST 500", "HEAD 503"];
+    assert_eq!(
+        requests(&registry),
+        [&once[..], &once, &once, &once[..1]].concat()
+    );
+}
+
+#[tokio::test]
 async fn an_upload_to_another_host_goes_without_credentials() {
     let storage = TestRegistry::start();
     let access = Access::Basic {
