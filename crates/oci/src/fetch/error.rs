@@ -69,7 +69,7 @@ pub enum FetchError {
         url: RedactedUrl,
     },
     /// The source refused with a status.
-    #[error("{url} answered {status}{}", detail_suffix(detail))]
+    #[error("{url} answered {status}{}{}", detail_suffix(detail), asked_suffix(*retry_after))]
     Status {
         /// HTTP status code.
         status: u16,
@@ -319,6 +319,15 @@ fn detail_suffix(detail: &str) -> String {
     }
 }
 
+fn asked_suffix(retry_after: Option<Duration>) -> String {
+    match retry_after {
+        Some(asked) if !asked.is_zero() => {
+            format!(" (it asks for a wait of {} s)", asked.as_secs())
+        }
+        _ => String::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,6 +369,11 @@ mod tests {
             assert_eq!(status(code, None).concern(), Concern::Blob);
         }
         let minute = Some(Duration::from_secs(60));
+        assert!(
+            status(429, minute)
+                .to_string()
+                .ends_with("429 (it asks for a wait of 60 s)")
+        );
         assert_eq!(gave_up(status(503, minute)).busy(), minute);
         assert!(status(503, None).is_worth_repeating());
         assert!(!gave_up(status(503, None)).is_worth_repeating());

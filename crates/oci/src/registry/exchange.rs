@@ -57,7 +57,7 @@ struct TokenAnswer {
 impl Exchange {
     /// Gets a token; busy endpoints are asked again as the policy says.
     pub(crate) async fn run(&self, retry: RetryPolicy) -> Result<Token, FetchError> {
-        let mut attempts = Attempts::new(retry);
+        let mut attempts = Attempts::within(retry, PATIENCE);
         let tries = async {
             loop {
                 let error = match self.once().await {

@@ -1,7 +1,7 @@
 //! When to try again, and how long to wait before it.
 //!
 //! One policy for every request of this package. Waits grow exponentially from `min_wait` to `max_wait`; a
-//! `Retry-After` replaces the computed wait but never exceeds `max_wait`, whatever a registry says. On top of either
+//! `Retry-After` replaces the computed wait but never exceeds `max_asked`, whatever a registry says. On top of either
 //! comes up to an eighth of itself at random, so that readers that failed together do not return together.
 
 use std::time::{Duration, SystemTime};
@@ -10,6 +10,9 @@ use tokio::time::Instant;
 
 use crate::fetch::FetchError;
 
+/// Somebody who waits longer than this because a registry asks for it wants to know.
+const NOTICED: Duration = Duration::from_secs(5);
+
 /// Waits between attempts and their number. The defaults are the reference's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
@@ -17,8 +20,10 @@ pub struct RetryPolicy {
     pub max_retries: u32,
     /// Wait before the first retry.
     pub min_wait: Duration,
-    /// Longest wait, computed or asked for by the registry.
+    /// Longest wait that is computed.
     pub max_wait: Duration,
+    /// Longest wait that a registry may ask for: one that comes back sooner is refused again.
+    pub max_asked: Duration,
 }
 
 impl Default for RetryPolicy {
@@ -27,16 +32,19 @@ impl Default for RetryPolicy {
             max_retries: 8,
             min_wait: Duration::from_millis(30),
             max_wait: Duration::from_secs(300),
+            max_asked: Duration::from_secs(300),
         }
     }
 }
 
 impl RetryPolicy {
-    /// For commands that somebody waits for: fewer attempts, further apart. The reference's values for pushing.
+    /// For commands that somebody waits for: fewer attempts, further apart. The reference's values for pushing. What
+    /// registries ask for counts up to a minute, the window of many rate limits.
     pub const COMMAND: RetryPolicy = RetryPolicy {
         max_retries: 5,
         min_wait: Duration::from_millis(250),
         max_wait: Duration::from_secs(3),
+        max_asked: Duration::from_secs(60),
     };
 
     /// One attempt: for questions within an operation that is repeated itself.
@@ -48,7 +56,7 @@ impl RetryPolicy {
     /// Wait before retry number `retry` (0 for the first), without jitter.
     fn base(&self, retry: u32, retry_after: Option<Duration>) -> Duration {
         match retry_after {
-            Some(asked) => asked.min(self.max_wait),
+            Some(asked) => asked.min(self.max_asked),
             None => {
                 let factor = 1_u32.checked_shl(retry).unwrap_or(u32::MAX);
                 self.min_wait.saturating_mul(factor).min(self.max_wait)
@@ -56,7 +64,8 @@ impl RetryPolicy {
         }
     }
 
-    /// Wait before retry number `retry` (0 for the first); at most `max_wait` and an eighth.
+    /// Wait before retry number `retry` (0 for the first); at most `max_wait`, or what was asked for and at most
+    /// `max_asked`, and an eighth.
     pub fn wait(&self, retry: u32, retry_after: Option<Duration>) -> Duration {
         let base = self.base(retry, retry_after);
         base + base.mul_f64(fastrand::f64() / 8.0)
@@ -104,7 +113,12 @@ impl Attempts {
     pub(crate) async fn wait(&mut self, failure: FetchError) -> Result<(), FetchError> {
         match self.next(failure.retry_after()) {
             Some(wait) => {
-                tracing::debug!(error = %failure, ?wait, "retrying request");
+                match failure.retry_after() {
+                    Some(asked) if wait > NOTICED => {
+                        tracing::warn!(error = %failure, ?asked, ?wait, "the registry asks for a wait");
+                    }
+                    _ => tracing::debug!(error = %failure, ?wait, "retrying request"),
+                }
                 tokio::time::sleep(wait).await;
                 Ok(())
             }
@@ -190,7 +204,8 @@ mod tests {
     #[test]
     fn retry_after_is_obeyed_but_never_beyond_the_ceiling() {
         let policy = RetryPolicy {
-            max_wait: Duration::from_secs(10),
+            max_wait: Duration::from_secs(1),
+            max_asked: Duration::from_secs(10),
             ..RetryPolicy::default()
         };
         let wait = |asked| policy.base(0, retry_after(asked, SystemTime::UNIX_EPOCH));
@@ -210,6 +225,8 @@ mod tests {
         assert_eq!(wait("soon"), policy.min_wait);
         let past = "Thu, 01 Jan 1970 00:00:05 GMT";
         assert_eq!(retry_after(past, SystemTime::now()), Some(Duration::ZERO));
+        let rate_limited = RetryPolicy::COMMAND.wait(0, Some(Duration::from_secs(30)));
+        assert!(rate_limited >= Duration::from_secs(30), "a command as well");
         // The jitter of a zero wait is zero: no empty interval anywhere.
         assert_eq!(policy.wait(0, Some(Duration::ZERO)), Duration::ZERO);
     }
@@ -261,6 +278,7 @@ mod tests {
                 max_retries: 8,
                 min_wait: Duration::from_millis(min),
                 max_wait: Duration::from_millis(max),
+                max_asked: Duration::from_millis(max),
             };
             let wait = policy.wait(retry, retry_after(&header, SystemTime::now()));
             prop_assert!(wait <= policy.max_wait.mul_f64(1.126));

@@ -306,6 +306,7 @@ async fn a_whole_blob_that_is_cut_short_is_gone_on_with() {
 async fn a_wait_that_a_registry_asks_for_is_obeyed_up_to_a_ceiling() {
     let retry = RetryPolicy {
         max_wait: Duration::from_millis(200),
+        max_asked: Duration::from_millis(200),
         ..quick().blob_retry
     };
     let case = case(
@@ -463,6 +464,7 @@ async fn an_outage_in_the_middle_of_a_range_is_survived() {
         max_retries: 8,
         min_wait: Duration::from_millis(20),
         max_wait: Duration::from_secs(1),
+        max_asked: Duration::from_secs(1),
     };
     let case = case(
         setup,

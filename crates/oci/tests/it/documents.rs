@@ -1,5 +1,7 @@
 //! Manifests and small blobs: named, checked, capped.
 
+use std::time::{Duration, Instant};
+
 use soci_oci::{
     Digest, media_type,
     reference::ImageRef,
@@ -90,6 +92,20 @@ async fn a_document_that_breaks_off_is_asked_for_again() {
         .await;
     assert_eq!(&manifest.expect("in the end").bytes[..], MANIFEST);
     assert_eq!(registry.requests(), 3);
+}
+
+#[tokio::test]
+async fn a_registry_is_left_alone_as_long_as_it_asks() {
+    let registry = TestRegistry::start();
+    let put = registry.add_manifest("app", Some("v1"), media_type::OCI_MANIFEST, MANIFEST);
+    registry.fault(Fault::once(On::Manifest, Wrong::too_many("2")));
+    let mut options = quick();
+    options.retry.max_asked = Duration::from_secs(60);
+    let begun = Instant::now();
+    let (client, image) = (client(options), registry.reference("app", "v1"));
+    assert_eq!(client.resolve(&image).await.expect("afterwards"), put);
+    let waited = begun.elapsed();
+    assert!(waited >= Duration::from_secs(2), "{waited:?}");
 }
 
 #[tokio::test]

@@ -25,6 +25,7 @@ fn quick() -> Options {
         max_retries: 3,
         min_wait: Duration::from_millis(1),
         max_wait: Duration::from_millis(100),
+        max_asked: Duration::from_millis(100),
     };
     Options {
         retry,

@@ -327,6 +327,7 @@ fn retry(retries: i64, first_wait: i64, longest_wait: i64) -> RetryPolicy {
         max_retries: u32::try_from(retries).unwrap_or(0),
         min_wait: millis(first_wait),
         max_wait: millis(longest_wait),
+        max_asked: millis(longest_wait),
     }
 }
 
