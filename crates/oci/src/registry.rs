@@ -48,6 +48,7 @@ mod limit;
 mod range;
 mod referrers;
 pub mod retry;
+mod rounds;
 mod tls;
 mod trace;
 mod transport;
@@ -62,7 +63,8 @@ use error::failed;
 use hosts::Doing;
 pub use hosts::{Configured, HostError, Hosts, Mirror};
 pub use referrers::Listing;
-use retry::{Attempts, Failures, RetryPolicy};
+use retry::{Attempts, RetryPolicy};
+use rounds::Rounds;
 pub use tls::{Identity, Tls, TlsError};
 pub use trace::{Trace, Traffic};
 use transport::{Transport, refused};
@@ -352,17 +354,15 @@ async fn over_hosts<T>(
     attempt: impl Fn(Arc<Endpoint>) -> BoxFuture<'static, Result<T, FetchError>> + Send,
 ) -> Result<T, FetchError> {
     let mut attempts = Attempts::new(retry);
+    let mut rounds = Rounds::over(endpoints.len());
     loop {
-        let (shunned, good): (Vec<_>, Vec<_>) =
-            endpoints.iter().partition(|endpoint| endpoint.is_shunned());
-        let mut failures = Failures::default();
-        for endpoint in good.into_iter().chain(shunned) {
-            match attempt(Arc::clone(endpoint)).await {
+        for host in rounds.order(|host| endpoints[host].is_shunned()) {
+            match attempt(Arc::clone(&endpoints[host])).await {
                 Ok(done) => return Ok(done),
-                Err(error) => failures.add(error),
+                Err(error) => rounds.failed(host, error),
             }
         }
-        let error = failures.told();
+        let error = rounds.end();
         if !error.is_worth_repeating() {
             return Err(error);
         }

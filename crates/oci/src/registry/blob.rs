@@ -30,7 +30,8 @@ use super::{
     auth::Scope,
     endpoint::{Call, Endpoint},
     range::ContentRange,
-    retry::{Attempts, Failures, RetryPolicy},
+    retry::{Attempts, RetryPolicy},
+    rounds::Rounds,
     transport::{Way, beginning, broken, refused},
 };
 use crate::{
@@ -159,8 +160,9 @@ impl Inner {
         range: ByteRange,
         attempts: &mut Attempts,
     ) -> Result<Open, FetchError> {
+        let mut rounds = Rounds::over(self.sources.len());
         loop {
-            let error = match self.ask_all(way, range).await {
+            let error = match self.ask_all(way, range, &mut rounds).await {
                 Ok(open) => return Ok(open),
                 Err(error) => error,
             };
@@ -171,25 +173,25 @@ impl Inner {
         }
     }
 
-    /// Every host once, those that were silent lately last.
-    async fn ask_all(&self, way: Way, range: ByteRange) -> Result<Open, FetchError> {
-        let (shunned, good): (Vec<_>, Vec<_>) = self
-            .sources
-            .iter()
-            .enumerate()
-            .partition(|(_, source)| source.endpoint.is_shunned());
-        let mut failures = Failures::default();
-        for (position, source) in good.into_iter().chain(shunned) {
+    /// Every host of a round.
+    async fn ask_all(
+        &self,
+        way: Way,
+        range: ByteRange,
+        rounds: &mut Rounds,
+    ) -> Result<Open, FetchError> {
+        for position in rounds.order(|host| self.sources[host].endpoint.is_shunned()) {
+            let source = &self.sources[position];
             if let Some(mut open) = source.go_on(range) {
                 open.source = position;
                 return Ok(open);
             }
             match self.ask(source, (position, way), range).await {
                 Ok(open) => return Ok(open),
-                Err(error) => failures.add(error),
+                Err(error) => rounds.failed(position, error),
             }
         }
-        Err(failures.told())
+        Err(rounds.end())
     }
 
     /// One host: at the storage address of last time, and if that fails, from its own address on.

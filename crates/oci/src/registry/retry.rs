@@ -145,29 +145,6 @@ impl Attempts {
     }
 }
 
-/// Failures of several hosts, of which one is told: that of a host which may do better later, if there is one, else the
-/// last, which is the origin's.
-#[derive(Debug, Default)]
-pub(crate) struct Failures(Option<FetchError>);
-
-impl Failures {
-    pub(crate) fn add(&mut self, error: FetchError) {
-        tracing::debug!(%error, "host passed over");
-        let kept_is_better = self
-            .0
-            .as_ref()
-            .is_some_and(|kept| kept.is_worth_repeating() && !error.is_worth_repeating());
-        if !kept_is_better {
-            self.0 = Some(error);
-        }
-    }
-
-    /// The failure to tell.
-    pub(crate) fn told(self) -> FetchError {
-        self.0.unwrap_or(FetchError::NoHost)
-    }
-}
-
 /// Statuses worth another attempt: the registry is busy or broken, not offended.
 pub(crate) fn is_transient_status(status: u16) -> bool {
     matches!(status, 408 | 425 | 429) || (status >= 500 && status != 501 && status != 505)

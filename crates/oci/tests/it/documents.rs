@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use soci_oci::{
     Digest, media_type,
     reference::ImageRef,
-    registry::{Hosts, Options, RegistryError},
+    registry::{Hosts, Mirror, Options, Registry, RegistryError},
     testing::{Fault, On, TestRegistry, Wrong},
 };
 
@@ -106,6 +106,51 @@ async fn a_registry_is_left_alone_as_long_as_it_asks() {
     assert_eq!(client.resolve(&image).await.expect("afterwards"), put);
     let waited = begun.elapsed();
     assert!(waited >= Duration::from_secs(2), "{waited:?}");
+}
+
+/// A client for whom the registry has a mirror, and waits are so long that a test notices.
+fn mirrored(registry: &TestRegistry, mirror: &TestRegistry) -> Registry {
+    let mirrors = vec![Mirror {
+        host: mirror.host(),
+        insecure: true,
+        timeout: None,
+    }];
+    let hosts = Hosts {
+        mirrors: [(registry.host(), mirrors)].into(),
+        ..Hosts::default()
+    };
+    let mut options = Options { hosts, ..quick() };
+    options.retry.min_wait = Duration::from_secs(30);
+    options.retry.max_wait = Duration::from_secs(30);
+    options.blob_retry = options.retry;
+    client(options)
+}
+
+#[tokio::test]
+async fn what_the_registry_does_not_have_is_not_found_though_its_mirror_is_dead() {
+    let (registry, mirror) = (TestRegistry::start(), TestRegistry::start());
+    mirror.set_online(false);
+    let client = mirrored(&registry, &mirror);
+    let image = registry.reference("app", "v1");
+    let begun = Instant::now();
+    let error = client.resolve(&image).await.expect_err("nothing there");
+    assert!(matches!(error, RegistryError::NotFound { .. }), "{error:?}");
+    let missing = client.blob_bytes(&image, &layer(b"abc"), 100).await;
+    assert!(matches!(missing, Err(RegistryError::NotFound { .. })));
+    assert!(begun.elapsed() < Duration::from_secs(10), "no attempt more");
+    assert_eq!(registry.requests(), 2);
+}
+
+#[tokio::test]
+async fn a_mirror_that_refuses_is_not_asked_again() {
+    let (registry, mirror) = (TestRegistry::start(), TestRegistry::start());
+    let put = registry.add_manifest("app", Some("v1"), media_type::OCI_MANIFEST, MANIFEST);
+    mirror.fault(Fault::always(On::Any, Wrong::status(403)));
+    registry.fault(Fault::always(On::Manifest, Wrong::too_many("0")).times(2));
+    let client = mirrored(&registry, &mirror);
+    let found = client.resolve(&registry.reference("app", "v1")).await;
+    assert_eq!(found.expect("in the end"), put);
+    assert_eq!((mirror.requests(), registry.requests()), (1, 3));
 }
 
 #[tokio::test]

@@ -1,0 +1,118 @@
+//! Several hosts that may have the same thing: whom an operation asks, and which failure it tells.
+
+use crate::fetch::FetchError;
+
+/// The hosts of an operation by their positions: best first, the last is the origin.
+///
+/// In a round each host is asked once. The next round has only those that may do better later: trouble at one host is
+/// no reason to ask the others again that have refused. What the origin does not have is not there, whatever trouble
+/// its mirrors are in.
+#[derive(Debug)]
+pub(crate) struct Rounds {
+    origin: usize,
+    left: Vec<usize>,
+    again: Vec<usize>,
+    not_there: Option<FetchError>,
+    other: Option<FetchError>,
+}
+
+impl Rounds {
+    /// So many hosts.
+    pub(crate) fn over(hosts: usize) -> Rounds {
+        Rounds {
+            origin: hosts.saturating_sub(1),
+            left: (0..hosts).collect(),
+            again: Vec::new(),
+            not_there: None,
+            other: None,
+        }
+    }
+
+    /// Whom to ask in this round, those that were silent lately last.
+    pub(crate) fn order(&self, is_shunned: impl Fn(usize) -> bool) -> Vec<usize> {
+        let (shunned, mut order): (Vec<_>, Vec<_>) =
+            self.left.iter().partition(|&&host| is_shunned(host));
+        order.extend(shunned);
+        order
+    }
+
+    /// Notes what a host answered.
+    pub(crate) fn failed(&mut self, host: usize, error: FetchError) {
+        tracing::debug!(%error, "host passed over");
+        if host == self.origin && matches!(error, FetchError::Status { status: 404, .. }) {
+            self.not_there = Some(error);
+            return;
+        }
+        let may_do_better = error.is_worth_repeating();
+        if may_do_better {
+            self.again.push(host);
+        }
+        let kept = self.other.as_ref();
+        if may_do_better || kept.is_none_or(|kept| !kept.is_worth_repeating()) {
+            self.other = Some(error);
+        }
+    }
+
+    /// Ends a round with the failure to tell: that nothing is there, if the origin says so; else that of a host which may
+    /// do better later, if there is one; else the last. Another round makes sense if it is worth repeating.
+    pub(crate) fn end(&mut self) -> FetchError {
+        self.left = std::mem::take(&mut self.again);
+        self.left.sort_unstable();
+        let other = self.other.take();
+        let told = self.not_there.take().or(other);
+        told.unwrap_or(FetchError::NoHost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::url::RedactedUrl;
+
+    fn status(status: u16) -> FetchError {
+        FetchError::Status {
+            status,
+            detail: String::new(),
+            retry_after: None,
+            url: RedactedUrl::new("https://registry.example/v2/"),
+        }
+    }
+
+    /// One round with these answers; the status that is told, and whom the next round asks.
+    fn round(rounds: &mut Rounds, answers: &[u16]) -> (u16, Vec<usize>) {
+        for (host, &answer) in rounds.order(|_| false).into_iter().zip(answers) {
+            rounds.failed(host, status(answer));
+        }
+        match rounds.end() {
+            FetchError::Status { status, .. } => (status, rounds.left.clone()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_the_origin_does_not_have_is_not_there() {
+        let told = |answers: &[u16]| round(&mut Rounds::over(answers.len()), answers).0;
+        assert_eq!(told(&[503, 404]), 404);
+        assert_eq!(told(&[404, 503]), 503, "a mirror need not have everything");
+        assert_eq!(told(&[503, 403]), 503, "the mirror may let us in later");
+        assert_eq!(told(&[403, 404]), 404);
+        assert_eq!(told(&[404, 403]), 403);
+    }
+
+    #[test]
+    fn only_hosts_that_may_do_better_are_asked_again() {
+        let mut rounds = Rounds::over(4);
+        assert_eq!(
+            round(&mut rounds, &[503, 404, 429, 500]),
+            (500, vec![0, 2, 3])
+        );
+        assert_eq!(round(&mut rounds, &[403, 503, 503]), (503, vec![2, 3]));
+        assert_eq!(rounds.order(|host| host == 2), [3, 2]);
+        assert_eq!(round(&mut rounds, &[503, 404]).0, 404);
+    }
+
+    #[test]
+    fn without_hosts_there_is_nobody_to_ask() {
+        assert!(matches!(Rounds::over(0).end(), FetchError::NoHost));
+    }
+}
