@@ -234,6 +234,7 @@ impl Registry {
         scope: Scope,
     ) -> Result<RawManifest, RegistryError> {
         let what = format!("manifests/{object}");
+        let expected = object.parse::<Digest>().ok();
         let (media_type, bytes) = over_hosts(endpoints, self.options.retry, |endpoint| {
             let (what, scope) = (what.clone(), scope.clone());
             Box::pin(async move {
@@ -245,23 +246,18 @@ impl Registry {
                     return Err(refused(url, answer).await);
                 }
                 let media_type = no_web_page(&answer)?;
-                Ok((media_type, read_capped(url, answer, MAX_MANIFEST).await?))
+                let bytes = read_capped(url.clone(), answer, MAX_MANIFEST).await?;
+                match expected {
+                    Some(digest) if !digest.matches(&bytes) => Err(FetchError::WrongBytes { url }),
+                    _ => Ok((media_type, bytes)),
+                }
             })
         })
         .await
         .map_err(|error| failed(image, &what, error))?;
-        let digest = match object.parse::<Digest>() {
-            Ok(digest) if digest.matches(&bytes) => digest,
-            Ok(_) => {
-                return Err(RegistryError::WrongBytes {
-                    what: format!("{image}: {what}"),
-                });
-            }
-            Err(_) => Digest::sha256(&bytes),
-        };
         Ok(RawManifest {
             media_type,
-            digest,
+            digest: expected.unwrap_or_else(|| Digest::sha256(&bytes)),
             bytes,
         })
     }
@@ -272,20 +268,31 @@ impl Registry {
         image: &ImageRef,
         blob: &Descriptor,
     ) -> Result<Arc<dyn Fetcher>, RegistryError> {
-        Ok(Arc::new(RemoteBlob::new(
+        let endpoints = self.endpoints(image, Doing::Pull)?;
+        Ok(Arc::new(self.blob_at(endpoints, image, blob)))
+    }
+
+    fn blob_at(
+        &self,
+        endpoints: Vec<Arc<Endpoint>>,
+        image: &ImageRef,
+        blob: &Descriptor,
+    ) -> RemoteBlob {
+        RemoteBlob::new(
             blob.digest,
             blob.size,
             Scope::pull(image.repository()),
-            self.endpoints(image, Doing::Pull)?,
+            endpoints,
             Patience {
                 retry: self.options.blob_retry,
                 attempts: self.options.blob_patience,
                 idle: self.options.idle_timeout,
             },
-        )))
+        )
     }
 
-    /// A whole blob of at most `limit` bytes, checked.
+    /// A whole blob of at most `limit` bytes, checked. Where a mirror has wrong bytes, each host is asked alone, the origin
+    /// first.
     pub async fn blob_bytes(
         &self,
         image: &ImageRef,
@@ -299,22 +306,41 @@ impl Registry {
                 limit,
             });
         }
-        let bytes = if blob.size == 0 {
-            Bytes::new()
-        } else {
-            let body = self.blob(image, blob)?.fetch(0..blob.size).await;
-            let bytes = match body {
-                Ok(body) => body.collect().await,
-                Err(error) => Err(error),
-            };
-            bytes.map_err(|error| failed(image, &what, error))?
-        };
-        if !blob.digest.matches(&bytes) {
-            return Err(RegistryError::WrongBytes {
-                what: format!("{image}: {what}"),
-            });
+        let endpoints = self.endpoints(image, Doing::Pull)?;
+        let read = self.whole(endpoints.clone(), image, blob).await;
+        let bytes = read.map_err(|error| failed(image, &what, error))?;
+        if blob.digest.matches(&bytes) {
+            return Ok(bytes);
         }
-        Ok(bytes)
+        let others = match endpoints.len() {
+            1 => &[],
+            _ => endpoints.as_slice(),
+        };
+        for endpoint in others.iter().rev() {
+            let read = self.whole(vec![Arc::clone(endpoint)], image, blob).await;
+            match read {
+                Ok(bytes) if blob.digest.matches(&bytes) => return Ok(bytes),
+                Ok(_) => tracing::debug!(%image, what, "wrong bytes"),
+                Err(error) => tracing::debug!(%image, what, %error, "host passed over"),
+            }
+        }
+        Err(RegistryError::WrongBytes {
+            what: format!("{image}: {what}"),
+        })
+    }
+
+    /// All bytes of a blob as these hosts have it, not checked.
+    async fn whole(
+        &self,
+        endpoints: Vec<Arc<Endpoint>>,
+        image: &ImageRef,
+        blob: &Descriptor,
+    ) -> Result<Bytes, FetchError> {
+        if blob.size == 0 {
+            return Ok(Bytes::new());
+        }
+        let blob = self.blob_at(endpoints, image, blob);
+        blob.fetch(0..blob.size()).await?.collect().await
     }
 
     fn endpoints(

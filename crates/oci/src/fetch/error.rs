@@ -68,6 +68,12 @@ pub enum FetchError {
         /// Who answered.
         url: RedactedUrl,
     },
+    /// The source gave something else than what was asked for by its digest.
+    #[error("{url} gave other bytes than the digest says")]
+    WrongBytes {
+        /// Who answered.
+        url: RedactedUrl,
+    },
     /// The source refused with a status.
     #[error("{url} answered {status}{}{}", detail_suffix(detail), asked_suffix(*retry_after))]
     Status {
@@ -254,6 +260,7 @@ impl FetchError {
             FetchError::OutsideBlob { .. }
             | FetchError::TooLong { .. }
             | FetchError::WrongRange { .. }
+            | FetchError::WrongBytes { .. }
             | FetchError::Oversized { .. }
             | FetchError::NoHost
             | FetchError::Redirects { .. }

@@ -104,6 +104,9 @@ pub(super) fn failed(image: &ImageRef, what: &str, error: FetchError) -> Registr
     let (image, what) = (image.to_string(), what.to_owned());
     match error {
         FetchError::Status { status: 404, .. } => RegistryError::NotFound { image, what },
+        FetchError::WrongBytes { .. } => RegistryError::WrongBytes {
+            what: format!("{image}: {what}"),
+        },
         source => {
             let source = Box::new(source);
             RegistryError::Fetch {

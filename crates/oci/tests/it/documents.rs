@@ -154,6 +154,36 @@ async fn a_mirror_that_refuses_is_not_asked_again() {
 }
 
 #[tokio::test]
+async fn wrong_bytes_of_a_mirror_are_asked_for_at_the_registry() {
+    let (registry, mirror) = (TestRegistry::start(), TestRegistry::start());
+    let mut manifests = Vec::new();
+    for site in [&registry, &mirror] {
+        site.add_blob("app", &b"a small blob"[..]);
+        manifests.push(site.add_manifest("app", None, media_type::OCI_MANIFEST, MANIFEST));
+    }
+    let client = mirrored(&registry, &mirror);
+    let (image, blob) = (registry.reference("app", "v1"), layer(b"a small blob"));
+    mirror.fault(Fault::always(On::Any, Wrong::Flip(3)));
+    let manifest = client.manifest(&image, &manifests[0].digest).await;
+    assert_eq!(&manifest.expect("the registry's").bytes[..], MANIFEST);
+    let bytes = client.blob_bytes(&image, &blob, 100).await;
+    assert_eq!(bytes.expect("the registry's"), "a small blob");
+    assert_eq!((mirror.requests(), registry.requests()), (2, 2));
+    registry.fault(Fault::always(On::Any, Wrong::Flip(3)));
+    let manifest = client.manifest(&image, &manifests[0].digest).await;
+    let bytes = client.blob_bytes(&image, &blob, 100).await;
+    for error in [
+        manifest.map(drop).expect_err("wrong"),
+        bytes.map(drop).expect_err("wrong"),
+    ] {
+        assert!(
+            matches!(error, RegistryError::WrongBytes { .. }),
+            "{error:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn nothing_larger_than_honest_is_read() {
     let registry = TestRegistry::start();
     let huge = vec![b' '; (4 << 20) + 1];
