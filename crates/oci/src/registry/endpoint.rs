@@ -97,6 +97,7 @@ impl Endpoint {
             Scheme::Https => false,
             Scheme::Http => true,
             Scheme::Guess => !self.peer.wants_tls(),
+            Scheme::HttpsFirst => self.peer.speaks_plain(),
         }
     }
 
@@ -139,11 +140,52 @@ impl Endpoint {
     /// One attempt at a call: proves who we are if asked, once; does not follow redirects. Any answer but a refusal for
     /// want of credentials is the caller's to judge.
     pub(crate) async fn send(&self, call: &Call, scope: &Scope) -> Result<Response, FetchError> {
-        let known =
-            self.host.scheme != Scheme::Guess || !self.is_plain() || self.peer.speaks_plain();
-        if known || !self.is_ours(&call.url) {
-            return self.send_authorized(call, scope).await;
+        let known = self.peer.wants_tls() || self.peer.speaks_plain();
+        match self.host.scheme {
+            Scheme::Guess if !known && self.is_ours(&call.url) => {
+                self.send_guessing(call, scope).await
+            }
+            Scheme::HttpsFirst if !known && self.is_ours(&call.url) => {
+                self.send_https_first(call, scope).await
+            }
+            _ => self.send_authorized(call, scope).await,
         }
+    }
+
+    /// The first call to a host that may speak HTTP, though it should not.
+    async fn send_https_first(&self, call: &Call, scope: &Scope) -> Result<Response, FetchError> {
+        let error = match self.send_authorized(call, scope).await {
+            // A certificate that is not trusted is no reason to speak without any.
+            Err(
+                error @ FetchError::Transport {
+                    transient: true, ..
+                },
+            ) => error,
+            answer => {
+                if answer.is_ok() {
+                    self.peer.set_wants_tls();
+                }
+                return answer;
+            }
+        };
+        let mut plain = call.clone();
+        if plain.url.set_scheme("http").is_err() || self.probe(&plain.url).await.is_err() {
+            return Err(error);
+        }
+        self.peer.set_speaks_plain();
+        self.send_authorized(&plain, scope).await
+    }
+
+    /// Whether somebody answers here, whatever it is. Says nothing of who we are.
+    async fn probe(&self, url: &Url) -> Result<Response, FetchError> {
+        let (url, none) = (url.clone(), HeaderMap::new());
+        self.transport
+            .send(Method::HEAD, url, none, None, self.host.timeout)
+            .await
+    }
+
+    /// The first call to a registry of this machine.
+    async fn send_guessing(&self, call: &Call, scope: &Scope) -> Result<Response, FetchError> {
         let answer = self.send_authorized(call, scope).await;
         let tls = match answer {
             Ok(answer) if answer.status() == StatusCode::BAD_REQUEST => {
@@ -170,12 +212,7 @@ impl Endpoint {
         if secure.url.set_scheme("https").is_err() {
             return Err(tls);
         }
-        let (url, none) = (secure.url.clone(), HeaderMap::new());
-        match self
-            .transport
-            .send(Method::HEAD, url, none, None, self.host.timeout)
-            .await
-        {
+        match self.probe(&secure.url).await {
             Ok(_) => {}
             // A certificate that is not trusted is TLS all the same.
             Err(

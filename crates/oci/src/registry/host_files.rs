@@ -1,8 +1,8 @@
 //! containerd's `hosts.toml` and docker's `certs.d`: how the administrator of this machine wants a registry to be reached.
 //!
-//! In each folder that is given, a registry `r.example:5000` has a folder of its own, named so, or `r.example_5000_`, or
-//! `_default` for all that have none; the first that exists counts. With a `hosts.toml` in it, that says which hosts are asked, in
-//! the order of the file, and last the registry itself (`server`). Without one, `*.crt` are authorities and `*.cert` with
+//! In each folder that is given, a registry `r.example:5000` has a folder of its own, named `r.example_5000_`, or as it is,
+//! or `_default` for all that have none; the first that exists counts. With a `hosts.toml` in it, that says which hosts are
+//! asked, in the order of the file, and last the registry itself (`server`). Without one, `*.crt` are authorities and `*.cert` with
 //! `*.key` what to show. A file that cannot be understood is as good as none, as for containerd: it says so in the log.
 
 use std::{
@@ -54,6 +54,17 @@ impl Can {
         resolve: true,
         push: true,
     };
+    /// A host that stands in for the registry where the file does not say for what. Other than for containerd, that is not
+    /// for pushes: they would bring the registry's password to what is most often a mirror.
+    const READ: Can = Can {
+        push: false,
+        ..Can::ALL
+    };
+    const NOTHING: Can = Can {
+        pull: false,
+        resolve: false,
+        push: false,
+    };
 }
 
 /// What a host's TLS has that others have not.
@@ -65,6 +76,14 @@ pub(crate) struct TlsChange {
 }
 
 impl TlsChange {
+    /// The same; certificates are not looked at where nothing is said about that.
+    pub(crate) fn unverified(&self) -> TlsChange {
+        TlsChange {
+            skip_verify: self.skip_verify.or(Some(true)),
+            ..self.clone()
+        }
+    }
+
     /// These settings with the changes; `None` if there are no changes.
     pub(crate) fn of(&self, base: &Tls) -> Option<Tls> {
         if *self == TlsChange::default() {
@@ -125,7 +144,7 @@ fn names_of(registry: &str) -> impl Iterator<Item = String> {
         .rsplit_once(':')
         .filter(|(host, _)| usable && !host.is_empty());
     let spelt = spelt.map(|(host, port)| format!("{host}_{port}_"));
-    own.into_iter().chain(spelt).chain([DEFAULT.to_owned()])
+    spelt.into_iter().chain(own).chain([DEFAULT.to_owned()])
 }
 
 /// The files of docker's layout, in the order of their names.
@@ -232,10 +251,15 @@ fn parse(folder: &Path, text: &str) -> Result<Vec<Place>, String> {
     let mut places = Vec::new();
     for name in in_order(text) {
         if let Some(settings) = host.remove(&name) {
-            places.push(place(&name, settings, folder)?);
+            places.push(place(&name, settings, folder, Can::READ)?);
         }
     }
-    places.push(place(&server, own, folder)?);
+    let mut last = place(&server, own, folder, Can::ALL)?;
+    if last.address.is_none() {
+        // As for containerd: what the file says counts for a `server` that it names.
+        last.can = Can::ALL;
+    }
+    places.push(last);
     Ok(places)
 }
 
@@ -257,7 +281,7 @@ fn in_order(text: &str) -> Vec<String> {
     names.into_iter().map(|(_, name)| name).collect()
 }
 
-fn place(server: &str, settings: Settings, folder: &Path) -> Result<Place, String> {
+fn place(server: &str, settings: Settings, folder: &Path, can: Can) -> Result<Place, String> {
     let identity = |pair| match pair {
         Pair::Together(file) => Identity {
             certificate: folder.join(file),
@@ -273,14 +297,23 @@ fn place(server: &str, settings: Settings, folder: &Path) -> Result<Place, Strin
         Clients::Several(pairs) => pairs,
     };
     let authorities = settings.ca.into_vec().into_iter();
+    let tls = TlsChange {
+        authorities: authorities.map(|file| folder.join(file)).collect(),
+        identity: only(pairs.into_iter().map(identity), folder),
+        skip_verify: settings.skip_verify,
+    };
+    let mut address = address(server, settings.override_path)?;
+    if let Some((scheme, authority, _)) = &mut address
+        && *scheme == Scheme::Http
+        && tls != TlsChange::default()
+        && !authority.ends_with(":80")
+    {
+        *scheme = Scheme::HttpsFirst;
+    }
     Ok(Place {
-        address: address(server, settings.override_path)?,
-        can: capabilities(&settings.capabilities)?,
-        tls: TlsChange {
-            authorities: authorities.map(|file| folder.join(file)).collect(),
-            identity: only(pairs.into_iter().map(identity), folder),
-            skip_verify: settings.skip_verify,
-        },
+        address,
+        can: capabilities(&settings.capabilities, can)?,
+        tls,
         headers: headers(settings.header)?,
     })
 }
@@ -315,15 +348,11 @@ fn address(server: &str, override_path: bool) -> Result<Option<(Scheme, String, 
     Ok(Some((scheme, authority.to_owned(), path)))
 }
 
-fn capabilities(names: &[String]) -> Result<Can, String> {
+fn capabilities(names: &[String], unless_named: Can) -> Result<Can, String> {
     if names.is_empty() {
-        return Ok(Can::ALL);
+        return Ok(unless_named);
     }
-    let mut can = Can {
-        pull: false,
-        resolve: false,
-        push: false,
-    };
+    let mut can = Can::NOTHING;
     for name in names {
         match name.to_lowercase().as_str() {
             "pull" => can.pull = true,

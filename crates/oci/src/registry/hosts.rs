@@ -59,6 +59,8 @@ pub(crate) enum Scheme {
     Http,
     /// A registry on this machine: HTTP, unless it turns out to want HTTPS.
     Guess,
+    /// HTTPS, unless it turns out that HTTP is spoken there: what is configured for HTTP with certificates.
+    HttpsFirst,
 }
 
 /// One place to ask for an image.
@@ -211,8 +213,24 @@ impl Can {
 }
 
 impl Place {
+    /// The host of this place. Where the file leaves the registry to its name and that is this machine, containerd's rule
+    /// holds: HTTPS, first or only, and any certificate is good.
     fn to_host(&self, named: &Host, registry: &str) -> Host {
+        let mut tls = self.tls.clone();
         let mut host = match &self.address {
+            None if named.scheme == Scheme::Guess && !named.authority.ends_with(":80") => {
+                tls = tls.unverified();
+                let only_https = named.port().is_none_or(|port| port == "443");
+                let scheme = if only_https {
+                    Scheme::Https
+                } else {
+                    Scheme::HttpsFirst
+                };
+                Host {
+                    scheme,
+                    ..named.clone()
+                }
+            }
             None => named.clone(),
             Some((scheme, authority, path)) => Host {
                 stands_for: (*authority != named.authority).then(|| registry.to_owned()),
@@ -222,9 +240,19 @@ impl Place {
                 ..named.clone()
             },
         };
-        host.tls = self.tls.clone();
+        host.tls = tls;
         host.headers = self.headers.clone();
         host
+    }
+}
+
+impl Host {
+    /// The port, if it is written.
+    fn port(&self) -> Option<&str> {
+        let (_, port) = self.authority.rsplit_once(':')?;
+        port.bytes()
+            .all(|byte| byte.is_ascii_digit())
+            .then_some(port)
     }
 }
 
@@ -288,6 +316,7 @@ pub(crate) fn is_this_machine(url: &Url) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::Tls;
 
     fn hosts(mirrors: &[(&str, bool)]) -> Hosts {
         let mirror = |(host, insecure): &(&str, bool)| Mirror {
@@ -299,6 +328,37 @@ mod tests {
         Hosts {
             mirrors: [("docker.io".to_owned(), mirrors)].into(),
             ..Hosts::default()
+        }
+    }
+
+    #[test]
+    fn this_machine_is_asked_as_containerd_does_where_its_files_say_nothing() {
+        let reached = |name: &str| {
+            let image = ImageRef::parse(&format!("{name}/app")).expect(name);
+            let place = Place {
+                address: None,
+                can: Can::ALL,
+                tls: TlsChange::default(),
+                headers: HeaderMap::new(),
+            };
+            let mut hosts = Hosts::default();
+            hosts
+                .configured
+                .0
+                .insert(image.host().to_owned(), vec![place]);
+            let host = hosts.origin(&image).expect(name);
+            let tls = host.tls.of(&Tls::default()).unwrap_or_default();
+            (host.scheme, tls.skip_verify)
+        };
+        for (name, expected) in [
+            ("localhost:5000", (Scheme::HttpsFirst, true)),
+            ("[::1]:5000", (Scheme::HttpsFirst, true)),
+            ("localhost:443", (Scheme::Https, true)),
+            ("localhost", (Scheme::Https, true)),
+            ("localhost:80", (Scheme::Guess, false)),
+            ("r.example:5000", (Scheme::Https, false)),
+        ] {
+            assert_eq!(reached(name), expected, "{name}");
         }
     }
 

@@ -1,5 +1,5 @@
-//! Writing to a registry. Pushes go to the origin, never to a mirror, and credentials only there: an upload that the
-//! registry sends elsewhere goes without.
+//! Writing to a registry. Pushes go to the origin, or to a host that the administrator's files name for pushes, never to a
+//! mirror; credentials go only there: an upload that the registry sends elsewhere goes without.
 //!
 //! A blob is sent in one request, as its bytes come. [`Registry::upload_blob`] looks first whether it must be sent at
 //! all, and repeats what breaks; [`Registry::push_blob`] sends what can be read only once.

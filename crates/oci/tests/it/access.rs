@@ -179,6 +179,81 @@ async fn hosts_are_asked_for_what_they_are_good_for() {
 }
 
 #[tokio::test]
+async fn pushes_and_the_password_go_to_no_host_that_is_not_named_for_them() {
+    let login = Access::Basic {
+        user: "me".to_owned(),
+        password: "hunter2".to_owned(),
+    };
+    let closed = || Setup {
+        access: login.clone(),
+        ..Setup::default()
+    };
+    let (mirror, origin, files) = (registry(closed()), registry(closed()), Files::new());
+    for (capabilities, to_mirror) in [("", false), ("capabilities = ['push', 'pull']", true)] {
+        let text = format!(
+            "server = 'http://{}'\n[host.'http://{}']\n{capabilities}\n",
+            origin.host(),
+            mirror.host()
+        );
+        files.write("r.example/hosts.toml", &text);
+        let options = hosts(files.0.path(), "r.example");
+        let image = soci_oci::reference::ImageRef::parse("r.example/app:v1").expect("a name");
+        let credentials = ForRegistry {
+            registry: "r.example".to_owned(),
+            hosts: options.hosts.own_hosts(&image).expect("hosts"),
+            credential: Credential::new("me", "hunter2"),
+        };
+        let client = client_as(options, Arc::new(credentials));
+        client
+            .push_manifest(&image, "v2", media_type::OCI_MANIFEST, MANIFEST.into())
+            .await
+            .expect("taken");
+        assert_eq!(mirror.manifest("app", "v2").is_some(), to_mirror);
+        let seen = mirror.seen();
+        let knows_us = seen.iter().any(|seen| seen.authorization.is_some());
+        assert_eq!(knows_us, to_mirror);
+    }
+}
+
+#[tokio::test]
+async fn http_with_certificates_is_tried_with_tls_first() {
+    let files = Files::new();
+    for tls in [true, false] {
+        let registry = registry(Setup {
+            tls,
+            ..Setup::default()
+        });
+        let text = format!("server = 'http://{}'\nca = 'ca.pem'\n", registry.host());
+        files.write("r.example/ca.pem", TestRegistry::ca_pem());
+        files.write("r.example/hosts.toml", &text);
+        let client = client(hosts(files.0.path(), "r.example"));
+        let image = soci_oci::reference::ImageRef::parse("r.example/app:v1").expect("a name");
+        for _ in 0..2 {
+            client.resolve(&image).await.expect("reached");
+        }
+        let gets = registry.seen().into_iter();
+        let named = gets.filter(|seen| seen.path.ends_with("/v1")).count();
+        assert!(named <= 3, "it is known how to speak to it: {named}");
+    }
+}
+
+#[tokio::test]
+async fn a_registry_of_this_machine_needs_no_known_certificate_where_files_speak_of_it() {
+    for tls in [true, false] {
+        let (registry, files) = (
+            registry(Setup {
+                tls,
+                ..Setup::default()
+            }),
+            Files::new(),
+        );
+        files.write("_default/hosts.toml", "[host.'https://127.0.0.1:1']\n");
+        let client = client(hosts(files.0.path(), &registry.host()));
+        reach(&client, &registry).await.expect("reached");
+    }
+}
+
+#[tokio::test]
 async fn the_registry_of_this_name_may_be_reached_with_certificates_alone() {
     let (registry, files) = (secure(true), Files::new());
     let folder = registry.host();

@@ -52,14 +52,43 @@ server = "https://r.example"
         [
             "PR- Https z.example/v2",
             "--U Https a.example:5000/v2",
-            "PRU Http b.example/some/path/v2",
-            "PRU Https c.example/api",
-            "PRU Https d.example",
+            "PR- Http b.example/some/path/v2",
+            "PR- Https c.example/api",
+            "PR- Https d.example",
             "PRU Https r.example/v2",
         ]
     );
-    assert_eq!(places("capabilities = ['pull']"), ["P-- itself"]);
+    let without_server = "capabilities = ['pull']";
+    assert_eq!(places(without_server), ["PRU itself"]);
+    let with_server = "capabilities = ['pull']\nserver = 'a'";
+    assert_eq!(places(with_server), ["P-- Https a/v2"]);
     assert_eq!(places("[plugins.other]\nx = 1"), ["PRU itself"]);
+}
+
+#[test]
+fn http_with_certificates_is_https_first() {
+    for (settings, scheme) in [
+        ("", "Http"),
+        ("ca = 'a'", "HttpsFirst"),
+        ("client = 'a'", "HttpsFirst"),
+        ("skip_verify = true", "HttpsFirst"),
+        ("skip_verify = false", "HttpsFirst"),
+    ] {
+        for (host, scheme) in [("a", scheme), ("a:5000", scheme), ("a:80", "Http")] {
+            let text = format!("[host.'http://{host}']\n{settings}");
+            assert_eq!(
+                places(&text)[0],
+                format!("PR- {scheme} {host}/v2"),
+                "{text}"
+            );
+            let text = format!("server = 'http://{host}'\n{settings}");
+            assert_eq!(
+                places(&text)[0],
+                format!("PRU {scheme} {host}/v2"),
+                "{text}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -169,6 +198,9 @@ fn a_registry_has_one_folder_by_several_names() {
         &first.path().join("r.example_5000_/hosts.toml"),
         "server = 'spelt'",
     );
+    assert_eq!(server("r.example:5000").as_deref(), Some("spelt"));
+    let both = first.path().join("r.example:5000/hosts.toml");
+    write(&both, "server = 'colon'");
     assert_eq!(server("r.example:5000").as_deref(), Some("spelt"));
     assert_eq!(server("other").as_deref(), Some("any"));
     assert_eq!(server("..").as_deref(), Some("any"));
