@@ -1,8 +1,8 @@
 //! One token exchange: what a challenge and a credential become at the registry's token endpoint.
 //!
 //! With a credential, OAuth2 by POST comes first (`password`, or `refresh_token` for an identity
-//! token); endpoints that do not know it (400, 401, 404, and 405) are asked again by GET with Basic. Without one, an
-//! anonymous GET.
+//! token); endpoints that do not know it (400, 401, 404, 405, and redirects that a POST does not follow) are asked again
+//! by GET with Basic. Without one, an anonymous GET. Redirects are followed; a secret goes to the realm's own host only.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,6 +16,7 @@ use serde::Deserialize;
 use super::{
     answer::read_capped,
     auth::{Scope, Token, authorize, basic, secret_header},
+    endpoint::{MAX_REDIRECTS, redirect_target},
     retry::{Attempts, RetryPolicy},
     transport::{Transport, refused},
 };
@@ -87,7 +88,7 @@ impl Exchange {
         };
         let answer = self.post(credential).await?;
         match (answer.status().as_u16(), credential) {
-            (400 | 401 | 404 | 405, Credential::Password { user, password }) => {
+            (300..=399 | 400 | 401 | 404 | 405, Credential::Password { user, password }) => {
                 drop(answer);
                 let login = basic(user, password);
                 let answer = self.get(Some(&login)).await?;
@@ -111,15 +112,57 @@ impl Exchange {
                 query.append_pair("scope", scope);
             }
         }
-        let mut headers = HeaderMap::new();
-        if let Some(login) = login {
-            let value = secret_header(login.reveal());
-            let unusable = || self.refusal("our credential has characters that no header may have");
-            authorize(&mut headers, value.ok_or_else(unusable)?);
+        let unusable = || self.refusal("our credential has characters that no header may have");
+        let login = login.map(|login| secret_header(login.reveal()).ok_or_else(unusable));
+        self.ask(url, login.transpose()?, None).await
+    }
+
+    /// A GET, or a POST of a form that has a secret, which the realm's own host may send on as it is.
+    async fn ask(
+        &self,
+        mut url: Url,
+        login: Option<HeaderValue>,
+        form: Option<Bytes>,
+    ) -> Result<Response, FetchError> {
+        for _ in 0..=MAX_REDIRECTS {
+            let mut headers = HeaderMap::new();
+            if let Some(login) = login.clone().filter(|_| self.may_see_secrets(&url)) {
+                authorize(&mut headers, login);
+            }
+            let (method, body) = match form.clone() {
+                None => (Method::GET, None),
+                Some(form) => {
+                    let form_type = "application/x-www-form-urlencoded; charset=utf-8";
+                    headers.insert(CONTENT_TYPE, HeaderValue::from_static(form_type));
+                    (Method::POST, Some(form.into()))
+                }
+            };
+            let sent = self
+                .transport
+                .send(method, url.clone(), headers, body, None);
+            let answer = sent.await?;
+            let status = answer.status().as_u16();
+            let target = match redirect_target(&url, &answer) {
+                Ok(target) if matches!(status, 301 | 302 | 303 | 307 | 308) => target,
+                _ => return Ok(answer),
+            };
+            let keeps_tls = url.scheme() == "http" || target.scheme() == "https";
+            let keeps_form = form.is_none() || (status >= 307 && self.may_see_secrets(&target));
+            if !keeps_tls || !keeps_form {
+                return Ok(answer);
+            }
+            url = target;
         }
-        self.transport
-            .send(Method::GET, url, headers, None, None)
-            .await
+        Err(FetchError::Redirects {
+            url: RedactedUrl::from(&self.realm),
+            limit: MAX_REDIRECTS,
+        })
+    }
+
+    /// Whether this is the realm's host, perhaps with TLS where the realm has none.
+    fn may_see_secrets(&self, url: &Url) -> bool {
+        let gains_tls = self.realm.scheme() == "http" && url.scheme() == "https";
+        url.origin() == self.realm.origin() || (gains_tls && url.host() == self.realm.host())
     }
 
     async fn post(&self, credential: &Credential) -> Result<Response, FetchError> {
@@ -143,19 +186,8 @@ impl Exchange {
                 }
             }
         }
-        let body = Bytes::from(form.query().unwrap_or_default().to_owned());
-        let mut headers = HeaderMap::new();
-        let form_type = "application/x-www-form-urlencoded; charset=utf-8";
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(form_type));
-        self.transport
-            .send(
-                Method::POST,
-                self.realm.clone(),
-                headers,
-                Some(body.into()),
-                None,
-            )
-            .await
+        let form = Bytes::from(form.query().unwrap_or_default().to_owned());
+        self.ask(self.realm.clone(), None, Some(form)).await
     }
 
     async fn token_of(&self, answer: Response) -> Result<Token, FetchError> {

@@ -379,6 +379,63 @@ async fn a_busy_token_endpoint_is_asked_again() {
     site.read(&blob).await.expect("got in the end");
 }
 
+fn moved(code: u16, host: &str) -> Wrong {
+    let scope = "service=test-registry&scope=repository:app:pull";
+    Wrong::Status {
+        code,
+        headers: vec![("location", format!("http://{host}/token?{scope}"))],
+        body: String::new(),
+    }
+}
+
+#[tokio::test]
+async fn a_token_endpoint_may_send_us_on() {
+    for code in [301, 302, 303, 307, 308] {
+        let site = Site::anonymous(Duration::from_secs(300));
+        let there = moved(code, &site.registry.host());
+        site.registry.fault(Fault::once(On::Token, there));
+        site.read(&site.blob()).await.expect("got there");
+        assert_eq!(site.registry.tokens_issued(), 1);
+    }
+    for (code, methods) in [
+        (307, &["POST 307", "POST 200"][..]),
+        (302, &["POST 302", "GET 200"]),
+    ] {
+        let login_at = tokens(Some(("me", SECRET)), Duration::from_secs(300), true);
+        let site = Site::of(login_at);
+        let there = moved(code, &site.registry.host());
+        site.registry.fault(Fault::once(On::Token, there));
+        let blob = site.blob_as(login(&site.registry, "me", SECRET));
+        // The form is sent on only by 307 and 308; the GET after another redirect asks the realm itself.
+        site.read(&blob).await.expect("let in");
+        let seen = site.registry.seen().into_iter();
+        let at_tokens = seen.filter(|seen| seen.path == "/token");
+        let asked: Vec<String> = at_tokens
+            .map(|seen| format!("{} {}", seen.method, seen.status))
+            .collect();
+        assert_eq!(asked, methods);
+    }
+}
+
+#[tokio::test]
+async fn a_token_endpoint_cannot_send_our_password_elsewhere() {
+    for oauth in [true, false] {
+        let closed = tokens(Some(("me", SECRET)), Duration::from_secs(300), oauth);
+        let site = Site::of(closed);
+        let other = site.registry.host().replace("127.0.0.1", "localhost");
+        site.registry
+            .fault(Fault::always(On::Token, moved(307, &other)));
+        let blob = site.blob_as(login(&site.registry, "me", SECRET));
+        site.read(&blob).await.expect_err("nobody is known there");
+        let seen = site.registry.seen().into_iter();
+        let elsewhere: Vec<_> = seen.filter(|seen| seen.host == other).collect();
+        assert!(!elsewhere.is_empty(), "it is asked, as a stranger");
+        for seen in elsewhere {
+            assert_eq!((seen.method.as_str(), seen.authorization), ("GET", None));
+        }
+    }
+}
+
 #[tokio::test]
 async fn strange_token_endpoints_are_refusals_not_panics() {
     let answer = |body: &str| Wrong::Status {
