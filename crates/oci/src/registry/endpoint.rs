@@ -12,7 +12,7 @@ use super::{
     challenge::{self, Challenge},
     hosts::{Host, HostError, Scheme},
     retry::is_transient_status,
-    transport::{Peer, Transport, Way, beginning, refused, refused_text},
+    transport::{Peer, Transport, Way, beginning, detail, refused, refused_text},
 };
 use crate::{fetch::FetchError, reference::ImageRef, url::RedactedUrl};
 
@@ -22,8 +22,12 @@ pub(crate) const MAX_REDIRECTS: usize = 10;
 const MAX_REFUSAL: usize = 64 << 10;
 /// What ECR says, word for word, when a token is over.
 const ECR_EXPIRED: &str = "Your authorization token has expired. Reauthenticate and try again.";
-/// What Go's HTTPS server answers to plain HTTP.
-const SPEAKS_TLS: &str = "HTTP request to an HTTPS server";
+/// What HTTPS servers answer to plain HTTP: Go's, nginx, Apache.
+const SPEAKS_TLS: [&str; 3] = [
+    "HTTP request to an HTTPS server",
+    "plain HTTP request was sent to HTTPS port",
+    "plain HTTP to an SSL-enabled server port",
+];
 
 #[derive(Debug)]
 pub(crate) struct Endpoint {
@@ -191,15 +195,18 @@ impl Endpoint {
             Ok(answer) if answer.status() == StatusCode::BAD_REQUEST => {
                 let url = RedactedUrl::from(&call.url);
                 let text = beginning(answer, MAX_REFUSAL).await;
-                let speaks_tls = String::from_utf8_lossy(&text).contains(SPEAKS_TLS);
-                let detail = String::new();
                 let bad = FetchError::Status {
                     status: 400,
-                    detail,
+                    detail: detail(&text),
                     retry_after: None,
                     url,
                 };
-                if speaks_tls { bad } else { return Err(bad) }
+                let text = String::from_utf8_lossy(&text);
+                if !SPEAKS_TLS.iter().any(|said| text.contains(said)) {
+                    self.peer.set_speaks_plain();
+                    return Err(bad);
+                }
+                bad
             }
             Err(error @ (FetchError::Transport { .. } | FetchError::Silent { .. })) => error,
             answer => {

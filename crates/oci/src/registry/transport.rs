@@ -393,7 +393,7 @@ pub(crate) async fn refused_text(url: RedactedUrl, answer: Response, most: usize
 }
 
 /// The messages of a registry's error document, or nothing. Other bodies are not shown: nobody knows what is in them.
-fn detail(body: &[u8]) -> String {
+pub(crate) fn detail(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Errors {
         errors: Vec<Entry>,

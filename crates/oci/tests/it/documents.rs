@@ -9,7 +9,7 @@ use soci_oci::{
     testing::{Fault, On, TestRegistry, Wrong},
 };
 
-use crate::{client, layer, quick};
+use crate::{client, everything_said, layer, quick};
 
 const MANIFEST: &[u8] = br#"{"schemaVersion":2}"#;
 
@@ -57,6 +57,24 @@ async fn what_is_not_there_is_not_found() {
     let missing = client.blob_bytes(&image, &layer(b"abc"), 100).await;
     assert!(matches!(missing, Err(RegistryError::NotFound { .. })));
     assert_eq!(registry.requests(), 2, "not repeated");
+}
+
+#[tokio::test]
+async fn a_400_to_the_first_request_keeps_its_message() {
+    let registry = TestRegistry::start();
+    let bad = Wrong::Status {
+        code: 400,
+        headers: vec![],
+        body: r#"{"errors":[{"code":"NAME_INVALID","message":"not so"}]}"#.to_owned(),
+    };
+    registry.fault(Fault::always(On::Any, bad));
+    let (client, image) = (client(quick()), registry.reference("app", "v1"));
+    for _ in 0..2 {
+        let error = client.root(&image).await.expect_err("refused");
+        let said = everything_said(&error);
+        assert!(said.contains("answered 400: NAME_INVALID not so"), "{said}");
+    }
+    assert_eq!(registry.requests(), 2, "it is no TLS that is wanted");
 }
 
 #[tokio::test]
