@@ -150,8 +150,14 @@ impl Registry {
         for from in others.take(MAX_MOUNTS) {
             match mount(&endpoint, image, &blob.digest, from).await {
                 Ok(answer) if answer.status().as_u16() == 201 => return Ok(Uploaded::Mounted),
-                // An upload begun instead, which is what comes next.
-                Ok(answer) => begun = Some(answer),
+                // An upload begun instead, which is what comes next. One is enough.
+                Ok(answer) => {
+                    if let Some(before) = begun.replace(answer)
+                        && let Ok(url) = redirect_target(before.url(), &before)
+                    {
+                        self.take_back(image, url).await;
+                    }
+                }
                 Err(error) => tracing::debug!(%error, from, "blob not mounted"),
             }
         }

@@ -131,6 +131,19 @@ async fn an_upload_begun_instead_of_a_mount_is_used() {
 }
 
 #[tokio::test]
+async fn of_uploads_begun_instead_of_mounts_one_is_used_and_none_is_left() {
+    let registry = TestRegistry::with(Setup {
+        mounts_nothing: true,
+        ..Setup::default()
+    });
+    let upload = Upload::of(&noise(3, 50_000));
+    let done = upload.run(&client(quick()), &registry, &["a", "b"]).await;
+    assert_eq!(done.expect("sent"), Uploaded::Sent);
+    let expected = ["HEAD 404", "POST 202", "POST 202", "DELETE 204", "PUT 201"];
+    assert_eq!(requests(&registry), expected);
+}
+
+#[tokio::test]
 async fn a_mount_that_is_refused_is_no_obstacle() {
     let registry = TestRegistry::start();
     let client = client(quick());

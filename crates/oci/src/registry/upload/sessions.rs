@@ -51,16 +51,22 @@ impl Registry {
     /// Takes back the uploads that were begun and did not end. A registry that does not answer sweeps them itself.
     pub async fn cancel_uploads(&self) {
         let left = std::mem::take(&mut self.sessions.open().uploads);
-        let farewells = left.into_values().map(|(image, url)| async move {
-            let scope = Scope::push(image.repository(), None);
-            let endpoint = self.origin(&image)?;
-            let answer = endpoint.send(&Call::new(Method::DELETE, url), &scope).await;
-            tracing::debug!(%image, ok = answer.is_ok(), "upload taken back");
-            Ok::<_, super::RegistryError>(())
-        });
+        let farewells = left.into_values();
+        let farewells =
+            farewells.map(|(image, url)| async move { self.take_back(&image, url).await });
         let all = futures_util::future::join_all(farewells);
         if tokio::time::timeout(PATIENCE, all).await.is_err() {
             tracing::debug!("uploads are left to the registry");
         }
+    }
+
+    /// Takes one upload back. Whether that works changes nothing for who does not need it.
+    pub(super) async fn take_back(&self, image: &ImageRef, url: Url) {
+        let Ok(endpoint) = self.origin(image) else {
+            return;
+        };
+        let scope = Scope::push(image.repository(), None);
+        let answer = endpoint.send(&Call::new(Method::DELETE, url), &scope).await;
+        tracing::debug!(%image, ok = answer.is_ok(), "upload taken back");
     }
 }
