@@ -76,7 +76,12 @@ impl Endpoint {
             Url::parse(&format!("{scheme}://{}/", host.authority)).map_err(bad)
         };
         let roots = (root("http")?, root("https")?);
-        let peer = transport.peer(&host.authority);
+        // As the addresses have it that requests go to: without the scheme's own port, in small letters.
+        let root = match host.scheme {
+            Scheme::Https | Scheme::HttpsFirst => &roots.1,
+            Scheme::Http | Scheme::Guess => &roots.0,
+        };
+        let peer = transport.peer(root.authority());
         Ok(Endpoint {
             host,
             roots,
@@ -433,4 +438,37 @@ struct Refusal {
     status: StatusCode,
     challenges: Vec<Challenge>,
     error: FetchError,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        credentials::Anonymous,
+        registry::{Hosts, Options, retry::RetryPolicy},
+    };
+
+    #[test]
+    fn a_host_is_known_by_the_address_that_requests_go_to() {
+        let options = Options::default();
+        let transport = Arc::new(Transport::new(&options).expect("a client"));
+        let auth = Arc::new(Auth::new(Arc::new(Anonymous), RetryPolicy::default()));
+        for (name, plain_http) in [
+            ("r.example:443", false),
+            ("p.example:80", true),
+            ("q.example:5000", false),
+        ] {
+            let image = ImageRef::parse(&format!("{name}/app:v1")).expect(name);
+            let hosts = Hosts {
+                plain_http,
+                ..Hosts::default()
+            };
+            let host = hosts.origin(&image).expect(name);
+            let (transport, auth) = (Arc::clone(&transport), Arc::clone(&auth));
+            let endpoint = Endpoint::new(host, image, Arc::clone(&transport), auth).expect(name);
+            let url = endpoint.url("manifests/v1");
+            transport.peer(url.authority()).answered(false);
+            assert!(endpoint.is_shunned(), "{url}");
+        }
+    }
 }
