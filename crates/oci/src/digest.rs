@@ -327,7 +327,7 @@ impl<W: Write> Write for Sha256Writer<W> {
 }
 
 /// Reads to the end, which must be exactly `size` bytes that hash to `digest`: the last bytes are
-/// given out only together with the verdict, as an error instead of an end of file.
+/// given out only after the verdict, and instead of them an error if they are not right.
 #[derive(Debug)]
 pub struct VerifyingReader<R> {
     inner: R,
@@ -356,7 +356,11 @@ impl<R: Read> Read for VerifyingReader<R> {
         }
         let read = self.inner.read(buffer)?;
         verifier.update(&buffer[..read]);
-        if verifier.length() > self.size || (read == 0 && verifier.length() < self.size) {
+        let is_all = verifier.length() == self.size;
+        if is_all && read > 0 {
+            verifier.update(&next(&mut self.inner)?);
+        }
+        if verifier.length() > self.size || (read == 0 && !is_all) {
             let message = format!(
                 "blob {} has {} bytes{}, expected {}",
                 verifier.expected,
@@ -366,15 +370,20 @@ impl<R: Read> Read for VerifyingReader<R> {
             );
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
-        if read == 0
-            && let Some(verifier) = self.verifier.take()
-        {
+        if is_all && let Some(verifier) = self.verifier.take() {
             verifier
                 .finish()
                 .map_err(|mismatch| io::Error::new(io::ErrorKind::InvalidData, mismatch))?;
         }
         Ok(read)
     }
+}
+
+/// The next byte, or nothing at the end. A signal in between must not lose what was read before.
+fn next(reader: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut next = Vec::new();
+    reader.take(1).read_to_end(&mut next)?;
+    Ok(next)
 }
 
 #[cfg(test)]
@@ -469,6 +478,27 @@ mod tests {
                 io::ErrorKind::InvalidData
             );
         }
+    }
+
+    #[test]
+    fn the_last_bytes_are_not_given_before_the_verdict() {
+        let digest = Digest::sha256(b"hello");
+        for (bytes, chunk, given) in [
+            (&b"hello"[..], 2, 5),
+            (b"hellO", 2, 4),
+            (b"hellO", 5, 0),
+            (b"hello!", 5, 0),
+            (b"hello!", 1, 4),
+        ] {
+            let mut reader = VerifyingReader::new(bytes, digest, 5);
+            let (mut buffer, mut got) = (vec![0; chunk], 0);
+            while let Ok(read @ 1..) = reader.read(&mut buffer) {
+                got += read;
+            }
+            assert_eq!(got, given, "{bytes:?} by {chunk}");
+        }
+        let mut empty = VerifyingReader::new(&b""[..], Digest::sha256(b""), 0);
+        assert_eq!(empty.read(&mut [0; 1]).unwrap(), 0);
     }
 
     #[test]

@@ -321,6 +321,9 @@ async fn a_blob_of_a_store_is_sent_as_it_is_read_and_checked() {
     let error = client.upload_blob(&other, &blob, &[], &source, sent).await;
     let error = error.expect_err("another blob");
     assert!(matches!(&error, RegistryError::Source { .. }), "{error:?}");
+    let put = registry.seen().pop().expect("a request");
+    assert_eq!(put.method, "PUT");
+    assert!(put.received < blob.size, "not all was sent: {put:?}");
     let gone = FromStore {
         blob: layer(b"gone"),
         ..source
