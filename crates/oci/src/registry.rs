@@ -272,6 +272,26 @@ impl Registry {
         Ok(Arc::new(self.blob_at(endpoints, image, blob)))
     }
 
+    /// The same, from the registry itself: for a blob that a mirror has wrong.
+    pub(crate) fn blob_of_origin(
+        &self,
+        image: &ImageRef,
+        blob: &Descriptor,
+    ) -> Result<Arc<dyn Fetcher>, RegistryError> {
+        let origin = self.endpoints(image, Doing::Pull)?.pop();
+        Ok(Arc::new(self.blob_at(
+            origin.into_iter().collect(),
+            image,
+            blob,
+        )))
+    }
+
+    /// Whether blobs of the image may come from other hosts than the registry itself.
+    pub(crate) fn has_mirrors(&self, image: &ImageRef) -> bool {
+        let hosts = self.options.hosts.of(image, Doing::Pull);
+        hosts.is_ok_and(|hosts| hosts.len() > 1)
+    }
+
     fn blob_at(
         &self,
         endpoints: Vec<Arc<Endpoint>>,

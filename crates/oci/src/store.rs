@@ -249,6 +249,12 @@ pub trait ContentStore: Send + Sync + fmt::Debug {
         Ok(Vec::new())
     }
 
+    /// Is told that a blob came with wrong bytes. `true` if another source may have the right ones, which is asked when the
+    /// blob is opened again.
+    fn distrust(&self, _: &Digest) -> bool {
+        false
+    }
+
     /// Every blob that is there, and its bytes.
     async fn list(&self) -> Result<Vec<(Digest, u64)>, StoreError> {
         Err(StoreError::Unlisted)
@@ -366,6 +372,10 @@ impl ContentStore for Checked {
 
     async fn put(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError> {
         self.store.put(descriptor, content).await
+    }
+
+    fn distrust(&self, digest: &Digest) -> bool {
+        self.store.distrust(digest)
     }
 
     async fn label(&self, digest: &Digest, labels: &Labels) -> Result<(), StoreError> {

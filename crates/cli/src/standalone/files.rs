@@ -13,7 +13,9 @@ use soci_index::{Converted, Outcome};
 use soci_oci::manifest::MAX_DOCUMENT_BYTES;
 use soci_oci::store::layout::{INDEX_NAME, LAYOUT_NAME, Layout, read_root_file};
 use soci_oci::store::registry::{RegistryStore, graph};
-use soci_oci::store::{Checked, Content, ContentStore, Stacked, reachable, write_archive};
+use soci_oci::store::{
+    Checked, Content, ContentStore, Stacked, StoreError, reachable, write_archive,
+};
 use soci_oci::{Descriptor, Digest, ImageIndex, json};
 use tokio::task::JoinSet;
 
@@ -290,6 +292,28 @@ async fn receive(
 
 async fn copy_one(
     from: Arc<dyn ContentStore>,
+    to: Layout,
+    blob: Descriptor,
+    count: impl Fn(u64) + Clone + Send + 'static,
+) -> Result<()> {
+    match copy_from(&from, to.clone(), blob.clone(), count.clone()).await {
+        Err(error) if is_about_bytes(&error) && from.distrust(&blob.digest) => {
+            copy_from(&from, to, blob, count).await
+        }
+        done => done,
+    }
+}
+
+/// Whether wrong bytes can be the reason.
+fn is_about_bytes(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(StoreError::Digest(_) | StoreError::Size { .. })
+    )
+}
+
+async fn copy_from(
+    from: &Arc<dyn ContentStore>,
     to: Layout,
     blob: Descriptor,
     count: impl Fn(u64) + Send + 'static,

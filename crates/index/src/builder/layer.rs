@@ -65,7 +65,17 @@ pub(super) fn index(work: &Work, job: &Job) -> Result<Made, LayerError> {
     let mut rejected = Vec::new();
     let (result, warnings) = match take_over(work, job, &mut rejected)? {
         Some(made) => (Ok(made), Vec::new()),
-        None => build(work, job)?,
+        None => match build(work, job) {
+            // Another source may have it right; the first is known to the store.
+            Err(LayerError::Build { source, .. })
+                if is_about_bytes(&source) && work.means.source.distrust(&job.layer.digest) =>
+            {
+                let layer = job.layer.digest;
+                tracing::warn!(%layer, error = %source, "a mirror gave wrong bytes; the layer is read again");
+                build(work, job)?
+            }
+            built => built?,
+        },
     };
     observer.stage(&job.layer, Stage::Done);
     Ok(Made {
@@ -160,6 +170,15 @@ fn build(work: &Work, job: &Job) -> Result<Built, LayerError> {
         facts: questions.finish(),
     };
     Ok((Ok(made), built.warnings().to_vec()))
+}
+
+/// Whether wrong bytes can be the reason, whether they are noticed by the digest or before.
+fn is_about_bytes(error: &soci_ztoc::BuildError) -> bool {
+    match error {
+        soci_ztoc::BuildError::Read(error) => error.kind() == io::ErrorKind::InvalidData,
+        soci_ztoc::BuildError::Gzip(_) | soci_ztoc::BuildError::Tar(_) => true,
+        _ => false,
+    }
 }
 
 fn store_error(layer: Digest) -> impl Fn(StoreError) -> LayerError {

@@ -4,6 +4,7 @@ mod convert;
 mod create;
 mod fuzz;
 mod image;
+mod mirror;
 mod push;
 mod reuse;
 mod select;

@@ -5,7 +5,7 @@
 //! request from its first byte to its last, resumed where it breaks ([`stream`]); where a target takes part ([`target`]), the same bytes go
 //! there on the way.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -50,6 +50,8 @@ struct Shared {
 #[derive(Default)]
 struct Knowledge {
     blobs: HashMap<Digest, Known>,
+    /// Those that a mirror gave wrong.
+    distrusted: HashSet<Digest>,
     kept: HashMap<Digest, Bytes>,
     kept_bytes: usize,
 }
@@ -192,7 +194,11 @@ impl RegistryStore {
             Some(target) if known.kind == Kind::Layer => target.receive(&blob).await?,
             _ => None,
         };
-        let fetcher = registry.blob(image, &blob)?;
+        let fetcher = if self.known().distrusted.contains(digest) {
+            registry.blob_of_origin(image, &blob)?
+        } else {
+            registry.blob(image, &blob)?
+        };
         let (image, what) = (image.to_string(), format!("blobs/{digest}"));
         let explain = move |error| {
             let (image, what) = (image.clone(), what.clone());
@@ -255,5 +261,12 @@ impl ContentStore for RegistryStore {
 
     async fn label(&self, _: &Digest, _: &Labels) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    fn distrust(&self, digest: &Digest) -> bool {
+        let Shared {
+            registry, image, ..
+        } = self.shared.as_ref();
+        registry.has_mirrors(image) && self.known().distrusted.insert(*digest)
     }
 }

@@ -51,6 +51,10 @@ impl ContentStore for Stacked {
         self.upper.delete(digest).await
     }
 
+    fn distrust(&self, digest: &Digest) -> bool {
+        self.upper.distrust(digest) || self.lower.distrust(digest)
+    }
+
     async fn repositories(&self, digest: &Digest, host: &str) -> Result<Vec<String>, StoreError> {
         let mut known = self.upper.repositories(digest, host).await?;
         known.extend(self.lower.repositories(digest, host).await?);

@@ -195,7 +195,15 @@ impl RegistryTarget {
                         store,
                         blob: blob.clone(),
                     };
-                    self.upload(&blob, &from).await
+                    match self.upload(&blob, &from).await {
+                        Err(StoreError::Registry(error))
+                            if matches!(*error, RegistryError::Source { .. })
+                                && from.store.distrust(&blob.digest) =>
+                        {
+                            self.upload(&blob, &from).await
+                        }
+                        done => done,
+                    }
                 }
             })
             .await?;
