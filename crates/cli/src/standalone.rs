@@ -80,12 +80,7 @@ pub(crate) async fn create_index(
         let means = Means {
             source: Arc::new(source),
             store: Arc::new(target.clone()),
-            known: known(
-                Some(&registry),
-                [Some(&image), None],
-                &reuse,
-                args.ztocs.force,
-            ),
+            known: known(Some(&registry), &reuse, args.ztocs.force),
             records: None,
             observer: teller.clone(),
         };
@@ -123,18 +118,12 @@ fn reached(
     access::registry(flags, &images).map(Some)
 }
 
-/// Who may have zTOCs: what will be replaced, what is converted, and what is named; nobody if all are to be built anew.
-fn known(
-    registry: Option<&Registry>,
-    sides: [Option<&ImageRef>; 2],
-    reuse: &[ImageRef],
-    force: bool,
-) -> Vec<Arc<dyn KnownZtocs>> {
-    let mut own: Vec<ImageRef> = sides.into_iter().flatten().cloned().collect();
-    own.dedup();
+/// Whose zTOCs are taken over: those of the images that the user named for it, unless all are to be built anew. An image
+/// that is only converted or replaced is not trusted: its zTOCs could be anybody's.
+fn known(registry: Option<&Registry>, reuse: &[ImageRef], force: bool) -> Vec<Arc<dyn KnownZtocs>> {
     match registry {
-        Some(registry) if !force => {
-            let known = RepositoryZtocs::new(registry.clone(), own, reuse.to_vec());
+        Some(registry) if !force && !reuse.is_empty() => {
+            let known = RepositoryZtocs::new(registry.clone(), reuse.to_vec());
             vec![Arc::new(known)]
         }
         _ => Vec::new(),
@@ -180,7 +169,7 @@ impl Job {
         }
         Ok(Self {
             options,
-            known: known(registry.as_ref(), sides, &reuse, args.ztocs.force),
+            known: known(registry.as_ref(), &reuse, args.ztocs.force),
             registry,
             reuse,
             teller: Arc::clone(teller),

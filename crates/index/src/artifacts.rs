@@ -77,6 +77,8 @@ pub struct Entry {
     pub created_at: Option<Time>,
     /// The span size that was asked for (zTOC only), in bytes.
     pub span_size: u64,
+    /// It was found in a content store when the records were rebuilt, and may come from anywhere.
+    pub is_found: bool,
 }
 
 /// The present, for [`Entry::created_at`].
@@ -277,6 +279,8 @@ struct Row {
     created_at: Option<(i64, u32)>,
     #[serde(default)]
     span_size: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_found: bool,
 }
 
 impl Row {
@@ -293,6 +297,7 @@ impl Row {
             artifact_type,
             created_at,
             span_size,
+            is_found,
         } = entry.clone();
         soci_oci::json::to_vec(&Self {
             kind,
@@ -305,6 +310,7 @@ impl Row {
             artifact_type,
             created_at: created_at.map(|time| (time.secs, time.nanos)),
             span_size,
+            is_found,
         })
     }
 
@@ -323,6 +329,7 @@ impl Row {
             artifact_type: row.artifact_type,
             created_at: row.created_at.map(|(secs, nanos)| Time { secs, nanos }),
             span_size: row.span_size,
+            is_found: row.is_found,
         })
     }
 }

@@ -20,6 +20,7 @@ fn entry(kind: Kind, blob: &Descriptor) -> Entry {
         artifact_type: String::new(),
         created_at: Some(now()),
         span_size: 0,
+        is_found: false,
     }
 }
 

@@ -4,6 +4,9 @@
 //! digest checked, and it must be a zTOC of this very layer: same size, same compression, same span size,
 //! and one that can be served. What does not fit is built anew, which never makes a worse index, and is
 //! told as a warning unless the candidate simply is not there any more.
+//!
+//! The layer itself is not read, so nothing shows a forged zTOC: one that lies about files, or leaves some out.
+//! Only zTOCs that this machine made ([`RecordedZtocs`]) are safe to take; of others the user must say so.
 
 use std::error::Error;
 use std::fmt;
@@ -33,7 +36,7 @@ const BUDGET_KIB: u32 = 32 << 10;
 /// Why nobody can say which zTOCs there are.
 pub type KnownError = Box<dyn Error + Send + Sync>;
 
-/// Who may have zTOCs of layers. What it says is checked: it may be wrong, or lie.
+/// Who may have zTOCs of layers. Whether they fit is checked; whether they tell the truth about the layer is not.
 #[async_trait]
 pub trait KnownZtocs: Send + Sync + fmt::Debug {
     /// zTOCs that are said to be of this layer with this span size, the best first.

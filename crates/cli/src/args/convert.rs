@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Command};
-use soci_flags::{list, switch};
+use soci_flags::switch;
 
 use super::groups::{Platforms, PrefetchFiles, RegistryAccess, Ztocs};
-use super::groups::{platform_flags, prefetch_flags, registry_flags, ztoc_flags};
+use super::groups::{platform_flags, prefetch_flags, registry_flags, reuse_flag, ztoc_flags};
 use super::{Values, json_flag, positional};
 
 const CONVERT_LONG: &str = "\
@@ -26,7 +26,11 @@ and not kept. <image_ref> and <dest_ref> are then one of
   oci:PATH[:tag], oci-archive:PATH[:tag]  an OCI image layout, as a folder or as a tar
   docker-archive:PATH[:name]             what `docker save` writes; only to be read
   -                                      an archive on standard input or output
-  PATH                                   a layout, folder or tar; --format says which to write";
+  PATH                                   a layout, folder or tar; --format says which to write
+
+Every layer is read and its zTOC built, unless this machine built it before and recorded it (with containerd),
+or --reuse-from names an image whose zTOCs are to be copied. Copied zTOCs are not compared with the layers:
+someone who can push to that image can make nodes show wrong or missing files, also from your new image.";
 
 const CONVERT_EXAMPLES: &str = "\
 Examples:
@@ -63,9 +67,7 @@ pub(super) fn command() -> Command {
         .arg(switch("allow-empty").help(
             "With --standalone: an image without a layer to index is copied as it is, not an error",
         ))
-        .arg(list("reuse-from").value_name("REF").help(
-            "With --standalone: take over zTOCs that this image in a registry has; may be repeated",
-        ))
+        .arg(reuse_flag())
         .arg(switch("strict").help("Exit with code 4 if a layer that should have a zTOC has none"))
         .arg(json_flag())
         .args(platform_flags())

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{ArgMatches, Command};
-use soci_flags::{list, switch};
+use soci_flags::switch;
 
 use super::groups::{Platforms, PrefetchFiles, RegistryAccess, Ztocs};
-use super::groups::{platform_flags, prefetch_flags, registry_flags, ztoc_flags};
+use super::groups::{platform_flags, prefetch_flags, registry_flags, reuse_flag, ztoc_flags};
 use super::{Values, json_flag, positional};
 
 const LONG: &str = "\
@@ -17,7 +17,8 @@ Version 1 indexes are found by asking the registry for what refers to an image, 
 on in the snapshotter. `soci convert` makes images that carry their index, and is the better choice.
 
 With --standalone, <image_ref> is docker://registry/repository:tag; the index is pushed to the same
-repository. containerd and root rights are not needed.";
+repository. containerd and root rights are not needed. --reuse-from copies zTOCs without comparing them with
+the layers: someone who can push to that image can make nodes show wrong or missing files.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,9 +35,7 @@ pub(super) fn command() -> Command {
                 .help("The image: a name in containerd, or with --standalone docker://..."),
         )
         .arg(switch("standalone").help("Work on a registry, without containerd"))
-        .arg(list("reuse-from").value_name("REF").help(
-            "With --standalone: take over zTOCs that this image in a registry has; may be repeated",
-        ))
+        .arg(reuse_flag())
         .arg(switch("strict").help("Exit with code 4 if a layer that should have a zTOC has none"))
         .arg(json_flag())
         .args(platform_flags())

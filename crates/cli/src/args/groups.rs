@@ -55,8 +55,16 @@ pub(super) fn ztoc_flags() -> [Arg; 4] {
             .help("Optional optimization; may be repeated (known: xattr)"),
         switch("force")
             .short('f')
-            .help("Build again what was built before"),
+            .help("Build every zTOC, also those that were built on this machine before"),
     ]
+}
+
+/// Flag for whose zTOCs are taken over.
+pub(super) fn reuse_flag() -> Arg {
+    list("reuse-from").value_name("IMAGE").help(
+        "With --standalone: copy the zTOCs of this image in a registry instead of reading the layers. They are not \
+         verified: trust everyone who can push to it. May be repeated",
+    )
 }
 
 /// As the flags say it; not checked yet.

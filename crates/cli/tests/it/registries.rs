@@ -3,11 +3,11 @@
 use std::fs;
 
 use serde_json::Value;
-use soci_oci::Digest;
 use soci_oci::testing::{Access, Fault, On, Setup, TestRegistry, Wrong};
+use soci_oci::{Digest, media_type};
 
 use crate::site::{convert, converted, docker, layer, layout, publish, tagged, uploads};
-use crate::soci::{command, run};
+use crate::soci::{Ran, command, run};
 
 /// A registry with an image of these layers as `in:1`.
 fn with_image(setup: Setup, layers: &[Vec<u8>]) -> TestRegistry {
@@ -91,10 +91,17 @@ fn another_registry_gets_layers_from_the_same_stream() {
             .all(|seen| matches!(seen.method.as_str(), "GET" | "HEAD"))
     );
     let expected = tagged(&to, "out", "2");
-    // A second time everything is there: nothing is read but documents and zTOCs, nothing is sent but the tag.
-    from.forget_seen();
+    // A second time everything is there, and nothing is sent but the tag.
     to.forget_seen();
     let ran = converted(SOME, &docker(&from, "in:1"), &docker(&to, "out:2"));
+    assert_eq!(ran.stdout.matches("(already exists)").count(), 0, "{ran:?}");
+    assert!(uploads(&to, "out").is_empty());
+    // If the copy is trusted, nothing is read but documents and zTOCs.
+    from.forget_seen();
+    to.forget_seen();
+    let trusted = docker(&to, "out:2");
+    let flags = [SOME, &["--reuse-from", &trusted]].concat();
+    let ran = converted(&flags, &docker(&from, "in:1"), &docker(&to, "out:2"));
     assert_eq!(ran.stdout.matches("(already exists)").count(), 2, "{ran:?}");
     assert_eq!(
         digests(&layers)
@@ -106,7 +113,7 @@ fn another_registry_gets_layers_from_the_same_stream() {
     assert!(uploads(&to, "out").is_empty());
     assert_eq!(tagged(&to, "out", "2"), expected);
     // Unless all is to be built anew.
-    let flags: Vec<&str> = SOME.iter().copied().chain(["--force"]).collect();
+    let flags: Vec<&str> = flags.into_iter().chain(["--force"]).collect();
     let ran = converted(&flags, &docker(&from, "in:1"), &docker(&to, "out:2"));
     assert_eq!(ran.stdout.matches("(already exists)").count(), 0, "{ran:?}");
     assert_eq!(tagged(&to, "out", "2"), expected);
@@ -223,9 +230,64 @@ fn a_version_1_index_is_pushed_to_be_found_from_its_image() {
         tagged(&registry, "in", "1").as_deref()
     );
     assert_eq!(registry.tags("in"), ["1"], "no tag is made for it");
-    // It is found, and taken over, the next time.
+    // It is found, and taken over, by those who trust it.
     let ran = create(&[]);
+    assert_eq!(ran.stdout.matches("(already exists)").count(), 0, "{ran:?}");
+    let trusted = docker(&registry, "in:1");
+    let ran = create(&["--reuse-from", &trusted]);
     assert_eq!(ran.stdout.matches("(already exists)").count(), 2, "{ran:?}");
+}
+
+/// The zTOCs that a command's lines name.
+fn ztocs(ran: &Ran) -> Vec<String> {
+    let lines = ran.stdout.lines();
+    let digests = lines.filter_map(|line| line.split("-> ztoc ").nth(1)?.split(' ').next());
+    digests.map(str::to_owned).collect()
+}
+
+/// Tags an image whose index says that the zTOC of `lie` is that of `layer`; the zTOC.
+fn forge(registry: &TestRegistry, tag: &str, layer: &[u8], lie: Vec<u8>) -> String {
+    let (layer, lied) = (Digest::sha256(layer), Digest::sha256(&lie));
+    let elsewhere = with_image(Setup::default(), &[lie]);
+    let (from, to) = (docker(&elsewhere, "in:1"), docker(&elsewhere, "in:2"));
+    let ztoc = ztocs(&converted(&[], &from, &to)).remove(0);
+    registry.add_blob("in", elsewhere.blob(&ztoc.parse().unwrap()).unwrap());
+    // Digests are as long as each other, so all sizes stay right.
+    let text = |digest: &str| {
+        let (_, bytes) = elsewhere.manifest("in", digest).unwrap();
+        String::from_utf8(bytes.to_vec()).unwrap()
+    };
+    let image = text("2");
+    let parsed: Value = serde_json::from_str(&image).unwrap();
+    let index = parsed["manifests"][1]["digest"].as_str().unwrap();
+    let forged = text(index).replace(&lied.to_string(), &layer.to_string());
+    let image = image.replace(index, &Digest::sha256(forged.as_bytes()).to_string());
+    registry.add_manifest("in", None, media_type::OCI_MANIFEST, forged.into_bytes());
+    registry.add_manifest("in", Some(tag), media_type::OCI_INDEX, image.into_bytes());
+    ztoc
+}
+
+#[test]
+fn a_forged_ztoc_is_taken_over_only_from_an_image_that_is_trusted() {
+    let good = layer(1, 200_000);
+    let registry = with_image(Setup::default(), std::slice::from_ref(&good));
+    let source = docker(&registry, "in:1");
+    let honest = converted(&[], &source, &docker(&registry, "in:honest"));
+    let forged = [forge(&registry, "soci", &good, layer(2, 200_000))];
+    assert_ne!(ztocs(&honest), forged);
+    let copy = docker(&registry, "in:soci");
+    let trusting = converted(
+        &["--reuse-from", &copy],
+        &source,
+        &docker(&registry, "in:t"),
+    );
+    assert_eq!(ztocs(&trusting), forged, "the forgery would fit");
+    let ran = converted(&[], &source, &copy);
+    assert_eq!(ztocs(&ran), ztocs(&honest));
+    assert_eq!(
+        tagged(&registry, "in", "soci"),
+        tagged(&registry, "in", "honest")
+    );
 }
 
 #[test]

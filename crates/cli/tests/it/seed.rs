@@ -138,6 +138,7 @@ pub(crate) fn entry(kind: Kind, blob: &Descriptor) -> Entry {
         artifact_type: only_index(ARTIFACT_TYPE_V1),
         created_at: None,
         span_size: 0,
+        is_found: false,
     }
 }
 

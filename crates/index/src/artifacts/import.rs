@@ -94,6 +94,7 @@ fn entry(key: &[u8], fields: &[(&[u8], Value<'_>)]) -> Option<Entry> {
             Some(bytes) => time(bytes)?,
         },
         span_size: number("span_size")?,
+        is_found: false,
     })
 }
 

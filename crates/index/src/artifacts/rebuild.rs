@@ -3,7 +3,8 @@
 //! First what is there is looked through: every blob that can be an index is read. Records of blobs that are
 //! gone are dropped; indexes without a record are recorded, with their zTOCs and prefetch artifacts. What
 //! an index belongs to says the index itself (version 1) or the image that lists it (version 2), so the
-//! images are needed as well, but only then.
+//! images are needed as well, but only then. What is recorded so may have come with a pull: it is marked as found, and
+//! no index is ever built from it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -167,6 +168,9 @@ impl<'a> Scan<'a> {
             for blob in index.blobs() {
                 entries.extend(self.part(blob)?);
             }
+        }
+        for entry in &mut entries {
+            entry.is_found = true;
         }
         self.artifacts.put(&entries)?;
         Ok(left_out)

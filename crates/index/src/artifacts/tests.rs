@@ -28,6 +28,7 @@ fn entry(name: &str, kind: Kind) -> Entry {
         artifact_type: String::new(),
         created_at: Some(now()),
         span_size: 4 << 20,
+        is_found: false,
     }
 }
 
@@ -37,6 +38,7 @@ fn what_is_put_comes_back_by_digest_and_in_order() {
     let mut entries = vec![entry("b", Kind::Layer), entry("a", Kind::Index)];
     entries[0].platform = "\u{fffd}<\0\n".to_owned();
     entries[0].created_at = None;
+    entries[0].is_found = true;
     artifacts.put(&entries).unwrap();
     for wanted in &entries {
         assert_eq!(artifacts.get(&wanted.digest).unwrap(), *wanted);

@@ -11,7 +11,7 @@ use crate::artifacts::{Artifacts, ArtifactsError, Entry, Kind};
 use crate::model::ZTOC_MEDIA_TYPE;
 
 /// The zTOCs of the records that are still in a store. One that is in the records and not in the store is
-/// no candidate, whichever store it was put into.
+/// no candidate, whichever store it was put into; nor is one that was only found there, which anybody may have made.
 #[derive(Debug)]
 pub struct RecordedZtocs {
     records: Artifacts,
@@ -53,6 +53,7 @@ impl KnownZtocs for RecordedZtocs {
         let layer = layer.digest.to_string();
         let is_of_layer = |entry: &&Entry| {
             entry.kind == Kind::Layer
+                && !entry.is_found
                 && entry.media_type == ZTOC_MEDIA_TYPE
                 && entry.oci_digest == layer
                 && entry.span_size == span_size

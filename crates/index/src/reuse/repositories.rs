@@ -2,7 +2,10 @@
 //!
 //! An image's indexes are found as nodes find them: the version 2 indexes that its OCI index lists or its manifests name, and
 //! the version 1 indexes that refer to its manifests. All of that is asked for once, when the first layer wants to know. An
-//! image that is not there has no zTOCs; one that was named for them and cannot be read is told once, and has none.
+//! image that is not there has no zTOCs; one that cannot be read is told once, and has none.
+//!
+//! Nothing here is compared with the layers: whoever can push to these repositories decides what the zTOCs say. Use it only for
+//! images that the user trusts.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -25,12 +28,11 @@ use crate::model::{ARTIFACT_TYPE_V1, ARTIFACT_TYPE_V2, INDEX_DIGEST, SPAN_SIZE, 
 /// Manifests of one image that are looked at, and indexes that are read: more platforms than images have.
 const MAX_MANIFESTS: usize = 32;
 
-/// The zTOCs of these images.
+/// The zTOCs of these images, unverified.
 #[derive(Debug)]
 pub struct RepositoryZtocs {
     registry: Registry,
-    /// Images, and whether somebody asked for their zTOCs.
-    images: Vec<(ImageRef, bool)>,
+    images: Vec<ImageRef>,
     found: OnceCell<Vec<Found>>,
 }
 
@@ -43,25 +45,22 @@ struct Found {
 }
 
 impl RepositoryZtocs {
-    /// Those of these images, the first preferred. Only of those that were `named` for it is it worth a warning that they
-    /// cannot be read.
+    /// Those of these images, the first preferred. The user must trust everybody who can push to them.
     #[must_use]
-    pub fn new(registry: Registry, own: Vec<ImageRef>, named: Vec<ImageRef>) -> Self {
-        let own = own.into_iter().map(|image| (image, false));
-        let named = named.into_iter().map(|image| (image, true));
+    pub fn new(registry: Registry, images: Vec<ImageRef>) -> Self {
         Self {
             registry,
-            images: own.chain(named).collect(),
+            images,
             found: OnceCell::new(),
         }
     }
 
     async fn found(&self) -> &[Found] {
-        let look = async |(image, is_named): &(ImageRef, bool)| {
+        let look = async |image: &ImageRef| {
             let search = Search::new(self.registry.clone(), image.clone());
             match search.run().await {
                 Ok(found) => return Some(found),
-                Err(error) if error.is_not_found() || !is_named => {
+                Err(error) if error.is_not_found() => {
                     tracing::debug!(%image, %error, "no image to take ztocs from");
                 }
                 Err(error) => {

@@ -194,6 +194,16 @@ async fn what_was_recorded_is_taken_over_unless_it_is_gone_or_something_else() {
     assert_eq!(index.oci_digest, bound.manifest.to_string());
     assert_eq!(index.platform, "linux/amd64");
 
+    // One that rebuilding the records found may have come with a pull.
+    let found = Entry {
+        is_found: true,
+        ..ztoc.clone()
+    };
+    records.put(&[found]).unwrap();
+    let again = convert(&means(), &target, &options()).await.unwrap();
+    assert!(matches!(outcome(&again, 0), Outcome::Built(_)));
+    assert!(!records.get(&ztoc.digest).unwrap().is_found);
+
     // A misfiled artifact with the same layer and span size is no candidate.
     let misfiled = Entry {
         media_type: "application/vnd.amazon.soci.prefetch.v1+json".to_owned(),

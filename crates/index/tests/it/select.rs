@@ -60,6 +60,7 @@ fn entry(name: &str, manifest: &Digest, artifact_type: &str, secs: Option<i64>) 
         artifact_type: artifact_type.to_owned(),
         created_at: secs.map(|secs| soci_ztoc::Time { secs, nanos: 0 }),
         span_size: 0,
+        is_found: false,
     }
 }
 

@@ -109,6 +109,7 @@ async fn an_index_is_recorded_with_its_manifest_and_the_image_that_has_it() {
         let entry = fixture.artifacts.get(&ztoc.digest).unwrap();
         assert_eq!((entry.kind, entry.span_size), (Kind::Layer, 4096));
         assert_eq!(entry.oci_digest, Digest::sha256(b"layer").to_string());
+        assert!(entry.is_found, "whoever made it");
         fixture
             .artifacts
             .remove(&[index.digest, ztoc.digest])
