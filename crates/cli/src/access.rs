@@ -1,10 +1,11 @@
 //! How registries are reached, as the flags say.
 
 use std::collections::BTreeSet;
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use soci_oci::credentials::{Chain, Credential, Credentials, DockerConfig, ForRegistry, Secret};
 use soci_oci::reference::ImageRef;
 use soci_oci::registry::retry::RetryPolicy;
@@ -16,6 +17,8 @@ use crate::args::RegistryAccess;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Registries check everything that a manifest names before they answer.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest password in bytes; tokens of cloud registries have a few thousand.
+const MAX_PASSWORD: u64 = 64 << 10;
 
 /// A client for the registries of these images. Who the flags say that we are is for the registry of the first; at the others
 /// we are who docker's configuration says.
@@ -38,7 +41,8 @@ pub(crate) fn traced_registry(
         hosts.read_folders(&flags.hosts_dirs, name);
     }
     let mut sources: Vec<Arc<dyn Credentials>> = Vec::new();
-    if let (Some(credential), Some(image)) = (credential(flags), images.first()) {
+    let credential = credential(flags, io::stdin().lock())?;
+    if let (Some(credential), Some(image)) = (credential, images.first()) {
         sources.push(Arc::new(ForRegistry {
             registry: image.host().to_owned(),
             hosts: hosts.own_hosts(image)?,
@@ -78,10 +82,15 @@ fn tls(flags: &RegistryAccess) -> Result<Tls> {
     })
 }
 
-/// Who the flags say that we are: a refresh token, or a name and what follows its first colon.
-fn credential(flags: &RegistryAccess) -> Option<Credential> {
+/// Who the flags say that we are: a refresh token, or a name and its password, which follows the first colon or comes on
+/// standard input. No message repeats a value: a token may stand where the name should.
+fn credential(flags: &RegistryAccess, stdin: impl Read) -> Result<Option<Credential>> {
+    if flags.password_stdin {
+        return with_password(flags, stdin).map(Some);
+    }
     if !flags.refresh.is_empty() {
-        return Some(Credential::Identity(Secret::new(flags.refresh.as_str())));
+        let token = Secret::new(flags.refresh.as_str());
+        return Ok(Some(Credential::Identity(token)));
     }
     let (name, password) = match flags.user.split_once(':') {
         // A colon in the first place is part of the name.
@@ -89,12 +98,37 @@ fn credential(flags: &RegistryAccess) -> Option<Credential> {
         _ => (flags.user.as_str(), ""),
     };
     if name.is_empty() {
-        return None;
+        return Ok(None);
     }
     if password.is_empty() {
-        tracing::warn!("--user {name} comes without a password; write --user {name}:PASSWORD");
+        tracing::warn!(
+            "--user comes without a password; add --password-stdin and write the password to standard input"
+        );
     }
-    Some(Credential::new(name, password))
+    Ok(Some(Credential::new(name, password)))
+}
+
+/// The name of `--user` and the first line of standard input.
+fn with_password(flags: &RegistryAccess, stdin: impl Read) -> Result<Credential> {
+    if !flags.refresh.is_empty() {
+        bail!("--password-stdin and --refresh are two credentials; leave one out");
+    }
+    if flags.user.is_empty() {
+        bail!("--password-stdin needs the name of the user: --user NAME");
+    }
+    if flags.user.contains(':') {
+        bail!("--password-stdin: --user has a password already; leave it and its colon out");
+    }
+    let mut password = String::new();
+    stdin
+        .take(MAX_PASSWORD)
+        .read_to_string(&mut password)
+        .context("read the password from standard input")?;
+    let password = password.trim_end_matches(['\r', '\n']);
+    if password.is_empty() {
+        bail!("--password-stdin: there is no password on standard input");
+    }
+    Ok(Credential::new(flags.user.as_str(), password))
 }
 
 #[cfg(test)]
@@ -102,11 +136,12 @@ mod tests {
     use super::*;
 
     fn of(user: &str, refresh: &str) -> Option<Credential> {
-        credential(&RegistryAccess {
+        let flags = RegistryAccess {
             user: user.to_owned(),
             refresh: refresh.to_owned(),
             ..RegistryAccess::default()
-        })
+        };
+        credential(&flags, io::empty()).expect("a credential or none")
     }
 
     #[test]
@@ -120,6 +155,32 @@ mod tests {
         assert_eq!(of(":me", ""), Some(Credential::new(":me", "")));
         let token = Credential::Identity(Secret::new("token"));
         assert_eq!(of("me:pw", "token"), Some(token));
+    }
+
+    #[test]
+    fn a_password_may_come_on_standard_input() {
+        let of = |user: &str, refresh: &str, stdin: &str| {
+            let flags = RegistryAccess {
+                user: user.to_owned(),
+                refresh: refresh.to_owned(),
+                password_stdin: true,
+                ..RegistryAccess::default()
+            };
+            credential(&flags, stdin.as_bytes()).map_err(|error| error.to_string())
+        };
+        let me = Ok(Some(Credential::new("me", "se:cret ")));
+        for stdin in ["se:cret ", "se:cret \n", "se:cret \r\n"] {
+            assert_eq!(of("me", "", stdin), me);
+        }
+        for (user, refresh, stdin) in [
+            ("", "", "hunter2"),
+            ("me", "", "\n"),
+            ("me:hunter2", "", "hunter2"),
+            ("me", "hunter2", "hunter2"),
+        ] {
+            let error = of(user, refresh, stdin).expect_err(user);
+            assert!(error.starts_with("--password-stdin") && !error.contains("hunter2"));
+        }
     }
 
     #[test]

@@ -157,6 +157,9 @@ impl Job {
                 "{written}: an archive of docker cannot hold an index; write oci-archive:PATH instead"
             );
         }
+        if args.registry.password_stdin && from == Transport::Pipe {
+            bail!("standard input cannot be both the image and the password of --password-stdin");
+        }
         if to.image().is_some_and(|image| image.digest().is_some()) {
             bail!("{written}: the copy gets a digest of its own; name a tag only");
         }

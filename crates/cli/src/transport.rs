@@ -78,6 +78,13 @@ impl Transport {
 /// The name of an image in a registry, as people write it; `docker://` in front is fine.
 pub(crate) fn image(name: &str) -> Result<ImageRef> {
     let name = name.strip_prefix("docker://").unwrap_or(name);
+    // As in an address. No message may repeat it: it holds a password.
+    if name
+        .split_once('/')
+        .is_some_and(|(host, _)| host.contains('@'))
+    {
+        bail!("a user cannot stand in an image's name; use --user NAME --password-stdin");
+    }
     ImageRef::parse(name).with_context(|| format!("image name {name:?}"))
 }
 
@@ -181,5 +188,11 @@ mod tests {
             let error = Transport::parse(Path::new(text)).expect_err(text);
             assert!(!error.to_string().is_empty(), "{text}");
         }
+        let error = image("docker://me:hunter2@r.example/app:1").expect_err("a password");
+        let said = format!("{error:#}");
+        assert!(
+            said.contains("--password-stdin") && !said.contains("hunter2"),
+            "{said}"
+        );
     }
 }

@@ -122,13 +122,17 @@ impl PrefetchFiles {
 }
 
 /// Flags for registries, as `push` has them.
-pub(super) fn registry_flags() -> [Arg; 8] {
+pub(super) fn registry_flags() -> [Arg; 9] {
     use soci_flags::text;
     [
         text("user")
             .short('u')
-            .value_name("NAME[:PASSWORD]")
-            .help("Who to be at the registry (default: what docker's configuration says)"),
+            .value_name("NAME")
+            .help(
+                "User at the registry (default: what docker's configuration says); give the password with \
+                 --password-stdin: every user of the machine can read NAME:PASSWORD",
+            ),
+        switch("password-stdin").help("Read the password of --user from standard input"),
         switch("plain-http").help("Speak HTTP without TLS"),
         switch("skip-verify")
             .short('k')
@@ -159,6 +163,7 @@ pub(super) fn registry_flags() -> [Arg; 8] {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RegistryAccess {
     pub(crate) user: String,
+    pub(crate) password_stdin: bool,
     pub(crate) plain_http: bool,
     pub(crate) skip_verify: bool,
     pub(crate) hosts_dirs: Vec<PathBuf>,
@@ -178,6 +183,7 @@ impl RegistryAccess {
         let folders = folders.split(',').filter(|folder| !folder.is_empty());
         Self {
             user: values.text("user"),
+            password_stdin: values.is("password-stdin"),
             plain_http: values.is("plain-http"),
             skip_verify: values.is("skip-verify"),
             hosts_dirs: folders.map(PathBuf::from).collect(),

@@ -15,7 +15,7 @@ name says. What the registry has already is not sent again.";
 const EXAMPLES: &str = "\
 Examples:
   soci push registry.example/app:1
-  soci push --user AWS:$(aws ecr get-login-password) 123.dkr.ecr.eu-west-1.amazonaws.com/app:1
+  aws ecr get-login-password | soci push --user AWS --password-stdin 123.dkr.ecr.eu-west-1.amazonaws.com/app:1
   soci push --existing-index skip --all-platforms registry.example/app:1";
 
 pub(super) fn command() -> Command {

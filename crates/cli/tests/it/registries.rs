@@ -374,6 +374,17 @@ fn a_registry_that_lies_ends_in_an_error_and_no_tag() {
 }
 
 #[test]
+fn a_token_in_the_place_of_the_user_is_not_printed() {
+    let registry = with_image(Setup::default(), &[layer(1, 200_000)]);
+    let (from, to) = (docker(&registry, "in:1"), docker(&registry, "out:2"));
+    for user in ["hunter2", ":hunter2"] {
+        let ran = converted(&["--user", user], &from, &to);
+        assert!(ran.stderr.contains("--password-stdin"), "{ran:?}");
+        assert!(!ran.stderr.contains("hunter2"), "{ran:?}");
+    }
+}
+
+#[test]
 fn passwords_helpers_and_tokens_let_us_in() {
     let login = |access| Setup {
         access,
@@ -388,6 +399,7 @@ fn passwords_helpers_and_tokens_let_us_in() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("ca.pem"), TestRegistry::ca_pem()).unwrap();
     let ca = folder.path().join("ca.pem");
+    fs::write(folder.path().join("password"), "hunter2\n").unwrap();
     let helper = folder.path().join("docker-credential-test");
     fs::write(
         &helper,
@@ -402,7 +414,8 @@ fn passwords_helpers_and_tokens_let_us_in() {
     .unwrap();
     let path = format!("{}:/usr/bin:/bin", folder.path().display());
     for (flags, with_config, good) in [
-        (&["--user", "me:hunter2"][..], false, true),
+        (&["--user", "me", "--password-stdin"][..], false, true),
+        (&["--user", "me:hunter2"], false, true),
         (&[], true, true),
         (&[], false, false),
         (&["--user", "me:wrong"], false, false),
@@ -417,6 +430,7 @@ fn passwords_helpers_and_tokens_let_us_in() {
         }
         command.arg("--tlscacert").arg(&ca).args(flags);
         command.args([docker(&registry, "in:1"), docker(&registry, "out:2")]);
+        command.stdin(fs::File::open(folder.path().join("password")).unwrap());
         let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.success(), good, "{flags:?}: {said}");
