@@ -90,7 +90,7 @@ pub(crate) fn grammar() -> Command {
         ])
 }
 
-fn global_flags() -> [Arg; 7] {
+fn global_flags() -> [Arg; 8] {
     [
         text("address")
             .short('a')
@@ -112,6 +112,7 @@ fn global_flags() -> [Arg; 7] {
             .default_value("0s")
             .help("Give up after this time, for instance 90s or 5m; 0s: never"),
         switch("debug").help("Print the requests that go to registries"),
+        switch("verbose").help("Print on standard error what is tried, and what does not work"),
         text("content-store")
             .value_name("STORE")
             .value_parser(known(&["containerd", "soci"], StringValueParser::new()))
@@ -214,6 +215,7 @@ pub(crate) struct Global {
     pub(crate) content_store: String,
     pub(crate) root: PathBuf,
     pub(crate) debug: bool,
+    pub(crate) verbose: bool,
     pub(crate) progress: ProgressKind,
 }
 
@@ -239,6 +241,7 @@ impl Global {
             content_store: or("content-store", "containerd"),
             root: root.map_or_else(|| PathBuf::from(DEFAULT_ROOT), PathBuf::from),
             debug: Values(matches).is("debug"),
+            verbose: Values(matches).is("verbose"),
             progress: matches
                 .get_one("progress")
                 .copied()

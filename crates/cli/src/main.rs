@@ -65,8 +65,9 @@ fn main() -> ExitCode {
             ExitCode::from(refusal.code)
         }
         Parsed::Run(matches) => {
-            output::start_log();
-            match start(&matches) {
+            let global = Global::of(&matches);
+            output::start_log(global.verbose);
+            match start(&global, &matches) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => refuse(&error),
             }
@@ -86,15 +87,14 @@ fn refuse(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(1)
 }
 
-fn start(matches: &ArgMatches) -> Result<()> {
-    let global = Global::of(matches);
+fn start(global: &Global, matches: &ArgMatches) -> Result<()> {
     let runtime = Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .thread_name("soci-net")
         .enable_all()
         .build()?;
     let timeout = global.timeout.map(|timeout| timeout + grace(matches));
-    let result = runtime.block_on(limited(timeout, dispatch(&global, matches)));
+    let result = runtime.block_on(limited(timeout, dispatch(global, matches)));
     end(runtime);
     result
 }

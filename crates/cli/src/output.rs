@@ -77,18 +77,22 @@ pub(crate) fn complain(text: &str) {
     drop(io::stderr().lock().write_all(text.as_bytes()));
 }
 
-/// Sends log records of level info and above to standard error from now on.
-pub(crate) fn start_log() {
-    tracing_subscriber::registry().with(Log).init();
+/// Sends log records to standard error from now on: of level info and above, or all of them.
+pub(crate) fn start_log(verbose: bool) {
+    tracing_subscriber::registry().with(Log { verbose }).init();
 }
 
 /// Log records as the reference writes them.
-struct Log;
+struct Log {
+    /// What is tried is told, too.
+    verbose: bool,
+}
 
 impl<S: Subscriber> Layer<S> for Log {
     fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
         // What a registry asks for on the way is news to the daemon's readers, not to who waits for a command.
         let most = match metadata.target().starts_with("soci_oci::registry") {
+            _ if self.verbose => Level::DEBUG,
             true => Level::WARN,
             false => Level::INFO,
         };
@@ -99,7 +103,8 @@ impl<S: Subscriber> Layer<S> for Log {
         let level = match *event.metadata().level() {
             Level::ERROR => "error",
             Level::WARN => "warning",
-            _ => "info",
+            Level::INFO => "info",
+            _ => "debug",
         };
         let mut fields = Fields::default();
         event.record(&mut fields);

@@ -1,6 +1,7 @@
 //! From registry to registry: what is asked for, what is sent, and what happens when something breaks.
 
 use std::fs;
+use std::time::Duration;
 
 use serde_json::Value;
 use soci_oci::testing::{Access, Fault, On, Setup, TestRegistry, Wrong};
@@ -439,6 +440,74 @@ fn passwords_helpers_and_tokens_let_us_in() {
     }
 }
 
+/// A registry with an image for everybody with a token, which everybody gets.
+fn asks_for_tokens() -> TestRegistry {
+    let access = Access::Token {
+        login: None,
+        lifetime: Duration::from_secs(60),
+        oauth: false,
+    };
+    let setup = Setup {
+        access,
+        ..Setup::default()
+    };
+    with_image(setup, &[layer(1, 200_000)])
+}
+
+#[test]
+fn a_broken_docker_configuration_is_named_once_and_not_quoted() {
+    let (registry, to) = (asks_for_tokens(), TestRegistry::start());
+    let host = registry.host();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.json");
+    for (text, problem) in [
+        (
+            format!(r#"{{"auths":{{"{host}":{{"auth":"hunter2"#),
+            "error in line 1",
+        ),
+        ("\u{feff}{}".to_owned(), "error in line 1"),
+        (
+            format!(r#"{{"auths":{{"{host}":{{"auth":"hunter2!"}}}}}}"#),
+            "the auth of",
+        ),
+    ] {
+        fs::write(&file, text).unwrap();
+        let output = command()
+            .env("DOCKER_CONFIG", folder.path())
+            .args(["convert", "--standalone", "--min-layer-size", "0"])
+            .args([docker(&registry, "in:1"), docker(&to, "out:2")])
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        assert_eq!(said.matches(file.to_str().unwrap()).count(), 1, "{said}");
+        assert!(
+            said.contains("level=warning") && said.contains(problem),
+            "{said}"
+        );
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+}
+
+#[test]
+fn what_is_tried_is_told_to_those_who_ask() {
+    let (registry, to) = (asks_for_tokens(), TestRegistry::start());
+    let nothing = tempfile::tempdir().unwrap();
+    for verbose in [false, true] {
+        let output = command()
+            .env("DOCKER_CONFIG", nothing.path())
+            .args(["convert", "--standalone", "--min-layer-size", "0"])
+            .arg(format!("--verbose={verbose}"))
+            .args([docker(&registry, "in:1"), docker(&to, "out:2")])
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let is_told = said.contains("level=debug msg=\"no docker configuration\"");
+        assert_eq!(is_told, verbose, "{said}");
+        assert!(verbose || said.is_empty(), "{said}");
+    }
+}
+
 #[test]
 fn an_interrupted_copy_leaves_no_tag() {
     let layers = layers();
@@ -462,7 +531,7 @@ fn an_interrupted_copy_leaves_no_tag() {
         .unwrap();
     let big = digests(&layers)[0];
     while from.bytes_sent(&big) == 0 {
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
     }
     let killed = run_kill(child.id());
     assert!(killed);

@@ -1,11 +1,13 @@
 //! Docker's configuration file as a source: what `docker login` leaves there.
 //!
 //! For a host, the program of its own (`credHelpers`) is asked, else the general one (`credsStore`), and then what the
-//! file itself holds (`auths`).
+//! file itself holds (`auths`). A file that cannot be used is a warning that names it, and nothing of what stands in it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
+    io::ErrorKind,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -32,6 +34,8 @@ pub struct DockerConfig {
     path: Option<PathBuf>,
     /// The document itself, from the environment; asked before the file.
     document: Option<Secret>,
+    /// Problems that were told: the file is read for every token, and would be complained of each time.
+    told: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl DockerConfig {
@@ -45,6 +49,7 @@ impl DockerConfig {
         DockerConfig {
             path: folder.map(|folder| folder.join("config.json")),
             document: std::env::var("DOCKER_AUTH_CONFIG").ok().map(Secret::new),
+            told: Arc::default(),
         }
     }
 
@@ -53,6 +58,45 @@ impl DockerConfig {
         DockerConfig {
             path: Some(path.to_owned()),
             document: None,
+            told: Arc::default(),
+        }
+    }
+
+    fn parse(&self, document: &[u8], origin: &str) -> Option<ConfigFile> {
+        match serde_json::from_slice(document) {
+            Ok(file) => Some(file),
+            Err(error) => {
+                // Position and kind only: serde_json's text may quote what it read.
+                let (line, column, kind) = (error.line(), error.column(), error.classify());
+                self.warn(format!(
+                    "{origin}: {kind:?} error in line {line}, column {column}"
+                ));
+                None
+            }
+        }
+    }
+
+    /// What the document says of a host.
+    async fn look_up(&self, document: &[u8], origin: &str, host: &str) -> Option<Credential> {
+        let file = self.parse(document, origin)?;
+        match file.look_up(host).await {
+            Some(Ok(found)) => Some(found),
+            Some(Err(BadAuth)) => {
+                self.warn(format!(
+                    "{origin}: the auth of {host} is not base64 of name:password"
+                ));
+                None
+            }
+            None => None,
+        }
+    }
+
+    fn warn(&self, problem: String) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.insert(problem.clone()) {
+            tracing::warn!(
+                "{problem}; no credentials are taken from there; `docker login` writes it anew"
+            );
         }
     }
 }
@@ -61,22 +105,23 @@ impl DockerConfig {
 impl Credentials for DockerConfig {
     async fn get(&self, host: &str, _image: &ImageRef) -> Option<Credential> {
         let document = self.document.as_ref().map(Secret::reveal);
-        if let Some(file) = document.and_then(|text| read(text.as_bytes(), "environment"))
-            && let Some(found) = file.look_up(host).await
+        if let Some(text) = document
+            && let Some(found) = self
+                .look_up(text.as_bytes(), "DOCKER_AUTH_CONFIG", host)
+                .await
         {
             return Some(found);
         }
         let path = self.path.as_ref()?;
+        let shown = path.display();
         match tokio::fs::read(path).await {
-            Ok(bytes) => {
-                let file = read(&bytes, &path.display().to_string())?;
-                file.look_up(host).await
+            Ok(bytes) => return self.look_up(&bytes, &shown.to_string(), host).await,
+            Err(error) if is_absent(error.kind()) => {
+                tracing::debug!(path = %shown, "no docker configuration");
             }
-            Err(error) => {
-                tracing::debug!(path = %path.display(), %error, "no docker configuration");
-                None
-            }
+            Err(error) => self.warn(format!("{shown}: {error}")),
         }
+        None
     }
 }
 
@@ -100,26 +145,15 @@ struct AuthEntry {
     registrytoken: String,
 }
 
-fn read(document: &[u8], origin: &str) -> Option<ConfigFile> {
-    match serde_json::from_slice(document) {
-        Ok(file) => Some(file),
-        Err(error) => {
-            // Position and kind only: serde_json's text may quote what it read.
-            let (line, column, kind) = (error.line(), error.column(), error.classify());
-            tracing::debug!(
-                origin,
-                line,
-                column,
-                ?kind,
-                "docker configuration cannot be read"
-            );
-            None
-        }
-    }
+/// An `auth` that cannot be decoded.
+struct BadAuth;
+
+fn is_absent(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
 impl ConfigFile {
-    async fn look_up(&self, host: &str) -> Option<Credential> {
+    async fn look_up(&self, host: &str) -> Option<Result<Credential, BadAuth>> {
         let key = match host {
             "docker.io" | "registry-1.docker.io" | "index.docker.io" => DOCKER_HUB_KEY,
             host => host,
@@ -128,7 +162,7 @@ impl ConfigFile {
         let general = Some(&self.store).filter(|name| !name.is_empty());
         if let Some(name) = own.or(general) {
             match helper::ask(name, key).await {
-                Ok(Some(found)) => return Some(found),
+                Ok(Some(found)) => return Some(Ok(found)),
                 Ok(None) => {}
                 Err(error) => {
                     let cause = std::error::Error::source(&error).map(ToString::to_string);
@@ -137,7 +171,7 @@ impl ConfigFile {
                 }
             }
         }
-        entry_of(&self.auths, key)?.credential()
+        entry_of(&self.auths, key)?.credential().transpose()
     }
 }
 
@@ -160,20 +194,24 @@ fn host_of(key: &str) -> &str {
 }
 
 impl AuthEntry {
-    fn credential(&self) -> Option<Credential> {
+    fn credential(&self) -> Result<Option<Credential>, BadAuth> {
         if !self.identitytoken.is_empty() {
-            return Some(Credential::Identity(Secret::new(&*self.identitytoken)));
+            let token = Secret::new(&*self.identitytoken);
+            return Ok(Some(Credential::Identity(token)));
         }
         if !self.registrytoken.is_empty() {
-            return Some(Credential::Bearer(Secret::new(&*self.registrytoken)));
+            let token = Secret::new(&*self.registrytoken);
+            return Ok(Some(Credential::Bearer(token)));
         }
         if !self.auth.is_empty() {
-            let decoded = String::from_utf8(BASE64.decode(&self.auth).ok()?).ok()?;
-            let (user, password) = decoded.split_once(':')?;
+            let decoded = BASE64.decode(&self.auth).map_err(|_| BadAuth)?;
+            let decoded = String::from_utf8(decoded).map_err(|_| BadAuth)?;
+            let (user, password) = decoded.split_once(':').ok_or(BadAuth)?;
             let password = password.trim_end_matches('\0');
-            return (!user.is_empty()).then(|| Credential::new(user, password));
+            return Ok((!user.is_empty()).then(|| Credential::new(user, password)));
         }
-        (!self.username.is_empty()).then(|| Credential::new(&self.username, &self.password))
+        let named = !self.username.is_empty();
+        Ok(named.then(|| Credential::new(&self.username, &self.password)))
     }
 }
 
@@ -271,6 +309,7 @@ mod tests {
         let config = DockerConfig {
             path: None,
             document: Some(Secret::new("hunter2")),
+            told: Arc::default(),
         };
         assert!(!format!("{config:?}").contains("hunter2"));
     }
