@@ -230,6 +230,27 @@ impl NewFolder {
         Ok(())
     }
 
+    /// Gives the folder its place if nothing stands there. Another process may have made a layout there meanwhile: then
+    /// the blobs go into that one. Whether the place was free.
+    pub(crate) fn finish_or_join(self) -> Result<bool> {
+        let failed = || format!("failed to write to {}", self.place.display());
+        match fs::rename(&self.temporary.path, &self.place) {
+            Ok(()) => return Ok(true),
+            Err(error) if is_taken(error.kind()) && self.place.join(LAYOUT_NAME).is_file() => {}
+            Err(error) => return Err(error).with_context(failed),
+        }
+        for folder in fs::read_dir(self.temporary.path.join("blobs")).with_context(failed)? {
+            let folder = folder.with_context(failed)?;
+            let to = self.place.join("blobs").join(folder.file_name());
+            fs::create_dir_all(&to).with_context(failed)?;
+            for blob in fs::read_dir(folder.path()).with_context(failed)? {
+                let blob = blob.with_context(failed)?;
+                fs::rename(blob.path(), to.join(blob.file_name())).with_context(failed)?;
+            }
+        }
+        Ok(false)
+    }
+
     /// Gives the folder its place; what stood there is deleted.
     pub(crate) fn finish(self) -> Result<()> {
         let Self {
@@ -278,6 +299,24 @@ impl Copier {
             (self.count)(copied);
         }
     }
+}
+
+fn is_taken(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{AlreadyExists, DirectoryNotEmpty};
+    matches!(kind, AlreadyExists | DirectoryNotEmpty)
+}
+
+/// Processes that change the index of a layout take turns: theirs lasts until the folder is closed.
+pub(crate) fn turn(layout: &Path) -> Result<File> {
+    let folder = File::open(layout).with_context(|| format!("open {}", layout.display()))?;
+    if let Err(error) = folder.lock() {
+        // Some network file systems cannot.
+        tracing::warn!(
+            "{} cannot be locked: {error}; let only one process write to it at a time",
+            layout.display()
+        );
+    }
+    Ok(folder)
 }
 
 /// Files of a layout that are written anew, and unfinished blobs of another process.

@@ -20,7 +20,7 @@ use soci_oci::{Descriptor, Digest, ImageIndex, json};
 use tokio::task::JoinSet;
 
 use super::{Input, Job, folder_of};
-use crate::destination::{Copier, NewFile, NewFolder};
+use crate::destination::{self, Copier, NewFile, NewFolder};
 use crate::source::{Either, REF_NAME, Source};
 use crate::transport::Transport;
 
@@ -164,7 +164,8 @@ pub(super) async fn to_folder(job: &Job, input: Input, path: &Path) -> Result<Co
     Ok(converted)
 }
 
-/// A layout with this image in it. What a layout that is there has besides stays, but for an image of the same name.
+/// A layout with this image in it. What a layout that is there has besides stays, but for an image of the same name;
+/// other processes may write to it at the same time.
 pub(super) async fn to_layout(
     job: &Job,
     input: Input,
@@ -192,26 +193,37 @@ pub(super) async fn to_layout(
             converted
         }
     };
-    let index = if is_layout {
-        let bytes = read_root_file(path, INDEX_NAME, MAX_DOCUMENT_BYTES)?;
-        let index: ImageIndex = json::from_slice(&bytes)
-            .with_context(|| format!("{}: unmarshal index.json", path.display()))?;
-        json::to_vec(&with(index, named(&converted.image, tag), tag))
-    } else {
-        index_json(&converted.image, tag)
-    };
+    let (place, member) = (path.to_owned(), named(&converted.image, tag));
     let done = tokio::task::spawn_blocking(move || {
-        layout.write_index(&index)?;
-        new.map_or(Ok(()), NewFolder::finish)
+        if let Some(new) = new {
+            layout.write_index(&json::to_vec(&ImageIndex::new(vec![member.clone()])))?;
+            if new.finish_or_join()? {
+                return Ok(());
+            }
+        }
+        enlist(&place, member)
     });
     done.await??;
     Ok(converted)
 }
 
-/// The index with one member more, in the place of one of the same name.
-fn with(mut index: ImageIndex, member: Descriptor, tag: Option<&str>) -> ImageIndex {
+/// Adds an image to the index of a layout that is there.
+fn enlist(layout: &Path, member: Descriptor) -> Result<()> {
+    let _turn = destination::turn(layout)?;
+    let bytes = read_root_file(layout, INDEX_NAME, MAX_DOCUMENT_BYTES)?;
+    let index: ImageIndex = json::from_slice(&bytes)
+        .with_context(|| format!("{}: unmarshal index.json", layout.display()))?;
+    Layout::at(layout).write_index(&json::to_vec(&with(index, member)))?;
+    Ok(())
+}
+
+/// The index with one member more, in the place of one of the same name. Without a name, that is the same image only.
+fn with(mut index: ImageIndex, member: Descriptor) -> ImageIndex {
     let mut members = index.manifests.take().unwrap_or_default();
-    members.retain(|old| old.annotation(REF_NAME) != tag);
+    let name = member.annotation(REF_NAME);
+    members.retain(|old| {
+        old.annotation(REF_NAME) != name || (name.is_none() && old.digest != member.digest)
+    });
     members.push(member);
     index.manifests = Some(members);
     index

@@ -179,6 +179,81 @@ fn a_name_chooses_among_images_and_names_the_result() {
     assert!(!path("never.tar").exists());
 }
 
+/// Names of the images in a layout, and how many have none.
+fn listed(layout: &Path) -> (Vec<String>, usize) {
+    let index = read_json(&layout.join("index.json"));
+    let members = index["manifests"].as_array().unwrap();
+    let name = |member: &serde_json::Value| {
+        let name = &member["annotations"]["org.opencontainers.image.ref.name"];
+        name.as_str().map(str::to_owned)
+    };
+    let mut names: Vec<String> = members.iter().filter_map(name).collect();
+    names.sort();
+    let unnamed = members.len() - names.len();
+    (names, unnamed)
+}
+
+#[test]
+fn processes_that_write_to_one_layout_keep_each_others_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for round in 0..5 {
+        let out = path(&format!("out-{round}"));
+        // The first of them make the folder, the others find it.
+        for tags in [["a", "b", "c"], ["d", "e", "f"]] {
+            let convert = |(number, tag): (u64, &str)| {
+                let input = path(&format!("in-{tag}"));
+                layout(&input, &[layer(number, 3000)]);
+                command()
+                    .args(["convert", "--standalone", "--min-layer-size", "0"])
+                    .args([
+                        input.to_str().unwrap(),
+                        &format!("oci:{}:{tag}", out.display()),
+                    ])
+                    .stdout(Stdio::null())
+                    .spawn()
+                    .unwrap()
+            };
+            let children: Vec<_> = (0..).zip(tags).map(convert).collect();
+            for mut child in children {
+                assert_eq!(child.wait().unwrap().code(), Some(0));
+            }
+        }
+        let expected = ["a", "b", "c", "d", "e", "f"].map(str::to_owned).to_vec();
+        assert_eq!(listed(&out), (expected, 0));
+        for tag in ["a", "f"] {
+            let input = format!("oci:{}:{tag}", out.display());
+            converted(&[], &input, path("copy.tar").to_str().unwrap());
+        }
+    }
+    let leftovers = names(folder.path());
+    assert!(
+        !leftovers.iter().any(|name| name.starts_with('.')),
+        "{leftovers:?}"
+    );
+}
+
+#[test]
+fn an_image_without_a_name_leaves_others_without_a_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let out = format!("oci:{}", text("out"));
+    for (number, name) in [(1, "one"), (2, "two")] {
+        layout(&folder.path().join(name), &[layer(number, 3000)]);
+    }
+    converted(&[], &text("one"), &out);
+    converted(&[], &text("two"), &format!("{out}:two"));
+    converted(&[], &text("two"), &out);
+    let expected = (vec!["two".to_owned()], 2);
+    assert_eq!(listed(&folder.path().join("out")), expected);
+    converted(&[], &text("two"), &out);
+    assert_eq!(
+        listed(&folder.path().join("out")),
+        expected,
+        "once is enough"
+    );
+}
+
 /// An archive as `docker save` writes it.
 fn docker_save(folder: &Path, repo_tags: &[&str], legacy: bool) -> Vec<u8> {
     let manifest = read_json(&folder.join("index.json"));
