@@ -1,5 +1,5 @@
 //! Results on disk: written beside their place under another name, and given the place when they are
-//! whole. What stood there before is there until then.
+//! whole and on the disk. What stood there before is there until then, also after a power failure.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::hash::{BuildHasher as _, Hasher as _};
@@ -73,11 +73,14 @@ impl NewFile {
     }
 
     /// Gives the file its place.
-    pub(crate) fn finish(self) -> Result<()> {
+    pub(crate) fn finish(self, file: &File) -> Result<()> {
+        const FAILED: &str = "failed to write output tar";
         let Some(temporary) = self.temporary else {
             return Ok(());
         };
-        fs::rename(&temporary.path, &self.place).context("failed to write output tar")
+        file.sync_all().context(FAILED)?;
+        fs::rename(&temporary.path, &self.place).context(FAILED)?;
+        sync_name(&self.place).context(FAILED)
     }
 }
 
@@ -113,9 +116,7 @@ impl NewFolder {
             .mode(0o755)
             .create(&temporary.path)
             .with_context(failed)?;
-        let layout = Layout::create(&temporary.path)
-            .with_context(failed)?
-            .unsynced();
+        let layout = Layout::create(&temporary.path).with_context(failed)?;
         Ok(Self {
             place,
             temporary,
@@ -234,8 +235,12 @@ impl NewFolder {
     /// the blobs go into that one. Whether the place was free.
     pub(crate) fn finish_or_join(self) -> Result<bool> {
         let failed = || format!("failed to write to {}", self.place.display());
+        sync_names(&self.temporary.path).with_context(failed)?;
         match fs::rename(&self.temporary.path, &self.place) {
-            Ok(()) => return Ok(true),
+            Ok(()) => {
+                sync_name(&self.place).with_context(failed)?;
+                return Ok(true);
+            }
             Err(error) if is_taken(error.kind()) && self.place.join(LAYOUT_NAME).is_file() => {}
             Err(error) => return Err(error).with_context(failed),
         }
@@ -259,16 +264,20 @@ impl NewFolder {
             layout: _,
         } = self;
         let failed = || format!("failed to replace {}", place.display());
+        sync_names(&temporary.path).with_context(failed)?;
+        let named = || sync_name(&place).with_context(failed);
         if fs::symlink_metadata(&place).is_err() {
-            return fs::rename(&temporary.path, &place).with_context(failed);
+            fs::rename(&temporary.path, &place).with_context(failed)?;
+            return named();
         }
         match renameat_with(CWD, &temporary.path, CWD, &place, RenameFlags::EXCHANGE) {
             // The temporary name now has what stood there, and is removed with it.
-            Ok(()) => Ok(()),
+            Ok(()) => named(),
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
                 let old = Temporary::beside(&place)?;
                 fs::rename(&place, &old.path).with_context(failed)?;
-                fs::rename(&temporary.path, &place).with_context(failed)
+                fs::rename(&temporary.path, &place).with_context(failed)?;
+                named()
             }
             Err(error) => Err(error).with_context(failed),
         }
@@ -294,10 +303,43 @@ impl Copier {
             }
             let copied = io::copy(&mut from.by_ref().take(STEP), &mut file)?;
             if copied == 0 {
-                return file.set_permissions(mode);
+                file.set_permissions(mode)?;
+                return file.sync_all();
             }
             (self.count)(copied);
         }
+    }
+}
+
+/// Brings the names in a folder and in those below it to the disk. Contents were brought there when they were written.
+pub(crate) fn sync_names(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_names(&entry.path())?;
+        }
+    }
+    sync_folder(folder)
+}
+
+/// Brings the name of something to the disk.
+pub(crate) fn sync_name(place: &Path) -> io::Result<()> {
+    sync_folder(&folder_of(place))
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    match File::open(folder)?.sync_all() {
+        // Some network file systems cannot.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        synced => synced,
+    }
+}
+
+/// The folder that something is in, or will be.
+pub(crate) fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
     }
 }
 

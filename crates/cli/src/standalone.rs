@@ -9,7 +9,7 @@
 //! indexed. For a file the image is fetched first, because an archive has its members in another order.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
@@ -288,13 +288,5 @@ impl Job {
         self.teller.progress().phase("copying", None);
         target.finish(source, &converted.image).await?;
         Ok(converted)
-    }
-}
-
-/// The folder that something is in, or will be.
-fn folder_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
     }
 }

@@ -19,8 +19,8 @@ use soci_oci::store::{
 use soci_oci::{Descriptor, Digest, ImageIndex, json};
 use tokio::task::JoinSet;
 
-use super::{Input, Job, folder_of};
-use crate::destination::{self, Copier, NewFile, NewFolder};
+use super::{Input, Job};
+use crate::destination::{self, Copier, NewFile, NewFolder, folder_of, sync_name, sync_names};
 use crate::source::{Either, REF_NAME, Source};
 use crate::transport::Transport;
 
@@ -116,9 +116,9 @@ pub(super) async fn to_archive(
     let written = out
         .into_inner()
         .map_err(std::io::IntoInnerError::into_error);
-    drop(written.context("failed to write output tar")?);
+    let written = written.context("failed to write output tar")?;
     if let Some(place) = place {
-        place.finish()?;
+        tokio::task::spawn_blocking(move || place.finish(&written)).await??;
     }
     Ok(converted)
 }
@@ -210,11 +210,14 @@ pub(super) async fn to_layout(
 /// Adds an image to the index of a layout that is there.
 fn enlist(layout: &Path, member: Descriptor) -> Result<()> {
     let _turn = destination::turn(layout)?;
+    let failed = || format!("failed to write to {}", layout.display());
+    // Blobs are there before the index names them.
+    sync_names(&layout.join("blobs")).with_context(failed)?;
     let bytes = read_root_file(layout, INDEX_NAME, MAX_DOCUMENT_BYTES)?;
     let index: ImageIndex = json::from_slice(&bytes)
         .with_context(|| format!("{}: unmarshal index.json", layout.display()))?;
     Layout::at(layout).write_index(&json::to_vec(&with(index, member)))?;
-    Ok(())
+    sync_name(&layout.join(INDEX_NAME)).with_context(failed)
 }
 
 /// The index with one member more, in the place of one of the same name. Without a name, that is the same image only.

@@ -22,6 +22,7 @@ use tempfile::NamedTempFile;
 use tokio::runtime::Handle;
 
 use crate::args::{Global, ZtocGetFile};
+use crate::destination::{folder_of, sync_name};
 use crate::output::stream::Stream;
 use crate::state::State;
 
@@ -203,14 +204,10 @@ impl Output {
             Ok(_) => return Ok(Self::Special(OpenOptions::new().write(true).open(path)?)),
             Err(_) => path.to_owned(),
         };
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
         let draft = tempfile::Builder::new()
             .prefix(".soci-")
             .permissions(Permissions::from_mode(0o644))
-            .tempfile_in(folder)?;
+            .tempfile_in(folder_of(&path))?;
         Ok(Self::Draft(draft, path))
     }
 
@@ -225,8 +222,9 @@ impl Output {
         match self {
             Self::Special(_) => Ok(()),
             Self::Draft(draft, path) => {
-                draft.persist(path).map_err(|error| error.error)?;
-                Ok(())
+                draft.as_file().sync_all()?;
+                draft.persist(&path).map_err(|error| error.error)?;
+                sync_name(&path)
             }
         }
     }

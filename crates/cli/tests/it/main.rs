@@ -3,6 +3,7 @@
 mod bad_images;
 mod building;
 mod command_line;
+mod durability;
 mod endless;
 mod golden;
 mod hostile;
