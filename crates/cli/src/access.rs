@@ -10,8 +10,9 @@ use soci_oci::credentials::{Chain, Credential, Credentials, DockerConfig, ForReg
 use soci_oci::reference::ImageRef;
 use soci_oci::registry::retry::RetryPolicy;
 use soci_oci::registry::{Hosts, Identity, Options, Registry, Tls, Trace};
+use soci_oci::store::registry::RegistryTarget;
 
-use crate::args::RegistryAccess;
+use crate::args::{Global, RegistryAccess};
 
 /// No container waits for the answer: a registry far away gets its time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,6 +62,24 @@ pub(crate) fn traced_registry(
         ..Options::default()
     };
     Ok(Registry::new(options, Arc::new(Chain(sources)))?)
+}
+
+/// Does work that may upload. Whatever ends it, an error, `--timeout` or the user, uploads that it did not finish are
+/// taken back.
+pub(crate) async fn uploading<T>(
+    global: &Global,
+    registry: Option<&Registry>,
+    target: Option<&RegistryTarget>,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let result = crate::unless_interrupted(crate::limited(global.timeout, work)).await;
+    if let Some(target) = target {
+        target.cancel().await;
+    }
+    if let Some(registry) = registry {
+        registry.cancel_uploads().await;
+    }
+    result
 }
 
 fn tls(flags: &RegistryAccess) -> Result<Tls> {

@@ -27,7 +27,7 @@ pub(crate) async fn run(global: &Global, args: &Create) -> Result<()> {
             platforms: platforms(&args.platforms)?,
             build: build_options(&args.ztocs, &args.prefetch)?,
         };
-        standalone::create_index(args, &options, &teller).await
+        standalone::create_index(global, args, &options, &teller).await
     } else {
         with_containerd(global, args, &teller).await
     };

@@ -159,10 +159,16 @@ fn make_root(root: &Path) -> Result<()> {
         .map_err(|error| anyhow!("mkdir {}: {}", root.display(), errno(&error)))
 }
 
-/// Commands that take a lease keep to `--timeout` themselves, and get this much more to give it back.
+/// Commands that take a lease or upload keep to `--timeout` themselves, and get this much more to give back the lease
+/// or take back what they did not finish.
 fn grace(matches: &ArgMatches) -> Duration {
-    match matches.subcommand_name() {
-        Some("create" | "convert") => Duration::from_secs(2),
+    let (name, matches) = innermost(matches);
+    match name.as_str() {
+        "create" | "convert" if matches.get_one("standalone") == Some(&true) => {
+            Duration::from_secs(6)
+        }
+        "create" | "convert" => Duration::from_secs(2),
+        "push" => Duration::from_secs(4),
         _ => Duration::ZERO,
     }
 }

@@ -13,7 +13,7 @@ use soci_oci::store::{ContentStore, Stacked};
 use crate::args::{Global, Push};
 use crate::output::{self, Progress, PushReport};
 use crate::state::State;
-use crate::{access, convert, unless_interrupted};
+use crate::{access, convert};
 
 /// Uploads at once where the user does not say, or says what cannot be.
 const UPLOADS: usize = 3;
@@ -57,7 +57,7 @@ pub(crate) async fn run(global: &Global, args: &Push) -> Result<()> {
         }
         Ok(report)
     };
-    let report = unless_interrupted(all).await;
+    let report = access::uploading(global, Some(&registry), None, all).await;
     teller.progress.finish();
     let report = report?.took(teller.progress.elapsed());
     if teller.how == How::Json {

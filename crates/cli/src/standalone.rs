@@ -45,10 +45,8 @@ pub(crate) async fn convert_image(
     let teller = Teller::new(Progress::new(global.progress), args.json).beside(is_beside);
     let teller = Arc::new(teller);
     let job = Job::new(args, options, &teller)?;
-    let result = crate::unless_interrupted(job.run(args.format)).await;
-    if let Some(registry) = &job.registry {
-        registry.cancel_uploads().await;
-    }
+    let (registry, target) = (job.registry.as_ref(), job.target.as_ref());
+    let result = access::uploading(global, registry, target, job.run(args.format)).await;
     if let Ok(converted) = &result
         && converted.platforms.iter().all(|it| it.index.is_none())
     {
@@ -59,6 +57,7 @@ pub(crate) async fn convert_image(
 
 /// `soci create --standalone`: the index goes into the repository of the image, to be found from there.
 pub(crate) async fn create_index(
+    global: &Global,
     args: &Create,
     options: &CreateOptions,
     teller: &Arc<Teller>,
@@ -72,11 +71,11 @@ pub(crate) async fn create_index(
     let reuse = reused(&args.reuse_from)?;
     let registry = reached(&args.registry, [Some(&image), None], &reuse)?;
     let registry = registry.context("an image in a registry has a registry")?;
+    let others: Vec<&ImageRef> = reuse.iter().collect();
+    let target = RegistryTarget::new(registry.clone(), image.clone(), &others);
     let work = async {
         let source = RegistryStore::new(registry.clone(), image.clone());
         let root = source.root().await?;
-        let others: Vec<&ImageRef> = reuse.iter().collect();
-        let target = RegistryTarget::new(registry.clone(), image.clone(), &others);
         let means = Means {
             source: Arc::new(source),
             store: Arc::new(target.clone()),
@@ -95,9 +94,7 @@ pub(crate) async fn create_index(
             None => Ok(creation),
         }
     };
-    let result = crate::unless_interrupted(work).await;
-    registry.cancel_uploads().await;
-    result
+    access::uploading(global, Some(&registry), Some(&target), work).await
 }
 
 /// The images that `--reuse-from` names.
@@ -142,8 +139,9 @@ struct Job {
     to: Transport,
     options: ConvertOptions,
     registry: Option<Registry>,
+    /// Where the copy goes, if into a registry.
+    target: Option<RegistryTarget>,
     known: Vec<Arc<dyn KnownZtocs>>,
-    reuse: Vec<ImageRef>,
     teller: Arc<Teller>,
 }
 
@@ -170,11 +168,22 @@ impl Job {
         if from.image().is_some() {
             options.build.at_once = Some(AT_ONCE);
         }
+        let target = match (&registry, to.image()) {
+            (Some(registry), Some(image)) => {
+                let others: Vec<&ImageRef> = from.image().into_iter().chain(&reuse).collect();
+                Some(RegistryTarget::new(
+                    registry.clone(),
+                    image.clone(),
+                    &others,
+                ))
+            }
+            _ => None,
+        };
         Ok(Self {
             options,
+            target,
             known: known(registry.as_ref(), &reuse, args.ztocs.force),
             registry,
-            reuse,
             teller: Arc::clone(teller),
             from,
             to,
@@ -185,7 +194,7 @@ impl Job {
         let (from, to) = (&self.from, &self.to);
         let input = self.open(from, to).await?;
         match to {
-            Transport::Registry(image) => self.to_registry(input, image, from.image()).await,
+            Transport::Registry(_) => self.to_registry(input).await,
             Transport::Folder { path, tag } => {
                 files::to_layout(self, input, path, tag.as_deref()).await
             }
@@ -261,19 +270,14 @@ impl Job {
         Ok(convert(&means, root, &self.options).await?)
     }
 
-    async fn to_registry(
-        &self,
-        input: Input,
-        image: &ImageRef,
-        from: Option<&ImageRef>,
-    ) -> Result<Converted> {
-        let others: Vec<&ImageRef> = from.into_iter().chain(&self.reuse).collect();
-        let target = RegistryTarget::new(self.client()?, image.clone(), &others);
+    async fn to_registry(&self, input: Input) -> Result<Converted> {
+        let target = self.target.as_ref();
+        let target = target.context("a copy in a registry has a target")?;
         let new: Arc<dyn ContentStore> = Arc::new(target.clone());
         let (converted, source): (Converted, Arc<dyn ContentStore>) = match input {
             Input::Registry(source) => {
                 let root = source.root().await?;
-                let read = Arc::new(source.copying_to(&target));
+                let read = Arc::new(source.copying_to(target));
                 (self.convert(read, new, &root).await?, Arc::new(source))
             }
             Input::Files(source) => {

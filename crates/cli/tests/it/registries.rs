@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use serde_json::Value;
-use soci_oci::testing::{Access, Fault, On, Setup, TestRegistry, Wrong};
+use soci_oci::testing::{Access, Fault, On, Seen, Setup, TestRegistry, Wrong};
 use soci_oci::{Digest, media_type};
 
 use crate::site::{convert, converted, docker, layer, layout, publish, tagged, uploads};
@@ -538,12 +538,53 @@ fn an_interrupted_copy_leaves_no_tag() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(tagged(&to, "out", "2"), None);
     assert!(!to.has_blob("out", &big));
-    let taken_back = to
-        .seen()
-        .iter()
-        .filter(|seen| seen.method == "DELETE")
-        .count();
-    assert!(taken_back > 0, "the upload is not left to the registry");
+    let (begun, left) = sessions(&to, "out");
+    assert!(
+        begun > 0 && left == 0,
+        "{left} of {begun} uploads are left to the registry"
+    );
+}
+
+/// Uploads that were begun in a repository, and those that neither ended nor were taken back.
+fn sessions(registry: &TestRegistry, repository: &str) -> (usize, usize) {
+    let prefix = format!("/v2/{repository}/blobs/uploads/");
+    let seen = registry.seen();
+    let count = |is_one: fn(&Seen) -> bool| {
+        let here = seen.iter().filter(|it| it.path.starts_with(&prefix));
+        here.filter(|it| is_one(it)).count()
+    };
+    let begun = count(|it| it.method == "POST" && it.status == 202);
+    let ended = count(|it| it.method == "PUT" && it.status == 201);
+    // A registry may have swept a broken one already: 404.
+    let taken_back = count(|it| it.method == "DELETE");
+    (begun, begun.saturating_sub(ended + taken_back))
+}
+
+#[test]
+fn a_copy_that_takes_too_long_leaves_no_tag_and_no_upload() {
+    let layers = layers();
+    let pace = Some(200_000);
+    let from = with_image(
+        Setup {
+            pace,
+            ..Setup::default()
+        },
+        &layers,
+    );
+    let to = TestRegistry::start();
+    let ran = convert(
+        &[SOME, &["--timeout", "1s"]].concat(),
+        &docker(&from, "in:1"),
+        &docker(&to, "out:2"),
+    );
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("context deadline exceeded"), "{ran:?}");
+    assert_eq!(tagged(&to, "out", "2"), None);
+    let (begun, left) = sessions(&to, "out");
+    assert!(
+        begun > 0 && left == 0,
+        "{left} of {begun} uploads are left to the registry"
+    );
 }
 
 fn run_kill(process: u32) -> bool {

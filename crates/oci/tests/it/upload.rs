@@ -1,11 +1,12 @@
 //! Blobs on their way to a registry: what is sent, what is not, and what becomes of trouble.
 
 use std::{
-    io,
+    io::{self, Write as _},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -14,7 +15,7 @@ use futures_util::stream;
 use soci_oci::{
     Descriptor,
     registry::{BlobSource, BlobStream, FromStore, Registry, RegistryError, Uploaded},
-    store::{Content, ContentStore, layout::Layout},
+    store::{Content, ContentStore, layout::Layout, registry::RegistryTarget},
     testing::{Access, Fault, On, Setup, TestRegistry, Wrong, noise},
 };
 
@@ -388,4 +389,37 @@ async fn a_registry_that_speaks_of_another_blob_is_not_believed() {
     );
     let manifest = client.has_manifest(&image, &digest).await;
     assert!(matches!(manifest, Err(RegistryError::WrongBytes { .. })));
+}
+
+#[tokio::test]
+async fn uploads_end_with_their_target() {
+    let registry = TestRegistry::start();
+    let slow = Wrong::Delay(Duration::from_millis(100));
+    registry.fault(Fault::always(On::Path("uploads/".into()), slow));
+    let client = client(quick());
+    for is_cancelled in [false, true] {
+        let target = RegistryTarget::new(client.clone(), registry.reference("app", "1"), &[]);
+        let bytes = noise(u64::from(is_cancelled), 50_000);
+        let blob = layer(&bytes);
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(&bytes).expect("write the blob");
+        registry.forget_seen();
+        let put = target.put(&blob, Content::File(file)).await;
+        put.expect("an upload is begun");
+        while !registry.seen().iter().any(|seen| seen.method == "POST") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if is_cancelled {
+            target.cancel().await;
+            let file = Content::File(tempfile::tempfile().expect("a file"));
+            target.put(&layer(b""), file).await.expect_err("no more");
+        } else {
+            drop(target);
+        }
+        client.cancel_uploads().await;
+        let requests = registry.requests();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(registry.requests(), requests, "nothing goes on");
+        assert!(!registry.has_blob("app", &blob.digest));
+    }
 }

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
+use std::future::poll_fn;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,9 +36,16 @@ const TEE_CHUNKS: usize = 16;
 /// Bytes of a file per chunk.
 const CHUNK: u64 = 256 << 10;
 
-/// The repository of an image that is being made. Clones are the same target.
+type Uploads = JoinSet<Result<(), StoreError>>;
+
+/// The repository of an image that is being made. Clones are the same target; when the last of them goes, its uploads end.
+/// [`RegistryTarget::cancel`] ends them sooner.
 #[derive(Clone)]
-pub struct RegistryTarget(Arc<Shared>);
+pub struct RegistryTarget {
+    shared: Arc<Shared>,
+    /// The uploads hold `shared`, but not this: else they would keep themselves alive.
+    uploads: Arc<Mutex<Uploads>>,
+}
 
 struct Shared {
     registry: Registry,
@@ -53,14 +61,45 @@ struct State {
     held: HashMap<Digest, (Descriptor, Bytes)>,
     /// Blobs that the repository has.
     present: HashSet<Digest>,
-    uploads: JoinSet<Result<(), StoreError>>,
 }
 
 impl fmt::Debug for RegistryTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RegistryTarget")
-            .field("image", &self.0.image)
+            .field("image", &self.shared.image)
             .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has(&self, digest: &Digest) -> bool {
+        self.state().present.contains(digest)
+    }
+
+    fn came(&self, digest: &Digest) {
+        self.state().present.insert(*digest);
+    }
+
+    async fn upload(&self, blob: &Descriptor, source: &dyn BlobSource) -> Result<(), StoreError> {
+        if self.has(&blob.digest) {
+            return Ok(());
+        }
+        let Self {
+            registry,
+            image,
+            others,
+            ..
+        } = self;
+        let nobody: Sent = Arc::new(|_| {});
+        registry
+            .upload_blob(image, blob, others, source, nobody)
+            .await?;
+        self.came(&blob.digest);
+        Ok(())
     }
 }
 
@@ -77,25 +116,33 @@ impl RegistryTarget {
                 names.push(other.repository().to_owned());
             }
         }
-        Self(Arc::new(Shared {
+        let shared = Arc::new(Shared {
             registry,
             image,
             others: names,
             state: Mutex::default(),
             slots: Arc::new(Semaphore::new(AT_ONCE)),
-        }))
+        });
+        Self {
+            shared,
+            uploads: Arc::default(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.state()
     }
 
-    fn has(&self, digest: &Digest) -> bool {
-        self.state().present.contains(digest)
+    fn uploads(&self) -> MutexGuard<'_, Uploads> {
+        self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn came(&self, digest: &Digest) {
-        self.state().present.insert(*digest);
+    /// Ends all uploads and begins no more: nobody wants the image any longer. What was begun can then be taken back
+    /// ([`Registry::cancel_uploads`]).
+    pub async fn cancel(&self) {
+        self.shared.slots.close();
+        let mut uploads = std::mem::take(&mut *self.uploads());
+        uploads.shutdown().await;
     }
 
     /// Where the bytes of a layer that is being read should go; `None` if the repository has it.
@@ -104,16 +151,18 @@ impl RegistryTarget {
             registry,
             image,
             others,
+            slots,
             ..
-        } = self.0.as_ref();
-        if self.has(&layer.digest) || registry.has_blob(image, &layer.digest).await? {
-            self.came(&layer.digest);
+        } = self.shared.as_ref();
+        let shared = &self.shared;
+        if shared.has(&layer.digest) || registry.has_blob(image, &layer.digest).await? {
+            shared.came(&layer.digest);
             return Ok(None);
         }
         for other in others {
             match registry.mount_blob(image, &layer.digest, other).await {
                 Ok(true) => {
-                    self.came(&layer.digest);
+                    shared.came(&layer.digest);
                     return Ok(None);
                 }
                 Ok(false) => {}
@@ -121,14 +170,18 @@ impl RegistryTarget {
             }
         }
         let (sender, mut chunks) = mpsc::channel(TEE_CHUNKS);
-        let (target, layer) = (self.clone(), layer.clone());
-        self.state().uploads.spawn(async move {
+        let (shared, layer) = (Arc::clone(shared), layer.clone());
+        let mut uploads = self.uploads();
+        if slots.is_closed() {
+            return Ok(None);
+        }
+        uploads.spawn(async move {
             let Shared {
                 registry, image, ..
-            } = target.0.as_ref();
+            } = shared.as_ref();
             let bytes = stream::poll_fn(move |context| chunks.poll_recv(context));
             match registry.push_blob(image, &layer, bytes).await {
-                Ok(()) => target.came(&layer.digest),
+                Ok(()) => shared.came(&layer.digest),
                 // Whose reader has stopped was told why. Either is copied again in the end.
                 Err(error @ RegistryError::Source { .. }) => {
                     tracing::debug!(%error, layer = %layer.digest, "upload broke off");
@@ -143,28 +196,10 @@ impl RegistryTarget {
         Ok(Some(sender))
     }
 
-    async fn upload(&self, blob: &Descriptor, source: &dyn BlobSource) -> Result<(), StoreError> {
-        if self.has(&blob.digest) {
-            return Ok(());
-        }
-        let Shared {
-            registry,
-            image,
-            others,
-            ..
-        } = self.0.as_ref();
-        let nobody: Sent = Arc::new(|_| {});
-        registry
-            .upload_blob(image, blob, others, source, nobody)
-            .await?;
-        self.came(&blob.digest);
-        Ok(())
-    }
-
     /// Waits until everything that was begun has ended well.
     pub async fn settle(&self) -> Result<(), StoreError> {
-        let mut uploads = std::mem::take(&mut self.state().uploads);
-        while let Some(done) = uploads.join_next().await {
+        // They stay where they are, to be cancelled with the others if nobody waits any more.
+        while let Some(done) = poll_fn(|context| self.uploads().poll_join_next(context)).await {
             match done {
                 Ok(result) => result?,
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -186,7 +221,8 @@ impl RegistryTarget {
             lower: Arc::clone(&source),
         });
         let graph = graph(store.as_ref(), root).await?;
-        let missing = graph.blobs.values().filter(|blob| !self.has(&blob.digest));
+        let missing = graph.blobs.values();
+        let missing = missing.filter(|blob| !self.shared.has(&blob.digest));
         stream::iter(missing.cloned().map(Ok))
             .try_for_each_concurrent(AT_ONCE, |blob| {
                 let store = Arc::clone(&source);
@@ -195,12 +231,12 @@ impl RegistryTarget {
                         store,
                         blob: blob.clone(),
                     };
-                    match self.upload(&blob, &from).await {
+                    match self.shared.upload(&blob, &from).await {
                         Err(StoreError::Registry(error))
                             if matches!(*error, RegistryError::Source { .. })
                                 && from.store.distrust(&blob.digest) =>
                         {
-                            self.upload(&blob, &from).await
+                            self.shared.upload(&blob, &from).await
                         }
                         done => done,
                     }
@@ -220,7 +256,7 @@ impl RegistryTarget {
         if let Some(root) = documents.last() {
             let Shared {
                 registry, image, ..
-            } = self.0.as_ref();
+            } = self.shared.as_ref();
             let tag = image
                 .tag()
                 .map_or_else(|| root.descriptor.digest.to_string(), str::to_owned);
@@ -236,7 +272,7 @@ impl RegistryTarget {
     async fn write(&self, node: &Node) -> Result<(), StoreError> {
         let Shared {
             registry, image, ..
-        } = self.0.as_ref();
+        } = self.shared.as_ref();
         let Descriptor {
             digest, media_type, ..
         } = &node.descriptor;
@@ -257,7 +293,7 @@ impl RegistryTarget {
         let (descriptor, bytes) = held.ok_or(StoreError::NotFound(*digest))?;
         let Shared {
             registry, image, ..
-        } = self.0.as_ref();
+        } = self.shared.as_ref();
         let pushed = registry.push_referrer(image, &descriptor.media_type, bytes);
         pushed.await.map(drop).map_err(StoreError::from)
     }
@@ -301,18 +337,22 @@ impl ContentStore for RegistryTarget {
                 let held = (descriptor.clone(), bytes);
                 self.state().held.insert(descriptor.digest, held);
             }
-            Content::Bytes(bytes) => self.upload(descriptor, &bytes).await?,
+            Content::Bytes(bytes) => self.shared.upload(descriptor, &bytes).await?,
             Content::File(file) => {
                 // A file needs no memory while it waits: the next layer need not wait for it.
-                let Ok(slot) = Arc::clone(&self.0.slots).acquire_owned().await else {
+                let Ok(slot) = Arc::clone(&self.shared.slots).acquire_owned().await else {
                     return Err(StoreError::NotFound(descriptor.digest));
                 };
-                let (target, blob) = (self.clone(), descriptor.clone());
-                self.state().uploads.spawn(async move {
+                let (shared, blob) = (Arc::clone(&self.shared), descriptor.clone());
+                let mut uploads = self.uploads();
+                if shared.slots.is_closed() {
+                    return Err(StoreError::NotFound(descriptor.digest));
+                }
+                uploads.spawn(async move {
                     let _slot = slot;
                     let size = blob.size;
                     let file = Arc::new(file);
-                    target.upload(&blob, &InFile { file, size }).await
+                    shared.upload(&blob, &InFile { file, size }).await
                 });
             }
         }
