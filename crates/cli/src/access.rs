@@ -13,6 +13,7 @@ use soci_oci::registry::{Hosts, Identity, Options, Registry, Tls, Trace};
 use soci_oci::store::registry::RegistryTarget;
 
 use crate::args::{Global, RegistryAccess};
+use crate::output::{self, Progress};
 
 /// No container waits for the answer: a registry far away gets its time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -22,13 +23,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_PASSWORD: u64 = 64 << 10;
 
 /// A client for the registries of these images. Who the flags say that we are is for the registry of the first; at the others
-/// we are who docker's configuration says.
-pub(crate) fn registry(flags: &RegistryAccess, images: &[&ImageRef]) -> Result<Registry> {
-    traced_registry(flags, images, None)
-}
-
-/// The same, with all requests told to somebody.
-pub(crate) fn traced_registry(
+/// we are who docker's configuration says. All requests are told to `trace`.
+pub(crate) fn registry(
     flags: &RegistryAccess,
     images: &[&ImageRef],
     trace: Option<Trace>,
@@ -62,6 +58,14 @@ pub(crate) fn traced_registry(
         ..Options::default()
     };
     Ok(Registry::new(options, Arc::new(Chain(sources)))?)
+}
+
+/// Prints all requests on standard error, if `--debug` asks for them.
+pub(crate) fn debugged(global: &Global, progress: &Progress) -> Option<Trace> {
+    let progress = progress.clone();
+    global.debug.then(|| {
+        Trace::new(move |traffic| progress.aside(|| output::complain(&format!("{traffic}\n"))))
+    })
 }
 
 /// Does work that may upload. Whatever ends it, an error, `--timeout` or the user, uploads that it did not finish are

@@ -111,7 +111,7 @@ fn global_flags() -> [Arg; 8] {
             .value_name("DURATION")
             .default_value("0s")
             .help("Give up after this time, for instance 90s or 5m; 0s: never"),
-        switch("debug").help("Print the requests that go to registries"),
+        switch("debug").help("Print the requests that go to registries (push on standard output, others on standard error)"),
         switch("verbose").help("Print on standard error what is tried, and what does not work"),
         text("content-store")
             .value_name("STORE")

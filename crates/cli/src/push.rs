@@ -35,7 +35,7 @@ pub(crate) async fn run(global: &Global, args: &Push) -> Result<()> {
     });
     let traced = global.debug || args.trace;
     let trace = traced.then(|| teller.trace());
-    let registry = access::traced_registry(&args.registry, &[&image], trace)?;
+    let registry = access::registry(&args.registry, &[&image], trace)?;
     let images: Arc<dyn ContentStore> = Arc::new(containerd.clone());
     let store: Arc<dyn ContentStore> = Arc::new(Stacked {
         upper: state.content().await?,

@@ -19,7 +19,7 @@ use soci_index::{
 };
 use soci_oci::Descriptor;
 use soci_oci::reference::ImageRef;
-use soci_oci::registry::Registry;
+use soci_oci::registry::{Registry, Trace};
 use soci_oci::store::registry::{RegistryStore, RegistryTarget};
 use soci_oci::store::{ContentStore, Stacked};
 
@@ -44,7 +44,7 @@ pub(crate) async fn convert_image(
     let is_beside = args.destination == Path::new("-");
     let teller = Teller::new(Progress::new(global.progress), args.json).beside(is_beside);
     let teller = Arc::new(teller);
-    let job = Job::new(args, options, &teller)?;
+    let job = Job::new(global, args, options, &teller)?;
     let (registry, target) = (job.registry.as_ref(), job.target.as_ref());
     let result = access::uploading(global, registry, target, job.run(args.format)).await;
     if let Ok(converted) = &result
@@ -69,7 +69,8 @@ pub(crate) async fn create_index(
         );
     };
     let reuse = reused(&args.reuse_from)?;
-    let registry = reached(&args.registry, [Some(&image), None], &reuse)?;
+    let trace = access::debugged(global, teller.progress());
+    let registry = reached(&args.registry, [Some(&image), None], &reuse, trace)?;
     let registry = registry.context("an image in a registry has a registry")?;
     let others: Vec<&ImageRef> = reuse.iter().collect();
     let target = RegistryTarget::new(registry.clone(), image.clone(), &others);
@@ -107,12 +108,13 @@ fn reached(
     flags: &args::RegistryAccess,
     sides: [Option<&ImageRef>; 2],
     reuse: &[ImageRef],
+    trace: Option<Trace>,
 ) -> Result<Option<Registry>> {
     let images: Vec<&ImageRef> = sides.into_iter().flatten().chain(reuse).collect();
     if images.is_empty() {
         return Ok(None);
     }
-    access::registry(flags, &images).map(Some)
+    access::registry(flags, &images, trace).map(Some)
 }
 
 /// Whose zTOCs are taken over: those of the images that the user named for it, unless all are to be built anew. An image
@@ -146,7 +148,12 @@ struct Job {
 }
 
 impl Job {
-    fn new(args: &Convert, options: &ConvertOptions, teller: &Arc<Teller>) -> Result<Self> {
+    fn new(
+        global: &Global,
+        args: &Convert,
+        options: &ConvertOptions,
+        teller: &Arc<Teller>,
+    ) -> Result<Self> {
         let from = Transport::parse(&args.image)?;
         let to = Transport::parse(&args.destination)?;
         let written = args.destination.display();
@@ -163,7 +170,8 @@ impl Job {
         }
         let reuse = reused(&args.reuse_from)?;
         let sides = [to.image(), from.image()];
-        let registry = reached(&args.registry, sides, &reuse)?;
+        let trace = access::debugged(global, teller.progress());
+        let registry = reached(&args.registry, sides, &reuse, trace)?;
         let mut options = options.clone();
         if from.image().is_some() {
             options.build.at_once = Some(AT_ONCE);

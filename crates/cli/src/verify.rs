@@ -9,14 +9,14 @@ use soci_index::artifacts::Kind;
 use soci_index::verify::{Finding, Report, Summary, Verification};
 use soci_oci::manifest::MAX_DOCUMENT_BYTES;
 use soci_oci::reference::ImageRef;
-use soci_oci::registry::RegistryError;
+use soci_oci::registry::{Registry, RegistryError};
 use soci_oci::store::layout::Layout;
 use soci_oci::store::registry::RegistryStore;
 use soci_oci::store::{Content, ContentStore, Stacked};
 use soci_oci::{Descriptor, Digest, ImageIndex, Platform, media_type};
 
 use crate::access;
-use crate::args::{Global, RegistryAccess, Verify};
+use crate::args::{Global, Verify};
 use crate::output::{self, Progress};
 use crate::source::Source;
 use crate::state::State;
@@ -44,8 +44,8 @@ pub(crate) async fn run(global: &Global, args: &Verify) -> Result<()> {
         platform.map_err(|error| anyhow!("could not parse platform {text}: {error}"))
     });
     let platforms: Vec<Platform> = platforms.collect::<Result<_>>()?;
-    let image = open(global, args).await?;
-    let progress = Arc::new(Progress::new(global.progress));
+    let progress = Progress::new(global.progress);
+    let image = open(global, args, &progress).await?;
     if args.deep {
         progress.phase("reading", None);
     }
@@ -128,9 +128,13 @@ fn told(summary: &Summary) -> String {
     format!("{text}: {verdict}")
 }
 
-async fn open(global: &Global, args: &Verify) -> Result<Image> {
+async fn open(global: &Global, args: &Verify, progress: &Progress) -> Result<Image> {
     match Transport::parse(&args.image)? {
-        Transport::Registry(image) => in_registry(&args.registry, image).await,
+        Transport::Registry(image) => {
+            let trace = access::debugged(global, progress);
+            let registry = access::registry(&args.registry, &[&image], trace)?;
+            in_registry(registry, image).await
+        }
         Transport::Folder { path, tag } | Transport::Archive { path, tag } => {
             on_disk(Source::tagged(&path, tag.as_deref())?).await
         }
@@ -174,8 +178,7 @@ async fn on_disk(source: Source) -> Result<Image> {
 }
 
 /// An image in a registry, with the version 1 indexes that refer to its manifests.
-async fn in_registry(flags: &RegistryAccess, image: ImageRef) -> Result<Image> {
-    let registry = access::registry(flags, &[&image])?;
+async fn in_registry(registry: Registry, image: ImageRef) -> Result<Image> {
     let store = RegistryStore::new(registry.clone(), image.clone());
     let target = store.root().await?;
     let mut manifests = vec![target.clone()];
