@@ -160,9 +160,9 @@ fn positional(name: &'static str) -> Arg {
         .value_parser(clap::value_parser!(OsString))
 }
 
-/// `--json` of the commands that end with one object on standard output.
-fn json_flag() -> Arg {
-    switch("json").help("Print one JSON object at the end instead of lines")
+/// `--json`, and what it prints.
+fn json_flag(help: &'static str) -> Arg {
+    switch("json").help(help)
 }
 
 /// Reads values of a command that has the flags asked for.

@@ -107,12 +107,10 @@ pub(crate) async fn info(global: &Global, args: &PrefetchInfo) -> Result<()> {
     let content = state.content().await?;
     let bytes = content.read(&digest, MAX_ARTIFACT_BYTES).await?;
     let ranges = prefetch::parse(&bytes)?;
-    let mut text = summary(&entry, &ranges)?;
     if args.json {
-        let document = document::indent(&prefetch::encode(&ranges))?;
-        write!(text, "\nRaw JSON:\n{document}\n")?;
+        return show(&(document::indent(&prefetch::encode(&ranges))? + "\n"));
     }
-    show(&text)
+    show(&summary(&entry, &ranges)?)
 }
 
 fn summary(entry: &Entry, ranges: &[SpanRange]) -> Result<String, std::fmt::Error> {

@@ -37,7 +37,9 @@ pub(super) fn command() -> Command {
         .arg(switch("standalone").help("Work on a registry, without containerd"))
         .arg(reuse_flag())
         .arg(switch("strict").help("Exit with code 4 if a layer that should have a zTOC has none"))
-        .arg(json_flag())
+        .arg(json_flag(
+            "Print one JSON object at the end instead of lines",
+        ))
         .args(platform_flags())
         .args(ztoc_flags())
         .args(prefetch_flags())

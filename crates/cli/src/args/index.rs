@@ -27,7 +27,7 @@ fn list_command() -> Command {
         .after_help("Examples:\n  soci index list\n  soci index list --ref registry.example/app:1 --platform linux/arm64\n  soci index list -q")
         .arg(text("ref").value_name("REF").help("Only those of this image in containerd"))
         .arg(switch("quiet").short('q').help("Print digests only"))
-        .arg(json_flag())
+        .arg(json_flag("Print a JSON array instead of a table"))
         .arg(
             list("platform")
                 .short('p')
@@ -41,7 +41,7 @@ fn info_command() -> Command {
         .about("Print an index")
         .after_help("Example:\n  soci index info sha256:...")
         .arg(positional("digest").help("Digest of the index"))
-        .arg(json_flag())
+        .arg(json_flag("Print the JSON on one line"))
 }
 
 fn remove_command() -> Command {

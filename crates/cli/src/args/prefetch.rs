@@ -1,9 +1,8 @@
 //! `soci prefetch`: its commands, their flags and help.
 
 use clap::{ArgMatches, Command};
-use soci_flags::switch;
 
-use super::{Values, positional};
+use super::{Values, json_flag, positional};
 
 pub(super) fn command() -> Command {
     Command::new("prefetch")
@@ -19,7 +18,7 @@ fn list_command() -> Command {
         .visible_alias("ls")
         .about("List the prefetch artifacts that were made here")
         .after_help("Example:\n  soci prefetch list --json")
-        .arg(switch("json").help("Print a JSON array"))
+        .arg(json_flag("Print a JSON array instead of a table"))
 }
 
 fn info_command() -> Command {
@@ -27,7 +26,9 @@ fn info_command() -> Command {
         .about("Print which spans a prefetch artifact asks for")
         .after_help("Example:\n  soci prefetch info sha256:...")
         .arg(positional("digest").help("Digest of the artifact"))
-        .arg(switch("json").help("Print its JSON as well"))
+        .arg(json_flag(
+            "Print the artifact itself, which is JSON, instead of a summary",
+        ))
 }
 
 /// Values of `prefetch list`.

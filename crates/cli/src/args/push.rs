@@ -41,7 +41,9 @@ pub(super) fn command() -> Command {
                 .help("Uploads at once"),
         )
         .arg(switch("quiet").short('q').help("Print digests only"))
-        .arg(json_flag())
+        .arg(json_flag(
+            "Print one JSON object at the end instead of lines",
+        ))
         .args(registry_flags())
         .arg(
             text("snapshotter")

@@ -27,7 +27,9 @@ pub(super) fn command() -> Command {
         .after_help(EXAMPLES)
         .arg(positional("image_ref").help("The image"))
         .arg(switch("deep").help("Read every layer"))
-        .arg(json_flag())
+        .arg(json_flag(
+            "Print one JSON object at the end instead of lines",
+        ))
         .arg(
             list("platform")
                 .short('p')

@@ -41,7 +41,7 @@ fn list_command() -> Command {
                 .help("Only those of this image in containerd"),
         )
         .arg(switch("quiet").short('q').help("Print digests only"))
-        .arg(json_flag())
+        .arg(json_flag("Print a JSON array instead of a table"))
 }
 
 fn info_command() -> Command {
@@ -49,7 +49,7 @@ fn info_command() -> Command {
         .about("Print what a zTOC knows of its layer: spans and files")
         .after_help("Example:\n  soci ztoc info sha256:... | jq '.files[].filename'")
         .arg(positional("digest").help("Digest of the zTOC"))
-        .arg(json_flag())
+        .arg(json_flag("Print the JSON on one line"))
 }
 
 fn get_file_command() -> Command {
