@@ -140,6 +140,7 @@ pub(super) fn registry_flags() -> [Arg; 9] {
         text("hosts-dir")
             .value_name("FOLDERS")
             .value_hint(ValueHint::DirPath)
+            .default_value("/etc/containerd/certs.d,/etc/docker/certs.d")
             .help("Folders with containerd's <host>/hosts.toml, separated by commas"),
         text("tlscacert")
             .value_name("FILE")
