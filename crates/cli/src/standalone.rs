@@ -162,6 +162,15 @@ impl Job {
                 "{written}: an archive of docker cannot hold an index; write oci-archive:PATH instead"
             );
         }
+        let is_right = match (&to, args.format) {
+            (Transport::Path(_), _) | (_, None) => true,
+            (Transport::Registry(_), Some(_)) => false,
+            (Transport::Folder { .. }, Some(format)) => format == Format::Folder,
+            (_, Some(format)) => format == Format::Archive,
+        };
+        if !is_right {
+            bail!("{written}: --format is for a path and does not fit here; leave it out");
+        }
         if args.registry.password_stdin && from == Transport::Pipe {
             bail!("standard input cannot be both the image and the password of --password-stdin");
         }
@@ -198,7 +207,7 @@ impl Job {
         })
     }
 
-    async fn run(&self, format: Format) -> Result<Converted> {
+    async fn run(&self, format: Option<Format>) -> Result<Converted> {
         let (from, to) = (&self.from, &self.to);
         let input = self.open(from, to).await?;
         match to {
@@ -212,12 +221,12 @@ impl Job {
             }
             Transport::Pipe => files::to_archive(self, input, files::Out::piped()?, None).await,
             Transport::Path(path) => match format {
-                Format::Archive => {
+                Some(Format::Archive) | None => {
                     // As the reference, which looks at its input first.
                     let out = files::Out::at(path)?;
                     files::to_archive(self, input, out, None).await
                 }
-                Format::Folder => files::to_folder(self, input, path).await,
+                Some(Format::Folder) => files::to_folder(self, input, path).await,
             },
             Transport::DockerArchive { path, .. } => bail!("{} is only read", path.display()),
         }

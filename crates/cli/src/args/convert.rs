@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use soci_flags::switch;
 
@@ -51,7 +52,7 @@ pub(super) fn command() -> Command {
         .value_parser(soci_flags::known(&["oci-archive", "oci-dir"], parse_format))
         .value_name("FORMAT")
         .default_value("oci-archive")
-        .help("With --standalone: write a tar (oci-archive) or a folder (oci-dir)");
+        .help("With --standalone and a PATH: write a tar (oci-archive) or a folder (oci-dir)");
     let image = positional("image_ref")
         .help("The image: a name in containerd, or with --standalone a path or transport");
     let destination = positional("dest_ref")
@@ -103,7 +104,8 @@ pub(crate) struct Convert {
     pub(crate) image: PathBuf,
     pub(crate) destination: PathBuf,
     pub(crate) standalone: bool,
-    pub(crate) format: Format,
+    /// `None`: not asked for.
+    pub(crate) format: Option<Format>,
     pub(crate) allow_empty: bool,
     pub(crate) reuse_from: Vec<String>,
     pub(crate) strict: bool,
@@ -121,10 +123,9 @@ impl Convert {
             image: values.path("image_ref"),
             destination: values.path("dest_ref"),
             standalone: values.is("standalone"),
-            format: matches
-                .get_one("format")
-                .copied()
-                .unwrap_or(Format::Archive),
+            format: (matches.value_source("format") == Some(ValueSource::CommandLine))
+                .then(|| matches.get_one("format").copied())
+                .flatten(),
             allow_empty: values.is("allow-empty"),
             reuse_from: values.texts("reuse-from"),
             strict: values.is("strict"),

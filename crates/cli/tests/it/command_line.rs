@@ -130,6 +130,20 @@ fn usage_errors_show_help_and_exit_1() {
 }
 
 #[test]
+fn a_format_that_does_not_fit_is_refused() {
+    for (format, to) in [
+        ("oci-dir", "oci-archive:x.tar"),
+        ("oci-dir", "-"),
+        ("oci-archive", "oci:x"),
+        ("oci-archive", "docker://r.example/app:1"),
+    ] {
+        let ran = run(["convert", "--standalone", "--format", format, "none", to]);
+        let message = "--format is for a path and does not fit here; leave it out";
+        assert_eq!(ran, failed(&format!("{to}: {message}")));
+    }
+}
+
+#[test]
 fn unknown_commands_exit_3_with_one_line() {
     for words in [
         &["rpull"][..],
