@@ -17,11 +17,11 @@ The copy has the same layers and, for each platform, an index of them: what file
 in the compressed layer each can be read. Only manifests are rewritten, so the copy runs everywhere the
 original does. The same image and flags always give the same digests.
 
-With containerd (the default), <image_ref> is the name of an image in containerd and <dest_ref> the name
+With containerd (the default), <image> is the name of an image in containerd and <destination> the name
 to give to the copy; it needs a tag and may be the same name. Nothing is pulled or pushed.
 
 With --standalone, containerd, root rights and room for the image are not needed: layers are read once
-and not kept. <image_ref> and <dest_ref> are then one of
+and not kept. <image> and <destination> are then one of
 
   docker://registry/repository:tag       an image in a registry; @digest may follow
   oci:PATH[:tag], oci-archive:PATH[:tag]  an OCI image layout, as a folder or as a tar
@@ -53,9 +53,9 @@ pub(super) fn command() -> Command {
         .value_name("FORMAT")
         .default_value("oci-archive")
         .help("With --standalone and a PATH: write a tar (oci-archive) or a folder (oci-dir)");
-    let image = positional("image_ref")
+    let image = positional("image")
         .help("The image: a name in containerd, or with --standalone a path or transport");
-    let destination = positional("dest_ref")
+    let destination = positional("destination")
         .help("The copy: a name with a tag, or with --standalone a path or transport");
     Command::new("convert")
         .about("Make a copy of an image that starts lazily")
@@ -120,8 +120,8 @@ impl Convert {
     pub(crate) fn of(matches: &ArgMatches) -> Self {
         let values = Values(matches);
         Self {
-            image: values.path("image_ref"),
-            destination: values.path("dest_ref"),
+            image: values.path("image"),
+            destination: values.path("destination"),
             standalone: values.is("standalone"),
             format: (matches.value_source("format") == Some(ValueSource::CommandLine))
                 .then(|| matches.get_one("format").copied())

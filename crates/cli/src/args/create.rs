@@ -16,7 +16,7 @@ stays as it is. The index is kept with the image in containerd; `soci push` send
 Version 1 indexes are found by asking the registry for what refers to an image, which must be switched
 on in the snapshotter. `soci convert` makes images that carry their index, and is the better choice.
 
-With --standalone, <image_ref> is docker://registry/repository:tag; the index is pushed to the same
+With --standalone, <image> is docker://registry/repository:tag; the index is pushed to the same
 repository. containerd and root rights are not needed. --reuse-from copies zTOCs without comparing them with
 the layers: someone who can push to that image can make nodes show wrong or missing files.";
 
@@ -31,7 +31,7 @@ pub(super) fn command() -> Command {
         .long_about(LONG)
         .after_help(EXAMPLES)
         .arg(
-            positional("image_ref")
+            positional("image")
                 .help("The image: a name in containerd, or with --standalone docker://..."),
         )
         .arg(switch("standalone").help("Work on a registry, without containerd"))
@@ -64,7 +64,7 @@ impl Create {
     pub(crate) fn of(matches: &ArgMatches) -> Self {
         let values = Values(matches);
         Self {
-            image: values.path("image_ref"),
+            image: values.path("image"),
             standalone: values.is("standalone"),
             reuse_from: values.texts("reuse-from"),
             strict: values.is("strict"),

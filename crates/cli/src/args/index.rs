@@ -25,7 +25,7 @@ fn list_command() -> Command {
         .visible_alias("ls")
         .about("List the indexes that were built here, newest first")
         .after_help("Examples:\n  soci index list\n  soci index list --ref registry.example/app:1 --platform linux/arm64\n  soci index list -q")
-        .arg(text("ref").value_name("REF").help("Only those of this image in containerd"))
+        .arg(text("ref").value_name("IMAGE").help("Only those of this image in containerd"))
         .arg(switch("quiet").short('q').help("Print digests only"))
         .arg(json_flag("Print a JSON array instead of a table"))
         .arg(
@@ -50,7 +50,7 @@ fn remove_command() -> Command {
         .about("Remove indexes")
         .after_help("Examples:\n  soci index remove sha256:... sha256:...\n  soci index remove --ref registry.example/app:1")
         .arg(positional("digest").num_args(0..).help("Digests of the indexes"))
-        .arg(text("ref").value_name("REF").help("All indexes of this image in containerd"))
+        .arg(text("ref").value_name("IMAGE").help("All indexes of this image in containerd"))
 }
 
 /// Values of `index list`.

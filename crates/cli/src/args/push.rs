@@ -23,7 +23,7 @@ pub(super) fn command() -> Command {
         .about("Send the index of an image to its registry")
         .long_about(LONG)
         .after_help(EXAMPLES)
-        .arg(positional("ref").help("Name of the image in containerd"))
+        .arg(positional("image").help("Name of the image in containerd"))
         .args(platform_flags())
         .arg(
             text("existing-index")
@@ -88,7 +88,7 @@ impl Push {
     pub(crate) fn of(matches: &ArgMatches) -> Self {
         let values = Values(matches);
         Self {
-            reference: values.word("ref"),
+            reference: values.word("image"),
             platforms: Platforms::of(matches),
             existing_index: values.text("existing-index"),
             max_concurrent_uploads: matches

@@ -25,7 +25,7 @@ pub(super) fn command() -> Command {
         .about("Check an image and its index against each other")
         .long_about(LONG)
         .after_help(EXAMPLES)
-        .arg(positional("image_ref").help("The image"))
+        .arg(positional("image").help("The image"))
         .arg(switch("deep").help("Read every layer"))
         .arg(json_flag(
             "Print one JSON object at the end instead of lines",
@@ -53,7 +53,7 @@ impl Verify {
     pub(crate) fn of(matches: &ArgMatches) -> Self {
         let values = Values(matches);
         Self {
-            image: values.path("image_ref"),
+            image: values.path("image"),
             deep: values.is("deep"),
             json: values.is("json"),
             platforms: values.texts("platform"),

@@ -37,7 +37,7 @@ fn list_command() -> Command {
         )
         .arg(
             text("image-ref")
-                .value_name("REF")
+                .value_name("IMAGE")
                 .help("Only those of this image in containerd"),
         )
         .arg(switch("quiet").short('q').help("Print digests only"))

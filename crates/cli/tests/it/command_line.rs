@@ -176,7 +176,7 @@ fn help_teaches_and_goes_to_standard_output() {
     }
     let ran = run(["help", "convert"]);
     for part in [
-        "<image_ref>",
+        "<image>",
         "--standalone",
         "--platform",
         "4194304",
