@@ -12,7 +12,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use soci_index::{
     ConvertOptions, Converted, CreateOptions, Creation, KnownZtocs, Means, RepositoryZtocs,
     convert, create,
@@ -28,7 +28,7 @@ use crate::args::{self, Convert, Create, Format, Global};
 use crate::convert::conclude;
 use crate::output::{Progress, Teller};
 use crate::source::Source;
-use crate::transport::{self, Transport};
+use crate::transport::{self, Transport, hinted};
 
 mod files;
 
@@ -63,10 +63,9 @@ pub(crate) async fn create_index(
     teller: &Arc<Teller>,
 ) -> Result<Creation> {
     let Transport::Registry(image) = Transport::parse(&args.image)? else {
-        bail!(
-            "{}: --standalone needs docker://registry/repository:tag",
-            args.image.display()
-        );
+        let shown = args.image.display();
+        let error = anyhow!("{shown}: --standalone needs docker://registry/repository:tag");
+        return Err(hinted(error, &args.image));
     };
     let reuse = reused(&args.reuse_from)?;
     let trace = access::debugged(global, teller.progress());
@@ -171,6 +170,11 @@ impl Job {
         if !is_right {
             bail!("{written}: --format is for a path and does not fit here; leave it out");
         }
+        if let Transport::Path(path) = &to
+            && let Some(hint) = transport::hint(path)
+        {
+            tracing::warn!("{written} is written as a file or folder; {hint}");
+        }
         if args.registry.password_stdin && from == Transport::Pipe {
             bail!("standard input cannot be both the image and the password of --password-stdin");
         }
@@ -240,7 +244,7 @@ impl Job {
                     image.clone(),
                 )));
             }
-            Transport::Path(path) => Source::open(path)?,
+            Transport::Path(path) => Source::open(path).map_err(|error| hinted(error, path))?,
             Transport::Folder { path, tag } => {
                 let is_folder = path.is_dir() || !path.exists();
                 if !is_folder {

@@ -11,7 +11,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use soci_oci::reference::ImageRef;
 
 /// One side of a conversion.
@@ -86,6 +86,26 @@ pub(crate) fn image(name: &str) -> Result<ImageRef> {
         bail!("a user cannot stand in an image's name; use --user NAME --password-stdin");
     }
     ImageRef::parse(name).with_context(|| format!("image name {name:?}"))
+}
+
+/// A question for who wrote the name of an image where a path belongs.
+pub(crate) fn hint(path: &Path) -> Option<String> {
+    let written = path.to_str().filter(|_| !path.exists())?;
+    if written.starts_with(['/', '.']) || written.ends_with(".tar") {
+        return None;
+    }
+    let host = written.split_once('/').map_or("", |(host, _)| host);
+    let has_host = host.contains('.') || host == "localhost";
+    let is_image = (has_host || written.contains(':')) && image(written).is_ok();
+    is_image.then(|| format!("did you mean docker://{written}?"))
+}
+
+/// An error about something that was taken for a path, with that question.
+pub(crate) fn hinted(error: anyhow::Error, path: &Path) -> anyhow::Error {
+    match hint(path) {
+        Some(hint) => anyhow!("{error:#}; {hint}"),
+        None => error,
+    }
 }
 
 /// A path ends at the first colon; what follows chooses among images there.
@@ -169,6 +189,30 @@ mod tests {
         );
         for bare in ["image.tar", "./oci:a", "a:b", "", "/docker:x", "ocix:y"] {
             assert_eq!(parsed(bare), Transport::Path(path(bare)), "{bare}");
+        }
+    }
+
+    #[test]
+    fn the_name_of_an_image_is_asked_about() {
+        for name in [
+            "r.example/app",
+            "localhost/app",
+            "app:1",
+            "r.example:5000/a/b:1",
+        ] {
+            let asked = hint(Path::new(name)).expect(name);
+            assert_eq!(asked, format!("did you mean docker://{name}?"));
+        }
+        for path in [
+            "app",
+            "a/b",
+            "/r.example/app:1",
+            "./app:1",
+            "app:1.tar",
+            "A:1",
+            "src",
+        ] {
+            assert_eq!(hint(Path::new(path)), None, "{path}");
         }
     }
 

@@ -20,7 +20,7 @@ use crate::args::{Global, Verify};
 use crate::output::{self, Progress};
 use crate::source::Source;
 use crate::state::State;
-use crate::transport::Transport;
+use crate::transport::{Transport, hinted};
 
 /// An image, wherever it is.
 struct Image {
@@ -144,7 +144,10 @@ async fn open(global: &Global, args: &Verify, progress: &Progress) -> Result<Ima
         Transport::Pipe => on_disk(Source::piped(&std::env::temp_dir()).await?).await,
         Transport::Path(path) if path.exists() => on_disk(Source::open(&path)?).await,
         Transport::Path(path) => match path.to_str() {
-            Some(name) => in_containerd(global, name).await,
+            Some(name) => {
+                let image = in_containerd(global, name).await;
+                image.map_err(|error| hinted(error, &path))
+            }
             None => bail!("image names are UTF-8"),
         },
     }

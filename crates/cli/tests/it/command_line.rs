@@ -144,6 +144,28 @@ fn a_format_that_does_not_fit_is_refused() {
 }
 
 #[test]
+fn a_forgotten_transport_is_asked_about() {
+    let name = "r.example/app:1";
+    let ran = run(["convert", "--standalone", name, "x.tar"]);
+    let expected = format!(
+        "failed to access input {name}: stat {name}: no such file or directory; did you mean docker://{name}?"
+    );
+    assert_eq!(ran, failed(&expected));
+    let ran = run(["convert", "--standalone", "none", name]);
+    assert!(
+        ran.stderr
+            .contains(&format!("did you mean docker://{name}?")),
+        "{ran:?}"
+    );
+    let ran = run(["create", "--standalone", name]);
+    assert!(
+        ran.stderr
+            .ends_with(&format!("; did you mean docker://{name}?\n")),
+        "{ran:?}"
+    );
+}
+
+#[test]
 fn unknown_commands_exit_3_with_one_line() {
     for words in [
         &["rpull"][..],
