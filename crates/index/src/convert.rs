@@ -90,10 +90,8 @@ pub async fn convert(
 ) -> Result<Converted, ConvertError> {
     let mut image = Image::open(&means.source, target).await?;
     media_type::OCI_INDEX.clone_into(&mut image.index.media_type);
-    let mut sources = Vec::new();
-    for platform in image.wanted(&options.platforms).await? {
-        sources.push(image.part(platform).await?);
-    }
+    let wanted = image.wanted(&options.platforms).await?;
+    let sources = image.parts(wanted).await?;
     let manifests: Vec<Manifest> = sources.iter().map(|part| part.manifest.clone()).collect();
     let built = builder::build(means, &manifests, &options.build).await?;
     let mut indexed = Vec::new();

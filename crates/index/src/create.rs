@@ -96,10 +96,7 @@ impl Creation {
             }
             (platforms, _) => image.wanted(platforms).await?,
         };
-        let mut sources = Vec::new();
-        for platform in platforms {
-            sources.push(image.part(platform).await?);
-        }
+        let sources = image.parts(platforms).await?;
         let manifests: Vec<Manifest> = sources.iter().map(|part| part.manifest.clone()).collect();
         let built = builder::build(means, &manifests, &options.build).await?;
         for (source, parts) in sources.into_iter().zip(built) {
@@ -118,7 +115,7 @@ impl Creation {
         let Part {
             platform,
             descriptor,
-            manifest: _,
+            ..
         } = source;
         let subject = Descriptor::new(descriptor.media_type, descriptor.digest, descriptor.size);
         let Some(index) = parts.index(Version::V1, Some(subject.clone())) else {

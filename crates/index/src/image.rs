@@ -3,8 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use soci_oci::manifest::{self, DocumentError, MAX_DOCUMENT_BYTES};
-use soci_oci::store::{ContentStore, StoreError};
+use soci_oci::store::{ContentStore, DocumentBudget, StoreError};
 use soci_oci::{Descriptor, Digest, ImageConfig, ImageIndex, Manifest, Platform, media_type};
 
 use crate::model::{ARTIFACT_TYPE_V1, ARTIFACT_TYPE_V2};
@@ -62,11 +63,14 @@ pub(crate) struct Part {
     /// The image's manifest for it.
     pub(crate) descriptor: Descriptor,
     pub(crate) manifest: Manifest,
+    /// Bytes of that manifest; a descriptor may state others.
+    bytes: u64,
 }
 
 /// An image: an index, or one manifest as the only member of one.
 pub(crate) struct Image {
     pub(crate) store: Arc<dyn ContentStore>,
+    root: Digest,
     pub(crate) index: ImageIndex,
     /// The platform of the only manifest.
     pub(crate) only: Option<Platform>,
@@ -111,6 +115,7 @@ impl Image {
     ) -> Result<Self, ImageError> {
         let mut image = Self {
             store: Arc::clone(store),
+            root: target.digest,
             index: ImageIndex::new(Vec::new()),
             only: None,
         };
@@ -168,14 +173,27 @@ impl Image {
         }))
     }
 
+    /// The manifests for these platforms, as far as memory may hold them all.
+    pub(crate) async fn parts(&self, platforms: Vec<Platform>) -> Result<Vec<Part>, ImageError> {
+        let mut budget = DocumentBudget::new(self.root);
+        let mut parts = Vec::new();
+        for platform in platforms {
+            let part = self.part(platform).await?;
+            budget.take(part.bytes)?;
+            parts.push(part);
+        }
+        Ok(parts)
+    }
+
     /// The manifest for a platform: the first that matches.
     pub(crate) async fn part(&self, platform: Platform) -> Result<Part, ImageError> {
         let descriptor = self.member(&platform)?.clone();
-        let manifest = self.document(&descriptor).await?;
+        let bytes = self.read(&descriptor).await?;
         Ok(Part {
             platform,
+            manifest: parse(&descriptor, &bytes)?,
+            bytes: bytes.len() as u64,
             descriptor,
-            manifest,
         })
     }
 
@@ -204,12 +222,19 @@ impl Image {
         &self,
         from: &Descriptor,
     ) -> Result<T, ImageError> {
-        let bytes = self.store.read(&from.digest, MAX_DOCUMENT_BYTES).await?;
-        manifest::parse(&bytes, &from.media_type).map_err(|source| ImageError::Document {
-            digest: from.digest,
-            source: Box::new(source),
-        })
+        parse(from, &self.read(from).await?)
     }
+
+    async fn read(&self, from: &Descriptor) -> Result<Bytes, StoreError> {
+        self.store.read(&from.digest, MAX_DOCUMENT_BYTES).await
+    }
+}
+
+fn parse<T: manifest::Kind>(from: &Descriptor, bytes: &[u8]) -> Result<T, ImageError> {
+    manifest::parse(bytes, &from.media_type).map_err(|source| ImageError::Document {
+        digest: from.digest,
+        source: Box::new(source),
+    })
 }
 
 /// The first of each group that means the same.

@@ -249,8 +249,16 @@ pub async fn push(
     // An index that is there but not listed was left so by a push that ended in between.
     let listed =
         options.existing == Existing::Allow || pushed.existing.contains(&selected.index.digest);
-    let graph = Graph::new(registry, image, store, observer, options.uploads);
-    let (listing, blobs) = graph.push_index(&selected.index, listed).await?;
+    let index = &selected.index;
+    let graph = Graph::new(
+        registry,
+        image,
+        store,
+        observer,
+        options.uploads,
+        &index.digest,
+    );
+    let (listing, blobs) = graph.push_index(index, listed).await?;
     pushed.listing = listing;
     pushed.blobs = blobs;
     pushed.took = begun.elapsed();

@@ -7,6 +7,7 @@
 
 pub mod archive;
 mod archive_writer;
+mod budget;
 pub mod containerd;
 pub mod docker_archive;
 mod ingest;
@@ -28,6 +29,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use archive_writer::write_archive;
+pub use budget::{DocumentBudget, MAX_DEPTH, MAX_IMAGE_DOCUMENTS};
 pub use reachable::{ReachableError, reachable};
 pub use stacked::Stacked;
 
@@ -67,6 +69,21 @@ pub enum StoreError {
         /// The most that the caller accepts.
         limit: u64,
     },
+    /// An image whose documents are too large together.
+    #[error(
+        "manifests and indexes of image {image} have more than {limit} bytes together; select fewer platforms"
+    )]
+    TooManyDocuments {
+        /// Its root.
+        image: Digest,
+        /// The most bytes that they may have.
+        limit: u64,
+    },
+    /// A manifest or index that lies in too many indexes.
+    #[error(
+        "{0} is nested more than {MAX_DEPTH} indexes deep; use an image with fewer levels of indexes"
+    )]
+    TooDeep(Digest),
     /// The file system refused; worded as Go does.
     #[error("{action} {}: {}", path.display(), errno(cause))]
     Io {

@@ -11,7 +11,7 @@ use futures_util::future::{BoxFuture, try_join_all};
 use soci_oci::manifest::{self, ImageIndex, Manifest};
 use soci_oci::reference::ImageRef;
 use soci_oci::registry::{FromStore, Listing, MAX_MANIFEST, Registry, Sent, Uploaded};
-use soci_oci::store::{ContentStore, StoreError};
+use soci_oci::store::{ContentStore, DocumentBudget, MAX_DEPTH, StoreError};
 use soci_oci::{Descriptor, Digest, media_type};
 use tokio::sync::{OnceCell, Semaphore};
 
@@ -31,6 +31,8 @@ pub(super) struct Graph<'a> {
     store: &'a Arc<dyn ContentStore>,
     observer: &'a Arc<dyn PushObserver>,
     places: Semaphore,
+    /// Parents wait for their children with their bytes at hand.
+    budget: Mutex<DocumentBudget>,
     begun: Mutex<HashMap<Digest, Done>>,
     copied: Mutex<Vec<CopiedBlob>>,
 }
@@ -40,6 +42,8 @@ pub(super) struct Graph<'a> {
 struct Item {
     blob: Descriptor,
     of_index: bool,
+    /// Indexes that it lies in.
+    depth: usize,
 }
 
 impl<'a> Graph<'a> {
@@ -49,6 +53,7 @@ impl<'a> Graph<'a> {
         store: &'a Arc<dyn ContentStore>,
         observer: &'a Arc<dyn PushObserver>,
         uploads: usize,
+        index: &Digest,
     ) -> Self {
         Self {
             registry,
@@ -56,6 +61,7 @@ impl<'a> Graph<'a> {
             store,
             observer,
             places: Semaphore::new(uploads.clamp(1, Semaphore::MAX_PERMITS)),
+            budget: Mutex::new(DocumentBudget::new(*index)),
             begun: Mutex::default(),
             copied: Mutex::default(),
         }
@@ -85,15 +91,17 @@ impl<'a> Graph<'a> {
         let root = Item {
             blob: index.clone(),
             of_index: true,
+            depth: 0,
         };
         let bytes = self.read(&root, "index").await?;
         let manifest: Manifest = parse(index, &bytes)?;
         self.observer.note(&Note::Pushing(index.digest));
-        let subject = manifest.subject.as_ref().map(of_image);
+        let subject = manifest.subject.as_ref().map(|it| of_image(it, 0));
         let parts = std::iter::once(&manifest.config).chain(manifest.layers());
         let parts = parts.map(|part| Item {
             blob: part.clone(),
             of_index: true,
+            depth: 0,
         });
         self.copy_all(subject.into_iter().chain(parts)).await?;
         let place = self.place().await;
@@ -133,6 +141,9 @@ impl<'a> Graph<'a> {
     /// A manifest or index of the image, and all that it consists of.
     async fn copy_manifest(&self, item: &Item) -> Result<(), GraphError> {
         let blob = &item.blob;
+        if item.depth > MAX_DEPTH {
+            return Err(StoreError::TooDeep(blob.digest).into());
+        }
         let place = self.place().await;
         if self.registry.has_manifest(self.image, &blob.digest).await? {
             self.skipped(blob);
@@ -141,13 +152,14 @@ impl<'a> Graph<'a> {
         let bytes = self.read(item, "image manifest").await?;
         drop(place);
         self.observer.note(&Note::Pushing(blob.digest));
+        let part = |it| of_image(it, item.depth + 1);
         let parts: Vec<Item> = if media_type::is_index(&blob.media_type) {
             let index: ImageIndex = parse(blob, &bytes)?;
-            index.manifests().iter().map(of_image).collect()
+            index.manifests().iter().map(part).collect()
         } else {
             let manifest: Manifest = parse(blob, &bytes)?;
             let config = std::iter::once(&manifest.config);
-            config.chain(manifest.layers()).map(of_image).collect()
+            config.chain(manifest.layers()).map(part).collect()
         };
         self.copy_all(parts.into_iter()).await?;
         let place = self.place().await;
@@ -210,7 +222,12 @@ impl<'a> Graph<'a> {
     async fn read(&self, item: &Item, what: &'static str) -> Result<Bytes, GraphError> {
         match self.store.read(&item.blob.digest, MAX_MANIFEST).await {
             Err(StoreError::NotFound(_)) => Err(item.missing(what)),
-            read => Ok(read?),
+            read => {
+                let bytes = read?;
+                let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+                budget.take(bytes.len() as u64)?;
+                Ok(bytes)
+            }
         }
     }
 
@@ -256,10 +273,11 @@ impl Item {
     }
 }
 
-fn of_image(blob: &Descriptor) -> Item {
+fn of_image(blob: &Descriptor, depth: usize) -> Item {
     Item {
         blob: blob.clone(),
         of_index: false,
+        depth,
     }
 }
 

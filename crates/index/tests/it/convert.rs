@@ -1,9 +1,10 @@
 //! What a conversion makes of indexes, manifests and platforms.
 
 use soci_index::{
-    ARTIFACT_TYPE_V2, BuildError, ConvertError, ConvertOptions, INDEX_DIGEST, MANIFEST_DIGEST,
-    Platforms, SociIndex, convert,
+    ARTIFACT_TYPE_V2, BuildError, ConvertError, ConvertOptions, INDEX_DIGEST, ImageError,
+    MANIFEST_DIGEST, Platforms, SociIndex, convert,
 };
+use soci_oci::store::StoreError;
 use soci_oci::{Descriptor, Digest, ImageIndex, Manifest, json, media_type};
 
 use crate::image::{Images, build_options, member};
@@ -360,4 +361,18 @@ async fn xattrs_are_only_denied_when_asked_for_and_true() {
             (mark_xattrs, false)
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn manifests_that_are_too_large_together_are_refused() {
+    let images = Images::new();
+    let target = images.large(10, 7 << 20).await;
+    let error = refused(&images, &target, &all()).await;
+    let ConvertError::Image(ImageError::Store(StoreError::TooManyDocuments { image, .. })) = error
+    else {
+        panic!("{error:?}");
+    };
+    assert_eq!(image, target.digest);
+    let image = convert(&images.means(), &target, &listed(&["linux/a3"])).await;
+    assert!(image.is_ok(), "one of them is not too large");
 }

@@ -8,7 +8,7 @@ use soci_index::{BuildOptions, Means, Note, Observer, Stage};
 use soci_oci::manifest::{Document, Kind};
 use soci_oci::store::layout::Layout;
 use soci_oci::store::{Content, ContentStore};
-use soci_oci::{Annotations, Descriptor, Digest, Manifest, json, media_type};
+use soci_oci::{Annotations, Descriptor, Digest, ImageIndex, Manifest, json, media_type};
 
 /// A layout in a temporary folder, and what was told about its layers.
 #[derive(Debug)]
@@ -91,6 +91,22 @@ impl Images {
         };
         self.put(media_type::DOCKER_MANIFEST, json::to_vec(&manifest))
             .await
+    }
+
+    /// As many manifests as the index of an image has members, each of so many bytes and a few.
+    pub(crate) async fn large(&self, count: u8, bytes: usize) -> Descriptor {
+        let base = self.manifest("linux/amd64", vec![self.layer("a").await]);
+        let mut manifest: Manifest = self.read(&base.await.digest).await;
+        let mut members = Vec::new();
+        for number in 0..count {
+            let text = char::from(b'a' + number).to_string().repeat(bytes);
+            manifest.annotations = Annotations::from([("note".to_owned(), text)]);
+            let bytes = json::to_vec(&manifest);
+            let put = self.put(media_type::DOCKER_MANIFEST, bytes).await;
+            members.push(member(&put, &format!("linux/a{number}")));
+        }
+        let index = json::to_vec(&ImageIndex::new(members));
+        self.put(media_type::OCI_INDEX, index).await
     }
 
     pub(crate) async fn read<T: Kind>(&self, digest: &Digest) -> T {

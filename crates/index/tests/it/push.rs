@@ -9,9 +9,9 @@ use soci_index::push::{
 use soci_index::{CONFIG, LAYER_DIGEST, SociIndex, Version, ZTOC_MEDIA_TYPE};
 use soci_oci::credentials::Anonymous;
 use soci_oci::registry::{Listing, Options, Registry};
-use soci_oci::store::Content;
+use soci_oci::store::{Content, MAX_DEPTH, StoreError};
 use soci_oci::testing::{Referrers, Setup, TestRegistry};
-use soci_oci::{Annotations, Descriptor, Digest, Manifest, media_type};
+use soci_oci::{Annotations, Descriptor, Digest, ImageIndex, Manifest, json, media_type};
 
 use crate::image::Images;
 
@@ -353,4 +353,36 @@ async fn an_index_that_is_no_manifest_is_refused() {
         error,
         PushError::Graph(GraphError::Document { .. })
     ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_too_many_or_too_deep_documents_is_refused() {
+    let mut scene = Scene::new(Setup::default()).await;
+    scene.subject = scene.images.large(18, 15 << 18).await;
+    let index = scene.index(&["one"]).await;
+    let error = scene.push_as(&index, Existing::Allow).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            PushError::Graph(GraphError::Store(StoreError::TooManyDocuments { .. }))
+        ),
+        "{error:?}"
+    );
+
+    let mut scene = Scene::new(Setup::default()).await;
+    for _ in 0..=MAX_DEPTH {
+        let nested = ImageIndex::new(vec![scene.subject.clone()]);
+        let bytes = json::to_vec(&nested);
+        scene.subject = scene.images.put(media_type::OCI_INDEX, bytes).await;
+    }
+    let index = scene.index(&["one"]).await;
+    let error = scene.push_as(&index, Existing::Allow).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            PushError::Graph(GraphError::Store(StoreError::TooDeep(_)))
+        ),
+        "{error:?}"
+    );
+    assert!(!scene.has(&index.index.digest));
 }

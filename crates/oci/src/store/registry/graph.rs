@@ -8,10 +8,8 @@ use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::manifest::{self, ImageIndex, MAX_DOCUMENT_BYTES, Manifest};
 use crate::media_type;
-use crate::store::{ContentStore, ReachableError, StoreError};
+use crate::store::{ContentStore, DocumentBudget, MAX_DEPTH, ReachableError, StoreError};
 
-/// Indexes within indexes beyond this depth are not followed.
-const MAX_DEPTH: usize = 8;
 /// Documents of one image.
 const MAX_DOCUMENTS: usize = 10_000;
 
@@ -36,61 +34,81 @@ pub struct Graph {
 }
 
 /// Reads all documents of an image. One that is missing is an error; layers that are kept elsewhere are left out.
+///
+/// # Errors
+/// [`ReachableError`] where a document cannot be read, or where the documents are too many, too deep or too
+/// large together.
 pub async fn graph(store: &dyn ContentStore, root: &Descriptor) -> Result<Graph, ReachableError> {
     let mut graph = Graph::default();
     let mut numbers: HashMap<Digest, usize> = HashMap::new();
+    let mut budget = DocumentBudget::new(root.digest);
     let mut queue = vec![(root.clone(), 0)];
     while let Some((descriptor, depth)) = queue.pop() {
         if let Some(&number) = numbers.get(&descriptor.digest) {
-            let node = &mut graph.documents[number];
+            let node: &mut Node = &mut graph.documents[number];
             node.depth = node.depth.max(depth);
             continue;
         }
-        if depth > MAX_DEPTH || graph.documents.len() >= MAX_DOCUMENTS {
-            let text = "an image with too many indexes within indexes";
+        if depth > MAX_DEPTH {
+            return Err(StoreError::TooDeep(descriptor.digest).into());
+        }
+        if graph.documents.len() >= MAX_DOCUMENTS {
+            let text = "an image with more than 10000 manifests and indexes";
             return Err(StoreError::Archive(text).into());
         }
-        let bytes = store.read(&descriptor.digest, MAX_DOCUMENT_BYTES).await?;
-        if bytes.len() as u64 != descriptor.size {
-            return Err(StoreError::Size {
-                digest: descriptor.digest,
-                expected: descriptor.size,
-                actual: bytes.len() as u64,
-            }
-            .into());
-        }
-        let document = |source| ReachableError::Document {
-            digest: descriptor.digest,
-            source: Box::new(source),
-        };
-        let media_type = &descriptor.media_type;
-        if media_type::is_index(media_type) {
-            let index: ImageIndex = manifest::parse(&bytes, media_type).map_err(document)?;
-            for member in index.manifests() {
-                if is_document(member) {
-                    queue.push((member.clone(), depth + 1));
-                } else {
-                    graph.blobs.insert(member.digest, member.clone());
-                }
-            }
-        } else {
-            let manifest: Manifest = manifest::parse(&bytes, media_type).map_err(document)?;
-            let layers = manifest
-                .layers()
-                .iter()
-                .filter(|layer| !is_elsewhere(layer));
-            for blob in layers.chain([&manifest.config]) {
-                graph.blobs.insert(blob.digest, blob.clone());
-            }
-        }
-        numbers.insert(descriptor.digest, graph.documents.len());
-        graph.documents.push(Node {
-            descriptor,
-            bytes,
-            depth,
-        });
+        let node = read(store, descriptor, depth, &mut budget).await?;
+        let (documents, blobs) = named(&node)?;
+        queue.extend(documents.into_iter().map(|named| (named, depth + 1)));
+        graph
+            .blobs
+            .extend(blobs.into_iter().map(|blob| (blob.digest, blob)));
+        numbers.insert(node.descriptor.digest, graph.documents.len());
+        graph.documents.push(node);
     }
     Ok(graph)
+}
+
+async fn read(
+    store: &dyn ContentStore,
+    descriptor: Descriptor,
+    depth: usize,
+    budget: &mut DocumentBudget,
+) -> Result<Node, StoreError> {
+    budget.take(descriptor.size)?;
+    let bytes = store.read(&descriptor.digest, MAX_DOCUMENT_BYTES).await?;
+    if bytes.len() as u64 != descriptor.size {
+        return Err(StoreError::Size {
+            digest: descriptor.digest,
+            expected: descriptor.size,
+            actual: bytes.len() as u64,
+        });
+    }
+    Ok(Node {
+        descriptor,
+        bytes,
+        depth,
+    })
+}
+
+/// The documents and the other blobs that a document names, without layers that are kept elsewhere.
+fn named(node: &Node) -> Result<(Vec<Descriptor>, Vec<Descriptor>), ReachableError> {
+    let Descriptor {
+        digest, media_type, ..
+    } = &node.descriptor;
+    let document = |source| ReachableError::Document {
+        digest: *digest,
+        source: Box::new(source),
+    };
+    if media_type::is_index(media_type) {
+        let index: ImageIndex = manifest::parse(&node.bytes, media_type).map_err(document)?;
+        let members = index.manifests.unwrap_or_default();
+        return Ok(members.into_iter().partition(is_document));
+    }
+    let manifest: Manifest = manifest::parse(&node.bytes, media_type).map_err(document)?;
+    let mut blobs = manifest.layers.unwrap_or_default();
+    blobs.retain(|layer| !is_elsewhere(layer));
+    blobs.push(manifest.config);
+    Ok((Vec::new(), blobs))
 }
 
 fn is_document(descriptor: &Descriptor) -> bool {
@@ -103,4 +121,82 @@ fn is_elsewhere(layer: &Descriptor) -> bool {
     let media_type = &layer.media_type;
     let is_foreign = media_type.contains("nondistributable") || media_type.contains(".foreign.");
     is_foreign && !layer.urls.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::descriptor::Annotations;
+    use crate::json;
+    use crate::store::Content;
+    use crate::store::layout::Layout;
+
+    struct Images {
+        _folder: tempfile::TempDir,
+        layout: Layout,
+    }
+
+    impl Images {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let layout = Layout::create(folder.path()).unwrap().unsynced();
+            Self {
+                _folder: folder,
+                layout,
+            }
+        }
+
+        /// An index of these members, with this text in an annotation.
+        fn index(&self, members: &[&Descriptor], note: String) -> Descriptor {
+            let mut index = ImageIndex::new(members.iter().map(|&it| it.clone()).collect());
+            index.annotations = Annotations::from([("note".to_owned(), note)]);
+            let bytes = json::to_vec(&index);
+            let descriptor = Descriptor::of(media_type::OCI_INDEX, &bytes);
+            let content = Content::Bytes(bytes.into());
+            self.layout.store(&descriptor, content).unwrap();
+            descriptor
+        }
+
+        fn named(&self, members: &[&Descriptor], name: &str) -> Descriptor {
+            self.index(members, name.to_owned())
+        }
+
+        async fn depths(&self, root: &Descriptor) -> HashMap<Digest, usize> {
+            let graph = graph(&self.layout, root).await.unwrap();
+            let nodes = graph.documents.iter();
+            nodes
+                .map(|node| (node.descriptor.digest, node.depth))
+                .collect()
+        }
+    }
+
+    #[tokio::test]
+    async fn documents_that_are_too_large_together_are_refused() {
+        let images = Images::new();
+        let large = |number: u8| {
+            let note = char::from(b'a' + number).to_string();
+            images.index(&[], note.repeat(7 << 20))
+        };
+        let large: Vec<Descriptor> = (0..10).map(large).collect();
+        let few = images.named(&large[..8].iter().collect::<Vec<_>>(), "few");
+        assert_eq!(images.depths(&few).await.len(), 9);
+        let many = images.named(&large.iter().collect::<Vec<_>>(), "many");
+        let error = graph(&images.layout, &many).await.unwrap_err();
+        let ReachableError::Store(StoreError::TooManyDocuments { image, .. }) = error else {
+            panic!("{error}");
+        };
+        assert_eq!(image, many.digest);
+    }
+
+    #[tokio::test]
+    async fn indexes_within_indexes_end_somewhere() {
+        let images = Images::new();
+        let mut root = images.named(&[], "0");
+        for _ in 0..MAX_DEPTH {
+            root = images.named(&[&root], "");
+        }
+        assert_eq!(images.depths(&root).await.len(), MAX_DEPTH + 1);
+        let deeper = images.named(&[&root], "");
+        assert!(graph(&images.layout, &deeper).await.is_err());
+    }
 }
