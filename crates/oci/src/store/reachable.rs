@@ -1,15 +1,12 @@
 //! The blobs that an image consists of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use super::{ContentStore, StoreError};
+use super::{ContentStore, MAX_DEPTH, StoreError};
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::manifest::{self, DocumentError, ImageIndex, MAX_DOCUMENT_BYTES, Manifest};
 use crate::media_type;
-
-/// Indexes within indexes beyond this depth are not followed.
-const MAX_DEPTH: usize = 8;
 
 /// Why the blobs of an image cannot be listed.
 #[derive(Debug, thiserror::Error)]
@@ -35,18 +32,22 @@ pub async fn reachable(
     root: &Descriptor,
 ) -> Result<BTreeMap<Digest, u64>, ReachableError> {
     let mut found = BTreeMap::new();
+    let mut depths: HashMap<Digest, usize> = HashMap::new();
     let mut queue = vec![(root.clone(), 0)];
     while let Some((descriptor, depth)) = queue.pop() {
         let Descriptor {
             digest, media_type, ..
         } = &descriptor;
-        if found.contains_key(digest) || depth > MAX_DEPTH {
+        // A shorter way than before reaches further.
+        let is_known = depths.get(digest).is_some_and(|&known| known <= depth);
+        if is_known || depth > MAX_DEPTH {
             continue;
         }
         let Some(size) = store.size(digest).await? else {
             continue;
         };
         found.insert(*digest, size);
+        depths.insert(*digest, depth);
         let document = |source| ReachableError::Document {
             digest: *digest,
             source: Box::new(source),
@@ -73,4 +74,38 @@ pub async fn reachable(
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json;
+    use crate::store::Content;
+    use crate::store::layout::Layout;
+
+    fn index(layout: &Layout, members: Vec<Descriptor>) -> Descriptor {
+        let bytes = json::to_vec(&ImageIndex::new(members));
+        let descriptor = Descriptor::of(media_type::OCI_INDEX, &bytes);
+        let content = Content::Bytes(bytes.into());
+        layout.store(&descriptor, content).unwrap();
+        descriptor
+    }
+
+    #[tokio::test]
+    async fn what_a_short_way_reaches_is_found_whatever_the_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path()).unwrap().unsynced();
+        let leaf = index(&layout, Vec::new());
+        let shared = index(&layout, vec![leaf.clone()]);
+        let mut far = shared.clone();
+        for _ in 1..MAX_DEPTH {
+            far = index(&layout, vec![far]);
+        }
+        for members in [[&shared, &far], [&far, &shared]] {
+            let root = index(&layout, members.map(Clone::clone).to_vec());
+            let found = reachable(&layout, &root).await.unwrap();
+            assert!(found.contains_key(&leaf.digest));
+            assert_eq!(found.len(), MAX_DEPTH + 2);
+        }
+    }
 }

@@ -44,9 +44,8 @@ pub async fn graph(store: &dyn ContentStore, root: &Descriptor) -> Result<Graph,
     let mut budget = DocumentBudget::new(root.digest);
     let mut queue = vec![(root.clone(), 0)];
     while let Some((descriptor, depth)) = queue.pop() {
-        if let Some(&number) = numbers.get(&descriptor.digest) {
-            let node: &mut Node = &mut graph.documents[number];
-            node.depth = node.depth.max(depth);
+        let known = numbers.get(&descriptor.digest).copied();
+        if known.is_some_and(|number| graph.documents[number].depth >= depth) {
             continue;
         }
         if depth > MAX_DEPTH {
@@ -56,14 +55,22 @@ pub async fn graph(store: &dyn ContentStore, root: &Descriptor) -> Result<Graph,
             let text = "an image with more than 10000 manifests and indexes";
             return Err(StoreError::Archive(text).into());
         }
-        let node = read(store, descriptor, depth, &mut budget).await?;
-        let (documents, blobs) = named(&node)?;
+        let number = match known {
+            // A longer way than before: what it names lies deeper too.
+            Some(number) => number,
+            None => {
+                let node = read(store, descriptor, &mut budget).await?;
+                numbers.insert(node.descriptor.digest, graph.documents.len());
+                graph.documents.push(node);
+                graph.documents.len() - 1
+            }
+        };
+        graph.documents[number].depth = depth;
+        let (documents, blobs) = named(&graph.documents[number])?;
         queue.extend(documents.into_iter().map(|named| (named, depth + 1)));
         graph
             .blobs
             .extend(blobs.into_iter().map(|blob| (blob.digest, blob)));
-        numbers.insert(node.descriptor.digest, graph.documents.len());
-        graph.documents.push(node);
     }
     Ok(graph)
 }
@@ -71,7 +78,6 @@ pub async fn graph(store: &dyn ContentStore, root: &Descriptor) -> Result<Graph,
 async fn read(
     store: &dyn ContentStore,
     descriptor: Descriptor,
-    depth: usize,
     budget: &mut DocumentBudget,
 ) -> Result<Node, StoreError> {
     budget.take(descriptor.size)?;
@@ -86,7 +92,7 @@ async fn read(
     Ok(Node {
         descriptor,
         bytes,
-        depth,
+        depth: 0,
     })
 }
 
@@ -186,6 +192,24 @@ mod tests {
             panic!("{error}");
         };
         assert_eq!(image, many.digest);
+    }
+
+    #[tokio::test]
+    async fn a_document_is_as_deep_as_its_longest_way_in_any_order() {
+        let images = Images::new();
+        let leaf = images.named(&[], "leaf");
+        let shared = images.named(&[&leaf], "shared");
+        let between = images.named(&[&shared], "between");
+        for members in [[&shared, &between], [&between, &shared]] {
+            let root = images.named(&members, "root");
+            let depths = images.depths(&root).await;
+            let depth = |it: &Descriptor| depths[&it.digest];
+            assert_eq!(
+                [depth(&between), depth(&shared), depth(&leaf)],
+                [1, 2, 3],
+                "what is written first must not name what comes later"
+            );
+        }
     }
 
     #[tokio::test]
