@@ -34,16 +34,6 @@ pub enum RebuildError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A span size that is no number.
-    #[error(
-        "failed to parse span size from annotations for layer  {layer}: strconv.ParseInt: parsing {text:?}: invalid syntax"
-    )]
-    SpanSize {
-        /// The zTOC.
-        layer: Digest,
-        /// What stands there.
-        text: String,
-    },
 }
 
 /// An index that was left out, and why.
@@ -166,7 +156,7 @@ impl<'a> Scan<'a> {
                 }
             }
             for blob in index.blobs() {
-                entries.extend(self.part(blob)?);
+                entries.extend(self.part(blob));
             }
         }
         for entry in &mut entries {
@@ -213,7 +203,7 @@ impl<'a> Scan<'a> {
     }
 
     /// The record of what an index lists, if it is there and not recorded as what it is.
-    fn part(&self, blob: &Descriptor) -> Result<Option<Entry>, RebuildError> {
+    fn part(&self, blob: &Descriptor) -> Option<Entry> {
         let kind = if blob.media_type == PREFETCH_MEDIA_TYPE {
             Kind::Prefetch
         } else {
@@ -221,14 +211,14 @@ impl<'a> Scan<'a> {
         };
         let known = self.recorded.get(&blob.digest);
         if !self.blobs.contains_key(&blob.digest) || known.is_some_and(|entry| entry.kind == kind) {
-            return Ok(None);
+            return None;
         }
         let layer = blob.annotations.get(LAYER_DIGEST).cloned();
         let layer = layer.unwrap_or_default();
-        Ok(Some(match kind {
-            Kind::Prefetch => records::prefetch_of(layer, blob),
-            _ => records::ztoc_of(layer, blob, span_size(blob)?),
-        }))
+        match kind {
+            Kind::Prefetch => Some(records::prefetch_of(layer, blob)),
+            _ => Some(records::ztoc_of(layer, blob, span_size(blob)?)),
+        }
     }
 
     fn size(&self, digest: &Digest) -> u64 {
@@ -253,14 +243,20 @@ async fn index(
     Ok(SociIndex::parse(&bytes).ok())
 }
 
-fn span_size(blob: &Descriptor) -> Result<u64, RebuildError> {
-    let Some(text) = blob.annotations.get(SPAN_SIZE) else {
-        return Ok(0);
+/// The span size that a zTOC was made for; `None` where the index states what is no number.
+fn span_size(ztoc: &Descriptor) -> Option<u64> {
+    let Some(text) = ztoc.annotation(SPAN_SIZE) else {
+        return Some(0);
     };
-    text.parse().map_err(|_| RebuildError::SpanSize {
-        layer: blob.digest,
-        text: text.clone(),
-    })
+    let size = text.parse();
+    if size.is_err() {
+        tracing::warn!(
+            "zTOC {} is not recorded: its index states the span size {text:?}, which is no number; \
+             `soci create` makes a new index",
+            ztoc.digest
+        );
+    }
+    size.ok()
 }
 
 /// The platform that the configuration of a manifest states.

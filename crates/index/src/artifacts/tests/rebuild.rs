@@ -154,6 +154,21 @@ async fn an_index_whose_image_is_gone_is_left_out_and_others_are_recorded() {
 }
 
 #[tokio::test]
+async fn a_span_size_that_is_no_number_costs_only_the_record_of_its_ztoc() {
+    let fixture = Fixture::new();
+    let (manifest, good) = (fixture.manifest().await, fixture.ztoc().await);
+    let mut odd = fixture.put(ZTOC_MEDIA_TYPE, b"another zTOC").await;
+    odd.annotations = [(SPAN_SIZE.to_owned(), "4MiB".to_owned())].into();
+    let of_odd = fixture.index(Version::V1, &odd, Some(&manifest)).await;
+    let of_good = fixture.index(Version::V1, &good, Some(&manifest)).await;
+    assert_eq!(fixture.rebuild(&[]).await, []);
+    for recorded in [&of_odd, &of_good, &good] {
+        assert!(fixture.artifacts.get(&recorded.digest).is_ok());
+    }
+    assert!(fixture.artifacts.get(&odd.digest).is_err());
+}
+
+#[tokio::test]
 async fn blobs_that_are_no_index_are_passed_over() {
     let fixture = Fixture::new();
     fixture.put("x", b"{}").await;
