@@ -5,6 +5,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Context, Result, ensure};
+use soci_oci::Descriptor;
+use soci_oci::media_type::OCI_MANIFEST;
+use soci_oci::store::containerd::Containerd;
+use soci_oci::store::{Labels, StoreError};
 use soci_tests::image::noise;
 use soci_tests::node::OVERLAYFS;
 use soci_tests::tar::{directory, file, hardlink, symlink};
@@ -323,4 +327,36 @@ fn the_content_store_soci_keeps_what_containerd_would_not() -> Result<()> {
     made.soci(&["rebuild-db"])?;
     assert!(made.digests(&["index", "ls"])?.is_empty());
     Ok(())
+}
+
+#[test]
+fn labels_that_others_add_while_an_image_is_put_again_stay() -> Result<()> {
+    let site = Site::oracle_only()?;
+    let socket = site.node.containerd_socket();
+    let address = socket.to_str().context("a path of text")?;
+    let (name, target) = ("example.test/app:1", Descriptor::of(OCI_MANIFEST, b"{}"));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let containerd = Containerd::connect(address, "default", None).await?;
+        containerd.put_image(name, &target, None).await?;
+        let labels = async {
+            for number in 0..300 {
+                let labels = Labels::from([(format!("label-{number}"), "x".to_owned())]);
+                containerd.label_image(name, &labels).await?;
+            }
+            Ok::<_, StoreError>(())
+        };
+        let puts = async {
+            for _ in 0..300 {
+                containerd.put_image(name, &target, None).await?;
+            }
+            Ok(())
+        };
+        tokio::try_join!(labels, puts)?;
+        let kept = containerd.image(name).await?.labels.len();
+        ensure!(kept == 300, "{kept} labels of 300 are left");
+        Ok(())
+    })
 }

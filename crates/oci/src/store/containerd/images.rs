@@ -87,7 +87,7 @@ impl Containerd {
         target: &Descriptor,
         epoch: Option<i64>,
     ) -> Result<(), StoreError> {
-        let mut image = api::Image {
+        let image = api::Image {
             name: name.to_owned(),
             labels: Labels::new(),
             target: Some(types::Descriptor {
@@ -108,10 +108,12 @@ impl Containerd {
             Err(status) if status.code() == Code::AlreadyExists => {}
             other => return other.map(drop).map_err(failure("create image")),
         }
-        image.labels = self.image(name).await?.labels;
+        // Only the target: the labels may be changed by others at this moment.
         let update = api::UpdateImageRequest {
             image: Some(image),
-            update_mask: None,
+            update_mask: Some(prost_types::FieldMask {
+                paths: vec!["target".to_owned()],
+            }),
             source_date_epoch,
         };
         self.images()
