@@ -346,6 +346,12 @@ pub(crate) fn checked(bytes: Bytes, digest: Digest, size: u64) -> Result<Bytes, 
     Ok(bytes)
 }
 
+/// Whether a reader gives the bytes of a blob, and nothing else, to its end.
+pub(crate) fn is_blob(reader: impl Read, blob: &Descriptor) -> bool {
+    let mut reader = VerifyingReader::new(reader, blob.digest, blob.size);
+    io::copy(&mut reader, &mut io::sink()).is_ok()
+}
+
 /// Runs file work on the runtime's blocking threads.
 pub(crate) async fn blocking<T, F>(work: F) -> T
 where

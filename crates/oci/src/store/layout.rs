@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Blob, Content, ContentStore, Labels, Put, StoreError, blocking};
+use super::{Blob, Content, ContentStore, Labels, Put, StoreError, blocking, is_blob};
 use crate::descriptor::Descriptor;
 use crate::digest::{Digest, Verifier};
 
@@ -112,6 +112,14 @@ impl Layout {
         }
     }
 
+    /// Whether a blob is there and right. One that changed on the disk is not, and is stored again.
+    fn has(&self, blob: &Descriptor) -> Result<bool, StoreError> {
+        if self.stored_size(&blob.digest)? != Some(blob.size) {
+            return Ok(false);
+        }
+        Ok(is_blob(self.open_file(&blob.digest)?, blob))
+    }
+
     /// Opens a blob as a file.
     pub fn open_file(&self, digest: &Digest) -> Result<File, StoreError> {
         let path = self.blob_path(digest);
@@ -163,11 +171,7 @@ impl Layout {
 
     /// [`ContentStore::put`] for plain threads.
     pub fn store(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError> {
-        let Descriptor { digest, size, .. } = descriptor;
-        if self.stored_size(digest)? == Some(*size) {
-            return Ok(Put::AlreadyThere);
-        }
-        let path = self.blob_path(digest);
+        let path = self.blob_path(&descriptor.digest);
         let reader = content.into_reader();
         let reader = reader.map_err(StoreError::io("read", &path))?;
         self.receive(descriptor, reader, &|_| {})
@@ -181,7 +185,7 @@ impl Layout {
         progress: &dyn Fn(u64),
     ) -> Result<Put, StoreError> {
         let Descriptor { digest, size, .. } = descriptor;
-        if self.stored_size(digest)? == Some(*size) {
+        if self.has(descriptor)? {
             return Ok(Put::AlreadyThere);
         }
         let path = self.blob_path(digest);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Blob, Content, ContentStore, Labels, Put, StoreError};
+use super::{Blob, Content, ContentStore, Labels, Put, StoreError, blocking, is_blob};
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 
@@ -37,10 +37,16 @@ impl ContentStore for Stacked {
     }
 
     async fn put(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError> {
-        match self.lower.size(&descriptor.digest).await? {
-            Some(size) if size == descriptor.size => Ok(Put::AlreadyThere),
-            _ => self.upper.put(descriptor, content).await,
+        // One that is damaged there is put here, where it is found first.
+        let is_there = match self.lower.open(&descriptor.digest).await {
+            Ok(blob) => is_right(blob, descriptor.clone()).await,
+            Err(error) if error.is_not_found() => false,
+            Err(error) => return Err(error),
+        };
+        if is_there {
+            return Ok(Put::AlreadyThere);
         }
+        self.upper.put(descriptor, content).await
     }
 
     async fn label(&self, digest: &Digest, labels: &Labels) -> Result<(), StoreError> {
@@ -66,5 +72,40 @@ impl ContentStore for Stacked {
             Err(error) if error.is_not_found() => self.lower.read_range(digest, range).await,
             other => other,
         }
+    }
+}
+
+async fn is_right(blob: Blob, descriptor: Descriptor) -> bool {
+    blocking(move || is_blob(blob.reader, &descriptor)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::store::layout::Layout;
+
+    #[tokio::test]
+    async fn what_is_damaged_below_is_put_on_top() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = |name| Layout::create(folder.path().join(name)).unwrap();
+        let (upper, lower) = (layout("upper"), layout("lower"));
+        let store = Stacked {
+            upper: Arc::new(upper.clone()),
+            lower: Arc::new(lower.clone()),
+        };
+        let blob = Descriptor::of("t", b"hello");
+        let content = || Content::Bytes(Bytes::from_static(b"hello"));
+        lower.put(&blob, content()).await.unwrap();
+        assert_eq!(
+            store.put(&blob, content()).await.unwrap(),
+            Put::AlreadyThere
+        );
+        let path = lower.blob_path(&blob.digest);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, b"hellO").unwrap();
+        assert_eq!(store.put(&blob, content()).await.unwrap(), Put::Stored);
+        assert_eq!(store.read(&blob.digest, 5).await.unwrap(), "hello");
     }
 }

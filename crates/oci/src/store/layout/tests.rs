@@ -94,6 +94,32 @@ async fn damaged_blobs_are_found_and_replaced() {
 }
 
 #[tokio::test]
+async fn a_damaged_blob_of_the_right_length_is_replaced_too() {
+    let (_folder, layout) = layout();
+    let descriptor = Descriptor::of("t", b"hello");
+    let path = layout.blob_path(&descriptor.digest);
+    let damage = || {
+        fs::remove_file(&path).unwrap_or_default();
+        fs::write(&path, b"hellO").unwrap();
+    };
+    damage();
+    let content = Content::Bytes(Bytes::from_static(b"hello"));
+    let put = layout.put(&descriptor, content).await.unwrap();
+    assert_eq!(
+        (put, fs::read(&path).unwrap()),
+        (Put::Stored, b"hello".into())
+    );
+    damage();
+    let put = layout.receive(&descriptor, &b"hello"[..], &|_| {}).unwrap();
+    assert_eq!(
+        (put, fs::read(&path).unwrap()),
+        (Put::Stored, b"hello".into())
+    );
+    let put = layout.receive(&descriptor, &b""[..], &|_| {}).unwrap();
+    assert_eq!(put, Put::AlreadyThere);
+}
+
+#[tokio::test]
 async fn a_file_is_streamed_in_from_its_start() {
     let (_folder, layout) = layout();
     let mut file = tempfile::tempfile().unwrap();
