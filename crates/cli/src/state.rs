@@ -22,7 +22,8 @@ pub(crate) struct State<'a> {
     containerd: OnceCell<Containerd>,
 }
 
-/// How long before the end of `--timeout` connecting is given up, so that it is what is said to have failed.
+/// How long before the end of `--timeout` connecting and waiting are given up, so that they are what is said to
+/// have failed.
 const MARGIN: Duration = Duration::from_millis(20);
 
 impl<'a> State<'a> {
@@ -84,8 +85,14 @@ impl<'a> State<'a> {
         Ok(Arc::new(self.containerd().await?.clone()))
     }
 
-    /// The records of what was built. Its operations wait for other processes: not for long, but blocking.
+    /// The records of what was built. Its operations wait for other processes: blocking, but
+    /// neither for long nor beyond `--timeout`.
     pub(crate) fn artifacts(&self) -> Artifacts {
-        Artifacts::at(&self.global.root)
+        let artifacts = Artifacts::at(&self.global.root);
+        let left = self.left().map(|left| left.saturating_sub(MARGIN));
+        match left.and_then(|left| Instant::now().checked_add(left)) {
+            Some(deadline) => artifacts.until(deadline),
+            None => artifacts,
+        }
     }
 }

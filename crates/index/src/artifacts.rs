@@ -18,7 +18,7 @@ pub mod rebuild;
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub use bolt::BoltError;
 pub use import::{Imported, parse_reference};
@@ -109,7 +109,7 @@ pub enum ArtifactsError {
     #[error("the digest {0} does not correspond to an index")]
     NotAnIndex(Digest),
     /// Another process does not let go of the file.
-    #[error("{} is in use by another process (waited {} s)", path.display(), waited.as_secs())]
+    #[error("{} is in use by another process (waited {} s)", path.display(), waited.as_secs_f64().ceil())]
     Busy {
         /// The file.
         path: PathBuf,
@@ -155,6 +155,8 @@ impl ArtifactsError {
 #[derive(Debug, Clone)]
 pub struct Artifacts {
     root: PathBuf,
+    /// When waiting for another process ends, if not by itself.
+    deadline: Option<Instant>,
 }
 
 impl Artifacts {
@@ -163,6 +165,16 @@ impl Artifacts {
     pub fn at(root: &Path) -> Self {
         Self {
             root: root.to_owned(),
+            deadline: None,
+        }
+    }
+
+    /// Waits for other processes until then at most.
+    #[must_use]
+    pub fn until(self, deadline: Instant) -> Self {
+        Self {
+            deadline: Some(deadline),
+            ..self
         }
     }
 

@@ -57,6 +57,9 @@ fn a_database_in_use_is_named_after_ten_seconds() {
     let shown = path.display();
     let wanted = format!("{shown} is in use by another process (waited 10 s)");
     assert_eq!(said, wanted);
+    let said = root.fails(&["index", "ls", "--timeout", "1s"]);
+    let wanted = format!("{shown} is in use by another process (waited 1 s)");
+    assert_eq!(said, wanted);
 }
 
 #[test]

@@ -185,8 +185,9 @@ impl Artifacts {
     /// The reference's records.
     fn reference(&self) -> Result<Option<Imported>, ArtifactsError> {
         let path = self.root.join(import::NAME);
-        let imported = import::read(&path, PATIENCE);
-        imported.map_err(|error| error.reported(&path, PATIENCE))
+        let patience = self.patience();
+        let imported = import::read(&path, patience);
+        imported.map_err(|error| error.reported(&path, patience))
     }
 
     /// Makes the file, whole at once.
@@ -240,25 +241,32 @@ impl Artifacts {
         transaction.commit().attempt(&path, "create")
     }
 
+    /// How long another process is waited for.
+    fn patience(&self) -> Duration {
+        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        self.deadline.map_or(PATIENCE, |it| left(it).min(PATIENCE))
+    }
+
     /// Tries to open as long as another process has the file.
     fn patiently<T>(
         &self,
         open: impl Fn() -> Result<T, DatabaseError>,
     ) -> Result<Result<T, DatabaseError>, ArtifactsError> {
-        let started = Instant::now();
+        let (started, patience) = (Instant::now(), self.patience());
         let mut pause = PAUSE;
         loop {
             match open() {
                 Err(DatabaseError::DatabaseAlreadyOpen) => {}
                 other => return Ok(other),
             }
-            if started.elapsed() >= PATIENCE {
+            let left = patience.saturating_sub(started.elapsed());
+            if left.is_zero() {
                 return Err(ArtifactsError::Busy {
                     path: self.path(),
-                    waited: PATIENCE,
+                    waited: patience,
                 });
             }
-            sleep(pause);
+            sleep(pause.min(left));
             pause = (pause * 2).min(20 * PAUSE);
         }
     }

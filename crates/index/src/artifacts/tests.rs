@@ -48,6 +48,23 @@ fn what_is_put_comes_back_by_digest_and_in_order() {
 }
 
 #[test]
+fn a_file_in_use_is_waited_for_until_the_deadline_only() {
+    let (_folder, artifacts) = root();
+    artifacts.put(&[entry("a", Kind::Index)]).unwrap();
+    let holder = fs::File::open(artifacts.path()).unwrap();
+    holder.lock().unwrap();
+    let started = Instant::now();
+    let artifacts = artifacts.until(started + Duration::from_millis(100));
+    assert!(matches!(artifacts.all(), Err(ArtifactsError::Busy { .. })));
+    let error = artifacts.put(&[entry("b", Kind::Index)]).unwrap_err();
+    assert!(matches!(error, ArtifactsError::Busy { .. }));
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "not ten seconds"
+    );
+}
+
+#[test]
 fn a_record_is_overwritten_as_a_whole() {
     let (_folder, artifacts) = root();
     let first = entry("a", Kind::Index);
