@@ -48,10 +48,11 @@ fn is_zero(number: &i64) -> bool {
 }
 
 impl SpanRange {
-    /// How many spans these are.
+    /// How many spans these are; none where the end lies before the start.
     #[must_use]
     pub fn count(&self) -> u64 {
-        (self.end - self.start).saturating_add(1)
+        let more = self.end.checked_sub(self.start);
+        more.map_or(0, |more| more.saturating_add(1))
     }
 }
 

@@ -28,6 +28,18 @@ fn an_artifact_has_the_documented_bytes() {
 }
 
 #[test]
+fn spans_are_counted_whatever_the_range() {
+    for (range, count) in [
+        (range(3, 3), 1),
+        (range(1, 3), 3),
+        (range(2, 1), 0),
+        (range(0, u64::MAX), u64::MAX),
+    ] {
+        assert_eq!(range.count(), count);
+    }
+}
+
+#[test]
 fn bytes_that_are_no_artifact_are_refused() {
     for (text, message) in [
         (
