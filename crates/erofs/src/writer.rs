@@ -301,6 +301,9 @@ impl Image {
     /// # Errors
     /// Bad names, a name that is there, a parent that is no directory, a directory that is linked
     /// already.
+    ///
+    /// # Panics
+    /// If a node belongs to another image that has more nodes.
     pub fn link(&mut self, dir: NodeId, name: &[u8], child: NodeId) -> Result<(), ImageError> {
         check_name(name)?;
         if !self.is_dir(dir) {
@@ -385,6 +388,9 @@ impl Image {
     }
 
     /// Names and nodes in a directory, the last put in first; nothing for what is no directory.
+    ///
+    /// # Panics
+    /// If a node belongs to another image that has more nodes.
     pub fn children(&self, dir: NodeId) -> impl Iterator<Item = (&[u8], NodeId)> {
         self.links_of(dir).map(|id| {
             let link = &self.links[id as usize];
@@ -407,6 +413,9 @@ impl Image {
     }
 
     /// The directory that holds a directory: itself for the root, none while it is not linked.
+    ///
+    /// # Panics
+    /// If a node belongs to another image that has more nodes.
     #[must_use]
     pub fn parent(&self, dir: NodeId) -> Option<NodeId> {
         let parent = self.nodes[dir.index()].extra;
@@ -414,12 +423,18 @@ impl Image {
     }
 
     /// Whether a node is a directory.
+    ///
+    /// # Panics
+    /// If a node belongs to another image that has more nodes.
     #[must_use]
     pub fn is_dir(&self, node: NodeId) -> bool {
         self.nodes[node.index()].mode & S_IFMT == S_IFDIR
     }
 
     /// What a node is.
+    ///
+    /// # Panics
+    /// If a node belongs to another image that has more nodes.
     #[must_use]
     pub fn kind(&self, node: NodeId) -> Kind<'_> {
         let node = &self.nodes[node.index()];
@@ -440,6 +455,9 @@ impl Image {
     }
 
     /// A node's attributes.
+    ///
+    /// # Panics
+    /// If a node belongs to another image that has more nodes.
     #[must_use]
     pub fn attributes(&self, node: NodeId) -> Attributes {
         let node = &self.nodes[node.index()];
@@ -458,6 +476,9 @@ impl Image {
     ///
     /// # Errors
     /// [`ImageError::BadTime`].
+    ///
+    /// # Panics
+    /// If a node belongs to another image that has more nodes.
     pub fn set_attributes(&mut self, node: NodeId, to: Attributes) -> Result<(), ImageError> {
         check_time(to.mtime)?;
         let node = &mut self.nodes[node.index()];

@@ -26,6 +26,9 @@ impl Image {
     /// # Errors
     /// [`ImageError::XattrName`] for a namespace that EROFS does not have, a name with a NUL or
     /// nothing behind the prefix; [`ImageError::XattrTooLarge`].
+    ///
+    /// # Panics
+    /// If a node belongs to another image that has more nodes.
     pub fn set_xattr(&mut self, node: NodeId, name: &[u8], value: &[u8]) -> Result<(), ImageError> {
         let bad_name = || ImageError::XattrName(name.to_vec());
         let too_large = || ImageError::XattrTooLarge {
@@ -80,6 +83,9 @@ impl Image {
     }
 
     /// Takes an attribute from a node; whether it was there.
+    ///
+    /// # Panics
+    /// If a node belongs to another image that has more nodes.
     pub fn remove_xattr(&mut self, node: NodeId, name: &[u8]) -> bool {
         let Some((prefix, rest)) = split(name) else {
             return false;
@@ -102,6 +108,9 @@ impl Image {
     }
 
     /// The value of an attribute by its full name.
+    ///
+    /// # Panics
+    /// If a node belongs to another image that has more nodes.
     #[must_use]
     pub fn xattr(&self, node: NodeId, name: &[u8]) -> Option<&[u8]> {
         let (prefix, rest) = split(name)?;
@@ -111,6 +120,9 @@ impl Image {
     }
 
     /// Full names and values of a node's attributes, the last added first.
+    ///
+    /// # Panics
+    /// If a node belongs to another image that has more nodes.
     pub fn xattrs(&self, node: NodeId) -> impl Iterator<Item = (Vec<u8>, &[u8])> {
         self.xattrs_of(node).map(|xattr| {
             let prefix = XATTR_PREFIXES
@@ -123,6 +135,9 @@ impl Image {
     }
 
     /// Whether a node has any attribute.
+    ///
+    /// # Panics
+    /// If a node belongs to another image that has more nodes.
     #[must_use]
     pub fn has_xattrs(&self, node: NodeId) -> bool {
         self.nodes[node.index()].xattrs != NONE
