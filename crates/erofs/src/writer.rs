@@ -338,10 +338,10 @@ impl Image {
         if id >= layout::DOT {
             return Err(ImageError::TooMany("links"));
         }
+        let offset = self.keep(name)?;
         let first = &mut self.nodes[dir.index()].place;
         let next = u32::try_from(*first).unwrap_or(NONE);
         *first = u64::from(id);
-        let offset = self.keep(name)?;
         let name_len = u8::try_from(name.len()).unwrap_or(u8::MAX);
         self.links.push(Link {
             dir: dir.0,
