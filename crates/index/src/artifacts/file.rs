@@ -288,7 +288,7 @@ impl Artifacts {
     /// What the reference does: the reason goes to the log.
     fn unusable(&self, cause: &dyn std::fmt::Display) -> ArtifactsError {
         tracing::error!(
-            "can't open {}: {cause}; moved away, `soci rebuild-db` makes a new one",
+            "can't open {}: {cause}; if it is damaged, move it away and run `soci rebuild-db`",
             self.path().display()
         );
         ArtifactsError::Unavailable
