@@ -128,7 +128,7 @@ pub enum ArtifactsError {
         action: &'static str,
         /// The database's error.
         #[source]
-        source: Box<redb::Error>,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A record that this program did not write so.
     #[error("{}: record of {digest:?} is damaged", path.display())]

@@ -115,12 +115,14 @@ pub enum StoreError {
     #[error(transparent)]
     Registry(Box<RegistryError>),
     /// containerd answered with an error.
-    #[error("{action}: {}", status.message())]
+    #[error("{action}: {message}")]
     Containerd {
         /// What was asked for.
         action: &'static str,
-        /// The answer.
-        status: Box<tonic::Status>,
+        /// The number of gRPC's status.
+        code: i32,
+        /// What containerd says.
+        message: String,
     },
     /// containerd cannot be reached.
     #[error(

@@ -39,10 +39,13 @@ trait Attempt<T> {
 
 impl<T, E: Into<redb::Error>> Attempt<T> for Result<T, E> {
     fn attempt(self, path: &Path, action: &'static str) -> Result<T, ArtifactsError> {
-        self.map_err(|error| ArtifactsError::Storage {
-            path: path.to_owned(),
-            action,
-            source: Box::new(error.into()),
+        self.map_err(|error| {
+            let source: redb::Error = error.into();
+            ArtifactsError::Storage {
+                path: path.to_owned(),
+                action,
+                source: Box::new(source),
+            }
         })
     }
 }

@@ -118,18 +118,16 @@ async fn dial(address: &str, timeout: Option<Duration>) -> Result<Channel, Store
 
 fn header_value(text: &str) -> Result<AsciiMetadataValue, StoreError> {
     AsciiMetadataValue::try_from(text).map_err(|_| {
-        let status = Box::new(Status::invalid_argument(format!("{text:?} cannot be sent")));
-        StoreError::Containerd {
-            action: "header",
-            status,
-        }
+        let status = Status::invalid_argument(format!("{text:?} cannot be sent"));
+        failure("header")(status)
     })
 }
 
 pub(super) fn failure(action: &'static str) -> impl FnOnce(Status) -> StoreError {
     move |status| StoreError::Containerd {
         action,
-        status: Box::new(status),
+        code: status.code().into(),
+        message: status.message().to_owned(),
     }
 }
 
