@@ -39,6 +39,7 @@ pub(crate) use layer::OPAQUE_MARKER;
 pub use outcome::{LayerOutcome, Note, Observer, Outcome, Skip, Stage};
 
 use jobs::Results;
+pub(crate) use jobs::part;
 use layer::{Made, MadeZtoc};
 use plan::{Jobs, Plan};
 

@@ -79,17 +79,25 @@ enum Unfit {
 
 /// Memory for candidates.
 #[derive(Debug)]
-pub(crate) struct Budget(Semaphore);
+pub(crate) struct Budget {
+    room: Semaphore,
+    kib: u32,
+}
 
 impl Budget {
     pub(crate) fn new() -> Self {
-        Self(Semaphore::new(BUDGET_KIB as usize))
+        Self::of(BUDGET_KIB)
     }
 
-    /// Waits for room for this many bytes; `None` cannot happen, since nobody closes the budget.
-    async fn take(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
-        let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(BUDGET_KIB);
-        self.0.acquire_many(kib.min(BUDGET_KIB)).await.ok()
+    pub(crate) fn of(kib: u32) -> Self {
+        let room = Semaphore::new(kib as usize);
+        Self { room, kib }
+    }
+
+    /// Waits for room for this many bytes, or for all room; `None` cannot happen, since nobody closes the budget.
+    pub(crate) async fn take(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+        let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(self.kib);
+        self.room.acquire_many(kib.min(self.kib)).await.ok()
     }
 }
 

@@ -3,7 +3,7 @@
 //! A [`Verification`] walks an image from its target: image index, manifests, the SOCI indexes that
 //! they name or that name them, zTOCs and prefetch artifacts. Whatever is wrong is a [`Finding`], told
 //! as soon as it is found; only a store that fails otherwise than by not having something ends the
-//! walk. `deep` reads every layer as well, once, from front to back ([`deep`](self::deep)).
+//! walk. `deep` reads every layer as well, once, from front to back ([`reads`], [`deep`](self::deep)).
 //!
 //! An image may lawfully be there in part: members of an image index whose manifest and SOCI index are
 //! both absent are counted, not blamed, and layers without a zTOC are in order.
@@ -11,6 +11,7 @@
 mod deep;
 mod finding;
 mod image;
+mod reads;
 mod soci;
 
 use std::collections::HashSet;
@@ -99,6 +100,7 @@ impl Verification {
             found,
             summary: Summary::default(),
             layers: HashSet::new(),
+            queue: Vec::new(),
             read: HashSet::new(),
             checked: HashSet::new(),
         };
@@ -115,7 +117,9 @@ struct Walk<'a> {
     summary: Summary,
     /// Layers of the manifests so far.
     layers: HashSet<Digest>,
-    /// Layers that were read, each with the zTOC it was read for.
+    /// Layers that are to be read.
+    queue: Vec<reads::Queued>,
+    /// The same and those that were read, each with the zTOC that it is read for.
     read: HashSet<(Digest, Option<Digest>)>,
     /// SOCI indexes that were checked, each for a manifest.
     checked: HashSet<(Digest, Digest)>,

@@ -60,6 +60,8 @@ pub struct BuildOptions<'a> {
     pub threads: NonZeroUsize,
     /// Bytes of memory for members that are inflated before their turn. The more, the larger they can be.
     pub ahead: usize,
+    /// Whether spans are hashed. Without their digests a zTOC is good for a comparison only.
+    pub hash_spans: bool,
 }
 
 impl Default for BuildOptions<'_> {
@@ -69,6 +71,7 @@ impl Default for BuildOptions<'_> {
             tool: TOOL,
             threads: NonZeroUsize::MIN,
             ahead: DEFAULT_AHEAD,
+            hash_spans: true,
         }
     }
 }
@@ -187,7 +190,7 @@ impl<'a> Builder<'a> {
 
 impl Builder<'_> {
     fn gzip(&self, layer: &mut impl Read) -> Result<GzipBuild, BuildError> {
-        let mut build = GzipBuild::new(self.options.span_size)?;
+        let mut build = GzipBuild::new(self.options.span_size, self.options.hash_spans)?;
         let BuildOptions { threads, ahead, .. } = self.options;
         let threads = threads.get();
         if threads == 1 || !pipeline::gzip(&mut build, layer, threads, ahead)? {
@@ -200,7 +203,7 @@ impl Builder<'_> {
     }
 
     fn plain(&self, layer: &mut impl Read) -> Result<PlainBuild, BuildError> {
-        let mut build = PlainBuild::new(self.options.span_size);
+        let mut build = PlainBuild::new(self.options.span_size, self.options.hash_spans);
         if self.options.threads.get() == 1 || !pipeline::plain(&mut build, layer)? {
             let mut input = vec![0; READ_SIZE];
             while let Some(bytes) = read(layer, &mut input)? {

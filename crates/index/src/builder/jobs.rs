@@ -160,12 +160,17 @@ impl Work {
     /// What is a layer's of `whole` when it is divided by size.
     fn part(&self, job: &Job, whole: usize, divide: fn(u128, u128) -> u128) -> usize {
         let all = self.jobs.iter().map(|job| u128::from(job.layer.size));
-        let bytes = u128::from(job.layer.size) * whole as u128;
-        usize::try_from(divide(bytes, all.sum::<u128>().max(1))).unwrap_or(whole)
+        part(job.layer.size, all.sum(), whole, divide)
     }
 
     /// Whether nobody wants results any more.
     pub(super) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
+}
+
+/// What is a layer's of `whole` when it is divided by size: `bytes` are the layer's, `all` those of all layers.
+pub(crate) fn part(bytes: u64, all: u128, whole: usize, divide: fn(u128, u128) -> u128) -> usize {
+    let bytes = u128::from(bytes) * whole as u128;
+    usize::try_from(divide(bytes, all.max(1))).unwrap_or(whole)
 }

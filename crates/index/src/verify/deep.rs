@@ -2,95 +2,47 @@
 //! zTOC says that it lies, and builds a zTOC anew, with which the old one is compared.
 
 use std::io::{self, Read, Write as _};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use soci_oci::digest::{Sha256Writer, Verifier};
-use soci_oci::store::{Blob, StoreError};
-use soci_oci::{Descriptor, Digest, Manifest};
+use soci_oci::store::Blob;
+use soci_oci::{Descriptor, Digest};
 use soci_ztoc::{
     BuildError, BuildOptions, Builder, BuiltZtoc, Checkpoint, SpanId, SpanMap, Ztoc, disagreement,
 };
 
-use super::{Part, Problem, Walk, blob_problem};
+use super::Problem;
 
 /// How many spans, and how many entries, of a layer are told one by one.
 const TOLD: usize = 5;
 
-impl Walk<'_> {
-    /// Reads a layer, for its zTOC if it has a usable one.
-    pub(super) async fn read_layer(
-        &mut self,
-        layer: &Descriptor,
-        ztoc: Option<(Digest, Bytes)>,
-    ) -> Result<(), StoreError> {
-        let key = (layer.digest, ztoc.as_ref().map(|(digest, _)| *digest));
-        if !self.read.insert(key) {
-            return Ok(());
-        }
-        let blob = match self.options.store.open(&layer.digest).await {
-            Ok(blob) => blob,
-            Err(error) => {
-                let problem = blob_problem(error)?;
-                // A layer that must be there was missed already.
-                if self.options.may_lack_layers || !matches!(problem, Problem::Missing) {
-                    self.tell(Part::Layer, layer.digest, problem);
-                }
-                return Ok(());
-            }
-        };
-        let (digest, bytes) = ztoc.unzip();
-        let job = Job {
-            layer: layer.clone(),
-            blob,
-            ztoc: bytes,
-            progress: Arc::clone(&self.options.progress),
-        };
-        let outcome = tokio::task::spawn_blocking(move || job.run()).await;
-        let outcome = outcome.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-        self.summary.bytes += outcome.bytes;
-        for problem in outcome.layer {
-            self.tell(Part::Layer, layer.digest, problem);
-        }
-        for problem in outcome.ztoc {
-            if let Some(digest) = digest {
-                self.tell_of(Part::Ztoc, digest, Some(layer.digest), problem);
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads the layers that have no zTOC, if all are to be read.
-    pub(super) async fn rest_of_layers(&mut self, manifest: &Manifest) -> Result<(), StoreError> {
-        if !self.options.deep {
-            return Ok(());
-        }
-        for layer in manifest.layers() {
-            if !self.read.iter().any(|(read, _)| *read == layer.digest) {
-                self.read_layer(layer, None).await?;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// What a pass found.
 #[derive(Default)]
-struct Outcome {
-    bytes: u64,
-    layer: Vec<Problem>,
-    ztoc: Vec<Problem>,
+pub(super) struct Outcome {
+    pub(super) bytes: u64,
+    pub(super) layer: Vec<Problem>,
+    pub(super) ztoc: Vec<Problem>,
 }
 
-struct Job {
-    layer: Descriptor,
-    blob: Blob,
-    ztoc: Option<Bytes>,
-    progress: Arc<dyn Fn(u64) + Send + Sync>,
+/// A layer to be read.
+pub(super) struct Job {
+    pub(super) layer: Descriptor,
+    pub(super) blob: Blob,
+    pub(super) ztoc: Option<Bytes>,
+    pub(super) progress: Arc<dyn Fn(u64) + Send + Sync>,
+    /// Cores to be used, and memory for what is inflated ahead.
+    pub(super) threads: NonZeroUsize,
+    pub(super) ahead: usize,
+    /// Set when nobody wants the outcome any more.
+    pub(super) stop: Arc<AtomicBool>,
 }
 
 impl Job {
-    fn run(self) -> Outcome {
+    /// Reads the layer; blocks.
+    pub(super) fn run(self) -> Outcome {
         let parsed = self
             .ztoc
             .as_deref()
@@ -100,10 +52,15 @@ impl Job {
             whole: Verifier::new(self.layer.digest),
             spans: parsed.as_ref().map(|ztoc| Spans::new(ztoc.spans())),
             progress: self.progress,
+            stop: self.stop,
         };
         let built = parsed.as_ref().map(|ztoc| {
             let options = BuildOptions {
                 span_size: ztoc.span_size(),
+                threads: self.threads,
+                ahead: self.ahead,
+                // The reader hashes them already, where this zTOC says that they lie.
+                hash_spans: false,
                 ..BuildOptions::default()
             };
             Builder::new(options).build(&mut reader, ztoc.compression())
@@ -229,10 +186,14 @@ struct Watched {
     whole: Verifier,
     spans: Option<Spans>,
     progress: Arc<dyn Fn(u64) + Send + Sync>,
+    stop: Arc<AtomicBool>,
 }
 
 impl Read for Watched {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(io::Error::other("given up"));
+        }
         let read = self.inner.read(buffer)?;
         let bytes = &buffer[..read];
         self.whole.update(bytes);

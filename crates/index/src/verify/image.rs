@@ -55,6 +55,7 @@ impl Walk<'_> {
             self.tell(Part::Manifest, target.digest, problem);
             return Ok(());
         };
+        self.read_layers().await?;
         if self.summary.indexes == 0 && self.summary.problems == 0 {
             self.tell(part, target.digest, Problem::NoIndex);
         }
@@ -193,7 +194,8 @@ impl Walk<'_> {
             self.soci_index(&index, Version::V1, from, &manifest)
                 .await?;
         }
-        self.rest_of_layers(&manifest).await
+        self.queue_rest(&manifest);
+        Ok(())
     }
 
     fn referrers_of(&self, manifest: &Digest) -> Vec<(Digest, Descriptor)> {

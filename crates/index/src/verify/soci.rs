@@ -109,8 +109,7 @@ impl Walk<'_> {
             self.tell_of(Part::Ztoc, blob.digest, Some(layer.digest), problem);
         }
         if self.options.deep {
-            let ztoc = comparable.then_some((blob.digest, bytes));
-            self.read_layer(layer, ztoc).await?;
+            self.queue_layer(layer, comparable.then_some(blob));
         }
         Ok(Some(spans))
     }

@@ -8,3 +8,4 @@ mod mirror;
 mod push;
 mod reuse;
 mod select;
+mod verify;

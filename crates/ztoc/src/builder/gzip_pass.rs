@@ -73,7 +73,7 @@ impl GzipSink {
 }
 
 impl GzipBuild {
-    pub(super) fn new(span_size: u64) -> Result<Self, BuildError> {
+    pub(super) fn new(span_size: u64, hash_spans: bool) -> Result<Self, BuildError> {
         Ok(Self {
             walk: Walk::new(span_size)?,
             sink: GzipSink {
@@ -82,7 +82,7 @@ impl GzipBuild {
                 spans: Vec::new(),
                 unhashed: 0,
             },
-            hasher: SpanHasher::default(),
+            hasher: SpanHasher::new(hash_spans),
         })
     }
 

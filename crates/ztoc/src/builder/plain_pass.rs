@@ -12,15 +12,18 @@ pub(super) struct PlainBuild {
     contents: Contents,
     slices: Slices,
     hasher: Sha256,
+    /// Whether bytes are hashed; if not, every digest is that of nothing.
+    hash_spans: bool,
     digests: Vec<SpanDigest>,
 }
 
 impl PlainBuild {
-    pub(super) fn new(span_size: u64) -> Self {
+    pub(super) fn new(span_size: u64, hash_spans: bool) -> Self {
         Self {
             contents: Contents::new(),
             slices: Slices::new(span_size),
             hasher: Sha256::new(),
+            hash_spans,
             digests: Vec::new(),
         }
     }
@@ -29,11 +32,14 @@ impl PlainBuild {
         let Self {
             slices,
             hasher,
+            hash_spans,
             digests,
             ..
         } = self;
         slices.push(bytes, |piece, is_complete| {
-            hasher.update(piece);
+            if *hash_spans {
+                hasher.update(piece);
+            }
             if is_complete {
                 digests.push(hasher.finalize_reset().into());
             }

@@ -14,9 +14,11 @@ pub(super) struct SpanStart {
 }
 
 /// Hashes spans one after the other. Bytes before the first belong to none.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct SpanHasher {
     hasher: Sha256,
+    /// Whether bytes are hashed; if not, every digest is that of nothing.
+    hash_spans: bool,
     /// Whether the first span has begun.
     is_hashing: bool,
     digests: Vec<SpanDigest>,
@@ -26,6 +28,17 @@ pub(super) struct SpanHasher {
 }
 
 impl SpanHasher {
+    pub(super) fn new(hash_spans: bool) -> Self {
+        Self {
+            hasher: Sha256::new(),
+            hash_spans,
+            is_hashing: false,
+            digests: Vec::new(),
+            passed: 0,
+            last_byte: 0,
+        }
+    }
+
     /// Hashes bytes that were walked through, cut where spans begin in them or at their end. A span that
     /// begins inside a byte takes that byte too, which the span before it has had.
     pub(super) fn hash(&mut self, bytes: &[u8], starts: impl IntoIterator<Item = SpanStart>) {
@@ -40,7 +53,7 @@ impl SpanHasher {
                 self.digests.push(self.hasher.finalize_reset().into());
             }
             self.is_hashing = true;
-            if start.bits != 0 {
+            if start.bits != 0 && self.hash_spans {
                 self.hasher.update([self.last_byte]);
             }
         }
@@ -48,7 +61,7 @@ impl SpanHasher {
     }
 
     fn pass(&mut self, bytes: &[u8]) {
-        if self.is_hashing {
+        if self.is_hashing && self.hash_spans {
             self.hasher.update(bytes);
         }
         if let Some(&last) = bytes.last() {

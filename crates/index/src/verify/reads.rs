@@ -1,0 +1,155 @@
+//! The layers that are to be read: queued while the image is walked, and read when the walk is over, one more at
+//! once than there are cores, the largest first. Problems are reported in the order of the queue.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use futures_util::{StreamExt as _, stream};
+use soci_oci::store::{ContentStore, StoreError};
+use soci_oci::{Descriptor, Manifest};
+use soci_ztoc::{DEFAULT_AHEAD, MAX_ZTOC_SIZE};
+
+use super::deep::{Job, Outcome};
+use super::{Part, Problem, Walk, blob_problem};
+use crate::builder::part;
+use crate::reuse::Budget;
+
+/// Memory for the zTOCs of the layers that are being read, in KiB: those of some 20 GiB of layers.
+const BUDGET_KIB: u32 = 256 << 10;
+
+/// A layer to be read, for its zTOC if it has a usable one.
+pub(super) struct Queued {
+    layer: Descriptor,
+    ztoc: Option<Descriptor>,
+}
+
+/// What the reads share. Dropping it ends those that are under way.
+struct Reads {
+    store: Arc<dyn ContentStore>,
+    progress: Arc<dyn Fn(u64) + Send + Sync>,
+    threads: NonZeroUsize,
+    /// Bytes of all layers.
+    all: u128,
+    /// Memory for zTOCs.
+    budget: Budget,
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Reads {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Walk<'_> {
+    /// Queues a layer, unless it is to be read for this zTOC already.
+    pub(super) fn queue_layer(&mut self, layer: &Descriptor, ztoc: Option<&Descriptor>) {
+        if self.read.insert((layer.digest, ztoc.map(|it| it.digest))) {
+            self.queue.push(Queued {
+                layer: layer.clone(),
+                ztoc: ztoc.cloned(),
+            });
+        }
+    }
+
+    /// Queues the layers that have no zTOC, if all are to be read.
+    pub(super) fn queue_rest(&mut self, manifest: &Manifest) {
+        for layer in manifest.layers() {
+            let mut read = self.read.iter();
+            if self.options.deep && !read.any(|(read, _)| *read == layer.digest) {
+                self.queue_layer(layer, None);
+            }
+        }
+    }
+
+    /// Reads the layers that are queued.
+    pub(super) async fn read_layers(&mut self) -> Result<(), StoreError> {
+        let queue = std::mem::take(&mut self.queue);
+        let reads = Reads {
+            store: Arc::clone(&self.options.store),
+            progress: Arc::clone(&self.options.progress),
+            threads: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            all: queue.iter().map(|it| u128::from(it.layer.size)).sum(),
+            budget: Budget::of(BUDGET_KIB),
+            stop: Arc::default(),
+        };
+        let mut order: Vec<usize> = (0..queue.len()).collect();
+        order.sort_by_key(|&number| std::cmp::Reverse(queue[number].layer.size));
+        let read = |number: usize| {
+            let (reads, queued) = (&reads, &queue[number]);
+            async move { (number, reads.read(queued).await) }
+        };
+        // One more than cores, and so at least two: one may wait for its store.
+        let at_once = reads.threads.get() + 1;
+        let mut outcomes = stream::iter(order.into_iter().map(read)).buffer_unordered(at_once);
+        let (mut waiting, mut next) = (BTreeMap::new(), 0);
+        while let Some((number, outcome)) = outcomes.next().await {
+            waiting.insert(number, outcome?);
+            while let Some(outcome) = waiting.remove(&next) {
+                self.tell_outcome(&queue[next], outcome);
+                next += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_outcome(&mut self, queued: &Queued, outcome: Outcome) {
+        let layer = queued.layer.digest;
+        self.summary.bytes += outcome.bytes;
+        for problem in outcome.layer {
+            // A layer that must be there was missed already.
+            if self.options.may_lack_layers || !matches!(problem, Problem::Missing) {
+                self.tell(Part::Layer, layer, problem);
+            }
+        }
+        for problem in outcome.ztoc {
+            if let Some(ztoc) = &queued.ztoc {
+                self.tell_of(Part::Ztoc, ztoc.digest, Some(layer), problem);
+            }
+        }
+    }
+}
+
+impl Reads {
+    async fn read(&self, queued: &Queued) -> Result<Outcome, StoreError> {
+        let mut outcome = Outcome::default();
+        let ztoc = queued.ztoc.as_ref();
+        let _memory = self.budget.take(ztoc.map_or(0, |it| it.size)).await;
+        let mut bytes = None;
+        if let Some(ztoc) = ztoc {
+            match self.store.read(&ztoc.digest, MAX_ZTOC_SIZE).await {
+                Ok(read) => bytes = Some(read),
+                // It was read before: it changes while it is looked at.
+                Err(error) => outcome.ztoc.push(blob_problem(error)?),
+            }
+        }
+        let blob = match self.store.open(&queued.layer.digest).await {
+            Ok(blob) => blob,
+            Err(error) => {
+                outcome.layer.push(blob_problem(error)?);
+                return Ok(outcome);
+            }
+        };
+        let (size, threads) = (queued.layer.size, self.threads);
+        let share = part(size, self.all, threads.get(), u128::div_ceil);
+        let job = Job {
+            layer: queued.layer.clone(),
+            blob,
+            ztoc: bytes,
+            progress: Arc::clone(&self.progress),
+            threads: NonZeroUsize::new(share).map_or(NonZeroUsize::MIN, |it| it.min(threads)),
+            ahead: part(size, self.all, DEFAULT_AHEAD, |bytes, all| bytes / all),
+            stop: Arc::clone(&self.stop),
+        };
+        let done = tokio::task::spawn_blocking(move || job.run()).await;
+        let done = done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        outcome.ztoc.extend(done.ztoc);
+        Ok(Outcome {
+            ztoc: outcome.ztoc,
+            ..done
+        })
+    }
+}
