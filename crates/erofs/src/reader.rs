@@ -22,6 +22,7 @@ pub struct Nid(pub u64);
 
 /// Why an image cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ReadError {
     /// Something points behind the end.
     #[error("{len} bytes at {at} of an image of {size}")]

@@ -95,6 +95,7 @@ pub fn now() -> Time {
 
 /// Why records could not be read or written. The texts are the reference's where it has one.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ArtifactsError {
     /// Nothing was ever recorded.
     #[error("soci_artifacts not found")]

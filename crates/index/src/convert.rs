@@ -35,6 +35,7 @@ pub struct ConvertOptions {
 
 /// Why an image was not converted.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConvertError {
     /// The source is no image for these platforms.
     #[error(transparent)]

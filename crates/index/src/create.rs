@@ -29,6 +29,7 @@ pub struct CreateOptions {
 
 /// Why there is no index, or not for every platform.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CreateError {
     /// Not an image for these platforms.
     #[error(transparent)]

@@ -23,6 +23,7 @@ pub enum Platforms {
 
 /// Why something is no image that an index can be built for.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ImageError {
     /// Nothing says what the image runs on.
     #[error("image does not support any platforms")]

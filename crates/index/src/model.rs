@@ -55,6 +55,7 @@ impl Version {
 
 /// Why bytes are no SOCI index.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum IndexError {
     /// Not the document that it should be.
     #[error(transparent)]

@@ -66,6 +66,7 @@ struct Document {
 
 /// Why bytes are no prefetch artifact.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ArtifactError {
     /// Not the JSON that it should be.
     #[error("prefetch artifact cannot be read")]
@@ -143,6 +144,7 @@ impl PrefetchArtifact {
 
 /// Why the list of files cannot be had.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ListError {
     /// The file of the list cannot be read.
     #[error(

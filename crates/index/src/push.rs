@@ -164,6 +164,7 @@ pub struct Pushed {
 
 /// Why an index was not pushed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum PushError {
     /// The image is not for this platform. The reference says no more, and scripts know it.
     #[error("not found")]
@@ -187,6 +188,7 @@ pub enum PushError {
 
 /// Why something was not copied.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum GraphError {
     /// Neither the registry nor we have it.
     #[error("{what} {digest}: not found ({remedy})")]

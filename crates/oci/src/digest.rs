@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256, Sha384, Sha512};
 /// Why a text is not a digest. The wording is that of the Go digest library, which scripts see
 /// through `soci index info` and others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum DigestError {
     /// Not `<algorithm>:<hex>`.
     #[error("invalid checksum digest format")]

@@ -22,6 +22,7 @@ pub const MAX_DOCUMENT_BYTES: u64 = 8 << 20;
 
 /// Why bytes are not the document that they should be.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DocumentError {
     /// More bytes than any such document may have.
     #[error("{kind} has {size} bytes, more than {MAX_DOCUMENT_BYTES}")]

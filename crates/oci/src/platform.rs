@@ -39,6 +39,7 @@ pub struct Platform {
 
 /// Why a text is not a platform specifier, in containerd's words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PlatformError {
     /// A star.
     #[error("{0:?}: wildcards not yet supported: invalid argument")]

@@ -39,6 +39,7 @@ use crate::registry::RegistryError;
 
 /// Why a store did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum StoreError {
     /// No such blob.
     #[error("content digest {0}: not found")]

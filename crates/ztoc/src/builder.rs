@@ -78,6 +78,7 @@ impl Default for BuildOptions<'_> {
 
 /// A layer that gets no zTOC.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum BuildError {
     /// The layer could not be read.
     #[error("read layer")]

@@ -69,6 +69,7 @@ pub(crate) const fn slot(id: u16) -> VOffsetT {
 
 /// A zTOC that is not used, and why.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum DecodeError {
     /// Larger than [`MAX_ZTOC_SIZE`].
     #[error("zTOC of {0} bytes is larger than 1 GiB")]

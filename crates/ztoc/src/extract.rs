@@ -11,6 +11,7 @@ use crate::verify::{VerifiedSpan, VerifyError};
 
 /// A range of the archive that could not be read. `E` is the error of the caller's own reading.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum ReadError<E: std::error::Error + 'static> {
     /// The compressed bytes could not be read.
     #[error("read the layer")]

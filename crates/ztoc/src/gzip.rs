@@ -20,6 +20,7 @@ pub(crate) mod walk;
 
 /// A stream that is not sound gzip. Codes in the texts are the reference's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum GzipError {
     /// Wrong data, a checksum that does not fit, bytes behind the last member.
     #[error("gzip error: -3 (damaged data near compressed byte {offset})")]

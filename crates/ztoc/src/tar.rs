@@ -33,6 +33,7 @@ const MAX_META: usize = 1 << 20;
 
 /// An archive that is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum TarError {
     /// A header block, PAX record or number that does not parse.
     #[error("error while reading tar header: archive/tar: invalid tar header (at byte {offset})")]

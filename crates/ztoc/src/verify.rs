@@ -17,6 +17,7 @@ pub struct VerifiedSpan<'a> {
 
 /// Bytes that are not those of the span.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum VerifyError {
     /// Too few or too many.
     #[error("span {span} has {expected} compressed bytes, not {found}")]
@@ -105,6 +106,7 @@ fn hex(digest: &SpanDigest) -> String {
 
 /// A tar header that does not say what the zTOC says of it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum HeaderMismatch {
     /// It is not a header at all.
     #[error("the tar has no readable header there")]

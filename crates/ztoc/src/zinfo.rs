@@ -35,6 +35,7 @@ const VT_SIZE: u16 = 8;
 
 /// A checkpoint table that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum ZinfoError {
     /// No bytes at all.
     #[error("empty checkpoints")]

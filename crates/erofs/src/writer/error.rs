@@ -6,6 +6,7 @@ use crate::format::{MAX_DEVICE_BLOCKS, MAX_MAJOR, MAX_MINOR, MAX_NAME, MAX_SYMLI
 
 /// Why something cannot be part of an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ImageError {
     /// Names are 1 to 255 bytes.
     #[error("name of {0} bytes in a directory, the limit is {MAX_NAME}")]
@@ -71,6 +72,7 @@ pub enum ImageError {
 
 /// Why an image could not be written.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum WriteError {
     /// The output refused.
     #[error("write the image")]

@@ -24,6 +24,7 @@ const IS_BUCKET: u32 = 1;
 
 /// Why a file cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum BoltError {
     /// No page tells where the rest begins.
     #[error("no valid meta page")]

@@ -27,6 +27,7 @@ const SMALL: u64 = 64 << 10;
 
 /// Why records could not be added.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RebuildError {
     /// The records.
     #[error(transparent)]
@@ -47,6 +48,7 @@ pub struct LeftOut {
 
 /// What is missing of an image.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ImageGone {
     /// A blob of it.
     #[error(transparent)]

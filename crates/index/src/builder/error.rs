@@ -10,6 +10,7 @@ use crate::artifacts::ArtifactsError;
 
 /// Why a layer gets no zTOC though it should.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LayerError {
     /// A member of the manifest's layers that is no layer.
     #[error("not a layer mediaType: {digest} is {media_type:?}")]
@@ -72,6 +73,7 @@ pub enum LayerError {
 
 /// Why a manifest gets no index.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BuildError {
     /// No layer qualified.
     #[error("no ztocs created, all layers either skipped or produced errors")]

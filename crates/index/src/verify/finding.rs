@@ -84,6 +84,7 @@ impl Serialize for Finding {
 
 /// What is wrong with a blob.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Problem {
     /// It is not there.
     #[error("not found")]

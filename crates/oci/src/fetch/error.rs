@@ -7,6 +7,7 @@ use crate::{registry::retry, url::RedactedUrl};
 
 /// Why bytes did not come. Cheap to clone: one failure may be told to many waiters.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum FetchError {
     /// The caller asked for bytes that the blob does not have.
     #[error("range {start}..{end} is empty or outside the blob's {size} bytes")]

@@ -18,6 +18,7 @@ pub struct ContainerdName {
 
 /// Why containerd would refuse a name. Texts equal containerd's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ContainerdNameError {
     /// Has a scheme.
     #[error("invalid reference")]

@@ -15,6 +15,7 @@ const MAX_TAG: usize = 128;
 
 /// Why a name is not an image reference.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ParseRefError {
     /// Does not follow the grammar.
     #[error("invalid reference format: {name:?}")]

@@ -7,6 +7,7 @@ use crate::{fetch::FetchError, reference::ImageRef, url::RedactedUrl};
 
 /// Why a registry did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RegistryError {
     /// The client cannot be made.
     #[error("set up the registry client")]

@@ -81,6 +81,7 @@ pub(crate) struct Host {
 
 /// A host that requests cannot be sent to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum HostError {
     /// The registry's name is no host.
     #[error("{host:?} is not a registry host")]

@@ -48,6 +48,7 @@ pub struct Identity {
 
 /// Why TLS cannot be set up as wanted.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TlsError {
     /// A file cannot be read.
     #[error("read {}", path.display())]

@@ -30,6 +30,7 @@ const MAX_LAYERS: usize = 10_000;
 
 /// Why an archive has no image that can be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DockerArchiveError {
     /// The archive cannot be read.
     #[error(transparent)]

@@ -10,6 +10,7 @@ use crate::media_type;
 
 /// Why the blobs of an image cannot be listed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ReachableError {
     /// The store does not give one.
     #[error(transparent)]

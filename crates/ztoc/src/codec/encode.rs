@@ -16,6 +16,7 @@ use crate::toc::{Entry, EntryLog, FileKind};
 
 /// A zTOC that could not be written.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum EncodeError {
     /// It would be larger than [`MAX_ZTOC_SIZE`].
     #[error("zTOC of about {size} bytes is larger than 1 GiB; use a larger span size")]

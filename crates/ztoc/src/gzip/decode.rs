@@ -18,6 +18,7 @@ const ROOM: usize = 128 * 1024;
 
 /// A span that does not decode, though its digest was right: the zTOC's maker lied or was wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum ExtractError {
     /// Its bytes are not what a decoder can take at this checkpoint.
     #[error("error extracting data of span {span}; return code: -3")]
