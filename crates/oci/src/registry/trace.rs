@@ -18,8 +18,8 @@ pub enum Traffic<'a> {
     },
     /// The head of an answer came.
     Answer {
-        /// Code and reason: `200 OK`.
-        status: StatusCode,
+        /// HTTP status code.
+        status: u16,
     },
     /// No answer came.
     Failed {
@@ -33,7 +33,11 @@ impl fmt::Display for Traffic<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Traffic::Request { method, url } => write!(f, "http req {method} {url}"),
-            Traffic::Answer { status } => write!(f, "http res {status}"),
+            Traffic::Answer { status } => match StatusCode::from_u16(*status) {
+                // With its reason: `200 OK`.
+                Ok(status) => write!(f, "http res {status}"),
+                Err(_) => write!(f, "http res {status}"),
+            },
             Traffic::Failed { error } => {
                 write!(f, "http err {error}")?;
                 let mut cause = std::error::Error::source(error);
@@ -82,7 +86,7 @@ mod tests {
             request.to_string(),
             "http req PUT https://xxxxx@r.test/v2/a/blobs/uploads/1?signature=redacted"
         );
-        let status = StatusCode::NOT_FOUND;
+        let status = 404;
         let answer = Traffic::Answer { status };
         assert_eq!(answer.to_string(), "http res 404 Not Found");
         let error = FetchError::Transport {

@@ -232,7 +232,7 @@ impl Transport {
         };
         self.tell(|| match &answer {
             Ok(answer) => Traffic::Answer {
-                status: answer.status(),
+                status: answer.status().as_u16(),
             },
             Err(error) => Traffic::Failed { error },
         });
