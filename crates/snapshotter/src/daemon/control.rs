@@ -320,7 +320,12 @@ mod tests {
         assert!(!well.unwrap());
         assert!(shown.contains("pull it again"), "{shown}");
         let (error, _) = scrubbed("{\"error\":\"no\"}\n", false);
-        assert!(error.unwrap_err().to_string().contains("rejected the request: no"));
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .contains("rejected the request: no")
+        );
         let (error, _) = scrubbed(ONE, false);
         assert!(error.unwrap_err().to_string().contains("ended before"));
     }
