@@ -107,10 +107,12 @@ pub(crate) async fn info(global: &Global, args: &PrefetchInfo) -> Result<()> {
     let content = state.content().await?;
     let bytes = content.read(&digest, MAX_ARTIFACT_BYTES).await?;
     let ranges = prefetch::parse(&bytes)?;
+    let mut text = summary(&entry, &ranges)?;
     if args.json {
-        return show(&(document::indent(&prefetch::encode(&ranges))? + "\n"));
+        let document = document::indent(&prefetch::encode(&ranges))?;
+        write!(text, "\nRaw JSON:\n{document}\n")?;
     }
-    show(&summary(&entry, &ranges)?)
+    show(&text)
 }
 
 fn summary(entry: &Entry, ranges: &[SpanRange]) -> Result<String, std::fmt::Error> {

@@ -27,7 +27,7 @@ fn info_command() -> Command {
         .after_help("Example:\n  soci prefetch info sha256:...")
         .arg(positional("digest").help("Digest of the artifact"))
         .arg(json_flag(
-            "Print the artifact itself, which is JSON, instead of a summary",
+            "Print the artifact itself, which is JSON, after the summary",
         ))
 }
 

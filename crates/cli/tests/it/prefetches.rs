@@ -102,7 +102,9 @@ Total spans to prefetch: 5
         blob.size
     );
     assert_eq!(root.prints(&["prefetch", "info", &digest]), wanted);
-    let raw = r#"{
+    let raw = r#"
+Raw JSON:
+{
   "version": "1.0",
   "prefetch_spans": [
     {
@@ -118,7 +120,7 @@ Total spans to prefetch: 5
 }
 "#;
     let printed = root.prints(&["prefetch", "info", "--json", &digest]);
-    assert_eq!(printed, raw);
+    assert_eq!(printed, wanted + raw);
 }
 
 #[test]
