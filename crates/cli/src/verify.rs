@@ -39,6 +39,9 @@ pub(crate) async fn run(global: &Global, args: &Verify) -> Result<()> {
     if args.image.as_os_str().is_empty() {
         bail!("please provide an image to verify");
     }
+    if args.has_more {
+        bail!("verify checks one image at a time: run it once for each");
+    }
     let platforms = args.platforms.iter().map(|text| {
         let platform = text.parse::<Platform>();
         platform.map_err(|error| anyhow!("could not parse platform {text}: {error}"))

@@ -26,6 +26,12 @@ pub(super) fn command() -> Command {
         .long_about(LONG)
         .after_help(EXAMPLES)
         .arg(positional("image").help("The image"))
+        .arg(
+            positional("more")
+                .num_args(0..)
+                .hide(true)
+                .help("Images that would not be checked"),
+        )
         .arg(switch("deep").help("Read every layer"))
         .arg(json_flag(
             "Print one JSON object at the end instead of lines",
@@ -43,6 +49,8 @@ pub(super) fn command() -> Command {
 #[derive(Debug, Clone)]
 pub(crate) struct Verify {
     pub(crate) image: std::path::PathBuf,
+    /// Whether more than one image was given.
+    pub(crate) has_more: bool,
     pub(crate) deep: bool,
     pub(crate) json: bool,
     pub(crate) platforms: Vec<String>,
@@ -54,6 +62,7 @@ impl Verify {
         let values = Values(matches);
         Self {
             image: values.path("image"),
+            has_more: matches.contains_id("more"),
             deep: values.is("deep"),
             json: values.is("json"),
             platforms: values.texts("platform"),

@@ -14,6 +14,15 @@ fn failed(message: &str) -> Ran {
 }
 
 #[test]
+fn an_image_that_would_not_be_verified_is_refused() {
+    let ran = run(["verify", "one.tar", "two.tar"]);
+    assert_eq!(
+        ran,
+        failed("verify checks one image at a time: run it once for each")
+    );
+}
+
+#[test]
 fn errors_of_convert_have_the_documented_texts() {
     let root = tempfile::tempdir().unwrap();
     let root = format!("--root={}", root.path().display());
