@@ -13,9 +13,9 @@ use soci_oci::store::ContentStore;
 use soci_oci::{Digest, Platform};
 
 use crate::args::{Global, IndexInfo, IndexList, IndexRemove};
-use crate::output::document;
 use crate::output::stream::show;
 use crate::output::table::{Table, age};
+use crate::output::{Versioned, document};
 use crate::state::State;
 
 /// Runs `index list`.
@@ -33,8 +33,8 @@ pub(crate) async fn list(global: &Global, args: &IndexList) -> Result<()> {
     }
     let names = names(&state, &entries).await;
     if args.json {
-        let listed: Vec<Listed<'_>> = entries.iter().map(|entry| listed(entry, &names)).collect();
-        return show(&document::pretty(&listed));
+        let indexes = entries.iter().map(|entry| listed(entry, &names)).collect();
+        return show(&document::pretty(&Versioned::new(List { indexes })));
     }
     show(&table(&entries, &names))
 }
@@ -146,6 +146,12 @@ fn table(entries: &[Entry], names: &BTreeMap<String, Vec<String>>) -> String {
         }
     }
     table.to_string()
+}
+
+/// All that are listed, in JSON.
+#[derive(Serialize)]
+struct List<'a> {
+    indexes: Vec<Listed<'a>>,
 }
 
 /// An index in JSON.

@@ -34,6 +34,26 @@ pub(crate) use teller::Teller;
 /// buffer, and of the line that nerdctl reads at most.
 const MAX_MESSAGE: usize = 16 << 10;
 
+/// Version of the objects of `--json`; `docs/json.md` says when it changes.
+const SCHEMA_VERSION: u32 = 1;
+
+/// An object of `--json` with its version. Documents of the reference have none.
+#[derive(Debug, Serialize)]
+pub(crate) struct Versioned<T> {
+    schema_version: u32,
+    #[serde(flatten)]
+    object: T,
+}
+
+impl<T> Versioned<T> {
+    pub(crate) fn new(object: T) -> Self {
+        Self {
+            schema_version: SCHEMA_VERSION,
+            object,
+        }
+    }
+}
+
 /// Prints on standard output. Nobody listening is no error: the work is done all the same.
 pub(crate) fn print(text: &str) {
     let mut out = io::stdout().lock();
@@ -45,10 +65,14 @@ pub(crate) fn line(text: &str) {
     print(&format!("{}\n", cut(text, MAX_MESSAGE)));
 }
 
-/// Prints an object on standard output.
+/// Prints an object on standard output, with its version.
 pub(crate) fn json<T: Serialize>(value: &T) -> serde_json::Result<()> {
-    print(&format!("{}\n", serde_json::to_string_pretty(value)?));
+    print(&object(value)?);
     Ok(())
+}
+
+fn object<T: Serialize>(value: &T) -> serde_json::Result<String> {
+    Ok(serde_json::to_string_pretty(&Versioned::new(value))? + "\n")
 }
 
 /// A text of about so many bytes at most: its beginning, and its end, where messages have their causes.

@@ -19,9 +19,9 @@ use soci_ztoc::{Compression, Entry as File, MAX_ZTOC_SIZE, Ztoc};
 pub(crate) use get_file::get_file;
 
 use crate::args::{Global, ZtocInfo, ZtocList};
-use crate::output::document;
 use crate::output::stream::{Stream, show};
 use crate::output::table::Table;
+use crate::output::{Versioned, document};
 use crate::state::State;
 
 /// Runs `ztoc list`.
@@ -49,8 +49,8 @@ fn listing(entries: &[Entry], args: &ZtocList) -> String {
         return digests.collect();
     }
     if args.json {
-        let listed: Vec<Listed<'_>> = entries.iter().map(Listed::of).collect();
-        return document::pretty(&listed);
+        let ztocs = entries.iter().map(Listed::of).collect();
+        return document::pretty(&Versioned::new(List { ztocs }));
     }
     let mut table = Table::new(["DIGEST", "SIZE", "LAYER DIGEST"]);
     for entry in entries {
@@ -58,6 +58,12 @@ fn listing(entries: &[Entry], args: &ZtocList) -> String {
         table.row([digest, size, entry.oci_digest.clone()]);
     }
     table.to_string()
+}
+
+/// All that are listed, in JSON.
+#[derive(Serialize)]
+struct List<'a> {
+    ztocs: Vec<Listed<'a>>,
 }
 
 /// A zTOC in JSON.

@@ -27,7 +27,7 @@ fn list_command() -> Command {
         .after_help("Examples:\n  soci index list\n  soci index list --ref registry.example/app:1 --platform linux/arm64\n  soci index list -q")
         .arg(text("ref").value_name("IMAGE").help("Only those of this image in containerd"))
         .arg(switch("quiet").short('q').help("Print digests only"))
-        .arg(json_flag("Print a JSON array instead of a table"))
+        .arg(json_flag("Print one JSON object instead of a table"))
         .arg(
             list("platform")
                 .short('p')

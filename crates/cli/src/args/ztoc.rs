@@ -41,7 +41,7 @@ fn list_command() -> Command {
                 .help("Only those of this image in containerd"),
         )
         .arg(switch("quiet").short('q').help("Print digests only"))
-        .arg(json_flag("Print a JSON array instead of a table"))
+        .arg(json_flag("Print one JSON object instead of a table"))
 }
 
 fn info_command() -> Command {

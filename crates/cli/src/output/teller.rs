@@ -72,7 +72,7 @@ impl Teller {
     /// Prints the object at the end.
     pub(crate) fn object<T: Serialize>(&self, value: &T) -> serde_json::Result<()> {
         if self.is_beside {
-            super::complain(&format!("{}\n", serde_json::to_string_pretty(value)?));
+            super::complain(&super::object(value)?);
             return Ok(());
         }
         super::json(value)

@@ -158,6 +158,7 @@ fn an_object_in_the_end_says_what_became_of_every_layer() {
     let platform = report["platforms"][0].as_object_mut().unwrap();
     let rows = platform.insert("layers".into(), Value::Null).unwrap();
     let expected = json!({
+        "schema_version": 1,
         "source": path("in"),
         "destination": path("out"),
         "digest": image["digest"],

@@ -22,7 +22,11 @@ fn nothing_recorded_is_a_header_alone_and_needs_no_containerd() {
         let store = format!("--content-store={store}");
         assert_eq!(root.prints(&["index", "ls", &store]), HEADER);
         assert_eq!(root.prints(&["index", "list", "-q", &store]), "");
-        assert_eq!(root.prints(&["index", "list", "--json", &store]), "[]\n");
+        let printed = root.prints(&["index", "list", "--json", &store]);
+        assert_eq!(
+            printed,
+            "{\n  \"schema_version\": 1,\n  \"indexes\": []\n}\n"
+        );
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
     }
 }
@@ -101,7 +105,7 @@ fn lists_can_be_had_as_json() {
         "{printed}"
     );
     let value: Value = serde_json::from_str(&printed).unwrap();
-    let wanted = json!([{
+    let wanted = json!({
         "digest": index.digest.to_string(),
         "size": 5,
         "image_refs": [],
@@ -111,8 +115,8 @@ fn lists_can_be_had_as_json() {
         "manifest_digest": image().to_string(),
         "image_digest": image().to_string(),
         "created_at": "1970-01-01T00:00:00.000001Z",
-    }]);
-    assert_eq!(value, wanted);
+    });
+    assert_eq!(value, json!({"schema_version": 1, "indexes": [wanted]}));
 }
 
 #[test]

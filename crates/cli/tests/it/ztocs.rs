@@ -29,7 +29,8 @@ fn lists_have_all_ztocs_by_digest() {
     let root = Root::new();
     assert_eq!(root.prints(&["ztoc", "list"]), HEADER);
     assert_eq!(root.prints(&["ztoc", "ls", "-q"]), "");
-    assert_eq!(root.prints(&["ztoc", "ls", "--json"]), "[]\n");
+    let empty = "{\n  \"schema_version\": 1,\n  \"ztocs\": []\n}\n";
+    assert_eq!(root.prints(&["ztoc", "ls", "--json"]), empty);
     let mut digests = Vec::new();
     for name in ["a", "b", "c"] {
         let blob = absent(name);
@@ -65,14 +66,14 @@ fn lists_can_be_had_as_json() {
     };
     root.artifacts().put(std::slice::from_ref(&layer)).unwrap();
     let value: Value = serde_json::from_str(&root.prints(&["ztoc", "list", "--json"])).unwrap();
-    let wanted = json!([{
+    let wanted = json!({
         "digest": blob.digest.to_string(),
         "size": 1,
         "layer_digest": layer.oci_digest,
         "span_size": 4096,
         "created_at": null,
-    }]);
-    assert_eq!(value, wanted);
+    });
+    assert_eq!(value, json!({"schema_version": 1, "ztocs": [wanted]}));
 }
 
 #[test]
