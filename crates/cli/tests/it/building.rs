@@ -10,10 +10,10 @@ use soci_oci::Digest;
 use crate::soci::{Ran, blob, convert, index, member, put, read_json, run, tar};
 
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
-const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+pub(crate) const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// An image of these layers; their digests.
-fn image(layout: &Path, layers: &[(&str, &[u8])]) -> Vec<String> {
+pub(crate) fn image(layout: &Path, layers: &[(&str, &[u8])]) -> Vec<String> {
     let descriptor = |media_type: &str, bytes: &[u8]| {
         let digest = put(layout, bytes);
         json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})

@@ -5,6 +5,7 @@ mod building;
 mod command_line;
 mod durability;
 mod endless;
+mod exit_codes;
 mod golden;
 mod hostile;
 mod indexes;
