@@ -2,6 +2,7 @@
 
 mod bad_images;
 mod building;
+mod ci_page;
 mod command_line;
 mod durability;
 mod endless;
