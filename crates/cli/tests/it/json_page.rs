@@ -233,5 +233,6 @@ fn prefetch_info() {
     root.record(Kind::Prefetch, &artifact);
     let digest = artifact.digest.to_string();
     let printed = root.prints(&["prefetch", "info", "--json", &digest]);
-    check_all("soci prefetch info", [parsed(&printed)]);
+    let (_, artifact) = printed.split_once("\nRaw JSON:\n").unwrap();
+    check_all("soci prefetch info", [parsed(artifact)]);
 }
