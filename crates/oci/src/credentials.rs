@@ -1,8 +1,8 @@
-//! Who we are to a registry.
+//! Registry credentials and where they come from.
 //!
-//! Several sources can answer; the first that knows something wins ([`Chain`]). A source that fails
-//! (unreadable file, no connection) knows nothing and says so in the log: a pull must not end
-//! because *one* source of credentials is broken. Secrets cannot be printed.
+//! Credentials come from several sources; the first source that has one for the host wins
+//! ([`Chain`]). A source that fails (unreadable file, no connection) logs a warning and returns no
+//! credential, so that one broken source does not fail a pull. Secrets cannot be printed.
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
@@ -16,17 +16,17 @@ pub use docker::DockerConfig;
 
 use crate::reference::ImageRef;
 
-/// A text that is never shown.
+/// A string that is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Wraps a text.
+    /// Wraps a string.
     pub fn new(text: impl Into<String>) -> Secret {
         Secret(text.into())
     }
 
-    /// The text, for the wire only.
+    /// The string, for use in requests only.
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
@@ -38,24 +38,25 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What proves who we are.
+/// A credential for a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Credential {
-    /// A name and its password.
+    /// A user name and password.
     Password {
-        /// Name; never empty.
+        /// User name; never empty.
         user: String,
-        /// Password or token that stands for one.
+        /// Password, or a token used as one.
         password: Secret,
     },
     /// An OAuth2 refresh token.
     Identity(Secret),
-    /// A token that the registry itself takes as it is.
+    /// A token that the registry accepts directly.
     Bearer(Secret),
 }
 
 impl Credential {
-    /// A password, or an identity token if the name is empty (the convention of docker's configuration).
+    /// A password, or an identity token if the name is empty (the convention of Docker's
+    /// configuration).
     pub fn new(user: &str, secret: &str) -> Credential {
         if user.is_empty() {
             Credential::Identity(Secret::new(secret))
@@ -67,10 +68,10 @@ impl Credential {
         }
     }
 
-    /// Identifies the credential without giving it away; equal credentials are equal here.
+    /// Identifies the credential without revealing it. Equal credentials have equal fingerprints.
     pub(crate) fn fingerprint(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
-        // No name has a blank in front: the kinds cannot be taken for each other.
+        // No user name starts with a space, so the kinds cannot collide.
         let (user, secret) = match self {
             Credential::Password { user, password } => (user.as_str(), password),
             Credential::Identity(token) => ("", token),
@@ -86,12 +87,13 @@ impl Credential {
 /// A source of credentials.
 #[async_trait]
 pub trait Credentials: fmt::Debug + Send + Sync {
-    /// The credential for `host` (with port; where requests go, so a mirror's own name for a mirror) when it is asked
-    /// about `image`; `None` if this source has none. Asked at every challenge, so that a new password is found.
+    /// Returns the credential for `host` (with port) to access `image`, or `None` if this source
+    /// has none. For a mirror, `host` is the mirror's own name. Called for every challenge, so that
+    /// a changed password takes effect.
     async fn get(&self, host: &str, image: &ImageRef) -> Option<Credential>;
 }
 
-/// Knows nobody.
+/// Has no credentials.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Anonymous;
 
@@ -105,9 +107,9 @@ impl Credentials for Anonymous {
 /// One credential for one host.
 #[derive(Clone, Debug)]
 pub struct ForHost {
-    /// Host with port, as requests are sent to.
+    /// Host with port, as in request URLs.
     pub host: String,
-    /// What to present there.
+    /// The credential.
     pub credential: Credential,
 }
 
@@ -118,14 +120,14 @@ impl Credentials for ForHost {
     }
 }
 
-/// One credential for one registry, wherever it is reached: the hosts that stand for it, and nobody else.
+/// One credential for one registry. Only the hosts that serve this registry receive it.
 #[derive(Clone, Debug)]
 pub struct ForRegistry {
-    /// The registry, as references name it: `docker.io`.
+    /// The registry as references name it, for example `docker.io`.
     pub registry: String,
-    /// The hosts (with port) that may see the credential.
+    /// The hosts (with port) that may receive the credential.
     pub hosts: BTreeSet<String>,
-    /// What to present there.
+    /// The credential.
     pub credential: Credential,
 }
 

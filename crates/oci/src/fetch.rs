@@ -1,11 +1,11 @@
-//! Ranges of one blob, wherever it lies.
+//! Reads ranges of one blob, wherever the blob is stored.
 //!
-//! A [`Fetcher`] is one blob at one source: a registry ([`crate::registry`]), a folder, memory. It is asked for a
-//! range and answers with a [`RangeBody`] that yields *exactly* the bytes of that range, in order, or an
-//! error; never fewer, never others. Who reads may stop at any time by dropping the body: for a
-//! network source that closes or drains the connection, nothing goes on behind it.
+//! A [`Fetcher`] is one blob at one source: a registry ([`crate::registry`]), a folder, or memory.
+//! For each range it returns a [`RangeBody`] that yields *exactly* the bytes of that range, in
+//! order, or an error. To stop reading, drop the body; a network source then closes or drains the
+//! connection, and no work continues in the background.
 //!
-//! Bytes from a fetcher are untrusted. Digests are checked by who knows them.
+//! Bytes from a fetcher are untrusted. The caller verifies their digests.
 
 use std::{
     fmt,
@@ -25,7 +25,7 @@ mod error;
 
 pub use error::{Concern, FetchError};
 
-/// A non-empty range of bytes that lies inside its blob. The end is exclusive.
+/// A non-empty range of bytes inside a blob. The end is exclusive.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ByteRange {
     start: u64,
@@ -33,7 +33,11 @@ pub struct ByteRange {
 }
 
 impl ByteRange {
-    /// `range` of a blob of `size` bytes; refuses an empty range and one that leaves the blob.
+    /// Checks `range` against a blob of `size` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`FetchError::OutsideBlob`] if the range is empty or extends beyond the blob.
     pub fn within(range: Range<u64>, size: u64) -> Result<ByteRange, FetchError> {
         if range.start < range.end && range.end <= size {
             Ok(ByteRange {
@@ -49,12 +53,12 @@ impl ByteRange {
         }
     }
 
-    /// First byte.
+    /// Offset of the first byte.
     pub fn start(self) -> u64 {
         self.start
     }
 
-    /// First byte behind the range.
+    /// Offset after the last byte.
     pub fn end(self) -> u64 {
         self.end
     }
@@ -65,7 +69,7 @@ impl ByteRange {
         self.end - self.start
     }
 
-    /// What is left of the range when its first `bytes` are there; `None` when all are.
+    /// The rest of the range after its first `bytes` bytes; `None` if nothing is left.
     pub fn after(self, bytes: u64) -> Option<ByteRange> {
         let start = self.start.checked_add(bytes)?;
         (start < self.end).then_some(ByteRange {
@@ -81,7 +85,7 @@ impl From<ByteRange> for Range<u64> {
     }
 }
 
-/// As HTTP writes it: both ends inclusive.
+/// In HTTP notation: both ends inclusive.
 impl fmt::Display for ByteRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.start, self.end - 1)
@@ -96,21 +100,23 @@ impl fmt::Debug for ByteRange {
 
 /// Reads ranges of one blob.
 ///
-/// Contract, checked on every implementation by `testing::conformance`:
-/// * a range that is empty or leaves the blob is [`FetchError::OutsideBlob`], before any I/O;
-/// * the body yields the range's bytes in order and nothing else; a source that has fewer is an error, not a short body;
-/// * several ranges may be fetched at the same time;
-/// * dropping the future or the body stops the work.
+/// `testing::conformance` checks this contract for every implementation:
+/// * A range that is empty or extends beyond the blob fails with [`FetchError::OutsideBlob`] before
+///   any I/O.
+/// * The body yields the bytes of the range in order and nothing else. If the source has fewer
+///   bytes, the body ends with an error.
+/// * Several ranges can be fetched concurrently.
+/// * Dropping the future or the body stops the work.
 #[async_trait]
 pub trait Fetcher: fmt::Debug + Send + Sync {
-    /// Size of the blob in bytes, as its descriptor says.
+    /// Size of the blob in bytes, according to its descriptor.
     fn size(&self) -> u64;
 
-    /// Asks for a range. Returns when the source has agreed to send it.
+    /// Requests a range. Returns when the source has started to respond.
     async fn fetch(&self, range: Range<u64>) -> Result<RangeBody, FetchError>;
 
-    /// The same for bytes that nobody waits for: over connections that those who wait do not use, so that one is left for
-    /// them.
+    /// Like [`Fetcher::fetch`], for bytes that no reader waits for. Uses separate connections, so
+    /// that a connection stays available for waiting readers.
     async fn fetch_behind(&self, range: Range<u64>) -> Result<RangeBody, FetchError> {
         self.fetch(range).await
     }
@@ -120,7 +126,8 @@ type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, FetchError>> + Send>>;
 
 /// The bytes of one range, in chunks as they arrive.
 ///
-/// Whatever the stream inside does, a body ends well only after exactly the range's bytes.
+/// A body ends without an error only after exactly the bytes of the range, whatever the inner
+/// stream yields.
 pub struct RangeBody {
     range: ByteRange,
     received: u64,
@@ -129,7 +136,7 @@ pub struct RangeBody {
 }
 
 impl RangeBody {
-    /// A body over any stream of chunks; the count is enforced here.
+    /// Creates a body from a stream of chunks. The body enforces the length of the range.
     pub fn new(
         range: ByteRange,
         chunks: impl Stream<Item = Result<Bytes, FetchError>> + Send + 'static,
@@ -142,7 +149,8 @@ impl RangeBody {
         }
     }
 
-    /// With a count of bytes that come and are not the range's: a source that cannot begin where it is told to.
+    /// Adds a counter of bytes that arrive but are outside the range, for sources that cannot start
+    /// at the requested offset.
     #[must_use]
     pub fn skipping(self, skipped: Arc<AtomicU64>) -> RangeBody {
         RangeBody {
@@ -151,29 +159,34 @@ impl RangeBody {
         }
     }
 
-    /// Bytes that came, whether the range's or not: whoever waits sees by it that something goes on.
+    /// Bytes that arrived, inside or outside the range. Shows progress while the source skips
+    /// bytes.
     pub fn carried(&self) -> u64 {
         let skipped = self.skipped.as_ref();
         self.received + skipped.map_or(0, |skipped| skipped.load(Ordering::Relaxed))
     }
 
-    /// A body that is already there.
+    /// Creates a body from bytes in memory.
     pub fn ready(range: ByteRange, bytes: Bytes) -> RangeBody {
         RangeBody::new(range, futures_util::stream::iter([Ok(bytes)]))
     }
 
-    /// The range that was asked for.
+    /// The requested range.
     pub fn range(&self) -> ByteRange {
         self.range
     }
 
-    /// Bytes handed out so far.
+    /// Bytes returned so far.
     pub fn received(&self) -> u64 {
         self.received
     }
 
-    /// The next chunk, never empty; `None` after the last byte of the range. After an error the body is over: every
-    /// further call says that the range is short.
+    /// Returns the next chunk, never empty, or `None` after the last byte of the range.
+    ///
+    /// # Errors
+    ///
+    /// The failure of the source, or [`FetchError::TooLong`] if it sends more than the range. Every
+    /// call after an error returns [`FetchError::Short`].
     pub async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
         let left = self.range.len() - self.received;
         if left == 0 {
@@ -206,7 +219,8 @@ impl RangeBody {
         }
     }
 
-    /// All bytes of the range at once. The range's length is the size of the allocation: the caller has bounded it.
+    /// Collects all bytes of the range. Allocates the length of the range, so the caller must bound
+    /// it.
     pub async fn collect(mut self) -> Result<Bytes, FetchError> {
         let Some(first) = self.next().await? else {
             return Ok(Bytes::new());

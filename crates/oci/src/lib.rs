@@ -1,12 +1,12 @@
-//! Names and bytes of OCI images.
+//! OCI images: descriptors and manifests, and access to their bytes.
 //!
-//! *Names*: a [`Digest`] names a blob, a [`Descriptor`] says what the blob is, a [`Manifest`] or an
-//! [`ImageIndex`] ties blobs together, and an image reference names one of those in a registry.
-//! JSON that is written has the exact bytes that Go's library would write ([`json`]).
+//! *Metadata*: a [`Digest`] identifies a blob, a [`Descriptor`] describes it, a [`Manifest`] or an
+//! [`ImageIndex`] refers to several blobs, and an image reference identifies a manifest or an index
+//! in a registry. JSON is written byte for byte as Go's library writes it ([`json`]).
 //!
-//! *Bytes*: they come in ranges from a registry ([`fetch`], [`registry`]) or whole from a
-//! [`store`]: an OCI layout on disk or containerd's content store. HTTP, TLS and the containerd
-//! client live in this package and only here.
+//! *Bytes*: ranges of blobs come from a registry ([`fetch`], [`registry`]). Complete blobs also
+//! come from a [`store`]: an OCI layout on disk or containerd's content store. Only this package
+//! contains HTTP, TLS and the containerd client.
 
 #![warn(missing_docs)]
 

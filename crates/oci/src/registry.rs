@@ -1,4 +1,4 @@
-//! The registry client: reference → descriptor → bytes, and the way back.
+//! The registry client: resolves references, downloads documents and blobs, and pushes.
 //!
 //! ```text
 //! ImageRef ── hosts ──► Endpoint (one host, one image)  ── auth, exchange ──► Authorization
@@ -7,14 +7,9 @@
 //!                       transport (connections, TLS, limits, timeouts)
 //! ```
 //!
-//! * [`Registry::resolve`] and [`Registry::manifest`] name and bring documents, checked against their digests and capped.
-//! * [`Registry::blob`] is a [`Fetcher`]: ranges, resumed at the last byte, from mirrors and origin (see `blob`).
-//! * [`Registry::push_blob`] and [`Registry::push_manifest`] write.
-//! * [`Registry::referrers`] finds what refers to a manifest, [`Registry::push_referrer`] writes it to be found.
-//!
-//! One value serves a whole program: connections, tokens and what is known of hosts are shared by all its users.
-//! Dropping the future of a request closes its connection. Nothing printed or returned holds a credential or a signed
-//! address: URLs are [redacted](crate::url), credentials have no text form.
+//! One [`Registry`] serves a whole program: all users share its connections, tokens and knowledge
+//! of hosts. Dropping the future of a request closes its connection. Printed and returned values
+//! contain no credentials and no signed addresses: URLs are [redacted](crate::url).
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -70,34 +65,36 @@ pub use trace::{Trace, Traffic};
 use transport::{Transport, refused};
 pub use upload::{BlobSource, BlobStream, FromStore, Sent, Uploaded};
 
-/// Largest manifest or index that is read (what registries accept, and the reference's limit).
+/// Size limit in bytes for a manifest or index. Registries and the Go snapshotter use the same
+/// limit.
 pub const MAX_MANIFEST: u64 = 4 << 20;
 
-/// How to speak to registries. The defaults are the reference's, where it has one.
+/// Settings of the registry client. The defaults are those of the Go snapshotter, where it has one.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// `User-Agent` of every request.
     pub user_agent: String,
-    /// Longest wait for a connection, TLS included.
+    /// Timeout for connecting, including the TLS handshake.
     pub connect_timeout: Duration,
-    /// Longest wait for the head of an answer, after connecting.
+    /// Timeout for the response headers, in addition to `connect_timeout`.
     pub head_timeout: Duration,
-    /// Longest pause in a body. There is no limit to the whole of it.
+    /// Longest pause within a body. The complete body has no timeout.
     pub idle_timeout: Duration,
-    /// Attempts at documents, tokens and uploads.
+    /// Retries of requests for documents and tokens, and of uploads.
     pub retry: RetryPolicy,
-    /// Attempts at ranges of blobs.
+    /// Retries of requests for ranges of blobs.
     pub blob_retry: RetryPolicy,
-    /// How long after the last bytes of a range another attempt may begin: a caller with a plan of its own for failures
-    /// wants to hear of them.
+    /// No retry of a range starts later than this after its last progress. Callers that handle
+    /// failures themselves use it to learn about them early.
     pub blob_patience: Duration,
-    /// Most requests under way at one host, before it says that this is too many.
+    /// Maximum number of concurrent requests per host. The client uses fewer if the host reports
+    /// that it is overloaded.
     pub most_requests: usize,
-    /// Mirrors, and who is spoken to without TLS.
+    /// Mirrors, and which hosts are contacted without TLS.
     pub hosts: Hosts,
-    /// Is told of every request.
+    /// Called for every request.
     pub trace: Option<Trace>,
-    /// What to trust and to show, where a host's own settings do not say otherwise.
+    /// Trusted authorities and the client certificate, unless a host has its own settings.
     pub tls: Tls,
 }
 
@@ -107,7 +104,7 @@ impl Default for Options {
             user_agent: concat!("soci-snapshotter/", env!("CARGO_PKG_VERSION")).to_owned(),
             connect_timeout: Duration::from_secs(3),
             head_timeout: Duration::from_secs(3),
-            // Long enough for a storage service to change its mind, short enough for a reader to be alive.
+            // Long enough for a stall of a storage service, short enough for a waiting reader.
             idle_timeout: Duration::from_secs(20),
             retry: RetryPolicy::default(),
             blob_retry: RetryPolicy::default(),
@@ -123,22 +120,22 @@ impl Default for Options {
 /// A manifest or index, byte for byte.
 #[derive(Clone, Debug)]
 pub struct RawManifest {
-    /// What the registry says it is.
+    /// The media type that the registry returned.
     pub media_type: String,
-    /// Its digest; checked.
+    /// The digest, verified against the bytes.
     pub digest: Digest,
     /// The document.
     pub bytes: Bytes,
 }
 
-/// The client. Cheap to clone; clones are the same client.
+/// The registry client. Cheap to clone; clones share all state.
 #[derive(Clone)]
 pub struct Registry {
     options: Arc<Options>,
     transport: Arc<Transport>,
     auth: Arc<Auth>,
     listing: Arc<referrers::Known>,
-    /// Uploads under way.
+    /// Uploads in progress.
     sessions: Arc<upload::Sessions>,
 }
 
@@ -151,8 +148,8 @@ impl fmt::Debug for Registry {
 }
 
 impl Registry {
-    /// A client. Certificate authorities are read now, from `SSL_CERT_FILE` and `SSL_CERT_DIR` or where the distribution
-    /// keeps them; proxies are those of the environment.
+    /// Creates a client. Loads the certificate authorities from `SSL_CERT_FILE` and `SSL_CERT_DIR`,
+    /// or from the distribution's default locations. Uses the proxies of the environment.
     pub fn new(
         options: Options,
         credentials: Arc<dyn Credentials>,
@@ -168,7 +165,7 @@ impl Registry {
         })
     }
 
-    /// Media type, digest and size of what a reference names.
+    /// Returns the media type, digest and size of the manifest or index that a reference names.
     pub async fn resolve(&self, image: &ImageRef) -> Result<Descriptor, RegistryError> {
         let object = object_of(image)?;
         let what = format!("manifests/{object}");
@@ -182,7 +179,7 @@ impl Registry {
                 let (url, answer) = endpoint.follow(call, &scope).await?;
                 match answer.status().as_u16() {
                     200 => no_web_page(&answer).map(|_| descriptor_of(&answer)),
-                    // Some do not answer HEAD; GET tells.
+                    // Some registries do not support HEAD; fall back to GET.
                     405 | 501 => Ok(None),
                     _ => Err(refused(RedactedUrl::from(&url), answer).await),
                 }
@@ -201,12 +198,12 @@ impl Registry {
         }
     }
 
-    /// What the image's name stands for, itself.
+    /// Downloads the manifest or index that the reference names.
     pub async fn root(&self, image: &ImageRef) -> Result<RawManifest, RegistryError> {
         self.get_manifest(image, &object_of(image)?).await
     }
 
-    /// The manifest or index of this digest in the image's repository.
+    /// Downloads the manifest or index with this digest from the image's repository.
     pub async fn manifest(
         &self,
         image: &ImageRef,
@@ -215,7 +212,8 @@ impl Registry {
         self.get_manifest(image, &digest.to_string()).await
     }
 
-    /// A manifest by tag or digest; a digest is checked, at every host.
+    /// Downloads a manifest by tag or digest. Bytes that do not match the digest count as a failure
+    /// of the host.
     async fn get_manifest(
         &self,
         image: &ImageRef,
@@ -262,7 +260,7 @@ impl Registry {
         })
     }
 
-    /// A blob of the image's repository, to be read in ranges. Asks nobody yet.
+    /// Returns a blob of the image's repository for reading in ranges. Sends no request.
     pub fn blob(
         &self,
         image: &ImageRef,
@@ -272,7 +270,8 @@ impl Registry {
         Ok(Arc::new(self.blob_at(endpoints, image, blob)))
     }
 
-    /// The same, from the registry itself: for a blob that a mirror has wrong.
+    /// Like [`Registry::blob`], but reads only from the registry itself: for a blob that is wrong
+    /// on a mirror.
     pub(crate) fn blob_of_origin(
         &self,
         image: &ImageRef,
@@ -286,7 +285,7 @@ impl Registry {
         )))
     }
 
-    /// Whether blobs of the image may come from other hosts than the registry itself.
+    /// Whether blobs of the image may come from hosts other than the registry itself.
     pub(crate) fn has_mirrors(&self, image: &ImageRef) -> bool {
         let hosts = self.options.hosts.of(image, Doing::Pull);
         hosts.is_ok_and(|hosts| hosts.len() > 1)
@@ -311,8 +310,8 @@ impl Registry {
         )
     }
 
-    /// A whole blob of at most `limit` bytes, checked. Where a mirror has wrong bytes, each host is asked alone, the origin
-    /// first.
+    /// Downloads and verifies a complete blob of at most `limit` bytes. If the digest does not
+    /// match, each host is tried separately, starting with the origin.
     pub async fn blob_bytes(
         &self,
         image: &ImageRef,
@@ -349,7 +348,7 @@ impl Registry {
         })
     }
 
-    /// All bytes of a blob as these hosts have it, not checked.
+    /// Downloads a complete blob from these hosts, without verifying it.
     async fn whole(
         &self,
         endpoints: Vec<Arc<Endpoint>>,
@@ -384,7 +383,7 @@ impl Registry {
     }
 }
 
-/// What asking for a manifest by this name is.
+/// The operation that requests a manifest by this name.
 fn doing(object: &str) -> Doing {
     if object.parse::<Digest>().is_ok() {
         Doing::Pull
@@ -393,7 +392,8 @@ fn doing(object: &str) -> Doing {
     }
 }
 
-/// Does something at the first host that can, in rounds, as long as one of them may do better later.
+/// Runs `attempt` on each host until one succeeds. Repeats this in rounds while a host may succeed
+/// later.
 async fn over_hosts<T>(
     endpoints: &[Arc<Endpoint>],
     retry: RetryPolicy,

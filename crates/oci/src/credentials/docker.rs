@@ -1,7 +1,8 @@
-//! Docker's configuration file as a source: what `docker login` leaves there.
+//! Credentials from Docker's configuration file, as `docker login` writes it.
 //!
-//! For a host, the program of its own (`credHelpers`) is asked, else the general one (`credsStore`), and then what the
-//! file itself holds (`auths`). A file that cannot be used is a warning that names it, and nothing of what stands in it.
+//! For each host, the host's own credential helper (`credHelpers`) or else the default one
+//! (`credsStore`) is asked first, then the entries of the file (`auths`). For a file that cannot be
+//! used, a warning names the file without quoting its content.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -20,27 +21,28 @@ use serde::Deserialize;
 use super::{Credential, Credentials, Secret, helper};
 use crate::reference::ImageRef;
 
-/// The key under which `docker login` keeps Docker Hub.
+/// The key under which `docker login` stores Docker Hub credentials.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
-/// `auth` values come with and without padding.
+/// `auth` values occur with and without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The `auths` of docker's configuration file. Read again at every question, so that a `docker login` is noticed.
+/// Docker's configuration file and the credential helpers that it names. The file is read again for
+/// every request, so that a new `docker login` takes effect.
 #[derive(Clone, Debug)]
 pub struct DockerConfig {
     path: Option<PathBuf>,
-    /// The document itself, from the environment; asked before the file.
+    /// The document from the environment, which takes precedence over the file.
     document: Option<Secret>,
-    /// Problems that were told: the file is read for every token, and would be complained of each time.
+    /// Problems already logged. Without this, every token request would log them again.
     told: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl DockerConfig {
-    /// As docker finds it: the document in `DOCKER_AUTH_CONFIG`, then `$DOCKER_CONFIG/config.json`, else
-    /// `$HOME/.docker/config.json`.
+    /// Locates the configuration like Docker: the document in `DOCKER_AUTH_CONFIG`, then
+    /// `$DOCKER_CONFIG/config.json`, or else `$HOME/.docker/config.json`.
     pub fn from_env() -> DockerConfig {
         let folder = match std::env::var_os("DOCKER_CONFIG").filter(|folder| !folder.is_empty()) {
             Some(folder) => Some(PathBuf::from(folder)),
@@ -53,7 +55,7 @@ impl DockerConfig {
         }
     }
 
-    /// This file.
+    /// Uses this file.
     pub fn at(path: &Path) -> DockerConfig {
         DockerConfig {
             path: Some(path.to_owned()),
@@ -66,7 +68,7 @@ impl DockerConfig {
         match serde_json::from_slice(document) {
             Ok(file) => Some(file),
             Err(error) => {
-                // Position and kind only: serde_json's text may quote what it read.
+                // Logs only position and kind, because serde_json's message may quote secrets.
                 let (line, column, kind) = (error.line(), error.column(), error.classify());
                 self.warn(format!(
                     "{origin}: {kind:?} error in line {line}, column {column}"
@@ -76,7 +78,7 @@ impl DockerConfig {
         }
     }
 
-    /// What the document says of a host.
+    /// Looks up a host in the document.
     async fn look_up(&self, document: &[u8], origin: &str, host: &str) -> Option<Credential> {
         let file = self.parse(document, origin)?;
         match file.look_up(host).await {
@@ -145,7 +147,7 @@ struct AuthEntry {
     registrytoken: String,
 }
 
-/// An `auth` that cannot be decoded.
+/// An `auth` value that cannot be decoded.
 struct BadAuth;
 
 fn is_absent(kind: ErrorKind) -> bool {
@@ -175,7 +177,7 @@ impl ConfigFile {
     }
 }
 
-/// The exact key first, then any that names the same host in another way.
+/// Prefers the exact key, then any other spelling of the same host.
 fn entry_of<'a, T>(entries: &'a HashMap<String, T>, key: &str) -> Option<&'a T> {
     entries.get(key).or_else(|| {
         let same_host = |(name, _): &(&String, &T)| host_of(name) == host_of(key);
@@ -184,7 +186,7 @@ fn entry_of<'a, T>(entries: &'a HashMap<String, T>, key: &str) -> Option<&'a T> 
     })
 }
 
-/// Keys of the file may be addresses: `https://r.example/v1/` means `r.example`.
+/// Keys may be URLs: `https://r.example/v1/` means `r.example`.
 fn host_of(key: &str) -> &str {
     let key = key
         .strip_prefix("https://")

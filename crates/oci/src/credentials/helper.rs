@@ -1,7 +1,8 @@
-//! Programs that keep credentials for docker: `docker-credential-<name> get`.
+//! Docker credential helpers: `docker-credential-<name> get`.
 //!
-//! The server's name goes in by standard input, a JSON document comes out. The user `<token>` means that the secret is an
-//! identity token. A program that knows nothing says so with a sentence on standard output and a bad exit status.
+//! The helper reads the server name from standard input and writes a JSON document to standard
+//! output. The user `<token>` means that the secret is an identity token. If the helper has no
+//! credential, it prints a fixed message to standard output and exits with an error status.
 
 use std::{
     ffi::OsString,
@@ -16,18 +17,18 @@ use tokio::{io::AsyncReadExt as _, net::unix::pipe, time::Instant};
 
 use super::{Credential, Secret};
 
-/// Longest a program may take: some ask a person to unlock a keychain, some ask a cloud.
+/// Timeout for a helper. Some ask the user to unlock a keychain, and some contact a cloud service.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Longest answer.
+/// Size limit in bytes for the output.
 const MAX_ANSWER: u64 = 64 << 10;
-/// How often to look whether a program that has said everything has ended.
+/// Poll interval for the exit of a helper that has closed its output.
 const LOOK: Duration = Duration::from_millis(5);
-/// What programs say that know nothing of the server.
+/// The message of helpers that have no credential for the server.
 const NOT_FOUND: &str = "credentials not found in native keychain";
-/// The user that makes the secret an identity token.
+/// The user name that marks the secret as an identity token.
 const TOKEN_USER: &str = "<token>";
 
-/// Why a program gave no credential. Nothing that it printed is told: it may be a secret.
+/// Why a helper returned no credential. Never contains the helper's output, which may be a secret.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HelperError {
     #[error("{name:?} is no name of a credential helper")]
@@ -64,9 +65,9 @@ struct Answer {
     secret: String,
 }
 
-/// Asks the helper of this name, as docker's configuration has it.
+/// Asks the helper with this name from Docker's configuration.
 pub(super) async fn ask(name: &str, server: &str) -> Result<Option<Credential>, HelperError> {
-    // A name with a slash would be a path, and the configuration names programs only.
+    // A name with a slash would be a path, and the configuration may only name programs.
     if name.is_empty() || name.contains('/') {
         let name = name.to_owned();
         return Err(HelperError::Name { name });
@@ -88,7 +89,7 @@ async fn ask_program(program: OsString, server: &str) -> Result<Option<Credentia
     let mut answer = Vec::new();
     let read = tokio::time::timeout_at(patience, out.read_to_end(&mut answer)).await;
     read.map_err(slow)?.map_err(talk)?;
-    // Who has more to say meets a closed pipe.
+    // Close the pipe, so that a helper with more output ends.
     drop(out);
     let ended = tokio::time::timeout_at(patience, running.end()).await;
     let status = ended.map_err(slow)?.map_err(talk)?;
@@ -109,7 +110,7 @@ async fn ask_program(program: OsString, server: &str) -> Result<Option<Credentia
     })
 }
 
-/// A program that is ended when nobody waits for it any more.
+/// A running helper, killed on drop.
 struct Running(Child);
 
 impl Running {
@@ -127,10 +128,11 @@ impl Running {
         Ok(Running(child))
     }
 
-    /// Writes the question and gives what brings the answer.
+    /// Writes the server name and returns the pipe with the output.
     fn say(&mut self, server: &str) -> io::Result<pipe::Receiver> {
         if let Some(mut input) = self.0.stdin.take() {
-            // A name is shorter than a pipe is deep: this does not wait. Who does not read it may know the answer anyway.
+            // This does not block, because a server name fits into the pipe's buffer. A helper that
+            // does not read its input may still respond, so a broken pipe is not an error.
             match input.write_all(server.as_bytes()) {
                 Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
                 _ => {}
@@ -152,7 +154,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only if it has ended and was waited for.
+        // Both fail only if the helper has exited and was waited for.
         drop(self.0.kill());
         drop(self.0.wait());
     }
@@ -171,7 +173,7 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("chmod");
         loop {
             match ask_program(path.clone().into(), "r.example:5000").await {
-                // Another test's fork may hold the script open for writing for a moment.
+                // A concurrent test's fork may hold the script open for writing for a moment.
                 Err(HelperError::Start { source, .. })
                     if source.kind() == io::ErrorKind::ExecutableFileBusy => {}
                 other => return other,

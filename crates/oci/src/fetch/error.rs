@@ -1,20 +1,20 @@
-//! Why bytes did not come, and whom else that concerns.
+//! Errors of downloads, and which other downloads they affect.
 
 use std::{sync::Arc, time::Duration};
 
 use super::ByteRange;
 use crate::{registry::retry, url::RedactedUrl};
 
-/// Why bytes did not come. Cheap to clone: one failure may be told to many waiters.
+/// Why a download failed. Cheap to clone, because several waiters may receive the same failure.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FetchError {
-    /// The caller asked for bytes that the blob does not have.
+    /// The caller requested bytes that the blob does not have.
     #[error("range {start}..{end} is empty or outside the blob's {size} bytes")]
     OutsideBlob {
-        /// First byte asked for.
+        /// First requested byte.
         start: u64,
-        /// Exclusive end asked for.
+        /// Exclusive end of the request.
         end: u64,
         /// Size of the blob.
         size: u64,
@@ -22,151 +22,151 @@ pub enum FetchError {
     /// The source stopped early.
     #[error("bytes {range} ended after {received} bytes")]
     Short {
-        /// The range asked for.
+        /// The requested range.
         range: ByteRange,
-        /// Bytes that had come.
+        /// Bytes received before that.
         received: u64,
     },
     /// The source sent more than the range, or the range does not fit in memory.
     #[error("more bytes came than range {range} has")]
     TooLong {
-        /// The range asked for.
+        /// The requested range.
         range: ByteRange,
     },
-    /// Nothing arrived for the whole idle time.
+    /// No byte of a range arrived within the idle timeout.
     #[error("no byte of {range} from {url} for {} s", idle.as_secs_f32())]
     Stalled {
-        /// What was being read.
+        /// The requested range.
         range: ByteRange,
-        /// From where.
+        /// The address that stalled.
         url: RedactedUrl,
-        /// How long nothing came.
+        /// The idle timeout.
         idle: Duration,
     },
-    /// Nothing came (or was taken) for the whole idle time, outside of ranges.
+    /// A request other than a range made no progress within its timeout, in either direction.
     #[error("{url} is silent for {} s", idle.as_secs_f32())]
     Silent {
-        /// Who is silent.
+        /// The address that did not respond.
         url: RedactedUrl,
-        /// For how long.
+        /// The timeout.
         idle: Duration,
     },
-    /// A document that is larger than any honest one.
+    /// A document exceeds its size limit.
     #[error("{url} answered with more than {limit} bytes")]
     Oversized {
-        /// Who answered.
+        /// The address that responded.
         url: RedactedUrl,
         /// The limit in bytes.
         limit: u64,
     },
-    /// The source answered, but not with the range: another part, another size, or the whole blob.
+    /// The response does not match the requested range: another part or another size.
     #[error("{url} answered bytes {asked} with {got}")]
     WrongRange {
-        /// The range asked for.
+        /// The requested range.
         asked: ByteRange,
-        /// What the answer claims to be.
+        /// What the response claims to contain.
         got: String,
-        /// Who answered.
+        /// The address that responded.
         url: RedactedUrl,
     },
-    /// The source gave something else than what was asked for by its digest.
+    /// The bytes do not match the requested digest.
     #[error("{url} gave other bytes than the digest says")]
     WrongBytes {
-        /// Who answered.
+        /// The address that responded.
         url: RedactedUrl,
     },
-    /// The source refused with a status.
+    /// The source responded with an error status.
     #[error("{url} answered {status}{}{}", detail_suffix(detail), asked_suffix(*retry_after))]
     Status {
         /// HTTP status code.
         status: u16,
-        /// What the registry's error body says, shortened; may be empty.
+        /// Text of the registry's error document, shortened; may be empty.
         detail: String,
-        /// How long the registry asks us to stay away.
+        /// The wait that the registry requested.
         retry_after: Option<Duration>,
-        /// Who answered.
+        /// The address that responded.
         url: RedactedUrl,
     },
-    /// Credentials are missing or were refused.
+    /// Credentials are missing or were rejected.
     #[error("{host} does not let us into {repository}: {reason}")]
     Unauthorized {
         /// Registry host.
         host: String,
-        /// Repository in it.
+        /// Repository on that host.
         repository: String,
-        /// What was tried.
+        /// Why access failed.
         reason: String,
     },
-    /// No answer: no connection, a reset, broken TLS.
+    /// No response: connection failure, reset, or TLS failure.
     #[error("no answer from {url}")]
     Transport {
-        /// Who was asked.
+        /// The requested address.
         url: RedactedUrl,
-        /// False if not even a connection came about.
+        /// False if no connection was established.
         connected: bool,
-        /// True if another attempt may succeed; false for a bad certificate, for instance.
+        /// True if a retry may succeed; false for a bad certificate, for example.
         transient: bool,
-        /// The transport's own account, without URLs.
+        /// The transport's error, without URLs.
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
-    /// Bytes come, and too few of them to wait for.
+    /// Bytes arrive too slowly to keep waiting.
     #[error("only {received} bytes in {} s", lasted.as_secs_f32())]
     TooSlow {
-        /// Bytes that came in that time.
+        /// Bytes received in that time.
         received: u64,
-        /// How long it lasted.
+        /// The measured time.
         lasted: Duration,
     },
-    /// Not the registry but what gives tokens for it has trouble.
+    /// The token endpoint failed, not the registry.
     #[error("no token for {repository} of {host}")]
     Token {
         /// Registry host.
         host: String,
-        /// Repository in it.
+        /// Repository on that host.
         repository: String,
         /// The token endpoint's failure.
         #[source]
         source: Box<FetchError>,
     },
-    /// Not the registry but where it sends us has trouble.
+    /// The target of a redirect failed, not the registry.
     #[error("{url} redirects to where the bytes do not come from")]
     Redirected {
-        /// Where it began.
+        /// The first address of the request.
         url: RedactedUrl,
-        /// The failure there.
+        /// The failure at the target.
         #[source]
         source: Box<FetchError>,
     },
-    /// There is nobody to ask.
+    /// There is no host to ask.
     #[error("no host to ask")]
     NoHost,
-    /// Redirects that never end.
+    /// Too many redirects.
     #[error("more than {limit} redirects from {url}")]
     Redirects {
-        /// Where it began.
+        /// The first address of the request.
         url: RedactedUrl,
-        /// How many were followed.
+        /// The maximum number of redirects.
         limit: usize,
     },
-    /// A redirect to what is not a URL that we follow.
+    /// The target of a redirect is not a URL that the client follows.
     #[error("{url} redirects to {target}, which cannot be followed")]
     BadRedirect {
-        /// Who answered.
+        /// The address that responded.
         url: RedactedUrl,
-        /// Where it pointed.
+        /// The target of the redirect.
         target: RedactedUrl,
     },
-    /// What answers is no registry: a page for people, such as a proxy's.
+    /// The response is a web page, for example from a proxy. Registries do not return web pages.
     #[error("{url} answered with a web page, as no registry does")]
     WebPage {
-        /// Who answered.
+        /// The address that responded.
         url: RedactedUrl,
     },
-    /// All attempts are used up; the last one's failure is the source.
+    /// All attempts failed.
     #[error("giving up after {attempts} attempts")]
     GaveUp {
-        /// Number of requests made.
+        /// Number of requests sent.
         attempts: u32,
         /// The last failure.
         #[source]
@@ -175,27 +175,28 @@ pub enum FetchError {
     /// A local source could not be read.
     #[error("read {range} of a local blob")]
     Io {
-        /// The range asked for.
+        /// The requested range.
         range: ByteRange,
-        /// The system's account.
+        /// The system's error.
         #[source]
         source: Arc<std::io::Error>,
     },
 }
 
-/// What a failure is about, and so who else has to expect it. Wider before narrower.
+/// The scope of a failure: which other requests will fail too. Ordered from wide to narrow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Concern {
-    /// The host: nobody gets a connection.
+    /// The host: no connection can be established.
     Host,
-    /// The repository, with our credential for it.
+    /// The repository, with the current credentials.
     Repository,
-    /// This blob there.
+    /// One blob at this source.
     Blob,
 }
 
 impl FetchError {
-    /// What it is about. A failure that may be one blob's alone is: others must not pay for it.
+    /// The scope of the failure. A failure that may affect only one blob counts as
+    /// [`Concern::Blob`], so that it does not delay other blobs.
     pub fn concern(&self) -> Concern {
         match self {
             FetchError::Transport {
@@ -211,7 +212,8 @@ impl FetchError {
         }
     }
 
-    /// The host is there and asks to be left alone for so long: no failure of anybody.
+    /// The wait that an overloaded host requested (status 429 or 503 with `Retry-After`). Such a
+    /// response is not a failure of the source.
     pub fn busy(&self) -> Option<Duration> {
         match self {
             FetchError::Status {
@@ -224,8 +226,8 @@ impl FetchError {
         }
     }
 
-    /// Where this came from is not the registry itself but an address that it redirected to, from `url` on: then what is
-    /// true of that host or of our rights there says nothing of the registry.
+    /// Marks a failure of an address to which `url` redirected. Connection and access failures
+    /// there do not apply to the registry.
     pub(crate) fn behind_redirect(self, url: &RedactedUrl) -> FetchError {
         match self {
             FetchError::Transport { .. }
@@ -240,11 +242,12 @@ impl FetchError {
         }
     }
 
-    /// Whether the same request may succeed later without anybody changing anything: the network, a busy registry, an
-    /// outage. Bad ranges, refusals and broken answers are not.
+    /// Whether the same request may succeed later without any change: after network problems,
+    /// overload or an outage. Bad ranges, refusals and malformed responses are permanent.
     ///
-    /// Refused credentials count as transient: tokens come back when the registry or the keychain does, and a reader
-    /// that waits in the kernel is better served by another try than by an error.
+    /// Rejected credentials count as transient. Tokens become available again when the registry or
+    /// the keychain recovers, and for a reader that waits in the kernel a retry is better than an
+    /// error.
     pub fn is_transient(&self) -> bool {
         match self {
             FetchError::Short { .. }
@@ -271,8 +274,8 @@ impl FetchError {
         }
     }
 
-    /// Whether the registry has answered, and will not give the bytes to who we are: credentials that it does not know, a
-    /// blob that it does not have, an answer that is none.
+    /// Whether the failure is a refusal: rejected credentials, a missing blob, or a response that
+    /// cannot be used. Failures of local reads and invalid ranges are not refusals.
     pub fn is_refusal(&self) -> bool {
         match self {
             FetchError::Unauthorized { .. } => true,
@@ -285,8 +288,8 @@ impl FetchError {
         }
     }
 
-    /// Whether asking again within the same operation makes sense: transient, not about who we are, and not after all
-    /// attempts (which a token endpoint has had as well).
+    /// Whether to retry within the same operation: only transient failures that are not about
+    /// credentials and whose retries are not used up. Token failures have already been retried.
     pub(crate) fn is_worth_repeating(&self) -> bool {
         let had_its_attempts = matches!(
             self,
@@ -295,7 +298,7 @@ impl FetchError {
         self.is_transient() && !had_its_attempts
     }
 
-    /// Requests that were made before this was told.
+    /// Number of requests that this failure took.
     pub(crate) fn attempts(&self) -> u32 {
         match self {
             FetchError::GaveUp { attempts, .. } => *attempts,
@@ -306,7 +309,7 @@ impl FetchError {
         }
     }
 
-    /// How long the registry asked us to stay away.
+    /// The wait that the registry requested.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             FetchError::Status { retry_after, .. } => *retry_after,
@@ -362,7 +365,7 @@ mod tests {
         assert_eq!(transport(false).concern(), Concern::Host);
         assert_eq!(gave_up(transport(false)).concern(), Concern::Host);
         assert_eq!(transport(true).concern(), Concern::Blob);
-        // The host that a registry redirects to is not the registry.
+        // A failure of the redirect's target says nothing about the registry.
         assert_eq!(
             transport(false).behind_redirect(&url()).concern(),
             Concern::Blob
