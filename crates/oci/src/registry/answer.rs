@@ -1,4 +1,4 @@
-//! What the head of an answer says, and its body where that is small.
+//! Evaluates response headers, and reads small response bodies.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use reqwest::{Response, header::CONTENT_TYPE};
 use super::transport::broken;
 use crate::{descriptor::Descriptor, digest::Digest, fetch::FetchError, url::RedactedUrl};
 
-/// Media type of a document, without parameters.
+/// The media type of a document, without parameters.
 pub(super) fn media_type_of(answer: &Response) -> String {
     let value = answer
         .headers()
@@ -18,7 +18,7 @@ pub(super) fn media_type_of(answer: &Response) -> String {
     essence.unwrap_or_default().trim().to_owned()
 }
 
-/// Media type of what answers, if that can be a registry.
+/// Returns the media type. Fails for a web page, because a registry does not send one.
 pub(super) fn no_web_page(answer: &Response) -> Result<String, FetchError> {
     match media_type_of(answer) {
         page if page.eq_ignore_ascii_case("text/html") => Err(FetchError::WebPage {
@@ -28,7 +28,7 @@ pub(super) fn no_web_page(answer: &Response) -> Result<String, FetchError> {
     }
 }
 
-/// What the head of a manifest says; `None` if it does not say all of it.
+/// Builds a descriptor from the headers of a manifest; `None` if a header is missing.
 pub(super) fn descriptor_of(answer: &Response) -> Option<Descriptor> {
     let digest = stated_digest(answer)?;
     let size = header(answer, "content-length")?.parse::<u64>().ok()?;
@@ -36,7 +36,7 @@ pub(super) fn descriptor_of(answer: &Response) -> Option<Descriptor> {
     (!media_type.is_empty()).then(|| Descriptor::new(media_type, digest, size))
 }
 
-/// The digest that an answer says it is about.
+/// The digest in the response headers.
 pub(super) fn stated_digest(answer: &Response) -> Option<Digest> {
     header(answer, "docker-content-digest")?.parse().ok()
 }
@@ -45,13 +45,14 @@ fn header<'a>(answer: &'a Response, name: &str) -> Option<&'a str> {
     answer.headers().get(name)?.to_str().ok()
 }
 
-/// A whole body of at most `limit` bytes. Each chunk must come within the transport's patience.
+/// Reads a complete body of at most `limit` bytes.
 pub(super) async fn read_capped(
     url: RedactedUrl,
     mut answer: Response,
     limit: u64,
 ) -> Result<Bytes, FetchError> {
-    /// Small documents from a server that has just answered.
+    /// Longest wait for a chunk. Only small documents are read here, from a server that has just
+    /// responded.
     const IDLE: Duration = Duration::from_secs(20);
     let mut all = Vec::new();
     loop {

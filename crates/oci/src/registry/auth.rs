@@ -1,12 +1,13 @@
-//! Tokens and passwords, given where they are asked for.
+//! Tokens and passwords, sent only where a registry requests them.
 //!
-//! Nothing is sent before a registry has asked. Its challenge, the credential for the host and
-//! the scope then make an [`Access`], shared by all requests for the same image at the same host. Bearer tokens are
-//! shared wider, by (realm, service, scope, credential); they are renewed shortly before they run out and
-//! whenever one is refused.
+//! No credential is sent before a registry has sent a challenge. The challenge, the credential for
+//! the host and the scope result in an [`Access`], which all requests for the same image at the
+//! same host share. Bearer tokens are shared by (realm, service, scope, credential). They are
+//! renewed shortly before they expire and whenever one is rejected.
 //!
-//! A token exchange belongs to nobody who waits for it: it runs as a task of this module, so that a caller who is
-//! cancelled neither stops it nor takes the others down, and all who need the same token wait for the same exchange.
+//! A token exchange runs as a task of this module, independent of the requests that wait for it. A
+//! canceled request therefore does not stop it, and all requests that need the same token wait for
+//! the same exchange.
 
 use std::{
     collections::HashMap,
@@ -29,12 +30,13 @@ use crate::{
     reference::ImageRef,
 };
 
-/// A token is renewed when less than this is left of it, or a fifth of its life if that is shorter.
+/// A token is renewed when less than this is left of its lifetime, or a fifth of the lifetime if
+/// that is shorter.
 const RENEW_BEFORE: Duration = Duration::from_secs(30);
-/// Tokens remembered before those that nobody uses are forgotten.
+/// Above this number of tokens, unused ones are dropped.
 const MANY_TOKENS: usize = 512;
 
-/// What a token is for: the granted repository actions, as the registry's scope strings, joined by blanks.
+/// The scope of a token: the registry's scope strings, separated by spaces.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Scope(pub(crate) String);
 
@@ -43,12 +45,12 @@ impl Scope {
         Scope(format!("repository:{repository}:pull"))
     }
 
-    /// Also delete, which fewer may.
+    /// Pull, push and delete. A separate scope, because fewer accounts may delete.
     pub(crate) fn delete(repository: &str) -> Scope {
         Scope(format!("repository:{repository}:pull,push,delete"))
     }
 
-    /// Push to one repository, and pull from another to mount a blob from there.
+    /// Push to one repository, and pull from another to mount a blob from it.
     pub(crate) fn push(repository: &str, mount_from: Option<&str>) -> Scope {
         let push = format!("repository:{repository}:pull,push");
         match mount_from.filter(|from| *from != repository) {
@@ -58,7 +60,7 @@ impl Scope {
     }
 }
 
-/// A bearer token and when it must be replaced.
+/// A bearer token and when to replace it.
 pub(crate) struct Token {
     pub(crate) value: Secret,
     renew: Option<Instant>,
@@ -66,7 +68,7 @@ pub(crate) struct Token {
 }
 
 impl Token {
-    /// A token got just now; without a lifetime it is good until it is refused.
+    /// A new token. Without a lifetime, it is valid until it is rejected.
     pub(crate) fn new(value: Secret, lifetime: Option<Duration>) -> Token {
         let now = Instant::now();
         let early = |life: Duration| life.saturating_sub(RENEW_BEFORE.min(life / 5));
@@ -88,7 +90,7 @@ impl Token {
 
 type Outcome = Result<Arc<Token>, FetchError>;
 
-/// One token that is shared, and the exchange for its successor if one is under way.
+/// A shared token, and the exchange in progress for its successor, if any.
 struct Cell {
     exchange: Exchange,
     state: Mutex<CellState>,
@@ -114,7 +116,7 @@ pub(crate) struct Auth {
     retry: RetryPolicy,
     cells: Mutex<HashMap<CellKey, Arc<Cell>>>,
     accesses: Mutex<HashMap<(String, String, Scope), Arc<Access>>>,
-    /// Exchanges under way; they end with this value.
+    /// Exchanges in progress. Dropping this value stops them.
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -137,7 +139,7 @@ impl Auth {
         }
     }
 
-    /// What is known about `image` and `scope` at `host`, shared by all who ask.
+    /// The authentication state for `image` and `scope` at `host`, shared by all requests.
     pub(crate) fn access(&self, host: &str, image: &ImageRef, scope: &Scope) -> Arc<Access> {
         let key = (host.to_owned(), image.to_string(), scope.clone());
         let mut accesses = self.accesses.lock().unwrap_or_else(PoisonError::into_inner);
@@ -148,7 +150,7 @@ impl Auth {
         Arc::clone(accesses.entry(key).or_insert_with(new))
     }
 
-    /// The current token, or the one that an exchange brings. `refused` is a token that must not be given again.
+    /// Returns the current token, or waits for an exchange. Does not return the token `refused`.
     async fn token(&self, cell: &Arc<Cell>, refused: Option<&str>) -> Outcome {
         let mut running = {
             let mut state = cell.state();
@@ -161,7 +163,7 @@ impl Auth {
             if let Some(token) = &state.token {
                 let token = Arc::clone(token);
                 if token.is_due() {
-                    // Good for this request; its successor is fetched meanwhile.
+                    // Still valid for this request; the successor is fetched in the background.
                     self.start(cell, state);
                 }
                 return Ok(token);
@@ -176,9 +178,9 @@ impl Auth {
         }
     }
 
-    /// Joins the exchange that is under way, or starts one.
+    /// Joins the exchange in progress, or starts one.
     fn start(&self, cell: &Arc<Cell>, state: &mut CellState) -> watch::Receiver<Option<Outcome>> {
-        // A closed channel without an outcome is a task that died; the next who asks starts another.
+        // A closed channel without an outcome means that the task died. Start another one.
         if let Some(running) = &state.running
             && running.has_changed().is_ok()
         {
@@ -224,7 +226,7 @@ impl Auth {
     }
 }
 
-/// What is known about proving ourselves to one host for one image and scope.
+/// The authentication state for one host, image and scope.
 pub(crate) struct Access {
     host: String,
     image: ImageRef,
@@ -234,7 +236,7 @@ pub(crate) struct Access {
 
 #[derive(Clone)]
 enum Known {
-    /// A header that stays as it is.
+    /// A header that does not change.
     Fixed(Secret),
     Bearer(Arc<Cell>),
 }
@@ -262,7 +264,7 @@ impl Access {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Value for `Authorization`, if the host has ever asked for one.
+    /// Value for `Authorization`; `None` if the host has not sent a challenge yet.
     pub(crate) async fn header(&self, auth: &Auth) -> Result<Option<HeaderValue>, FetchError> {
         let known = self.known().clone();
         match known {
@@ -280,9 +282,10 @@ impl Access {
         value.map(Some).ok_or_else(unusable)
     }
 
-    /// After a refusal: learns from its challenges (none: those of last time hold) and gets what they ask for.
-    /// `plain` says whether the registry itself is spoken to without TLS; `sent` is what was refused; `no_token` is why the
-    /// last token could not be had, which stays the reason if the challenges lead to the same place again.
+    /// Called after a rejected request: obtains what `challenges` require. Without challenges, the
+    /// previous ones apply. `plain` is true if the registry is contacted without TLS; `sent` is the
+    /// rejected header; `no_token` is the last exchange's failure, returned again if the challenges
+    /// lead to the same exchange.
     pub(crate) async fn renew(
         &self,
         auth: &Auth,
@@ -359,7 +362,7 @@ impl Access {
         })
     }
 
-    /// That we may not, with the reason.
+    /// The error for denied access, with its reason.
     pub(crate) fn refusal(&self, reason: &str) -> FetchError {
         FetchError::Unauthorized {
             host: self.host.clone(),
@@ -369,7 +372,7 @@ impl Access {
     }
 }
 
-/// Value of a Basic `Authorization`.
+/// Value of a Basic `Authorization` header.
 pub(super) fn basic(user: &str, password: &Secret) -> Secret {
     Secret::new(format!(
         "Basic {}",
@@ -377,14 +380,14 @@ pub(super) fn basic(user: &str, password: &Secret) -> Secret {
     ))
 }
 
-/// A header value that no `Debug` shows; `None` if no header can carry it.
+/// A header value that `Debug` does not print; `None` if it contains invalid characters.
 pub(super) fn secret_header(value: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(value).ok()?;
     value.set_sensitive(true);
     Some(value)
 }
 
-/// Adds `Authorization` to a request's headers.
+/// Adds `Authorization` to the headers of a request.
 pub(super) fn authorize(headers: &mut HeaderMap, value: HeaderValue) {
     headers.insert(reqwest::header::AUTHORIZATION, value);
 }

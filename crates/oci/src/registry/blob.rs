@@ -1,12 +1,14 @@
-//! Ranges of a blob from a registry and its mirrors.
+//! Reads ranges of a blob from a registry and its mirrors.
 //!
-//! A range is one request, and as many more as it takes: a body that breaks or stalls is resumed at the first byte that
-//! has not come, so that no byte is asked for twice. Hosts are tried in order at every request, not only at the first. Where a
-//! host redirects to a storage address, that address is kept and asked directly until it refuses, then renewed.
+//! A range takes one request, plus further ones if it breaks off: a broken or stalled body is
+//! resumed at the first missing byte, so no byte is requested twice. Every request tries the hosts
+//! in order. If a host redirects to a storage address, later requests go directly to that address
+//! until it rejects one.
 //!
-//! What counts as an answer: a 206 whose `Content-Range` begins at the byte asked for, of a blob of the right size.
-//! A 200 is the whole blob, never the range: the bytes before the range are thrown away, however many they are, and a body
-//! that goes on behind it is kept for the next range there. So who reads in order carries the blob once.
+//! A valid response is a 206 whose `Content-Range` starts at the requested byte of a blob of the
+//! right size, or a 200 with the whole blob. Of a 200, the bytes before the range are discarded,
+//! and the open body is kept for later ranges. Sequential reads therefore download the blob only
+//! once.
 
 use std::{
     fmt,
@@ -40,13 +42,14 @@ use crate::{
     url::RedactedUrl,
 };
 
-/// Bodies of whole blobs that are kept for ranges further on, of one blob at one host, and for how long: their senders wait.
+/// Limits for open bodies of whole blobs that are kept for later ranges: number per blob and host,
+/// and age. Their senders are blocked meanwhile.
 const MOST_KEPT: usize = 4;
 const KEPT: Duration = Duration::from_secs(20);
-/// A body that brought this much was worth its attempt: the budget starts anew. Less, and a host that gives a byte at a
-/// time could keep a reader for ever.
+/// Progress of this many bytes resets the retry budget. With a lower value, a host that sends
+/// single bytes could block a reader indefinitely.
 const PROGRESS: u64 = 64 << 10;
-/// An object store's refusal is short.
+/// Error bodies of object stores are short.
 const MAX_REFUSAL: usize = 16 << 10;
 
 /// A blob in a registry.
@@ -60,26 +63,26 @@ struct Inner {
     patience: Patience,
 }
 
-/// How long for bytes.
+/// Retries and timeouts for a range.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
     pub(crate) retry: RetryPolicy,
-    /// No attempt begins so long after the last progress.
+    /// No retry starts later than this after the last progress.
     pub(crate) attempts: Duration,
-    /// Longest pause in a body.
+    /// Longest pause within a body.
     pub(crate) idle: Duration,
 }
 
-/// One host that has the blob, and where it last sent us.
+/// A host that may have the blob, and the storage address to which it last redirected.
 struct Source {
     endpoint: Arc<Endpoint>,
     location: Mutex<Option<Url>>,
-    /// Whole bodies that were read in part, since when.
+    /// Partly read bodies of the whole blob, and when each was stored.
     kept: Mutex<Vec<(Open, Instant)>>,
 }
 
 impl RemoteBlob {
-    /// A blob of an image, at these hosts, best first.
+    /// Creates a blob of an image. `endpoints` are in order of preference.
     pub(crate) fn new(
         digest: Digest,
         size: u64,
@@ -153,7 +156,7 @@ impl RemoteBlob {
 }
 
 impl Inner {
-    /// A body that begins at the range's first byte, from whichever host has it first.
+    /// Opens a body that starts at the first byte of the range, from the first host that responds.
     async fn open(
         &self,
         way: Way,
@@ -173,7 +176,7 @@ impl Inner {
         }
     }
 
-    /// Every host of a round.
+    /// Asks each host of a round.
     async fn ask_all(
         &self,
         way: Way,
@@ -194,7 +197,7 @@ impl Inner {
         Err(rounds.end())
     }
 
-    /// One host: at the storage address of last time, and if that fails, from its own address on.
+    /// Asks one host: first at the last known storage address, then at the host's own address.
     async fn ask(
         &self,
         source: &Source,
@@ -292,7 +295,7 @@ impl Source {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Of the bodies that were kept the one that is nearest before the range.
+    /// Takes the kept body whose position is closest to the start of the range.
     fn go_on(&self, range: ByteRange) -> Option<Open> {
         let mut whole = self.whole();
         whole.retain(|(_, since)| since.elapsed() < KEPT);
@@ -308,7 +311,7 @@ impl Source {
         Some(open)
     }
 
-    /// Keeps a body that has more than was asked of it.
+    /// Keeps a body that continues after the range.
     fn keep_whole(&self, open: Open) {
         let mut whole = self.whole();
         whole.retain(|(_, since)| since.elapsed() < KEPT);
@@ -317,7 +320,7 @@ impl Source {
         }
     }
 
-    /// Forgets this address, but not one that another reader has found meanwhile.
+    /// Drops this address, unless another reader has replaced it.
     fn forget(&self, url: &Url) {
         let mut kept = self.last_location();
         if kept.as_ref() == Some(url) {
@@ -337,7 +340,8 @@ fn range_headers(range: ByteRange) -> HeaderMap {
     headers
 }
 
-/// A 400. S3 says so when the credentials inside a signed address are over; that reads as what it is, a 401.
+/// Converts a 400. S3 returns 400 when the credentials in a signed address have expired; this is
+/// reported as 401.
 async fn expired_token(url: RedactedUrl, answer: Response) -> FetchError {
     let is_xml = |value: &HeaderValue| value.as_bytes().starts_with(b"application/xml");
     if !answer.headers().get(CONTENT_TYPE).is_some_and(is_xml) {
@@ -354,7 +358,7 @@ async fn expired_token(url: RedactedUrl, answer: Response) -> FetchError {
     }
 }
 
-/// How many bytes of the range a 206 gives, if it is an answer to it at all.
+/// Number of bytes of the range that a 206 contains, if it matches the request.
 fn given_by_part(
     answer: &Response,
     url: &RedactedUrl,
@@ -379,7 +383,8 @@ fn given_by_part(
         })
 }
 
-/// Where the body of a 200 ends, which is the whole blob, or the beginning of it if it is cut short: inside or behind the range.
+/// End offset of the body of a 200, which starts at the first byte of the blob and may be
+/// truncated.
 fn end_of_whole(
     answer: &Response,
     url: &RedactedUrl,
@@ -401,31 +406,31 @@ fn end_of_whole(
     }
 }
 
-/// An answer whose body is being read.
+/// A response whose body is being read.
 struct Open {
     answer: Response,
     url: RedactedUrl,
-    /// Position of the host among the blob's.
+    /// Index of the host.
     source: usize,
-    /// Bytes to throw away first.
+    /// Bytes to discard first.
     skip: u64,
-    /// Bytes of the range that this body will give.
+    /// Remaining bytes of the range in this body.
     left: u64,
-    /// Where in the blob the body's next byte is, and where the body ends, as it says.
+    /// Offset in the blob of the next byte of the body, and the end that the headers state.
     at: u64,
     end: u64,
-    /// Bytes of the body that have come and are given next.
+    /// Bytes already received that are returned next.
     ahead: Bytes,
 }
 
 impl Open {
-    /// Whether it goes on behind the range.
+    /// Whether the body continues after the range.
     fn has_more(&self) -> bool {
         self.left == 0 && self.at + (self.ahead.len() as u64) < self.end
     }
 
-    /// The next bytes of the range; `None` when the body has ended or has nothing more to give. What is thrown away is
-    /// counted as it comes.
+    /// Returns the next bytes of the range; `None` if the body has ended or has no more bytes of
+    /// the range. Adds discarded bytes to `skipped`.
     async fn next(
         &mut self,
         range: ByteRange,
@@ -444,11 +449,11 @@ impl Open {
             self.skip -= skip;
             skipped.fetch_add(skip, Ordering::Relaxed);
             chunk = chunk.slice(in_chunk(skip)..);
-            // What is behind the range is not ours, whatever the length of the body.
+            // Bytes after the range are not returned, whatever the length of the body.
             let wanted = in_chunk(self.left.min(chunk.len() as u64));
             self.left -= wanted as u64;
             if self.left == 0 && self.at < self.end {
-                // The next range may share its first byte with the last of this one.
+                // The next range may start with the last byte of this one.
                 self.ahead = chunk.slice(wanted.saturating_sub(1)..);
                 self.at -= self.ahead.len() as u64;
             }
@@ -461,7 +466,7 @@ impl Open {
 }
 
 impl Open {
-    /// What comes next of the body, whether the range's or not.
+    /// Returns the next bytes of the body, inside or outside the range.
     async fn more(
         &mut self,
         range: ByteRange,
@@ -481,22 +486,22 @@ impl Open {
     }
 }
 
-/// A number that is at most a chunk's length.
+/// Converts a number that is at most the length of a chunk.
 fn in_chunk(bytes: u64) -> usize {
     usize::try_from(bytes).expect("at most the length of a chunk in memory")
 }
 
-/// A range on its way: what has come of it, and the body that brings the rest.
+/// A range in progress and the body that delivers its rest.
 struct Reading {
     inner: Arc<Inner>,
     way: Way,
     range: ByteRange,
     done: u64,
-    /// Bytes since the last time that attempts were counted anew.
+    /// Bytes since the retry budget was last reset.
     worth: u64,
     open: Option<Open>,
     attempts: Attempts,
-    /// Bytes that were thrown away.
+    /// Discarded bytes.
     skipped: Arc<AtomicU64>,
 }
 
@@ -527,7 +532,7 @@ impl Reading {
                     self.keep_what_goes_on();
                     return Ok(Some(chunk));
                 }
-                // Broken off, or answered with less than was asked for: the rest is one more request.
+                // The body was truncated or contained less than requested. Request the rest.
                 Ok(None) => FetchError::Short {
                     range: self.range,
                     received: self.done,
@@ -544,7 +549,7 @@ impl Reading {
         Ok(None)
     }
 
-    /// All of the range has come: a body that goes on behind it is of use to the next.
+    /// Keeps the body for the next range if this range is complete and the body continues.
     fn keep_what_goes_on(&mut self) {
         if self.range.after(self.done).is_none()
             && let Some(open) = self.open.take_if(|open| open.has_more())
@@ -563,7 +568,7 @@ impl Reading {
         }
     }
 
-    /// Waits before the next request, or gives the failure up to the caller.
+    /// Waits before the next request, or returns the failure.
     async fn resume(&mut self, error: FetchError) -> Result<(), FetchError> {
         if !error.is_transient() {
             return Err(error);

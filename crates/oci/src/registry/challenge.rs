@@ -1,6 +1,6 @@
-//! `WWW-Authenticate`: what a registry wants to see before it answers.
+//! Parses `WWW-Authenticate`, the header with a registry's challenges.
 
-/// One challenge: a scheme and its parameters. Names are in lower case.
+/// One challenge: a scheme and its parameters. All names are lowercase.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Challenge {
     pub(crate) scheme: String,
@@ -16,7 +16,7 @@ impl Challenge {
         }
     }
 
-    /// Value of a parameter; the first if it comes twice.
+    /// Value of a parameter; the first one if the parameter is repeated.
     pub(crate) fn param(&self, name: &str) -> Option<&str> {
         self.params
             .iter()
@@ -25,7 +25,8 @@ impl Challenge {
     }
 }
 
-/// All challenges of a header value. Text that follows no grammar ends the list; what came before it counts.
+/// Parses all challenges of a header value. Malformed text ends the list; the challenges before it
+/// are kept.
 pub(crate) fn parse(value: &str) -> Vec<Challenge> {
     let mut challenges: Vec<Challenge> = Vec::new();
     let mut rest = value;
@@ -62,7 +63,7 @@ fn split_token(text: &str) -> (&str, &str) {
     text.split_at(text.find(|c| !is_token(c)).unwrap_or(text.len()))
 }
 
-/// A quoted string, unescaped, or a bare word up to the next comma or blank.
+/// Parses a quoted string, unescaped, or an unquoted value up to the next comma or blank.
 fn split_value(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find([',', ' ', '\t']).unwrap_or(text.len());

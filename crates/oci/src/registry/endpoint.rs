@@ -1,4 +1,4 @@
-//! One host asked about one image: addresses, credentials and redirects of a single attempt.
+//! Requests to one host for one image: addresses, credentials and redirects of a single attempt.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,13 +16,13 @@ use super::{
 };
 use crate::{fetch::FetchError, reference::ImageRef, url::RedactedUrl};
 
-/// Redirects followed before it is called a loop (the reference's value).
+/// Maximum number of redirects; same value as the Go snapshotter.
 pub(crate) const MAX_REDIRECTS: usize = 10;
-/// Bytes of a refusal that are looked at.
+/// Bytes of an error body that are inspected.
 const MAX_REFUSAL: usize = 64 << 10;
-/// What ECR says, word for word, when a token is over.
+/// ECR's exact message for an expired token.
 const ECR_EXPIRED: &str = "Your authorization token has expired. Reauthenticate and try again.";
-/// What HTTPS servers answer to plain HTTP: Go's, nginx, Apache.
+/// Responses of HTTPS servers to plain HTTP: Go, nginx, Apache.
 const SPEAKS_TLS: [&str; 3] = [
     "HTTP request to an HTTPS server",
     "plain HTTP request was sent to HTTPS port",
@@ -32,7 +32,8 @@ const SPEAKS_TLS: [&str; 3] = [
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     host: Host,
-    /// The host's root without and with TLS; which of them counts may be learnt only later.
+    /// The root URL of the host without and with TLS. Which one applies may only become known
+    /// later.
     roots: (Url, Url),
     image: ImageRef,
     transport: Arc<Transport>,
@@ -76,7 +77,7 @@ impl Endpoint {
             Url::parse(&format!("{scheme}://{}/", host.authority)).map_err(bad)
         };
         let roots = (root("http")?, root("https")?);
-        // As the addresses have it that requests go to: without the scheme's own port, in small letters.
+        // Use the authority of the request URLs: lowercase, and without the default port.
         let root = match host.scheme {
             Scheme::Https | Scheme::HttpsFirst => &roots.1,
             Scheme::Http | Scheme::Guess => &roots.0,
@@ -96,7 +97,7 @@ impl Endpoint {
         self.peer.is_shunned()
     }
 
-    /// Lets other hosts come first for a while.
+    /// Prefers other hosts for a while.
     pub(crate) fn shun(&self) {
         self.peer.answered(false);
     }
@@ -118,7 +119,7 @@ impl Endpoint {
         }
     }
 
-    /// Address of something in the image's repository, such as `manifests/latest`.
+    /// URL of an object in the image's repository, such as `manifests/latest`.
     pub(crate) fn url(&self, tail: &str) -> Url {
         let mut url = self.root().clone();
         url.set_path(&format!(
@@ -132,12 +133,13 @@ impl Endpoint {
         url
     }
 
-    /// Whether an address is this host, and so may see its credentials.
+    /// Whether a URL belongs to this host and may therefore receive its credentials.
     fn is_ours(&self, url: &Url) -> bool {
         self.root().origin() == url.origin()
     }
 
-    /// A failure at this address, which is told apart from the host's own if a redirect of `from` led there.
+    /// Marks a failure at `url` as a redirect's failure if a redirect from `from` led to another
+    /// host.
     pub(crate) fn at(&self, url: &Url, from: &RedactedUrl, error: FetchError) -> FetchError {
         if self.is_ours(url) {
             error
@@ -146,8 +148,8 @@ impl Endpoint {
         }
     }
 
-    /// One attempt at a call: proves who we are if asked, once; does not follow redirects. Any answer but a refusal for
-    /// want of credentials is the caller's to judge.
+    /// Sends a request and authenticates at most once if the host requires it. Does not follow
+    /// redirects. The caller evaluates every response except failed authentication.
     pub(crate) async fn send(&self, call: &Call, scope: &Scope) -> Result<Response, FetchError> {
         let known = self.peer.wants_tls() || self.peer.speaks_plain();
         match self.host.scheme {
@@ -161,10 +163,10 @@ impl Endpoint {
         }
     }
 
-    /// The first call to a host that may speak HTTP, though it should not.
+    /// The first request to a host that is contacted over HTTPS but may support only HTTP.
     async fn send_https_first(&self, call: &Call, scope: &Scope) -> Result<Response, FetchError> {
         let error = match self.send_authorized(call, scope).await {
-            // A certificate that is not trusted is no reason to speak without any.
+            // An untrusted certificate is no reason to fall back to plain HTTP.
             Err(
                 error @ FetchError::Transport {
                     transient: true, ..
@@ -185,7 +187,7 @@ impl Endpoint {
         self.send_authorized(&plain, scope).await
     }
 
-    /// Whether somebody answers here, whatever it is. Says nothing of who we are.
+    /// Checks that a server responds at this address. Sends no credentials.
     async fn probe(&self, url: &Url) -> Result<Response, FetchError> {
         let (url, none) = (url.clone(), HeaderMap::new());
         self.transport
@@ -193,7 +195,7 @@ impl Endpoint {
             .await
     }
 
-    /// The first call to a registry of this machine.
+    /// The first request to a registry on this machine.
     async fn send_guessing(&self, call: &Call, scope: &Scope) -> Result<Response, FetchError> {
         let answer = self.send_authorized(call, scope).await;
         let tls = match answer {
@@ -219,14 +221,14 @@ impl Endpoint {
                 return answer;
             }
         };
-        // Not HTTP, it seems. If HTTPS brings an answer, that is how this host is spoken to from now on.
+        // The server does not seem to support plain HTTP. If HTTPS works, use it from now on.
         let mut secure = call.clone();
         if secure.url.set_scheme("https").is_err() {
             return Err(tls);
         }
         match self.probe(&secure.url).await {
             Ok(_) => {}
-            // A certificate that is not trusted is TLS all the same.
+            // An untrusted certificate still shows that the server uses TLS.
             Err(
                 untrusted @ FetchError::Transport {
                     transient: false, ..
@@ -246,7 +248,8 @@ impl Endpoint {
             return self.send_once(call, None).await;
         }
         let access = self.auth.access(&self.host.authority, &self.image, scope);
-        // A token that cannot be had where tokens came from: the host says to a stranger where they come from now.
+        // If the token endpoint failed, send the request without a token: the challenge in the
+        // response names the current token endpoint.
         let (sent, no_token) = match access.header(&self.auth).await {
             Ok(sent) => (sent, None),
             Err(error) => (None, Some(error)),
@@ -259,7 +262,8 @@ impl Endpoint {
             Verdict::Answered(answer) => return Ok(answer),
             Verdict::Refused(refusal) => refusal,
         };
-        // Without a challenge only a token can be renewed: the same password again would be refused again.
+        // Without a challenge, only a token can be renewed. The same password would be rejected
+        // again.
         let had_token = sent
             .as_ref()
             .is_some_and(|sent| sent.as_bytes().starts_with(b"Bearer "));
@@ -317,8 +321,8 @@ impl Endpoint {
             .await
     }
 
-    /// A call whose body can be sent only once: with the credentials that are known, and without a second try. When the
-    /// body begins, and when it is silent for too long, is as for [`Transport::send_stream`].
+    /// Sends a request whose body can be sent only once, with the known credentials and without a
+    /// retry. For `begins` and `silence`, see [`Transport::send_stream`].
     pub(crate) async fn send_stream(
         &self,
         url: Url,
@@ -340,7 +344,8 @@ impl Endpoint {
             .await
     }
 
-    /// Sorts out refusals for want of (fresh) credentials: 401, and 403, which some give for tokens that are over.
+    /// Detects missing or expired credentials: 401, and 403, which some registries return for
+    /// expired tokens.
     async fn judge(&self, answer: Response, url: &Url) -> Verdict {
         let status = answer.status();
         if !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
@@ -367,7 +372,7 @@ impl Endpoint {
         })
     }
 
-    /// A call that follows redirects, for GET and HEAD: the answer and the address that gave it.
+    /// Sends a GET or HEAD request and follows redirects. Returns the response and its URL.
     pub(crate) async fn follow(
         &self,
         mut call: Call,
@@ -389,7 +394,7 @@ impl Endpoint {
     }
 }
 
-/// Where a redirect points; only web addresses are followed.
+/// The target of a redirect. Only HTTP and HTTPS URLs are accepted.
 pub(crate) fn redirect_target(from: &Url, answer: &Response) -> Result<Url, FetchError> {
     let location = answer
         .headers()
@@ -409,8 +414,8 @@ pub(crate) fn redirect_target(from: &Url, answer: &Response) -> Result<Url, Fetc
     }
 }
 
-/// What came without a token, after an exchange with all its attempts: trouble here as well is not repeated, because each
-/// repetition would begin with another exchange.
+/// Prevents retries of a request without a token after a token exchange has used up its retries.
+/// Each retry would start with another exchange.
 async fn no_more(
     no_token: &FetchError,
     url: &Url,

@@ -1,25 +1,25 @@
-//! Why a registry did not do what it was asked.
+//! Errors of the registry client.
 
 use std::sync::Arc;
 
 use super::{HostError, TlsError};
 use crate::{fetch::FetchError, reference::ImageRef, url::RedactedUrl};
 
-/// Why a registry did not do what it was asked.
+/// Why a registry operation failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistryError {
-    /// The client cannot be made.
+    /// The client cannot be created.
     #[error("set up the registry client")]
     Setup {
-        /// What TLS or HTTP say.
+        /// The error of the TLS or HTTP library.
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
     /// Certificates or keys cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The reference names no host that can be asked.
+    /// The reference names no host that can be contacted.
     #[error(transparent)]
     Host(#[from] HostError),
     /// The reference has neither tag nor digest.
@@ -28,49 +28,49 @@ pub enum RegistryError {
         /// The reference.
         image: String,
     },
-    /// There is no such image, manifest or blob.
+    /// The image, manifest or blob does not exist.
     #[error("{image}: {what} not found")]
     NotFound {
         /// The reference.
         image: String,
-        /// What was asked for, in the registry's terms.
+        /// The requested object, as a path in the registry API.
         what: String,
     },
-    /// Larger than what we are ready to read.
+    /// An object exceeds its size limit.
     #[error("{what} is larger than {limit} bytes")]
     TooLarge {
-        /// What was read.
+        /// The object.
         what: String,
         /// The limit in bytes.
         limit: u64,
     },
-    /// Other bytes than the digest promises.
+    /// The bytes do not match the digest.
     #[error("{what} came with other bytes than its digest says")]
     WrongBytes {
-        /// What was read.
+        /// The object.
         what: String,
     },
-    /// Not the document that it should be.
+    /// A document is malformed.
     #[error("{what}")]
     BadDocument {
-        /// What was read.
+        /// The document.
         what: String,
-        /// What is wrong with it.
+        /// Why it is malformed.
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
-    /// A list of referrers whose later pages are none.
+    /// A later page of a list of referrers is malformed.
     #[error("{what}: page {page} is no list of referrers")]
     BrokenList {
-        /// What was read.
+        /// The list.
         what: String,
-        /// Which page, from 1.
+        /// Number of the page, starting at 1.
         page: usize,
     },
-    /// The answer to a push makes no sense.
+    /// The registry accepted an upload without a valid `Location`.
     #[error("{url} accepted an upload without saying where to")]
     NoUploadLocation {
-        /// Who answered.
+        /// The address that responded.
         url: RedactedUrl,
     },
     /// The bytes to push could not be read.
@@ -85,22 +85,22 @@ pub enum RegistryError {
     Fetch {
         /// The reference.
         image: String,
-        /// What was asked for.
+        /// The requested object.
         what: String,
-        /// Why it failed.
+        /// Why the request failed.
         #[source]
         source: Box<FetchError>,
     },
 }
 
 impl RegistryError {
-    /// Whether the same request may succeed later without anybody changing anything.
+    /// Whether the same request may succeed later without any change.
     pub fn is_transient(&self) -> bool {
         matches!(self, RegistryError::Fetch { source, .. } if source.is_transient())
     }
 }
 
-/// A failed request as the caller sees it.
+/// Converts a failed request to the caller's error type.
 pub(super) fn failed(image: &ImageRef, what: &str, error: FetchError) -> RegistryError {
     let (image, what) = (image.to_string(), what.to_owned());
     match error {

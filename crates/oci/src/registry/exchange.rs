@@ -1,8 +1,9 @@
-//! One token exchange: what a challenge and a credential become at the registry's token endpoint.
+//! One token exchange: sends a credential to the token endpoint of a challenge and returns a token.
 //!
-//! With a credential, OAuth2 by POST comes first (`password`, or `refresh_token` for an identity
-//! token); endpoints that do not know it (400, 401, 404, 405, and redirects that a POST does not follow) are asked again
-//! by GET with Basic. Without one, an anonymous GET. Redirects are followed; a secret goes to the realm's own host only.
+//! With a credential, an OAuth2 POST comes first (`password`, or `refresh_token` for an identity
+//! token). If the endpoint does not support it (400, 401, 404, 405, or a redirect that a POST
+//! cannot follow), a GET with Basic authentication follows for passwords. Without a credential, an
+//! anonymous GET is sent. Redirects are followed; secrets go only to the realm's own host.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,23 +27,24 @@ use crate::{
     url::RedactedUrl,
 };
 
-/// What token endpoints know clients by; some keep lists (the reference's value).
+/// Client ID for token endpoints, some of which accept only known clients. Same value as the Go
+/// snapshotter.
 const CLIENT_ID: &str = "containerd-client";
-/// Longest answer of a token endpoint.
+/// Size limit in bytes for the response of a token endpoint.
 const MAX_ANSWER: u64 = 4 << 20;
-/// Longest exchange, with all its attempts.
+/// Timeout for an exchange with all its retries.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// All that an exchange needs.
+/// The inputs of an exchange.
 #[derive(Debug)]
 pub(crate) struct Exchange {
-    /// With the TLS settings of the registry, whose realm it is.
+    /// With the TLS settings of the registry that named the realm.
     pub(crate) transport: Arc<Transport>,
     pub(crate) realm: Url,
     pub(crate) service: String,
     pub(crate) scope: Scope,
     pub(crate) credential: Option<Credential>,
-    /// For messages: on whose behalf.
+    /// The registry and repository that need the token, for messages.
     pub(crate) host: String,
     pub(crate) repository: String,
 }
@@ -56,7 +58,7 @@ struct TokenAnswer {
 }
 
 impl Exchange {
-    /// Gets a token; busy endpoints are asked again as the policy says.
+    /// Requests a token; retries according to the policy if the endpoint is overloaded.
     pub(crate) async fn run(&self, retry: RetryPolicy) -> Result<Token, FetchError> {
         let mut attempts = Attempts::within(retry, PATIENCE);
         let tries = async {
@@ -73,7 +75,7 @@ impl Exchange {
         };
         match tokio::time::timeout(PATIENCE, tries).await {
             Ok(result) => result.map_err(|error| self.about_token(error)),
-            // No refusal: whoever can wait longer may ask again.
+            // A timeout is not a refusal: a caller that can wait longer may retry.
             Err(_) => Err(self.about_token(FetchError::Silent {
                 url: RedactedUrl::from(&self.realm),
                 idle: PATIENCE,
@@ -117,7 +119,8 @@ impl Exchange {
         self.ask(url, login.transpose()?, None).await
     }
 
-    /// A GET, or a POST of a form that has a secret, which the realm's own host may send on as it is.
+    /// Sends a GET, or a POST with a form that contains a secret. A redirected form is only sent to
+    /// the realm's own host, and only for 307 and 308.
     async fn ask(
         &self,
         mut url: Url,
@@ -159,14 +162,14 @@ impl Exchange {
         })
     }
 
-    /// Whether this is the realm's host, perhaps with TLS where the realm has none.
+    /// Whether the URL is on the realm's host, or on the same host with TLS if the realm has none.
     fn may_see_secrets(&self, url: &Url) -> bool {
         let gains_tls = self.realm.scheme() == "http" && url.scheme() == "https";
         url.origin() == self.realm.origin() || (gains_tls && url.host() == self.realm.host())
     }
 
     async fn post(&self, credential: &Credential) -> Result<Response, FetchError> {
-        // A scratch URL is the form encoder.
+        // A temporary URL serves as the form encoder.
         let mut form = self.realm.clone();
         form.set_query(None);
         {
@@ -234,7 +237,7 @@ impl Exchange {
         }
     }
 
-    /// The exchange ended without an outcome: its task was stopped.
+    /// The error for an exchange whose task was stopped.
     pub(crate) fn abandoned(&self) -> FetchError {
         self.refusal("the token exchange was stopped")
     }

@@ -1,9 +1,11 @@
-//! containerd's `hosts.toml` and docker's `certs.d`: how the administrator of this machine wants a registry to be reached.
+//! containerd's `hosts.toml` and Docker's `certs.d`: the administrator's settings for each
+//! registry.
 //!
-//! In each folder that is given, a registry `r.example:5000` has a folder of its own, named `r.example_5000_`, or as it is,
-//! or `_default` for all that have none; the first that exists counts. With a `hosts.toml` in it, that says which hosts are
-//! asked, in the order of the file, and last the registry itself (`server`). Without one, `*.crt` are authorities and `*.cert` with
-//! `*.key` what to show. A file that cannot be understood is as good as none, as for containerd: it says so in the log.
+//! In each configured folder, the settings of registry `r.example:5000` are in a subfolder named
+//! `r.example_5000_`, `r.example:5000` or, for all other registries, `_default`. The first existing
+//! subfolder applies. A `hosts.toml` in it lists the hosts in order of preference, followed by the
+//! registry itself (`server`). Without `hosts.toml`, `*.crt` are authorities, and `*.cert` with
+//! `*.key` are the client certificate. As in containerd, an invalid file is logged and ignored.
 
 use std::{
     collections::BTreeMap,
@@ -23,24 +25,25 @@ use super::{
     tls::{Identity, Tls},
 };
 
-/// The file with a registry's hosts.
+/// The file that lists the hosts of a registry.
 const FILE: &str = "hosts.toml";
-/// The folder of registries that have none of their own.
+/// The folder for registries without their own folder.
 const DEFAULT: &str = "_default";
-/// Longest file that is read.
+/// Size limit in bytes for a file.
 const MAX_FILE: u64 = 1 << 20;
 
-/// One place to ask, as the administrator describes it.
+/// One host that the administrator configured.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
-    /// Scheme, host with port, and path of the API; `None`: the registry as its name says.
+    /// Scheme, host with port, and path of the API. `None` for the registry itself, under its own
+    /// name.
     pub(crate) address: Option<(Scheme, String, String)>,
     pub(crate) can: Can,
     pub(crate) tls: TlsChange,
     pub(crate) headers: HeaderMap,
 }
 
-/// What a host is good for.
+/// The operations that a host supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Can {
     pub(crate) pull: bool,
@@ -54,8 +57,8 @@ impl Can {
         resolve: true,
         push: true,
     };
-    /// A host that stands in for the registry where the file does not say for what. Other than for containerd, that is not
-    /// for pushes: they would bring the registry's password to what is most often a mirror.
+    /// Default for a `host` table without `capabilities`. Unlike containerd, it excludes pushes,
+    /// because a push would send the registry's password to a host that is usually a mirror.
     const READ: Can = Can {
         push: false,
         ..Can::ALL
@@ -67,7 +70,7 @@ impl Can {
     };
 }
 
-/// What a host's TLS has that others have not.
+/// TLS settings of one host that differ from the general ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TlsChange {
     authorities: Vec<PathBuf>,
@@ -76,7 +79,7 @@ pub(crate) struct TlsChange {
 }
 
 impl TlsChange {
-    /// The same; certificates are not looked at where nothing is said about that.
+    /// A copy that skips certificate verification unless `skip_verify` is set explicitly.
     pub(crate) fn unverified(&self) -> TlsChange {
         TlsChange {
             skip_verify: self.skip_verify.or(Some(true)),
@@ -84,7 +87,7 @@ impl TlsChange {
         }
     }
 
-    /// These settings with the changes; `None` if there are no changes.
+    /// Applies the changes to `base`; `None` if there are no changes.
     pub(crate) fn of(&self, base: &Tls) -> Option<Tls> {
         if *self == TlsChange::default() {
             return None;
@@ -97,7 +100,8 @@ impl TlsChange {
     }
 }
 
-/// Places for a registry, best first, from the first folder that knows it; `None` if none does.
+/// The hosts for a registry in order of preference, from the first folder with settings for it;
+/// `None` if there are no settings.
 pub(crate) fn load(folders: &[PathBuf], registry: &str) -> Option<Vec<Place>> {
     let folder = folders
         .iter()
@@ -136,7 +140,7 @@ fn read(path: &Path) -> io::Result<String> {
     fs::read_to_string(path)
 }
 
-/// Names of a registry's folder. A registry's name is no path: `..` must not lead anywhere.
+/// Names of a registry's folder. Rejects names that would act as paths, such as `..`.
 fn names_of(registry: &str) -> impl Iterator<Item = String> {
     let usable = !registry.is_empty() && !registry.contains('/') && !registry.starts_with('.');
     let own = usable.then(|| registry.to_owned());
@@ -147,7 +151,7 @@ fn names_of(registry: &str) -> impl Iterator<Item = String> {
     spelt.into_iter().chain(own).chain([DEFAULT.to_owned()])
 }
 
-/// The files of docker's layout, in the order of their names.
+/// The certificate files of Docker's layout, in the order of their names.
 fn certificates(folder: &Path) -> io::Result<TlsChange> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -169,7 +173,7 @@ fn certificates(folder: &Path) -> io::Result<TlsChange> {
     })
 }
 
-/// The first of several: a connection shows one.
+/// The first of several identities, because a connection can use only one.
 fn only(mut identities: impl Iterator<Item = Identity>, folder: &Path) -> Option<Identity> {
     let first = identities.next();
     if identities.next().is_some() {
@@ -199,7 +203,7 @@ struct Settings {
     override_path: bool,
 }
 
-/// One or several.
+/// One string or a list.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Texts {
@@ -256,14 +260,14 @@ fn parse(folder: &Path, text: &str) -> Result<Vec<Place>, String> {
     }
     let mut last = place(&server, own, folder, Can::ALL)?;
     if last.address.is_none() {
-        // As for containerd: what the file says counts for a `server` that it names.
+        // As in containerd, the file's own capabilities apply only to a `server` that it names.
         last.can = Can::ALL;
     }
     places.push(last);
     Ok(places)
 }
 
-/// The hosts as the file has them: the order is their rank.
+/// The names of the hosts in the order of the file, which is the order of preference.
 fn in_order(text: &str) -> Vec<String> {
     let Ok(table) = DeTable::parse(text) else {
         return Vec::new();
@@ -329,7 +333,8 @@ fn address(server: &str, override_path: bool) -> Result<Option<(Scheme, String, 
         Some(_) => return Err(bad()),
         None => (Scheme::Https, server),
     };
-    // Parsed with one scheme only, so that a port that is written stays.
+    // Parsed only for validation and for the path. The authority is taken from the text, so that an
+    // explicit port is kept.
     let url = Url::parse(&format!("https://{rest}")).map_err(|_| bad())?;
     let authority = rest.split('/').next().unwrap_or_default();
     if !url.username().is_empty()
@@ -364,7 +369,7 @@ fn capabilities(names: &[String], unless_named: Can) -> Result<Can, String> {
     Ok(can)
 }
 
-/// Values are never shown: some are tokens.
+/// Values are marked as sensitive, because some are tokens.
 fn headers(texts: BTreeMap<String, Texts>) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
     for (name, values) in texts {

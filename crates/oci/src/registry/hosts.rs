@@ -1,8 +1,8 @@
-//! Where requests for an image go: mirrors first, then the registry that the name says.
+//! Where requests for an image go: to mirrors first, then to the registry in the image's name.
 //!
-//! The plan is made from plain values ([`Hosts`]); whoever reads a configuration fills them in. Every kind of request
-//! uses the list, and moves on to the next host when one fails. A mirror never changes how the
-//! origin is spoken to.
+//! [`Hosts`] is plain data that the caller fills in from its configuration. Every kind of request
+//! uses the resulting list and tries the next host when one fails. Mirrors never affect how the
+//! origin is contacted.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,25 +16,26 @@ use reqwest::{Url, header::HeaderMap};
 use super::host_files::{self, Can, Place, TlsChange};
 use crate::{reference::ImageRef, url::RedactedUrl};
 
-/// Mirrors and manners, as configured.
+/// Mirrors and connection settings of registries.
 #[derive(Clone, Debug, Default)]
 pub struct Hosts {
-    /// Mirrors of a registry, by its name in references (`docker.io`), best first.
+    /// Mirrors by registry name as in references (`docker.io`), in order of preference.
     pub mirrors: BTreeMap<String, Vec<Mirror>>,
-    /// Speak plain HTTP to every origin, not only to this machine's own.
+    /// Use plain HTTP for every origin, not only for registries on this machine.
     pub plain_http: bool,
-    /// What the administrator's files say of registries; in place of their mirrors.
+    /// Settings of registries from the administrator's files. They replace `mirrors` for those
+    /// registries.
     pub configured: Configured,
 }
 
-/// What [`Hosts::read_folders`] has found.
+/// The settings that [`Hosts::read_folders`] found.
 #[derive(Clone, Debug, Default)]
 pub struct Configured(BTreeMap<String, Vec<Place>>);
 
-/// What is to be done at a host.
+/// The kind of operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Doing {
-    /// Ask what a tag stands for.
+    /// Resolve a tag.
     Resolve,
     /// Read by digest.
     Pull,
@@ -44,34 +45,37 @@ pub(crate) enum Doing {
 /// One mirror.
 #[derive(Clone, Debug, Default)]
 pub struct Mirror {
-    /// `host[:port][/path]`, or an address with its scheme. Without a path it is `/v2`.
+    /// `host[:port][/path]`, or a URL with a scheme. The default path is `/v2`.
     pub host: String,
-    /// Plain HTTP, where `host` has no scheme.
+    /// Use plain HTTP if `host` has no scheme.
     pub insecure: bool,
-    /// Longest wait for an answer to begin and for a body to go on, in place of the general ones.
+    /// Timeout until the response headers arrive, in place of the general one. Does not apply to
+    /// the body.
     pub timeout: Option<Duration>,
 }
 
-/// How a host is spoken to.
+/// How a host is contacted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scheme {
     Https,
     Http,
-    /// A registry on this machine: HTTP, unless it turns out to want HTTPS.
+    /// A registry on this machine: HTTP, unless it turns out to require HTTPS.
     Guess,
-    /// HTTPS, unless it turns out that HTTP is spoken there: what is configured for HTTP with certificates.
+    /// HTTPS, unless the host turns out to support only HTTP. For hosts that are configured for
+    /// HTTP but have TLS settings.
     HttpsFirst,
 }
 
-/// One place to ask for an image.
+/// One host to ask for an image.
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
-    /// Host with port, in URL form; what credentials are looked up by.
+    /// Host with port, in URL form. Credentials are looked up by it.
     pub(crate) authority: String,
-    /// Path of the API, without a slash at the end: `/v2`.
+    /// Path of the API, without a trailing slash: `/v2`.
     pub(crate) path: String,
     pub(crate) scheme: Scheme,
-    /// For a mirror, the registry that it stands in for (`ns` parameter, by which one mirror serves several registries).
+    /// For a mirror, the registry that it mirrors. Sent as the `ns` parameter, so that one mirror
+    /// can serve several registries.
     pub(crate) stands_for: Option<String>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) tls: TlsChange,
@@ -79,52 +83,53 @@ pub(crate) struct Host {
     pub(crate) headers: HeaderMap,
 }
 
-/// A host that requests cannot be sent to.
+/// A host that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HostError {
-    /// The registry's name is no host.
+    /// The registry's name is not a valid host.
     #[error("{host:?} is not a registry host")]
     BadHost {
-        /// As the reference has it.
+        /// The name in the reference.
         host: String,
     },
-    /// The administrator's files name nobody for this.
+    /// The administrator's files list no host for this operation.
     #[error("hosts.toml of {host:?} names no host that may {doing}")]
     NotAllowed {
         /// The registry.
         host: String,
-        /// The capability that is missing.
+        /// The missing capability.
         doing: &'static str,
     },
-    /// The mirror's text is no host or address.
+    /// The mirror is neither a host nor an HTTP URL.
     #[error("mirror {mirror} of {host:?} is not host[:port][/path] or an http address")]
     BadMirror {
-        /// The registry it is for.
+        /// The mirrored registry.
         host: String,
-        /// As configured.
+        /// The mirror as configured.
         mirror: RedactedUrl,
     },
 }
 
 impl Hosts {
-    /// Reads what containerd's `hosts.toml` and docker's `certs.d` in these folders say of a registry. Folders that are not
-    /// there are no error.
+    /// Reads the settings of a registry from containerd's `hosts.toml` and Docker's `certs.d` in
+    /// these folders. A missing folder is not an error.
     pub fn read_folders(&mut self, folders: &[PathBuf], registry: &str) {
         if let Some(places) = host_files::load(folders, registry) {
             self.configured.0.insert(registry.to_owned(), places);
         }
     }
 
-    /// The hosts (with port) that are the registry of this image: where its name leads, and where pushes go.
+    /// The hosts (with port) of the image's registry: the host in its name, and the hosts for
+    /// pushes.
     pub fn own_hosts(&self, image: &ImageRef) -> Result<BTreeSet<String>, HostError> {
         let named = self.named(image)?.authority;
         let pushed = self.of(image, Doing::Push)?.into_iter();
         Ok(pushed.map(|host| host.authority).chain([named]).collect())
     }
 
-    /// Places to ask for `image`, best first; the last is the origin. A mirror that cannot be understood is left out and
-    /// logged: it must not make its registry unreachable.
+    /// The hosts to ask for `image`, in order of preference; the last one is the origin. An invalid
+    /// mirror is logged and skipped, because it must not make the registry unreachable.
     pub(crate) fn of(&self, image: &ImageRef, doing: Doing) -> Result<Vec<Host>, HostError> {
         let named = self.named(image)?;
         if let Some(places) = self.configured.0.get(image.host()) {
@@ -160,7 +165,7 @@ impl Hosts {
         first.map_or_else(|| self.named(image), Ok)
     }
 
-    /// The registry where its name says that it is.
+    /// The registry at the address in its name.
     fn named(&self, image: &ImageRef) -> Result<Host, HostError> {
         let name = match image.host() {
             "docker.io" | "index.docker.io" => "registry-1.docker.io",
@@ -214,8 +219,8 @@ impl Can {
 }
 
 impl Place {
-    /// The host of this place. Where the file leaves the registry to its name and that is this machine, containerd's rule
-    /// holds: HTTPS, first or only, and any certificate is good.
+    /// The host for this place. If the file does not set an address and the registry is on this
+    /// machine, containerd's rule applies: HTTPS first (only, for port 443), with any certificate.
     fn to_host(&self, named: &Host, registry: &str) -> Host {
         let mut tls = self.tls.clone();
         let mut host = match &self.address {
@@ -248,7 +253,7 @@ impl Place {
 }
 
 impl Host {
-    /// The port, if it is written.
+    /// The port, if it is explicit.
     fn port(&self) -> Option<&str> {
         let (_, port) = self.authority.rsplit_once(':')?;
         port.bytes()
@@ -268,10 +273,11 @@ impl Mirror {
             Some(("https", rest)) => (Some(Scheme::Https), rest),
             Some(("http", rest)) => (Some(Scheme::Http), rest),
             Some(_) => return Err(bad()),
-            // "//host" is what a URL without a scheme looks like.
+            // "//host" is a URL without a scheme.
             None => (None, text.strip_prefix("//").unwrap_or(text)),
         };
-        // Parsed with a scheme that has no default port, so that a port that is written stays.
+        // Parsed only for validation and for the path. The authority is taken from the text, so
+        // that an explicit port is kept.
         let url = Url::parse(&format!("https://{rest}")).map_err(|_| bad())?;
         let credentials = !url.username().is_empty() || url.password().is_some();
         if credentials || url.query().is_some() || url.fragment().is_some() {
@@ -304,7 +310,7 @@ impl Mirror {
     }
 }
 
-/// `localhost` and loopback addresses.
+/// Whether the host is `localhost` or a loopback address.
 pub(crate) fn is_this_machine(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let address = host.trim_start_matches('[').trim_end_matches(']');

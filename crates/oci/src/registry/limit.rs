@@ -1,13 +1,12 @@
-//! How many requests a host gets at once: more while it bears them, fewer when it says that it does not.
+//! Limits the concurrent requests to a host, and adapts the limit to what the host can handle.
 //!
-//! Additive increase, multiplicative decrease, as TCP does it: every answer adds a fraction of one request, a 429, a
-//! 503 or a failed connection halves the limit. Requests that were already under way at the last decrease do not
-//! count, either way: they fail for the same reason, not for a new one.
+//! Additive increase, multiplicative decrease, as in TCP: every response adds a fraction of one
+//! request; a 429, a 503 or a failed connection halves the limit. Requests that started before the
+//! last decrease do not change the limit, because they fail for the same reason.
 //!
-//! A permit covers a request until the head of its answer has come, never a body, neither the answer's nor an upload's.
-//! Bodies are held up on purpose (background reads pause for reads on demand), and a paused body that kept a permit would
-//! block the very read it was paused for. An upload lasts as long as the line takes, and a token that it needs comes from
-//! the same host. The number of open bodies is the business of who opens them.
+//! A permit covers a request until its response headers arrive, never the body of a response or an
+//! upload. Background reads are paused while a reader waits; a paused body with a permit could
+//! block that reader. An upload can take long, and it may need a token from the same host.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -16,7 +15,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// Where a new host starts: what browsers open to one HTTP/1.1 host, and a little.
+/// Initial limit of a host: slightly more than browsers use for one HTTP/1.1 host.
 const START: f64 = 8.0;
 
 #[derive(Debug)]
@@ -33,7 +32,7 @@ struct State {
     decreased: Option<Instant>,
 }
 
-/// One request under way. Dropping it without a verdict says nothing about the host.
+/// One request in progress. Dropping the permit without a result does not change the limit.
 #[derive(Debug)]
 pub(crate) struct Permit<'a> {
     limit: &'a Limit,
@@ -42,7 +41,7 @@ pub(crate) struct Permit<'a> {
 }
 
 impl Limit {
-    /// At most `most` requests at once, however well it goes.
+    /// Creates a limit that never exceeds `most` requests.
     pub(crate) fn new(most: usize) -> Limit {
         let most = f64::from(u32::try_from(most.max(1)).unwrap_or(u32::MAX));
         let state = State {
@@ -57,12 +56,12 @@ impl Limit {
         }
     }
 
-    /// Waits for its turn, first come first served.
+    /// Waits for a permit, in order of arrival.
     pub(crate) async fn acquire(&self) -> Permit<'_> {
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);
-            // Registered before looking, or a permit freed in between would be missed.
+            // Registered before the check, so that a permit released in between is not missed.
             freed.as_mut().enable();
             {
                 let mut state = self.state();
@@ -90,7 +89,7 @@ impl Limit {
 }
 
 impl Permit<'_> {
-    /// The request goes on and does not count any more.
+    /// Releases the permit early, while the request continues.
     pub(crate) fn lapse(&mut self) {
         if std::mem::take(&mut self.counts) {
             self.limit.state().in_use -= 1;
@@ -98,18 +97,18 @@ impl Permit<'_> {
         }
     }
 
-    /// The host answered and bears this much.
+    /// The host responded and can handle this load.
     pub(crate) fn good(self) {
         let mut state = self.limit.state();
         if self.is_news(&state) {
-            // About one more request per full round of them.
+            // Adds about one request per full round.
             state.limit = (state.limit + 1.0 / state.limit).min(self.limit.most);
         }
         drop(state);
         self.limit.freed.notify_one();
     }
 
-    /// The host is overloaded or cannot be reached.
+    /// The host is overloaded or unreachable.
     pub(crate) fn overloaded(self) {
         let mut state = self.limit.state();
         if self.is_news(&state) {

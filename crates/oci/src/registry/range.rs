@@ -1,4 +1,4 @@
-//! `Content-Range`: which bytes an answer claims to be.
+//! Parses `Content-Range` and compares it with the request.
 
 use crate::fetch::ByteRange;
 
@@ -6,13 +6,13 @@ use crate::fetch::ByteRange;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ContentRange {
     pub(crate) first: u64,
-    /// Inclusive, as on the wire.
+    /// Inclusive, as in the header.
     pub(crate) last: u64,
     pub(crate) total: Option<u64>,
 }
 
 impl ContentRange {
-    /// Strict: digits only, `first <= last < total`.
+    /// Parses strictly: digits only, `first <= last < total`.
     pub(crate) fn parse(value: &str) -> Option<ContentRange> {
         let (unit, rest) = value.trim().split_once(' ')?;
         if !unit.eq_ignore_ascii_case("bytes") {
@@ -29,8 +29,9 @@ impl ContentRange {
         (first <= last && inside).then_some(ContentRange { first, last, total })
     }
 
-    /// How many bytes of `asked` (of a blob of `size` bytes) this answer gives from its start on; `None` if it is not an
-    /// answer to it. A server may send less than was asked for, never other bytes or those of a blob of another size.
+    /// Number of bytes of `asked` that this response contains, from its start on, for a blob of
+    /// `size` bytes. A response may be shorter than the request; `None` if it contains other bytes
+    /// or belongs to a blob of another size.
     pub(crate) fn answers(&self, asked: ByteRange, size: u64) -> Option<u64> {
         let same_blob = self.total.is_none_or(|total| total == size);
         let fits = self.first == asked.start() && self.last < asked.end();
@@ -38,7 +39,7 @@ impl ContentRange {
     }
 }
 
-/// Digits that fit, without sign: `u64::from_str` alone would take a `+`.
+/// Parses digits without a sign: `u64::from_str` alone would accept a `+`.
 fn number(text: &str) -> Option<u64> {
     if text.bytes().all(|b| b.is_ascii_digit()) {
         text.parse().ok()

@@ -1,10 +1,11 @@
-//! What refers to a manifest, found and made findable.
+//! Finds and publishes the manifests that refer to another manifest.
 //!
-//! A registry lists the manifests that name another as their subject (`GET referrers/<digest>`), or it knows nothing of
-//! that: then the list is an ordinary OCI index under the tag `<algorithm>-<hex>` of the subject, kept by those who push.
-//! Which of the two a repository is gets learnt once ([`Listing`]) and is remembered as long as the client.
+//! Either the registry lists the manifests that name another one as their subject (`GET
+//! referrers/<digest>`), or the list is an OCI index under the tag `<algorithm>-<hex>` of the
+//! subject, which clients maintain. The client detects once per repository which of the two applies
+//! ([`Listing`]) and remembers it.
 //!
-//! Everything here speaks to the origin: a mirror does not know what was pushed a moment ago.
+//! All requests go to the origin, because a mirror may not have recently pushed manifests.
 
 use std::{
     collections::HashMap,
@@ -32,24 +33,24 @@ mod page;
 
 use page::page;
 
-/// Pages of one list, and bytes of all of them: far more than any honest list has.
+/// Limits on the pages and total bytes of one list, far above realistic lists.
 const MAX_PAGES: usize = 256;
 const MAX_LIST: u64 = 16 << 20;
-/// Repositories remembered before all are forgotten.
+/// Above this number of repositories, all are dropped.
 const MANY_REPOSITORIES: usize = 1024;
-/// The one filter that there is.
+/// The only filter that the specification defines.
 const FILTER: &str = "artifactType";
 
-/// Who keeps the list of referrers.
+/// Where the list of referrers is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listing {
-    /// The registry.
+    /// The registry maintains it.
     Api,
-    /// Who pushes, in an index under a tag.
+    /// Clients maintain it in an index under a tag.
     Tag,
 }
 
-/// What was learnt of repositories, by host and name.
+/// The detected listings, by host and repository.
 #[derive(Debug, Default)]
 pub(super) struct Known(Mutex<HashMap<(String, String), Listing>>);
 
@@ -73,13 +74,17 @@ fn key(image: &ImageRef) -> (String, String) {
 }
 
 impl Registry {
-    /// Who lists referrers in the image's repository, if that was learnt.
+    /// Where the image's repository lists referrers, if that is known.
     pub fn listing(&self, image: &ImageRef) -> Option<Listing> {
         self.listing.get(image)
     }
 
-    /// Manifests of the image's repository that name `subject` and are of this artifact type, in the registry's order.
-    /// A repository that the registry does not know is [`RegistryError::NotFound`].
+    /// Lists the manifests in the image's repository that name `subject` and have this artifact
+    /// type, in the registry's order.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::NotFound`] if the registry does not know the repository.
     pub async fn referrers(
         &self,
         image: &ImageRef,
@@ -101,8 +106,8 @@ impl Registry {
         }
     }
 
-    /// Writes a manifest that names a subject under its digest, and sees to it that it is found from there. What it
-    /// consists of must be in the repository already.
+    /// Pushes a manifest that names a subject under its digest, and adds it to the subject's list
+    /// of referrers. The blobs and manifests that it refers to must already be in the repository.
     pub async fn push_referrer(
         &self,
         image: &ImageRef,
@@ -137,13 +142,15 @@ impl Registry {
         Ok(Listing::Tag)
     }
 
-    /// Whether the registry lists referrers of this repository; asks if that is not known yet.
+    /// Whether the registry lists referrers of this repository; asks the registry if that is not
+    /// known.
     async fn keeps_list(&self, image: &ImageRef, subject: &Digest) -> Result<bool, RegistryError> {
         if let Some(listing) = self.listing.get(image) {
             return Ok(listing == Listing::Api);
         }
         let listed = match self.referrers_by_api(image, subject, "").await {
-            // A manifest was put there just now: whoever does not know its repository keeps no list of it.
+            // A manifest was just pushed to this repository. A registry that reports it as unknown
+            // does not list its referrers.
             Err(RegistryError::NotFound { .. }) => false,
             listed => listed?.is_some(),
         };
@@ -152,7 +159,7 @@ impl Registry {
         Ok(listed)
     }
 
-    /// `None` if the registry has no such list.
+    /// `None` if the registry does not support the referrers API.
     async fn referrers_by_api(
         &self,
         image: &ImageRef,
@@ -233,7 +240,7 @@ impl Registry {
         Ok(Some((raw.digest, index)))
     }
 
-    /// Adds an entry to the index under the subject's tag, unless it is there.
+    /// Adds an entry to the index under the subject's tag, unless it is present.
     async fn list_under_tag(
         &self,
         image: &ImageRef,
@@ -264,13 +271,14 @@ impl Registry {
         if let Some(old) = old.filter(|old| *old != new)
             && let Err(error) = self.delete_manifest(image, &old).await
         {
-            // Many registries delete nothing. The list is in place, and the old one harms nobody.
+            // Many registries do not support deletion. The new list is in place, and the old one is
+            // harmless.
             tracing::debug!(%error, "superseded list of referrers left");
         }
         Ok(())
     }
 
-    /// Deletes a manifest, in one attempt.
+    /// Deletes a manifest, without retries.
     async fn delete_manifest(
         &self,
         image: &ImageRef,
@@ -289,7 +297,7 @@ impl Registry {
     }
 }
 
-/// The tag under which referrers are listed where the registry does not.
+/// The tag for the list of referrers, for registries without the referrers API.
 fn tag_of(subject: &Digest) -> String {
     subject.to_string().replace(':', "-")
 }

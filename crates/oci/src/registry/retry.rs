@@ -1,8 +1,9 @@
-//! When to try again, and how long to wait before it.
+//! Decides whether to retry a request, and how long to wait before that.
 //!
-//! One policy for every request of this package. Waits grow exponentially from `min_wait` to `max_wait`; a
-//! `Retry-After` replaces the computed wait but never exceeds `max_asked`, whatever a registry says. On top of either
-//! comes up to an eighth of itself at random, so that readers that failed together do not return together.
+//! All requests of this package share one kind of policy. Waits grow exponentially from `min_wait`
+//! to `max_wait`. A `Retry-After` replaces the computed wait but is capped at `max_asked`. Up to an
+//! eighth of the wait is added at random, so that readers that failed together do not retry
+//! together.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,19 +11,19 @@ use tokio::time::Instant;
 
 use crate::fetch::FetchError;
 
-/// Somebody who waits longer than this because a registry asks for it wants to know.
+/// Longer waits that a registry requests are logged as warnings.
 const NOTICED: Duration = Duration::from_secs(5);
 
-/// Waits between attempts and their number. The defaults are the reference's.
+/// Number of retries and the waits between them. The defaults are those of the Go snapshotter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// Attempts after the first.
     pub max_retries: u32,
     /// Wait before the first retry.
     pub min_wait: Duration,
-    /// Longest wait that is computed.
+    /// Longest computed wait.
     pub max_wait: Duration,
-    /// Longest wait that a registry may ask for: one that comes back sooner is refused again.
+    /// Longest wait that a registry can request. Too early a retry would be rejected again.
     pub max_asked: Duration,
 }
 
@@ -38,8 +39,8 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// For commands that somebody waits for: fewer attempts, further apart. The reference's values for pushing. What
-    /// registries ask for counts up to a minute, the window of many rate limits.
+    /// For interactive commands: fewer attempts with longer waits, as in the Go tools for pushing.
+    /// Registries can request waits of up to a minute, the window of many rate limits.
     pub const COMMAND: RetryPolicy = RetryPolicy {
         max_retries: 5,
         min_wait: Duration::from_millis(250),
@@ -47,7 +48,7 @@ impl RetryPolicy {
         max_asked: Duration::from_secs(60),
     };
 
-    /// One attempt: for questions within an operation that is repeated itself.
+    /// One attempt, for requests within an operation that is itself retried.
     pub(crate) const ONCE: RetryPolicy = RetryPolicy {
         max_retries: 0,
         ..RetryPolicy::COMMAND
@@ -64,22 +65,23 @@ impl RetryPolicy {
         }
     }
 
-    /// Wait before retry number `retry` (0 for the first); at most `max_wait`, or what was asked for and at most
-    /// `max_asked`, and an eighth.
+    /// Wait before retry number `retry` (0 for the first): at most `max_wait`, or the requested
+    /// wait up to `max_asked`, plus up to an eighth.
     pub fn wait(&self, retry: u32, retry_after: Option<Duration>) -> Duration {
         let base = self.base(retry, retry_after);
         base + base.mul_f64(fastrand::f64() / 8.0)
     }
 }
 
-/// Attempts of one operation: counts, and says how long to wait or that it is enough.
+/// Counts the attempts of one operation, and determines the next wait or that the budget is used
+/// up.
 #[derive(Debug)]
 pub(crate) struct Attempts {
     policy: RetryPolicy,
     made: u32,
-    /// Attempts since the last that got somewhere.
+    /// Attempts since the last progress.
     in_vain: u32,
-    /// No attempt begins later than so long after the last that got somewhere.
+    /// No retry starts later than this after the last progress.
     patience: Duration,
     since: Instant,
 }
@@ -95,7 +97,7 @@ impl Attempts {
         }
     }
 
-    /// The same, bounded in time: a wait that leads beyond `patience` is not begun.
+    /// Like [`Attempts::new`], but gives up if the next wait would end after `patience`.
     pub(crate) fn within(policy: RetryPolicy, patience: Duration) -> Attempts {
         Attempts {
             patience,
@@ -103,13 +105,13 @@ impl Attempts {
         }
     }
 
-    /// The last attempt was of use: the budget starts anew.
+    /// Resets the budget, because the last attempt made progress.
     pub(crate) fn progressed(&mut self) {
         self.in_vain = 1;
         self.since = Instant::now();
     }
 
-    /// Waits before the next attempt, or gives up because of `failure`.
+    /// Waits before the next attempt, or gives up and returns the failure.
     pub(crate) async fn wait(&mut self, failure: FetchError) -> Result<(), FetchError> {
         match self.next(failure.retry_after()) {
             Some(wait) => {
@@ -130,7 +132,7 @@ impl Attempts {
         }
     }
 
-    /// Takes the next attempt: how long to wait before it, or `None` when all are used up.
+    /// Uses one attempt. Returns the wait before it, or `None` if the budget is used up.
     pub(crate) fn next(&mut self, retry_after: Option<Duration>) -> Option<Duration> {
         if self.in_vain > self.policy.max_retries {
             return None;
@@ -145,16 +147,16 @@ impl Attempts {
     }
 }
 
-/// Statuses worth another attempt: the registry is busy or broken, not offended.
+/// Statuses worth a retry: the registry is overloaded or has an internal error.
 pub(crate) fn is_transient_status(status: u16) -> bool {
     matches!(status, 408 | 425 | 429) || (status >= 500 && status != 501 && status != 505)
 }
 
-/// `Retry-After` as seconds or as an HTTP date; a date in the past is no wait.
+/// Parses `Retry-After`, in seconds or as an HTTP date. A date in the past means no wait.
 pub(crate) fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
-        // More digits than fit mean "very long"; the policy clamps it.
+        // A number that does not fit is a very long wait; the policy caps it.
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
     let at = httpdate::parse_http_date(value).ok()?;
@@ -204,7 +206,7 @@ mod tests {
         assert_eq!(retry_after(past, SystemTime::now()), Some(Duration::ZERO));
         let rate_limited = RetryPolicy::COMMAND.wait(0, Some(Duration::from_secs(30)));
         assert!(rate_limited >= Duration::from_secs(30), "a command as well");
-        // The jitter of a zero wait is zero: no empty interval anywhere.
+        // Jitter must also work for a wait of zero.
         assert_eq!(policy.wait(0, Some(Duration::ZERO)), Duration::ZERO);
     }
 

@@ -1,12 +1,12 @@
-//! Several hosts that may have the same thing: whom an operation asks, and which failure it tells.
+//! Selects which of several hosts an operation asks, and which failure it reports.
 
 use crate::fetch::FetchError;
 
-/// The hosts of an operation by their positions: best first, the last is the origin.
+/// The hosts of an operation by index, in order of preference; the last one is the origin.
 ///
-/// In a round each host is asked once. The next round has only those that may do better later: trouble at one host is
-/// no reason to ask the others again that have refused. What the origin does not have is not there, whatever trouble
-/// its mirrors are in.
+/// Each round asks each host once. The next round contains only the hosts that may succeed later,
+/// so that a transient failure of one host does not repeat requests that other hosts have refused.
+/// What the origin does not have does not exist, even if mirrors fail for other reasons.
 #[derive(Debug)]
 pub(crate) struct Rounds {
     origin: usize,
@@ -17,7 +17,7 @@ pub(crate) struct Rounds {
 }
 
 impl Rounds {
-    /// So many hosts.
+    /// Starts with this number of hosts.
     pub(crate) fn over(hosts: usize) -> Rounds {
         Rounds {
             origin: hosts.saturating_sub(1),
@@ -28,7 +28,7 @@ impl Rounds {
         }
     }
 
-    /// Whom to ask in this round, those that were silent lately last.
+    /// The hosts to ask in this round. Hosts that recently failed to respond come last.
     pub(crate) fn order(&self, is_shunned: impl Fn(usize) -> bool) -> Vec<usize> {
         let (shunned, mut order): (Vec<_>, Vec<_>) =
             self.left.iter().partition(|&&host| is_shunned(host));
@@ -36,7 +36,7 @@ impl Rounds {
         order
     }
 
-    /// Notes what a host answered.
+    /// Records the failure of a host.
     pub(crate) fn failed(&mut self, host: usize, error: FetchError) {
         tracing::debug!(%error, "host passed over");
         if host == self.origin && matches!(error, FetchError::Status { status: 404, .. }) {
@@ -53,8 +53,9 @@ impl Rounds {
         }
     }
 
-    /// Ends a round with the failure to tell: that nothing is there, if the origin says so; else that of a host which may
-    /// do better later, if there is one; else the last. Another round makes sense if it is worth repeating.
+    /// Ends a round and returns the failure to report: "not found" if the origin said so, else a
+    /// failure that may not persist, else the last one. Start another round if the failure is worth
+    /// a retry.
     pub(crate) fn end(&mut self) -> FetchError {
         self.left = std::mem::take(&mut self.again);
         self.left.sort_unstable();
@@ -78,7 +79,8 @@ mod tests {
         }
     }
 
-    /// One round with these answers; the status that is told, and whom the next round asks.
+    /// Runs one round with these responses. Returns the reported status and the hosts of the next
+    /// round.
     fn round(rounds: &mut Rounds, answers: &[u16]) -> (u16, Vec<usize>) {
         for (host, &answer) in rounds.order(|_| false).into_iter().zip(answers) {
             rounds.failed(host, status(answer));

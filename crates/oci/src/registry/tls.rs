@@ -1,6 +1,7 @@
-//! TLS: whom we trust, and what we show.
+//! TLS: trusted authorities and client certificates.
 //!
-//! The system's authorities, and those that a caller or a host's own settings add. One provider, aws-lc-rs, named here.
+//! Trusts the system's authorities and those that the caller or the settings of a host add. The
+//! only crypto provider is aws-lc-rs, selected explicitly here.
 
 use std::{
     io,
@@ -15,7 +16,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem, pem::PemObject},
 };
 
-/// Where distributions keep their certificates in one file.
+/// Certificate bundles of the distributions.
 const CA_FILES: [&str; 5] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -23,30 +24,30 @@ const CA_FILES: [&str; 5] = [
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
     "/etc/ssl/cert.pem",
 ];
-/// Where they keep them one by one.
+/// Folders of single certificates.
 const CA_FOLDERS: [&str; 2] = ["/etc/ssl/certs", "/etc/pki/tls/certs"];
 
-/// What a caller wants to be different from the system's TLS.
+/// TLS settings in addition to the system's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Tls {
-    /// Files with certificate authorities that are trusted beside the system's.
+    /// Files with certificate authorities to trust in addition to the system's.
     pub authorities: Vec<PathBuf>,
-    /// What to show to registries that ask for a certificate.
+    /// The client certificate for registries that request one.
     pub identity: Option<Identity>,
-    /// Believe any certificate.
+    /// Accept any server certificate.
     pub skip_verify: bool,
 }
 
-/// A certificate of our own and its key, in PEM.
+/// A client certificate and its key, in PEM form.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
-    /// File with the certificate and those between it and its authority.
+    /// File with the certificate and its intermediate certificates.
     pub certificate: PathBuf,
-    /// File with the key; `None` if it is in the same file.
+    /// File with the key; `None` if it is in the certificate file.
     pub key: Option<PathBuf>,
 }
 
-/// Why TLS cannot be set up as wanted.
+/// Why TLS cannot be configured.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
@@ -55,36 +56,37 @@ pub enum TlsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// The system's account.
+        /// The system's error.
         #[source]
         source: Arc<io::Error>,
     },
-    /// A file with nothing of use.
+    /// A file does not contain what is needed.
     #[error("{} has no {what} in PEM form", path.display())]
     Nothing {
         /// The file.
         path: PathBuf,
-        /// What was looked for.
+        /// What is missing.
         what: &'static str,
     },
-    /// A file with something that TLS does not take.
+    /// A file has content that TLS rejects.
     #[error("{} cannot be used for TLS", path.display())]
     Unusable {
         /// The file.
         path: PathBuf,
-        /// What TLS says.
+        /// The TLS library's error.
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
-    /// The provider has no protocol version: a mistake of the build.
+    /// The provider supports no protocol version, which is a build error.
     #[error("TLS without protocol versions")]
     Versions(#[source] Arc<rustls::Error>),
 }
 
-/// A configuration: the system's authorities and what the caller wants besides.
+/// Builds the configuration from the system's authorities and the caller's settings.
 pub(super) fn client_config(roots: &RootCertStore, tls: &Tls) -> Result<ClientConfig, TlsError> {
     let provider = rustls::crypto::aws_lc_rs::default_provider();
-    // Already installed by an earlier registry: the same one. A second provider would make the choice a run-time accident.
+    // Fails if a provider is already installed; then it is the same one. With a second provider,
+    // the default would depend on run-time order.
     drop(provider.clone().install_default());
     let provider = Arc::new(provider);
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -160,7 +162,7 @@ fn unusable<E: std::error::Error + Send + Sync + 'static>(
     }
 }
 
-/// Believes that every server is who it says, and still checks that it holds the key of what it shows.
+/// Accepts the certificate of every server, but verifies that the server has its key.
 #[derive(Debug)]
 struct Anybody(Arc<CryptoProvider>);
 
@@ -201,7 +203,8 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-/// Whether an error says that certificates are in the way, ours or theirs: another attempt would end the same.
+/// Whether an error is about certificates, the server's or the client's. A retry would fail the
+/// same way.
 pub(super) fn is_about_certificates(error: &(dyn std::error::Error + 'static)) -> bool {
     use rustls::AlertDescription as Alert;
     let mut cause = Some(error);
@@ -220,7 +223,7 @@ pub(super) fn is_about_certificates(error: &(dyn std::error::Error + 'static)) -
             )) => return true,
             _ => {}
         }
-        // An I/O error keeps what it wraps out of `source`, and TLS errors come wrapped in one.
+        // `io::Error::source` skips the wrapped error, and TLS errors are wrapped in `io::Error`.
         let wrapped = error
             .downcast_ref::<io::Error>()
             .and_then(io::Error::get_ref);
@@ -232,7 +235,7 @@ pub(super) fn is_about_certificates(error: &(dyn std::error::Error + 'static)) -
     false
 }
 
-/// Places to load certificate authorities from.
+/// Locations of certificate authorities.
 #[derive(Debug)]
 pub(super) struct Roots {
     file: Option<PathBuf>,
@@ -240,8 +243,8 @@ pub(super) struct Roots {
 }
 
 impl Roots {
-    /// `SSL_CERT_FILE` replaces the distribution's file, `SSL_CERT_DIR` (several, separated by colons) its folders; each
-    /// without touching the other.
+    /// `SSL_CERT_FILE` replaces the distribution's file. `SSL_CERT_DIR` (several folders, separated
+    /// by colons) replaces its folders. The two are independent.
     pub(super) fn from_env() -> Roots {
         let file = match std::env::var_os("SSL_CERT_FILE").filter(|file| !file.is_empty()) {
             Some(file) => Some(PathBuf::from(file)),
@@ -257,8 +260,8 @@ impl Roots {
         Roots { file, folders }
     }
 
-    /// All certificates that can be read; what cannot is logged, and no authority at all is not an error: there may be
-    /// nothing but plain HTTP to do.
+    /// Loads all readable certificates and logs the rest. An empty result is not an error, because
+    /// plain HTTP may be all that is needed.
     pub(super) fn load(&self) -> RootCertStore {
         let mut certificates: Vec<CertificateDer<'static>> = Vec::new();
         let mut add = |file: Option<&Path>, folder: Option<&Path>| {

@@ -1,4 +1,4 @@
-//! Telling what goes over the wire, for who debugs a registry.
+//! Reports HTTP traffic, for debugging registries.
 
 use std::{fmt, sync::Arc};
 
@@ -6,35 +6,35 @@ use reqwest::StatusCode;
 
 use crate::{fetch::FetchError, url::RedactedUrl};
 
-/// A request, or what became of it. Shows no secrets: neither headers nor values of queries.
+/// A request or its outcome. Contains no secrets: neither headers nor query values.
 #[derive(Debug)]
 pub enum Traffic<'a> {
-    /// Sent now.
+    /// A request is sent.
     Request {
         /// `GET`, `HEAD`, ...
         method: &'a str,
-        /// Where to.
+        /// The address.
         url: &'a RedactedUrl,
     },
-    /// The head of an answer came.
+    /// Response headers arrived.
     Answer {
         /// HTTP status code.
         status: u16,
     },
-    /// No answer came.
+    /// No response arrived.
     Failed {
-        /// Why.
+        /// The reason.
         error: &'a FetchError,
     },
 }
 
-/// As the reference's command line prints it.
+/// The format of the Go `soci` command.
 impl fmt::Display for Traffic<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Traffic::Request { method, url } => write!(f, "http req {method} {url}"),
             Traffic::Answer { status } => match StatusCode::from_u16(*status) {
-                // With its reason: `200 OK`.
+                // Includes the reason phrase: `200 OK`.
                 Ok(status) => write!(f, "http res {status}"),
                 Err(_) => write!(f, "http res {status}"),
             },
@@ -51,12 +51,13 @@ impl fmt::Display for Traffic<'_> {
     }
 }
 
-/// Is told of all traffic, at once and in order of time; must not block for long.
+/// A callback for all traffic, called immediately and in chronological order. It must not block for
+/// long.
 #[derive(Clone)]
 pub struct Trace(Arc<dyn Fn(&Traffic<'_>) + Send + Sync>);
 
 impl Trace {
-    /// Calls this for everything.
+    /// Creates a trace that calls `tell` for each event.
     pub fn new(tell: impl Fn(&Traffic<'_>) + Send + Sync + 'static) -> Trace {
         Trace(Arc::new(tell))
     }

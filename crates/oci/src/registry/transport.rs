@@ -1,7 +1,8 @@
-//! One request over HTTP/1.1: connections, TLS, limits and timeouts. No retries, no redirects, no credentials here.
+//! Sends one request over HTTP/1.1: connections, TLS, limits and timeouts. No retries, redirects or
+//! credentials.
 //!
-//! HTTP/1.1 on purpose: several connections carry bodies side by side, and it costs less processor time than one
-//! HTTP/2 connection (measured: 0.51 against 0.60 s per GB).
+//! HTTP/1.1 is deliberate: several connections carry bodies in parallel, and it needs less CPU time
+//! than one HTTP/2 connection (measured: 0.51 s against 0.60 s per GB).
 
 use std::{
     collections::HashMap,
@@ -25,21 +26,23 @@ use super::{
 };
 use crate::{fetch::FetchError, url::RedactedUrl};
 
-/// Idle connections are kept this long (the reference's value).
+/// How long idle connections are kept; same value as the Go snapshotter.
 const POOL_IDLE: Duration = Duration::from_secs(90);
-/// A read that has waited so long for its answer counts no more against what the host bears: a blob that hangs must not
-/// keep the others of its host waiting.
+/// A read that waits longer than this for its response gives up its permit, so that a stalled blob
+/// does not delay other requests to the host.
 const TURN: Duration = Duration::from_secs(1);
-/// How long a host that did not answer comes last.
+/// How long a host that failed to respond is asked last.
 const SHUN: Duration = Duration::from_secs(30);
-/// Hosts remembered before those nobody talks to are forgotten (storage hosts of redirects come and go).
+/// Above this number of hosts, unused ones are dropped. Redirects lead to many different storage
+/// hosts.
 const MANY_PEERS: usize = 256;
-/// Bytes of an error's body that are worth reading.
+/// Bytes of an error body that are read.
 const MAX_DETAIL: usize = 16 << 10;
-/// Characters of an error's text that are worth telling.
+/// Characters of an error text that are shown.
 const SHOWN_DETAIL: usize = 200;
 
-/// Requests to hosts that want the same TLS. Those of one [`Transport::new`] share what is known of hosts.
+/// Sends requests with one set of TLS settings. All transports derived from one [`Transport::new`]
+/// share what is known about hosts.
 #[derive(Debug)]
 pub(crate) struct Transport {
     clients: Arc<Clients>,
@@ -52,15 +55,16 @@ struct Clients {
     behind: Pool,
 }
 
-/// Connections that are used again for each other's requests.
+/// A set of reusable connections.
 #[derive(Debug)]
 struct Pool {
     proxied: Client,
-    /// For this machine's own registries: never through a proxy.
+    /// For registries on this machine, which are never contacted through a proxy.
     direct: Client,
 }
 
-/// Whose connections a request takes: those who wait find one that the background has not.
+/// Selects the connection pool. Background requests have their own pool, so that they do not occupy
+/// the connections of waiting readers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Way {
     #[default]
@@ -77,7 +81,7 @@ struct Shared {
     trace: Option<Trace>,
     roots: RootCertStore,
     peers: Mutex<HashMap<String, Arc<Peer>>>,
-    /// As many as there are different settings of hosts in the configuration.
+    /// One entry per distinct TLS settings in the configuration, so the size is bounded.
     variants: Mutex<HashMap<Tls, Arc<Clients>>>,
 }
 
@@ -99,7 +103,7 @@ impl Transport {
         })
     }
 
-    /// The same with other TLS settings.
+    /// A transport with other TLS settings.
     pub(crate) fn with_tls(&self, tls: &Tls) -> Result<Transport, RegistryError> {
         let shared = Arc::clone(&self.shared);
         let variants = || {
@@ -123,8 +127,8 @@ impl Transport {
         })
     }
 
-    /// Sends a request and waits for the head of its answer, whatever the status. `timeout` replaces the general one;
-    /// the body, if there is one, is sent in that time too.
+    /// Sends a request and waits for the response headers, whatever the status. `timeout` replaces
+    /// the general timeout; it includes sending the body, if any.
     pub(crate) async fn send(
         &self,
         method: Method,
@@ -137,7 +141,7 @@ impl Transport {
             .await
     }
 
-    /// The same over these connections.
+    /// Like [`Transport::send`], over the connections of `way`.
     pub(crate) async fn send_by(
         &self,
         way: Way,
@@ -178,9 +182,9 @@ impl Transport {
         client.request(method, url)
     }
 
-    /// Sends a body as its bytes come; the head of the answer comes after all of them, however long that takes. The
-    /// request counts against what the host bears until `begins` says that the body does. `silence` is awaited from the
-    /// moment the request is allowed, and gives the request up when it ends, as silent for so long.
+    /// Sends a body as its bytes arrive, then waits for the response headers. The request holds its
+    /// permit until `begins` completes. `silence` is polled from the start of the request; when it
+    /// completes, the request fails with [`FetchError::Silent`].
     pub(crate) async fn send_stream(
         &self,
         url: Url,
@@ -192,14 +196,14 @@ impl Transport {
         let request = self.request(Way::Front, Method::PUT, url);
         let request = request.headers(headers).body(body);
         let turn = async {
-            // A connection that takes longer must not keep the others waiting either.
+            // A slow connection attempt must not delay other requests to the host either.
             drop(tokio::time::timeout(TURN, begins).await);
         };
         self.exchange(request, turn, silence).await
     }
 
-    /// Waits until the host bears one more request, sends it, and waits for the head of the answer. The request counts
-    /// until its answer, or until `turn` ends.
+    /// Waits for a permit, sends the request, and waits for the response headers. The permit is
+    /// held until they arrive, or until `turn` completes.
     async fn exchange(
         &self,
         request: RequestBuilder,
@@ -227,7 +231,8 @@ impl Transport {
         let answer = tokio::select! {
             biased;
             answer = asking => answer.map_err(|error| broken(shown.clone(), error)),
-            // Connecting has a limit of its own: who is silent here has taken the request.
+            // Connecting has its own timeout, so a host that is silent here has received the
+            // request.
             idle = silence => Err(FetchError::Silent { url: shown.clone(), idle }),
         };
         self.tell(|| match &answer {
@@ -239,7 +244,7 @@ impl Transport {
         match &answer {
             Ok(answer) if matches!(answer.status().as_u16(), 429 | 503) => permit.overloaded(),
             Ok(_) => permit.good(),
-            // One answer that does not come is not a host that bears no more.
+            // A single missing response does not mean that the host is overloaded.
             Err(FetchError::Silent { .. }) => drop(permit),
             Err(_) => permit.overloaded(),
         }
@@ -253,7 +258,7 @@ impl Transport {
         }
     }
 
-    /// What is known of a host; kept as long as this value.
+    /// What is known about a host. Kept at least as long as the returned value.
     pub(crate) fn peer(&self, authority: &str) -> Arc<Peer> {
         let shared = &self.shared;
         let mut peers = shared.peers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -300,15 +305,15 @@ impl Shared {
     }
 }
 
-/// What is known of a host and port.
+/// What is known about a host and port.
 #[derive(Debug)]
 pub(crate) struct Peer {
     limit: Limit,
-    /// A registry of this machine that turned out to want HTTPS.
+    /// A registry on this machine that requires HTTPS.
     wants_tls: AtomicBool,
-    /// One that has answered without TLS.
+    /// A host that has responded without TLS.
     speaks_plain: AtomicBool,
-    /// Until when others are asked first.
+    /// Until when other hosts are asked first.
     shunned: Mutex<Option<Instant>>,
 }
 
@@ -338,13 +343,13 @@ impl Peer {
         self.speaks_plain.store(true, Ordering::Relaxed);
     }
 
-    /// Did not answer lately: another host, if there is one, should be asked before it.
+    /// Whether the host recently failed to respond, so that other hosts should be asked first.
     pub(crate) fn is_shunned(&self) -> bool {
         let shunned = self.shunned.lock().unwrap_or_else(PoisonError::into_inner);
         shunned.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Notes whether it gave what it should have.
+    /// Records whether the host responded as it should.
     pub(crate) fn answered(&self, did: bool) {
         let until = if did {
             None
@@ -355,7 +360,7 @@ impl Peer {
     }
 }
 
-/// A transport's error, without the URL that it would print.
+/// Converts the HTTP library's error, and removes the URL from its text.
 pub(crate) fn broken(url: RedactedUrl, error: reqwest::Error) -> FetchError {
     let transient = !error.is_builder() && !is_about_certificates(&error);
     FetchError::Transport {
@@ -366,9 +371,10 @@ pub(crate) fn broken(url: RedactedUrl, error: reqwest::Error) -> FetchError {
     }
 }
 
-/// An answer that is no success, as an error with what the registry says about it.
+/// Converts an unsuccessful response to an error with the registry's message.
 pub(crate) async fn refused(url: RedactedUrl, answer: Response) -> FetchError {
-    // Reading the text of a busy registry's error is no use to anybody; closing is quicker.
+    // The text of a transient error is not useful. Closing the connection is faster than reading
+    // it.
     let most = if is_transient_status(answer.status().as_u16()) {
         0
     } else {
@@ -377,7 +383,7 @@ pub(crate) async fn refused(url: RedactedUrl, answer: Response) -> FetchError {
     refused_text(url, answer, most).await
 }
 
-/// The same, with at most this many bytes of the body looked at.
+/// Like [`refused`], but reads at most `most` bytes of the body.
 pub(crate) async fn refused_text(url: RedactedUrl, answer: Response, most: usize) -> FetchError {
     let status = answer.status().as_u16();
     let wait = answer.headers().get(reqwest::header::RETRY_AFTER);
@@ -392,7 +398,8 @@ pub(crate) async fn refused_text(url: RedactedUrl, answer: Response, most: usize
     }
 }
 
-/// The messages of a registry's error document, or nothing. Other bodies are not shown: nobody knows what is in them.
+/// The messages of a registry's error document, or an empty string. Other bodies are not shown,
+/// because their content is unknown.
 pub(crate) fn detail(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Errors {
@@ -417,9 +424,10 @@ pub(crate) fn detail(body: &[u8]) -> String {
     printable.chars().take(SHOWN_DETAIL).collect()
 }
 
-/// The first bytes of a body, at most `most`; what comes of a broken one.
+/// Reads at most `most` bytes from the start of a body. After an error, returns the bytes received
+/// so far.
 pub(crate) async fn beginning(mut answer: Response, most: usize) -> Vec<u8> {
-    /// A body that is only looked at for its text is not worth a longer wait.
+    /// An error text is not worth a longer wait.
     const PATIENCE: Duration = Duration::from_secs(2);
     let mut body = Vec::new();
     let read = async {

@@ -1,8 +1,10 @@
-//! Writing to a registry. Pushes go to the origin, or to a host that the administrator's files name for pushes, never to a
-//! mirror; credentials go only there: an upload that the registry sends elsewhere goes without.
+//! Pushes to a registry. A push goes to the origin, or to a host that the administrator configured
+//! for pushes, never to a mirror. Credentials are sent only there: if the registry redirects an
+//! upload elsewhere, it is sent without them.
 //!
-//! A blob is sent in one request, as its bytes come. [`Registry::upload_blob`] looks first whether it must be sent at
-//! all, and repeats what breaks; [`Registry::push_blob`] sends what can be read only once.
+//! A blob is sent in one request, as its bytes arrive. [`Registry::upload_blob`] first checks
+//! whether the blob must be sent, and retries broken uploads. [`Registry::push_blob`] sends a
+//! source that can be read only once.
 
 use std::{io, sync::Arc};
 
@@ -35,17 +37,17 @@ pub use body::{BlobSource, BlobStream, FromStore, Sent};
 use body::{Progress, Tally, watched};
 pub(super) use sessions::Sessions;
 
-/// Repositories that are asked for a blob before it is sent.
+/// Maximum number of repositories to mount a blob from before it is sent.
 const MAX_MOUNTS: usize = 2;
 
-/// What became of a blob that a repository should have.
+/// The result of an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Uploaded {
-    /// It had it.
+    /// The repository already had the blob.
     AlreadyThere,
-    /// It was taken over from another repository of the registry.
+    /// The blob was mounted from another repository of the registry.
     Mounted,
-    /// It was sent.
+    /// The blob was sent.
     Sent,
 }
 
@@ -98,8 +100,8 @@ impl Registry {
         }
     }
 
-    /// Makes a blob of another repository of the same registry appear in this one. `false` if the registry would not: then
-    /// the blob has to be pushed.
+    /// Mounts a blob from another repository of the same registry. Returns `false` if the registry
+    /// does not mount it; the blob must then be pushed.
     pub async fn mount_blob(
         &self,
         image: &ImageRef,
@@ -111,15 +113,15 @@ impl Registry {
         let answer = mount(&endpoint, image, digest, from).await;
         let answer = answer.map_err(|error| failed(image, &what, error))?;
         let is_there = answer.status().as_u16() == 201;
-        // 202 is an upload that was begun instead.
+        // 202 means that the registry started an upload instead.
         if !is_there && let Ok(url) = redirect_target(answer.url(), &answer) {
             self.sessions.began(image, &url);
         }
         Ok(is_there)
     }
 
-    /// Sees to it that the repository has a blob: nothing is sent that is there already or that another repository of
-    /// the registry (`mount_from`, as far as known) can give. A broken upload begins again.
+    /// Ensures that the repository has a blob. Sends nothing if the blob is present or can be
+    /// mounted from a repository in `mount_from`. Broken uploads are restarted.
     pub async fn upload_blob(
         &self,
         image: &ImageRef,
@@ -134,7 +136,7 @@ impl Registry {
         self.send_blob(image, blob, mount_from, source, sent).await
     }
 
-    /// The same for a blob of which is known that the repository has it not.
+    /// Like [`Registry::upload_blob`], for a blob that is known to be missing from the repository.
     pub async fn send_blob(
         &self,
         image: &ImageRef,
@@ -150,7 +152,8 @@ impl Registry {
         for from in others.take(MAX_MOUNTS) {
             match mount(&endpoint, image, &blob.digest, from).await {
                 Ok(answer) if answer.status().as_u16() == 201 => return Ok(Uploaded::Mounted),
-                // An upload begun instead, which is what comes next. One is enough.
+                // The registry started an upload instead, which the next step uses. Only one is
+                // needed.
                 Ok(answer) => {
                     if let Some(before) = begun.replace(answer)
                         && let Ok(url) = redirect_target(before.url(), &before)
@@ -179,7 +182,8 @@ impl Registry {
                 Err(Broken::Registry(error)) => return Err(error),
                 Err(Broken::Fetch(error)) => error,
             };
-            // A token that ran out on the way: beginning anew brings another, once.
+            // The token may have expired during the upload. Restarting obtains a new one; do this
+            // once.
             let was_refused = matches!(&error, FetchError::Status { status: 401, .. });
             if was_refused && !renewed {
                 renewed = true;
@@ -190,7 +194,8 @@ impl Registry {
             }
             let waited = attempts.wait(error).await;
             waited.map_err(|error| failed(image, &what, error))?;
-            // Perhaps only the answer was lost. Who cannot say so now is asked again after the next attempt.
+            // Perhaps only the response was lost. If this check fails, it is repeated after the
+            // next attempt.
             let found = self.has(image, "blobs", &blob.digest, RetryPolicy::ONCE);
             if matches!(found.await, Ok(true)) {
                 return Ok(Uploaded::Sent);
@@ -198,8 +203,8 @@ impl Registry {
         }
     }
 
-    /// Uploads a blob of known size and digest in one request, as its bytes come. The source can be read only once, so a
-    /// broken upload is not repeated here; whoever has the bytes begins again.
+    /// Uploads a blob of known size and digest in one request, as its bytes arrive. The source can
+    /// be read only once, so a broken upload is not retried here; the caller can restart it.
     pub async fn push_blob(
         &self,
         image: &ImageRef,
@@ -225,7 +230,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Sends a body; the answer may be anything.
+    /// Sends a body and returns the response, whatever its status.
     async fn put(
         &self,
         endpoint: &Endpoint,
@@ -255,7 +260,7 @@ impl Registry {
     }
 }
 
-/// One attempt at an upload that can be repeated.
+/// One attempt at an upload that can be retried.
 struct Attempt<'a> {
     registry: &'a Registry,
     image: &'a ImageRef,
@@ -267,9 +272,9 @@ struct Attempt<'a> {
 
 /// Why an attempt failed.
 enum Broken {
-    /// The request: another may do better.
+    /// The request failed; a retry may succeed.
     Fetch(FetchError),
-    /// Something that no other attempt changes.
+    /// A failure that a retry does not fix.
     Registry(RegistryError),
 }
 
@@ -321,7 +326,7 @@ impl Attempt<'_> {
     }
 }
 
-/// Whether an upload has become a blob.
+/// Checks that the registry has stored the upload as a blob.
 async fn filed(answer: Response) -> Result<(), FetchError> {
     match answer.status().as_u16() {
         200 | 201 | 204 => Ok(()),
@@ -343,7 +348,7 @@ async fn mount(
     begin(endpoint, url, &scope).await
 }
 
-/// Begins an upload; the answer is a 201 or a 202.
+/// Starts an upload. The returned response has status 201 or 202.
 async fn begin(endpoint: &Endpoint, url: Url, scope: &Scope) -> Result<Response, FetchError> {
     let mut call = Call {
         body: Some(Bytes::new()),
@@ -368,7 +373,7 @@ async fn begin(endpoint: &Endpoint, url: Url, scope: &Scope) -> Result<Response,
     })
 }
 
-/// Where an upload that was begun goes.
+/// The URL for the bytes of an upload.
 fn upload_url(begun: &Response, digest: &Digest) -> Result<Url, RegistryError> {
     let mut url =
         redirect_target(begun.url(), begun).map_err(|_| RegistryError::NoUploadLocation {

@@ -1,4 +1,4 @@
-//! One page of a registry's list of referrers.
+//! Requests one page of a registry's list of referrers.
 
 use reqwest::{
     Method, Response, Url,
@@ -21,17 +21,17 @@ use crate::{
     url::RedactedUrl,
 };
 
-/// How the draft of the specification said what `OCI-Filters-Applied` says now.
+/// The annotation that a draft of the specification used in place of `OCI-Filters-Applied`.
 const OLD_FILTERS: &str = "org.opencontainers.referrers.filtersApplied";
 
-/// One page of the registry's list.
+/// One page of the list.
 pub(super) struct Page {
     pub(super) referrers: Vec<Descriptor>,
     pub(super) bytes: u64,
     pub(super) next: Option<Url>,
 }
 
-/// One page; `None` if what answers is no list of referrers.
+/// Requests one page; `None` if the response is not a list of referrers.
 pub(super) async fn page(
     endpoint: &Endpoint,
     url: Url,
@@ -45,7 +45,7 @@ pub(super) async fn page(
     let shown = RedactedUrl::from(&url);
     match answer.status().as_u16() {
         200 if media_type_of(&answer) == media_type::OCI_INDEX => {}
-        // What is no API to a registry of before is a page of its website, perhaps.
+        // A registry without the referrers API may serve its website under this path.
         200 | 405 | 501 => return Ok(None),
         404 => {
             return match refused(shown, answer).await {
@@ -66,7 +66,7 @@ pub(super) async fn page(
     referrers.retain(|referrer| {
         wanted.is_empty()
             || referrer.artifact_type == wanted
-            // Some filter, and then leave out what all entries share.
+            // Some registries filter and then omit the artifact type, which all entries share.
             || filtered && referrer.artifact_type.is_empty()
     });
     Ok(Some(Page {
@@ -85,7 +85,7 @@ fn is_filter(applied: &str) -> bool {
     applied.split(',').any(|filter| filter.trim() == FILTER)
 }
 
-/// The next page as `Link` names it; only the same host is asked.
+/// The next page according to `Link`. Only the same host is accepted.
 fn next_page(url: &Url, answer: &Response) -> Result<Option<Url>, FetchError> {
     let links = answer.headers().get_all(LINK).iter();
     let mut targets = links.filter_map(|link| next_target(link.to_str().ok()?));
@@ -101,7 +101,7 @@ fn next_page(url: &Url, answer: &Response) -> Result<Option<Url>, FetchError> {
     }
 }
 
-/// The address of `<address>; rel="next"`, among other links perhaps.
+/// The target of `<address>; rel="next"`, which may be one of several links.
 fn next_target(link: &str) -> Option<&str> {
     link.split(',').find_map(|link| {
         let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;

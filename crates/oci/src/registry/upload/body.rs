@@ -1,4 +1,4 @@
-//! The bytes of an upload on their way: counted, watched, and where they come from.
+//! The body of an upload: its source, its progress, and stall detection.
 
 use std::{
     io::{self, Read},
@@ -14,20 +14,21 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::{descriptor::Descriptor, store::ContentStore};
 
-/// Bytes per chunk read from a store; a few of them wait for the network at a time.
+/// Bytes per chunk read from a store.
 const CHUNK: usize = 256 << 10;
 /// Chunks read ahead.
 const AHEAD: usize = 2;
-/// How many times longer than an answer a chunk may take to be taken. The kernel holds up to 4 MB, and takes nothing until
-/// a third of them is gone: 44 s at 30 kB/s. Lines that carry nothing at all break before (`TCP_USER_TIMEOUT`, 30 s).
+/// Timeout for sending one chunk, as a multiple of the idle timeout. The kernel buffers up to 4 MB
+/// and accepts more only when a third has drained: 44 s at 30 kB/s. Dead connections fail earlier
+/// (`TCP_USER_TIMEOUT`, 30 s).
 const DRAINING: u32 = 6;
-/// How long a registry may take to file away what it has received: some copy it to another place first.
+/// How long a registry may take to respond after the last byte. Some copy the blob first.
 const FILING: Duration = Duration::from_secs(600);
 
-/// The bytes of a blob, from its first.
+/// The bytes of a blob, from the start.
 pub type BlobStream = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
-/// Where the bytes of a blob come from, as often as an upload needs them.
+/// A source of a blob's bytes that can be opened repeatedly, once per attempt.
 #[async_trait]
 pub trait BlobSource: Send + Sync {
     /// Opens the blob at its start.
@@ -42,12 +43,12 @@ impl BlobSource for Bytes {
     }
 }
 
-/// A blob in a store; its bytes are checked against the descriptor on the way.
+/// A blob in a store. Its bytes are verified against the descriptor while they are read.
 #[derive(Clone, Debug)]
 pub struct FromStore {
-    /// Has it.
+    /// The store that has the blob.
     pub store: Arc<dyn ContentStore>,
-    /// What it is.
+    /// The blob.
     pub blob: Descriptor,
 }
 
@@ -64,7 +65,7 @@ impl BlobSource for FromStore {
     }
 }
 
-/// Reads to the end, as long as somebody wants it.
+/// Reads to the end, or until the receiver is dropped.
 fn read(mut reader: impl Read, chunks: &mpsc::Sender<io::Result<Bytes>>) {
     loop {
         let mut chunk = Vec::with_capacity(CHUNK);
@@ -81,10 +82,10 @@ fn read(mut reader: impl Read, chunks: &mpsc::Sender<io::Result<Bytes>>) {
     }
 }
 
-/// Is told how many more bytes of a blob went out; those of a repeated upload are told once.
+/// Called with the number of additional bytes sent. Bytes of a retried upload count once.
 pub type Sent = Arc<dyn Fn(u64) + Send + Sync>;
 
-/// Tells the bytes of all attempts at one upload as if there were only one.
+/// Reports the progress of all attempts at an upload as one.
 pub(super) struct Tally {
     tell: Sent,
     most: Mutex<u64>,
@@ -111,7 +112,7 @@ impl Tally {
     }
 }
 
-/// What an upload's body has come to; shared by the body and who waits for the answer.
+/// The progress of an upload's body, shared by the body and the task that waits for the response.
 #[derive(Clone)]
 pub(super) struct Progress(Arc<Shared>);
 
@@ -127,7 +128,7 @@ struct State {
     error: Option<Arc<io::Error>>,
 }
 
-/// A body of exactly `size` bytes and what can be known of it.
+/// Creates a body of exactly `size` bytes, and its progress.
 pub(super) fn watched(
     bytes: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
     size: u64,
@@ -142,7 +143,7 @@ pub(super) fn watched(
     let begun = Notify::new();
     let progress = Progress(Arc::new(Shared { begun, state }));
     let (beginning, seen, ending) = (progress.clone(), progress.clone(), progress.clone());
-    // Nobody asks for the first bytes before there is a connection to send them over.
+    // The HTTP client polls for the first bytes only once it is connected.
     let bytes = stream::once(async move {
         beginning.0.begun.notify_one();
         bytes
@@ -185,18 +186,18 @@ impl Progress {
         Err(state.fail(io::Error::new(io::ErrorKind::UnexpectedEof, text)))
     }
 
-    /// What was wrong with the source, if that is why an upload failed.
+    /// The error of the source, if it failed.
     pub(super) fn source_error(&self) -> Option<Arc<io::Error>> {
         self.state().error.clone()
     }
 
-    /// Ends when the body has begun.
+    /// Completes when sending of the body starts.
     pub(super) async fn begins(&self) {
         self.0.begun.notified().await;
     }
 
-    /// Ends when no chunk was taken for some times `idle`, or no answer came long after the last; says how long that was.
-    /// The clock begins when this is first awaited.
+    /// Completes when no chunk was accepted for a multiple of `idle`, or when no response arrived
+    /// long after the last chunk. Returns that timeout. The clock starts at the first poll.
     pub(super) async fn stalls(&self, idle: Duration) -> Duration {
         self.state().last = Instant::now();
         let draining = idle.saturating_mul(DRAINING);
@@ -208,7 +209,8 @@ impl Progress {
                 (state.last.elapsed(), patience)
             };
             match patience.checked_sub(quiet) {
-                // Not the whole rest: the last chunk may be taken meanwhile, and more patience begin.
+                // Do not sleep for the whole rest: the last chunk may be accepted meanwhile, which
+                // extends the timeout.
                 Some(rest) if !rest.is_zero() => tokio::time::sleep(rest.min(idle)).await,
                 _ => return patience,
             }
@@ -217,7 +219,7 @@ impl Progress {
 }
 
 impl State {
-    /// Keeps an error of the source, and gives one of its kind.
+    /// Stores an error of the source, and returns an error of the same kind.
     fn fail(&mut self, error: io::Error) -> io::Error {
         let kind = error.kind();
         self.error = Some(Arc::new(error));

@@ -1,4 +1,4 @@
-//! Manifests and indexes, written whole.
+//! Pushes manifests and indexes.
 
 use std::sync::Arc;
 
@@ -18,15 +18,15 @@ use crate::{
     url::RedactedUrl,
 };
 
-/// A manifest that was written.
+/// A pushed manifest.
 pub(in crate::registry) struct PutManifest {
     pub(in crate::registry) digest: Digest,
-    /// The registry has seen that it names a subject, and lists it there.
+    /// The registry recognized the subject and lists the manifest as its referrer.
     pub(in crate::registry) has_subject: bool,
 }
 
 impl Registry {
-    /// Writes a manifest or index under a tag or its digest; returns its digest.
+    /// Pushes a manifest or index under a tag or its digest. Returns its digest.
     pub async fn push_manifest(
         &self,
         image: &ImageRef,

@@ -1,4 +1,4 @@
-//! Uploads that were begun and have not become blobs, so that they can be taken back.
+//! Tracks unfinished uploads, so that they can be canceled.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,12 +9,12 @@ use reqwest::{Method, Url};
 use super::super::{Registry, auth::Scope, endpoint::Call};
 use crate::reference::ImageRef;
 
-/// How long all the farewells together may take: somebody waits for the program to end.
+/// Timeout for canceling all uploads together. A user may be waiting for the program to exit.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// More than this many are left to the registry, which sweeps them in its time.
+/// Maximum number of tracked uploads. The registry cleans up older ones itself.
 const MANY: usize = 64;
 
-/// The uploads of a client. In order of their beginning.
+/// The uploads of a client, in order of their start.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions(Mutex<Open>);
 
@@ -29,7 +29,7 @@ impl Sessions {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes an upload; the number is for [`Sessions::ended`].
+    /// Records an upload. Pass the returned number to [`Sessions::ended`].
     pub(super) fn began(&self, image: &ImageRef, url: &Url) -> u64 {
         let mut open = self.open();
         open.next += 1;
@@ -41,14 +41,15 @@ impl Sessions {
         number
     }
 
-    /// It has become a blob.
+    /// Removes an upload that has become a blob.
     pub(super) fn ended(&self, number: u64) {
         self.open().uploads.remove(&number);
     }
 }
 
 impl Registry {
-    /// Takes back the uploads that were begun and did not end. A registry that does not answer sweeps them itself.
+    /// Cancels all unfinished uploads. If the registry does not respond, it cleans them up itself
+    /// later.
     pub async fn cancel_uploads(&self) {
         let left = std::mem::take(&mut self.sessions.open().uploads);
         let farewells = left.into_values();
@@ -60,7 +61,7 @@ impl Registry {
         }
     }
 
-    /// Takes one upload back. Whether that works changes nothing for who does not need it.
+    /// Cancels one upload. Failures are only logged, because nothing depends on the result.
     pub(super) async fn take_back(&self, image: &ImageRef, url: Url) {
         let Ok(endpoint) = self.origin(image) else {
             return;
