@@ -1,8 +1,8 @@
 //! Registry credentials and where they come from.
 //!
 //! Credentials come from several sources; the first source that has one for the host wins
-//! ([`Chain`]). A source that fails (unreadable file, no connection) logs a warning and returns no
-//! credential, so that one broken source does not fail a pull. Secrets cannot be printed.
+//! ([`Chain`]). A source that fails (unreadable file, no connection) logs the failure and returns
+//! no credential, so that one broken source does not fail a pull. Secrets cannot be printed.
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 

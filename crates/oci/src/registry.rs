@@ -7,9 +7,9 @@
 //!                       transport (connections, TLS, limits, timeouts)
 //! ```
 //!
-//! One [`Registry`] serves a whole program: all users share its connections, tokens and knowledge
-//! of hosts. Dropping the future of a request closes its connection. Printed and returned values
-//! contain no credentials and no signed addresses: URLs are [redacted](crate::url).
+//! All users of a [`Registry`] share its connections and tokens. Dropping the future of a request
+//! closes its connection. Errors and log lines contain no credentials, and URLs in them are
+//! [redacted](crate::url).
 
 use std::{fmt, sync::Arc, time::Duration};
 

@@ -43,7 +43,8 @@ pub enum FetchError {
         /// The idle timeout.
         idle: Duration,
     },
-    /// A request other than a range made no progress within its timeout, in either direction.
+    /// No response headers arrived, or a transfer other than a range made no progress, within the
+    /// timeout.
     #[error("{url} is silent for {} s", idle.as_secs_f32())]
     Silent {
         /// The address that did not respond.

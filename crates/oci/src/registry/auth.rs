@@ -282,10 +282,10 @@ impl Access {
         value.map(Some).ok_or_else(unusable)
     }
 
-    /// Called after a rejected request: obtains what `challenges` require. Without challenges, the
-    /// previous ones apply. `plain` is true if the registry is contacted without TLS; `sent` is the
-    /// rejected header; `no_token` is the last exchange's failure, returned again if the challenges
-    /// lead to the same exchange.
+    /// Called after a rejected request: obtains what `challenges` require, or without challenges
+    /// what the previous ones required. `plain`: the registry uses no TLS. `sent`: the rejected
+    /// header. `no_token`: the last exchange's failure, returned if the challenges lead to that
+    /// exchange.
     pub(crate) async fn renew(
         &self,
         auth: &Auth,

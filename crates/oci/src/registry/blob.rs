@@ -1,14 +1,12 @@
 //! Reads ranges of a blob from a registry and its mirrors.
 //!
-//! A range takes one request, plus further ones if it breaks off: a broken or stalled body is
-//! resumed at the first missing byte, so no byte is requested twice. Every request tries the hosts
-//! in order. If a host redirects to a storage address, later requests go directly to that address
-//! until it rejects one.
+//! Every request tries the hosts in order. A broken or stalled body is resumed at the first missing
+//! byte, so no byte is requested twice. If a host redirects to a storage address, later requests go
+//! directly to that address until it rejects one.
 //!
 //! A valid response is a 206 whose `Content-Range` starts at the requested byte of a blob of the
 //! right size, or a 200 with the whole blob. Of a 200, the bytes before the range are discarded,
-//! and the open body is kept for later ranges. Sequential reads therefore download the blob only
-//! once.
+//! and the open body is kept for later ranges, so sequential reads download the blob only once.
 
 use std::{
     fmt,

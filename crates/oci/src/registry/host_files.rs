@@ -140,7 +140,8 @@ fn read(path: &Path) -> io::Result<String> {
     fs::read_to_string(path)
 }
 
-/// Names of a registry's folder. Rejects names that would act as paths, such as `..`.
+/// Names of a registry's folder. A registry name that would act as a path, such as `..`, is
+/// ignored, and only the default folder remains.
 fn names_of(registry: &str) -> impl Iterator<Item = String> {
     let usable = !registry.is_empty() && !registry.contains('/') && !registry.starts_with('.');
     let own = usable.then(|| registry.to_owned());

@@ -183,8 +183,8 @@ impl Transport {
     }
 
     /// Sends a body as its bytes arrive, then waits for the response headers. The request holds its
-    /// permit until `begins` completes. `silence` is polled from the start of the request; when it
-    /// completes, the request fails with [`FetchError::Silent`].
+    /// permit until `begins` completes. `silence` is first polled once the permit is granted; when
+    /// it completes, the request fails with [`FetchError::Silent`].
     pub(crate) async fn send_stream(
         &self,
         url: Url,
