@@ -1,20 +1,13 @@
-//! Images: one answer for each about its index, and its layers opened and mounted.
-//!
-//! A layer of an image is asked for by [`Images::prepare`]:
+//! Images: finds each image's index once, then opens and mounts its layers ([`Images::prepare`]).
 //!
 //! ```text
-//! ask     (`discover`, `content`) manifest ─▶ index ─▶ the layer's own zTOC; the others are fetched ahead, bounded
-//! open    (`open`) zTOC ─▶ lazy layer, or one pass over the blob ─▶ whole layer
-//! show    (`show`) entries + what lies below ─▶ tree ─▶ meta ─▶ mount at the snapshot's `fs`  (`mounts`)
-//! finish  the rest of the bytes comes behind, and the mount moves to `data`
+//! ask   (`discover`, `content`) manifest ─▶ index ─▶ zTOC of the layer; prepares others ahead
+//! open  (`open`) zTOC ─▶ lazy layer, or one pass over the blob ─▶ whole layer
+//! show  (`show`, `mounts`) entries + parents ─▶ tree ─▶ meta ─▶ mount, later moved to `data`
 //! ```
-//!
-//! What an image has is asked once for (namespace, repository, manifest, index that the client gave). "No index" is
-//! remembered for a while, a registry that did not answer is not. Nothing of this belongs to the request that began
-//! it: a client that goes away stops nothing, and what came too late serves the next request.
-//!
-//! After a restart [`Images::ensure`] mounts a layer again from the store, without registry or credentials, when its
-//! snapshot is used first.
+//! "No index" is cached for a minute; an unreachable registry is not cached. Work continues after
+//! its client disconnects, and the result serves the next request. After a restart,
+//! [`Images::ensure`] mounts layers from the store on first use, without registry or credentials.
 
 mod after;
 mod ahead;
@@ -70,30 +63,32 @@ use crate::store::space::Taken;
 use crate::sync::atomic::AtomicBool;
 use crate::sync::{Arc, Mutex};
 
-/// How long an image without an index is remembered: longer than a pull of its layers, shorter than a user's
-/// patience after making one.
+/// How long to remember that an image has no index. Longer than a pull of its layers takes, and
+/// short enough that an index created later is soon found.
 const NO_INDEX_LASTS: Duration = Duration::from_secs(60);
-/// How long the rest is remembered. zTOCs that were fetched ahead and not used take space that long.
+/// How long to remember anything else. Prefetched zTOCs that are not used take disk space until
+/// then.
 const PULL_LASTS: Duration = Duration::from_secs(3600);
-/// How long after its completion a layer's bytes are kept in the page cache for who has not read them yet.
+/// How long to keep the bytes of a complete layer in the page cache for containers that have not
+/// read them yet.
 const SETTLE: Duration = Duration::from_secs(20);
-/// Images that are remembered. Each is a few kilobytes.
+/// Maximum number of images remembered. Each takes a few kilobytes.
 const MOST_IMAGES: usize = 256;
 
-/// What is known of one image.
+/// What is known about one image.
 #[derive(Debug)]
 struct Image {
     manifest: OnceCell<Manifest>,
     discovery: OnceCell<Discovery>,
-    /// One fetch of each zTOC at a time.
+    /// Each zTOC is downloaded at most once at a time.
     ztocs: Mutex<HashMap<Digest, Arc<OnceCell<Bytes>>>>,
-    /// All layers are being made ready.
+    /// True once the other layers are being prepared ahead.
     ahead: AtomicBool,
-    /// Those that are, or were asked for.
+    /// The layers that are prepared or were requested.
     ready: Mutex<ahead::Ready>,
-    /// Told when something of it has come: a document, a piece of a zTOC.
+    /// Notified when a document or part of a zTOC arrives.
     came: Notify,
-    /// The registry was asked for a layer of it and did not refuse.
+    /// Set when the registry was asked for a layer and did not refuse.
     tried: OnceCell<()>,
     since: Instant,
 }
@@ -112,7 +107,7 @@ impl Image {
         })
     }
 
-    /// "No index" is believed for a while only; anything else as long as a pull may take.
+    /// Expires "no index" sooner than other results.
     fn is_stale(&self) -> bool {
         let lasts = match self.discovery.get() {
             Some(Discovery::None(_)) => NO_INDEX_LASTS,
@@ -122,16 +117,16 @@ impl Image {
     }
 }
 
-/// What lies below a layer, for directories that it only implies.
+/// A parent of a layer. Provides attributes of directories that the layer only implies.
 #[derive(Clone, Debug)]
 pub(crate) enum Parent {
-    /// A layer of ours.
+    /// A layer in the store.
     Layer(LayerUse),
-    /// A directory that containerd has filled.
+    /// A directory that containerd unpacked.
     Directory(PathBuf),
 }
 
-/// How many of `parents` show the same image of the same layer.
+/// The number of `parents` that show the same image of the same layer.
 fn copies_below(parents: &[Parent], layer: LayerKey, patch: &str) -> usize {
     let same = |parent: &&Parent| match parent {
         Parent::Layer(used) => used.layer == layer && used.patch == patch,
@@ -140,72 +135,72 @@ fn copies_below(parents: &[Parent], layer: LayerKey, patch: &str) -> usize {
     parents.iter().filter(same).count()
 }
 
-/// A layer that is wanted at a place.
+/// A request to mount a layer.
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) image: ImageName,
     pub(crate) layer: Digest,
     /// Mount point.
     pub(crate) at: PathBuf,
-    /// Nearest first.
+    /// The nearest parent first.
     pub(crate) parents: Vec<Parent>,
-    /// What the layer's tar must be.
+    /// What is known about the layer's tar.
     pub(crate) expected: Expected,
     pub(crate) subject: Subject,
-    /// Do not look for an index: the layer is too small to be worth it.
+    /// Skip the index, because the layer is smaller than the minimum size.
     pub(crate) small: bool,
 }
 
-/// What became of a request.
+/// The result of a request.
 #[derive(Debug)]
 pub(crate) enum Attempt {
     /// The layer is mounted.
     Mounted(Box<Mounted>),
-    /// containerd has to unpack it.
+    /// containerd must unpack the layer.
     Left {
-        /// Why.
+        /// The reason.
         why: String,
-        /// The image has an index; the layer could not be used all the same.
+        /// Whether the image has an index that could not be used.
         indexed: bool,
     },
 }
 
-/// A layer that is mounted.
+/// A mounted layer.
 #[derive(Debug)]
 pub(crate) struct Mounted {
     pub(crate) layer: LayerUse,
     pub(crate) verdict: Verdict,
-    /// Until the record says who uses the layer.
+    /// Keeps the layer until a record names its user.
     pub(crate) hold: Hold,
 }
 
-/// How images are dealt with.
+/// Settings of image handling.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Where an index may be looked for.
+    /// Enabled ways to discover an index.
     pub modes: Modes,
-    /// How long a request waits for index and zTOC.
+    /// Timeout of a request for an index and zTOC.
     pub patience: Duration,
-    /// Layers made ready ahead at once.
+    /// Number of layers prepared ahead in parallel.
     pub ahead: usize,
-    /// Fetch what nobody has read yet.
+    /// Download bytes in the background that no container has read.
     pub background: bool,
-    /// Layers are shown inside a user namespace.
+    /// Layers are mounted in a user namespace.
     pub user_namespace: bool,
 }
 
-/// The parts that images stand on.
+/// The components that images use.
 #[derive(Debug)]
 pub struct Parts {
     /// Open layers.
     pub layers: Arc<Layers>,
-    /// Their mounts.
+    /// Layer mounts.
     pub mounts: Mounts,
     /// Documents and zTOCs.
     pub content: Content,
-    /// Where layers come from.
+    /// Client that downloads layers.
     pub registry: Registry,
-    /// Where trees are built.
+    /// Runs the construction of trees.
     pub cpu: Arc<Cpu>,
 }
 
@@ -215,9 +210,9 @@ struct Shared {
     options: Options,
     images: Mutex<HashMap<ImageKey, Arc<Image>>>,
     holds: Holds,
-    /// Whose turn it is to make an image of a layer, by its number.
+    /// Serializes the construction of images of one layer, by layer number.
     showing: Mutex<HashMap<u64, Arc<Semaphore>>>,
-    /// Layers whose completion is awaited.
+    /// Layers that a task follows to completion.
     watched: Mutex<BTreeSet<u64>>,
     ahead: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -238,8 +233,8 @@ impl Shared {
         }
     }
 
-    /// Closes the files of a layer that nobody needs open any more: it is complete, moved to `data`, settled and proven.
-    /// Who wants it opens it again.
+    /// Closes the files of a layer that is complete, moved to `data`, settled, and proven. The next
+    /// user opens them again.
     async fn close(&self, layer: Arc<Layer>) {
         let parts = &self.parts;
         let is_proven = parts.layers.store().proofs().get(&layer.key()).is_some();
@@ -258,7 +253,7 @@ impl Shared {
 }
 
 impl Images {
-    /// Images over `parts`.
+    /// Creates images that use `parts`.
     pub fn new(parts: Parts, options: Options) -> Self {
         Self(Arc::new(Shared {
             parts,
@@ -272,7 +267,7 @@ impl Images {
         }))
     }
 
-    /// What is known of an image, and a place for it where nothing is.
+    /// The cached state of an image, or new state.
     fn image(&self, name: &ImageName) -> Arc<Image> {
         let mut images = self.0.images.lock();
         let key = name.key();
@@ -286,7 +281,7 @@ impl Images {
         Arc::clone(images.entry(key).or_insert_with(Image::new))
     }
 
-    /// Gets a layer and mounts it, or says why containerd has to unpack it.
+    /// Opens a layer and mounts it, or returns why containerd must unpack it.
     pub(crate) async fn prepare(&self, request: Request) -> Attempt {
         let hold = self.0.holds.hold(request.layer).await;
         let image = self.image(&request.image);
@@ -323,7 +318,7 @@ impl Images {
         }
     }
 
-    /// Tree, image and mount of an open layer; the patch that its image is named by.
+    /// Makes a layer's image and mounts it. Returns the patch of the image.
     async fn show(
         &self,
         layer: &Arc<Layer>,
@@ -335,7 +330,7 @@ impl Images {
         Ok(patch)
     }
 
-    /// The image of a layer on these parents, made or found: its patch and its file.
+    /// Makes or finds the image of a layer on these parents. Returns its patch and file.
     async fn make_meta(
         &self,
         layer: &Arc<Layer>,
@@ -347,11 +342,12 @@ impl Images {
         let of = Arc::clone(layer);
         let user_namespace = options.user_namespace;
         let job = move || show::make_meta(&of, &below, user_namespace);
-        // A pull waits for it.
+        // Use the lane for files, because a pull waits for this.
         parts.cpu.run(Lane::Files, job).await?
     }
 
-    /// Who makes an image of a layer. Two requests for one layer usually want the same image: the second finds it.
+    /// Waits for a turn to make an image of a layer. Concurrent requests usually need the same
+    /// image, which the second one then finds.
     async fn turn_to_show(&self, layer: &Layer) -> Option<OwnedSemaphorePermit> {
         let turn = Arc::clone(
             self.0
@@ -360,11 +356,11 @@ impl Images {
                 .entry(layer.number().0)
                 .or_insert_with(|| Arc::new(Semaphore::new(1))),
         );
-        // Never closed.
+        // The semaphore is never closed.
         turn.acquire_owned().await.ok()
     }
 
-    /// Mounts an image of a layer, and has the rest of the layer brought.
+    /// Mounts an image of a layer and starts its completion.
     async fn mount_meta(
         &self,
         layer: &Arc<Layer>,
@@ -380,7 +376,7 @@ impl Images {
         Ok(())
     }
 
-    /// Has the rest of a layer brought, and the layer moved to `data` when it is there.
+    /// Starts completing a layer, in the background if enabled, and moving it to `data` afterwards.
     fn finish_behind(&self, layer: &Arc<Layer>) {
         self.0.parts.layers.note_use(&layer.key());
         if !self.0.watched.lock().insert(layer.number().0) {
@@ -395,11 +391,12 @@ impl Images {
         self.follow(layer);
     }
 
-    /// Moves a layer to `data` when it is complete, and lets it settle when its start is over.
+    /// Moves a layer to `data` when it is complete, and settles it when the start phase is over.
     fn follow(&self, layer: &Arc<Layer>) {
         let number = layer.number().0;
         let mut completion = layer.completion();
-        // Whoever waits for a layer keeps neither it nor us: the files of a removed one go with its last owner.
+        // Hold only weak references, so that the files of a removed layer close with their last
+        // user.
         let (images, layer) = (Arc::downgrade(&self.0), Arc::downgrade(layer));
         self.0.tasks.spawn(async move {
             let done = completion.wait_for(|done| *done).await.is_ok();
@@ -421,19 +418,19 @@ impl Images {
         });
     }
 
-    /// What a layer takes on disk. Blocks on the disk.
+    /// The disk space of a layer. Blocks on disk I/O.
     pub(crate) fn taken(&self, layer: &LayerKey) -> std::io::Result<Taken> {
         self.0.parts.layers.store().taken(layer)
     }
 
-    /// Takes a layer away from a mount point.
+    /// Unmounts the layer at `at`.
     pub(crate) async fn unmount(&self, at: &Path) -> Result<(), MountError> {
         self.0.parts.mounts.unmount(at).await
     }
 
-    /// Removes layers that no record uses and nobody works with, one at a time: a request for one that is not its turn
-    /// yet takes it back, and one for the layer whose turn it is makes another while the files of this one go. `used`
-    /// reads the records.
+    /// Removes layers that no record uses and no request holds, one at a time. A request can still
+    /// keep a layer until its removal begins. After that, a request creates the layer anew while
+    /// the old files are being deleted. `used` reads the records.
     pub(crate) async fn remove_unused<E, F>(&self, used: impl Fn() -> F) -> Result<(), E>
     where
         F: Future<Output = Result<Vec<LayerKey>, E>>,
@@ -451,7 +448,7 @@ impl Images {
             let Some(removing) = self.0.holds.begin_removal(key.layer) else {
                 continue;
             };
-            // Again, now that nobody can begin: what was committed before is found there.
+            // Read the records again. New requests wait now, so every earlier commit is in them.
             if used().await?.contains(&key) {
                 continue;
             }
@@ -459,7 +456,8 @@ impl Images {
             self.0.showing.lock().remove(&number.0);
             let removal = self.0.parts.layers.remove(&key);
             tokio::pin!(removal);
-            // Its first step takes the layer out of the store; the files are nobody's from there on.
+            // The first step takes the layer out of the store. Later steps need no protection from
+            // requests.
             let begun = tokio::select! {
                 biased;
                 done = &mut removal => Some(done),
@@ -478,8 +476,8 @@ impl Images {
         Ok(())
     }
 
-    /// Lets go of devices and probe mounts that nothing uses. Only when the device is served: an unmount waits for
-    /// READs that are not answered.
+    /// Releases loop devices and probe mounts that nothing uses. Call this only while the device is
+    /// served, because an unmount waits for unanswered READs.
     pub(crate) async fn let_go(&self) {
         match self.0.parts.mounts.let_go().await {
             Ok(0) => {}
@@ -488,7 +486,7 @@ impl Images {
         }
     }
 
-    /// Makes what has arrived durable, before the process ends.
+    /// Makes all downloaded bytes durable before the process ends.
     pub async fn sync(&self) {
         self.0.parts.layers.sync_all().await;
     }

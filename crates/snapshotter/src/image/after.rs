@@ -1,32 +1,32 @@
-//! What to do with a layer once its image was asked: a pure decision.
+//! Decides how to provide a layer, given what is known about its image. A pure function.
 
-/// What the image says about one of its layers.
+/// What the image provides for one of its layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// It has an index, and the index a zTOC of this layer.
+    /// An index that names a zTOC of this layer.
     Ztoc,
-    /// It has an index without a zTOC of this layer.
+    /// An index without a zTOC of this layer.
     NoZtoc,
-    /// The zTOC is there, and breaks the rules of its format.
+    /// An index whose zTOC of this layer is missing or invalid.
     BadZtoc,
-    /// It has no index that we may use.
+    /// No usable index.
     NoIndex,
-    /// Nobody could be asked, or not in time.
+    /// Unknown: no source could be reached, or none answered in time.
     Unreachable,
 }
 
-/// What to do with a layer of an image.
+/// How to provide a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum After {
     /// Mount it now.
     Lazy,
-    /// Fetch all of it, then mount it.
+    /// Download all of it, then mount it.
     Whole,
     /// Let containerd unpack it.
     Defer,
 }
 
-/// Decides after the image was asked.
+/// Decides how to provide a layer.
 pub(crate) fn after(found: Found) -> After {
     match found {
         Found::Ztoc => After::Lazy,

@@ -1,5 +1,5 @@
-//! Layers of an image that are made ready before containerd asks for them: their zTOCs are fetched, their files and images
-//! are made. containerd asks for one layer after the other, so that a pull takes as long as what is done in between.
+//! Prepares layers of an image before containerd requests them: downloads their zTOCs and makes
+//! their files and images. containerd requests one layer after another, so this shortens a pull.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -20,29 +20,29 @@ use crate::layer::{Expected, Layer, Lazy};
 use crate::store::sources::Origin;
 use crate::sync::atomic::Ordering;
 
-/// Bytes of zTOCs that are fetched before they are asked for: they take disk until then. Those of a large image (30 GB) have
-/// about half of it.
+/// Maximum bytes of zTOCs downloaded ahead, because they use disk space until requested. The zTOCs
+/// of a large image (30 GB) have about half this size.
 const AHEAD: u64 = 256 << 20;
-/// How long a layer that was made ready waits for a request before it may be removed as unused.
+/// How long a prepared layer is kept without a request. After that it may be removed as unused.
 const LASTS: Duration = Duration::from_secs(300);
 
-/// The layers of an image that were made ready or asked for.
+/// The layers of an image that are prepared or were requested.
 #[derive(Debug, Default)]
 pub(super) struct Ready(HashMap<Digest, Option<(Hold, Instant)>>);
 
 impl Ready {
-    /// A request holds the layer itself from now on.
+    /// Notes a request for the layer, which from now on holds the layer itself.
     pub(super) fn asked(&mut self, layer: Digest) {
         self.0.insert(layer, None);
     }
 
-    /// The layer is kept until a request comes, unless one came already.
+    /// Keeps the layer until it is requested, unless it was requested already.
     fn keep(&mut self, layer: Digest, hold: Hold) {
         let kept = Some((hold, Instant::now()));
         self.0.entry(layer).or_insert(kept);
     }
 
-    /// Layers that nobody has asked for in time are not kept any longer.
+    /// Releases layers that were not requested in time.
     pub(super) fn let_go(&mut self, now: Instant) {
         let late = |since: &Instant| now.saturating_duration_since(*since) > LASTS;
         self.0
@@ -50,16 +50,17 @@ impl Ready {
     }
 }
 
-/// One layer to be made ready.
+/// One layer to prepare.
 struct Coming {
     layer: Descriptor,
     ztoc: Descriptor,
-    /// The lowest of its image.
+    /// Whether this is the lowest layer of the image.
     lowest: bool,
 }
 
 impl Images {
-    /// Makes all layers ready, so many at once as configured. Failures are left to who asks for them.
+    /// Prepares all layers, with the configured parallelism. A failure is only logged: a later
+    /// request for the layer retries and reports it.
     pub(super) fn make_ready(&self, image: &Arc<Image>, name: &ImageName, index: &Index) {
         if image.ahead.swap(true, Ordering::Relaxed) {
             return;
@@ -107,7 +108,7 @@ impl Images {
         let layers = &self.0.parts.layers;
         let (digest, ztoc) = (coming.layer.digest, coming.ztoc.digest);
         let hold = self.0.holds.hold(digest).await;
-        // Which form of a layer serves a request depends on what that expects.
+        // Stop if any form is stored: whether it suits a request depends on what that expects.
         if !layers.store().find(&digest).is_empty() {
             return;
         }
@@ -125,7 +126,7 @@ impl Images {
         let made = match layers.open_lazy(lazy).await {
             Ok(layer) => {
                 image.ready.lock().keep(digest, hold);
-                // The store has its own copy.
+                // The store has its own copy now.
                 image.ztocs.lock().remove(&ztoc);
                 self.make_meta_ahead(&layer, coming.lowest)
                     .await
@@ -139,7 +140,7 @@ impl Images {
         }
     }
 
-    /// The image of a layer, unless that depends on what will lie below.
+    /// Makes the image of a layer, unless it depends on the layers below.
     async fn make_meta_ahead(
         &self,
         layer: &Arc<Layer>,
@@ -152,7 +153,7 @@ impl Images {
     }
 }
 
-/// The layers of the image with a zTOC, in their order, as far as [`AHEAD`] goes.
+/// The layers that have a zTOC, in image order, up to [`AHEAD`] bytes of zTOCs.
 fn worth_ahead(manifest: &Manifest, index: &Index) -> impl Iterator<Item = Coming> {
     let mut left = AHEAD;
     let layers = manifest.layers().iter().enumerate();

@@ -1,8 +1,10 @@
-//! Where documents and zTOCs of images come from: our own folder, containerd, the registry, in this order.
+//! Reads documents and zTOCs of images from the local folder, containerd, or the registry, in this
+//! order.
 //!
-//! containerd has the manifest and the configuration already when it asks for a layer, and often the index and
-//! the zTOCs as well. It is never waited for longer than a moment, and not being there is no error. The folder
-//! is filled by `soci` and only read here: what a layer needs to go on is in the layer store, with the layer.
+//! containerd usually has the manifest and configuration when it requests a layer, and often the
+//! index and zTOCs. Requests to containerd have a short timeout, and its errors are not fatal. Only
+//! `soci` adds content to the local folder. The layer store has everything that a mounted layer
+//! needs.
 
 #![allow(unsafe_code, reason = "zTOCs are mapped: `map`")]
 
@@ -27,54 +29,55 @@ use tracing::{debug, warn};
 
 use crate::sync::Mutex;
 
-/// How long a connection to containerd may take.
+/// Timeout of a connection to containerd.
 const CONTAINERD_PATIENCE: Duration = Duration::from_secs(2);
-/// After a failed connection containerd is left alone for this long.
+/// How long to skip containerd after a failed connection or a timeout.
 const CONTAINERD_PAUSE: Duration = Duration::from_secs(30);
-/// How long a blob of containerd may take; then the registry is asked. It comes over a local socket.
+/// Timeout for copying a blob from containerd over its local socket. After it, the registry is
+/// asked.
 const COPY_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why a document or zTOC is not there.
+/// Why a document or zTOC could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ContentError {
-    /// The registry did not give it.
+    /// The registry did not return it.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// The bytes broke off.
+    /// The download failed.
     #[error("fetching {digest}")]
     Fetch {
         /// The blob.
         digest: Digest,
-        /// Why.
+        /// The cause.
         #[source]
         source: FetchError,
     },
-    /// Larger than anything honest.
+    /// Larger than the limit.
     #[error("{digest} is {size} bytes, more than {limit}")]
     TooLarge {
         /// The blob.
         digest: Digest,
-        /// Its size by its descriptor.
+        /// The size in its descriptor.
         size: u64,
-        /// The most that is taken.
+        /// The maximum size.
         limit: u64,
     },
-    /// Our own folder refused.
+    /// The local folder failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A temporary file refused.
+    /// A temporary file failed.
     #[error("writing {digest}")]
     Io {
         /// The blob.
         digest: Digest,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
 }
 
 impl ContentError {
-    /// Whether the thing does not exist, or is not what it should be: asking again soon is of no use.
+    /// Whether the content does not exist or is invalid, so that a retry soon is useless.
     pub(crate) fn is_final(&self) -> bool {
         match self {
             Self::Registry(error) => matches!(
@@ -90,14 +93,14 @@ impl ContentError {
     }
 }
 
-/// Which image is spoken of, and in which of containerd's namespaces.
+/// An image, and its namespace in containerd.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place<'a> {
     pub(crate) namespace: &'a str,
     pub(crate) image: &'a ImageRef,
 }
 
-/// The kinds of document; registries keep them at different addresses.
+/// The kinds of documents. Registries serve them at different URLs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Document {
     /// Image manifest or SOCI index.
@@ -106,14 +109,14 @@ pub(crate) enum Document {
     Config,
 }
 
-/// Maps a file. Nobody writes to it any more: it has no name, or its name is its digest.
+/// Maps a file that is no longer modified: it is unnamed, or named by its digest.
 fn map(file: &File) -> io::Result<Bytes> {
     if file.metadata()?.len() == 0 {
         return Ok(Bytes::new());
     }
     // JUSTIFICATION: zTOCs are large and read in part.
-    // SAFETY: the file is not changed while it is mapped: either only this process has it, or it is a blob of
-    // a content store, which are replaced as a whole and never written to.
+    // SAFETY: the file is not modified while it is mapped. Either it is private to this process, or
+    // it is a blob of a content store, which replaces blobs as a whole and never writes to them.
     let mapped = unsafe { memmap2::Mmap::map(file) }?;
     Ok(Bytes::from_owner(mapped))
 }
@@ -134,7 +137,7 @@ struct Connections {
 }
 
 impl Content {
-    /// Sources over `own`, containerd at its socket, and registries.
+    /// Creates content from the folder `own`, containerd at its socket, and registries.
     pub fn new(own: Layout, registry: Registry, containerd: PathBuf) -> Self {
         Self {
             own,
@@ -144,7 +147,7 @@ impl Content {
         }
     }
 
-    /// A document by its descriptor; its size there may be unknown (0).
+    /// Reads a document. The size in the descriptor may be 0 (unknown).
     pub(crate) async fn document(
         &self,
         place: Place<'_>,
@@ -175,8 +178,8 @@ impl Content {
         Ok(bytes)
     }
 
-    /// A blob, mapped from a file: it never lies in memory as a whole. Its digest is checked by who reads it. `came` is
-    /// called for each piece of it that the registry sends.
+    /// Reads a blob as a mapped file, so that it is never in memory as a whole. The caller verifies
+    /// the digest. Calls `came` for each chunk that the registry sends.
     pub(crate) async fn blob(
         &self,
         place: Place<'_>,
@@ -212,13 +215,14 @@ impl Content {
         map(&file).map_err(io)
     }
 
-    /// A blob of containerd in a file without a name.
+    /// Copies a blob of containerd to an unnamed file.
     async fn copy(&self, containerd: &Containerd, digest: Digest) -> Result<File, ContentError> {
         let io = |source| ContentError::Io { digest, source };
         let mut file = self.temporary().map_err(io)?;
         let copy = async {
             let mut blob = containerd.open(&digest).await?;
-            // On a thread of the runtime, which has many. It gives up by itself when nothing comes.
+            // Use a blocking thread of the runtime, which has many. It ends by itself when no data
+            // arrives.
             let copied = tokio::task::spawn_blocking(move || {
                 io::copy(&mut blob.reader, &mut file)?;
                 Ok::<_, io::Error>(file)
@@ -229,7 +233,8 @@ impl Content {
         self.soon(COPY_PATIENCE, copy).await?.map_err(io)
     }
 
-    /// What containerd answers within `limit`. One that does not is left alone for a while.
+    /// Awaits a response of containerd for at most `limit`. After a timeout, containerd is skipped
+    /// for [`CONTAINERD_PAUSE`].
     async fn soon<T>(
         &self,
         limit: Duration,
@@ -248,7 +253,7 @@ impl Content {
         })
     }
 
-    /// A blob of the registry in a file without a name.
+    /// Downloads a blob from the registry to an unnamed file.
     async fn fetch(
         &self,
         place: Place<'_>,
@@ -271,12 +276,12 @@ impl Content {
         Ok(file.into_std().await)
     }
 
-    /// A file on the disk of the store that is gone when nobody has it open.
+    /// An unnamed file on the disk of the store. It is deleted when it is closed.
     fn temporary(&self) -> io::Result<File> {
         tempfile::tempfile_in(self.own.root())
     }
 
-    /// containerd's content store, if it can be had without waiting.
+    /// containerd's content store, or `None` if it is not reachable.
     async fn containerd(&self, namespace: &str) -> Option<Containerd> {
         {
             let known = self.connections.lock();

@@ -1,8 +1,8 @@
-//! Which index an image has.
+//! Finds the index of an image: the digest from the client, or the one in the image's manifest
+//! (version 2).
 //!
-//! In this order: the digest that the user gave; the one that the image's manifest names (version 2). An image
-//! without an index is an answer, not an error, and is remembered for a while; a registry that cannot be
-//! reached is an error, and is not.
+//! An image without an index is a result, which is remembered for a while. An unreachable registry
+//! is an error, which is not remembered.
 
 use std::collections::BTreeMap;
 
@@ -17,32 +17,31 @@ use super::ImageName;
 use super::content::{Content, ContentError, Document};
 use super::verdict::Subject;
 
-/// Where an index may be looked for.
+/// Enabled ways to discover an index. An index that the client names is always used.
 #[derive(Clone, Copy, Debug)]
 pub struct Modes {
-    /// Among what refers to the image.
+    /// SOCI v1: referrers of the image. No lookup is made; this only affects messages.
     pub v1: bool,
-    /// In the image's manifest.
+    /// SOCI v2: the annotation in the image's manifest.
     pub v2: bool,
 }
 
 /// What is known about the index of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Discovery {
-    /// It has one.
+    /// The image has this index.
     Found(Index),
-    /// It has none that may be used, for this reason.
+    /// The image has no usable index, for this reason.
     None(String),
 }
 
 /// The index of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Index {
-    /// Its digest.
     pub(crate) digest: Digest,
     /// How it was found, in words.
     pub(crate) found: &'static str,
-    /// The zTOCs, by the digest of their layer.
+    /// The zTOCs, by layer digest.
     pub(crate) ztocs: BTreeMap<Digest, Descriptor>,
 }
 
@@ -93,7 +92,7 @@ pub(crate) async fn discover(
     }))
 }
 
-/// The index's digest and how it was found, or why there is none.
+/// The digest of the index and how it was found, or why there is none.
 fn find(
     image: &ImageName,
     manifest: &Manifest,
@@ -126,7 +125,7 @@ fn find(
     Err("no valid SOCI index found: the manifest names none".to_owned())
 }
 
-/// An error with its causes.
+/// Formats an error with its causes.
 pub(crate) fn explain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

@@ -1,6 +1,8 @@
-//! Who works with a layer while no record says so: from the moment that a request begins until its snapshot is
-//! committed. Removal marks a layer first and reads the records then, so that what was committed before is
-//! found there, and what begins after waits.
+//! Keeps a layer from removal while a request uses it and no record names it yet: from the start of
+//! the request until its snapshot is committed.
+//!
+//! Removal marks a layer first and then reads the records. It therefore sees every earlier commit,
+//! and later requests wait.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -10,12 +12,12 @@ use tokio::sync::Notify;
 
 use crate::sync::{Arc, Mutex};
 
-/// State of one layer.
+/// The state of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// So many requests work with it.
+    /// The number of requests that hold it.
     Held(usize),
-    /// It is looked at for removal.
+    /// Removal is checking or removing it.
     Removing,
 }
 
@@ -25,11 +27,11 @@ struct Shared {
     changed: Notify,
 }
 
-/// The layers that somebody works with.
+/// The layers that requests hold or removal has marked.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Holds(Arc<Shared>);
 
-/// A layer that stays while this lives.
+/// Keeps a layer from removal until dropped.
 #[derive(Debug)]
 pub(crate) struct Hold {
     layer: Digest,
@@ -48,7 +50,7 @@ impl Drop for Hold {
     }
 }
 
-/// A layer that nobody works with and nobody begins to work with while this lives.
+/// Marks a layer that no request holds. New requests wait until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Removing {
     layer: Digest,
@@ -63,12 +65,12 @@ impl Drop for Removing {
 }
 
 impl Holds {
-    /// Keeps a layer from being removed. Waits while it is looked at for removal.
+    /// Holds a layer. Waits while it is marked for removal.
     pub(crate) async fn hold(&self, layer: Digest) -> Hold {
         loop {
             let changed = self.0.changed.notified();
             tokio::pin!(changed);
-            // Registered before the look, so that no notice is missed.
+            // Register first, so that no notification is missed.
             changed.as_mut().enable();
             if let Some(hold) = self.try_hold(layer) {
                 return hold;
@@ -88,7 +90,7 @@ impl Holds {
         })
     }
 
-    /// Marks a layer that nobody works with.
+    /// Marks a layer for removal, unless it is held or marked.
     pub(crate) fn begin_removal(&self, layer: Digest) -> Option<Removing> {
         match self.0.layers.lock().entry(layer) {
             Entry::Occupied(_) => None,

@@ -1,11 +1,11 @@
-//! The labels that we read and write. Every other label is kept as it is.
+//! The labels that the snapshotter reads and writes. It preserves all other labels.
 
 use std::collections::BTreeMap;
 
-/// Labels of a snapshot, or of a request.
+/// Labels of a snapshot or a request.
 pub type Labels = BTreeMap<String, String>;
 
-/// Name under which containerd wants the layer committed; its presence asks for a remote snapshot.
+/// Name under which containerd wants the layer committed. Its presence requests a remote snapshot.
 pub const TARGET: &str = "containerd.io/snapshot.ref";
 /// Reference of the image.
 pub const IMAGE_REFERENCE: &str = "containerd.io/snapshot/cri.image-ref";
@@ -13,20 +13,20 @@ pub const IMAGE_REFERENCE: &str = "containerd.io/snapshot/cri.image-ref";
 pub const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 /// Digest of the layer.
 pub const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
-/// Size of the layer in bytes, decimal; only some clients send it.
+/// Size of the layer in bytes, in decimal. Only some clients send it.
 pub const LAYER_SIZE: &str = "containerd.io/snapshot/remote/soci.size";
-/// Digest of the index to use, where the user gave one.
+/// Digest of the index to use, if the user specified one.
 pub const INDEX_DIGEST: &str = "containerd.io/snapshot/remote/soci.index.digest";
-/// Marks a snapshot whose bytes come as they are read.
+/// Marks a snapshot whose bytes are downloaded on demand.
 pub const REMOTE: &str = "containerd.io/snapshot/remote";
 /// Value of [`REMOTE`].
 pub const REMOTE_VALUE: &str = "remote snapshot";
-/// Namespace that the snapshot was made in.
+/// Namespace in which the snapshot was created.
 pub const NAMESPACE: &str = "containerd.io/snapshot/remote/namespace";
-/// Marks layers of an image that has an index; the value is `true`.
+/// Marks layers of an image that has an index. The value is `true`.
 pub const HAS_INDEX: &str = "containerd.io/snapshot/remote/has.soci.index.digest";
 
-/// The value of a label; an empty one counts as none.
+/// The value of a label. An empty value counts as missing.
 pub(crate) fn value<'a>(labels: &'a Labels, key: &str) -> Option<&'a str> {
     labels
         .get(key)
@@ -34,7 +34,7 @@ pub(crate) fn value<'a>(labels: &'a Labels, key: &str) -> Option<&'a str> {
         .filter(|value| !value.is_empty())
 }
 
-/// Whether the labels say which layer of which image is wanted.
+/// Whether the labels name an image and a layer.
 pub(crate) fn names_a_layer(labels: &Labels) -> bool {
     [IMAGE_REFERENCE, MANIFEST_DIGEST, LAYER_DIGEST]
         .iter()

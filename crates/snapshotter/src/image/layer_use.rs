@@ -1,4 +1,4 @@
-//! Which image of which layer a snapshot shows: what its record keeps.
+//! Which image of which layer a snapshot shows. Stored in the snapshot's record.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,15 +7,15 @@ use crate::store::LayerKey;
 /// A snapshot whose `fs` is a mount of a layer in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerUse {
-    /// The layer as the store knows it.
+    /// The key of the layer in the store.
     #[serde(flatten, with = "layer_key")]
     pub layer: LayerKey,
-    /// Which `meta` image of the layer is mounted.
+    /// The patch of the mounted `meta` image.
     pub patch: String,
 }
 
 mod layer_key {
-    //! How a layer's key is written in a record.
+    //! The format of a layer key in a record.
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
     use soci_oci::digest::Digest;

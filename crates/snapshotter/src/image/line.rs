@@ -1,15 +1,16 @@
-//! The line of the node, kept free for what a Prepare waits for and that does not go through the scheduler: manifest,
-//! index, zTOC. A registry that answers nothing keeps nobody else waiting for it.
+//! Keeps bandwidth free for requests that a Prepare waits for and that bypass the scheduler:
+//! manifest, index, and zTOC. A registry that stops answering does not slow down other transfers.
 
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
-/// How long nothing may come until the line is given back. An answer takes a few round trips; what comes later takes the
-/// line again.
+/// How long to keep the bandwidth free without progress. A response takes a few round trips. Later
+/// progress reserves the bandwidth again.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// Does `work` while a guard that `hold` gives keeps the line free, as long as `came` tells that something comes of it.
+/// Runs `work` while a guard from `hold` keeps bandwidth free. Drops the guard after [`QUIET`]
+/// without a notification of `came`, and takes a new one at the next notification.
 pub(super) async fn while_it_comes<T, G>(
     hold: impl Fn() -> G,
     came: &Notify,
@@ -49,7 +50,7 @@ mod tests {
                 assert!(held(), "something came in the last two seconds: {millis}");
                 came.notify_waiters();
             }
-            // A registry that says nothing more.
+            // The registry stops answering.
             at(7000).await;
             assert!(!held(), "nothing has come for two seconds");
             at(60_000).await;

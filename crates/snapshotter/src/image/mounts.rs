@@ -1,9 +1,9 @@
-//! Which layers are mounted where: the one owner of mounts, of what they are fed from, and of the rule
-//! that no READ of a layer waits for the network when its device changes hands or its mount goes.
+//! The mounts of layers and the sources of their bytes. No READ of a layer waits for the network
+//! while its device is switched or unmounted.
 //!
-//! The first mount of a layer with a patch is a mount of its image; every other one is a bind of it, so
-//! that there is one file system and one page cache. While bytes are missing they come from the layer's
-//! file on the node's device; when the layer is complete it moves to `data`. One step at a time.
+//! The first mount of a layer with a patch mounts its image. Every other one is a bind mount of it,
+//! so that they share one file system and one page cache. Missing bytes come from the layer's file
+//! on the device; a complete layer moves to `data`. Operations run one at a time.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use crate::mount::{LayerImage, LayerSource, MountError, Mounter, Supply, Way};
 use crate::store::LayerKey;
 use crate::sync::{Arc, Mutex};
 
-/// One image of a layer: mounts of it share everything.
+/// One image of a layer. All mounts of it share a file system.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Shown {
     layer: LayerKey,
@@ -62,7 +62,7 @@ impl Known {
         }
     }
 
-    /// Images of a layer and where they are.
+    /// The images of a layer, with their mount points.
     fn of(&self, layer: LayerKey) -> Vec<(PathBuf, Vec<PathBuf>)> {
         let of_layer = self.shown.iter().filter(|(shown, _)| shown.layer == layer);
         of_layer
@@ -77,13 +77,13 @@ pub struct Mounts {
     mounter: Arc<dyn Mounter>,
     device: Arc<Device>,
     known: Mutex<Known>,
-    /// Layers whose READs may come to the device, by number.
+    /// Numbers of the layers whose READs may reach the device.
     on_device: Mutex<BTreeSet<u64>>,
     turn: Semaphore,
 }
 
 impl Mounts {
-    /// No mounts yet, to be made by `mounter` with `device` for what is not there.
+    /// Creates an empty set of mounts. `mounter` makes them; `device` serves missing bytes.
     pub fn new(mounter: Arc<dyn Mounter>, device: Arc<Device>) -> Self {
         Self {
             mounter,
@@ -95,14 +95,15 @@ impl Mounts {
     }
 
     async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        // Never closed.
+        // The semaphore is never closed.
         self.turn.acquire().await.ok()
     }
 
-    /// Shows a layer at `at`, through the image `meta` of `patch`; nothing happens if it is shown there already.
+    /// Mounts a layer at `at` through the image `meta` of `patch`, unless it is mounted there
+    /// already.
     ///
-    /// `copy` counts the parents that show the same image: overlayfs refuses one root twice in a chain, so an
-    /// image with the same layer twice gets a file system for each.
+    /// `copy` is the number of parents that show the same image. overlayfs rejects a chain with the
+    /// same root twice, so each copy gets a file system of its own.
     pub(crate) async fn mount(
         &self,
         layer: &Arc<Layer>,
@@ -117,7 +118,7 @@ impl Mounts {
             patch: patch.to_owned(),
             copy,
         };
-        // Looked at under the turn: a request for the same place may have been here a moment ago.
+        // Check during the turn, because an earlier request may have mounted the same path.
         let table = MountTable::read().map_err(MountError::Table)?;
         if self.known.lock().by_path.get(at) == Some(&shown) && self.mounter.is_ours(&table, at) {
             return Ok(());
@@ -135,7 +136,7 @@ impl Mounts {
         Ok(())
     }
 
-    /// False: no place shows this image. A place that somebody unmounted is forgotten on the way.
+    /// Returns false if no mount shows this image. Forgets mounts that another process unmounted.
     async fn bind_from_another(&self, shown: &Shown, at: &Path) -> Result<bool, MountError> {
         loop {
             let from = {
@@ -157,7 +158,7 @@ impl Mounts {
         }
     }
 
-    /// Where the bytes come from: `data` where everything is there, else the layer's file on the device.
+    /// The source of the layer's bytes: `data` if it is complete, else its file on the device.
     fn source(&self, layer: &Arc<Layer>) -> LayerSource {
         let number = layer.number().0;
         if layer.is_complete() {
@@ -180,14 +181,15 @@ impl Mounts {
         }
     }
 
-    /// The layer is complete: it moves to `data`. Its READs find every byte present, so none waits for the network.
+    /// Moves a complete layer to `data`. All of its bytes are present, so no READ waits for the
+    /// network.
     pub(crate) async fn complete(&self, layer: &Arc<Layer>) -> Result<(), MountError> {
         let _turn = self.turn().await;
         let shown = self.known.lock().of(layer.key());
         self.move_to_source(layer, &shown).await
     }
 
-    /// Moves a layer to where its bytes are to come from now.
+    /// Switches a layer to its current source.
     async fn move_to_source(
         &self,
         layer: &Arc<Layer>,
@@ -201,8 +203,8 @@ impl Mounts {
         Ok(())
     }
 
-    /// Ends the service of a complete layer on the device. False where a READ may still come: by the file way what a
-    /// container has mounted never changes hands.
+    /// Stops serving a complete layer on the device. Returns false if a READ may still arrive:
+    /// mounts from files never switch their source.
     pub(crate) async fn retire(&self, layer: &Arc<Layer>) -> bool {
         let _turn = self.turn().await;
         let number = layer.number().0;
@@ -214,8 +216,8 @@ impl Mounts {
         retires
     }
 
-    /// The layer moves back to the device, while bytes are taken out of its `data`. `data` itself answers no READ
-    /// that waits.
+    /// Moves the layer back to the device before bytes are removed from its `data`, because a READ
+    /// of `data` cannot wait for a download.
     pub(crate) async fn reopen(&self, layer: &Arc<Layer>) -> Result<(), MountError> {
         let _turn = self.turn().await;
         let source = self.on_demand(layer);
@@ -223,7 +225,7 @@ impl Mounts {
         self.mounter.supply(&source, &shown).await
     }
 
-    /// The start of a complete layer is over: one cached copy is enough.
+    /// Drops duplicate cached pages of a complete layer when its start phase is over.
     pub(crate) async fn settle(&self, layer: &Arc<Layer>) -> Result<(), MountError> {
         let _turn = self.turn().await;
         let mut files = vec![layer.data_path()];
@@ -237,30 +239,31 @@ impl Mounts {
         self.mounter.settle(layer.number().0, files).await
     }
 
-    /// The layers that an earlier process mounted, by number.
+    /// Numbers of the layers that an earlier process mounted.
     pub(crate) async fn find(&self) -> Result<Vec<u64>, MountError> {
         self.mounter.find().await
     }
 
-    /// Answers reads of a layer, whatever its bytes come from now.
+    /// Serves reads of a layer on the device, regardless of its current source.
     pub(crate) fn serve(&self, layer: &Arc<Layer>) {
         self.on_device.lock().insert(layer.number().0);
         self.device.add(Arc::clone(layer) as _);
     }
 
-    /// Every layer that an earlier process mounted is served: READs of others are errors from now on.
+    /// Declares that all layers of an earlier process are served. READs of other layers fail from
+    /// now on.
     pub(crate) fn restored(&self) {
         self.device.restored();
     }
 
-    /// Moves a layer that an earlier process mounted to where its bytes come from now: to this process's connection,
-    /// or to `data`. Every READ of it is answered, or failed with the earlier connection.
+    /// Switches a layer that an earlier process mounted to its current source: this process's
+    /// connection or `data`. Pending READs are answered, or fail with the earlier connection.
     pub(crate) async fn take_over(&self, layer: &Arc<Layer>) -> Result<(), MountError> {
         let _turn = self.turn().await;
         self.move_to_source(layer, &[]).await
     }
 
-    /// What `at` shows, if this process mounted it there or took it over.
+    /// What `at` shows, if this process mounted it or took it over.
     pub(crate) fn shown(&self, table: &MountTable, at: &Path) -> Option<LayerUse> {
         let shown = {
             let known = self.known.lock();
@@ -270,10 +273,10 @@ impl Mounts {
         self.mounter.is_ours(table, at).then_some(shown)
     }
 
-    /// Takes a layer away from `at`; none being there is no error.
+    /// Unmounts the layer at `at`. It is not an error if none is mounted.
     pub(crate) async fn unmount(&self, at: &Path) -> Result<(), MountError> {
         let _turn = self.turn().await;
-        // The kernel waits for READs when a file system goes: nobody is to wait for a layer that is taken away.
+        // Refuse READs, because an unmount waits for them and must not wait for the network.
         let _refused = match self.mounter.last_layer_at(at).await {
             Ok(number) => number.map(|number| self.device.refuse(number)),
             Err(error) => {
@@ -286,13 +289,13 @@ impl Mounts {
         Ok(())
     }
 
-    /// A layer leaves the store: no read of it is answered any more.
+    /// Stops serving a layer that is removed from the store.
     pub(crate) fn forget(&self, number: u64) {
         self.on_device.lock().remove(&number);
         self.device.remove(number);
     }
 
-    /// Lets go of what nothing uses.
+    /// Releases devices and mounts that nothing uses. Returns the number of devices.
     pub(crate) async fn let_go(&self) -> Result<usize, MountError> {
         self.mounter.let_go().await
     }

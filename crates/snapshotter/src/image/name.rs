@@ -1,4 +1,4 @@
-//! Which image a request is about, as its labels say.
+//! The image of a request, parsed from its labels.
 
 use soci_oci::digest::Digest;
 use soci_oci::reference::ImageRef;
@@ -6,20 +6,20 @@ use soci_oci::reference::ImageRef;
 use super::content::Place;
 use super::labels::{self, Labels};
 
-/// Which image a request is about.
+/// The image of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ImageName {
     pub(crate) namespace: String,
-    /// The reference as containerd sent it.
+    /// The reference as sent by containerd.
     pub(crate) text: String,
     pub(crate) reference: ImageRef,
     pub(crate) manifest: Digest,
-    /// The index that the client gave.
+    /// The index that the client specified.
     pub(crate) index: Option<Digest>,
 }
 
 impl ImageName {
-    /// From the labels of a request; the error says which label cannot be used.
+    /// Parses the labels of a request. The error names the invalid label.
     pub(crate) fn from_labels(namespace: &str, of: &Labels) -> Result<Self, String> {
         let text = labels::value(of, labels::IMAGE_REFERENCE).unwrap_or_default();
         let reference = ImageRef::from_containerd(text)
@@ -55,7 +55,7 @@ impl ImageName {
     }
 }
 
-/// The layer that labels name; the error says what is wrong with it.
+/// The layer in the labels. The error says what is invalid.
 pub(crate) fn layer_of(of: &Labels) -> Result<Digest, String> {
     digest(
         "layer digest",
@@ -68,7 +68,7 @@ fn digest(what: &str, text: &str) -> Result<Digest, String> {
         .map_err(|error| format!("{what} {text:?}: {error}"))
 }
 
-/// What one answer about an index is good for.
+/// The scope of one discovery result.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ImageKey {
     pub(super) namespace: String,

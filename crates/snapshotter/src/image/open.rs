@@ -1,4 +1,4 @@
-//! From a request to an open layer: the index, the zTOC, or one pass over the blob.
+//! Opens the layer of a request: through its index and zTOC, or in one pass over the blob.
 
 use bytes::Bytes;
 use soci_oci::descriptor::Descriptor;
@@ -21,7 +21,7 @@ use crate::layer::{Layer, Lazy, OpenError, Whole};
 use crate::store::sources::Origin;
 use crate::store::{LayerKey, StoreError};
 
-/// An open layer, and how it was got.
+/// An open layer, and how it was opened.
 pub(super) struct Opened {
     pub(super) layer: Arc<Layer>,
     pub(super) verdict: Verdict,
@@ -29,7 +29,7 @@ pub(super) struct Opened {
     pub(super) indexed: bool,
 }
 
-/// Why a layer is left to containerd.
+/// Why containerd must unpack a layer.
 #[derive(Debug)]
 pub(super) struct Left {
     pub(super) why: String,
@@ -38,7 +38,7 @@ pub(super) struct Left {
 }
 
 impl Left {
-    /// The answer to the request, naming image and layer.
+    /// Converts this to the response, which names the image and the layer.
     pub(super) fn into_attempt(self, request: &Request) -> Attempt {
         let Self { why, indexed } = self;
         let why = format!("{}: layer {}: {why}", request.image.text, request.layer);
@@ -51,7 +51,7 @@ struct Asked {
     found: Found,
     why: String,
     index: Option<Index>,
-    /// Without bytes where the store has the layer.
+    /// The bytes are absent if the store has the layer.
     ztoc: Option<(Descriptor, Option<Bytes>)>,
 }
 
@@ -67,7 +67,7 @@ impl Asked {
 }
 
 impl Images {
-    /// Opens the layer of a request in the way that the plan says.
+    /// Opens the layer of a request as [`after`] decides.
     pub(super) async fn open(&self, image: &Arc<Image>, request: &Request) -> Result<Opened, Left> {
         if request.small {
             return self
@@ -92,7 +92,8 @@ impl Images {
         }
     }
 
-    /// Asks the image about the layer, for as long as a request may wait. What takes longer goes on.
+    /// Finds out what the image provides for the layer, within the timeout. Work that takes longer
+    /// continues in the background.
     async fn ask(&self, image: &Arc<Image>, request: &Request) -> Asked {
         let (images, image) = (self.clone(), Arc::clone(image));
         let name = request.image.clone();
@@ -112,7 +113,7 @@ impl Images {
                     }
                 }
             };
-            // A start waits for this.
+            // Keep bandwidth free, because a container start waits for this.
             let hold = || images.0.parts.layers.hold_back();
             line::while_it_comes(hold, &image.came, answer).await
         });
@@ -155,7 +156,7 @@ impl Images {
         discovery
     }
 
-    /// The image's manifest, read once.
+    /// Reads the image's manifest once.
     async fn manifest<'a>(
         &self,
         image: &'a Image,
@@ -173,7 +174,7 @@ impl Images {
         read.await
     }
 
-    /// The layer's zTOC; the other layers are made ready behind it.
+    /// Reads the layer's zTOC, and starts preparing the other layers.
     async fn find_ztoc(
         &self,
         image: &Arc<Image>,
@@ -288,7 +289,7 @@ impl Images {
                 if let Some(refusal) = refusal(image, &layer, &source).await {
                     return Err(left(refusal));
                 }
-                // The store has its own copy.
+                // The store has its own copy now.
                 image.ztocs.lock().remove(&digest);
                 let verdict = Verdict {
                     way: Way::Lazy,
@@ -301,7 +302,8 @@ impl Images {
                 })
             }
             Err(error) if is_bad_ztoc(&error) => {
-                // Perhaps only damaged on the way: the next request fetches it again.
+                // The bytes may have been damaged in transit: the next request downloads them
+                // again.
                 image.ztocs.lock().remove(&digest);
                 let why = explain(&error);
                 request.subject.not_remote(&why);
@@ -311,7 +313,7 @@ impl Images {
         }
     }
 
-    /// Fetches a layer in one pass.
+    /// Downloads a layer in one pass.
     async fn whole(
         &self,
         image: &Arc<Image>,
@@ -352,7 +354,7 @@ impl Images {
         })
     }
 
-    /// The layer as the manifest names it, and its position there.
+    /// The layer's descriptor in the manifest, and its position.
     async fn layer(&self, image: &Image, request: &Request) -> Result<(Descriptor, usize), String> {
         let manifest = self
             .manifest(image, &request.image)
@@ -371,7 +373,8 @@ impl Images {
         Ok((layers[position].clone(), position))
     }
 
-    /// SHA-256 of the tar of the layer at this position, by the image's configuration.
+    /// The diff-ID (SHA-256 of the tar) of the layer at this position, from the image's
+    /// configuration.
     async fn diff_id(
         &self,
         image: &Image,
@@ -410,7 +413,7 @@ enum Unread {
     Document(#[from] manifest::DocumentError),
 }
 
-/// Whether a zTOC is at fault, and the layer may be had without it.
+/// Whether the zTOC is invalid, so that the layer can be opened without it.
 fn is_bad_ztoc(error: &OpenError) -> bool {
     matches!(
         error,

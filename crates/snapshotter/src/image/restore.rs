@@ -1,5 +1,5 @@
-//! Layers that are mounted again: by an earlier process, after a restart of the machine, or after somebody's
-//! `umount`. Asks neither registry nor credentials for what the store has (I9).
+//! Mounts layers again after a restart of the process or the machine, or after an external
+//! `umount`. Needs neither registry nor credentials for layers in the store (I9).
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -20,34 +20,34 @@ use crate::sync::Arc;
 /// Why a layer could not be mounted again.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// The store has it no more, and nobody could bring it.
+    /// It is missing from the store and could not be downloaded.
     #[error("{0}")]
     Gone(String),
-    /// Its tree could not be made.
+    /// Its tree could not be built.
     #[error(transparent)]
     Show(#[from] show::ShowError),
     /// It could not be opened.
     #[error(transparent)]
     Open(#[from] crate::layer::OpenError),
-    /// Its record does not take what it shows now.
+    /// Its record could not be updated.
     #[error("its record")]
     Record(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// A snapshot whose layer is to be mounted.
+/// A snapshot whose layer must be mounted.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub(crate) layer: LayerUse,
     pub(crate) at: PathBuf,
-    /// What the layer's tar must be.
+    /// What is known about the layer's tar.
     pub(crate) expected: Expected,
     pub(crate) labels: Labels,
-    /// Nearest first.
+    /// The nearest parent first.
     pub(crate) parents: Vec<Parent>,
 }
 
 impl Wanted {
-    /// The one of its chain that stands on `below` others shows this now.
+    /// Updates the parent that has `below` parents of its own to `shown`.
     fn stands_on(&mut self, below: usize, shown: &LayerUse) {
         let at = self.parents.len().checked_sub(below + 1);
         if let Some(parent) = at.and_then(|at| self.parents.get_mut(at)) {
@@ -57,10 +57,11 @@ impl Wanted {
 }
 
 impl Images {
-    /// Goes on with the layers that an earlier process mounted, so that those who read them read on. `moved` says
-    /// that its connection to the kernel is gone; else this process has it.
+    /// Takes over the layers that an earlier process mounted, so that their readers continue.
+    /// `moved` says that the earlier connection to the kernel is gone; otherwise this process has
+    /// it.
     ///
-    /// What cannot be taken over is logged; its readers get errors.
+    /// Layers that cannot be taken over are logged, and their readers get errors.
     pub(crate) async fn adopt(&self, used: &[LayerKey], moved: bool) {
         let parts = &self.0.parts;
         let mut numbers = parts.mounts.find().await.unwrap_or_else(|error| {
@@ -78,7 +79,7 @@ impl Images {
             .map(|(number, key)| (number.0, key))
             .collect();
         if !moved {
-            // Layers that are mounted from files have no device that tells of them.
+            // Layers mounted from files have no loop device, so `find` does not report them.
             numbers.extend(
                 known
                     .iter()
@@ -103,7 +104,7 @@ impl Images {
                 ),
             }
         }
-        // From here on every READ is answered; before, a change of hands would wait for those that are not.
+        // Every READ is answered from now on. Earlier, a takeover would wait for unanswered READs.
         parts.mounts.restored();
         for layer in &layers {
             self.go_on_with(layer, moved).await;
@@ -141,10 +142,12 @@ impl Images {
         self.finish_behind(layer);
     }
 
-    /// Mounts what is not mounted by this process, lowest first; what each shows then.
+    /// Mounts the layers that this process has not mounted, lowest first. Returns what each
+    /// snapshot then shows.
     ///
-    /// Where the store has lost what a record names, another form of the layer may take its place. `record` writes that
-    /// down for good, by the position of what is wanted, before it is mounted: layers are removed by the records.
+    /// If a recorded layer is missing from the store, another form of it may replace it. Before
+    /// that is mounted, `record` stores it durably, by position in `wanted`, because removal relies
+    /// on the records.
     pub(crate) async fn ensure<F, E>(
         &self,
         mut wanted: Vec<Wanted>,
@@ -157,7 +160,7 @@ impl Images {
         let Some(first) = wanted.first() else {
             return Ok(Vec::new());
         };
-        // Without the table nothing is known, and nothing is mounted over what may be there.
+        // Without the mount table, nothing can be mounted safely over existing mounts.
         let table = MountTable::read()
             .map_err(|error| (first.at.clone(), show::ShowError::from(error).into()))?;
         let mounts = &self.0.parts.mounts;
@@ -186,7 +189,7 @@ impl Images {
         Ok(wanted.into_iter().map(|wanted| wanted.layer).collect())
     }
 
-    /// Mounts a layer from the store, or one that is got again; what it shows then.
+    /// Mounts a layer from the store, or downloads it again. Returns what it shows.
     async fn restore<F, E>(
         &self,
         wanted: &Wanted,
@@ -197,7 +200,7 @@ impl Images {
         E: std::error::Error + Send + Sync + 'static,
     {
         let LayerUse { layer: key, patch } = &wanted.layer;
-        // Until the record names what is mounted.
+        // Hold the layer until the record names it.
         let _hold = self.0.holds.hold(key.layer).await;
         let layer = match self.0.parts.layers.open_present(key).await? {
             Some(layer) => layer,
@@ -206,7 +209,8 @@ impl Images {
         if !layer.is_complete() {
             self.add_sources(&layer);
         }
-        // None if it is another form, or was torn by a power loss: made again from entries and parents.
+        // `None` if this is another form, or a power failure damaged it. The image is then made
+        // again.
         let meta = match layer.key() == *key {
             true => self.named_meta(&layer, patch).await?,
             false => None,
@@ -244,7 +248,7 @@ impl Images {
         Ok(cpu.run(Lane::Files, move || of.meta(&named)).await??)
     }
 
-    /// The registry again, for a layer that the store knows. Asks nobody.
+    /// Adds the registry as a source of a layer in the store. Makes no request.
     pub(super) fn add_sources(&self, layer: &Layer) {
         let record = layer.record();
         for origin in &record.origins {
@@ -255,7 +259,7 @@ impl Images {
         }
     }
 
-    /// A layer that the store has lost is got as at first: perhaps in another form, as its image is now.
+    /// Opens a lost layer like a newly requested one. Its form may differ from the recorded one.
     async fn bring_back(&self, wanted: &Wanted) -> Result<Arc<Layer>, RestoreError> {
         let namespace = labels::value(&wanted.labels, labels::NAMESPACE).unwrap_or_default();
         let image =

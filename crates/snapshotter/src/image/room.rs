@@ -1,4 +1,4 @@
-//! Layers give back their space, those first that were used the longest ago; what is complete last.
+//! Frees disk space by dropping spans: least recently used layers first, complete layers last.
 
 use std::collections::HashSet;
 
@@ -10,8 +10,8 @@ use crate::layer::UseOrder;
 use crate::store::LayerKey;
 
 impl Images {
-    /// Drops spans of layers that nobody works with, that were not `in_use` when `since` was, and are not since, as far as
-    /// room is wanted.
+    /// Drops spans of lazy layers until the wanted space is free. Skips layers that a request
+    /// holds, that are in `in_use`, or that were used at or after `since`, when `in_use` was read.
     pub(crate) async fn make_room(&self, in_use: &HashSet<LayerKey>, since: UseOrder) {
         let layers = &self.0.parts.layers;
         let mut unused = layers.store().list();
@@ -25,7 +25,7 @@ impl Images {
             if wanted == 0 {
                 return;
             }
-            // Who begins to work with it waits that long.
+            // New requests for the layer wait until its eviction ends.
             let Some(_alone) = self.0.holds.begin_removal(key.layer) else {
                 continue;
             };

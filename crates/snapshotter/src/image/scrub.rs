@@ -1,4 +1,4 @@
-//! What a scrub needs of images: the readers of a damaged layer move, and its registry is known again.
+//! Lets a scrub repair layers: moves readers of a damaged layer and adds its registry again.
 
 use async_trait::async_trait;
 
@@ -8,7 +8,7 @@ use crate::layer::{Layer, Layers, Repairs};
 use crate::sync::Arc;
 
 impl Images {
-    /// The layers that images are made of.
+    /// The open layers.
     pub(crate) fn layers(&self) -> &Arc<Layers> {
         &self.0.parts.layers
     }
@@ -17,10 +17,10 @@ impl Images {
 #[async_trait]
 impl Repairs for Images {
     async fn before(&self, layer: &Arc<Layer>, complete: bool) -> Result<(), String> {
-        // A complete layer was opened without any.
+        // A complete layer is opened without sources.
         self.add_sources(layer);
         if !complete {
-            // It is on the device, where a READ may wait; nothing may change hands then.
+            // The layer is on the device, where a READ may be waiting, so it must not be switched.
             return Ok(());
         }
         let moved = self.0.parts.mounts.reopen(layer).await;

@@ -1,4 +1,4 @@
-//! From an open layer to the image that is mounted: its entries and what lies below become a tree, the tree
+//! Builds the image of an open layer: its entries and the layers below become a tree, and the tree
 //! becomes `meta`.
 
 use std::fs::File;
@@ -18,16 +18,16 @@ use crate::tree::{Below, Lower, LowerError, Patch, Rules, Tree, TreeError};
 
 /// Size of a block of `data`, in bytes.
 const BLOCK: u64 = 4096;
-/// Bytes of an image's identity.
+/// Length of an image's UUID, in bytes.
 const UUID: usize = 16;
 
-/// Why a layer cannot be shown.
+/// Why the image of a layer could not be made or mounted.
 #[derive(Debug, thiserror::Error)]
 pub enum ShowError {
-    /// Unpacking it would fail, or its outcome cannot be known.
+    /// Unpacking would fail, or its result cannot be determined.
     #[error("the layer cannot be unpacked")]
     Tree(#[from] TreeError),
-    /// What lies below cannot be asked.
+    /// A lookup in the layers below failed.
     #[error(transparent)]
     Lower(#[from] LowerError),
     /// A layer below cannot be opened.
@@ -39,21 +39,21 @@ pub enum ShowError {
     /// The store cannot be read or written.
     #[error("the store")]
     Io(#[from] io::Error),
-    /// The kernel did not take it.
+    /// The mount failed.
     #[error(transparent)]
     Mount(#[from] MountError),
-    /// The work was lost: a defect of ours.
+    /// The job was lost. This is a bug.
     #[error(transparent)]
     Lost(#[from] Lost),
 }
 
-/// A layer below, before it is opened.
+/// A parent, before its image is opened.
 pub(super) enum Lying {
     Image(Arc<Layer>, String),
     Directory(PathBuf),
 }
 
-/// The layers below, nearest first, from the store and from containerd's directories.
+/// Opens the parents, nearest first: layers of the store, and directories of containerd.
 pub(super) async fn images_below(
     layers: &Layers,
     parents: &[Parent],
@@ -71,7 +71,8 @@ pub(super) async fn images_below(
     Ok(below)
 }
 
-/// Makes the image of a layer on these layers, or finds it; its patch and its file. Blocks on the disk.
+/// Makes or finds the image of a layer on these parents. Returns its patch and file. Blocks on disk
+/// I/O.
 pub(super) fn make_meta(
     layer: &Arc<Layer>,
     below: &[Lying],
@@ -86,7 +87,8 @@ pub(super) fn make_meta(
     write_meta(layer, &patch, &tree)
 }
 
-/// Writes the image of a layer for a patch, unless it is there. `tree` is the layer's without a patch.
+/// Writes the image of a layer for a patch, unless it exists. `tree` is the layer's tree without a
+/// patch.
 fn write_meta(
     layer: &Arc<Layer>,
     patch: &Patch,
@@ -110,7 +112,8 @@ fn write_meta(
     Ok((key, meta))
 }
 
-/// Makes the image of a layer before it is known what it lies on, unless that makes a difference. Blocks on the disk.
+/// Makes the image of a layer before its parents are known, unless it depends on them. Blocks on
+/// disk I/O.
 pub(super) fn make_meta_ahead(
     layer: &Arc<Layer>,
     lowest: bool,
@@ -144,7 +147,8 @@ fn build(layer: &Arc<Layer>, patch: &Patch) -> Result<Tree, ShowError> {
     Ok(tree)
 }
 
-/// Asks the layers below about the directories that entries only imply. Without such a question none is opened.
+/// Looks up the directories that entries only imply in the layers below. Opens none of them if
+/// there are no such directories.
 fn settle(tree: &Tree, below: &[Lying]) -> Result<Patch, ShowError> {
     if tree.implied().next().is_none() {
         return tree.settle(|_| Ok(Lower::Absent));
@@ -161,7 +165,7 @@ fn settle(tree: &Tree, below: &[Lying]) -> Result<Patch, ShowError> {
     for lying in below {
         layers.push(match lying {
             Lying::Directory(path) => Below::Directory(OwnedFd::from(File::open(path)?)),
-            // One was mapped for each.
+            // One image was mapped for each of these.
             Lying::Image(..) => {
                 let image = mapped.next().ok_or(ShowError::BelowGone)?;
                 Below::Image(Reader::open(image.as_ref()).map_err(LowerError::from)?)

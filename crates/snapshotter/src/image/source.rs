@@ -1,4 +1,4 @@
-//! The registry as a source of layers.
+//! Registries as sources of layers.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use super::{Image, explain};
 use crate::fetch::Source;
 use crate::layer::Layer;
 
-/// How long the first byte of an image's layers is waited for before they are mounted all the same.
+/// Timeout for the first byte of a layer. After it, the layer is mounted anyway.
 const PROBE: Duration = Duration::from_secs(2);
 
-/// First bytes of a zstd frame.
+/// Magic number of a zstd frame.
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// The registry as a source of a layer, by the reference as containerd wrote it. Asks nobody.
+/// The registry as a source of a layer, from the reference that containerd sent. Makes no request.
 pub(super) fn source(
     registry: &Registry,
     reference: &str,
@@ -39,7 +39,8 @@ pub(super) fn source_at(
     Ok(Source::new(image.host(), image.repository(), fetcher))
 }
 
-/// How a layer is compressed: by its type where that says so, else by its first bytes, as containerd does it.
+/// The compression of a layer: from its media type if that determines it, else from its first
+/// bytes, as containerd does.
 pub(super) async fn compression(
     layer: &Descriptor,
     source: &Source,
@@ -67,8 +68,9 @@ pub(super) async fn compression(
     }
 }
 
-/// Why layers of an image cannot be had, asked for its first one only: a container that starts all the same would meet I/O
-/// errors, while containerd may know the credentials. A registry that does not answer is no reason: it may come back.
+/// Why the registry refuses the layers of an image. Success is cached for the image. A container
+/// that starts anyway gets I/O errors, whereas containerd may have the credentials. A registry that
+/// does not answer is not a refusal, because it may recover.
 pub(super) async fn refusal(image: &Image, layer: &Layer, source: &Source) -> Option<String> {
     if layer.is_complete() {
         return None;

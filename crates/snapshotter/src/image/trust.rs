@@ -1,7 +1,8 @@
-//! How far a layer can be trusted: what its tar was found to be, against what the names of its snapshots say.
+//! Compares the proven content of a layer with what its snapshots expect.
 //!
-//! A *claimed* layer is what its index says of it, span by span. It is *verified* when its whole tar was hashed and is the
-//! one that the image's configuration names. Until then only images whose index names the same zTOC are shown it.
+//! A *claimed* layer matches its index, span by span. It is *verified* when its complete tar has
+//! been hashed and matches the image's configuration. Until then, it is shown only to images whose
+//! index names the same zTOC.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,20 +17,20 @@ use crate::store::LayerKey;
 use crate::store::proofs::Proof;
 use crate::sync::{Arc, Weak};
 
-/// Pauses between attempts to find out what a layer is: the first, and the longest.
+/// First and longest pause between attempts to prove a layer.
 const PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
-/// What is known of a layer, for one place in a chain.
+/// What is known about a layer, for one place in a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// Its whole tar is the one that the image's configuration names.
+    /// The complete tar matches the image's configuration.
     Verified,
-    /// Its index says so; not every byte has been here.
+    /// The layer matches its index. Its tar is not proven, or the expected one is not known.
     Claimed,
-    /// It is another layer than the configuration names.
+    /// The tar is not the one in the image's configuration.
     Foreign(String),
-    /// Its index describes another tar.
+    /// The index describes a different tar.
     False(String),
 }
 
@@ -44,7 +45,7 @@ impl fmt::Display for Standing {
 }
 
 impl Standing {
-    /// Why no container may start from it.
+    /// Why no container may start from the layer.
     pub(crate) fn refusal(&self) -> Option<&str> {
         match self {
             Self::Verified | Self::Claimed => None,
@@ -70,7 +71,7 @@ fn standing(layer: Digest, proof: Option<Proof>, expected: &Expected) -> Standin
 }
 
 impl Images {
-    /// What is known of a layer in one form, where `expected` is wanted.
+    /// What is known about one form of a layer, compared with `expected`.
     pub(crate) fn standing(
         &self,
         layer: Digest,
@@ -82,7 +83,7 @@ impl Images {
         standing(layer, proof, expected)
     }
 
-    /// Waits until it is known what these layers are. False if that takes longer than `patience`.
+    /// Waits until these layers are proven. Returns false after a timeout of `patience`.
     pub(crate) async fn proven(&self, layers: &[LayerKey], patience: Duration) -> bool {
         let proofs = self.0.parts.layers.store().proofs();
         let mut added = proofs.added();
@@ -98,7 +99,7 @@ impl Images {
         true
     }
 
-    /// Layers whose verdict is new since this was asked last. Waits for the next.
+    /// Returns the layers proven since the last call. Waits for at least one.
     pub(crate) async fn new_verdicts(&self) -> Vec<LayerKey> {
         let proofs = self.0.parts.layers.store().proofs();
         let mut added = proofs.added();
@@ -114,7 +115,7 @@ impl Images {
 }
 
 impl Shared {
-    /// Finds out what a complete layer is, behind everything else, and again after a failure.
+    /// Proves a complete layer in the background, and retries after failures.
     pub(super) fn prove_behind(self: &Arc<Self>, layer: &Arc<Layer>) {
         if self
             .parts
@@ -138,7 +139,7 @@ async fn prove(images: Weak<Shared>, layer: Weak<Layer>) {
             let (Some(images), Some(layer)) = (images.upgrade(), layer.upgrade()) else {
                 return;
             };
-            // Whoever takes a complete layer apart completes it again, and comes here again.
+            // A layer that is taken apart for repair is completed and proven again later.
             if !layer.is_complete() {
                 return;
             }

@@ -1,39 +1,39 @@
-//! What became of each layer, and why; and the lines that say so.
+//! How each layer was provided and why, and the log lines that report it.
 //!
-//! Messages and keys are those of the reference, because tests and operators look for them. All values are
-//! strings.
+//! Messages and keys are those of the reference implementation, because tests and operators search
+//! for them. All values are strings.
 
 use tracing::{info, warn};
 
-/// How a layer got to its snapshot.
+/// How a layer was provided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// Mounted before its bytes were there.
+    /// Mounted before its bytes were present.
     Lazy,
-    /// Fetched in one pass, then mounted.
+    /// Downloaded in one pass, then mounted.
     Whole,
 }
 
-/// What became of a layer that is mounted. One that is not is left to containerd, with a reason in words.
+/// The result for a mounted layer. Other layers are left to containerd, with a reason in text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// How it got to its snapshot.
+    /// How the layer was provided.
     pub way: Way,
-    /// Why this way.
+    /// The reason.
     pub why: String,
 }
 
-/// The request that a line is about.
+/// The request that a log line is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Subject {
     /// Key of the snapshot.
     pub(crate) key: String,
-    /// Name of its parent; empty without one.
+    /// Name of its parent, or empty.
     pub(crate) parent: String,
 }
 
 impl Subject {
-    /// The layer is mounted and committed.
+    /// Logs that the layer is mounted and committed.
     pub(crate) fn prepared(&self, verdict: &Verdict) {
         let Self { key, parent } = self;
         let why = &verdict.why;
@@ -49,7 +49,7 @@ impl Subject {
         }
     }
 
-    /// The layer cannot be mounted before its bytes are there.
+    /// Logs that the layer cannot be mounted before its bytes are present.
     pub(crate) fn not_remote(&self, error: &str) {
         let Self { key, parent } = self;
         warn!(
@@ -58,7 +58,7 @@ impl Subject {
         );
     }
 
-    /// containerd unpacks the layer, because the image has no index that can be used.
+    /// Logs that containerd unpacks the layer because the image has no usable index.
     pub(crate) fn deferred(&self, error: &str) {
         let Self { key, parent } = self;
         warn!(
@@ -67,7 +67,7 @@ impl Subject {
         );
     }
 
-    /// containerd unpacks the layer, though the image has an index.
+    /// Logs that containerd unpacks the layer although the image has an index.
     pub(crate) fn deferred_local(&self, error: &str) {
         let Self { key, parent } = self;
         warn!(
