@@ -1,7 +1,8 @@
-"""Milliseconds that single pages take which were not here: one of each large file below a folder.
+"""Prints the latency in milliseconds of missing pages: one page of each large file below a directory.
 
-Files are taken from the last to the first, a tenth of a second apart, as the background comes from the other end; it stops
-after a second, before everything is here. A page that takes less than a round trip was here already and is not shown.
+Reads the files from last to first, because the background downloads them from the other end. Pauses
+a tenth of a second between reads and stops after a second, before all bytes are present. A page
+that takes less than a round trip was present already and is not printed.
 """
 import os
 import sys

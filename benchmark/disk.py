@@ -1,11 +1,13 @@
-"""A disk with a limit and what it does to those who wait for it, for `benchmark/run disk`.
+"""Measures latency on a disk with limited throughput, for `benchmark/run disk`.
 
-usage: disk.py image FOLDER MIB              an image of one layer of so much, as an OCI layout; it compresses to half
-       disk.py attach FILE MB DIRTY-MIB      a disk on FILE that takes so much a second, and lets so much wait in memory;
-                                             prints its device, what limits it, and the cgroup to be in for that
-       disk.py detach DEVICE                 lets go of it, and of its limits
-       disk.py probe TREE READS OUT          reads files of TREE that are not here yet, and syncs some of its own beside
-       disk.py report OFF ON                 what that took without the background and with it: files of `probe`
+usage: disk.py image FOLDER MIB           writes an image of one layer of MIB as an OCI layout; it
+                                          compresses to half of that
+       disk.py attach FILE MB DIRTY-MIB   attaches FILE as a disk limited to MB per second and
+                                          DIRTY-MIB of dirty pages; prints the device, the
+                                          cgroup.procs file to join, and the kind of limit
+       disk.py detach DEVICE              removes the disk and its limits
+       disk.py probe TREE READS OUT       reads missing files of TREE, with concurrent fsyncs
+       disk.py report OFF ON              compares `probe` results without and with the background
 """
 
 import fcntl, glob, gzip, json, os, random, subprocess, sys, time
@@ -18,7 +20,7 @@ FILE = 1 << 20
 
 
 def image(folder, mebibytes):
-    """Files of 1 MiB, each half a kilobyte twice: cheap to inflate, twice as large on the disk as on the line."""
+    """Writes files of 1 MiB in which each 512 bytes occur twice: cheap to inflate, and compressed to half."""
     rng = random.Random(9)
 
     def content():
@@ -39,7 +41,7 @@ def put(path, text):
 
 
 def controllers():
-    """Where cgroup v2 has `io`, it is used: nothing is to be said for v1 but that it is there."""
+    """Returns the controllers of cgroup v2. If `io` is among them, it is used instead of v1."""
     try:
         with open("/sys/fs/cgroup/cgroup.controllers") as file:
             return file.read().split()
@@ -48,7 +50,7 @@ def controllers():
 
 
 def attach(file, megabytes, dirty):
-    # A number that nobody is given by chance: a limit that is left over does no harm.
+    # An unusual number, so that a leftover limit affects no other device.
     device = next(name for name in (f"/dev/loop{n}" for n in range(4096, 8192)) if not os.path.exists(name))
     subprocess.run(["losetup", device, file], check=True)
     name, rate = numbers(device), int(megabytes) * 1_000_000
@@ -61,12 +63,12 @@ def attach(file, megabytes, dirty):
     elif os.path.exists(f"{V1}/blkio.throttle.write_bps_device"):
         for what in ("read", "write"):
             put(f"{V1}/blkio.throttle.{what}_bps_device", f"{name} {rate}")
-        # Write-back is done by threads of the kernel, which are in it.
+        # Writeback runs in kernel threads, which are in the root cgroup.
         how = "blkio.throttle of the root cgroup (v1)"
     else:
         detach(device)
         sys.exit("no cgroup here limits a disk: neither io (v2) nor blkio (v1)")
-    # As on a small node, whose dirty limits are a part of its memory.
+    # Like on a small node, where the dirty limits are a fraction of memory.
     put(f"/sys/class/bdi/{name}/max_bytes", str(int(dirty) << 20))
     put(f"/sys/class/bdi/{name}/strict_limit", "1")
     print(device, group, how)
@@ -90,7 +92,7 @@ def detach(device):
 
 
 def sync_now_and_then(tree, stop):
-    """What a small database does: 16 KiB more, and a sync."""
+    """Appends 16 KiB and syncs, like a small database. Returns the seconds that each sync took."""
     took, block = [], os.urandom(16 << 10)
     with open(os.path.join(tree, "journal"), "wb", buffering=0) as file:
         while not os.path.exists(stop):
@@ -110,7 +112,7 @@ def probe(tree, reads, out):
         os._exit(0)
     took, block = [], bytearray(4096)
     names = sorted(glob.glob(os.path.join(tree, "srv/*")), reverse=True)
-    # From the end, where the background comes last, and never the next one: that would be fetched ahead.
+    # Start at the end, which the background reaches last. Skip neighbors, which may be prefetched.
     for name in names[1::2][:int(reads)]:
         fd = os.open(name, os.O_RDONLY)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)

@@ -1,9 +1,10 @@
-"""What many layers take, for `benchmark/run layers`.
+"""Measures the cost of many layers, for `benchmark/run layers`.
 
-usage: layers.py image FOLDER COUNT     an image of COUNT layers of 1 MB, as an OCI layout
-       layers.py watch STATE OUT        when each loop device on a file below STATE got `data`, until it is ended
-       layers.py lag LOG STATE MOVES    how long after a layer was complete that was
-       layers.py process PID NAME       resident memory and threads
+usage: layers.py image FOLDER COUNT    writes an image of COUNT layers of 1 MB as an OCI layout
+       layers.py watch STATE OUT       logs when each loop device below STATE is moved to `data`,
+                                       until it is killed
+       layers.py lag LOG STATE MOVES   prints the time from completion of a layer to that move
+       layers.py process PID NAME      prints memory usage and threads
 """
 
 import glob, gzip, hashlib, io, json, os, sys, tarfile, time
@@ -12,7 +13,7 @@ from datetime import datetime
 
 
 def write_image(folder, layers, level=6):
-    """Writes an OCI layout of an image whose layers hold these (name, content)."""
+    """Writes an OCI layout of an image whose layers contain these (name, content) pairs."""
     blobs = os.path.join(folder, "blobs/sha256")
     os.makedirs(blobs)
 

@@ -1,4 +1,5 @@
-//! What the benchmark programs share: running one measurement as a process of its own, and medians.
+//! Shared code of the benchmark programs: runs a measurement in its own process, and computes
+//! medians.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -6,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// What one process took.
+/// The resources that one process used.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
     pub wall: Duration,
@@ -14,10 +15,10 @@ pub struct Sample {
     pub peak_rss_kib: i64,
 }
 
-/// Runs `command` pinned to `cpus` (all when empty) with its standard output dropped.
+/// Runs `command` pinned to `cpus` (all if empty), with its standard output discarded.
 pub fn sample(command: &mut Command, cpus: &[usize]) -> Result<Sample> {
     let pinned = cpus.to_vec();
-    // SAFETY: between fork and exec only sched_setaffinity is called, which is async-signal-safe.
+    // SAFETY: only sched_setaffinity is called between fork and exec, and it is async-signal-safe.
     unsafe {
         command.pre_exec(move || pin(&pinned));
     }
@@ -28,9 +29,9 @@ pub fn sample(command: &mut Command, cpus: &[usize]) -> Result<Sample> {
         .with_context(|| format!("start {command:?}"))?;
     let pid = i32::try_from(child.id())?;
     let mut status = 0;
-    // SAFETY: rusage is plain data for which all zeros is a value.
+    // SAFETY: rusage is plain data, for which all zeros is valid.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are to live locals; the child is ours and nobody else waits for it.
+    // SAFETY: both pointers refer to live locals. The child is ours, and nothing else waits for it.
     let reaped = unsafe { libc::wait4(pid, &mut status, 0, &mut usage) };
     let wall = start.elapsed();
     if reaped != pid || status != 0 {
@@ -51,13 +52,13 @@ fn pin(cpus: &[usize]) -> std::io::Result<()> {
     if cpus.is_empty() {
         return Ok(());
     }
-    // SAFETY: cpu_set_t is plain data for which all zeros is the empty set.
+    // SAFETY: cpu_set_t is plain data, for which all zeros is the empty set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     for &cpu in cpus {
         // SAFETY: CPU_SET checks the index against the size of the set.
         unsafe { libc::CPU_SET(cpu, &mut set) };
     }
-    // SAFETY: the set is a live local of the size that is passed.
+    // SAFETY: the set is a live local of the given size.
     let result = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) };
     if result == 0 {
         Ok(())
@@ -66,7 +67,7 @@ fn pin(cpus: &[usize]) -> std::io::Result<()> {
     }
 }
 
-/// The middle value; of an even number of values the lower one of the two in the middle.
+/// The median; for an even number of values, the lower of the two middle values.
 pub fn median<T: PartialOrd + Copy>(values: &[T]) -> T {
     let mut sorted = values.to_vec();
     sorted.sort_by(|a, b| a.partial_cmp(b).expect("measurements are numbers"));

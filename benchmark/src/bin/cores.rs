@@ -1,7 +1,8 @@
-//! One layer built by one thread and by several, digest of the layer included, in turns, each a process of its own.
+//! Compares building the zTOC of a layer, including the layer's digest, with one and several
+//! threads. Each measurement runs in its own process; the thread counts take turns.
 //!
-//! Of each layer that is given three are measured: itself, one with members of 1 MiB, and one as eStargz makes
-//! them, where the content of each file, and what lies between, is a member.
+//! Measures three forms of each layer: as given, with gzip members of 1 MiB, and in eStargz form,
+//! where the content of each file, and the bytes between files, form members.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
@@ -17,10 +18,10 @@ use soci_ztoc::{
     BuildOptions, Builder, Compression, Entry, LayerInflate, Policy, TarScanner, TarSink,
 };
 
-/// Most content in a member of an eStargz layer.
+/// Maximum content of a member of an eStargz layer, in bytes.
 const CHUNK: u64 = 4 << 20;
 
-/// A layer's reader that hashes, as whoever indexes an image does.
+/// Reads a layer and hashes it, as indexing an image does.
 struct Hashed<R> {
     inner: R,
     hasher: Sha256,
@@ -49,7 +50,7 @@ fn build(threads: usize, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where members of an eStargz layer begin.
+/// Start offsets of the members of an eStargz layer.
 #[derive(Default)]
 struct Cuts(Vec<u64>);
 
@@ -64,7 +65,7 @@ impl TarSink for Cuts {
     }
 }
 
-/// Writes the archive in gzip members that begin at these offsets.
+/// Compresses the archive as gzip members that start at these offsets.
 fn write_members(tar: &[u8], cuts: &[u64], path: &Path) -> Result<()> {
     let mut out = BufWriter::new(File::create(path)?);
     let mut from = 0;
@@ -80,8 +81,8 @@ fn write_members(tar: &[u8], cuts: &[u64], path: &Path) -> Result<()> {
 fn member(bytes: &[u8]) -> Result<Vec<u8>> {
     let mut stream = Box::new(std::mem::MaybeUninit::<z::z_stream>::zeroed());
     let size = size_of::<z::z_stream>() as i32;
-    // SAFETY: zlib asks for null pointers before deflateInit2 and fills them in; the stream is boxed, so its pointer
-    // back to it stays right; 31 is gzip, 32 KiB.
+    // SAFETY: zlib requires null pointers before deflateInit2 and sets them. The stream is boxed,
+    // so zlib's pointer to it stays valid. 31 selects gzip with a 32 KiB window.
     let code = unsafe {
         z::deflateInit2_(
             stream.as_mut_ptr(),
@@ -95,19 +96,19 @@ fn member(bytes: &[u8]) -> Result<Vec<u8>> {
         )
     };
     ensure!(code == z::Z_OK, "deflateInit2: {code}");
-    // SAFETY: deflateInit2 succeeded, so every field is set.
+    // SAFETY: deflateInit2 succeeded, so every field is initialized.
     let stream = unsafe { stream.assume_init_mut() };
-    // SAFETY: the stream was initialised above.
+    // SAFETY: the stream was initialized above.
     let bound = unsafe { z::deflateBound(stream, bytes.len() as _) };
     let mut out = vec![0; bound as usize];
     stream.next_in = bytes.as_ptr().cast_mut();
     stream.avail_in = u32::try_from(bytes.len())?;
     stream.next_out = out.as_mut_ptr();
     stream.avail_out = u32::try_from(out.len())?;
-    // SAFETY: input and output are live and as long as the stream says.
+    // SAFETY: the input and output buffers are live and have the lengths set in the stream.
     let code = unsafe { z::deflate(stream, z::Z_FINISH) };
     out.truncate(out.len() - stream.avail_out as usize);
-    // SAFETY: the stream was initialised above and is not used again.
+    // SAFETY: the stream was initialized above and is not used again.
     unsafe { z::deflateEnd(stream) };
     ensure!(code == z::Z_STREAM_END, "deflate: {code}");
     Ok(out)

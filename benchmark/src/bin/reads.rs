@@ -1,8 +1,8 @@
-//! One access pattern over one tree; the driver runs it over both trees and compares.
+//! Runs one access pattern on one tree. The driver runs it on both trees and compares the results.
 //!
 //! usage: reads sequential FILE | random FILE | small DIR | fgets FILE | every DIR
 //!
-//! Prints one number: operations a second (random, small), bytes a second (the others).
+//! Prints one number: operations per second (random, small) or bytes per second (the others).
 
 use std::ffi::CString;
 use std::fs::File;
@@ -26,7 +26,7 @@ fn sequential(path: &Path) -> Result<u64> {
     }
 }
 
-/// Reads of 4 KiB at places of a fixed pseudo-random order.
+/// Reads 4 KiB at offsets in a fixed pseudorandom order.
 fn random(path: &Path) -> Result<u64> {
     let file = File::open(path)?;
     let pages = file.metadata()?.len() / 4096;
@@ -42,7 +42,7 @@ fn random(path: &Path) -> Result<u64> {
     Ok(count)
 }
 
-/// Regular files of at most 64 KiB below `dir`, in the order of the listing.
+/// Regular files of at most `most` bytes below `dir`, in listing order.
 fn small_files(dir: &Path, most: u64) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut left = vec![dir.to_path_buf()];
@@ -76,7 +76,7 @@ fn read_all(files: &[PathBuf]) -> Result<u64> {
     Ok(total)
 }
 
-/// Line by line through stdio, whose buffer is as large as the file's st_blksize says.
+/// Reads lines through stdio, whose buffer size is the file's st_blksize.
 fn fgets(path: &Path) -> Result<u64> {
     let name = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: both strings end with NUL.
@@ -84,7 +84,7 @@ fn fgets(path: &Path) -> Result<u64> {
     ensure!(!stream.is_null(), "open {}", path.display());
     let mut line = vec![0_i8; 64 << 10];
     let mut lines = 0_u64;
-    // SAFETY: the stream is open and the buffer has the length that is passed.
+    // SAFETY: the stream is open and the buffer has the given length.
     while !unsafe { libc::fgets(line.as_mut_ptr(), 64 << 10, stream) }.is_null() {
         lines += 1;
     }
@@ -100,7 +100,7 @@ fn main() -> Result<()> {
         bail!("usage: reads PATTERN PATH");
     };
     let path = Path::new(path);
-    // What is listed to find the files is not part of the pattern.
+    // Finding the files is not part of the measurement.
     let files = match pattern.as_str() {
         "small" => small_files(path, 64 << 10)?,
         "every" => small_files(path, u64::MAX)?,

@@ -1,5 +1,5 @@
-//! Runs a command with its standard output dropped and prints what it took: seconds by the clock, seconds of
-//! CPU, peak RSS in MiB.
+//! Runs a command with its standard output discarded, and prints wall-clock seconds, CPU seconds,
+//! and peak RSS in MiB.
 
 use std::process::Command;
 

@@ -1,9 +1,10 @@
-//! Building a zTOC, against the loop that the reference runs over C zlib and against plain inflate.
+//! Compares building a zTOC with the reference implementation's loop over C zlib and with plain
+//! inflation.
 //!
 //! usage: ztoc LAYER.tar.gz... [--runs N]
 //!
-//! Every measurement is a process of its own on one CPU, which reads the layer from the page cache; the
-//! contenders take turns. Rates are of uncompressed bytes.
+//! Each measurement runs in its own process on one CPU and reads the layer from the page cache. The
+//! contenders take turns. Rates count uncompressed bytes.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -14,11 +15,12 @@ use anyhow::{Context, Result, bail, ensure};
 use soci_benchmark::{Sample, median, sample};
 
 const CONTENDERS: [&str; 3] = ["c-loop", "inflate", "build"];
-/// The span size of the index; the reference stops at every block whatever it is.
+/// The span size of the index. The reference stops at every block, regardless of its value.
 const SPAN: i64 = 4 << 20;
 
-/// The reference's way: 16 KiB of input, the 32 KiB window as circular output, a stop at every block.
-/// Only the index pass: the reference reads the layer twice more, for its files and for its digests.
+/// The loop of the reference: 16 KiB of input, the 32 KiB window as a circular output buffer, and a
+/// stop at every block. Covers only the index pass; the reference reads the layer twice more, for
+/// its files and its digests.
 fn c_loop(path: &Path) -> Result<u64> {
     use libz_sys as z;
     const WINDOW: usize = 32 << 10;
@@ -27,8 +29,8 @@ fn c_loop(path: &Path) -> Result<u64> {
     let mut checkpoints: Vec<Vec<u8>> = Vec::new();
     let (mut out, mut last) = (0u64, 0u64);
     let mut stream = Box::new(std::mem::MaybeUninit::<z::z_stream>::zeroed());
-    // SAFETY: zlib asks for null pointers before inflateInit2 and fills them in; the stream is boxed, so its pointer
-    // back to it stays right; 47 is gzip or zlib, 32 KiB.
+    // SAFETY: zlib requires null pointers before inflateInit2 and sets them. The stream is boxed,
+    // so zlib's pointer to it stays valid. 47 selects gzip or zlib with a 32 KiB window.
     let code = unsafe {
         z::inflateInit2_(
             stream.as_mut_ptr(),
@@ -38,7 +40,7 @@ fn c_loop(path: &Path) -> Result<u64> {
         )
     };
     ensure!(code == z::Z_OK, "inflateInit2: {code}");
-    // SAFETY: inflateInit2 succeeded, so every field is set.
+    // SAFETY: inflateInit2 succeeded, so every field is initialized.
     let stream = unsafe { stream.assume_init_mut() };
     'file: loop {
         let n = file.read(&mut input)?;
@@ -53,7 +55,8 @@ fn c_loop(path: &Path) -> Result<u64> {
                 stream.next_out = window.as_mut_ptr();
             }
             let before = stream.avail_out;
-            // SAFETY: next_in and next_out point into live buffers with avail_in and avail_out bytes left.
+            // SAFETY: next_in and next_out point into live buffers with avail_in and avail_out
+            // bytes left.
             let code = unsafe { z::inflate(stream, z::Z_BLOCK) };
             out += u64::from(before - stream.avail_out);
             ensure!(
@@ -74,18 +77,18 @@ fn c_loop(path: &Path) -> Result<u64> {
             }
         }
     }
-    // SAFETY: the stream was initialised above and is not used again.
+    // SAFETY: the stream was initialized above and is not used again.
     unsafe { z::inflateEnd(stream) };
     Ok(out)
 }
 
-/// Plain inflate by the library the product uses, with buffers that suit it.
+/// Plain inflation with the library that soci-rs uses, with large buffers.
 fn inflate(path: &Path) -> Result<u64> {
     use libz_rs_sys as z;
     let mut file = File::open(path)?;
     let (mut input, mut output) = (vec![0u8; 256 << 10], vec![0u8; 256 << 10]);
     let mut stream = Box::new(z::z_stream::default());
-    // SAFETY: a default stream is what inflateInit2 asks for; 31 is gzip, 32 KiB.
+    // SAFETY: inflateInit2 requires a default stream. 31 selects gzip with a 32 KiB window.
     let code = unsafe {
         z::inflateInit2_(
             &mut *stream,
@@ -103,7 +106,7 @@ fn inflate(path: &Path) -> Result<u64> {
         }
         stream.avail_out = output.len() as u32;
         stream.next_out = output.as_mut_ptr();
-        // SAFETY: both pointers are into live buffers with avail_in and avail_out bytes.
+        // SAFETY: both pointers point into live buffers with avail_in and avail_out bytes.
         let code = unsafe { z::inflate(&mut *stream, z::Z_NO_FLUSH) };
         out += (output.len() - stream.avail_out as usize) as u64;
         match code {
@@ -112,12 +115,12 @@ fn inflate(path: &Path) -> Result<u64> {
             other => bail!("inflate: {other}"),
         }
     }
-    // SAFETY: the stream was initialised above and is not used again.
+    // SAFETY: the stream was initialized above and is not used again.
     unsafe { z::inflateEnd(&mut *stream) };
     Ok(out)
 }
 
-/// The product: table of contents, checkpoints, digests of the spans and the file's bytes, in one pass.
+/// soci-rs: table of contents, checkpoints, and digests of the spans and the archive in one pass.
 fn build(path: &Path) -> Result<u64> {
     let builder = soci_ztoc::Builder::new(soci_ztoc::BuildOptions::default());
     let mut built = builder.build(File::open(path)?, soci_ztoc::Compression::Gzip)?;
