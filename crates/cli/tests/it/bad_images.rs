@@ -1,5 +1,5 @@
-//! Images that are damaged or made to harm: each is refused with one line that names the thing, exit code 1, and everything
-//! else stays as it was.
+//! Damaged and malicious images: each is rejected with exit code 1 and one line that names the
+//! problem, and nothing else changes.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::soci::{Ran, blob, command, index, member, names, one_layer, put, read
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const GIGABYTE: u64 = 1 << 30;
 
-/// Makes an image in a layout folder.
+/// Creates an image in a layout directory.
 type Image = fn(&Path);
 
 fn archive() -> Vec<u8> {
@@ -32,7 +32,7 @@ fn digests(layout: &Path) -> (String, String) {
     (manifest, layer)
 }
 
-/// Changes the manifest, and the index with it.
+/// Changes the manifest, and updates the index.
 fn edit_manifest(layout: &Path, edit: impl FnOnce(&mut Value)) {
     let (digest, _) = digests(layout);
     let mut manifest = read_json(&blob(layout, &digest));
@@ -50,7 +50,7 @@ fn with_layer(layout: &Path, change: impl FnOnce(&mut Vec<u8>)) {
 
 fn broken_header(layout: &Path) {
     let mut layer = archive();
-    // The checksum of the second header, behind a header and six blocks.
+    // The checksum of the second header, which follows one header and six blocks.
     layer[7 * 512 + 148..7 * 512 + 156].fill(b'9');
     one_layer(layout, &layer, false);
 }
@@ -84,7 +84,7 @@ fn no_layers(layout: &Path) {
     edit_manifest(layout, |it| it["layers"] = json!(layers));
 }
 
-/// A file of a gigabyte without a byte on the disk.
+/// A sparse file of one gigabyte.
 fn huge(path: &Path) {
     let file = fs::File::create(path).unwrap();
     file.set_len(GIGABYTE).unwrap();
@@ -128,7 +128,7 @@ fn pipe(layout: &Path) {
     assert!(made.unwrap().success());
 }
 
-/// What is wrong, the image, what is said.
+/// The problem, the image, and the expected message.
 const IMAGES: &[(&str, Image, &str)] = &[
     (
         "a broken tar",

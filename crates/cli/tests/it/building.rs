@@ -1,4 +1,5 @@
-//! What create and convert say while they build, and in the end: lines, objects, exit codes, progress.
+//! The output of create and convert during and after a build: lines, JSON, exit codes, and
+//! progress.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +13,7 @@ use crate::soci::{Ran, blob, convert, index, member, put, read_json, run, tar};
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 pub(crate) const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
-/// An image of these layers; their digests.
+/// Creates an image of these layers and returns their digests.
 pub(crate) fn image(layout: &Path, layers: &[(&str, &[u8])]) -> Vec<String> {
     let descriptor = |media_type: &str, bytes: &[u8]| {
         let digest = put(layout, bytes);
@@ -37,7 +38,7 @@ fn plain(name: &str) -> Vec<u8> {
     tar(&[member(name, b'0', "", b"content")])
 }
 
-/// An archive with a header for all entries behind it, which no zTOC can describe.
+/// An archive with a global PAX header, which no zTOC can describe.
 fn odd() -> Vec<u8> {
     tar(&[member("pax", b'g', "", b"17 comment=hello\n")])
 }
@@ -68,7 +69,7 @@ fn create_checks_in_the_documented_order_before_it_needs_containerd() {
             &["--optimizations", "xattr,fast", "--span-size=-1", "a"],
             "optimization fast is not a valid optimization [xattr]",
         ),
-        // Everything else is looked at when the image was found.
+        // Other options are checked only after the image is found.
         (&["--span-size=-1", "-p", "linux/*", "a"], no_connection),
         (&["--prefetch-files-json=/none", "a"], no_connection),
     ] {
@@ -206,18 +207,18 @@ fn strict_exits_with_4_where_a_layer_worth_a_ztoc_has_none() {
         layers[1]
     );
     assert!(said.starts_with(&start), "{said}");
-    // The image is there all the same, and the lines were printed.
+    // The image is written nevertheless, and the lines are printed.
     assert!(path("some.tar").is_file());
     assert_eq!(ran.stdout.lines().count(), 2);
 
-    // Nothing at all: the error stays, and the code says why.
+    // No zTOC at all: the error is the same, and the exit code gives the reason.
     image(&path("in"), &[(ZSTD, b"zstd")]);
     let nothing = "no ztocs created, all layers either skipped or produced errors";
     assert_eq!(refused(&strict("none.tar"), 4), nothing);
     image(&path("in"), &[(TAR, &odd())]);
     assert!(refused(&strict("none.tar"), 4).starts_with("errors encountered"));
 
-    // Layers that are too small are not worth one, and damaged ones are another matter.
+    // Layers below the minimum size need no zTOC, unlike damaged ones.
     image(&path("in"), &[(TAR, &plain("a"))]);
     let flags = ["--strict", "--min-layer-size=10000"];
     let ran = convert(&flags, &path("in"), &path("none.tar"));
@@ -281,7 +282,7 @@ fn progress_is_told_where_it_is_asked_for_and_nowhere_else() {
     assert!(lines[3].starts_with(summary), "{ran:?}");
 }
 
-/// Runs with a terminal of its own as standard error, as far as a script can make one.
+/// Runs with a pseudoterminal as standard error, created by `script`.
 #[test]
 fn a_terminal_shows_bars_and_keeps_results_apart() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! `docs/ci.md`: its scripts, run as they are written, with a registry that asks for a password.
+//! Runs the scripts of `docs/ci.md` unchanged, with a registry that requires a password.
 
 use std::fs;
 use std::path::Path;
@@ -10,12 +10,12 @@ use crate::pages::{blocks, page};
 use crate::site::{layer, layout, publish, tagged};
 
 const USER: &str = "ci-user";
-/// With all that a shell or JSON could take for its own.
+/// Contains characters that are special in a shell or in JSON.
 const PASSWORD: &str = r#"hunter2 $(id)'"\ %s"#;
-/// More than the `--min-layer-size` that is the default.
+/// Larger than the default `--min-layer-size`.
 const LAYER: usize = 11 << 20;
 
-/// The scripts of a block of YAML that run in a shell of their own each.
+/// The scripts of a YAML block, each of which runs in its own shell.
 fn scripts(yaml: &str) -> Vec<String> {
     let depth = |line: &str| line.len() - line.trim_start().len();
     let mut scripts = Vec::new();
@@ -43,7 +43,7 @@ fn scripts(yaml: &str) -> Vec<String> {
     }
 }
 
-/// A registry with an image that only [`USER`] may use.
+/// A registry with an image that only [`USER`] may access.
 fn registry() -> TestRegistry {
     let registry = TestRegistry::with(Setup {
         access: Access::Basic {
@@ -59,7 +59,7 @@ fn registry() -> TestRegistry {
     registry
 }
 
-/// Runs a script as a CI system does; an unset variable is an error here.
+/// Runs a script as a CI system does. Unset variables are errors.
 fn shell(script: &str, registry: &TestRegistry, password: &str, folder: &Path) -> Output {
     let programs = Path::new(env!("CARGO_BIN_EXE_soci")).parent().unwrap();
     let (ca, host) = (folder.join("ca.pem"), registry.host());
@@ -83,7 +83,7 @@ fn shell(script: &str, registry: &TestRegistry, password: &str, folder: &Path) -
         .unwrap()
 }
 
-/// Runs a job up to its first failure, which is given as what the script said.
+/// Runs a job up to its first failure, which returns the script's output.
 fn job(yaml: &str, registry: &TestRegistry, password: &str) -> Result<(), String> {
     let folder = tempfile::tempdir().unwrap();
     for script in scripts(yaml) {

@@ -1,4 +1,4 @@
-//! Errors, exit codes, streams and help.
+//! Errors, exit codes, output streams, and help.
 
 use std::fs;
 use std::process::Stdio;
@@ -258,7 +258,7 @@ fn nothing_but_results_is_printed_on_pipes() {
     assert!(ran.stdout.starts_with("ztoc skipped - layer "), "{ran:?}");
     let expected = "soci: no ztocs created, all layers either skipped or produced errors\n";
     assert_eq!(ran.stderr, expected);
-    // Nobody reads the results: the work is done all the same.
+    // The reader of the results is gone, but the command still completes its work.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let status = command()

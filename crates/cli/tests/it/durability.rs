@@ -1,6 +1,8 @@
-//! What a power failure leaves: results are on the disk before they get their names, and the names before the command ends.
+//! Durability in a power failure: results are synced before they are renamed, and their names are
+//! synced before the command ends.
 //!
-//! `strace` shows in which order the program syncs and renames; without it, or where it may not trace, nothing is tested.
+//! `strace` shows the order of syncs and renames. If it is missing or may not trace, the test is
+//! skipped.
 
 use std::fs;
 use std::path::Path;
@@ -41,7 +43,7 @@ fn can_trace() -> bool {
     traced.is_ok_and(|status| status.success())
 }
 
-/// Where in the lines the last of this call with this text is.
+/// The position of the last line with this call and text.
 fn last(lines: &[String], call: &str, text: &str) -> usize {
     let found = lines
         .iter()

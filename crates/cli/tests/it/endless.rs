@@ -1,4 +1,4 @@
-//! Documents and images that are too much.
+//! Documents and images without an end.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -11,7 +11,7 @@ use soci_oci::{Digest, media_type};
 use crate::site::{convert, converted, docker, layer, layout, publish, tagged};
 use crate::soci::{blob, index, member, names, put, read_json, tar};
 
-/// A registry that answers every question for a manifest with the beginning of a body that has no end.
+/// A registry that answers every manifest request with the start of an endless body.
 fn endless() -> (String, std::thread::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let host = listener.local_addr().unwrap().to_string();
@@ -34,7 +34,7 @@ fn endless() -> (String, std::thread::JoinHandle<()>) {
             sent = stream.write_all(chunk.as_bytes());
         }
     };
-    // Ends with the test's process; nothing waits for it.
+    // The thread ends with the test process; nothing waits for it.
     let thread = std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             serve(stream);

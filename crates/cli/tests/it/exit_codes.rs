@@ -1,4 +1,4 @@
-//! The table of exit codes in `docs/cli.md`, and that in the manual pages.
+//! Compares the table of exit codes in `docs/cli.md` with the program and its manual pages.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,7 +15,7 @@ fn documented() -> BTreeSet<String> {
     rows.into_iter().map(|row| row[0].clone()).collect()
 }
 
-/// Starts work that waits for a registry, sends a signal, and gives the exit code.
+/// Starts a command that waits for a registry, sends a signal, and returns the exit code.
 fn interrupted(signal: i32) -> Option<i32> {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let image = format!("docker://{}/app:1", silent.local_addr().unwrap());
@@ -25,7 +25,7 @@ fn interrupted(signal: i32) -> Option<i32> {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    // When it connects, it heeds signals.
+    // Once the command connects, it handles signals.
     let _connection = silent.accept().unwrap();
     let killed = Command::new("kill")
         .args([format!("-{signal}"), soci.id().to_string()])

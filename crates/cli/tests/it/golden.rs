@@ -1,4 +1,4 @@
-//! Digests of everything that convert makes, against those of the reference.
+//! Compares the digests of everything that convert creates with those of the reference.
 
 use std::fs;
 use std::io::Write as _;
@@ -59,7 +59,7 @@ fn every_layer_gives_the_references_digests_or_its_refusal() {
     }
 }
 
-/// gzip without compression, as the specification's vectors have it.
+/// gzip without compression, as in the vectors of the specification.
 pub(crate) fn stored_gzip(bytes: &[u8]) -> Vec<u8> {
     let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
     let mut blocks = bytes.chunks(65535).peekable();

@@ -1,4 +1,4 @@
-//! Inputs made to harm.
+//! Malicious input.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -95,7 +95,7 @@ fn links_in_a_folder_of_blobs_do_not_lead_to_other_files() {
             .iter()
             .all(|name| name.len() == 64)
     );
-    // A name of the right form is a promise that is checked.
+    // A blob with a well-formed name is still verified.
     symlink(
         path("private/secret"),
         path("in/blobs/sha256").join("0".repeat(64)),

@@ -1,4 +1,4 @@
-//! `soci index`: lists, documents, removal, and what is refused.
+//! `soci index`: lists, documents, removal, and errors.
 
 use std::fs;
 use std::process::Stdio;
@@ -73,7 +73,7 @@ fn the_table_has_the_references_columns_and_order() {
     assert!(lines[1].starts_with(&row(&new.digest, 3, "linux/arm64/v8", "v2")));
     assert!(lines[2].starts_with(&row(&old.digest, 3, "linux/amd64", "v1")));
     assert!(lines[3].starts_with(&row(&unknown.digest, 7, "linux/amd64", "")));
-    // The run takes a moment.
+    // The test itself takes some time.
     let age = |line: &str| line[line.len() - 16..].to_owned();
     assert!(age(lines[1]).trim_end().ends_with("s ago"), "{lines:?}");
     assert!(age(lines[2]).starts_with("7h23m4"), "{lines:?}");
@@ -272,7 +272,7 @@ fn removed_indexes_are_gone_from_the_records_and_ztocs_stay() {
         root.prints(&["ztoc", "ls", "-q"]),
         format!("{}\n", ztoc.digest)
     );
-    // The content store of the folder only grows.
+    // Removal deletes no blobs from the directory's content store.
     let blobs = fs::read_dir(root.path().join("content/blobs/sha256")).unwrap();
     assert_eq!(blobs.count(), 3);
 }
@@ -319,7 +319,7 @@ fn removal_refuses_what_is_no_index() {
         let line = [&["index", "rm"], words].concat();
         assert_eq!(root.fails(&line), message, "{words:?}");
     }
-    // With the content out of reach, the record stays.
+    // If the content store is unreachable, the record is kept.
     let index = index.digest.to_string();
     root.fails(&["index", "rm", &index, "--content-store", "containerd"]);
     assert_eq!(root.prints(&["index", "ls", "-q"]), format!("{index}\n"));

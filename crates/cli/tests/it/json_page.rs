@@ -1,4 +1,4 @@
-//! `docs/json.md`: what every command prints with `--json` is what its table says, no more and no less.
+//! Compares the `--json` output of every command with its table in `docs/json.md`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +17,7 @@ use crate::seed::{Root, absent, entry, image};
 use crate::site::{docker, layer, layout, publish};
 use crate::soci::{blob, converted, member, run, tar};
 
-/// `--min-layer-size` between the layers of [`layers`], and a file of the first to prefetch.
+/// A `--min-layer-size` between the sizes of [`layers`], and a file of the first one to prefetch.
 const FLAGS: [&str; 5] = [
     "--json",
     "--min-layer-size",
@@ -34,7 +34,7 @@ fn parsed(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-/// What `make e2e` saw a command print that works with containerd.
+/// The output that `make e2e` recorded for a command that needs containerd.
 fn recorded(file: &str, command: &str) -> Vec<Value> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/transcripts");
     let text = fs::read_to_string(folder.join(file)).unwrap();
@@ -145,7 +145,7 @@ fn verify() {
         assert_eq!(ran.code, Some(code), "{ran:?}");
         parsed(&ran.stdout)
     };
-    // Problems of a manifest belong to no layer, problems of a zTOC do.
+    // Problems of a manifest name no layer; problems of a zTOC do.
     let mut outputs = vec![verify("out", 0), verify("in", 1)];
     let ztoc = &report["platforms"][0]["layers"][0]["ztoc"]["digest"];
     fs::remove_file(blob(&path("out"), ztoc.as_str().unwrap())).unwrap();
@@ -154,7 +154,7 @@ fn verify() {
     check_all("soci verify", outputs);
 }
 
-/// An entry with a time and one without.
+/// An entry with a time, and one without.
 fn two(kind: Kind) -> [Entry; 2] {
     let timed = Entry {
         created_at: Some(Time {

@@ -1,4 +1,4 @@
-//! Inputs and outputs on disk: forms, selection of the image, what is kept and what is replaced.
+//! Input and output on disk: formats, image selection, and what is kept or replaced.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -44,7 +44,7 @@ fn every_form_of_input_and_output_is_the_same_image() {
         let out = path(number);
         assert_eq!(names(&out), ["blobs", "index.json", "ingest", "oci-layout"]);
         assert!(names(&out.join("ingest")).is_empty());
-        // The manifest that was superseded stays, as in the reference's output.
+        // The replaced manifest is kept, as in the output of the reference.
         assert!(blob(&out, &image_digest(&path("in"))).is_file());
         let expected = format!(
             r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{{"mediaType":"application/vnd.oci.image.index.v1+json","digest":"{}","size":{}}}]}}"#,
@@ -60,7 +60,7 @@ fn every_form_of_input_and_output_is_the_same_image() {
             0o755
         );
     }
-    // Nothing stays behind beside the results.
+    // No temporary files remain next to the results.
     assert_eq!(
         names(folder.path()),
         ["0", "0.tar", "1", "1.tar", "in", "in.tar"]
@@ -139,7 +139,7 @@ fn a_folder_and_an_archive_can_be_converted_in_place() {
     converted(&[], &path("a.tar"), &path("a.tar"));
     converted(&["--format", "oci-dir"], &path("a.tar"), &path("c"));
     assert_eq!(image_digest(&path("c")), image_digest(&path("b")));
-    // Also into itself: the copy does not contain the copy.
+    // Also into itself: the copy does not contain itself.
     converted(&["--format", "oci-dir"], &path("b"), &path("b/sub"));
     assert!(!path("b/sub/sub").exists());
 }
@@ -186,7 +186,7 @@ fn an_interrupted_conversion_leaves_nothing() {
         &tar(&[member("f", b'0', "", b"content")]),
         false,
     );
-    // A layer that takes much longer than the test waits.
+    // A layer that takes much longer to convert than the test waits.
     let index = read_json(&path("in/index.json"));
     let manifest = read_json(&blob(
         &path("in"),
@@ -296,7 +296,7 @@ fn the_image_of_an_index_is_selected_as_documented() {
             .map(|&name| name.to_owned())
             .collect::<Vec<_>>()
     };
-    // One that is left is the image, whatever held it.
+    // A single remaining manifest becomes the image, whatever its parent was.
     assert_eq!(
         run(&[with("arm64"), missing.clone()]),
         Ok((list(&["arm64", "arm64"]), false))
@@ -305,7 +305,7 @@ fn the_image_of_an_index_is_selected_as_documented() {
         run(&[nested(&[with("arm64"), missing.clone()])]),
         Ok((list(&["arm64", "arm64"]), false))
     );
-    // Several keep their index.
+    // Several manifests keep their index.
     let both = list(&["amd64", "s390x", "amd64", "s390x"]);
     assert_eq!(
         run(&[with("amd64"), with("s390x")]),

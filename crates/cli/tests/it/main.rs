@@ -1,4 +1,4 @@
-//! The real program: what it writes, says and exits with.
+//! Runs the real program: checks its files, output, and exit codes.
 
 mod bad_images;
 mod building;

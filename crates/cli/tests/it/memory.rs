@@ -1,4 +1,4 @@
-//! How much memory a conversion takes.
+//! Memory usage of conversions.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -26,8 +26,8 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     output.stdout
 }
 
-/// An archive of `files` files of `size` bytes (a multiple of 512, so that no padding follows). Each
-/// header and each file is a member of its own, so that the blob is small and quickly made.
+/// An archive of `files` files of `size` bytes (a multiple of 512, so that there is no padding).
+/// Each header and each file is its own gzip member, so that the blob is small and quick to create.
 fn layer(files: usize, size: usize) -> Vec<u8> {
     let content = gzip(&vec![0; size]);
     let mut layer = Vec::new();
@@ -45,7 +45,7 @@ fn layer(files: usize, size: usize) -> Vec<u8> {
     layer
 }
 
-/// Most bytes of memory that a process has had at once so far.
+/// Peak memory of a process so far, in bytes.
 fn peak(process: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
@@ -53,7 +53,7 @@ fn peak(process: u32) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// Converts an image, which must succeed. Returns the most bytes of memory that took.
+/// Converts an image, which must succeed. Returns the peak memory in bytes.
 fn convert(arguments: &[&OsStr]) -> u64 {
     let mut soci = command()
         .args(["convert", "--standalone"])
@@ -74,7 +74,7 @@ fn convert(arguments: &[&OsStr]) -> u64 {
     most
 }
 
-/// Converts an image of this layer that lies in a folder.
+/// Converts an image of this layer in a directory.
 fn convert_folder(layer: &[u8]) -> u64 {
     let folder = tempfile::tempdir().unwrap();
     let (input, output) = (folder.path().join("in"), folder.path().join("out"));
@@ -96,7 +96,7 @@ fn a_layer_of_two_hundred_thousand_files_takes_64_mib_at_most() {
     assert!(most <= 64 << 20, "peak {} MiB", most >> 20);
 }
 
-/// Ten gigabytes, inflated; the registry that gets the layer gets it while it is indexed.
+/// The layer has ten gigabytes uncompressed. It is uploaded while it is indexed.
 #[test]
 fn from_registry_to_registry_a_layer_of_ten_gigabytes_takes_96_mib_at_most() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Pages under `docs/`, read as far as tests compare them with the program.
+//! Parses pages under `docs/` for tests that compare them with the program.
 
 use std::fs;
 use std::path::Path;
@@ -9,13 +9,13 @@ pub(crate) fn page(name: &str) -> String {
     fs::read_to_string(docs.join(name)).unwrap()
 }
 
-/// The parts of a page below its headings of level 2, each with its heading.
+/// The level 2 sections of a page: heading and text.
 pub(crate) fn sections(page: &str) -> Vec<(&str, &str)> {
     let parts = page.split("\n## ").skip(1);
     parts.map(|part| part.split_once('\n').unwrap()).collect()
 }
 
-/// The rows of the first table whose heading begins with this cell.
+/// The rows of the first table whose header starts with this cell.
 pub(crate) fn table(text: &str, first: &str) -> Vec<Vec<String>> {
     let head = format!("| {first} |");
     let lines = text.lines().skip_while(|line| !line.starts_with(&head));
@@ -37,7 +37,7 @@ pub(crate) fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
     starts.map(|it| it.split("```").next().unwrap()).collect()
 }
 
-/// What stands between backticks.
+/// The texts in backticks.
 pub(crate) fn quoted(text: &str) -> Vec<String> {
     let parts = text.split('`').skip(1).step_by(2);
     parts.map(str::to_owned).collect()

@@ -1,4 +1,4 @@
-//! `soci prefetch`: lists, what an artifact asks for, and what is refused.
+//! `soci prefetch`: lists, artifact contents, and errors.
 
 use soci_index::artifacts::{Entry, Kind};
 use soci_ztoc::Time;
@@ -14,7 +14,7 @@ fn nothing_recorded_is_a_header_or_null() {
     assert_eq!(root.prints(&["prefetch", "list"]), HEADER);
     root.record(Kind::Layer, &absent("ztoc"));
     assert_eq!(root.prints(&["prefetch", "ls", "--json"]), "null\n");
-    // Where containerd would have them but is not there, a list is a list all the same.
+    // A list works without containerd, even if the artifacts would be there.
     root.record(Kind::Prefetch, &absent("artifact"));
     let printed = root.prints(&["prefetch", "ls", "--content-store", "containerd"]);
     assert!(printed.contains("N/A"), "{printed}");

@@ -1,4 +1,4 @@
-//! The records as a whole: files that cannot be used, the reference's, and `soci rebuild-db`.
+//! The records as a whole: unusable files, files of the reference, and `soci rebuild-db`.
 
 use std::fs::{self, File};
 
@@ -76,7 +76,7 @@ fn rebuilding_forgets_what_is_gone() {
         root.prints(&["index", "ls", "-q"]),
         format!("{}\n", index.digest)
     );
-    // What the index lists and is there has a record now.
+    // Content that the index lists and that is present now has a record.
     assert_eq!(
         root.prints(&["ztoc", "ls", "-q"]),
         format!("{}\n", ztoc.digest)
@@ -90,7 +90,7 @@ fn a_prefetch_artifact_is_recorded_as_one() {
     let artifact = root.prefetch(&image(), document);
     let index = root.index(&absent("manifest"), vec![artifact.clone()]);
     root.record(Kind::Index, &index);
-    // As the reference's rebuild-db leaves it.
+    // The state that the reference's rebuild-db leaves.
     root.record(Kind::Layer, &artifact);
     assert_eq!(root.prints(&["rebuild-db"]), "");
     assert_eq!(root.prints(&["ztoc", "ls", "-q"]), "");

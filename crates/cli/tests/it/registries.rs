@@ -1,4 +1,4 @@
-//! From registry to registry: what is asked for, what is sent, and what happens when something breaks.
+//! Conversion from registry to registry: requests, uploads, and failures.
 
 use std::fs;
 use std::time::Duration;
@@ -24,7 +24,7 @@ fn layers() -> Vec<Vec<u8>> {
     vec![layer(1, 3 << 20), layer(2, 1 << 20), layer(3, 900)]
 }
 
-/// `--min-layer-size` that leaves the last of [`layers`] out.
+/// A `--min-layer-size` that excludes the last of [`layers`].
 const SOME: &[&str] = &["--min-layer-size", "100000"];
 
 fn digests(layers: &[Vec<u8>]) -> Vec<Digest> {
@@ -92,12 +92,12 @@ fn another_registry_gets_layers_from_the_same_stream() {
             .all(|seen| matches!(seen.method.as_str(), "GET" | "HEAD"))
     );
     let expected = tagged(&to, "out", "2");
-    // A second time everything is there, and nothing is sent but the tag.
+    // The second time, everything is present, and only the tag is sent.
     to.forget_seen();
     let ran = converted(SOME, &docker(&from, "in:1"), &docker(&to, "out:2"));
     assert_eq!(ran.stdout.matches("(already exists)").count(), 0, "{ran:?}");
     assert!(uploads(&to, "out").is_empty());
-    // If the copy is trusted, nothing is read but documents and zTOCs.
+    // If the copy is trusted, only documents and zTOCs are read.
     from.forget_seen();
     to.forget_seen();
     let trusted = docker(&to, "out:2");
@@ -113,7 +113,7 @@ fn another_registry_gets_layers_from_the_same_stream() {
     );
     assert!(uploads(&to, "out").is_empty());
     assert_eq!(tagged(&to, "out", "2"), expected);
-    // Unless all is to be built anew.
+    // `--force` builds everything again.
     let flags: Vec<&str> = flags.into_iter().chain(["--force"]).collect();
     let ran = converted(&flags, &docker(&from, "in:1"), &docker(&to, "out:2"));
     assert_eq!(ran.stdout.matches("(already exists)").count(), 0, "{ran:?}");
@@ -184,7 +184,7 @@ fn ztocs_of_another_image_are_taken_over() {
     );
     assert_eq!(ran.stdout.matches("(already exists)").count(), 1, "{ran:?}");
     assert_eq!(registry.bytes_sent(&digests(&base)[0]), 0);
-    // The new zTOC; the old one and the index's configuration are mounted.
+    // The new zTOC. The old one and the index's configuration are mounted.
     assert_eq!(uploads(&registry, "app").len(), 1);
     let without = tagged(&registry, "app", "soci");
     converted(
@@ -231,7 +231,7 @@ fn a_version_1_index_is_pushed_to_be_found_from_its_image() {
         tagged(&registry, "in", "1").as_deref()
     );
     assert_eq!(registry.tags("in"), ["1"], "no tag is made for it");
-    // It is found, and taken over, by those who trust it.
+    // Commands that trust the registry find and reuse it.
     let ran = create(&[]);
     assert_eq!(ran.stdout.matches("(already exists)").count(), 0, "{ran:?}");
     let trusted = docker(&registry, "in:1");
@@ -239,21 +239,21 @@ fn a_version_1_index_is_pushed_to_be_found_from_its_image() {
     assert_eq!(ran.stdout.matches("(already exists)").count(), 2, "{ran:?}");
 }
 
-/// The zTOCs that a command's lines name.
+/// The zTOCs in a command's output.
 fn ztocs(ran: &Ran) -> Vec<String> {
     let lines = ran.stdout.lines();
     let digests = lines.filter_map(|line| line.split("-> ztoc ").nth(1)?.split(' ').next());
     digests.map(str::to_owned).collect()
 }
 
-/// Tags an image whose index says that the zTOC of `lie` is that of `layer`; the zTOC.
+/// Tags an image whose index claims the zTOC of `lie` for `layer`. Returns the zTOC.
 fn forge(registry: &TestRegistry, tag: &str, layer: &[u8], lie: Vec<u8>) -> String {
     let (layer, lied) = (Digest::sha256(layer), Digest::sha256(&lie));
     let elsewhere = with_image(Setup::default(), &[lie]);
     let (from, to) = (docker(&elsewhere, "in:1"), docker(&elsewhere, "in:2"));
     let ztoc = ztocs(&converted(&[], &from, &to)).remove(0);
     registry.add_blob("in", elsewhere.blob(&ztoc.parse().unwrap()).unwrap());
-    // Digests are as long as each other, so all sizes stay right.
+    // Digests have equal length, so all sizes stay correct.
     let text = |digest: &str| {
         let (_, bytes) = elsewhere.manifest("in", digest).unwrap();
         String::from_utf8(bytes.to_vec()).unwrap()
@@ -440,7 +440,7 @@ fn passwords_helpers_and_tokens_let_us_in() {
     }
 }
 
-/// A registry with an image for everybody with a token, which everybody gets.
+/// A registry with an image that requires a token, which anonymous clients can get.
 fn asks_for_tokens() -> TestRegistry {
     let access = Access::Token {
         login: None,
@@ -545,7 +545,7 @@ fn an_interrupted_copy_leaves_no_tag() {
     );
 }
 
-/// Uploads that were begun in a repository, and those that neither ended nor were taken back.
+/// The number of uploads started in a repository, and of those neither completed nor canceled.
 fn sessions(registry: &TestRegistry, repository: &str) -> (usize, usize) {
     let prefix = format!("/v2/{repository}/blobs/uploads/");
     let seen = registry.seen();
@@ -555,7 +555,7 @@ fn sessions(registry: &TestRegistry, repository: &str) -> (usize, usize) {
     };
     let begun = count(|it| it.method == "POST" && it.status == 202);
     let ended = count(|it| it.method == "PUT" && it.status == 201);
-    // A registry may have swept a broken one already: 404.
+    // The registry may already have deleted a failed upload (404).
     let taken_back = count(|it| it.method == "DELETE");
     (begun, begun.saturating_sub(ended + taken_back))
 }

@@ -1,4 +1,4 @@
-//! A command's table of fields in `docs/json.md`, compared with what the command prints.
+//! Compares a command's table of fields in `docs/json.md` with the command's output.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,11 +14,11 @@ const VERSION: u64 = 1;
 struct Field {
     kinds: Vec<String>,
     is_always_there: bool,
-    /// The values that it may have, where the page lists them.
+    /// The possible values, if the page lists them.
     choices: Vec<String>,
 }
 
-/// The table, and which of its statements outputs have shown to be true.
+/// The table, and which of its statements have been confirmed by output.
 #[derive(Debug, Clone)]
 pub(crate) struct Schema {
     command: String,
@@ -28,7 +28,7 @@ pub(crate) struct Schema {
 }
 
 impl Schema {
-    /// The table of a command. The example above it fits.
+    /// Reads the table of a command and checks the example above it.
     pub(crate) fn of(command: &str) -> Self {
         let page = page("json.md");
         let heading = format!("`{command}`");
@@ -62,7 +62,7 @@ impl Schema {
         schema
     }
 
-    /// Compares an output.
+    /// Compares an output with the table.
     pub(crate) fn check(&mut self, output: &Value) {
         match output {
             Value::Object(members) => {
@@ -115,7 +115,8 @@ impl Schema {
         }
     }
 
-    /// All outputs together showed every field and type, and that a field is absent at times if the page says so.
+    /// Checks that all outputs together confirmed every field and type, and that each optional
+    /// field was absent at least once.
     pub(crate) fn finish(self) {
         for (path, field) in &self.fields {
             for kind in &field.kinds {
@@ -128,7 +129,7 @@ impl Schema {
     }
 }
 
-/// The text without what stands in parentheses.
+/// The text without its parentheses.
 fn without_remarks(text: &str) -> String {
     let parts = text.split('(');
     parts.filter_map(|part| part.rsplit(')').next()).collect()

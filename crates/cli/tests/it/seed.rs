@@ -1,4 +1,4 @@
-//! A state folder with records and artifacts in it, and runs of the program on it.
+//! Creates a state directory with records and artifacts, and runs the program on it.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use soci_ztoc::{BuildOptions, Builder, Compression};
 
 use crate::soci::{Ran, run};
 
-/// A folder for `--root`; artifacts lie in its own content store.
+/// A directory for `--root`, with its own content store for artifacts.
 pub(crate) struct Root {
     folder: tempfile::TempDir,
 }
@@ -34,7 +34,7 @@ impl Root {
         Artifacts::at(self.path())
     }
 
-    /// The program on this folder and its content store.
+    /// Runs the program on this directory and its content store.
     pub(crate) fn soci(&self, words: &[&str]) -> Ran {
         let root = self.path().to_str().unwrap();
         let nowhere = self.path().join("containerd.sock");
@@ -51,7 +51,7 @@ impl Root {
         run(flags.iter().chain(words))
     }
 
-    /// As [`Root::soci`], and it must succeed without a word on standard error.
+    /// Like [`Root::soci`], but requires success and empty standard error.
     pub(crate) fn prints(&self, words: &[&str]) -> String {
         let ran = self.soci(words);
         let quiet = (ran.code, ran.stderr.as_str());
@@ -59,7 +59,7 @@ impl Root {
         ran.stdout
     }
 
-    /// As [`Root::soci`], and it must fail; what it says behind `soci: `.
+    /// Like [`Root::soci`], but requires failure. Returns the message after `soci: `.
     pub(crate) fn fails(&self, words: &[&str]) -> String {
         let ran = self.soci(words);
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(1), ""), "{ran:?}");
@@ -77,7 +77,7 @@ impl Root {
         descriptor
     }
 
-    /// Puts the zTOC of an archive, as part of an index.
+    /// Adds the zTOC of an archive, as part of an index.
     pub(crate) fn ztoc(&self, archive: &[u8], span_size: u64) -> Descriptor {
         let options = BuildOptions {
             span_size,
@@ -99,7 +99,7 @@ impl Root {
         }
     }
 
-    /// Puts a prefetch artifact of a layer, as part of an index.
+    /// Adds a prefetch artifact of a layer, as part of an index.
     pub(crate) fn prefetch(&self, layer: &Digest, document: &str) -> Descriptor {
         Descriptor {
             annotations: [(LAYER_DIGEST.to_owned(), layer.to_string())].into(),
@@ -107,7 +107,7 @@ impl Root {
         }
     }
 
-    /// Puts an index of version 1 of some manifest.
+    /// Adds a version 1 index of a manifest.
     pub(crate) fn index(&self, manifest: &Descriptor, parts: Vec<Descriptor>) -> Descriptor {
         let index = SociIndex::new(Version::V1, parts, Some(manifest.clone()));
         self.put(media_type::OCI_MANIFEST, &index.to_bytes())
@@ -120,7 +120,7 @@ impl Root {
     }
 }
 
-/// What is recorded of a blob.
+/// The record of a blob.
 pub(crate) fn entry(kind: Kind, blob: &Descriptor) -> Entry {
     let layer = blob.annotations.get(LAYER_DIGEST);
     let of = layer.cloned().unwrap_or_else(|| image().to_string());
@@ -142,12 +142,12 @@ pub(crate) fn entry(kind: Kind, blob: &Descriptor) -> Entry {
     }
 }
 
-/// The image of everything in these tests.
+/// The image of all artifacts in these tests.
 pub(crate) fn image() -> Digest {
     Digest::sha256(b"image")
 }
 
-/// A blob that is nowhere.
+/// A blob that does not exist.
 pub(crate) fn absent(name: &str) -> Descriptor {
     Descriptor::of(media_type::OCI_MANIFEST, name.as_bytes())
 }

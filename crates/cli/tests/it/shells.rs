@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::soci::{Ran, names, run};
 
-/// What bash proposes for the last of these words.
+/// The completions that bash suggests for the last of these words.
 fn proposed(script: &str, words: &[&str]) -> Vec<String> {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("soci.bash"), script).unwrap();
@@ -72,7 +72,7 @@ fn scripts_of_all_shells_know_every_command() {
         ] {
             assert!(ran.stdout.contains(part), "{shell}: {part}");
         }
-        // The command for packagers is not proposed to users.
+        // The command for packagers is not suggested to users.
         assert!(!ran.stdout.contains("soci man"), "{shell}");
     }
 }

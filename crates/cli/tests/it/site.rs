@@ -1,4 +1,4 @@
-//! Images in a registry that runs in the test, and the program working on them.
+//! Images in a test registry, and runs of the program on them.
 
 use std::fs;
 use std::path::Path;
@@ -15,19 +15,19 @@ pub(crate) fn convert(flags: &[&str], from: &str, to: &str) -> Ran {
     run(words.iter().chain(flags).copied().chain([from, to]))
 }
 
-/// As [`convert`], and it must succeed.
+/// Like [`convert`], but requires success.
 pub(crate) fn converted(flags: &[&str], from: &str, to: &str) -> Ran {
     let ran = convert(flags, from, to);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     ran
 }
 
-/// `docker://…` for an image of a registry here.
+/// The `docker://` name of an image in a test registry.
 pub(crate) fn docker(registry: &TestRegistry, name: &str) -> String {
     format!("docker://{}/{name}", registry.host())
 }
 
-/// A layer that no compression makes smaller.
+/// A layer that does not compress.
 pub(crate) fn layer(seed: u64, bytes: usize) -> Vec<u8> {
     tar(&[member(
         &format!("file-{seed}"),
@@ -37,7 +37,7 @@ pub(crate) fn layer(seed: u64, bytes: usize) -> Vec<u8> {
     )])
 }
 
-/// A layout with an image of these layers; the digest of its manifest.
+/// Creates a layout with an image of these layers. Returns the digest of its manifest.
 pub(crate) fn layout(folder: &Path, layers: &[Vec<u8>]) -> String {
     let distinct: std::collections::BTreeSet<&Vec<u8>> = layers.iter().collect();
     for layer in distinct {
@@ -84,7 +84,7 @@ pub(crate) fn layout(folder: &Path, layers: &[Vec<u8>]) -> String {
     digest
 }
 
-/// Puts the image of a layout into a registry.
+/// Copies the image of a layout to a registry.
 pub(crate) fn publish(folder: &Path, manifest: &str, registry: &TestRegistry, repository: &str) {
     for entry in fs::read_dir(folder.join("blobs/sha256")).unwrap() {
         let bytes = fs::read(entry.unwrap().path()).unwrap();
@@ -96,13 +96,13 @@ pub(crate) fn publish(folder: &Path, manifest: &str, registry: &TestRegistry, re
     registry.add_manifest(repository, Some("1"), media_type::OCI_MANIFEST, bytes);
 }
 
-/// The digest of what a tag stands for.
+/// The digest that a tag points to.
 pub(crate) fn tagged(registry: &TestRegistry, repository: &str, tag: &str) -> Option<String> {
     let (_, bytes) = registry.manifest(repository, tag)?;
     Some(Digest::sha256(&bytes).to_string())
 }
 
-/// Uploads that were completed in a repository.
+/// The completed uploads to a repository.
 pub(crate) fn uploads(registry: &TestRegistry, repository: &str) -> Vec<Seen> {
     let prefix = format!("/v2/{repository}/blobs/uploads/");
     let is_upload =

@@ -1,4 +1,4 @@
-//! Runs the program, and makes layouts for it.
+//! Runs the program, and creates layouts for it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use soci_oci::Digest;
 
-/// What a run said.
+/// The result of a run.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
@@ -41,14 +41,14 @@ pub(crate) fn convert(flags: &[&str], from: &Path, to: &Path) -> Ran {
     run(words.chain([from.as_os_str(), to.as_os_str()]))
 }
 
-/// As [`convert`], and it must succeed.
+/// Like [`convert`], but requires success.
 pub(crate) fn converted(flags: &[&str], from: &Path, to: &Path) -> Ran {
     let ran = convert(flags, from, to);
     assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{ran:?}");
     ran
 }
 
-/// Puts a blob into a layout folder; its digest.
+/// Writes a blob to a layout directory and returns its digest.
 pub(crate) fn put(layout: &Path, bytes: &[u8]) -> String {
     let digest = Digest::sha256(bytes);
     let folder = layout.join("blobs/sha256");
@@ -65,12 +65,12 @@ pub(crate) fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// An image of one layer, exactly as the vectors were made.
+/// Creates an image of one layer, exactly as the vectors were created.
 pub(crate) fn one_layer(layout: &Path, layer: &[u8], is_gzip: bool) {
     one_layer_with(layout, layer, is_gzip, &Digest::sha256(layer).to_string());
 }
 
-/// As [`one_layer`], with the digest of the uncompressed layer.
+/// Like [`one_layer`], with the digest of the uncompressed layer.
 pub(crate) fn one_layer_with(layout: &Path, layer: &[u8], is_gzip: bool, diff_id: &str) {
     let digest = put(layout, layer);
     let config = format!(
@@ -92,7 +92,7 @@ pub(crate) fn one_layer_with(layout: &Path, layer: &[u8], is_gzip: bool, diff_id
     index(layout, &[manifest]);
 }
 
-/// Writes `index.json` and the marker of a layout.
+/// Writes the `index.json` and `oci-layout` files of a layout.
 pub(crate) fn index(layout: &Path, manifests: &[Value]) {
     let index = json!({ "schemaVersion": 2, "manifests": manifests });
     fs::write(layout.join("index.json"), index.to_string()).unwrap();
@@ -133,7 +133,7 @@ pub(crate) fn tar(members: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-/// A tar of a layout folder, as another tool would make it.
+/// A tar of a layout directory, as another tool would create it.
 pub(crate) fn tar_of(layout: &Path) -> Vec<u8> {
     let mut members = Vec::new();
     for name in ["oci-layout", "index.json"] {
@@ -152,7 +152,7 @@ pub(crate) fn tar_of(layout: &Path) -> Vec<u8> {
     tar(&members)
 }
 
-/// Names of everything in a folder, sorted.
+/// The sorted names of the entries of a directory.
 pub(crate) fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(folder)
         .unwrap()

@@ -1,4 +1,4 @@
-//! Every way in with every way out.
+//! Every input transport with every output transport.
 
 use std::fs;
 use std::io::Write as _;
@@ -157,7 +157,7 @@ fn a_name_chooses_among_images_and_names_the_result() {
         |number: usize| listed[number]["annotations"]["org.opencontainers.image.ref.name"].as_str();
     assert_eq!((listed.len(), name(0), name(1)), (2, Some("a"), Some("b")));
     assert_ne!(listed[0]["digest"], listed[1]["digest"]);
-    // The same name again replaces its image, and no other.
+    // Reusing a name replaces only the image of that name.
     converted(&[], &input, &format!("oci:{}:a", text("out")));
     let again = read_json(&path("out").join("index.json"));
     assert_eq!(again["manifests"].as_array().unwrap().len(), 2);
@@ -179,7 +179,7 @@ fn a_name_chooses_among_images_and_names_the_result() {
     assert!(!path("never.tar").exists());
 }
 
-/// Names of the images in a layout, and how many have none.
+/// The names of the images in a layout, and the number of unnamed images.
 fn listed(layout: &Path) -> (Vec<String>, usize) {
     let index = read_json(&layout.join("index.json"));
     let members = index["manifests"].as_array().unwrap();
@@ -199,7 +199,7 @@ fn processes_that_write_to_one_layout_keep_each_others_images() {
     let path = |name: &str| folder.path().join(name);
     for round in 0..5 {
         let out = path(&format!("out-{round}"));
-        // The first of them make the folder, the others find it.
+        // The first group creates the directory; the second finds it.
         for tags in [["a", "b", "c"], ["d", "e", "f"]] {
             let convert = |(number, tag): (u64, &str)| {
                 let input = path(&format!("in-{tag}"));
@@ -254,7 +254,7 @@ fn an_image_without_a_name_leaves_others_without_a_name() {
     );
 }
 
-/// An archive as `docker save` writes it.
+/// An archive in the format of `docker save`.
 fn docker_save(folder: &Path, repo_tags: &[&str], legacy: bool) -> Vec<u8> {
     let manifest = read_json(&folder.join("index.json"));
     let manifest = manifest["manifests"][0]["digest"]
@@ -273,7 +273,7 @@ fn docker_save(folder: &Path, repo_tags: &[&str], legacy: bool) -> Vec<u8> {
     for (number, layer) in manifest["layers"].as_array().unwrap().iter().enumerate() {
         let bytes = fs::read(blob(folder, layer["digest"].as_str().unwrap())).unwrap();
         if legacy {
-            // As skopeo and old daemons: the layer is a link into a common place.
+            // Like skopeo and old daemons: the layer is a link to a shared file.
             members.push(member(&format!("{number}.tar"), b'0', "", &bytes));
             let link = format!("../{number}.tar");
             members.push(member(&format!("id{number}/layer.tar"), b'2', &link, b""));
@@ -347,7 +347,7 @@ fn a_docker_archive_that_lies_is_refused() {
     drop(good);
     let saved = docker_save(&path("in"), &[], false);
     let mut wrong = saved.clone();
-    // A byte of the layer's file.
+    // A byte in the layer's file.
     wrong[2 * 512 + 512 + 600] ^= 1;
     let list = |text: &str| tar(&[member("manifest.json", b'0', "", text.as_bytes())]);
     let cases: [(&str, Vec<u8>, &str); 7] = [
@@ -415,7 +415,7 @@ fn a_link_out_of_a_layout_gives_nothing_away() {
             Some((transport, name)) => format!("{transport}:{}", text(name)),
             None => text(to),
         };
-        // The small layer is not indexed, only copied.
+        // The small layer is only copied, not indexed.
         let ran = convert(&["--min-layer-size", "100000"], &text("in"), &to);
         assert_eq!(ran.code, Some(1), "{to}: {ran:?}");
         assert!(

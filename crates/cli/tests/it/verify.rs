@@ -1,4 +1,4 @@
-//! `soci verify`: what is right is called right, and each kind of damage is found.
+//! `soci verify` accepts valid images and reports each kind of damage.
 
 mod damages;
 
@@ -21,7 +21,7 @@ fn verify(flags: &[&str], image: &Path) -> Ran {
     run(words.chain([image.as_os_str()]))
 }
 
-/// Puts other bytes in a blob's place and makes everything that names it name them.
+/// Replaces a blob and updates everything that refers to it.
 fn replace(layout: &Path, old: &str, bytes: &[u8]) -> String {
     let size = |bytes: &[u8]| format!(",\"size\":{}", bytes.len());
     let before = fs::read(blob(layout, old)).unwrap();
@@ -86,21 +86,21 @@ impl Image {
         fs::read(blob(&self.layout, digest)).unwrap()
     }
 
-    /// Changes a blob's bytes and nothing else.
+    /// Changes only the bytes of a blob.
     fn damage(&self, digest: &str, change: impl Fn(&mut Vec<u8>)) {
         let mut bytes = self.read(digest);
         change(&mut bytes);
         fs::write(blob(&self.layout, digest), bytes).unwrap();
     }
 
-    /// Changes a blob and everything that names it.
+    /// Changes a blob and updates everything that refers to it.
     fn change(&self, digest: &str, change: impl Fn(&mut Vec<u8>)) {
         let mut bytes = self.read(digest);
         change(&mut bytes);
         replace(&self.layout, digest, &bytes);
     }
 
-    /// Replaces a piece of a document and everything that names the document.
+    /// Edits a document and updates everything that refers to it.
     fn edit(&self, digest: &str, from: &str, to: &str) {
         self.change(digest, |bytes| {
             let text = std::str::from_utf8(bytes).unwrap();
@@ -110,14 +110,14 @@ impl Image {
     }
 }
 
-/// Changes one thing.
+/// Makes one change.
 type Damage = fn(&Image);
 
 fn flip(bytes: &mut [u8], at: usize) {
     bytes[at] ^= 0x40;
 }
 
-/// Renames an entry, of which the zTOC has the name in a string and perhaps in windows.
+/// Renames an entry. The zTOC has its name in a string, and perhaps in windows.
 fn rename(bytes: &mut [u8], from: &[u8], to: &[u8]) {
     let length = u32::try_from(from.len()).unwrap().to_le_bytes();
     let string = [&length[..], from].concat();
@@ -126,7 +126,7 @@ fn rename(bytes: &mut [u8], from: &[u8], to: &[u8]) {
     bytes[at..at + to.len()].copy_from_slice(to);
 }
 
-/// An image of one layer with a few spans, converted.
+/// A converted image of one layer with a few spans.
 fn image(folder: &Path) -> Image {
     let (input, output) = (folder.join("in"), folder.join("out"));
     let layer = fs::read(layers().join("t-z6.gz")).unwrap();
@@ -266,7 +266,7 @@ fn what_only_the_layer_can_tell_is_found_when_it_is_read() {
     }
 }
 
-/// The digest of the first span, which is written last.
+/// Changes the digest of the first span, which is written last.
 fn change_hex(bytes: &mut [u8]) {
     let mut windows = bytes.windows(7);
     let at = windows.rposition(|window| window == b"sha256:").unwrap();
@@ -274,7 +274,7 @@ fn change_hex(bytes: &mut [u8]) {
     *digit = if *digit == b'0' { b'1' } else { b'0' };
 }
 
-/// A byte in the middle of the checkpoints.
+/// Changes a byte in the middle of the checkpoints.
 fn change_window(bytes: &mut [u8]) {
     let middle = bytes.len() / 2;
     let at = (middle..).find(|&at| bytes[at] != 0).unwrap();

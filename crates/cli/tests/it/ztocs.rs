@@ -1,4 +1,4 @@
-//! `soci ztoc`: lists, what a zTOC says, and what is refused.
+//! `soci ztoc`: lists, zTOC contents, and errors.
 
 use serde_json::{Value, json};
 use soci_index::artifacts::{Entry, Kind};
@@ -8,10 +8,10 @@ use crate::soci::{member, tar};
 
 const HEADER: &str = "DIGEST    SIZE    LAYER DIGEST    \n";
 
-/// `dir/`, a file whose name Go escapes, one that is no text, a link.
+/// `dir/`, a file whose name Go escapes, one whose name is not UTF-8, and a link.
 fn archive() -> Vec<u8> {
     let mut odd = member("x", b'0', "", b"12345");
-    // A name with bytes that are no UTF-8, in a header whose sum is right again.
+    // A name that is not UTF-8, in a header with a corrected checksum.
     odd[0] = 0xff;
     let sum: u64 = u64::from_str_radix(std::str::from_utf8(&odd[148..154]).unwrap(), 8).unwrap();
     let sum = sum + 0xff - u64::from(b'x');

@@ -5,7 +5,7 @@ use std::fs;
 use super::{Damage, flip};
 use crate::soci::blob;
 
-/// What is done to an image, and what is said about it.
+/// The kind of damage, the change to the image, and the expected messages.
 pub(super) const DAMAGES: &[(&str, Damage, &[&str])] = &[
     (
         "a document's bytes",
