@@ -1,4 +1,4 @@
-//! How a registry is reached: certificates of ours and of theirs, and what the administrator's files say.
+//! Access to registries: client and server certificates, and the administrator's files.
 
 use std::{
     fs,
@@ -31,7 +31,7 @@ fn secure(wants_certificate: bool) -> TestRegistry {
     })
 }
 
-/// The files of the tests, in a folder.
+/// The files of the tests, in a directory.
 struct Files(tempfile::TempDir);
 
 impl Files {

@@ -1,4 +1,4 @@
-//! Tokens and passwords: asked for, shared, renewed, never shown.
+//! Tokens and passwords: requested, shared, renewed, and never shown.
 
 use std::{sync::Arc, time::Duration};
 
@@ -37,7 +37,7 @@ struct Site {
 }
 
 impl Site {
-    /// That gives tokens for so long to anybody.
+    /// A registry that issues tokens with this lifetime to anonymous clients.
     fn anonymous(lifetime: Duration) -> Self {
         Self::of(tokens(None, lifetime, false))
     }
@@ -56,12 +56,12 @@ impl Site {
         }
     }
 
-    /// The blob as a new client without credentials sees it.
+    /// The blob, through a new client without credentials.
     fn blob(&self) -> Arc<dyn Fetcher> {
         self.blob_for(&client(quick()))
     }
 
-    /// The blob as a new client with these credentials sees it.
+    /// The blob, through a new client with these credentials.
     fn blob_as(&self, credentials: Arc<dyn Credentials>) -> Arc<dyn Fetcher> {
         self.blob_for(&client_as(quick(), credentials))
     }
@@ -184,7 +184,7 @@ async fn tokens_are_got_where_the_registry_says_now() {
     let blob = site.blob();
     site.read(&blob).await.expect("comes");
     site.registry.move_tokens();
-    // The token is over by its own word: the client asks for the next where it got the last, which is gone.
+    // The token has expired. The client first tries its last realm, which is gone.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     site.read(&blob).await.expect("comes from the new realm");
     site.registry.revoke_tokens();
@@ -406,7 +406,8 @@ async fn a_token_endpoint_may_send_us_on() {
         let there = moved(code, &site.registry.host());
         site.registry.fault(Fault::once(On::Token, there));
         let blob = site.blob_as(login(&site.registry, "me", SECRET));
-        // The form is sent on only by 307 and 308; the GET after another redirect asks the realm itself.
+        // Only 307 and 308 resend the form. After other redirects, the GET request goes to the
+        // realm itself.
         site.read(&blob).await.expect("let in");
         let seen = site.registry.seen().into_iter();
         let at_tokens = seen.filter(|seen| seen.path == "/token");

@@ -1,4 +1,4 @@
-//! Ranges: the right bytes or a clear error, whatever the registry does.
+//! Range requests: correct bytes or a clear error, whatever the registry does.
 
 use std::{
     sync::Arc,
@@ -332,7 +332,7 @@ async fn a_wait_that_a_registry_asks_for_is_obeyed_up_to_a_ceiling() {
 
 #[tokio::test]
 async fn wrong_bytes_pass_here_and_are_found_by_digest() {
-    // A range cannot be checked by itself; who knows a digest does. This is the case that must reach them.
+    // A range cannot be verified by itself. Callers that know a digest must detect this.
     let case = plain();
     case.fault(Wrong::Flip(5));
     let got = case.get(0..10).await.expect("comes");
@@ -375,7 +375,7 @@ async fn a_redirect_is_kept_until_it_runs_out_then_renewed() {
             .iter()
             .filter(|seen| seen.path.starts_with("/signed/"))
             .count();
-        // Seven reads, and two of them found the address used up first.
+        // Seven reads, of which two first found that the URL was no longer valid.
         assert_eq!((own, signed), (3, 9), "{expired:?}");
     }
 }
@@ -619,7 +619,8 @@ async fn the_next_host_is_asked_when_one_fails_at_any_time() {
     assert_eq!((mirror.requests(), case.registry.requests()), (1, 0));
     let seen = &mirror.seen()[0];
     assert!(seen.query.starts_with("ns=127.0.0.1"), "{}", seen.query);
-    // The mirror breaks in the middle of a body and is gone: the origin brings the rest, from the byte that is missing.
+    // The mirror fails in the middle of a body and goes offline. The origin continues at the first
+    // missing byte.
     mirror.fault(Fault::once(On::Any, Wrong::Cut(100_000)));
     let mut body = blob.fetch(0..SIZE as u64).await.expect("begins");
     let mut got = body
@@ -635,7 +636,7 @@ async fn the_next_host_is_asked_when_one_fails_at_any_time() {
     assert!(got == case.bytes);
     assert_eq!(case.registry.requests(), 1);
     assert!(case.registry.ranges(&case.digest)[0].start > 0);
-    // A mirror that does not have the blob.
+    // A mirror without the blob.
     mirror.set_online(true);
     mirror.fault(Fault::always(On::Any, Wrong::status(404)));
     assert!(all(5..10).await == case.bytes[5..10]);

@@ -1,4 +1,5 @@
-//! Many uploads at one host, and slow ones: none waits for another, and none is given up while its bytes still go.
+//! Many uploads to one host, and slow ones: they do not block each other, and they continue as long
+//! as they make progress.
 
 use std::{
     io,
@@ -22,7 +23,7 @@ use tokio::{sync::Barrier, task::JoinSet};
 
 use crate::{client, layer, quick};
 
-/// Bytes of which the first come at once and the others when everybody is there.
+/// Bytes of which the first arrive at once, and the rest when all uploads have started.
 struct Gated {
     bytes: Bytes,
     gate: Arc<Barrier>,
@@ -82,7 +83,7 @@ async fn nobody_waits_for_the_body_of_an_upload() {
     all.expect("all bodies go at the same time, and a request beside them");
 }
 
-/// A source that makes its host busy before its bytes can go.
+/// A source that uses its host before its bytes are ready.
 struct BehindAnother {
     bytes: Bytes,
     client: Registry,

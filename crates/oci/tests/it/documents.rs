@@ -1,4 +1,4 @@
-//! Manifests and small blobs: named, checked, capped.
+//! Manifests and small blobs: their digests and size limits.
 
 use std::time::{Duration, Instant};
 
@@ -126,7 +126,7 @@ async fn a_registry_is_left_alone_as_long_as_it_asks() {
     assert!(waited >= Duration::from_secs(2), "{waited:?}");
 }
 
-/// A client for whom the registry has a mirror, and waits are so long that a test notices.
+/// A client with a mirror, and with waits long enough for a test to notice.
 fn mirrored(registry: &TestRegistry, mirror: &TestRegistry) -> Registry {
     let mirrors = vec![Mirror {
         host: mirror.host(),

@@ -1,4 +1,4 @@
-//! The package from outside: the registry client against a registry that misbehaves as told.
+//! Tests the registry client through the public API, against a registry with configurable faults.
 
 mod access;
 mod auth;
@@ -19,7 +19,7 @@ use soci_oci::{
     testing::TestRegistry,
 };
 
-/// Few attempts, short waits: what is tested is what happens, not how long it takes.
+/// Few retries and short waits, because the tests check behavior and not duration.
 fn quick() -> Options {
     let retry = RetryPolicy {
         max_retries: 3,
@@ -55,7 +55,7 @@ fn layer(bytes: &[u8]) -> Descriptor {
     Descriptor::of("application/vnd.oci.image.layer.v1.tar+gzip", bytes)
 }
 
-/// An error with all its causes, in both forms: what a log may show.
+/// An error with all its causes, in both forms: everything that a log could show.
 fn everything_said(error: &dyn std::error::Error) -> String {
     let mut said = format!("{error:?} ");
     let mut cause = Some(error);

@@ -1,4 +1,4 @@
-//! The way back: blobs, mounts, manifests.
+//! Uploads: blobs, mounts, and manifests.
 
 use std::{io, time::Duration};
 

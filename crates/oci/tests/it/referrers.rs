@@ -1,4 +1,4 @@
-//! What refers to a manifest: found by the registry's list or by a tag, and put into either.
+//! Referrers of a manifest: found and added through the Referrers API or the referrers tag.
 
 use bytes::Bytes;
 use soci_oci::{
@@ -12,7 +12,7 @@ use crate::{client, client_as, everything_said, login, quick};
 
 const KIND: &str = "application/vnd.test.kind+json";
 
-/// A manifest of this kind about `subject`; `number` makes it another one.
+/// A manifest of this type that refers to `subject`; `number` makes it unique.
 fn referrer(subject: &Descriptor, kind: &str, number: u64) -> Bytes {
     let manifest = Manifest {
         schema_version: 2,
@@ -32,7 +32,7 @@ struct Scene {
     subject: Descriptor,
 }
 
-/// A repository with an image and what a referrer consists of.
+/// A repository with an image and the blobs of a referrer.
 fn scene(setup: Setup) -> Scene {
     let registry = TestRegistry::with(setup);
     registry.add_blob("app", &b"{}"[..]);
@@ -68,7 +68,7 @@ impl Scene {
         found.iter().map(|referrer| referrer.digest).collect()
     }
 
-    /// What the tag of the subject lists.
+    /// The index that the subject's referrers tag points to.
     fn tagged(&self) -> Option<ImageIndex> {
         let tag = self.subject.digest.to_string().replace(':', "-");
         let (kind, bytes) = self.registry.manifest("app", &tag)?;

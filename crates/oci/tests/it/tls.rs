@@ -1,4 +1,4 @@
-//! TLS with an authority that only the environment names.
+//! TLS with a certificate authority that is configured only in the environment.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use soci_oci::{
 
 use crate::{client, everything_said, quick};
 
-/// Set in the process that this file starts from itself: which answer it should get.
+/// Set in the child process of these tests: the expected result.
 const EXPECT: &str = "SOCI_TEST_TLS_EXPECT";
 
 fn secure() -> TestRegistry {
@@ -21,8 +21,8 @@ fn secure() -> TestRegistry {
     registry
 }
 
-/// Runs one test of this binary in a process of its own, with this environment: a process's environment is read once and
-/// must not be changed under other tests.
+/// Runs one test of this binary in a child process with this environment. The environment is read
+/// once and must not change during other tests.
 fn in_a_process_with(environment: &[(&str, &std::path::Path)], expect: &str) {
     let mut command = Command::new(std::env::current_exe().expect("this binary"));
     command
@@ -42,7 +42,7 @@ fn in_a_process_with(environment: &[(&str, &std::path::Path)], expect: &str) {
 #[tokio::test]
 async fn a_process_with_its_own_environment() {
     let Ok(expect) = std::env::var(EXPECT) else {
-        return; // Only the other tests of this file start this one in earnest.
+        return; // Runs only as a child process of the other tests in this file.
     };
     let registry = secure();
     let found = client(quick())

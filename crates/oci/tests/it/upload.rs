@@ -1,4 +1,4 @@
-//! Blobs on their way to a registry: what is sent, what is not, and what becomes of trouble.
+//! Blob uploads to a registry: which bytes are sent, and how failures are handled.
 
 use std::{
     io::{self, Write as _},
@@ -231,7 +231,7 @@ async fn an_upload_to_another_host_goes_without_credentials() {
     });
     let client = client_as(quick(), login(&registry, "me", "pw"));
     for (number, part, code) in [(1, "uploads/?", 202), (2, "uploads/upload-", 307)] {
-        // Begins an upload there.
+        // The failed mount starts an upload there.
         let (nothing, absent) = (storage.reference("app", "v1"), layer(b"nothing").digest);
         let begun = client.mount_blob(&nothing, &absent, "other").await;
         assert!(!begun.expect("an answer"));
