@@ -1,4 +1,4 @@
-//! What a conversion makes of indexes, manifests and platforms.
+//! Conversion of indexes, manifests, and platforms.
 
 use soci_index::{
     ARTIFACT_TYPE_V2, BuildError, ConvertError, ConvertOptions, INDEX_DIGEST, ImageError,
@@ -39,7 +39,7 @@ async fn refused(images: &Images, target: &Descriptor, options: &ConvertOptions)
     convert(&images.means(), target, options).await.unwrap_err()
 }
 
-/// An image for two platforms with an attestation, as buildkit makes it.
+/// An image for two platforms with an attestation, as BuildKit creates it.
 async fn two_platforms(images: &Images) -> (Descriptor, ImageIndex) {
     let shared = images.layer("shared").await;
     let amd64 = images.manifest("linux/amd64", vec![shared.clone()]).await;
@@ -99,7 +99,7 @@ async fn manifests_and_indexes_name_each_other() {
             );
         }
     }
-    // Re-encoded like the others, as the reference does; what it is stays visible by its platform.
+    // Re-encoded like the others, as in the reference. Its platform still identifies it.
     assert_eq!(members[2].annotations, soci_oci::Annotations::new());
     assert_ne!(members[2].digest, source.manifests()[2].digest);
     assert_eq!(members[2].platform, source.manifests()[2].platform);

@@ -1,4 +1,4 @@
-//! Version 1 indexes, prefetch artifacts and layers that are left out.
+//! Version 1 indexes, prefetch artifacts, and skipped layers.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -166,7 +166,7 @@ async fn indexes_of_a_converted_image_are_no_platforms_of_it() {
     assert_eq!((creation.indexes.len(), images.notes().len()), (1, 1));
 }
 
-/// A layer with an entry for all that follow, which no zTOC can describe.
+/// A layer with a global PAX header, which no zTOC can describe.
 async fn global_header(images: &Images) -> Descriptor {
     let mut bytes = tar("pax", b"17 comment=hello\n");
     bytes[156] = b'g';
@@ -193,7 +193,7 @@ async fn a_layer_that_no_ztoc_can_describe_does_not_cost_the_others_theirs() {
     let notes = images.notes();
     assert!(notes[0].starts_with(&expected), "{notes:?}");
 
-    // Alone it is the reason why there is no index, in the reference's words.
+    // If it is the only layer, no index is created. The message is that of the reference.
     let target = images.manifest("linux/amd64", vec![odd]).await;
     let creation = create(&images.means(), &target, &options(Platforms::All)).await;
     let text = failure(creation);
@@ -227,7 +227,7 @@ async fn an_image_without_anything_to_index_is_its_own_result_where_that_is_allo
     assert_eq!(images.notes().len(), 1);
 }
 
-/// Counts the layers that are worked on at the same time.
+/// Counts the layers that are processed at the same time.
 #[derive(Default)]
 struct Crowd {
     now: AtomicUsize,

@@ -1,4 +1,4 @@
-//! The body of the fuzz target on stable Rust: mutations of a file of the reference, and noise.
+//! Runs the fuzz target on stable Rust, with mutations of a file of the reference and with noise.
 
 use proptest::prelude::*;
 
@@ -9,7 +9,7 @@ mod bolt_read;
 #[path = "../../src/artifacts/tests/writer.rs"]
 mod writer;
 
-/// Records of which some lie inline, some in pages of their own, under branches.
+/// Records that are stored inline or on their own pages, below branches.
 fn file() -> Vec<u8> {
     let record = |number: u8| {
         let long = "x".repeat(usize::from(number) * 100);

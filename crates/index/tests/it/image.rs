@@ -1,4 +1,4 @@
-//! Small images made by code.
+//! Creates small images.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,7 @@ use soci_oci::store::layout::Layout;
 use soci_oci::store::{Content, ContentStore};
 use soci_oci::{Annotations, Descriptor, Digest, ImageIndex, Manifest, json, media_type};
 
-/// A layout in a temporary folder, and what was told about its layers.
+/// A layout in a temporary directory, and the notes reported about its layers.
 #[derive(Debug)]
 pub(crate) struct Images {
     _folder: tempfile::TempDir,
@@ -46,7 +46,7 @@ impl Images {
         }
     }
 
-    /// Builds everything anew and records nothing.
+    /// Builds everything from scratch and stores no records.
     pub(crate) fn means(&self) -> Means {
         Means {
             source: Arc::clone(&self.store),
@@ -93,7 +93,7 @@ impl Images {
             .await
     }
 
-    /// As many manifests as the index of an image has members, each of so many bytes and a few.
+    /// An image index with `count` manifests, each slightly larger than `bytes`.
     pub(crate) async fn large(&self, count: u8, bytes: usize) -> Descriptor {
         let base = self.manifest("linux/amd64", vec![self.layer("a").await]);
         let mut manifest: Manifest = self.read(&base.await.digest).await;
@@ -115,7 +115,7 @@ impl Images {
     }
 }
 
-/// Every layer counts.
+/// No minimum layer size.
 pub(crate) fn build_options() -> BuildOptions {
     let threads = NonZeroUsize::new(2).unwrap();
     BuildOptions {
@@ -125,7 +125,7 @@ pub(crate) fn build_options() -> BuildOptions {
     }
 }
 
-/// A member of an index for a platform.
+/// A member of an index, for a platform.
 pub(crate) fn member(manifest: &Descriptor, platform: &str) -> Descriptor {
     Descriptor {
         platform: Some(platform.parse().unwrap()),

@@ -1,4 +1,4 @@
-//! Images whose registry has a mirror with broken copies.
+//! Images whose registry has a mirror with corrupt copies.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use soci_oci::{Descriptor, media_type};
 
 use crate::image::{Images, build_options};
 
-/// An image in a registry and its mirror, and a client that knows both.
+/// An image in a registry and its mirror, and a client configured with both.
 struct Scene {
     images: Images,
     registry: TestRegistry,
@@ -98,7 +98,7 @@ async fn a_layer_that_a_mirror_has_wrong_is_read_from_the_registry() {
     assert_eq!(creation.indexes.len(), 1);
     assert_eq!(scene.mirror.ranges(&scene.layer.digest).len(), 1);
     assert_eq!(scene.registry.ranges(&scene.layer.digest).len(), 1);
-    // Where nobody has it right, it is an error.
+    // If no copy is correct, the result is an error.
     scene.break_layer(&scene.registry);
     let creation = create(&means, &scene.root, &options).await;
     assert!(creation.indexes.is_empty());

@@ -1,4 +1,4 @@
-//! Pushing version 1 indexes to a registry.
+//! Pushes version 1 indexes to a registry.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +15,7 @@ use soci_oci::{Annotations, Descriptor, Digest, ImageIndex, Manifest, json, medi
 
 use crate::image::Images;
 
-/// Everything that was told, in order.
+/// All reported notes, in order.
 #[derive(Default)]
 pub(crate) struct Told(Mutex<Vec<Note>>);
 
@@ -31,7 +31,7 @@ impl Told {
     }
 }
 
-/// An image and an index of it in a store, and a registry that has neither.
+/// An image and its index in a store, and a registry that has neither.
 struct Scene {
     images: Images,
     registry: TestRegistry,
@@ -79,7 +79,7 @@ impl Scene {
         }
     }
 
-    /// Puts the image into the registry, as `nerdctl push` would have.
+    /// Uploads the image to the registry, like `nerdctl push`.
     async fn publish_image(&self) {
         let manifest: Manifest = self.images.read(&self.subject.digest).await;
         for blob in manifest.layers().iter().chain([&manifest.config]) {
@@ -278,7 +278,7 @@ async fn a_registry_of_before_gets_a_tag_and_an_index_lost_from_it_comes_back() 
     .await;
     scene.publish_image().await;
     let index = scene.index(&["one"]).await;
-    // Ended before it was listed.
+    // An earlier push ended before it listed the index.
     let bytes = scene
         .images
         .store

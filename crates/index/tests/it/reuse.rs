@@ -1,4 +1,4 @@
-//! zTOCs that exist already: which are taken over, and what happens to the others.
+//! Existing zTOCs: which ones are reused, and how the others are handled.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +22,7 @@ fn options() -> ConvertOptions {
     }
 }
 
-/// Says of every layer that these are its zTOCs.
+/// Claims these zTOCs for every layer.
 #[derive(Debug)]
 struct Claims {
     images: Images,
@@ -54,7 +54,7 @@ async fn one_layer(images: &Images, name: &str) -> Descriptor {
     images.manifest("linux/amd64", layers).await
 }
 
-/// The zTOC of a layer with one file, made by another run in another store.
+/// The zTOC of a layer with one file, built separately in another store.
 async fn made_elsewhere(name: &str, span_size: u64) -> (Images, Descriptor) {
     let images = Images::new();
     let target = one_layer(&images, name).await;
@@ -80,7 +80,7 @@ async fn with_claims(images: Images, ztocs: Vec<Descriptor>) -> (Outcome, Vec<St
     };
     let converted = convert(&means, &target, &options()).await.unwrap();
     let ztoc = converted.platforms[0].parts.layers[0].ztoc().unwrap();
-    // However it came, it is in the store now.
+    // However the zTOC was obtained, it is in the store now.
     assert_eq!(
         here.store.size(&ztoc.digest).await.unwrap(),
         Some(ztoc.size)
@@ -147,7 +147,7 @@ async fn candidates_are_tried_in_order_and_missing_ones_are_no_news() {
     assert!(notes[0].contains(&format!("ztoc {}: cannot unmarshal ztoc", garbage.digest)));
     assert!(notes[1].contains("bytes, expected"), "{notes:?}");
 
-    // An endless list is not followed to its end.
+    // A very long list is not followed to its end.
     let (outcome, _, opened) = with_claims(Images::new(), vec![missing; 100]).await;
     assert!(matches!(outcome, Outcome::Built(_)));
     assert_eq!(opened, 4);
@@ -194,7 +194,7 @@ async fn what_was_recorded_is_taken_over_unless_it_is_gone_or_something_else() {
     assert_eq!(index.oci_digest, bound.manifest.to_string());
     assert_eq!(index.platform, "linux/amd64");
 
-    // One that rebuilding the records found may have come with a pull.
+    // A record that rebuild-db created may describe a pulled zTOC.
     let found = Entry {
         is_found: true,
         ..ztoc.clone()
@@ -204,7 +204,7 @@ async fn what_was_recorded_is_taken_over_unless_it_is_gone_or_something_else() {
     assert!(matches!(outcome(&again, 0), Outcome::Built(_)));
     assert!(!records.get(&ztoc.digest).unwrap().is_found);
 
-    // A misfiled artifact with the same layer and span size is no candidate.
+    // An artifact with the wrong media type is no candidate, even if layer and span size match.
     let misfiled = Entry {
         media_type: "application/vnd.amazon.soci.prefetch.v1+json".to_owned(),
         ..ztoc.clone()

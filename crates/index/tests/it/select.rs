@@ -1,4 +1,4 @@
-//! Which index is pushed.
+//! Selects the index to push.
 
 use std::sync::Arc;
 

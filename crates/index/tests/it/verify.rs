@@ -13,7 +13,7 @@ use soci_oci::{Descriptor, Digest};
 
 use crate::image::{Images, build_options, tar};
 
-/// A store whose layers are read only when all of them are open.
+/// A store whose layers can be read only when all of them are open.
 #[derive(Debug)]
 struct Meeting {
     inner: Arc<dyn ContentStore>,
@@ -69,7 +69,7 @@ impl ContentStore for Meeting {
     }
 }
 
-/// An image of these layers, converted.
+/// A converted image of these layers.
 async fn converted(images: &Images, layers: Vec<Descriptor>) -> Descriptor {
     let target = images.manifest("linux/amd64", layers).await;
     let options = ConvertOptions {
@@ -120,7 +120,7 @@ async fn layers_are_read_at_once() {
 async fn findings_are_told_in_the_order_of_the_layers() {
     let images = Images::new();
     let mut layers = Vec::new();
-    // The largest is read first, and is the last.
+    // The largest layer is read first. It is the last one in the image.
     for (number, size) in [10_usize, 3000, 200, 90_000].into_iter().enumerate() {
         let tar = tar(&format!("file {number}"), &vec![b'x'; size]);
         layers.push(images.put(soci_oci::media_type::OCI_LAYER, tar).await);
