@@ -1,21 +1,21 @@
-//! A tar writer of several dialects, and what a reader must make of it.
+//! Writes tar archives in several dialects, with the entries that a reader must return.
 
 use soci_ztoc::{Entry, FileKind, Time};
 
-/// How a file's header is written.
+/// The format of a file's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dialect {
-    /// No magic: names up to 100 bytes, no owner names, no devices.
+    /// No magic: names up to 100 bytes, no owner names, and no devices.
     V7,
-    /// `ustar`, with the name split into prefix and name where it is long.
+    /// `ustar`; long names are split into prefix and name.
     Ustar,
-    /// `ustar` with a PAX header that overrides everything it can.
+    /// `ustar` with a PAX header that overrides all possible fields.
     Pax,
-    /// GNU: long names in blocks of their own, big numbers in base 256.
+    /// GNU: long names in separate blocks, and large numbers in base 256.
     Gnu,
 }
 
-/// A file to be written, and what is expected back.
+/// A file to write, and the expected result of reading it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct File {
     pub(crate) name: Vec<u8>,
@@ -33,7 +33,7 @@ pub(crate) struct File {
 }
 
 impl File {
-    /// A regular file of mode 0644 that belongs to root.
+    /// A regular file with mode 0644, owned by root.
     pub(crate) fn regular(name: &str, content: &[u8]) -> Self {
         Self {
             name: name.into(),
@@ -51,7 +51,7 @@ impl File {
         }
     }
 
-    /// Cuts away what a dialect cannot say.
+    /// Removes the attributes that a dialect cannot express.
     pub(crate) fn limited_to(mut self, dialect: Dialect) -> Self {
         if dialect != Dialect::Pax {
             self.xattrs.clear();
@@ -82,7 +82,7 @@ impl File {
     }
 }
 
-/// Checks an entry against the file it was made from.
+/// Compares an entry with the file it was created from.
 pub(crate) fn assert_same(entry: &Entry<'_>, file: &File) {
     assert_eq!(entry.name, file.name);
     assert_eq!(entry.kind, file.kind);
@@ -110,7 +110,7 @@ pub(crate) struct Tar {
 }
 
 impl Tar {
-    /// Appends files, all in one dialect, and the end marker.
+    /// Creates an archive of files in one dialect, with an end marker.
     pub(crate) fn of(files: &[File], dialect: Dialect) -> Vec<u8> {
         let mut tar = Self::default();
         for file in files {
@@ -141,13 +141,13 @@ impl Tar {
         self.raw(&mut header, &file.content);
     }
 
-    /// A PAX header with these records.
+    /// Appends a PAX header with these records.
     pub(crate) fn pax(&mut self, records: &[(Vec<u8>, Vec<u8>)]) {
         let payload: Vec<u8> = records.iter().flat_map(|(k, v)| record(k, v)).collect();
         self.meta(b'x', b"pax", &payload);
     }
 
-    /// A header of type `flag` with a payload.
+    /// Appends a header of type `flag` with a payload.
     pub(crate) fn meta(&mut self, flag: u8, name: &[u8], payload: &[u8]) {
         let mut header = Header::new(b"ustar\x0000", name, flag, payload.len() as u64);
         self.raw(&mut header, payload);
@@ -160,7 +160,7 @@ impl Tar {
         self.raw(&mut header, &payload);
     }
 
-    /// A header as it stands, checksum added, and content padded with something that is not zero.
+    /// Appends a header, with its checksum, and content padded with nonzero bytes.
     pub(crate) fn raw(&mut self, header: &mut Header, content: &[u8]) {
         self.bytes.extend(header.finish());
         self.bytes.extend(content);
@@ -197,7 +197,7 @@ fn pax_records(file: &File) -> Vec<(Vec<u8>, Vec<u8>)> {
     records
 }
 
-/// One PAX record with its own length in front.
+/// One PAX record, prefixed with its length.
 pub(crate) fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
     let body = key.len() + value.len() + 3;
     let mut len = body + 1;
@@ -277,7 +277,7 @@ impl Header {
         self.put(at, digits.as_bytes());
     }
 
-    /// Octal where it fits, else base 256.
+    /// Writes a number in octal if it fits, else in base 256.
     pub(crate) fn number(&mut self, at: usize, len: usize, value: i64) {
         match u64::try_from(value) {
             Ok(value) if value >> (3 * (len - 1)) == 0 => self.octal(at, len, value),
@@ -297,7 +297,7 @@ impl Header {
         }
     }
 
-    /// The block with its checksum.
+    /// Returns the block with its checksum.
     pub(crate) fn finish(&mut self) -> [u8; 512] {
         self.0[148..156].fill(b' ');
         let sum: u32 = self.0.iter().map(|&b| u32::from(b)).sum();

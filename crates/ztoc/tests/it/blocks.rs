@@ -1,14 +1,14 @@
-//! An independent walker over deflate blocks, bit by bit: the oracle for where checkpoints go. It shares
-//! no code with the package, and reads the rule, not an inflate library.
+//! An independent parser of deflate blocks, bit by bit, that determines where checkpoints belong.
+//! It shares no code with the crate and implements the rule of the specification, not inflation.
 
-/// Where a decoder could begin: absolute bit position, output before it.
+/// A point where decoding can start: absolute bit position, and the output before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Candidate {
     pub(crate) bit: u64,
     pub(crate) out: u64,
 }
 
-/// Compressed offset, uncompressed offset, bits: what the rule makes of the candidates.
+/// The checkpoints that the rule selects: compressed offset, uncompressed offset, and bits.
 pub(crate) fn checkpoints(layer: &[u8], span_size: u64) -> Vec<(u64, u64, u8)> {
     let mut last = 0;
     let mut marks = Vec::new();
@@ -92,7 +92,7 @@ fn skip_header(bits: &mut Bits<'_>) {
     }
 }
 
-/// A canonical Huffman code: number of codes of each length, symbols in order of their codes.
+/// A canonical Huffman code: the number of codes of each length, and the symbols in code order.
 struct Code {
     counts: [u32; 16],
     symbols: Vec<u32>,
@@ -136,7 +136,7 @@ const LENGTH_EXTRA: [u32; 29] = [
     0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0,
 ];
 
-/// Output of a block's symbols, up to and including its end.
+/// The length of a block's output, up to and including its end symbol.
 fn symbols(bits: &mut Bits<'_>, literals: &Code, distances: &Code) -> u64 {
     let mut out = 0;
     loop {

@@ -1,4 +1,4 @@
-//! Tar dialects and their corner cases, as Go's reader takes them.
+//! Tar dialects and their corner cases, as Go's reader handles them.
 
 use soci_ztoc::{
     BuildError, BuildOptions, Builder, Compression, Entry, FileKind, HeaderMismatch, Policy,
@@ -214,7 +214,7 @@ fn long_names_and_pax_names() {
         (&b"first"[..], &b"target"[..])
     );
     assert_eq!(entry(0).pax.get(b"path"), Some(&b"pax"[..]));
-    // The second PAX header replaces the first; an empty value leaves what the header says.
+    // The second PAX header replaces the first. An empty value keeps the value in the header.
     assert_eq!((entry(1).name, entry(1).link), (&b"short"[..], &b"two"[..]));
     assert_eq!(entry(1).pax.get(b"path"), Some(&b""[..]));
     assert_eq!(entry(1).pax.get(b"a"), None);
@@ -234,7 +234,7 @@ fn prefixes_by_dialect() {
     };
     assert_eq!(names(&one(with_prefix(USTAR))), ["prefix/name"]);
     assert_eq!(names(&one(with_prefix(V7))), ["name"]);
-    // Not numbers, but ASCII: an old writer's mistake.
+    // ASCII where GNU has numbers is a prefix: a bug of old tar writers.
     assert_eq!(names(&one(with_prefix(GNU))), ["prefix/name"]);
     let mut times = header(GNU, b"name", b'0', 0);
     times.octal(345, 12, 1234);
@@ -357,7 +357,7 @@ fn a_negative_size_matters_where_content_follows() {
     assert_eq!(with(b'0'), Err(TarError::InvalidHeader { offset: 0 }));
 }
 
-/// A sparse file of the PAX forms: version, records, content as stored.
+/// A sparse file in the PAX formats, with records and stored content.
 fn sparse(records: &[(&str, &str)], stored: &[u8]) -> Vec<u8> {
     let mut tar = Tar::default();
     let records: Vec<_> = records
@@ -409,9 +409,9 @@ fn sparse_files_pass_with_a_warning() {
     );
     let (sink, _) = scan(&in_data).unwrap();
     let first = sink.toc.get(0).unwrap();
-    // Header of the PAX records, their block, the header, the map.
+    // The PAX header and its block, the file header, and the map.
     assert_eq!((first.offset, first.size), (2048, 9));
-    // The strings are those of the header, though the map came between.
+    // The strings are those of the header, even though the map follows it.
     assert_eq!(
         (first.name, first.uname),
         (&b"stored-name"[..], &b"owner"[..])
@@ -450,12 +450,12 @@ fn sizes_without_content_keep_the_references_bytes_and_warn() {
     let bytes = crate::ztoc(&tar, Compression::Plain, 4096);
     let parsed = Ztoc::parse(&bytes).unwrap();
     assert!(parsed.check_servable().is_err());
-    // The header range of the file behind it is wrong, as the reference's would be.
+    // The header range of the next file is wrong, as in the reference.
     let next = parsed.entry(1).unwrap();
     assert_eq!(next.header(), 1024..1024);
     assert!(verify_header(&next, &tar[1024..1024]).is_err());
 
-    // A size that reaches over the next header makes a zTOC that nobody can read back.
+    // A size that includes the next header makes a zTOC that cannot be parsed.
     let mut tar = Tar::default();
     tar.raw(&mut header(USTAR, b"link", b'1', 5000), b"");
     tar.file(&File::regular("next", b"n"), Dialect::Ustar);
@@ -534,7 +534,7 @@ fn headers_are_compared_field_by_field() {
         }),
         "modification time"
     );
-    // The records alone are no header, and neither is the header alone the whole of it.
+    // Neither the records nor the header alone are the complete header.
     assert!(matches!(
         verify_header(&entry, &bytes[..512]),
         Err(HeaderMismatch::Unreadable(None))

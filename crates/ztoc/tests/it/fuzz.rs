@@ -1,4 +1,4 @@
-//! The bodies of the fuzz targets on stable Rust: a corpus, its mutations, and noise.
+//! Runs the fuzz targets on stable Rust, with a corpus, mutations of it, and noise.
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ mod zinfo_decode;
 #[path = "../../../../fuzz/bodies/ztoc_decode.rs"]
 mod ztoc_decode;
 
-/// A change of a corpus item: overwrite, cut or repeat somewhere.
+/// A mutation of a corpus item: overwrites, cuts, or repeats a part.
 #[derive(Debug, Clone)]
 enum Mutation {
     Set(prop::sample::Index, u8),
@@ -63,7 +63,7 @@ fn mutate(mut bytes: Vec<u8>, mutations: &[Mutation]) -> Vec<u8> {
     bytes
 }
 
-/// As [`mutate`], but sparing the window of a checkpoint, which any bytes may stand in.
+/// Like [`mutate`], but keeps the window of a checkpoint, in which any bytes are valid.
 fn mutate_around_window(bytes: &[u8], mutations: &[Mutation]) -> Vec<u8> {
     let window =
         (0..bytes.len().saturating_sub(32_768)).find(|&at| bytes[at..at + 32_768] == [0; 32_768]);
@@ -75,7 +75,7 @@ fn mutate_around_window(bytes: &[u8], mutations: &[Mutation]) -> Vec<u8> {
     [&rest[..], &[0; 32_768], &tail].concat()
 }
 
-/// A small archive with most kinds of headers in it.
+/// A small archive with most kinds of headers.
 fn archive() -> Vec<u8> {
     let mut file = File::regular("some/where/a-file-with-a-name", &[7; 700]);
     file.xattrs = vec![(b"user.k".to_vec(), b"\0\xffv".to_vec())];
@@ -89,7 +89,7 @@ fn archive() -> Vec<u8> {
     tar.end()
 }
 
-/// zTOCs of it, gzip and plain.
+/// Its zTOCs, with gzip and without compression.
 fn ztocs() -> [Vec<u8>; 2] {
     let tar = archive();
     [

@@ -1,4 +1,4 @@
-//! Golden vectors of the format specification (appendix A), built here from their description.
+//! Golden vectors of the format specification (appendix A), built from their descriptions.
 
 use soci_ztoc::{Compression, FileKind, GzipTable, SpanId, Time, Ztoc};
 
@@ -14,7 +14,7 @@ fn hello() -> Vec<u8> {
     with_zero_padding(tar)
 }
 
-/// The vectors pad with zeros; the test writer pads with something else on purpose.
+/// The vectors pad with zeros. The test writer deliberately pads with other bytes.
 fn with_zero_padding(mut tar: Vec<u8>) -> Vec<u8> {
     let mut at = 0;
     while at + 512 <= tar.len() && tar[at..at + 512].iter().any(|&b| b != 0) {
@@ -103,8 +103,8 @@ fn vector_b() -> Vec<u8> {
     (dir.kind, dir.mode) = (FileKind::Directory, 0o755);
     tar.file(&dir, Dialect::Ustar);
     let content: Vec<u8> = (0..300_000u32).map(|i| (7 * i + i / 256) as u8).collect();
-    // The prefix field stays empty in the vectors, so the writer must not split: use its GNU names
-    // with the other magic.
+    // The prefix field is empty in the vectors, so the writer must not split names: use its GNU
+    // names with the other magic.
     let plain = |tar: &mut Tar, file: &File| {
         let mut header = crate::archive::Header::new(
             b"ustar\x0000",
@@ -238,7 +238,7 @@ fn a6_members() {
     let tar = hello();
     let empty_first = [stored(b""), stored(&tar)].concat();
     let bytes = ztoc(&empty_first, Compression::Gzip, 4_194_304);
-    // Two candidates without output: one behind each header.
+    // Two candidates without output, one after each header.
     let second = stored(b"").len() as u64 + 10;
     assert_eq!(checkpoints(&bytes), [(10, 0, 0), (second, 0, 0)]);
     let parsed = Ztoc::parse(&bytes).unwrap();

@@ -1,4 +1,4 @@
-//! zTOCs that lie, each in one way.
+//! Malicious zTOCs, each with one false statement.
 
 use soci_ztoc::{
     Compression, DecodeError, Decoder, EntryProblem, SpanId, VerifiedSpan, VerifyError, ZinfoError,
@@ -8,7 +8,7 @@ use soci_ztoc::{
 use crate::archive::{Dialect, File, Tar};
 use crate::squeeze::gzip;
 
-/// A zTOC of two files in one span, and where in it the first record of the checkpoint table is.
+/// A zTOC of two files in one span, and the offset of the first record of its checkpoint table.
 fn sample() -> (Vec<u8>, Vec<u8>, usize) {
     let files = [
         File::regular("first", &[1; 700]),
@@ -25,7 +25,7 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }
 
-/// Replaces the only place where the eight bytes of `old` stand.
+/// Replaces the only occurrence of the eight bytes of `old`.
 fn replace(bytes: &mut [u8], old: i64, new: i64) {
     let places: Vec<usize> = (0..bytes.len() - 8)
         .filter(|&at| bytes[at..at + 8] == old.to_le_bytes())
@@ -43,7 +43,7 @@ fn checkpoint_tables_that_lie() {
         Ztoc::parse(&bytes).map(drop).unwrap_err()
     };
     let zinfo = |error| matches!(error, DecodeError::Zinfo(_));
-    // One record too few makes it a table of version 1, with one checkpoint more than digests.
+    // With one record less, this is a version 1 table with one checkpoint more than digests.
     assert!(matches!(
         parse(at, &2i32.to_le_bytes()),
         DecodeError::SpanCount { checkpoints: 2, .. }
@@ -83,7 +83,7 @@ fn entries_that_lie() {
             other => panic!("{other}"),
         }
     };
-    // The second file's content begins at 2048; the first one has 700 bytes from 512.
+    // The second file's content starts at 2048. The first one has 700 bytes from 512.
     assert_eq!(parse(2048, 1535), EntryProblem::Overlap);
     assert_eq!(parse(2048, -1), EntryProblem::Extent);
     assert_eq!(parse(2048, i64::MAX), EntryProblem::BehindEnd);
@@ -173,7 +173,7 @@ fn spans_are_verified_before_they_are_decoded() {
             .to_string()
             .starts_with("span digests do not match: span 0 is sha256:")
     );
-    // Even with the right digest, damaged data is an error or the right length, never more.
+    // Even with a matching digest, damaged data gives an error or the right length, never more.
     let span = VerifiedSpan::with_digest(SpanId(0), &compressed, *spans.digest(SpanId(0)), &spans);
     let decoded = Decoder::new()
         .decode(&span.unwrap(), &ztoc.checkpoint(SpanId(0)), &spans)
@@ -185,7 +185,7 @@ fn spans_are_verified_before_they_are_decoded() {
 fn every_truncation_is_refused() {
     let tar = Tar::of(&[File::regular("f", b"x")], Dialect::Pax);
     let bytes = crate::ztoc(&tar, Compression::Plain, 1000);
-    // The last byte is the end mark of a string, which nobody needs.
+    // The last byte is the terminator of a string, which parsing does not need.
     for len in 0..bytes.len() - 1 {
         assert!(Ztoc::parse(&bytes[..len]).is_err(), "{len}");
     }

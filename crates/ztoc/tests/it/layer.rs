@@ -1,4 +1,4 @@
-//! Layers that are read whole: what the stream accepts.
+//! Layers that are read completely: which streams are accepted.
 
 use soci_ztoc::{BuildError, BuildOptions, Builder, Compression, GzipError, LayerInflate};
 

@@ -1,4 +1,4 @@
-//! Tests of the package through its public face.
+//! Tests the crate through its public API.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -21,7 +21,7 @@ mod vectors;
 use sha2::{Digest, Sha256};
 use soci_ztoc::{BuildOptions, Builder, BuiltZtoc, Compression};
 
-/// SHA-256 of `bytes` in hex.
+/// SHA-256 of `bytes` in hexadecimal.
 fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes)
         .iter()
@@ -38,7 +38,7 @@ fn build(layer: &[u8], compression: Compression, span_size: u64) -> BuiltZtoc {
     Builder::new(options).build(layer, compression).unwrap()
 }
 
-/// The same, as bytes.
+/// Builds the zTOC of a layer and encodes it.
 fn ztoc(layer: &[u8], compression: Compression, span_size: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     let size = build(layer, compression, span_size)

@@ -1,4 +1,4 @@
-//! Several threads make what one makes: the same bytes, the same warnings, the same refusals.
+//! Several threads give the same bytes, warnings, and errors as one thread.
 
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
@@ -20,7 +20,7 @@ fn build(
     let options = BuildOptions {
         span_size,
         threads: NonZeroUsize::new(threads).unwrap(),
-        // From nothing at all to what is usual.
+        // From zero to the usual value.
         ahead: (threads - 1).pow(3) << 19,
         ..BuildOptions::default()
     };
@@ -48,7 +48,7 @@ fn assert_same(layer: &[u8], compression: Compression, span_size: u64) -> bool {
     one.is_ok()
 }
 
-/// Bytes that do not compress, nor repeat.
+/// Bytes that neither compress nor repeat.
 fn noise(len: usize, mut seed: u64) -> Vec<u8> {
     std::iter::repeat_with(|| {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -63,7 +63,7 @@ fn tar(content: &[u8]) -> Vec<u8> {
     Tar::of(&[File::regular("f", content)], Dialect::Ustar)
 }
 
-/// The archive in members of so many bytes each.
+/// The archive in gzip members of `len` uncompressed bytes each.
 fn members(tar: &[u8], len: usize) -> Vec<u8> {
     tar.chunks(len).flat_map(gzip).collect()
 }
@@ -91,7 +91,7 @@ fn members_of_all_sizes_and_span_sizes() {
     }
 }
 
-/// More output and more input than a thread is given at once, between small members.
+/// More input and output than one thread gets at once, between small members.
 #[test]
 fn members_too_large_for_one_thread() {
     let parts = [
@@ -184,7 +184,7 @@ fn damaged_layers_are_refused_alike() {
     damaged(&|layer| layer.extend([0x1f, 0x8b, 8, 0]));
     damaged(&|layer| drop(layer.drain(middle..middle + 5000)));
     damaged(&|layer| *layer = [&good[..], &noise(9000, 1)].concat());
-    // A zlib member between gzip members: no archive for the reference.
+    // A zlib member between gzip members, which the reference rejects.
     let zlib = [0x78, 0x9c, 0x03, 0x00, 0x00, 0x00, 0x00, 0x01];
     let tar = tar(&noise(2_000_000, 6));
     let layer = [
@@ -195,7 +195,7 @@ fn damaged_layers_are_refused_alike() {
     assert!(!assert_same(&layer.concat(), Compression::Gzip, 100_000));
 }
 
-/// Gives a few bytes at a time, and an error in the end.
+/// Returns a few bytes at a time, and an error at the end.
 struct Broken<'a> {
     bytes: &'a [u8],
     most: usize,
@@ -225,7 +225,7 @@ fn a_layer_that_cannot_be_read_is_no_damaged_layer() {
             assert!(matches!(error, Err(BuildError::Read(_))), "{error:?}");
         }
     }
-    // What was read before is looked at first, by one thread as by several.
+    // Data read before an error is processed first, with one thread and with several.
     let mut layer = members(&tar, 20_000);
     layer[1000] ^= 1;
     for threads in [1, 3] {

@@ -1,5 +1,5 @@
-//! Random trees, tar dialects, compressors and span sizes: what goes in comes out, span by span and file
-//! by file.
+//! Random trees, tar dialects, compressors, and span sizes: the contents survive a round trip, span
+//! by span and file by file.
 
 use std::convert::Infallible;
 use std::ops::ControlFlow;
@@ -16,11 +16,11 @@ use crate::blocks;
 use crate::squeeze::{Fields, Flush, Make, member};
 
 fn bytes(len: impl Into<prop::collection::SizeRange>) -> impl Strategy<Value = Vec<u8>> {
-    // No NUL and no slash in front: names as archives have them, UTF-8 or not.
+    // No NUL bytes, like names in archives. They need not be UTF-8.
     vec(1u8.., len)
 }
 
-/// Content that compresses, and content that does not.
+/// Compressible and incompressible content.
 fn content() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         1 => Just(Vec::new()),
@@ -28,7 +28,7 @@ fn content() -> impl Strategy<Value = Vec<u8>> {
         3 => (vec(any::<u8>(), 1..200), 1..400usize).prop_map(|(part, times)| part.repeat(times)),
         1 => (any::<u8>(), 0..150_000usize).prop_map(|(byte, len)| vec![byte; len]),
         1 => any::<u64>().prop_map(|mut seed| {
-            // Noise of more than a window.
+            // Noise that is larger than a window.
             std::iter::repeat_with(|| {
                 seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 (seed >> 56) as u8
@@ -115,7 +115,7 @@ fn fields() -> impl Strategy<Value = Fields> {
     })
 }
 
-/// How an archive becomes a layer: where members end, and how each is made.
+/// How an archive becomes a layer: the ends of members, and how each is compressed.
 fn members() -> impl Strategy<Value = Vec<(prop::sample::Index, Make, Fields)>> {
     vec((any::<prop::sample::Index>(), make(), fields()), 1..4)
 }
@@ -147,7 +147,7 @@ fn span_size() -> impl Strategy<Value = u64> {
     ]
 }
 
-/// Every property of a zTOC against the layer and the archive it was made from.
+/// Checks every property of a zTOC against its layer and archive.
 fn check(layer: &[u8], tar: &[u8], archive_size: usize, compression: Compression, span_size: u64) {
     let bytes = crate::ztoc(layer, compression, span_size);
     let ztoc = Ztoc::parse(&bytes).unwrap();
@@ -193,7 +193,7 @@ fn check(layer: &[u8], tar: &[u8], archive_size: usize, compression: Compression
     }
 }
 
-/// Checkpoints are where the rule, applied to the blocks of the stream, wants them.
+/// Checks that checkpoints are where the rule places them in the stream.
 fn check_table(ztoc: &Ztoc<'_>, layer: &[u8], tar: &[u8], span_size: u64) {
     let table = GzipTable::parse(ztoc.checkpoint_table()).unwrap();
     let expected = blocks::checkpoints(layer, span_size);
@@ -254,7 +254,7 @@ proptest! {
         let files: Vec<File> = files.into_iter().map(|file| file.limited_to(dialect)).collect();
         let mut tar = Tar::of(&files, dialect);
         let archive_size = tar.len();
-        // What follows the end marker counts for spans, but not for the archive.
+        // Bytes after the end marker count for spans, but not for the archive.
         tar.resize(archive_size + behind, 0x5a);
         let layer = compress(&tar, &members);
         check(&layer, &tar, archive_size, Compression::Gzip, span_size);
@@ -277,7 +277,7 @@ fn a_table_of_version_1_serves_as_one_of_version_2() {
     let layer = member(&tar, &make, &Fields::default());
     let v2 = crate::ztoc(&layer, Compression::Gzip, 40_000);
     let table = Ztoc::parse(&v2).unwrap().checkpoint_table().to_vec();
-    // Version 1 leaves out the first record, which must be right after a header of ten bytes.
+    // Version 1 omits the first record, which belongs right after a header of ten bytes.
     let v1 = [&table[..12], &table[12 + 32_785..]].concat();
     let (old, new) = (
         GzipTable::parse(&v1).unwrap(),
@@ -293,7 +293,7 @@ fn a_table_of_version_1_serves_as_one_of_version_2() {
         (10, 0, 0)
     );
     assert!(first.window.is_empty());
-    // Its first span decodes without history.
+    // The first span decodes without a window.
     let spans = Ztoc::parse(&v2).unwrap().spans();
     let range = spans.compressed(SpanId(0));
     let bytes = &layer[range.start as usize..range.end as usize];

@@ -1,4 +1,4 @@
-//! gzip streams of many makes.
+//! Creates gzip streams with different compressors.
 
 #![allow(unsafe_code, reason = "the deflate side of zlib-rs, for tests only")]
 
@@ -10,18 +10,18 @@ use libz_rs_sys::{
     zlibVersion,
 };
 
-/// How one member is made.
+/// How one member is compressed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Make {
     /// Stored blocks of 65535 bytes.
     Stored,
-    /// zlib at a level, with a flush after every so many bytes of input.
+    /// zlib at a level, with a flush at regular intervals of input.
     Zlib {
         level: i32,
         flush: Flush,
         every: usize,
     },
-    /// libdeflate, whose blocks are of another shape.
+    /// libdeflate, whose blocks have a different structure.
     Libdeflate { level: i32 },
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn member(data: &[u8], make: &Make, fields: &Fields) -> Vec<u8> {
     out
 }
 
-/// A whole stream of one member without optional fields.
+/// A complete stream of one member without optional fields.
 pub(crate) fn gzip(data: &[u8]) -> Vec<u8> {
     let make = Make::Zlib {
         level: 6,
@@ -135,7 +135,7 @@ fn zlib(data: &[u8], level: i32, flush: Flush, every: usize, out: &mut Vec<u8>) 
         reserved: 0,
     };
     let size = size_of::<z_stream>() as i32;
-    // SAFETY: a fresh stream with default allocators, the library's own version.
+    // SAFETY: the stream is new, uses default allocators, and names the library's own version.
     let code = unsafe {
         deflateInit2_(
             &raw mut stream,
@@ -156,7 +156,7 @@ fn zlib(data: &[u8], level: i32, flush: Flush, every: usize, out: &mut Vec<u8>) 
             let mut room = [0; 4096];
             stream.next_out = room.as_mut_ptr();
             stream.avail_out = room.len() as u32;
-            // SAFETY: an initialised stream, input and room are borrowed for the call.
+            // SAFETY: the stream is initialized; input and room are borrowed for the call.
             let code = unsafe { deflate(&raw mut stream, flush) };
             out.extend(&room[..room.len() - stream.avail_out as usize]);
             if code == Z_STREAM_END || (stream.avail_out > 0 && stream.avail_in == 0) {
@@ -168,6 +168,6 @@ fn zlib(data: &[u8], level: i32, flush: Flush, every: usize, out: &mut Vec<u8>) 
         run(chunk, flush);
     }
     run(&[], Z_FINISH);
-    // SAFETY: an initialised stream, not used again.
+    // SAFETY: the stream is initialized and not used again.
     unsafe { deflateEnd(&raw mut stream) };
 }

@@ -1,4 +1,5 @@
-//! What the reference made of the layers under `tests/fixtures/layers` (see the README there).
+//! Compares with the reference's results for the layers in `tests/fixtures/layers` (see the README
+//! there).
 
 use std::fs;
 use std::path::PathBuf;
