@@ -1,9 +1,9 @@
-//! Where blobs lie: an OCI layout folder, an archive of one, or containerd's content store.
+//! Content stores: an OCI layout folder, an archive of one, a registry, or containerd's store.
 //!
-//! A [`ContentStore`] gives blobs by digest and takes new ones. Large blobs are never held in
-//! memory: [`ContentStore::open`] gives a reader that streams (for plain threads: it blocks), and
-//! [`Content::File`] is streamed in. What is read as a whole goes through [`ContentStore::read`],
-//! which has a limit and checks the digest.
+//! A [`ContentStore`] returns blobs by digest and stores new ones. Large blobs are never held in
+//! memory: [`ContentStore::open`] returns a streaming reader that blocks and is therefore for plain
+//! threads, and [`Content::File`] is streamed into the store. To load a whole blob, use
+//! [`ContentStore::read`], which enforces a limit and verifies the digest.
 
 pub mod archive;
 mod archive_writer;
@@ -37,105 +37,105 @@ use crate::descriptor::Descriptor;
 use crate::digest::{Digest, DigestMismatch, VerifyingReader};
 use crate::registry::RegistryError;
 
-/// Why a store did not do what it was asked for.
+/// Why a store operation failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// No such blob.
+    /// The blob does not exist.
     #[error("content digest {0}: not found")]
     NotFound(Digest),
-    /// No such image in containerd.
+    /// The image does not exist in containerd.
     #[error("image {0:?}: not found")]
     NoImage(String),
-    /// The blob is not what its digest says.
+    /// The blob does not match its digest.
     #[error(transparent)]
     Digest(#[from] DigestMismatch),
-    /// The blob is not as long as it should be.
+    /// The blob has the wrong size.
     #[error("blob {digest} has {actual} bytes, expected {expected}")]
     Size {
         /// The blob.
         digest: Digest,
-        /// Bytes that its descriptor states.
+        /// Size in bytes according to the descriptor.
         expected: u64,
-        /// Bytes that it has.
+        /// Actual size in bytes.
         actual: u64,
     },
-    /// A document that is too large to be one.
+    /// The document exceeds the caller's limit.
     #[error("blob {digest} has {size} bytes, more than {limit} that may be read at once")]
     TooLarge {
         /// The blob.
         digest: Digest,
-        /// Its bytes.
+        /// Its size in bytes.
         size: u64,
-        /// The most that the caller accepts.
+        /// The caller's limit in bytes.
         limit: u64,
     },
-    /// An image whose documents are too large together.
+    /// The documents of the image are too large in total.
     #[error(
         "manifests and indexes of image {image} have more than {limit} bytes together; select fewer platforms"
     )]
     TooManyDocuments {
-        /// Its root.
+        /// The digest of the image.
         image: Digest,
-        /// The most bytes that they may have.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// A manifest or index that lies in too many indexes.
+    /// A manifest or index is nested in too many indexes.
     #[error(
         "{0} is nested more than {MAX_DEPTH} indexes deep; use an image with fewer levels of indexes"
     )]
     TooDeep(Digest),
-    /// The file system refused; worded as Go does.
+    /// A file system call failed. The message has Go's wording.
     #[error("{action} {}: {}", path.display(), errno(cause))]
     Io {
         /// The system call.
         action: &'static str,
-        /// On what.
+        /// The path that it was called on.
         path: PathBuf,
-        /// Why; not a source, since the message says it in Go's words.
+        /// The error. It is not a source because the message already contains it in Go's wording.
         cause: io::Error,
     },
-    /// An archive that is no tar, or one that cannot be used.
+    /// The file is not a tar archive or not usable.
     #[error("{0}")]
     Archive(&'static str),
-    /// A store that does not know what it has.
+    /// The store cannot list its content.
     #[error("the store cannot list its blobs")]
     Unlisted,
-    /// A store that cannot be written.
+    /// The store is read-only.
     #[error("{} is only read", .0.display())]
     ReadOnly(PathBuf),
-    /// A name in a registry that stands for something else.
+    /// The name in the registry does not refer to an image.
     #[error("{image} is no image: the registry says {media_type:?}")]
     NotAnImage {
         /// The name.
         image: String,
-        /// What it stands for.
+        /// The media type that the name refers to.
         media_type: String,
     },
-    /// A registry did not do what it was asked.
+    /// The registry request failed.
     #[error(transparent)]
     Registry(Box<RegistryError>),
-    /// containerd answered with an error.
+    /// containerd returned an error.
     #[error("{action}: {message}")]
     Containerd {
-        /// What was asked for.
+        /// The request.
         action: &'static str,
-        /// The number of gRPC's status.
+        /// The gRPC status code.
         code: i32,
-        /// What containerd says.
+        /// containerd's message.
         message: String,
     },
-    /// containerd cannot be reached.
+    /// The connection to containerd failed.
     #[error(
         "connection error: desc = \"transport: Error while dialing: dial unix://{address}: {cause}\""
     )]
     Unreachable {
-        /// The socket.
+        /// The address of the socket.
         address: String,
-        /// Why, in short.
+        /// A short reason.
         cause: String,
     },
-    /// The caller's deadline passed before there was a connection.
+    /// The caller's timeout expired before the connection was established.
     #[error(
         "context deadline exceeded while waiting for connections to become ready: context deadline exceeded"
     )]
@@ -151,7 +151,7 @@ impl StoreError {
         }
     }
 
-    /// Whether the blob or image is not there (and nothing else is wrong).
+    /// Whether the error only means that the blob or image does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         match self {
@@ -162,7 +162,7 @@ impl StoreError {
     }
 }
 
-/// An operating system's error in the words of Go: the text alone, lower case.
+/// Formats an operating system error as Go does: only the text, in lower case.
 #[must_use]
 pub fn errno(error: &io::Error) -> String {
     let text = error.to_string();
@@ -178,16 +178,16 @@ pub fn errno(error: &io::Error) -> String {
 /// Labels of a blob, by key.
 pub type Labels = BTreeMap<String, String>;
 
-/// A blob that is open for reading, from its start.
+/// A blob opened for reading, positioned at its start.
 pub struct Blob {
-    /// Its bytes.
+    /// Its size in bytes.
     pub size: u64,
-    /// Streams them; may block, so it is for plain threads.
+    /// Reads the blob. Reads may block, so use it on plain threads only.
     pub reader: Box<dyn Read + Send>,
 }
 
 impl Blob {
-    /// Checks the bytes against a descriptor while they are read: wrong ones end in an error.
+    /// Verifies the bytes against a descriptor while they are read. A mismatch is a read error.
     pub fn verified(self, descriptor: &Descriptor) -> Result<impl Read + Send + use<>, StoreError> {
         let Self { size, reader } = self;
         if size != descriptor.size {
@@ -213,14 +213,14 @@ impl fmt::Debug for Blob {
 /// The bytes of a new blob.
 #[derive(Debug)]
 pub enum Content {
-    /// In memory.
+    /// Bytes in memory.
     Bytes(Bytes),
-    /// In a file, from its start to its end.
+    /// A file, from start to end.
     File(File),
 }
 
 impl Content {
-    /// The bytes one after the other.
+    /// Returns a reader over the bytes.
     pub(crate) fn into_reader(self) -> io::Result<Box<dyn Read + Send>> {
         match self {
             Self::Bytes(bytes) => Ok(Box::new(io::Cursor::new(bytes))),
@@ -232,62 +232,63 @@ impl Content {
     }
 }
 
-/// What became of a blob that was put.
+/// The result of storing a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Put {
-    /// It is there now.
+    /// The blob was stored.
     Stored,
-    /// It was there before.
+    /// The blob was already present.
     AlreadyThere,
 }
 
-/// Blobs by digest.
+/// A store of blobs, addressed by digest.
 ///
-/// A blob that was put can be read at once by the same store. Implementations check digest and size
-/// of what is put, and keep no half-written blob.
+/// A blob that was stored can be read from the same store immediately. Implementations verify the
+/// digest and size of a new blob and do not keep partially written blobs.
 #[async_trait]
 pub trait ContentStore: Send + Sync + fmt::Debug {
-    /// Bytes of a blob; `None` if it is not there.
+    /// Returns the size of a blob in bytes, or `None` if it is missing.
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError>;
 
-    /// Opens a blob. Its reader may block and must then be used outside of the runtime's threads.
+    /// Opens a blob. The reader may block, so use it outside the runtime's threads.
     async fn open(&self, digest: &Digest) -> Result<Blob, StoreError>;
 
-    /// Stores a blob under its descriptor's digest.
+    /// Stores a blob under the digest of its descriptor.
     async fn put(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError>;
 
-    /// Adds labels to a blob; other labels stay. Stores that collect no garbage do nothing.
+    /// Adds labels to a blob and keeps its other labels. Stores without garbage collection do
+    /// nothing.
     async fn label(&self, digest: &Digest, labels: &Labels) -> Result<(), StoreError>;
 
-    /// Takes a blob away; it is fine if it is not there. Stores that only grow do nothing.
+    /// Removes a blob; a missing blob is not an error. Stores that only grow do nothing.
     async fn delete(&self, _digest: &Digest) -> Result<(), StoreError> {
         Ok(())
     }
 
-    /// Repositories of this registry host that may have the blob, as far as known.
+    /// Returns known repositories on this registry host that may contain the blob.
     async fn repositories(&self, _: &Digest, _host: &str) -> Result<Vec<String>, StoreError> {
         Ok(Vec::new())
     }
 
-    /// Is told that a blob came with wrong bytes. `true` if another source may have the right ones, which is asked when the
-    /// blob is opened again.
+    /// Reports that a blob had wrong bytes. Returns `true` if another source may have the right
+    /// bytes; the next [`open`](Self::open) then uses that source.
     fn distrust(&self, _: &Digest) -> bool {
         false
     }
 
-    /// Every blob that is there, and its bytes.
+    /// Lists all blobs and their sizes in bytes.
     async fn list(&self) -> Result<Vec<(Digest, u64)>, StoreError> {
         Err(StoreError::Unlisted)
     }
 
-    /// Reads a part of a blob into memory. Nothing is checked but that the part is there.
+    /// Reads a range of a blob into memory. Only the length is checked, not the digest.
     async fn read_range(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes, StoreError> {
         let blob = self.open(digest).await?;
         let digest = *digest;
         blocking(move || read_part(blob, digest, &range)).await
     }
 
-    /// Reads a blob of at most `limit` bytes into memory and checks its digest.
+    /// Reads a blob of at most `limit` bytes into memory and verifies its digest.
     async fn read(&self, digest: &Digest, limit: u64) -> Result<Bytes, StoreError> {
         let blob = self.open(digest).await?;
         let digest = *digest;
@@ -333,7 +334,7 @@ fn read_whole(blob: Blob, digest: Digest, limit: u64) -> Result<Bytes, StoreErro
     checked(bytes.into(), digest, size)
 }
 
-/// Bytes that are as long as they should be and hash to the digest.
+/// Returns the bytes if they have the expected size and digest.
 pub(crate) fn checked(bytes: Bytes, digest: Digest, size: u64) -> Result<Bytes, StoreError> {
     let actual = bytes.len() as u64;
     if actual != size {
@@ -349,13 +350,13 @@ pub(crate) fn checked(bytes: Bytes, digest: Digest, size: u64) -> Result<Bytes, 
     Ok(bytes)
 }
 
-/// Whether a reader gives the bytes of a blob, and nothing else, to its end.
+/// Whether the reader yields exactly the bytes of the blob, and nothing after them.
 pub(crate) fn is_blob(reader: impl Read, blob: &Descriptor) -> bool {
     let mut reader = VerifyingReader::new(reader, blob.digest, blob.size);
     io::copy(&mut reader, &mut io::sink()).is_ok()
 }
 
-/// Runs file work on the runtime's blocking threads.
+/// Runs file I/O on the runtime's blocking threads.
 pub(crate) async fn blocking<T, F>(work: F) -> T
 where
     T: Send + 'static,
@@ -363,17 +364,18 @@ where
 {
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
-        // The task is never aborted: it panicked, and so does who waits for it.
+        // The task is never aborted, so this is a panic: propagate it.
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 
-/// Reads from a store that may have wrong bytes: what is not known to be right is checked while it is read, to its end.
+/// A store whose content may be wrong. Blobs that are not in `trusted` are verified while they are
+/// read to their end.
 #[derive(Debug, Clone)]
 pub struct Checked {
-    /// Is only read.
+    /// The underlying store.
     pub store: Arc<dyn ContentStore>,
-    /// Blobs that were read and found right before.
+    /// Blobs that an earlier read has verified.
     pub trusted: Arc<HashSet<Digest>>,
 }
 

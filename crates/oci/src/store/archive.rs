@@ -1,10 +1,10 @@
-//! An OCI image layout in an uncompressed tar.
+//! Reads an OCI image layout from an uncompressed tar.
 //!
-//! Opening makes an index of names and offsets in one pass over the headers; data is skipped by
-//! offset, nothing is extracted, and a blob is read from its place in the archive. This is no general
-//! tar reader: it knows as much as is needed to find regular files by name (the dialect rules that
-//! zTOCs depend on are `soci-ztoc`'s). Links are resolved inside the archive only; names that leave it
-//! do not exist.
+//! Opening an archive scans its headers once and builds an index of names and offsets. Nothing is
+//! extracted; blobs are read from their offset in the archive. This is not a general tar reader: it
+//! supports only what is needed to find regular files by name. The tar dialects that zTOCs depend
+//! on are implemented in `soci-ztoc`. Links are resolved within the archive; names that point
+//! outside of it do not exist.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,17 +22,17 @@ use crate::digest::Digest;
 
 pub(super) const BLOCK: usize = 512;
 const BLOCK_BYTES: u64 = 512;
-/// Members beyond this number mean that the file is not an image.
+/// An archive with more members is not an image.
 const MAX_MEMBERS: usize = 1 << 20;
-/// Longest name or extended header, in bytes; Go's limit.
+/// Maximum size of a long name or extended header, in bytes. Same as Go's limit.
 const MAX_META: u64 = 1 << 20;
-/// A chain of links longer than this is a loop.
+/// A chain of more links is treated as a loop.
 const MAX_LINKS: usize = 16;
 
 const INVALID_HEADER: StoreError = StoreError::Archive("archive/tar: invalid tar header");
 pub(super) const TRUNCATED: StoreError = StoreError::Archive("unexpected EOF");
 
-/// Where the data of a member lies, in bytes of the archive.
+/// The location of a member's data in the archive, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Extent {
     offset: u64,
@@ -42,11 +42,11 @@ struct Extent {
 #[derive(Debug, Clone)]
 enum Member {
     File(Extent),
-    /// Another name of the archive.
+    /// A link to another name in the archive.
     Link(String),
 }
 
-/// An archive that is open for reading.
+/// An archive opened for reading.
 #[derive(Debug, Clone)]
 pub struct Archive {
     path: PathBuf,
@@ -61,7 +61,7 @@ impl Archive {
         Self::of(file, path)
     }
 
-    /// Reads the headers of an archive that is open; the path is for messages.
+    /// Reads the headers of an open archive. The path is used in messages only.
     pub fn of(file: File, path: &Path) -> Result<Self, StoreError> {
         let length = file.metadata().map_err(StoreError::io("stat", path))?.len();
         let mut scan = Scan {
@@ -80,7 +80,7 @@ impl Archive {
         })
     }
 
-    /// The names of all regular files, sorted: relative, without `.` and `..`.
+    /// The names of all regular files in sorted order, relative and without `.` and `..`.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.members
             .keys()
@@ -88,7 +88,7 @@ impl Archive {
             .filter(|name| self.extent(name).is_some())
     }
 
-    /// Opens a member; `None` if there is no such file.
+    /// Opens a member. Returns `None` if it is not a file of this archive.
     #[must_use]
     pub fn member(&self, name: &str) -> Option<Blob> {
         let Extent { offset, size } = self.extent(name)?;
@@ -160,7 +160,7 @@ impl ContentStore for Archive {
     }
 }
 
-/// A part of a file, read by position: readers of one archive do not disturb each other.
+/// A range of a file. It uses positioned reads, so several readers can share one archive.
 struct Section {
     file: Arc<File>,
     offset: u64,
@@ -183,7 +183,7 @@ impl Read for Section {
     }
 }
 
-/// The pass over the headers.
+/// The state of the header scan.
 struct Scan<'a> {
     file: &'a File,
     path: &'a Path,
@@ -192,7 +192,7 @@ struct Scan<'a> {
     members: BTreeMap<String, Member>,
 }
 
-/// What extended headers say about the member behind them.
+/// The values of extended headers that apply to the next member.
 #[derive(Default)]
 struct Extended {
     name: Option<Vec<u8>>,
@@ -229,7 +229,7 @@ impl Scan<'_> {
             .unwrap_or_else(|| until_nul(&header[157..257]).to_owned());
         let is_file = matches!(kind, 0 | b'0' | b'7') && !name.ends_with(b"/");
         let size = extended.size.unwrap_or(size);
-        // Links, folders and devices have no data, whatever their size field says.
+        // Links, directories and devices have no data, regardless of their size field.
         let has_data = !matches!(kind, b'1'..=b'6');
         let extent = Extent {
             offset: self.at,
@@ -254,7 +254,7 @@ impl Scan<'_> {
                 Ok(())
             }
             Some(_) => Err(StoreError::Archive("too many members for an image")),
-            // The last member of a name counts, also when it is no file.
+            // The last member with a name wins, even if it is not a file.
             None => {
                 self.members.remove(&name);
                 Ok(())
@@ -262,7 +262,7 @@ impl Scan<'_> {
         }
     }
 
-    /// The next header; `None` at the end of the archive.
+    /// Reads the next header. Returns `None` at the end of the archive.
     fn header(&mut self) -> Result<Option<[u8; BLOCK]>, StoreError> {
         let Some(block) = self.block()? else {
             return Ok(None);
@@ -286,7 +286,7 @@ impl Scan<'_> {
         Ok(Some(block))
     }
 
-    /// The next block; `None` at the end of the file.
+    /// Reads the next block. Returns `None` at the end of the file.
     fn block(&mut self) -> Result<Option<[u8; BLOCK]>, StoreError> {
         if self.at >= self.length {
             return Ok(None);
@@ -306,7 +306,7 @@ impl Scan<'_> {
             })
     }
 
-    /// Goes behind data and its padding. Missing padding at the very end is accepted, as in Go.
+    /// Skips data and its padding. Like Go, accepts missing padding at the end of the file.
     fn skip(&mut self, size: u64) -> Result<(), StoreError> {
         let end = self
             .at
@@ -350,7 +350,7 @@ impl Scan<'_> {
     }
 }
 
-/// Cuts one record `<length> <key>=<value>\n` off.
+/// Splits off one record `<length> <key>=<value>\n`.
 fn pax_record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let blank = bytes.iter().position(|&byte| byte == b' ')?;
     let length: usize = std::str::from_utf8(&bytes[..blank]).ok()?.parse().ok()?;
@@ -381,7 +381,7 @@ fn header_name(header: &[u8; BLOCK]) -> Vec<u8> {
     }
 }
 
-/// An unsigned number of a header: octal, or base 256 when the top bit is set.
+/// Parses an unsigned header field: octal, or base 256 if the top bit is set.
 fn number(field: &[u8]) -> Option<u64> {
     if field[0] & 0x80 != 0 {
         let negative = field[0] & 0x40 != 0;
@@ -409,8 +409,8 @@ fn number(field: &[u8]) -> Option<u64> {
     })
 }
 
-/// A name inside the archive, seen from one of its folders; `None` if it leaves the archive, is empty
-/// or is no text (names of a layout are).
+/// Resolves a name relative to a directory of the archive. Returns `None` if the result is outside
+/// of the archive, empty, or not UTF-8 (all names in a layout are UTF-8).
 fn clean(folder: &str, name: &[u8]) -> Option<String> {
     let name = std::str::from_utf8(name).ok()?;
     let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();

@@ -1,5 +1,5 @@
-//! Writes an OCI image layout as an archive, reproducibly: sorted names, no times, no owners, one
-//! fixed form of header.
+//! Writes an OCI image layout as a reproducible tar archive: sorted names, no timestamps, no owners
+//! and a fixed header format.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write};
@@ -12,8 +12,8 @@ use super::layout::{INDEX_NAME, LAYOUT_FILE, LAYOUT_NAME};
 use super::{Blob, ContentStore, StoreError, blocking};
 use crate::digest::{Algorithm, Digest};
 
-/// Writes an archive of these blobs (name to size in bytes) and this index. The blobs come from a
-/// store; the writer is given back, not flushed.
+/// Writes an archive of these blobs (digest name to size in bytes) and this index. The blobs are
+/// read from a store. Returns the writer without flushing it.
 pub async fn write_archive<W>(
     out: W,
     store: &dyn ContentStore,
@@ -65,8 +65,8 @@ where
     Ok(tar.out)
 }
 
-/// Writes members in the form that Go's library gives them: USTAR, and extended headers only for what
-/// does not fit.
+/// Writes members in the format of Go's library: USTAR, with extended headers only for values that
+/// do not fit.
 pub(super) struct Writer<W> {
     pub(super) out: W,
 }
@@ -109,7 +109,7 @@ impl<W: Write> Writer<W> {
             left -= read as u64;
             progress(read as u64);
         }
-        // Readers that check what they give do so at the end.
+        // Verifying readers report a mismatch only at the end, so read past the last byte.
         let more = blob.reader.read(&mut buffer[..1]);
         if more.map_err(StoreError::io("read", path))? != 0 {
             return Err(StoreError::Archive("a blob grew while it was read"));
@@ -118,7 +118,7 @@ impl<W: Write> Writer<W> {
         self.write(&[0; BLOCK][..usize::try_from(padding).unwrap_or_default()])
     }
 
-    /// An extended header in front, if the name or the size does not fit.
+    /// Writes an extended header if the name or the size does not fit into the main header.
     pub(super) fn extended(&mut self, name: &str, size: u64) -> Result<(), StoreError> {
         let mut records = Vec::new();
         if name.len() > 100 {
@@ -138,7 +138,8 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// A header block; what does not fit is cut (name) or zero (size), for the extended header to say.
+/// Builds a header block. A name that does not fit is truncated and a size that does not fit is
+/// zero; the extended header has the full value.
 pub(super) fn header(name: &str, kind: u8, mode: u64, size: u64) -> [u8; BLOCK] {
     let mut block = [0; BLOCK];
     let name = &name.as_bytes()[..name.len().min(100)];
@@ -160,7 +161,7 @@ pub(super) fn header(name: &str, kind: u8, mode: u64, size: u64) -> [u8; BLOCK] 
     block
 }
 
-/// Octal digits, as many as fit, and a NUL.
+/// Writes as many octal digits as fit, followed by a NUL.
 pub(super) fn octal(field: &mut [u8], value: u64) {
     let digits = field.len() - 1;
     let text = format!("{value:0digits$o}");
@@ -168,7 +169,7 @@ pub(super) fn octal(field: &mut [u8], value: u64) {
     field[digits] = 0;
 }
 
-/// `<length> <key>=<value>\n`, where the length counts itself.
+/// Formats `<length> <key>=<value>\n`. The length includes its own digits.
 pub(super) fn pax_line(key: &str, value: &str) -> Vec<u8> {
     let body = key.len() + value.len() + 3;
     let mut length = body + 1;

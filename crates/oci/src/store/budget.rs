@@ -1,16 +1,16 @@
-//! What the documents of one image may cost.
+//! Limits on the documents of one image.
 
 use super::StoreError;
 use crate::digest::Digest;
 
-/// Indexes within indexes beyond this depth are not followed.
+/// Indexes nested deeper than this are not followed.
 pub const MAX_DEPTH: usize = 8;
 
-/// Bytes of manifests and indexes of one image that are held in memory together: a hundred times what the
-/// largest images of many platforms have.
+/// Total size in bytes of the manifests and indexes of one image that are held in memory together:
+/// a hundred times the total of the largest multi-platform images.
 pub const MAX_IMAGE_DOCUMENTS: u64 = 64 << 20;
 
-/// Counts the documents of an image that are in memory together.
+/// Tracks the total size of an image's documents in memory.
 #[derive(Debug)]
 pub struct DocumentBudget {
     image: Digest,
@@ -18,7 +18,7 @@ pub struct DocumentBudget {
 }
 
 impl DocumentBudget {
-    /// For the image with this root; nothing is counted yet.
+    /// Creates an empty budget for the image with this root.
     #[must_use]
     pub fn new(image: Digest) -> Self {
         Self {
@@ -27,10 +27,10 @@ impl DocumentBudget {
         }
     }
 
-    /// Counts a document of so many bytes.
+    /// Adds a document of this size in bytes.
     ///
     /// # Errors
-    /// [`StoreError::TooManyDocuments`] where all documents together are too large.
+    /// [`StoreError::TooManyDocuments`] if the total exceeds the limit.
     pub fn take(&mut self, bytes: u64) -> Result<(), StoreError> {
         let left = self.left.checked_sub(bytes);
         self.left = left.ok_or(StoreError::TooManyDocuments {

@@ -1,7 +1,8 @@
-//! containerd's content store, image records and leases, over its socket.
+//! containerd's content store, image records and leases, accessed through its socket.
 //!
-//! A [`Containerd`] is one namespace of one daemon. What is put while a [`Lease`] is held (see
-//! [`Containerd::lease`]) stays until the lease ends; until then labels must have made it reachable.
+//! A [`Containerd`] is one namespace of one daemon. A [`Lease`] (see [`Containerd::lease`])
+//! protects everything that is stored under it from garbage collection. Before the lease ends, the
+//! caller must set labels that make the content reachable.
 
 mod blobs;
 mod images;
@@ -33,16 +34,17 @@ mod api {
 pub(super) use api::containerd::services::content::v1 as content;
 use content::content_client::ContentClient;
 
-/// containerd's limit of a message, in both directions, in bytes.
+/// containerd's limit for the size of a message, in both directions, in bytes.
 const MAX_MESSAGE: usize = 16 << 20;
-/// How much containerd may send ahead of a reader, in bytes.
+/// How many bytes containerd may send before they are read.
 const READ_WINDOW: u32 = 2 << 20;
-/// How long a socket that nobody listens on is tried, when the caller sets no limit; as the reference.
+/// How long to retry a socket that refuses connections if the caller sets no limit. Same as the
+/// reference.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long to wait before a socket is tried again.
+/// Delay between connection attempts.
 const DIAL_PAUSE: Duration = Duration::from_millis(100);
 
-/// One namespace of a containerd.
+/// A connection to one namespace of containerd.
 #[derive(Clone)]
 pub struct Containerd {
     channel: Channel,
@@ -60,8 +62,8 @@ impl std::fmt::Debug for Containerd {
 }
 
 impl Containerd {
-    /// Connects to the socket at `address` (with or without `unix://`), trying for `timeout`. Must be
-    /// called inside a runtime with several threads.
+    /// Connects to the socket at `address` (with or without `unix://`) and retries until `timeout`
+    /// expires. Must be called from a multi-threaded runtime.
     pub async fn connect(
         address: &str,
         namespace: &str,

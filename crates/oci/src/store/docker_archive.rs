@@ -1,9 +1,9 @@
-//! An archive as `docker save` and `skopeo copy … docker-archive:` write it, seen as an OCI image.
+//! Reads archives written by `docker save` and `skopeo copy … docker-archive:` as OCI images.
 //!
-//! `manifest.json` lists images: their configuration and their layers, as members of the archive. What an OCI image has besides is a
-//! manifest, and that follows from those: it is made here, always the same. Layers lie there as plain tars, as a rule, and have no
-//! digests that could be believed, so each is read once when the archive is opened; a plain tar must be what the
-//! configuration says.
+//! `manifest.json` lists images with their configuration and layers as members of the archive. The
+//! OCI manifest is generated from them and is deterministic. Layers are usually plain tars without
+//! a trustworthy digest, so opening an archive reads each layer once; a plain tar must match its
+//! diff-ID in the configuration.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -23,66 +23,66 @@ use crate::manifest::{self, DocumentError, ImageConfig, MAX_DOCUMENT_BYTES, Mani
 use crate::reference::ImageRef;
 use crate::{json, media_type};
 
-/// The list of images.
+/// The name of the list of images.
 pub const MANIFEST_NAME: &str = "manifest.json";
-/// Layers of one image; overlayfs takes fewer.
+/// Maximum number of layers of an image. overlayfs supports fewer.
 const MAX_LAYERS: usize = 10_000;
 
-/// Why an archive has no image that can be used.
+/// Why an archive has no usable image.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DockerArchiveError {
     /// The archive cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// No list of images.
+    /// The archive has no list of images.
     #[error("no {MANIFEST_NAME} in it: not an archive of docker save")]
     NoManifest,
-    /// The list cannot be read.
+    /// The list is not valid JSON.
     #[error("{MANIFEST_NAME}")]
     Json(#[source] serde_json::Error),
-    /// Several images, or none of this name.
+    /// The archive has several images, or none with this name.
     #[error("{wanted}; it has {}", names(known))]
     Choice {
-        /// What was looked for.
+        /// The requested name.
         wanted: String,
-        /// The names of the images that there are.
+        /// The names of the images in the archive.
         known: Vec<String>,
     },
-    /// A file that the list names is not there.
+    /// A file in the list is missing from the archive.
     #[error("{0:?} is not in it")]
     Missing(String),
-    /// The configuration cannot be read.
+    /// The configuration is invalid.
     #[error("configuration {name:?}")]
     Config {
-        /// The member.
+        /// The name of the member.
         name: String,
-        /// What is wrong with it.
+        /// Why it is invalid.
         #[source]
         source: Box<DocumentError>,
     },
-    /// The list and the configuration do not agree.
+    /// The list and the configuration have different numbers of layers.
     #[error("{layers} layers, but the configuration has {diff_ids}")]
     Layers {
-        /// Layers of the list.
+        /// Number of layers in the list.
         layers: usize,
-        /// Layers of the configuration.
+        /// Number of layers in the configuration.
         diff_ids: usize,
     },
-    /// A layer with other bytes than the configuration says.
+    /// A layer does not match its diff-ID in the configuration.
     #[error("layer {name:?} has digest {actual}, but the configuration says {expected}")]
     WrongLayer {
-        /// The member.
+        /// The name of the member.
         name: String,
-        /// By the configuration.
+        /// The digest in the configuration.
         expected: Box<Digest>,
-        /// What it has.
+        /// The digest of the layer's bytes.
         actual: Box<Digest>,
     },
 }
 
 fn names(known: &[String]) -> String {
-    /// Names that are listed.
+    /// Maximum number of names shown in a message.
     const MANY: usize = 10;
     let shown: Vec<&str> = known.iter().map(String::as_str).take(MANY).collect();
     match known.len() {
@@ -102,7 +102,7 @@ struct Listed {
     layers: Option<Vec<String>>,
 }
 
-/// One image of such an archive.
+/// One image in a Docker archive.
 #[derive(Clone)]
 pub struct DockerArchive {
     archive: Archive,
@@ -125,7 +125,7 @@ impl fmt::Debug for DockerArchive {
 }
 
 impl DockerArchive {
-    /// The image of this name, or the only one. Reads all its layers.
+    /// Opens the image with this name, or the only image. Reads all of its layers.
     pub fn open(archive: Archive, name: Option<&str>) -> Result<Self, DockerArchiveError> {
         let list = archive
             .read_member(MANIFEST_NAME, MAX_DOCUMENT_BYTES)?
@@ -177,7 +177,7 @@ impl DockerArchive {
         })
     }
 
-    /// The manifest that was made.
+    /// The generated manifest.
     #[must_use]
     pub fn root(&self) -> &Descriptor {
         &self.root
@@ -197,7 +197,7 @@ fn choose<'a>(list: &'a [Listed], name: Option<&str>) -> Result<&'a Listed, Dock
             _ => Err(missing("several images, and none is named".to_owned())),
         };
     };
-    // `busybox` and `docker.io/library/busybox:latest` are the same to docker.
+    // Docker treats `busybox` and `docker.io/library/busybox:latest` as the same name.
     let whole =
         |name: &str| ImageRef::parse(name).map_or_else(|_| name.to_owned(), |it| it.to_string());
     let wanted = whole(name);
@@ -210,7 +210,7 @@ fn choose<'a>(list: &'a [Listed], name: Option<&str>) -> Result<&'a Listed, Dock
     found.ok_or_else(|| missing(format!("no image {name:?}")))
 }
 
-/// Reads a layer for its digest and its compression.
+/// Reads a layer to determine its digest and compression.
 fn layer(
     archive: &Archive,
     name: &str,

@@ -1,7 +1,7 @@
-//! Writing a blob to containerd: a stream of messages that ends with a commit.
+//! Writes a blob to containerd: a stream of messages that ends with a commit.
 //!
-//! The blob's digest is also the name of the write, so two writers of one blob meet: the second waits
-//! until the first is done. A write that broke off goes on where it was.
+//! The write is named after the blob's digest. If two clients write the same blob, the second waits
+//! for the first. An interrupted write is resumed at its offset.
 
 use std::io;
 use std::path::Path;
@@ -16,10 +16,9 @@ use super::containerd::{Containerd, content, failure};
 use super::{Content, Labels, Put, StoreError};
 use crate::descriptor::Descriptor;
 
-/// How much is sent in one message of a write, in bytes: small, since every layer may have one in
-/// memory.
+/// Size of one write message in bytes. It is small because every layer may hold one in memory.
 const WRITE_CHUNK: usize = 1 << 20;
-/// How long another writer of the same blob is waited for.
+/// How long to wait for another writer of the same blob.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Stores a blob; see [`super::ContentStore::put`].
@@ -40,7 +39,7 @@ pub(super) async fn put(
                 return Err(failure("write content")(locked));
             }
             Err(error) => {
-                // Bytes of an ingest that cannot be committed must not be met again.
+                // Discard the ingest if it cannot be committed, so that a retry does not resume it.
                 let abort = content::AbortRequest {
                     r#ref: descriptor.digest.to_string(),
                 };
@@ -55,7 +54,7 @@ pub(super) async fn put(
     }
 }
 
-/// One attempt to write a blob; `None` if another writer holds its name.
+/// Makes one attempt to write a blob. Returns `None` if another writer holds its name.
 async fn write(
     store: &Containerd,
     descriptor: &Descriptor,
@@ -65,7 +64,7 @@ async fn write(
         Ok(()) => Ok(Some(Put::Stored)),
         Err(WriteFailure::Status(status)) => match status.code() {
             Code::AlreadyExists => Ok(Some(Put::AlreadyThere)),
-            // "ref ... locked": somebody else writes this blob now.
+            // "ref ... locked": another client is writing this blob.
             Code::Unavailable if status.message().contains("locked") => Ok(None),
             _ => Err(failure("write content")(*status)),
         },
@@ -93,14 +92,14 @@ async fn write_stream(
             data,
             labels: Labels::new(),
         };
-    // The first message must be there before the call, which returns with the first answer.
+    // The call returns with the first response, so the first message must be queued before it.
     let gone = |_| WriteFailure::from(Status::unavailable("the write stream is closed"));
     let first = message(content::WriteAction::Stat, 0, Bytes::new());
     sender.send(first).await.map_err(gone)?;
     let request = store.request(ReceiverStream::new(receiver));
     let mut answers = store.content().write(request).await?.into_inner();
     let started = answers.message().await?.unwrap_or_default();
-    // A write that broke off earlier goes on where it was; the digest is checked at the end.
+    // Resume an interrupted write at its offset. The commit verifies the digest.
     let mut offset = u64::try_from(started.offset).unwrap_or(0);
     source.seek(offset).await?;
     loop {
@@ -146,7 +145,7 @@ impl From<io::Error> for WriteFailure {
     }
 }
 
-/// The bytes of a write, which may have to be started again.
+/// The bytes of a write, which may have to be restarted.
 enum Source {
     Bytes { all: Bytes, left: Bytes },
     File(tokio::fs::File),
@@ -176,7 +175,7 @@ impl Source {
         Ok(())
     }
 
-    /// The next chunk; empty at the end.
+    /// Returns the next chunk; empty at the end.
     async fn next(&mut self) -> io::Result<Bytes> {
         match self {
             Self::Bytes { left, .. } => Ok(left.split_to(left.len().min(WRITE_CHUNK))),

@@ -1,7 +1,7 @@
-//! An OCI image layout in a folder: `blobs/<algorithm>/<hex>`, `index.json`, `oci-layout`.
+//! An OCI image layout in a directory: `blobs/<algorithm>/<hex>`, `index.json`, `oci-layout`.
 //!
-//! New blobs are written under `ingest/` and renamed into place when their digest is right, so that
-//! another process sees a whole blob or none.
+//! New blobs are written to `ingest/` and renamed into place after their digest has been verified,
+//! so other processes never see a partial blob.
 
 #[cfg(test)]
 mod tests;
@@ -21,12 +21,12 @@ use crate::digest::{Digest, Verifier};
 
 /// The content of the file `oci-layout`.
 pub const LAYOUT_FILE: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
-/// The name of that file.
+/// The name of the file `oci-layout`.
 pub const LAYOUT_NAME: &str = "oci-layout";
-/// The name of the index of a layout.
+/// The name of a layout's index.
 pub const INDEX_NAME: &str = "index.json";
 
-/// A layout in a folder.
+/// A layout in a directory.
 #[derive(Debug, Clone)]
 pub struct Layout {
     root: PathBuf,
@@ -34,7 +34,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// A layout that may exist or not; nothing is touched.
+    /// Returns the layout at this path, whether or not it exists. Does not access the disk.
     pub fn at(root: impl Into<PathBuf>) -> Self {
         Self {
             root: root.into(),
@@ -42,7 +42,7 @@ impl Layout {
         }
     }
 
-    /// Does not wait for the disk: for a layout that is only a step on the way to something else.
+    /// Disables syncing. Use this for temporary layouts.
     #[must_use]
     pub fn unsynced(self) -> Self {
         Self {
@@ -51,7 +51,7 @@ impl Layout {
         }
     }
 
-    /// Makes the folders and the marker file, as far as they are missing.
+    /// Creates the directories and the marker file if they are missing.
     pub fn create(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let layout = Self::at(root);
         for folder in [layout.root.join("blobs/sha256"), layout.root.join("ingest")] {
@@ -64,13 +64,13 @@ impl Layout {
         Ok(layout)
     }
 
-    /// The folder.
+    /// The directory of the layout.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Where a blob is, or would be.
+    /// The path of a blob, whether or not it exists.
     #[must_use]
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.root
@@ -84,7 +84,7 @@ impl Layout {
         self.replace(INDEX_NAME, bytes, 0o644)
     }
 
-    /// Replaces a file of the layout's root at once.
+    /// Atomically replaces a file in the layout's root.
     fn replace(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
         let path = self.root.join(name);
         let mut file = self.ingest(name)?;
@@ -112,7 +112,7 @@ impl Layout {
         }
     }
 
-    /// Whether a blob is there and right. One that changed on the disk is not, and is stored again.
+    /// Whether the blob is present and intact. A blob that was modified on disk is stored again.
     fn has(&self, blob: &Descriptor) -> Result<bool, StoreError> {
         if self.stored_size(&blob.digest)? != Some(blob.size) {
             return Ok(false);
@@ -153,7 +153,7 @@ impl Layout {
         Ok(part.into())
     }
 
-    /// Every file under `blobs` whose place is that of a blob, and its bytes.
+    /// Lists every file under `blobs` whose path is that of a blob, with its size in bytes.
     fn blobs(&self) -> Result<Vec<(Digest, u64)>, StoreError> {
         let mut found = Vec::new();
         for (algorithm, folder) in entries(&self.root.join("blobs"))? {
@@ -169,7 +169,7 @@ impl Layout {
         Ok(found)
     }
 
-    /// [`ContentStore::put`] for plain threads.
+    /// Blocking version of [`ContentStore::put`], for plain threads.
     pub fn store(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError> {
         let path = self.blob_path(&descriptor.digest);
         let reader = content.into_reader();
@@ -177,7 +177,7 @@ impl Layout {
         self.receive(descriptor, reader, &|_| {})
     }
 
-    /// Stores a blob that is read from somewhere else; for plain threads.
+    /// Stores a blob that is read from another source. For plain threads.
     pub fn receive(
         &self,
         descriptor: &Descriptor,
@@ -220,8 +220,8 @@ impl Layout {
         Ok(Put::Stored)
     }
 
-    /// Gives a finished file its place. It is synced first: a name that survives a power loss must
-    /// not lead to an empty file.
+    /// Moves a finished file into place. The file is synced first, so that the name never refers to
+    /// an empty file after a power loss.
     fn persist(
         &self,
         file: tempfile::NamedTempFile,
@@ -242,7 +242,7 @@ impl Layout {
     }
 }
 
-/// Names in a folder that are text, and where they are; none if it is no folder.
+/// Lists the UTF-8 names in a directory with their paths. Empty if it is not a directory.
 fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>, StoreError> {
     let failed = || StoreError::io("open", folder);
     let entries = match fs::read_dir(folder) {
@@ -305,7 +305,8 @@ impl ContentStore for Layout {
     }
 }
 
-/// Opens what is a file; nothing else counts as there. Opening a pipe would wait for its other end.
+/// Opens a regular file; anything else counts as missing. Opening a pipe would block until its
+/// other end is opened.
 fn open_regular(path: &Path) -> io::Result<File> {
     if !fs::metadata(path)?.is_file() {
         return Err(io::ErrorKind::NotFound.into());
@@ -313,7 +314,7 @@ fn open_regular(path: &Path) -> io::Result<File> {
     File::open(path)
 }
 
-/// Reads a file of a layout's root, with a limit in bytes.
+/// Reads a file in a layout's root, up to a limit in bytes.
 pub fn read_root_file(root: &Path, name: &str, limit: u64) -> Result<Bytes, StoreError> {
     let path = root.join(name);
     let file = open_regular(&path).map_err(StoreError::io("open", &path))?;

@@ -1,8 +1,8 @@
-//! The content store `soci`: an OCI layout in the state folder, as the reference keeps it.
+//! The content store `soci`: an OCI layout in the state directory, compatible with the reference.
 //!
-//! Both programs may use one folder. The reference reads `index.json` when it starts and finds through it
-//! which manifests there are, so every manifest that is put is listed there; zTOCs and configurations are
-//! not. Nothing is ever removed. Processes that change `index.json` take turns by a lock on the folder.
+//! Both programs can use the same directory. The reference reads `index.json` at startup to find
+//! the manifests, so every stored manifest is listed there; zTOCs and configurations are not.
+//! Nothing is ever removed. A lock on the directory serializes changes to `index.json`.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -19,17 +19,18 @@ use crate::digest::Digest;
 use crate::manifest::ImageIndex;
 use crate::{json, media_type};
 
-/// Largest index of the folder that is read, in bytes: room for some hundred thousand manifests.
+/// Maximum size of `index.json` in bytes: enough for several hundred thousand manifests.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
-/// The store in one state folder.
+/// The content store in a state directory.
 #[derive(Debug, Clone)]
 pub struct LocalStore {
     layout: Layout,
 }
 
 impl LocalStore {
-    /// The store `content` in a state folder. Nothing is touched before something is put.
+    /// Returns the store `content` in a state directory. Does not access the disk until a blob is
+    /// stored.
     #[must_use]
     pub fn at(root: &Path) -> Self {
         Self {
@@ -37,7 +38,7 @@ impl LocalStore {
         }
     }
 
-    /// The layout that holds the blobs.
+    /// The layout that contains the blobs.
     #[must_use]
     pub fn layout(&self) -> &Layout {
         &self.layout
@@ -53,7 +54,7 @@ impl LocalStore {
         Ok(put)
     }
 
-    /// Names a manifest in the folder's index, unless it is named there.
+    /// Adds a manifest to `index.json` unless it is already listed.
     fn enlist(&self, descriptor: &Descriptor) -> Result<(), StoreError> {
         let root = self.layout.root();
         let folder = File::open(root).map_err(StoreError::io("open", root))?;

@@ -1,4 +1,4 @@
-//! The blobs that an image consists of.
+//! Lists the blobs of an image.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,22 +12,23 @@ use crate::media_type;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReachableError {
-    /// The store does not give one.
+    /// The store failed to return a blob.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A manifest or index cannot be read.
+    /// A manifest or index is invalid.
     #[error("{digest}")]
     Document {
         /// The document.
         digest: Digest,
-        /// What is wrong with it.
+        /// Why it is invalid.
         #[source]
         source: Box<DocumentError>,
     },
 }
 
-/// Every blob that can be reached from `root` and is in the store, with its size in bytes. What a
-/// source never had (layers of other platforms, layers that are kept elsewhere) is left out.
+/// Returns every blob that is reachable from `root` and present in the store, with its size in
+/// bytes. Blobs that the source never had are omitted: layers of other platforms, and layers that
+/// are stored elsewhere.
 pub async fn reachable(
     store: &dyn ContentStore,
     root: &Descriptor,
@@ -39,7 +40,7 @@ pub async fn reachable(
         let Descriptor {
             digest, media_type, ..
         } = &descriptor;
-        // A shorter way than before reaches further.
+        // A shorter path from the root leaves more depth to follow, so visit the blob again.
         let is_known = depths.get(digest).is_some_and(|&known| known <= depth);
         if is_known || depth > MAX_DEPTH {
             continue;

@@ -1,9 +1,11 @@
-//! A repository of a registry as a store that is read: an image is worked on where it is, and nothing of it is kept.
+//! A read-only store for a registry repository. Images are processed in place; nothing is stored
+//! locally.
 //!
-//! A registry wants to know whether a digest is a manifest or a blob, and a blob how long it is: the store learns that from the
-//! documents that are read through it, from the root down. Documents stay in memory as long as they are few. A layer is one
-//! request from its first byte to its last, resumed where it breaks ([`stream`]); where a target takes part ([`target`]), the same bytes go
-//! there on the way.
+//! The store must know whether a digest is a manifest or a blob, and how large it is. It learns
+//! this from the documents that are read through it, starting at the root. Small documents are
+//! cached in memory. A layer is downloaded with a single request, which is resumed if the
+//! connection breaks ([`stream`]). If a target is set ([`target`]), the same bytes are uploaded to
+//! it while they are read.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -29,12 +31,12 @@ mod target;
 pub use graph::{Graph, Node, graph};
 pub use target::RegistryTarget;
 
-/// Bytes of documents that are kept for the next who asks.
+/// Maximum size of the document cache in bytes.
 const MAX_KEPT: usize = 16 << 20;
-/// Blobs that are known at most; an image has no more.
+/// Maximum number of blobs to remember. No image has more.
 const MAX_KNOWN: usize = 1 << 20;
 
-/// A repository, read through one image of it. Clones are the same store.
+/// A repository, read through one image. Clones share their state.
 #[derive(Clone)]
 pub struct RegistryStore {
     shared: Arc<Shared>,
@@ -50,13 +52,13 @@ struct Shared {
 #[derive(Default)]
 struct Knowledge {
     blobs: HashMap<Digest, Known>,
-    /// Those that a mirror gave wrong.
+    /// Blobs for which a mirror returned wrong bytes.
     distrusted: HashSet<Digest>,
     kept: HashMap<Digest, Bytes>,
     kept_bytes: usize,
 }
 
-/// What a document says of something that it names.
+/// The size and kind of a blob, as stated by the document that refers to it.
 #[derive(Clone)]
 struct Known {
     size: u64,
@@ -79,7 +81,7 @@ impl fmt::Debug for RegistryStore {
 }
 
 impl RegistryStore {
-    /// The repository of this image.
+    /// Creates a store for the repository of this image.
     #[must_use]
     pub fn new(registry: Registry, image: ImageRef) -> Self {
         let known = Mutex::default();
@@ -94,7 +96,8 @@ impl RegistryStore {
         }
     }
 
-    /// The same, and the layers that are read go to the target on the way if it has not got them.
+    /// Returns the same store, except that layers are also uploaded to the target while they are
+    /// read, if the target does not have them.
     #[must_use]
     pub fn copying_to(&self, target: &RegistryTarget) -> Self {
         Self {
@@ -103,7 +106,7 @@ impl RegistryStore {
         }
     }
 
-    /// What the image's name stands for.
+    /// Resolves the image's name to its root descriptor.
     pub async fn root(&self) -> Result<Descriptor, StoreError> {
         let Shared {
             registry, image, ..
@@ -120,7 +123,7 @@ impl RegistryStore {
         Ok(root)
     }
 
-    /// Learns from a document, and keeps it if there is room.
+    /// Remembers the descriptors in a document, and caches the document if there is room.
     fn keep(&self, document: &Descriptor, bytes: Bytes) {
         let media_type = &document.media_type;
         if media_type::is_index(media_type) {
@@ -138,7 +141,7 @@ impl RegistryStore {
         }
     }
 
-    /// Takes note of what is said about blobs of the repository.
+    /// Remembers descriptors of blobs in the repository.
     pub fn learn<'a>(&self, blobs: impl IntoIterator<Item = &'a Descriptor>) {
         let mut known = self.known();
         for blob in blobs {
@@ -164,7 +167,7 @@ impl RegistryStore {
         known.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A manifest or index, and what it says of others.
+    /// Returns a manifest or index, and remembers the descriptors in it.
     async fn document(&self, digest: &Digest) -> Result<Bytes, StoreError> {
         if let Some(kept) = self.known().kept.get(digest) {
             return Ok(kept.clone());
@@ -230,7 +233,7 @@ impl ContentStore for RegistryStore {
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
         let known = self.known().blobs.get(digest).cloned();
         match known {
-            // What a manifest names is there: registries see to it.
+            // Registries ensure that the blobs of a manifest exist.
             Some(Known { size, kind }) if kind != Kind::Document => Ok(Some(size)),
             _ => match self.document(digest).await {
                 Ok(bytes) => Ok(Some(bytes.len() as u64)),

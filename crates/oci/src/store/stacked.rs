@@ -1,4 +1,4 @@
-//! Two stores as one: what is there already below, what is new on top.
+//! Combines two stores: existing blobs in the lower one, new blobs in the upper one.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use super::{Blob, Content, ContentStore, Labels, Put, StoreError, blocking, is_b
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 
-/// Reads from the upper store first, then from the lower; writes to the upper only. New blobs go
-/// beside an input that stays as it is.
+/// Reads from the upper store first, then from the lower one. Writes only to the upper one, so that
+/// the input stays unchanged.
 #[derive(Debug, Clone)]
 pub struct Stacked {
-    /// Takes what is new.
+    /// Receives new blobs.
     pub upper: Arc<dyn ContentStore>,
-    /// Is only read.
+    /// Read-only.
     pub lower: Arc<dyn ContentStore>,
 }
 
@@ -37,7 +37,8 @@ impl ContentStore for Stacked {
     }
 
     async fn put(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError> {
-        // One that is damaged there is put here, where it is found first.
+        // If the lower store's copy is damaged, store the blob in the upper one, which is read
+        // first.
         let is_there = match self.lower.open(&descriptor.digest).await {
             Ok(blob) => is_right(blob, descriptor.clone()).await,
             Err(error) if error.is_not_found() => false,

@@ -251,7 +251,7 @@ fn sizes_beyond_eight_gib_need_an_extended_header() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Bytes of any kind are an archive or an error, and what is found lies inside the file.
+    /// Arbitrary bytes parse as an archive or fail, and every extent lies within the file.
     #[test]
     fn prop_any_bytes_are_an_archive_or_an_error(
         names in prop::collection::vec("[a-c./]{1,12}", 1..6),

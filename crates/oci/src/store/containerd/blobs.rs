@@ -14,12 +14,12 @@ use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::store::{Blob, Content, ContentStore, Labels, Put, StoreError, checked, ingest};
 
-/// Label of a blob that names the repositories that it was pulled from or pushed to, by registry host
-/// without its port.
+/// Label that lists the repositories that a blob was pulled from or pushed to, by registry host
+/// without port.
 const SOURCE_LABEL: &str = "containerd.io/distribution.source";
 
 impl Containerd {
-    /// What containerd knows of a blob, if it is there.
+    /// Returns containerd's information about a blob, or `None` if it is missing.
     async fn info(&self, digest: &Digest) -> Result<Option<content::Info>, StoreError> {
         let request = self.request(content::InfoRequest {
             digest: digest.to_string(),
@@ -40,7 +40,7 @@ impl Containerd {
         let read = content::ReadContentRequest {
             digest: digest.to_string(),
             offset: range.map_or(0, |range| number(range.start)),
-            // 0: to the end.
+            // 0 means to the end.
             size: range.map_or(0, |range| number(range.end - range.start)),
         };
         let answer = self.content().read(self.request(read)).await;
@@ -49,7 +49,7 @@ impl Containerd {
             .map_err(about(digest, "read content"))
     }
 
-    /// Bytes of a blob; it ends with an error where they are not as many as there should be.
+    /// Reads a range of a blob into memory. Fails if the number of bytes is wrong.
     async fn bytes(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes, StoreError> {
         let expected = range.end - range.start;
         let mut bytes = BytesMut::new();
@@ -80,10 +80,11 @@ impl Containerd {
     }
 }
 
-/// How long a stream may say nothing: its thread does not wait for ever for a containerd that hangs.
+/// Maximum time between two messages of a stream, so that a hung containerd does not block the
+/// reading thread indefinitely.
 const SILENCE: Duration = Duration::from_secs(20);
 
-/// A blob as containerd streams it, for a plain thread.
+/// A blob streamed by containerd, for a plain thread.
 struct StreamReader {
     runtime: Handle,
     stream: Streaming<content::ReadContentResponse>,
@@ -119,7 +120,8 @@ impl ContentStore for Containerd {
     }
 
     async fn repositories(&self, digest: &Digest, host: &str) -> Result<Vec<String>, StoreError> {
-        // The label does without the port, so what it names may be at another registry of the same host.
+        // The label omits the port, so a repository may belong to another registry on the same
+        // host.
         let host = match host.rsplit_once(':') {
             Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
             _ => host,
@@ -203,7 +205,7 @@ impl ContentStore for Containerd {
         let mut found = Vec::new();
         while let Some(message) = stream.message().await.map_err(failure("list content"))? {
             found.extend(message.info.iter().filter_map(|info| {
-                // containerd checks digests when content is written; what we cannot read is not ours.
+                // Skip blobs whose digest cannot be parsed: this program did not write them.
                 let digest = info.digest.parse().ok()?;
                 Some((digest, u64::try_from(info.size).unwrap_or(0)))
             }));

@@ -1,4 +1,4 @@
-//! Records of images: names, what they stand for, and labels.
+//! containerd's image records: name, target and labels.
 
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -10,19 +10,19 @@ use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::store::{Labels, StoreError};
 
-/// The name of an image and what it stands for.
+/// An image's name and its target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageRecord {
     /// The name, verbatim.
     pub name: String,
-    /// The manifest or index.
+    /// The manifest or index that the name refers to.
     pub target: Descriptor,
     /// Labels of the record.
     pub labels: Labels,
 }
 
 impl Containerd {
-    /// Looks an image up by its exact name.
+    /// Returns the image with exactly this name.
     pub async fn image(&self, name: &str) -> Result<ImageRecord, StoreError> {
         let request = self.request(api::GetImageRequest {
             name: name.to_owned(),
@@ -36,13 +36,13 @@ impl Containerd {
         record(answer.into_inner().image.unwrap_or_default())
     }
 
-    /// Every image whose name stands for this manifest or index.
+    /// Returns every image that refers to this manifest or index.
     pub async fn images_of(&self, target: &Digest) -> Result<Vec<ImageRecord>, StoreError> {
         self.list_images(vec![format!("target.digest=={target}")])
             .await
     }
 
-    /// Every image, by name.
+    /// Returns every image, sorted by name.
     pub async fn all_images(&self) -> Result<Vec<ImageRecord>, StoreError> {
         let mut images = self.list_images(Vec::new()).await?;
         images.sort_by(|a, b| a.name.cmp(&b.name));
@@ -56,13 +56,15 @@ impl Containerd {
         images.into_iter().map(record).collect()
     }
 
-    /// Adds labels to the record of an image; its other labels stay, also those that others add now.
+    /// Adds labels to an image record. Other labels are preserved, including labels that other
+    /// clients add concurrently.
     pub async fn label_image(&self, name: &str, labels: &Labels) -> Result<(), StoreError> {
         let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
         let image = api::Image {
             name: name.to_owned(),
             labels: labels.clone(),
-            // Not written, since no path names it; but containerd dies of an image that has none.
+            // The field mask excludes the target, so it is not written, but containerd crashes
+            // without one.
             target: Some(types::Descriptor::default()),
             ..api::Image::default()
         };
@@ -79,8 +81,8 @@ impl Containerd {
         }
     }
 
-    /// Makes a name stand for a manifest or index; an existing record keeps its labels. `epoch` is the
-    /// time of the record instead of now, in seconds of Unix time.
+    /// Points a name at a manifest or index. An existing record keeps its labels. `epoch` replaces
+    /// the current time in the record, in seconds of Unix time.
     pub async fn put_image(
         &self,
         name: &str,
@@ -108,7 +110,7 @@ impl Containerd {
             Err(status) if status.code() == Code::AlreadyExists => {}
             other => return other.map(drop).map_err(failure("create image")),
         }
-        // Only the target: the labels may be changed by others at this moment.
+        // Update only the target, because other clients may be changing the labels.
         let update = api::UpdateImageRequest {
             image: Some(image),
             update_mask: Some(prost_types::FieldMask {

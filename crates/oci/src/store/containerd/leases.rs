@@ -1,4 +1,4 @@
-//! Leases: what is put under one stays until it ends.
+//! containerd leases: content stored under a lease is kept until the lease ends.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,11 +9,11 @@ use super::api::containerd::services::leases::v1::{CreateRequest, DeleteRequest}
 use super::{Containerd, failure, header_value};
 use crate::store::StoreError;
 
-/// How long containerd keeps what a lease holds when the process that took it died; as the reference.
+/// When containerd expires the lease of a process that died. Same as the reference.
 const LEASE_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Keeps what is put under it from being collected. It ends with [`Lease::end`]; one that is only
-/// dropped ends after a day.
+/// Protects content from garbage collection. Call [`Lease::end`] to end it; a lease that is only
+/// dropped expires after a day.
 #[derive(Debug)]
 pub struct Lease {
     id: String,
@@ -27,7 +27,7 @@ impl Lease {
         self.store.clone()
     }
 
-    /// Ends the lease: what is not reachable otherwise may be collected from now on.
+    /// Ends the lease. Content that is not reachable otherwise may then be collected.
     pub async fn end(self) -> Result<(), StoreError> {
         let Self { id, store } = self;
         let request = store.request(DeleteRequest { id, sync: false });
@@ -41,7 +41,7 @@ impl Lease {
 }
 
 impl Containerd {
-    /// Takes a lease.
+    /// Creates a lease.
     pub async fn lease(&self) -> Result<Lease, StoreError> {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -67,16 +67,16 @@ impl Containerd {
     }
 }
 
-/// A number that nobody else has. It keeps no secret.
+/// Returns a unique number. It does not need to be secret.
 fn random() -> u64 {
     use std::hash::{BuildHasher as _, Hasher as _};
     std::hash::RandomState::new().build_hasher().finish()
 }
 
-/// Seconds of Unix time as RFC 3339 in UTC.
+/// Formats Unix time in seconds as RFC 3339 in UTC.
 fn rfc3339(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Days since 0000-03-01, in eras of 400 years; a year here ends with February.
+    // Days since 0000-03-01, in eras of 400 years. Years start in March, so leap days come last.
     let days = days + 719_468;
     let (era, of_era) = (days / 146_097, days % 146_097);
     let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;

@@ -1,4 +1,4 @@
-//! An image as what it consists of: documents and the blobs that they name.
+//! The graph of an image: its documents and the blobs that they refer to.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,34 +10,35 @@ use crate::manifest::{self, ImageIndex, MAX_DOCUMENT_BYTES, Manifest};
 use crate::media_type;
 use crate::store::{ContentStore, DocumentBudget, MAX_DEPTH, ReachableError, StoreError};
 
-/// Documents of one image.
+/// Maximum number of documents in one image.
 const MAX_DOCUMENTS: usize = 10_000;
 
-/// A document.
+/// A document of the graph.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// As it is named.
+    /// The descriptor that refers to it.
     pub descriptor: Descriptor,
     /// Its bytes.
     pub bytes: Bytes,
-    /// The longest way from the root.
+    /// The length of the longest path from the root.
     pub depth: usize,
 }
 
-/// All that can be reached.
+/// Everything that is reachable from the root.
 #[derive(Debug, Clone, Default)]
 pub struct Graph {
-    /// Documents, the root first.
+    /// The documents; the root is first.
     pub documents: Vec<Node>,
-    /// The other blobs.
+    /// All other blobs.
     pub blobs: BTreeMap<Digest, Descriptor>,
 }
 
-/// Reads all documents of an image. One that is missing is an error; layers that are kept elsewhere are left out.
+/// Reads all documents of an image. A missing document is an error. Layers that are stored
+/// elsewhere are omitted.
 ///
 /// # Errors
-/// [`ReachableError`] where a document cannot be read, or where the documents are too many, too deep or too
-/// large together.
+/// [`ReachableError`] if a document cannot be read, or if the documents are too many, too deeply
+/// nested or too large in total.
 pub async fn graph(store: &dyn ContentStore, root: &Descriptor) -> Result<Graph, ReachableError> {
     let mut graph = Graph::default();
     let mut numbers: HashMap<Digest, usize> = HashMap::new();
@@ -56,7 +57,7 @@ pub async fn graph(store: &dyn ContentStore, root: &Descriptor) -> Result<Graph,
             return Err(StoreError::Archive(text).into());
         }
         let number = match known {
-            // A longer way than before: what it names lies deeper too.
+            // A longer path than before: its descendants are deeper too, so visit them again.
             Some(number) => number,
             None => {
                 let node = read(store, descriptor, &mut budget).await?;
@@ -96,7 +97,8 @@ async fn read(
     })
 }
 
-/// The documents and the other blobs that a document names, without layers that are kept elsewhere.
+/// The documents and the other blobs that a document refers to, without layers that are stored
+/// elsewhere.
 fn named(node: &Node) -> Result<(Vec<Descriptor>, Vec<Descriptor>), ReachableError> {
     let Descriptor {
         digest, media_type, ..
@@ -122,7 +124,8 @@ fn is_document(descriptor: &Descriptor) -> bool {
     media_type::is_index(media_type) || media_type::is_manifest(media_type)
 }
 
-/// Layers that registries do not keep: who wants them asks the addresses in their descriptors.
+/// Whether the layer is not stored in registries; clients download it from the URLs in its
+/// descriptor.
 fn is_elsewhere(layer: &Descriptor) -> bool {
     let media_type = &layer.media_type;
     let is_foreign = media_type.contains("nondistributable") || media_type.contains(".foreign.");
@@ -152,7 +155,7 @@ mod tests {
             }
         }
 
-        /// An index of these members, with this text in an annotation.
+        /// Adds an index with these members and an annotation with this text.
         fn index(&self, members: &[&Descriptor], note: String) -> Descriptor {
             let mut index = ImageIndex::new(members.iter().map(|&it| it.clone()).collect());
             index.annotations = Annotations::from([("note".to_owned(), note)]);

@@ -1,7 +1,9 @@
-//! A layer on its way: a body that arrives, a plain thread that reads it, and perhaps an upload of the same bytes.
+//! Streams a layer: a response body, a plain thread that reads it, and optionally an upload of the
+//! same bytes.
 //!
-//! The body is read ahead by a task, as far as the window allows, so that the line stays full while the reader thinks. What
-//! the reader takes goes to the upload as well. An upload that breaks is given up and does not disturb the reader.
+//! A task reads the body ahead, up to the window, so that the connection stays busy while the
+//! reader works. Bytes that the reader consumes are also sent to the upload. A failed upload is
+//! abandoned and does not affect the reader.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -12,31 +14,31 @@ use tokio::task::JoinSet;
 
 use crate::fetch::{FetchError, Fetcher};
 
-/// Bytes read ahead, in KiB: a line of 125 MB/s for 30 ms.
+/// Size of the read-ahead window in KiB. It covers 125 MB/s for 30 ms.
 const WINDOW_KIB: usize = 4 << 10;
-/// Chunks that wait at most, whatever their size.
+/// Maximum number of queued chunks, regardless of their size.
 const MAX_CHUNKS: usize = 1 << 10;
 
-/// Where the bytes of a layer go besides.
+/// The sender for the bytes of the concurrent upload.
 pub(super) type Tee = mpsc::Sender<io::Result<Bytes>>;
 
-/// A chunk and its place in the window.
+/// A chunk and its permit in the window.
 struct Chunk {
     bytes: Bytes,
     _room: OwnedSemaphorePermit,
 }
 
-/// Reads a blob from its start. It blocks: for plain threads.
+/// Reads a blob from its start. Reads block, so use it on plain threads.
 pub(super) struct Incoming {
     chunks: mpsc::Receiver<io::Result<Chunk>>,
     current: Option<Chunk>,
     tee: Option<Tee>,
-    /// Ends the request when the reader goes.
+    /// Aborts the request when the reader is dropped.
     _task: JoinSet<()>,
 }
 
 impl Incoming {
-    /// Begins to read. To be called where there is a runtime.
+    /// Starts reading. Must be called within a runtime.
     pub(super) fn new(
         fetcher: Arc<dyn Fetcher>,
         explain: impl Fn(FetchError) -> io::Error + Send + 'static,
@@ -46,7 +48,7 @@ impl Incoming {
         let mut task = JoinSet::new();
         task.spawn(async move {
             if let Err(error) = pump(fetcher.as_ref(), &sender).await {
-                // A reader that has gone needs no reason.
+                // If the reader was dropped, no one needs the error.
                 drop(sender.send(Err(explain(error))).await);
             }
         });
@@ -90,7 +92,7 @@ impl Read for Incoming {
     }
 }
 
-/// Ends when the blob has ended, or nobody reads any more.
+/// Runs until the blob ends or the reader is dropped.
 async fn pump(
     fetcher: &dyn Fetcher,
     chunks: &mpsc::Sender<io::Result<Chunk>>,
@@ -103,7 +105,7 @@ async fn pump(
     while let Some(bytes) = body.next().await? {
         let kib = (bytes.len() >> 10).clamp(1, WINDOW_KIB);
         let kib = u32::try_from(kib).unwrap_or(u32::MAX);
-        // Nobody closes the window.
+        // The window is never closed.
         let Ok(_room) = Arc::clone(&window).acquire_many_owned(kib).await else {
             return Ok(());
         };

@@ -1,8 +1,9 @@
-//! A repository that an image is to be in.
+//! The repository that receives a converted image.
 //!
-//! Blobs go there as they come, each only if the repository has not got it and no other repository of the registry can give it.
-//! Manifests are held back, and written when everything that they name is there: children first, the tag last. Work that
-//! ends before leaves blobs that nobody names, which registries sweep, and no image.
+//! Blobs are uploaded as they become available, unless the repository already has them or the
+//! registry can mount them from another repository. Manifests are held back until everything that
+//! they refer to is present; then children are written first and the tag last. Interrupted work
+//! leaves only unreferenced blobs, which registries collect, and no image.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -29,21 +30,22 @@ use crate::store::{
     Blob, Content, ContentStore, Labels, Put, ReachableError, Stacked, StoreError, blocking,
 };
 
-/// Uploads of new blobs, and copies of old ones, at a time.
+/// Maximum number of concurrent uploads and copies.
 const AT_ONCE: usize = 4;
-/// Chunks of a layer between its reader and its upload.
+/// Number of chunks buffered between a layer's reader and its upload.
 const TEE_CHUNKS: usize = 16;
-/// Bytes of a file per chunk.
+/// Chunk size in bytes for uploads from a file.
 const CHUNK: u64 = 256 << 10;
 
 type Uploads = JoinSet<Result<(), StoreError>>;
 
-/// The repository of an image that is being made. Clones are the same target; when the last of them goes, its uploads end.
-/// [`RegistryTarget::cancel`] ends them sooner.
+/// The repository of an image under construction. Clones share one target; when the last clone is
+/// dropped, its uploads end. [`RegistryTarget::cancel`] ends them sooner.
 #[derive(Clone)]
 pub struct RegistryTarget {
     shared: Arc<Shared>,
-    /// The uploads hold `shared`, but not this: else they would keep themselves alive.
+    /// The upload tasks hold `shared` but not this field; otherwise they would keep themselves
+    /// alive.
     uploads: Arc<Mutex<Uploads>>,
 }
 
@@ -59,7 +61,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     held: HashMap<Digest, (Descriptor, Bytes)>,
-    /// Blobs that the repository has.
+    /// Blobs that the repository is known to have.
     present: HashSet<Digest>,
 }
 
@@ -104,7 +106,8 @@ impl Shared {
 }
 
 impl RegistryTarget {
-    /// For this image. Blobs may be taken from the repositories of `others` that are in the same registry.
+    /// Creates the target for this image. Blobs may be mounted from the repositories in `others`
+    /// that belong to the same registry.
     #[must_use]
     pub fn new(registry: Registry, image: ImageRef, others: &[&ImageRef]) -> Self {
         let same = others.iter().filter(|other| {
@@ -137,15 +140,16 @@ impl RegistryTarget {
         self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends all uploads and begins no more: nobody wants the image any longer. What was begun can then be taken back
-    /// ([`Registry::cancel_uploads`]).
+    /// Aborts all uploads and starts no new ones, because the image is no longer needed.
+    /// [`Registry::cancel_uploads`] can then delete the upload sessions.
     pub async fn cancel(&self) {
         self.shared.slots.close();
         let mut uploads = std::mem::take(&mut *self.uploads());
         uploads.shutdown().await;
     }
 
-    /// Where the bytes of a layer that is being read should go; `None` if the repository has it.
+    /// Returns the sender for the bytes of a layer that is being read, or `None` if no upload is
+    /// needed.
     pub(super) async fn receive(&self, layer: &Descriptor) -> Result<Option<Tee>, StoreError> {
         let Shared {
             registry,
@@ -182,7 +186,8 @@ impl RegistryTarget {
             let bytes = stream::poll_fn(move |context| chunks.poll_recv(context));
             match registry.push_blob(image, &layer, bytes).await {
                 Ok(()) => shared.came(&layer.digest),
-                // Whose reader has stopped was told why. Either is copied again in the end.
+                // The reader stopped and knows the reason. In either case `finish` copies the layer
+                // again.
                 Err(error @ RegistryError::Source { .. }) => {
                     tracing::debug!(%error, layer = %layer.digest, "upload broke off");
                 }
@@ -196,9 +201,10 @@ impl RegistryTarget {
         Ok(Some(sender))
     }
 
-    /// Waits until everything that was begun has ended well.
+    /// Waits until all uploads have finished, and returns the first error.
     pub async fn settle(&self) -> Result<(), StoreError> {
-        // They stay where they are, to be cancelled with the others if nobody waits any more.
+        // Leave the tasks in the set while waiting, so that `cancel` can abort them if this call is
+        // dropped.
         while let Some(done) = poll_fn(|context| self.uploads().poll_join_next(context)).await {
             match done {
                 Ok(result) => result?,
@@ -209,7 +215,8 @@ impl RegistryTarget {
         Ok(())
     }
 
-    /// Completes the image: copies what the repository has not got from the source, writes the manifests, and gives the root its tag.
+    /// Completes the image: copies blobs that the repository lacks from the source, writes the
+    /// manifests and tags the root.
     pub async fn finish(
         &self,
         source: Arc<dyn ContentStore>,
@@ -244,7 +251,7 @@ impl RegistryTarget {
             })
             .await?;
         let mut documents = graph.documents;
-        // The root is first; of the others the deepest are written first.
+        // The root has depth 0 and is written last; the deepest documents are written first.
         documents.sort_by_key(|node| std::cmp::Reverse(node.depth));
         let deepest = documents.first().map_or(0, |node| node.depth);
         for depth in (1..=deepest).rev() {
@@ -276,7 +283,7 @@ impl RegistryTarget {
         let Descriptor {
             digest, media_type, ..
         } = &node.descriptor;
-        // One that was made here is hardly there; writing it again does no harm.
+        // The registry is unlikely to have a new manifest, and writing it again is harmless.
         let is_new = self.state().held.contains_key(digest);
         if is_new || !registry.has_manifest(image, digest).await? {
             registry
@@ -286,7 +293,8 @@ impl RegistryTarget {
         Ok(())
     }
 
-    /// Writes a manifest that was put and names a subject, to be found from there.
+    /// Writes a held-back manifest that has a subject, so that it can be found through that
+    /// subject.
     pub async fn write_referrer(&self, digest: &Digest) -> Result<(), StoreError> {
         self.settle().await?;
         let held = self.state().held.get(digest).cloned();
@@ -307,7 +315,7 @@ impl From<RegistryError> for StoreError {
 
 #[async_trait]
 impl ContentStore for RegistryTarget {
-    /// Of what was put and is held back.
+    /// The size of a document that is held back.
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
         Ok(self
             .state()
@@ -339,7 +347,8 @@ impl ContentStore for RegistryTarget {
             }
             Content::Bytes(bytes) => self.shared.upload(descriptor, &bytes).await?,
             Content::File(file) => {
-                // A file needs no memory while it waits: the next layer need not wait for it.
+                // A file needs no memory while it waits, so the next layer does not have to wait
+                // for it.
                 let Ok(slot) = Arc::clone(&self.shared.slots).acquire_owned().await else {
                     return Err(StoreError::NotFound(descriptor.digest));
                 };
@@ -364,7 +373,7 @@ impl ContentStore for RegistryTarget {
     }
 }
 
-/// A blob in a file of ours.
+/// A blob in a local file.
 struct InFile {
     file: Arc<File>,
     size: u64,
