@@ -1,4 +1,4 @@
-//! Descriptors: what is said about a blob where it is named.
+//! Descriptors: how a document refers to a blob.
 
 use std::collections::BTreeMap;
 
@@ -8,47 +8,47 @@ use crate::digest::Digest;
 use crate::json::{base64_bytes, null_as_default};
 use crate::platform::Platform;
 
-/// Annotations, sorted by key as their JSON form is.
+/// Annotations, sorted by key as in their JSON form.
 pub type Annotations = BTreeMap<String, String>;
 
-/// Media type, digest and size of a blob, with what the naming document adds. Fields in the order
-/// of Go's JSON form.
+/// Media type, digest and size of a blob, plus optional fields, in the field order of Go's JSON
+/// form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
-    /// What the blob is; written even when empty.
+    /// The media type. Encoded even if empty.
     #[serde(default, deserialize_with = "null_as_default")]
     pub media_type: String,
-    /// The blob's name.
+    /// The digest of the blob.
     pub digest: Digest,
-    /// Bytes of the blob. Negative sizes are refused when read.
+    /// The size of the blob in bytes. Negative sizes are rejected.
     #[serde(default, deserialize_with = "null_as_default")]
     pub size: u64,
-    /// Where else the blob may be had.
+    /// Other locations of the blob.
     #[serde(
         default,
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "null_as_default"
     )]
     pub urls: Vec<String>,
-    /// Free text by key.
+    /// The annotations.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[serde(deserialize_with = "null_as_default")]
     pub annotations: Annotations,
-    /// The blob itself, when it is embedded.
+    /// The content of the blob, if embedded.
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "base64_bytes")]
     pub data: Vec<u8>,
-    /// What the image runs on, in an index.
+    /// The platform of the image. Used in an index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
-    /// What the manifest is about, in an index.
+    /// The artifact type of the manifest. Used in an index.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[serde(deserialize_with = "null_as_default")]
     pub artifact_type: String,
 }
 
 impl Descriptor {
-    /// A descriptor that says nothing but what every descriptor says.
+    /// Creates a descriptor with only the required fields.
     #[must_use]
     pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
         Self {
@@ -63,7 +63,7 @@ impl Descriptor {
         }
     }
 
-    /// Describes these bytes.
+    /// Creates the descriptor of these bytes.
     #[must_use]
     pub fn of(media_type: impl Into<String>, bytes: &[u8]) -> Self {
         Self::new(media_type, Digest::sha256(bytes), bytes.len() as u64)

@@ -1,8 +1,8 @@
-//! Digests: the names of blobs.
+//! Digests of blobs.
 //!
-//! A [`Digest`] can only be made by parsing or by hashing, so a value of this type is always well
-//! formed: it is safe in a path or a URL. [`Verifier`] hashes a stream and compares at the end;
-//! whoever reads a blob by its digest goes through it.
+//! A [`Digest`] is created only by parsing or hashing, so it is always well formed and safe to use
+//! in a path or URL. [`Verifier`] hashes a stream and compares the result at its end. Use it to
+//! read a blob by its digest.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -11,23 +11,23 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
 
-/// Why a text is not a digest. The wording is that of the Go digest library, which scripts see
-/// through `soci index info` and others.
+/// Why a text is not a digest. The wording is that of the Go digest library because scripts see it
+/// in the output of `soci index info` and other commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DigestError {
-    /// Not `<algorithm>:<hex>`.
+    /// The text does not have the form `<algorithm>:<hex>`.
     #[error("invalid checksum digest format")]
     Format,
-    /// The right form, but not as many characters as the algorithm gives.
+    /// The hash has the wrong length for its algorithm.
     #[error("invalid checksum digest length")]
     Length,
-    /// A well-formed digest of an algorithm that is not known here.
+    /// The algorithm is not supported.
     #[error("unsupported digest algorithm")]
     Algorithm,
 }
 
-/// The algorithms of the OCI image specification that the Go library registers.
+/// The algorithms of the OCI image specification that the Go library supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
     /// SHA-256, by far the most common.
@@ -39,7 +39,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// The name in front of the colon.
+    /// The name before the colon.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -49,7 +49,7 @@ impl Algorithm {
         }
     }
 
-    /// Bytes of a digest of this algorithm.
+    /// The length of the hash in bytes.
     #[must_use]
     pub fn size(self) -> usize {
         match self {
@@ -66,11 +66,11 @@ impl Algorithm {
     }
 }
 
-/// The name of a blob: algorithm and hash. Ordered as its text is.
+/// A digest: algorithm and hash. It sorts like its text.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest {
     algorithm: Algorithm,
-    /// The hash, zeros behind it.
+    /// The hash, padded with zeros.
     bytes: [u8; 64],
 }
 
@@ -81,13 +81,13 @@ impl Digest {
         Self { algorithm, bytes }
     }
 
-    /// The SHA-256 digest of these bytes.
+    /// Computes the SHA-256 digest of bytes.
     #[must_use]
     pub fn sha256(bytes: &[u8]) -> Self {
         Self::from_slice(Algorithm::Sha256, &Sha256::digest(bytes))
     }
 
-    /// A SHA-256 digest whose hash is known already.
+    /// Creates a SHA-256 digest from a computed hash.
     #[must_use]
     pub fn from_sha256(hash: [u8; 32]) -> Self {
         Self::from_slice(Algorithm::Sha256, &hash)
@@ -99,19 +99,20 @@ impl Digest {
         self.algorithm
     }
 
-    /// The raw hash, as long as the algorithm makes it.
+    /// The raw hash, with the length of the algorithm.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.algorithm.size()]
     }
 
-    /// The hash in lower-case hexadecimal: the file name in a layout's `blobs/<algorithm>` folder.
+    /// The hash in lower-case hexadecimal: the file name in a layout's `blobs/<algorithm>`
+    /// directory.
     #[must_use]
     pub fn hex(&self) -> String {
         hex(self.as_bytes())
     }
 
-    /// Whether these are the bytes that the digest names.
+    /// Whether the bytes have this digest.
     #[must_use]
     pub fn matches(&self, bytes: &[u8]) -> bool {
         let mut verifier = Verifier::new(*self);
@@ -120,7 +121,7 @@ impl Digest {
     }
 }
 
-/// Lower-case hexadecimal.
+/// Formats bytes in lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = String::with_capacity(2 * bytes.len());
@@ -201,13 +202,13 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// The bytes that came are not those that the digest names.
+/// The received bytes do not match the expected digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("digest mismatch: expected {expected}, got {actual}")]
 pub struct DigestMismatch {
-    /// What was asked for.
+    /// The expected digest.
     pub expected: Digest,
-    /// What came. Boxed, for errors that hold this one to stay small.
+    /// The digest of the received bytes. Boxed to keep errors that contain this one small.
     pub actual: Box<Digest>,
 }
 
@@ -244,7 +245,7 @@ impl Hasher {
     }
 }
 
-/// Hashes a stream of any length and says at its end whether it was the blob of a digest.
+/// Hashes a stream of any length and compares the result with a digest at the end.
 #[derive(Debug, Clone)]
 pub struct Verifier {
     expected: Digest,
@@ -253,7 +254,7 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// Starts with no bytes seen.
+    /// Creates a verifier that has not seen any bytes.
     #[must_use]
     pub fn new(expected: Digest) -> Self {
         Self {
@@ -263,19 +264,19 @@ impl Verifier {
         }
     }
 
-    /// The next bytes of the stream.
+    /// Adds the next bytes of the stream.
     pub fn update(&mut self, bytes: &[u8]) {
         self.hasher.update(bytes);
         self.length += bytes.len() as u64;
     }
 
-    /// Bytes seen so far.
+    /// Number of bytes added so far.
     #[must_use]
     pub fn length(&self) -> u64 {
         self.length
     }
 
-    /// The stream is over: were these the right bytes?
+    /// Ends the stream and compares its digest.
     pub fn finish(self) -> Result<(), DigestMismatch> {
         let actual = self.hasher.finish();
         if actual == self.expected {
@@ -289,7 +290,7 @@ impl Verifier {
     }
 }
 
-/// Passes everything on and hashes it on the way: the digest of a blob while it is written.
+/// Writes to an inner writer and computes the SHA-256 digest of the bytes.
 #[derive(Debug)]
 pub struct Sha256Writer<W> {
     inner: W,
@@ -307,7 +308,7 @@ impl<W: Write> Sha256Writer<W> {
         }
     }
 
-    /// The writer, the digest of what went through, and its length in bytes.
+    /// Returns the writer, the digest of the written bytes, and their number.
     pub fn finish(self) -> (W, Digest, u64) {
         let digest = Digest::from_slice(Algorithm::Sha256, &self.hasher.finalize());
         (self.inner, digest, self.length)
@@ -327,8 +328,8 @@ impl<W: Write> Write for Sha256Writer<W> {
     }
 }
 
-/// Reads to the end, which must be exactly `size` bytes that hash to `digest`: the last bytes are
-/// given out only after the verdict, and instead of them an error if they are not right.
+/// Reads a blob that must have exactly `size` bytes and match `digest`. The last bytes are returned
+/// only after verification; on a mismatch the read fails instead.
 #[derive(Debug)]
 pub struct VerifyingReader<R> {
     inner: R,
@@ -337,7 +338,7 @@ pub struct VerifyingReader<R> {
 }
 
 impl<R: Read> VerifyingReader<R> {
-    /// Wraps a reader of the blob of this digest and size in bytes.
+    /// Wraps a reader of the blob with this digest and size in bytes.
     pub fn new(inner: R, digest: Digest, size: u64) -> Self {
         Self {
             inner,
@@ -380,7 +381,7 @@ impl<R: Read> Read for VerifyingReader<R> {
     }
 }
 
-/// The next byte, or nothing at the end. A signal in between must not lose what was read before.
+/// Reads the next byte; empty at the end. Retries after a signal so that no bytes are lost.
 fn next(reader: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut next = Vec::new();
     reader.take(1).read_to_end(&mut next)?;

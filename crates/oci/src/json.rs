@@ -1,8 +1,8 @@
-//! JSON as Go's `encoding/json` writes and reads it.
+//! JSON encoding and decoding that match Go's `encoding/json`.
 //!
-//! Digests of everything that convert makes depend on these bytes, and the reference daemon
-//! re-encodes an index that it fetched and compares: fields in declared order, no white space,
-//! maps sorted by key, and the characters that would matter inside HTML written as escapes.
+//! The digests of converted images depend on these bytes, and the reference daemon re-encodes a
+//! fetched index and compares it. Fields are in declaration order, there is no white space, maps
+//! are sorted by key, and characters that are special in HTML are escaped.
 
 use std::io;
 
@@ -10,11 +10,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::ser::{CompactFormatter, Formatter};
 
-/// The bytes of a value.
+/// Encodes a value.
 ///
 /// # Panics
 ///
-/// Never for the types of this package: they have string keys only.
+/// Never for the types of this crate, because all of their keys are strings.
 pub fn to_vec<T: Serialize>(value: &T) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, GoFormatter);
@@ -24,7 +24,7 @@ pub fn to_vec<T: Serialize>(value: &T) -> Vec<u8> {
     bytes
 }
 
-/// Reads a value; bytes that are no UTF-8 become U+FFFD one by one.
+/// Decodes a value. Each byte of invalid UTF-8 becomes U+FFFD.
 pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
     match std::str::from_utf8(bytes) {
         Ok(text) => serde_json::from_str(text),
@@ -41,7 +41,7 @@ fn replace_invalid(bytes: &[u8]) -> String {
     text
 }
 
-/// `null` is the type's zero value, as in Go.
+/// Decodes `null` as the default value, as Go does.
 pub(crate) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -50,7 +50,7 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// Standard base64 with padding, as Go writes a byte slice.
+/// Standard base64 with padding, as Go encodes a byte slice.
 pub(crate) mod base64_bytes {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;

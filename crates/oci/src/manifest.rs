@@ -1,7 +1,7 @@
-//! Image manifests, indexes of them, and what we need of configurations.
+//! Image manifests, image indexes, and the used parts of image configurations.
 //!
-//! A document that is only read keeps its bytes: [`Document`] pairs them with the parsed value, and
-//! nothing here writes a value back unless a caller changed it. What is written has Go's form
+//! [`Document`] keeps the original bytes of a document next to its parsed value. A document is
+//! encoded again only if a caller changed it. Encoded documents have Go's JSON form
 //! ([`crate::json`]).
 
 use std::fmt;
@@ -16,109 +16,109 @@ use crate::json::{self, null_as_default};
 use crate::media_type;
 use crate::platform::Platform;
 
-/// Largest manifest, index or configuration that is read into memory, in bytes: twice what the
-/// distribution specification asks every registry to accept for manifests.
+/// Maximum size of a manifest, index or configuration in bytes: twice the manifest size that the
+/// distribution specification requires registries to accept.
 pub const MAX_DOCUMENT_BYTES: u64 = 8 << 20;
 
-/// Why bytes are not the document that they should be.
+/// Why bytes are not a valid document of the expected kind.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DocumentError {
-    /// More bytes than any such document may have.
+    /// The document exceeds the size limit.
     #[error("{kind} has {size} bytes, more than {MAX_DOCUMENT_BYTES}")]
     TooLarge {
-        /// Which kind of document was asked for.
+        /// The expected kind of document.
         kind: &'static str,
         /// Its size in bytes.
         size: u64,
     },
-    /// Not the JSON that it should be.
+    /// The document is not valid JSON for its kind.
     #[error("{kind} cannot be read")]
     Json {
-        /// Which kind of document was asked for.
+        /// The expected kind of document.
         kind: &'static str,
-        /// What the parser says.
+        /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
-    /// Another kind of document, by its content.
+    /// The content is another kind of document.
     #[error("media-type: expected {expected} but found {found} ({media_type})")]
     Kind {
-        /// The kind that was asked for.
+        /// The expected kind.
         expected: &'static str,
         /// The kind that the fields belong to.
         found: &'static str,
-        /// The media type under which it was named.
+        /// The media type in the descriptor.
         media_type: String,
     },
 }
 
-/// One image: its configuration and layers, in Go's field order.
+/// The manifest of one image, in Go's field order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
     /// Always 2.
     #[serde(default, deserialize_with = "null_as_default")]
     pub schema_version: i64,
-    /// OCI or Docker manifest type; may be missing in documents.
+    /// OCI or Docker manifest type. May be missing in a document.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[serde(deserialize_with = "null_as_default")]
     pub media_type: String,
-    /// What the manifest is about, when it is not an image.
+    /// The type of artifact if the manifest is not an image.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[serde(deserialize_with = "null_as_default")]
     pub artifact_type: String,
     /// The configuration.
     pub config: Descriptor,
-    /// The layers, lowest first. `null` stays `null`.
+    /// The layers, lowest first. `null` is preserved.
     #[serde(default)]
     pub layers: Option<Vec<Descriptor>>,
-    /// What this manifest says something about.
+    /// The manifest that this manifest refers to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Descriptor>,
-    /// Free text by key.
+    /// The annotations.
     #[serde(default, skip_serializing_if = "Annotations::is_empty")]
     #[serde(deserialize_with = "null_as_default")]
     pub annotations: Annotations,
 }
 
 impl Manifest {
-    /// The layers, lowest first; none if the field is `null` or missing.
+    /// The layers, lowest first. Empty if the field is `null` or missing.
     #[must_use]
     pub fn layers(&self) -> &[Descriptor] {
         self.layers.as_deref().unwrap_or_default()
     }
 }
 
-/// Several images, usually one for each platform, in Go's field order.
+/// A list of manifests, usually one per platform, in Go's field order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageIndex {
     /// Always 2.
     #[serde(default, deserialize_with = "null_as_default")]
     pub schema_version: i64,
-    /// OCI index or Docker list type; may be missing in documents.
+    /// OCI index or Docker list type. May be missing in a document.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[serde(deserialize_with = "null_as_default")]
     pub media_type: String,
-    /// What the index is about, when it is not an image.
+    /// The type of artifact if the index is not an image.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[serde(deserialize_with = "null_as_default")]
     pub artifact_type: String,
-    /// The members in order. `null` stays `null`.
+    /// The members in order. `null` is preserved.
     #[serde(default)]
     pub manifests: Option<Vec<Descriptor>>,
-    /// What this index says something about.
+    /// The manifest that this index refers to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Descriptor>,
-    /// Free text by key.
+    /// The annotations.
     #[serde(default, skip_serializing_if = "Annotations::is_empty")]
     #[serde(deserialize_with = "null_as_default")]
     pub annotations: Annotations,
 }
 
 impl ImageIndex {
-    /// An OCI index of these members and nothing else.
+    /// Creates an OCI index with these members.
     #[must_use]
     pub fn new(manifests: Vec<Descriptor>) -> Self {
         Self {
@@ -131,20 +131,20 @@ impl ImageIndex {
         }
     }
 
-    /// The members in order; none if the field is `null` or missing.
+    /// The members in order. Empty if the field is `null` or missing.
     #[must_use]
     pub fn manifests(&self) -> &[Descriptor] {
         self.manifests.as_deref().unwrap_or_default()
     }
 }
 
-/// What is needed of an image's configuration. It is never written back.
+/// The used parts of an image's configuration. It is never encoded.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct ImageConfig {
-    /// What the image runs on.
+    /// The platform of the image.
     #[serde(flatten)]
     pub platform: Platform,
-    /// What the layers are when uncompressed.
+    /// The uncompressed layers.
     #[serde(default, deserialize_with = "null_as_default")]
     pub rootfs: RootFs,
 }
@@ -152,16 +152,16 @@ pub struct ImageConfig {
 /// The digests of the uncompressed layers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct RootFs {
-    /// One for each layer, lowest first.
+    /// The diff-IDs, lowest layer first.
     #[serde(default, deserialize_with = "null_as_default")]
     pub diff_ids: Vec<Digest>,
 }
 
-/// A document that can be read from a blob.
+/// A kind of document that can be parsed.
 pub trait Kind: DeserializeOwned {
-    /// The word for it in messages.
+    /// Its name in messages.
     const NAME: &'static str;
-    /// Fields that only another kind has, with the word for that kind.
+    /// Fields that only another kind has, with the name of that kind.
     const FOREIGN: &'static [(&'static str, &'static str)];
 }
 
@@ -185,14 +185,14 @@ impl Kind for ImageConfig {
     const FOREIGN: &'static [(&'static str, &'static str)] = &[];
 }
 
-/// A document as it was read: its bytes, their digest, and what they say.
+/// A parsed document with its bytes and digest.
 #[derive(Clone)]
 pub struct Document<T> {
-    /// The bytes, never re-encoded.
+    /// The original bytes.
     pub bytes: Bytes,
-    /// Their name.
+    /// The digest of the bytes.
     pub digest: Digest,
-    /// Their meaning.
+    /// The parsed value.
     pub value: T,
 }
 
@@ -211,8 +211,8 @@ impl<T: fmt::Debug> fmt::Debug for Document<T> {
 }
 
 impl<T: Kind> Document<T> {
-    /// Reads a document that was named with `media_type`. Bytes that by their fields are another
-    /// kind are refused (an index that passes as a manifest is a known attack).
+    /// Parses a document that was referred to with `media_type`. Rejects bytes whose fields belong
+    /// to another kind, because passing an index off as a manifest is a known attack.
     pub fn parse(bytes: Bytes, media_type: &str) -> Result<Self, DocumentError> {
         let value = parse(&bytes, media_type)?;
         Ok(Self {
@@ -223,7 +223,7 @@ impl<T: Kind> Document<T> {
     }
 }
 
-/// Reads a document without keeping its bytes.
+/// Parses a document without keeping its bytes.
 pub fn parse<T: Kind>(bytes: &[u8], media_type: &str) -> Result<T, DocumentError> {
     let size = bytes.len() as u64;
     if size > MAX_DOCUMENT_BYTES {
@@ -251,12 +251,12 @@ pub fn parse<T: Kind>(bytes: &[u8], media_type: &str) -> Result<T, DocumentError
     json::from_slice(bytes).map_err(json)
 }
 
-/// Only the names of an object's fields; values are skipped without being kept.
+/// The names of an object's fields. The values are skipped.
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct FieldNames(std::collections::BTreeMap<String, Value>);
 
-/// Whether a field is there with something other than `null`.
+/// Whether a field has a value other than `null`.
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct Value(Option<serde::de::IgnoredAny>);

@@ -1,7 +1,7 @@
-//! Media types of images and what they say about a layer's compression.
+//! Media types of images, and the compression that a layer's media type declares.
 //!
-//! The rules are containerd's, since both sides of every wire apply them: everything behind the
-//! first `+` is a list of suffixes, which is sorted, and only its last member counts.
+//! The rules match containerd's, because both sides of a transfer apply them: the text after the
+//! first `+` is a list of suffixes, which is sorted, and only the last one counts.
 
 use std::fmt;
 
@@ -11,11 +11,11 @@ pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// OCI image configuration.
 pub const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-/// OCI layer, plain tar.
+/// OCI layer, uncompressed tar.
 pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// OCI layer, gzip.
 pub const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-/// OCI layer that registries may refuse to hold, plain tar.
+/// OCI non-distributable layer, uncompressed tar. Registries may refuse to store it.
 pub const OCI_LAYER_NONDISTRIBUTABLE: &str =
     "application/vnd.oci.image.layer.nondistributable.v1.tar";
 /// Docker image manifest, schema 2.
@@ -30,9 +30,9 @@ pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 /// Docker layer, zstd.
 pub const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
-/// Docker layer that is kept elsewhere.
+/// Docker foreign layer, which is stored outside the registry.
 pub const DOCKER_FOREIGN_LAYER: &str = "application/vnd.docker.image.rootfs.foreign.diff.tar";
-/// Docker layer that is kept elsewhere, gzip.
+/// Docker foreign layer, gzip.
 pub const DOCKER_FOREIGN_LAYER_GZIP: &str =
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
 /// The media type of zTOC blobs.
@@ -40,23 +40,24 @@ pub const OCTET_STREAM: &str = "application/octet-stream";
 
 const OCI_LAYER_PREFIX: &str = "application/vnd.oci.image.layer.";
 
-/// How the media type says that a layer is compressed.
+/// The compression that a media type declares for a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LayerCompression {
     /// gzip.
     Gzip,
-    /// Plain tar, said so by an OCI type.
+    /// Uncompressed tar, as declared by an OCI type.
     Uncompressed,
-    /// A Docker type without suffix: taken as plain tar, though old tools may have compressed it.
+    /// A Docker type without a suffix. Treated as uncompressed tar, although old tools may have
+    /// compressed it.
     Unknown,
     /// zstd.
     Zstd,
-    /// A layer type whose compression containerd cannot tell.
+    /// A layer type whose compression containerd cannot determine.
     Unresolved,
 }
 
 impl LayerCompression {
-    /// The reference's name of the algorithm, as it appears in messages.
+    /// The name of the algorithm in messages of the reference.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -75,24 +76,24 @@ impl fmt::Display for LayerCompression {
     }
 }
 
-/// A type that has a layer's prefix and no known base.
+/// A type with the prefix of a layer type but an unknown base.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unrecognised mediatype {0}: not implemented")]
 pub struct UnknownLayerType(pub String);
 
-/// Whether this is a manifest of one image, OCI or Docker.
+/// Whether the type is an image manifest, OCI or Docker.
 #[must_use]
 pub fn is_manifest(media_type: &str) -> bool {
     matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST)
 }
 
-/// Whether this is a list of manifests, OCI or Docker.
+/// Whether the type is a list of manifests, OCI or Docker.
 #[must_use]
 pub fn is_index(media_type: &str) -> bool {
     matches!(media_type, OCI_INDEX | DOCKER_INDEX)
 }
 
-/// Whether containerd takes this as the type of a layer.
+/// Whether containerd accepts the type for a layer.
 #[must_use]
 pub fn is_layer(media_type: &str) -> bool {
     media_type.starts_with(OCI_LAYER_PREFIX)
@@ -106,7 +107,7 @@ pub fn is_layer(media_type: &str) -> bool {
         )
 }
 
-/// The compression that a layer's type declares; asked for types of which [`is_layer`] is true.
+/// The compression that a layer's type declares. Call it for types for which [`is_layer`] is true.
 pub fn layer_compression(media_type: &str) -> Result<LayerCompression, UnknownLayerType> {
     let (base, suffix) = split(media_type);
     let docker = |plain| {
@@ -130,7 +131,8 @@ pub fn layer_compression(media_type: &str) -> Result<LayerCompression, UnknownLa
     })
 }
 
-/// The base and the suffix that counts: the greatest, since containerd sorts them.
+/// Splits the type into its base and the suffix that counts: the greatest one, because containerd
+/// sorts suffixes.
 fn split(media_type: &str) -> (&str, Option<&str>) {
     match media_type.split_once('+') {
         Some((base, suffixes)) => (base, suffixes.split('+').max()),

@@ -1,8 +1,8 @@
-//! Platforms: the specifiers of command lines, and which platform of an index is meant.
+//! Platforms: parsing of command-line specifiers, and matching against the platforms of an index.
 //!
-//! The rules are containerd's, in their strict form: an architecture never stands for a lesser one,
-//! but the usual spellings of one platform (`aarch64`, `arm64/v8`, `amd64/v1`, `arm` and `arm/v7`)
-//! are the same.
+//! The rules are containerd's strict rules: an architecture never matches a lesser one, but common
+//! spellings of the same platform are equal (`aarch64` and `arm64/v8`, `amd64/v1` and `amd64`,
+//! `arm` and `arm/v7`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,21 +11,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::json::null_as_default;
 
-/// What an image runs on, with exactly the fields and the order of Go's JSON form.
+/// A platform, with exactly the fields and field order of Go's JSON form.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Platform {
-    /// Go's name of the processor architecture.
+    /// Go's name for the processor architecture.
     #[serde(deserialize_with = "null_as_default")]
     pub architecture: String,
-    /// Go's name of the operating system.
+    /// Go's name for the operating system.
     #[serde(deserialize_with = "null_as_default")]
     pub os: String,
-    /// Version of the operating system; matters for Windows.
+    /// Version of the operating system. Relevant for Windows.
     #[serde(rename = "os.version", skip_serializing_if = "String::is_empty")]
     #[serde(deserialize_with = "null_as_default")]
     pub os_version: String,
-    /// Features of the operating system that the image needs.
+    /// Operating system features that the image requires.
     #[serde(rename = "os.features", skip_serializing_if = "Vec::is_empty")]
     #[serde(deserialize_with = "null_as_default")]
     pub os_features: Vec<String>,
@@ -37,11 +37,11 @@ pub struct Platform {
     pub variant: String,
 }
 
-/// Why a text is not a platform specifier, in containerd's words.
+/// Why a text is not a platform specifier, in containerd's wording.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlatformError {
-    /// A star.
+    /// The text contains a wildcard.
     #[error("{0:?}: wildcards not yet supported: invalid argument")]
     Wildcard(String),
     /// The first component is not `os` or `os(version+feature)`.
@@ -51,23 +51,23 @@ pub enum PlatformError {
     Os {
         /// The component.
         part: String,
-        /// The whole text.
+        /// The complete text.
         specifier: String,
     },
-    /// Another component has characters that it must not have.
+    /// Another component contains invalid characters.
     #[error(
         "{part:?} is an invalid component of {specifier:?}: platform specifier component must match {PART_FORM:?}: invalid argument"
     )]
     Part {
         /// The component.
         part: String,
-        /// The whole text.
+        /// The complete text.
         specifier: String,
     },
-    /// One component that is neither an operating system nor an architecture.
+    /// The only component is neither an operating system nor an architecture.
     #[error("{0:?}: unknown operating system or architecture: invalid argument")]
     Unknown(String),
-    /// Too many components.
+    /// The text has too many components.
     #[error("{0:?}: cannot parse platform specifier: invalid argument")]
     Components(String),
 }
@@ -122,7 +122,7 @@ const KNOWN_ARCHITECTURES: &[&str] = &[
 ];
 
 impl Platform {
-    /// The platform of this machine, as containerd names it.
+    /// The platform of this machine, in containerd's naming.
     #[must_use]
     pub fn host() -> Self {
         let variant = match host_architecture() {
@@ -142,8 +142,8 @@ impl Platform {
         }
     }
 
-    /// The canonical spelling: lower case, known aliases resolved, default variants cut (`arm`
-    /// keeps its default `v7`).
+    /// Returns the canonical form: lower case, aliases resolved, and default variants removed,
+    /// except that `arm` keeps its default `v7`.
     #[must_use]
     pub fn normalised(&self) -> Self {
         let (architecture, variant) = normalise_architecture(&self.architecture, &self.variant);
@@ -159,9 +159,9 @@ impl Platform {
         }
     }
 
-    /// Whether an image for `other` is an image for this platform: same system, architecture and
-    /// variant in canonical spelling, a Windows version that this one can run, and no feature that
-    /// this one lacks.
+    /// Whether an image for `other` can run on this platform: the canonical system, architecture
+    /// and variant are equal, the Windows version is compatible, and this platform has all required
+    /// features.
     #[must_use]
     pub fn matches(&self, other: &Self) -> bool {
         let (wanted, offered) = (self.normalised(), other.normalised());
@@ -175,15 +175,14 @@ impl Platform {
                 .all(|feature| wanted.os_features.contains(feature))
     }
 
-    /// Whether this is the mark of an attestation and not a platform: buildkit writes
-    /// `unknown/unknown`.
+    /// Whether this is `unknown/unknown`, which buildkit uses for attestations.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
         self.os == "unknown" || self.architecture == "unknown"
     }
 }
 
-/// `os/architecture[/variant]`, the spelling of messages.
+/// Formats `os/architecture[/variant]`, as messages show it.
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.os.is_empty() {
@@ -250,7 +249,7 @@ impl Platform {
     }
 }
 
-/// `os` or `os(version+feature+feature)`.
+/// Parses `os` or `os(version+feature+feature)`.
 fn parse_os(part: &str) -> Option<Platform> {
     let (os, options) = match part.split_once('(') {
         Some((os, options)) => (os, options.strip_suffix(')')?),
@@ -277,7 +276,7 @@ fn is_plain(part: &str, os: bool) -> bool {
     !part.is_empty() && part.bytes().all(fits)
 }
 
-/// Go's name of the architecture that this program was built for.
+/// Go's name for the architecture that this program was built for.
 fn host_architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -314,11 +313,12 @@ fn normalise_architecture(architecture: &str, variant: &str) -> (String, String)
     (architecture.to_owned(), variant.to_owned())
 }
 
-/// Whether a Windows of version `host` runs an image of version `image`. An absent or unreadable
-/// host version and an absent image version fit everything; from Windows Server 2022 on, images
-/// since that release run on every later build, before it the builds must be equal.
+/// Whether Windows version `host` can run an image of version `image`. A missing or invalid host
+/// version and a missing image version match everything. Otherwise the major and minor versions
+/// must be equal. A host since Windows Server 2022 runs images from that release up to its own
+/// build; on an older host the builds must be equal.
 fn windows_runs(host: &str, image: &str) -> bool {
-    /// Build of Windows Server 2022, the first release with a stable container interface.
+    /// Build number of Windows Server 2022, the first release with a stable container interface.
     const STABLE_SINCE: u16 = 20348;
     let (host, offered) = (windows_version(host), windows_version(image));
     if host == (0, 0, 0) || image.is_empty() {
@@ -474,7 +474,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// What is read can be shown and read again, and means the same.
+        /// Formatting a parsed specifier and parsing it again gives an equal platform.
         #[test]
         fn prop_specifiers_survive_their_own_spelling(
             specifier in "(linux|windows|macos|x)(/(amd64|aarch64|arm|armel|i386|y)(/v?[1-9])?)?"

@@ -1,13 +1,15 @@
-//! Names of images, by the two grammars in use.
+//! Image references, in the two grammars in use.
 //!
-//! [`ImageRef`] is what the registry client asks for: host, repository, tag or digest. It is made from
-//! * what a person or Kubernetes writes ([`ImageRef::parse`], docker's rules: `ubuntu` means
-//!   `docker.io/library/ubuntu:latest`), or
-//! * what containerd stores as an image's name ([`ImageRef::from_containerd`] over [`ContainerdName`]): host and path
-//!   are taken as they stand, nothing is added.
+//! [`ImageRef`] is the form that the registry client uses: host, repository, and tag or digest.
+//! Create it from
+//! * user or Kubernetes input with [`ImageRef::parse`], which follows docker's rules: `ubuntu`
+//!   means `docker.io/library/ubuntu:latest`
+//! * the name of an image in containerd with [`ImageRef::from_containerd`] (see
+//!   [`ContainerdName`]), which uses host and path as they are and adds nothing
 //!
-//! The two differ where it hurts: `app:v1` is a repository of Docker Hub to docker and a host with a bad port to
-//! containerd. Error texts of the second are part of the command line's interface and equal the reference's.
+//! The grammars conflict: `app:v1` is a repository on Docker Hub for docker, but a host with an
+//! invalid port for containerd. The error texts of the containerd grammar are part of the
+//! command-line interface and match the reference.
 
 use std::{fmt, str::FromStr};
 
@@ -19,7 +21,7 @@ mod docker;
 pub use containerd::{ContainerdName, ContainerdNameError};
 pub use docker::ParseRefError;
 
-/// Where an image lies: a registry's host, a repository, and a tag or digest in it (or both).
+/// The location of an image: registry host, repository, and a tag, a digest or both.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ImageRef {
     host: String,
@@ -29,23 +31,23 @@ pub struct ImageRef {
 }
 
 impl ImageRef {
-    /// Parses and completes a name as docker does: default host `docker.io`, default namespace `library`, and tag
-    /// `latest` if there is neither tag nor digest.
+    /// Parses a name and completes it as docker does: the default host is `docker.io`, the default
+    /// namespace is `library`, and the tag is `latest` if there is neither a tag nor a digest.
     pub fn parse(name: &str) -> Result<ImageRef, ParseRefError> {
         docker::parse(name)
     }
 
-    /// Takes a name that containerd keeps for an image; nothing is completed.
+    /// Parses the name of an image in containerd. Nothing is completed.
     pub fn from_containerd(name: &str) -> Result<ImageRef, ContainerdNameError> {
         ContainerdName::parse(name)?.to_image_ref()
     }
 
-    /// The registry as the name has it, with its port: `docker.io`, `localhost:5000`.
+    /// The registry host in the name, with its port: `docker.io`, `localhost:5000`.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The repository inside the registry: `library/ubuntu`.
+    /// The repository in the registry: `library/ubuntu`.
     pub fn repository(&self) -> &str {
         &self.repository
     }
@@ -60,7 +62,8 @@ impl ImageRef {
         self.digest.as_ref()
     }
 
-    /// What to ask the registry's manifest endpoint for: the digest if there is one, else the tag.
+    /// The object to request from the registry's manifest endpoint: the digest if there is one,
+    /// otherwise the tag.
     pub fn object(&self) -> Option<String> {
         self.digest
             .as_ref()
@@ -68,7 +71,7 @@ impl ImageRef {
             .or_else(|| self.tag.clone())
     }
 
-    /// The same repository with another object: exactly this digest.
+    /// Returns the same repository with only this digest.
     #[must_use]
     pub fn with_digest(&self, digest: Digest) -> ImageRef {
         ImageRef {
@@ -78,7 +81,7 @@ impl ImageRef {
         }
     }
 
-    /// The same repository with another object: exactly this tag. The tag is not checked.
+    /// Returns the same repository with only this tag. The tag is not validated.
     #[must_use]
     pub fn with_tag(&self, tag: &str) -> ImageRef {
         ImageRef {

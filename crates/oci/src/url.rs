@@ -1,8 +1,8 @@
-//! A URL that can be printed.
+//! URLs that are safe to print.
 //!
-//! Registries redirect to signed addresses whose query *is* the credential, and users write passwords
-//! into addresses. So no `Url` is ever formatted in this package: it becomes a [`RedactedUrl`] first, which keeps
-//! scheme, host, path and the names of query parameters, and nothing else.
+//! Registries redirect to signed addresses whose query *is* the credential, and users put passwords
+//! into addresses. This crate therefore never formats a `Url` directly. It converts it to a
+//! [`RedactedUrl`], which keeps only the scheme, host, path and the names of query parameters.
 
 use std::fmt;
 
@@ -11,8 +11,9 @@ use std::fmt;
 pub struct RedactedUrl(String);
 
 impl RedactedUrl {
-    /// What may be shown of `url`: values of query parameters become `redacted`, a user and password `xxxxx`, a fragment
-    /// goes. Text that is no URL is not shown at all.
+    /// Returns the printable parts of `url`. Values of query parameters become `redacted`, user and
+    /// password become `xxxxx`, and the fragment is removed. Text that is not a URL is not shown at
+    /// all.
     pub fn new(url: &str) -> RedactedUrl {
         match reqwest::Url::parse(url) {
             Ok(url) => RedactedUrl::from(&url),
@@ -35,7 +36,7 @@ impl From<&reqwest::Url> for RedactedUrl {
             }
             text.push_str(url.path());
         } else {
-            // `mailto:` and its like have no place here; what they hold is not known to be harmless.
+            // Other schemes such as `mailto:` are unexpected, and their content may be sensitive.
             text.push_str("redacted");
         }
         if let Some(query) = url.query().filter(|query| !query.is_empty()) {

@@ -1,58 +1,60 @@
-//! containerd's grammar of image names: a locator (`host/path`) and an object (tag, digest, or anything).
+//! containerd's grammar of image names: a locator (`host/path`) and an object (a tag, a digest, or
+//! any text).
 //!
-//! containerd reads `dummy://` + name as a URL and cuts the path at the first `:` or `@`. What follows from that
-//! (percent escapes are decoded, a user before `@` in the host vanishes, query and fragment are dropped) is kept, and
-//! so are the texts of its errors, which our programs print.
+//! containerd parses `dummy://` + name as a URL and splits the path at the first `:` or `@`. This
+//! module reproduces the side effects: percent escapes are decoded, a user before `@` in the host
+//! is removed, and query and fragment are dropped. Its error texts match containerd's because the
+//! programs print them.
 
 use std::fmt;
 
 use super::ImageRef;
 use crate::digest::Digest;
 
-/// A name as containerd understands it.
+/// A name as containerd parses it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerdName {
     locator: String,
     object: String,
 }
 
-/// Why containerd would refuse a name. Texts equal containerd's.
+/// Why containerd rejects a name. The texts match containerd's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ContainerdNameError {
-    /// Has a scheme.
+    /// The name has a scheme.
     #[error("invalid reference")]
     Invalid,
-    /// No host.
+    /// The name has no host.
     #[error("hostname required")]
     HostnameRequired,
-    /// Neither tag nor digest, where one is needed.
+    /// The name has neither tag nor digest, but one is required.
     #[error("object required")]
     ObjectRequired,
     /// The name does not parse as a URL.
     #[error("parse {}: {reason}", quoted(url))]
     Url {
-        /// The name with containerd's dummy scheme before it.
+        /// The name after containerd's dummy scheme.
         url: String,
-        /// What is wrong with it.
+        /// Why it is invalid.
         reason: String,
     },
-    /// Host without a repository: nothing a registry could be asked for.
+    /// The name has a host but no repository, so there is nothing to request.
     #[error("reference {name:?} has no repository")]
     NoRepository {
         /// The name as given.
         name: String,
     },
-    /// What follows `@` is no digest that we know.
+    /// The text after `@` is not a supported digest.
     #[error("invalid digest {digest:?} in reference")]
     Digest {
-        /// The text behind `@`.
+        /// The text after `@`.
         digest: String,
     },
 }
 
 impl ContainerdName {
-    /// Parses a name. An object is not required.
+    /// Parses a name. The object is optional.
     pub fn parse(name: &str) -> Result<ContainerdName, ContainerdNameError> {
         if name.contains("://") {
             return Err(ContainerdNameError::Invalid);
@@ -65,7 +67,7 @@ impl ContainerdName {
             return Err(ContainerdNameError::HostnameRequired);
         }
         let (path, object) = match path.find([':', '@']) {
-            // "@" stays with the object: it tells a digest from a tag.
+            // Keep "@" in the object because it distinguishes a digest from a tag.
             Some(at) if path[at..].starts_with(':') => (&path[..at], &path[at + 1..]),
             Some(at) => path.split_at(at),
             None => (path.as_str(), ""),
@@ -81,31 +83,32 @@ impl ContainerdName {
         &self.locator
     }
 
-    /// Everything behind the locator, without a leading `:`; a digest keeps its `@`.
+    /// Everything after the locator, without a leading `:`. A digest keeps its `@`.
     pub fn object(&self) -> &str {
         &self.object
     }
 
-    /// The part of the object before `@`: the tag. Empty if there is none.
+    /// The tag: the part of the object before `@`. Empty if there is none.
     pub fn tag(&self) -> &str {
         self.object
             .split_once('@')
             .map_or(self.object.as_str(), |(tag, _)| tag)
     }
 
-    /// The part of the object behind `@`, as text: containerd does not check it here. Empty if there is none.
+    /// The digest: the part of the object after `@`. Empty if there is none. As in containerd, it
+    /// is not validated here.
     pub fn digest(&self) -> &str {
         self.object.split_once('@').map_or("", |(_, digest)| digest)
     }
 
-    /// The registry's host, with port.
+    /// The registry host with its port.
     pub fn host(&self) -> &str {
         self.locator
             .split_once('/')
             .map_or(self.locator.as_str(), |(host, _)| host)
     }
 
-    /// What to ask a registry for. Needs a repository and a tag or digest.
+    /// Converts the name to a reference for a registry. Requires a repository and a tag or digest.
     pub fn to_image_ref(&self) -> Result<ImageRef, ContainerdNameError> {
         let Some((host, repository)) = self.locator.split_once('/').filter(|(_, r)| !r.is_empty())
         else {
@@ -151,7 +154,7 @@ impl fmt::Display for ContainerdName {
     }
 }
 
-/// Host and decoded path of `dummy://{name}`; the error is the reason in Go's words.
+/// Returns host and decoded path of `dummy://{name}`. The error is the reason in Go's wording.
 fn split_url(name: &str) -> Result<(String, String), String> {
     if name.bytes().any(|b| b < b' ' || b == 0x7f) {
         return Err("net/url: invalid control character in URL".to_owned());
@@ -209,7 +212,7 @@ fn check_host(host: &str) -> Result<(), String> {
     let mut rest = host;
     while let Some(c) = rest.chars().next() {
         if c == '%' {
-            // Only bytes beyond ASCII may be escaped in a host.
+            // Only bytes above ASCII may be escaped in a host.
             let escape: String = rest.chars().take(3).collect();
             match decode_escape(&escape) {
                 Some(byte) if byte >= 0x80 => rest = &rest[3..],
@@ -228,7 +231,7 @@ fn check_host(host: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Decodes percent escapes. Bytes that are no UTF-8 become replacement characters: no such name exists in a registry.
+/// Decodes percent escapes. Invalid UTF-8 is replaced by U+FFFD; registries have no such names.
 fn unescape(text: &str) -> Result<String, String> {
     let mut out = Vec::with_capacity(text.len());
     let bytes = text.as_bytes();
@@ -249,7 +252,7 @@ fn unescape(text: &str) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&out).into_owned())
 }
 
-/// The byte of `%xx`.
+/// Decodes `%xx` to a byte.
 fn decode_escape(escape: &str) -> Option<u8> {
     let hex = escape.strip_prefix('%')?;
     let both_hex = hex.len() == 2 && hex.bytes().all(|b| b.is_ascii_hexdigit());
@@ -260,13 +263,13 @@ fn decode_escape(escape: &str) -> Option<u8> {
     }
 }
 
-/// Joins as a clean path: no empty or `.` components, `..` resolved.
+/// Normalizes a path: removes empty and `.` components and resolves `..`.
 fn clean(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
         match part {
             "" | "." => {}
-            // Nothing above the first component: a locator is relative, where ".." beyond the start would stay.
+            // A locator is relative, so `..` is kept if there is no component to remove.
             ".." if parts.last().is_some_and(|last| *last != "..") => {
                 parts.pop();
             }
@@ -280,7 +283,7 @@ fn clean(path: &str) -> String {
     }
 }
 
-/// Double-quoted with the escapes that matter in a one-line message.
+/// Quotes a text and escapes characters that would break a one-line message.
 fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {

@@ -1,35 +1,35 @@
-//! Docker's grammar of image names, with its completion of short ones.
+//! Docker's grammar of image names, including the completion of short names.
 
 use super::ImageRef;
 use crate::digest::Digest;
 
 const DEFAULT_HOST: &str = "docker.io";
-/// What `docker login` still calls Docker Hub.
+/// The name that `docker login` still uses for Docker Hub.
 const LEGACY_DEFAULT_HOST: &str = "index.docker.io";
 const DEFAULT_NAMESPACE: &str = "library";
 const DEFAULT_TAG: &str = "latest";
-/// Longest repository path that registries accept (distribution specification).
+/// Maximum length of a repository path (distribution specification).
 const MAX_REPOSITORY: usize = 255;
-/// Longest tag (distribution specification: one character and 127 more).
+/// Maximum length of a tag (distribution specification: one character plus 127).
 const MAX_TAG: usize = 128;
 
-/// Why a name is not an image reference.
+/// Why a name is not a valid image reference.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ParseRefError {
-    /// Does not follow the grammar.
+    /// The name does not follow the grammar.
     #[error("invalid reference format: {name:?}")]
     Format {
         /// The name as given.
         name: String,
     },
-    /// Would be valid in lower case.
+    /// The name would be valid in lower case.
     #[error("invalid reference format: repository name ({repository}) must be lowercase")]
     Uppercase {
         /// The repository as given.
         repository: String,
     },
-    /// 64 hexadecimal digits are an image's identity to docker, never its name.
+    /// Docker treats 64 hexadecimal digits as an image ID, not as a name.
     #[error("invalid repository name ({name}), cannot specify 64-byte hexadecimal strings")]
     LooksLikeId {
         /// The name as given.
@@ -38,10 +38,10 @@ pub enum ParseRefError {
     /// The repository is too long.
     #[error("repository name must not be more than {MAX_REPOSITORY} characters")]
     TooLong,
-    /// What follows `@` is no digest.
+    /// The text after `@` is not a digest.
     #[error("invalid digest {digest:?} in reference")]
     Digest {
-        /// The text behind `@`.
+        /// The text after `@`.
         digest: String,
     },
 }
@@ -59,7 +59,7 @@ pub(super) fn parse(name: &str) -> Result<ImageRef, ParseRefError> {
     if !is_host(&host) {
         return Err(format());
     }
-    // The digest first: its own ":" is not a tag's.
+    // Split the digest off first, because the ":" in it does not start a tag.
     let (rest, digest) = match rest.split_once('@') {
         Some((rest, digest)) => {
             let digest = digest
@@ -96,7 +96,8 @@ pub(super) fn parse(name: &str) -> Result<ImageRef, ParseRefError> {
     })
 }
 
-/// Divides host from repository and completes both. The first component is a host only if it looks like one.
+/// Splits host and repository and completes both. The first component is only a host if it looks
+/// like one.
 fn split_host(name: &str) -> (String, String) {
     let looks_like_host = |first: &str| {
         first == "localhost"
@@ -119,7 +120,8 @@ fn is_lower_hex(b: u8) -> bool {
     matches!(b, b'0'..=b'9' | b'a'..=b'f')
 }
 
-/// `name(.name)*` of letters, digits and inner hyphens, or a bracketed IPv6 address; then perhaps a port.
+/// `name(.name)*` with letters, digits and inner hyphens, or an IPv6 address in brackets, with an
+/// optional port.
 fn is_host(host: &str) -> bool {
     let (address, port) = match host.rfind(']') {
         Some(end) => host.split_at(end + 1),
@@ -143,7 +145,7 @@ fn is_host(host: &str) -> bool {
     address_ok && port_ok
 }
 
-/// Runs of lower-case letters and digits, joined by one of `.`, `_`, `__` or any number of `-`.
+/// Runs of lower-case letters and digits, separated by `.`, `_`, `__` or any number of `-`.
 fn is_component(component: &str) -> bool {
     let is_word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = component.as_bytes();
