@@ -1,14 +1,14 @@
-//! Records of what was built on this machine: indexes, zTOCs and prefetch artifacts.
+//! Records of the indexes, zTOCs and prefetch artifacts that were built on this machine.
 //!
-//! The blobs themselves lie in a content store; a record says where each came from. Records are read and
-//! written by the commands only, never by the daemon, and a lost file can be rebuilt from the content store.
+//! The blobs are in a content store; a record describes one blob and is keyed by its digest. Only
+//! the commands use the records, never the daemon. If the file is lost, it can be rebuilt from the
+//! content store.
 //!
-//! There is one record for each digest. Every operation opens the file (`artifacts.redb` in the root folder),
-//! does one transaction in memory and closes it again, so that a long build never keeps others from reading;
-//! a file that somebody else has open is waited for, for a few seconds. Where the reference left its
-//! `artifacts.db`, the first use takes its records over; that file is only ever read. One that cannot be read
-//! is an error that names it, since to begin without it would look as if everything were lost; rebuilding the
-//! records begins without it.
+//! Each operation opens `artifacts.redb` in the root directory, runs one transaction and closes the
+//! file, so a long build does not block other processes. If another process has the file open, the
+//! operation retries for several seconds. The first use imports the reference's `artifacts.db`,
+//! which is never written. If that file is unreadable, operations fail, because starting empty
+//! would look like data loss; only a rebuild starts without it.
 
 mod bolt;
 mod file;
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use soci_oci::Digest;
 use soci_ztoc::Time;
 
-/// What a recorded blob is.
+/// The kind of a recorded blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// The manifest of an index.
@@ -41,7 +41,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// As the reference writes it.
+    /// The reference's name for the kind.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -52,36 +52,38 @@ impl Kind {
     }
 }
 
-/// What is known of one blob. Texts come from images or from another program's file: any characters.
+/// A record of one blob. Texts may contain any characters, because they come from images or from
+/// the reference's file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The blob.
+    /// The digest of the blob.
     pub digest: Digest,
-    /// Its bytes.
+    /// The size of the blob in bytes.
     pub size: u64,
-    /// The layer (zTOC) or the image manifest that an index was first built for; empty for a prefetch artifact.
+    /// The layer (zTOC) or the image manifest that the index was first built for (index). Empty for
+    /// a prefetch artifact.
     pub location: String,
-    /// The layer (zTOC, prefetch artifact) or the image manifest (index) that it belongs to.
+    /// The layer (zTOC, prefetch artifact) or the image manifest (index) that the blob belongs to.
     pub oci_digest: String,
-    /// The digest that the image's name stood for (index only).
+    /// The digest that the image's name referred to (index only).
     pub image_digest: String,
     /// `os/arch[/variant]` (index only).
     pub platform: String,
-    /// What it is.
+    /// The kind of the blob.
     pub kind: Kind,
-    /// Its media type.
+    /// The media type of the blob.
     pub media_type: String,
     /// The artifact type (index only).
     pub artifact_type: String,
-    /// When it was recorded; `None` in old records.
+    /// When the blob was recorded. `None` in old records.
     pub created_at: Option<Time>,
-    /// The span size that was asked for (zTOC only), in bytes.
+    /// The requested span size in bytes (zTOC only).
     pub span_size: u64,
-    /// It was found in a content store when the records were rebuilt, and may come from anywhere.
+    /// Whether a rebuild found the blob in a content store. Such a blob may come from anywhere.
     pub is_found: bool,
 }
 
-/// The present, for [`Entry::created_at`].
+/// The current time, for [`Entry::created_at`].
 #[must_use]
 pub fn now() -> Time {
     let now = SystemTime::now()
@@ -93,50 +95,50 @@ pub fn now() -> Time {
     }
 }
 
-/// Why records could not be read or written. The texts are the reference's where it has one.
+/// Why records cannot be read or written. The texts match the reference where it has one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArtifactsError {
-    /// Nothing was ever recorded.
+    /// Nothing has been recorded yet.
     #[error("soci_artifacts not found")]
     NeverWritten,
-    /// No record of this blob.
+    /// The blob is not recorded.
     #[error("couldn't retrieve artifact for {0}, not found")]
     NotFound(Digest),
-    /// An index to remove that is not recorded.
+    /// The index to remove is not recorded.
     #[error("the index of the digest {0} doesn't exist")]
     NoIndex(String),
-    /// An index to remove that is something else.
+    /// The blob to remove is not an index.
     #[error("the digest {0} does not correspond to an index")]
     NotAnIndex(Digest),
-    /// Another process does not let go of the file.
+    /// Another process keeps the file open.
     #[error("{} is in use by another process (waited {} s)", path.display(), waited.as_secs_f64().ceil())]
     Busy {
         /// The file.
         path: PathBuf,
-        /// How long it was waited for.
+        /// How long this process waited.
         waited: Duration,
     },
-    /// The file cannot be used; why is in the log.
+    /// The file cannot be used. The reason is in the log.
     #[error("artifacts.db is not available")]
     Unavailable,
-    /// The file is used, and one operation failed.
+    /// An operation on the file failed.
     #[error("{}: {action}", path.display())]
     Storage {
         /// The file.
         path: PathBuf,
-        /// What was attempted.
+        /// The operation.
         action: &'static str,
         /// The database's error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A record that this program did not write so.
+    /// A record is not in the format that this program writes.
     #[error("{}: record of {digest:?} is damaged", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// The key.
+        /// The key of the record.
         digest: String,
         /// What is wrong with it.
         #[source]
@@ -145,23 +147,23 @@ pub enum ArtifactsError {
 }
 
 impl ArtifactsError {
-    /// Whether there is no such record (and nothing else is wrong).
+    /// Whether the error only means that the record does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NeverWritten | Self::NotFound(_))
     }
 }
 
-/// The records of one root folder. Only a path: nothing is open between two operations.
+/// The records of one root directory. Holds only a path; no file is open between operations.
 #[derive(Debug, Clone)]
 pub struct Artifacts {
     root: PathBuf,
-    /// When waiting for another process ends, if not by itself.
+    /// When to stop waiting for another process, if earlier than by default.
     deadline: Option<Instant>,
 }
 
 impl Artifacts {
-    /// The records under this folder; nothing is touched yet.
+    /// Returns the records in this directory. Does not access the disk.
     #[must_use]
     pub fn at(root: &Path) -> Self {
         Self {
@@ -170,7 +172,7 @@ impl Artifacts {
         }
     }
 
-    /// Waits for other processes until then at most.
+    /// Limits the time to wait for other processes.
     #[must_use]
     pub fn until(self, deadline: Instant) -> Self {
         Self {
@@ -179,7 +181,7 @@ impl Artifacts {
         }
     }
 
-    /// The record of one blob.
+    /// Returns the record of one blob.
     pub fn get(&self, digest: &Digest) -> Result<Entry, ArtifactsError> {
         let reader = self.reader()?.ok_or(ArtifactsError::NeverWritten)?;
         match reader.get(&digest.to_string())? {
@@ -188,7 +190,7 @@ impl Artifacts {
         }
     }
 
-    /// All records, by digest; none if nothing was ever recorded.
+    /// Returns all records by digest. Empty if nothing has been recorded yet.
     pub fn all(&self) -> Result<Vec<Entry>, ArtifactsError> {
         let rows = match self.reader()? {
             Some(reader) => reader.all()?,
@@ -197,7 +199,7 @@ impl Artifacts {
         rows.iter().map(|(key, row)| self.entry(key, row)).collect()
     }
 
-    /// Records blobs, at once; what was known of them before is overwritten.
+    /// Records blobs atomically. Existing records are overwritten.
     pub fn put(&self, entries: &[Entry]) -> Result<(), ArtifactsError> {
         if entries.is_empty() {
             return Ok(());
@@ -209,7 +211,7 @@ impl Artifacts {
         writer.commit()
     }
 
-    /// Forgets blobs, at once; it is fine if some are not recorded.
+    /// Removes records atomically. Digests without a record are ignored.
     pub fn remove(&self, digests: &[Digest]) -> Result<(), ArtifactsError> {
         if digests.is_empty() || self.reader()?.is_none() {
             return Ok(());
@@ -221,11 +223,12 @@ impl Artifacts {
         writer.commit()
     }
 
-    /// The record of an index, named by any text: what is to be removed must be one.
+    /// Returns the record of the index to remove, for any text that the user gave. Fails if the
+    /// blob is not an index.
     pub fn index(&self, digest: &str) -> Result<Entry, ArtifactsError> {
         let found = match digest.parse() {
             Ok(digest) => self.get(&digest),
-            // No digest is no key.
+            // A text that is not a digest cannot be a key.
             Err(_) if self.reader()?.is_none() => Err(ArtifactsError::NeverWritten),
             Err(_) => return Err(ArtifactsError::NoIndex(digest.to_owned())),
         };
@@ -239,7 +242,8 @@ impl Artifacts {
         }
     }
 
-    /// The indexes that were built for what an image's name stands for.
+    /// Returns the indexes that were built for the manifest or index that an image's name refers
+    /// to.
     pub fn indexes_of(&self, image: &Digest) -> Result<Vec<Entry>, ArtifactsError> {
         if self.reader()?.is_none() {
             return Err(ArtifactsError::NeverWritten);
@@ -249,8 +253,8 @@ impl Artifacts {
         Ok(all)
     }
 
-    /// Makes sure that there are records, if need be without the reference's that cannot be read: for whoever is
-    /// about to rebuild them.
+    /// Creates the file if it is missing, even if the reference's records are unreadable. Call this
+    /// before a rebuild.
     pub fn begin(&self) -> Result<(), ArtifactsError> {
         self.ensure(Unreadable::LeftOut).map(drop)
     }
@@ -264,14 +268,14 @@ impl Artifacts {
     }
 }
 
-/// What an `artifacts.db` means that cannot be read.
+/// How to handle an unreadable `artifacts.db`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unreadable {
     Refused,
     LeftOut,
 }
 
-/// An entry as it is kept: JSON, fields at their zero value left out. Its digest is the key.
+/// The stored form of an entry: JSON without zero values. Its key is the digest.
 #[derive(Serialize, Deserialize)]
 struct Row {
     kind: Kind,

@@ -1,4 +1,4 @@
-//! Indexes and manifests on their way into a store, with the labels that keep what they refer to.
+//! Stores indexes and manifests with the labels that protect the blobs that they refer to.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use soci_oci::{Descriptor, media_type};
 
 use crate::model::{CONFIG, SociIndex};
 
-/// Puts a document and labels it.
+/// Stores a document and labels it.
 pub(crate) async fn put(
     store: &Arc<dyn ContentStore>,
     media_type: &str,
@@ -21,7 +21,8 @@ pub(crate) async fn put(
     Ok(descriptor)
 }
 
-/// Puts a SOCI index and its configuration. The descriptor says of which version the index is.
+/// Stores a SOCI index and its configuration. The artifact type of the descriptor states the
+/// version.
 pub(crate) async fn put_index(
     store: &Arc<dyn ContentStore>,
     index: &SociIndex,
@@ -32,7 +33,7 @@ pub(crate) async fn put_index(
     let mut labels = references("ztoc.", index.blobs());
     labels.extend(references("config", [&config]));
     let bytes = index.to_bytes();
-    // Stores that list what they have say of which kind it is.
+    // Stores that list their manifests also record the artifact type.
     let descriptor = Descriptor {
         artifact_type: index.version().artifact_type().to_owned(),
         ..Descriptor::of(media_type::OCI_MANIFEST, &bytes)
@@ -42,8 +43,8 @@ pub(crate) async fn put_index(
     Ok(descriptor)
 }
 
-/// Labels that keep blobs alive in containerd as long as the labelled one: `<name>` for one blob, or
-/// `<name><number>` for a name that ends in a dot.
+/// Labels that protect blobs in containerd as long as the labeled blob exists: `<name>` for one
+/// blob, or `<name><number>` if the name ends in a dot.
 pub(crate) fn references<'a>(
     name: &str,
     blobs: impl IntoIterator<Item = &'a Descriptor>,

@@ -1,16 +1,14 @@
-//! From manifests to SOCI indexes: a zTOC for every layer that gets one.
+//! Builds zTOCs for the layers of manifests.
 //!
-//! What becomes of a layer is decided from its descriptor ([`plan`]). The layers of all manifests are one
-//! list of jobs for a few plain threads ([`jobs`]), the largest first. A job ([`layer`]) takes over a zTOC
-//! that is known and fits, or streams its layer from the store through the zTOC builder into an unlinked
-//! temporary file, and from there into the store: memory grows with the number of a layer's entries, not
-//! with its size. A layer that several manifests share is read once.
+//! [`plan`] decides what to do with each layer from its descriptor. The layers of all manifests
+//! form one list of [`jobs`] for a few plain threads, largest first. A job ([`layer`]) reuses a
+//! suitable zTOC, or streams the layer through the zTOC builder into an unlinked temporary file and
+//! from there into the store. Memory depends on the number of entries in a layer, not on its size.
+//! A layer shared by several manifests is read once. Results ([`LayerOutcome`]) are reported in the
+//! order of the manifests and layers.
 //!
-//! Results are told in the order of the manifests and their layers, whatever order they come in, and come
-//! back as values ([`LayerOutcome`]).
-//!
-//! A layer with an entry that no zTOC can describe (a global PAX header, say) is left out where other
-//! layers of its manifest have zTOCs, and is the reason why there is no index where none has.
+//! A layer with an entry that zTOCs cannot describe, such as a global PAX header, is left out. If
+//! no layer of its manifest has a zTOC, it is the reason why there is no index.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -43,24 +41,25 @@ pub(crate) use jobs::part;
 use layer::{Made, MadeZtoc};
 use plan::{Jobs, Plan};
 
-/// Layers below this many bytes get no zTOC unless asked for; as the reference.
+/// Layers smaller than this many bytes get no zTOC by default. Same as the reference.
 pub const DEFAULT_MIN_LAYER_SIZE: u64 = 10 << 20;
 
-/// What a build is asked for.
+/// Options of a build.
 #[derive(Debug, Clone)]
 pub struct BuildOptions {
     /// Uncompressed bytes between checkpoints.
     pub span_size: u64,
-    /// Layers of fewer bytes (compressed) are skipped.
+    /// Layers with fewer compressed bytes are skipped.
     pub min_layer_size: u64,
-    /// State on layers without extended attributes that they have none.
+    /// Whether to mark layers without extended attributes in the index.
     pub mark_xattrs: bool,
-    /// Cores to be used.
+    /// Number of cores to use.
     pub threads: NonZeroUsize,
-    /// Layers that are worked on at once, however many cores there are: for layers that come over a network, which
-    /// one connection seldom fills and many crowd. `None`: as many as cores.
+    /// Number of layers to process concurrently, regardless of cores. Set it for layers that are
+    /// read over a network, where one connection is seldom enough and many get in each other's way.
+    /// `None` means as many as cores.
     pub at_once: Option<NonZeroUsize>,
-    /// Names in the archives of files that nodes should fetch first; see [`prefetch::clean`].
+    /// Names of files in the archives that nodes should fetch first. See [`prefetch::clean`].
     pub prefetch: Arc<[String]>,
 }
 
@@ -77,18 +76,18 @@ impl Default for BuildOptions {
     }
 }
 
-/// What a build works with.
+/// The stores and services that a build uses.
 #[derive(Clone)]
 pub struct Means {
-    /// Has the image.
+    /// Contains the image.
     pub source: Arc<dyn ContentStore>,
-    /// Takes what is new.
+    /// Receives new blobs.
     pub store: Arc<dyn ContentStore>,
-    /// Who may have zTOCs already, asked in this order; nobody: everything is built anew.
+    /// Sources of existing zTOCs, in order of preference. If empty, all zTOCs are built.
     pub known: Vec<Arc<dyn KnownZtocs>>,
-    /// Where to write what was made; `None`: nowhere.
+    /// Where to record new blobs, if anywhere.
     pub records: Option<Artifacts>,
-    /// Is told what happens.
+    /// Receives progress and results.
     pub observer: Arc<dyn Observer>,
 }
 
@@ -103,17 +102,18 @@ impl fmt::Debug for Means {
     }
 }
 
-/// What the layers of one manifest gave.
+/// The results for the layers of one manifest.
 #[derive(Debug, Clone)]
 pub struct Parts {
-    /// What became of each layer, in order.
+    /// The outcome of each layer, in order.
     pub layers: Vec<LayerOutcome>,
-    /// The artifacts that say what to fetch first, in the order of their layers.
+    /// The prefetch artifacts, in the order of their layers.
     pub prefetch: Vec<PrefetchArtifact>,
 }
 
 impl Parts {
-    /// The index; `None` if no layer has a zTOC. Version 1 has the image's manifest as subject.
+    /// Creates the index, or returns `None` if no layer has a zTOC. In version 1, the subject is
+    /// the image's manifest.
     #[must_use]
     pub fn index(&self, version: Version, subject: Option<Descriptor>) -> Option<SociIndex> {
         let ztocs = self.layers.iter().filter_map(LayerOutcome::ztoc);
@@ -124,7 +124,7 @@ impl Parts {
         (!blobs.is_empty()).then(|| SociIndex::new(version, blobs, subject))
     }
 
-    /// The error for manifests none of which has an index.
+    /// The error to return if none of these manifests has an index.
     pub fn nothing<'a>(all: impl IntoIterator<Item = &'a Self>) -> BuildError {
         let refused = |outcome: &LayerOutcome| match &outcome.outcome {
             Outcome::Skipped(Skip::Entry(error)) => Some(LayerError::Build {
@@ -143,8 +143,8 @@ impl Parts {
     }
 }
 
-/// Makes zTOCs and prefetch artifacts for the layers of each manifest, and stores them. The result has
-/// one member for each manifest; the first error ends everything.
+/// Builds and stores the zTOCs and prefetch artifacts for the layers of each manifest. Returns one
+/// result per manifest. The first error ends the build.
 pub async fn build(
     means: &Means,
     manifests: &[Manifest],
@@ -169,12 +169,12 @@ pub async fn build(
     Ok(all)
 }
 
-/// Puts results together in order, and tells them.
+/// Collects results and reports them in order.
 struct Assembly<'a> {
     means: &'a Means,
     options: &'a BuildOptions,
     results: Results,
-    /// Which jobs' zTOCs were told.
+    /// Whether the zTOC of each job has been reported.
     told: Vec<bool>,
 }
 
@@ -248,7 +248,7 @@ impl Assembly<'_> {
         }
     }
 
-    /// Makes the artifacts for the files to be prefetched from the layers that have them.
+    /// Creates artifacts for the files to prefetch, from the layers that contain them.
     async fn prefetch(
         &self,
         wanted: &[(Digest, Vec<Hit>)],

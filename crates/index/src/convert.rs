@@ -1,14 +1,14 @@
-//! An image that carries its own index.
+//! Converts an image to one that contains its own SOCI indexes.
 //!
-//! The result is a new OCI index: the members of the source, their manifests rewritten to name the
-//! SOCI index that was built for them, and the SOCI indexes themselves behind them. The binding goes
-//! both ways: a manifest names its index by annotation, and the index's descriptor names the manifest.
-//! Layers, configurations and their types in layer descriptors stay as they are.
+//! The result is a new OCI index. It contains the members of the source, with manifests rewritten
+//! to name their SOCI index, followed by the SOCI indexes. The binding is mutual: an annotation of
+//! the manifest names its index, and the descriptor of the index names the manifest. Layers,
+//! configurations and the media types of layers are unchanged.
 //!
-//! Everything is a function of the source and the options, so the same conversion gives the same
-//! digests, also of its own result. Attestations and other manifests are re-encoded too, which the
-//! reference does and digests depend on; an old SOCI index that is not replaced is left alone, unlike
-//! there.
+//! The result depends only on the source and the options, so repeating a conversion, or converting
+//! its result, gives the same digests. As in the reference, attestations and other manifests are
+//! re-encoded, because digests depend on it. Unlike the reference, an old SOCI index that is not
+//! replaced is kept as it is.
 
 use std::collections::BTreeMap;
 
@@ -22,14 +22,14 @@ use crate::image::{Image, ImageError, Part, Platforms};
 use crate::model::{ARTIFACT_TYPE_V2, INDEX_DIGEST, MANIFEST_DIGEST, SociIndex, Version};
 use crate::records::{self, IndexOf};
 
-/// What a conversion is asked for.
+/// Options of a conversion.
 #[derive(Debug, Clone)]
 pub struct ConvertOptions {
-    /// Platforms that get an index.
+    /// The platforms that get an index.
     pub platforms: Platforms,
-    /// How the indexes are built.
+    /// Options for building the indexes.
     pub build: BuildOptions,
-    /// An image without a layer to index is its own result, not an error.
+    /// Whether to return an image without any layer to index unchanged instead of failing.
     pub allow_empty: bool,
 }
 
@@ -37,16 +37,16 @@ pub struct ConvertOptions {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConvertError {
-    /// The source is no image for these platforms.
+    /// The source is not a valid image for these platforms.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// The store does not take something.
+    /// A store operation failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// An index could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// What was made could not be recorded.
+    /// The results could not be recorded.
     #[error(transparent)]
     Records(#[from] ArtifactsError),
 }
@@ -54,26 +54,26 @@ pub enum ConvertError {
 /// A converted image.
 #[derive(Debug, Clone)]
 pub struct Converted {
-    /// The new image; the source where nothing was to be indexed.
+    /// The new image, or the source if there was nothing to index.
     pub image: Descriptor,
-    /// What became of each platform that was asked for, in order.
+    /// The result for each requested platform, in order.
     pub platforms: Vec<ConvertedPlatform>,
 }
 
-/// See [`Converted`].
+/// The result for one platform; see [`Converted`].
 #[derive(Debug, Clone)]
 pub struct ConvertedPlatform {
-    /// As it was asked for.
+    /// The requested platform.
     pub platform: Platform,
     /// The source's manifest.
     pub source: Digest,
-    /// Its SOCI index and the manifest that names it; `None` if no layer has a zTOC.
+    /// The SOCI index and the manifest that names it. `None` if no layer has a zTOC.
     pub index: Option<BoundIndex>,
-    /// What became of its layers.
+    /// The results for its layers.
     pub parts: Parts,
 }
 
-/// An index and its manifest.
+/// A SOCI index and its manifest.
 #[derive(Debug, Clone)]
 pub struct BoundIndex {
     /// The SOCI index.
@@ -82,8 +82,8 @@ pub struct BoundIndex {
     pub manifest: Digest,
 }
 
-/// Converts the image that `target` describes; everything new is put into the store and labelled so
-/// that it stays as long as the result does.
+/// Converts the image that `target` describes. New blobs are stored with labels that protect them
+/// as long as the result exists.
 pub async fn convert(
     means: &Means,
     target: &Descriptor,
@@ -128,9 +128,9 @@ pub async fn convert(
     })
 }
 
-/// A platform that has an index.
+/// A platform with an index.
 struct Indexed<'a> {
-    /// Its place among the platforms that were asked for.
+    /// Its position in the requested platforms.
     number: usize,
     source: &'a Part,
     index: SociIndex,
@@ -138,7 +138,7 @@ struct Indexed<'a> {
 
 type Bound = Vec<(usize, BoundIndex)>;
 
-/// Writes the SOCI indexes, the manifests that name them, and the index of all.
+/// Writes the SOCI indexes, the manifests that name them, and the image index.
 struct Binding<'a> {
     means: &'a Means,
     image: Image,
@@ -188,8 +188,9 @@ impl Binding<'_> {
         Ok((image, bound))
     }
 
-    /// Makes a member's manifest an OCI manifest that names its SOCI index, if it has one. Members
-    /// that are no manifests, whose manifest is not there, and old SOCI indexes stay as they are.
+    /// Rewrites a member's manifest as an OCI manifest, which names its SOCI index if there is one.
+    /// Without a SOCI index, members that are not manifests, missing manifests and old SOCI indexes
+    /// are unchanged.
     async fn rewrite(
         &self,
         member: &mut Descriptor,
@@ -220,7 +221,7 @@ impl Binding<'_> {
         member.digest = new.digest;
         member.size = new.size;
         member.annotations = manifest.annotations;
-        // An embedded copy would be of the old manifest.
+        // Embedded data would be the old manifest.
         member.data.clear();
         Ok(())
     }
@@ -231,8 +232,8 @@ fn is_index_for(member: &Descriptor, platform: &Platform) -> bool {
     member.artifact_type == ARTIFACT_TYPE_V2 && offered.is_some_and(|it| platform.matches(it))
 }
 
-/// What the records say of the indexes of a new image. One that two platforms share has one record, of
-/// the last of them. Old indexes that stay belong to the new image from now on.
+/// The records for the indexes of a new image. If two platforms share an index, only the last one
+/// is recorded. Old indexes that are kept now belong to the new image.
 fn entries_of(image: &Digest, members: &[Descriptor], indexed: &[Indexed<'_>]) -> Vec<Entry> {
     let mut entries = Vec::new();
     for member in members {

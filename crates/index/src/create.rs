@@ -1,8 +1,8 @@
-//! Version 1 indexes: artifacts beside an image that refer to it.
+//! Creates version 1 indexes: artifacts that refer to an image.
 //!
-//! The image stays as it is. For each platform there is one index, whose subject is the platform's
-//! manifest. What was made for some platforms is good though another one has nothing to index, so the
-//! result has both: the indexes and why there are no more.
+//! The image is unchanged. Each platform gets one index, whose subject is the platform's manifest.
+//! If one platform has nothing to index, the indexes of earlier platforms remain valid, so the
+//! result contains both the indexes and the failure.
 
 use soci_oci::store::{Labels, StoreError};
 use soci_oci::{Descriptor, Digest, Manifest, Platform};
@@ -14,62 +14,62 @@ use crate::image::{Image, ImageError, Part, Platforms};
 use crate::model::Version;
 use crate::records::{self, IndexOf};
 
-/// The label of containerd's image records that names the latest index. Those before it have the same
-/// name with a number behind it.
+/// The label of containerd's image records that names the latest index. Earlier indexes have the
+/// same label with a number appended.
 const IMAGE_LABEL: &str = "containerd.io/gc.ref.content.soci-index";
 
-/// What is asked for.
+/// Options for creating indexes.
 #[derive(Debug, Clone)]
 pub struct CreateOptions {
-    /// Platforms that get an index.
+    /// The platforms that get an index.
     pub platforms: Platforms,
-    /// How the indexes are built.
+    /// Options for building the indexes.
     pub build: BuildOptions,
 }
 
-/// Why there is no index, or not for every platform.
+/// Why an index is missing for some or all platforms.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CreateError {
-    /// Not an image for these platforms.
+    /// The source is not a valid image for these platforms.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// The store does not take something.
+    /// A store operation failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// An index could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// What was made could not be recorded.
+    /// The results could not be recorded.
     #[error(transparent)]
     Records(#[from] ArtifactsError),
 }
 
-/// What was created.
+/// The created indexes, and the failure if there is one.
 #[derive(Debug)]
 pub struct Creation {
-    /// In the order of the platforms, up to the first failure.
+    /// The indexes in the order of the platforms, up to the first failure.
     pub indexes: Vec<CreatedIndex>,
-    /// What became of the layers of a platform that has no index.
+    /// The results for the layers of the platform that has no index.
     pub without: Option<Parts>,
-    /// Why there are no more.
+    /// Why later platforms have no index.
     pub failure: Option<CreateError>,
 }
 
-/// An index of one platform.
+/// The index of one platform.
 #[derive(Debug, Clone)]
 pub struct CreatedIndex {
-    /// The platform as it was asked for.
+    /// The requested platform.
     pub platform: Platform,
     /// The manifest that the index refers to.
     pub subject: Descriptor,
-    /// The index; its artifact type is stated.
+    /// The index, with its artifact type set.
     pub index: Descriptor,
-    /// What became of the layers.
+    /// The results for the layers.
     pub parts: Parts,
 }
 
-/// Makes indexes of the image that `target` describes, and stores them.
+/// Creates and stores indexes for the image that `target` describes.
 pub async fn create(means: &Means, target: &Descriptor, options: &CreateOptions) -> Creation {
     let mut creation = Creation {
         indexes: Vec::new(),
@@ -91,7 +91,7 @@ impl Creation {
     ) -> Result<(), CreateError> {
         let image = Image::open(&means.source, target).await?;
         let platforms = match (&options.platforms, &image.only) {
-            // As it is recorded: the host's platform in full where that is meant.
+            // Records contain the host's full platform if the image is for the host.
             (Platforms::Default, Some(only)) if Platform::host().matches(only) => {
                 vec![Platform::host()]
             }
@@ -144,9 +144,9 @@ impl Creation {
     }
 }
 
-/// The labels that an image's record needs so that these indexes, the latest last, stay as long as the
-/// image, and those that it names already. The latest has the reference's label; an index that stood
-/// there moves to one with a number.
+/// The labels to set on an image's record so that these indexes, latest last, and those that it
+/// already names are protected as long as the image exists. The latest index gets the reference's
+/// label; the index in that label before moves to a numbered label.
 #[must_use]
 pub fn image_labels(existing: &Labels, indexes: &[Digest]) -> Labels {
     let Some(latest) = indexes.last().map(ToString::to_string) else {
@@ -164,7 +164,7 @@ pub fn image_labels(existing: &Labels, indexes: &[Digest]) -> Labels {
         if all.iter().any(is_named) {
             continue;
         }
-        // One of so many numbers is free.
+        // There are more numbers than labels, so one is free.
         let free = (0..=all.len())
             .map(numbered)
             .find(|key| !all.contains_key(key));
@@ -213,7 +213,7 @@ mod tests {
         assert_eq!(changed, [label("", "c"), label(".1", "a")].into());
         let same = image_labels(&existing, &[digest("a")]);
         assert_eq!(same, [label("", "a")].into());
-        // An index that was first and is latest again moves up; its numbered label may stay.
+        // The first index is the latest again and gets the main label. Its numbered label may stay.
         let swapped = image_labels(&existing, &[digest("b")]);
         assert_eq!(swapped, [label("", "b"), label(".1", "a")].into());
     }
@@ -233,7 +233,7 @@ mod tests {
                     prop_assert!(labels.values().any(|value| value == digest));
                 }
             }
-            // The latest may have a number besides, from when it was not the latest.
+            // The latest index may also have a numbered label from before it was the latest.
             named.sort();
             named.dedup();
             prop_assert!(labels.len() <= named.len() + 1);

@@ -1,8 +1,7 @@
-//! Which SOCI index belongs to an image.
+//! Finds the SOCI index of an image without requests to a registry.
 //!
-//! In order: a digest that the client states; the annotation of the image's manifest (version 2). The
-//! referrers of the manifest (version 1) are asked by whoever has a registry at hand, when this says
-//! that the manifest names no index.
+//! A digest stated by the client takes precedence over the annotation of the image's manifest
+//! (version 2). If neither exists, the caller queries the referrers of the manifest (version 1).
 
 use soci_oci::digest::DigestError;
 use soci_oci::{Digest, Manifest};
@@ -14,31 +13,31 @@ use crate::model::INDEX_DIGEST;
 pub enum How {
     /// The client stated it.
     Stated,
-    /// The image's manifest names it.
+    /// An annotation of the image's manifest names it.
     Annotation,
 }
 
-/// What is known about an image's index without asking a registry.
+/// The result of a discovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Discovery {
-    /// The index, which may be of either version when it was stated.
+    /// The index was found. A stated index may have either version.
     Found(Digest, How),
-    /// Neither stated nor named.
+    /// No index is stated or named.
     NoIndex,
 }
 
-/// A digest of an index that is none.
+/// The digest of an index is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("digest {text:?} of the SOCI index")]
 pub struct BadDigest {
-    /// What stands in its place.
+    /// The invalid text.
     pub text: String,
-    /// What is wrong with it.
+    /// Why it is invalid.
     #[source]
     pub source: DigestError,
 }
 
-/// The index that the client stated; an empty text states none.
+/// Parses the digest that the client stated. An empty text means none.
 pub fn stated(text: &str) -> Result<Discovery, BadDigest> {
     if text.is_empty() {
         Ok(Discovery::NoIndex)
@@ -47,7 +46,7 @@ pub fn stated(text: &str) -> Result<Discovery, BadDigest> {
     }
 }
 
-/// The index that an image's manifest names.
+/// Returns the index that an image's manifest names.
 pub fn annotated(manifest: &Manifest) -> Result<Discovery, BadDigest> {
     match manifest.annotations.get(INDEX_DIGEST) {
         Some(text) => found(text, How::Annotation),

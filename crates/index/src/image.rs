@@ -1,4 +1,4 @@
-//! An image in a store, as what is built from it sees it: members with platforms.
+//! An image in a store as a list of members with platforms.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,70 +10,70 @@ use soci_oci::{Descriptor, Digest, ImageConfig, ImageIndex, Manifest, Platform, 
 
 use crate::model::{ARTIFACT_TYPE_V1, ARTIFACT_TYPE_V2};
 
-/// Which platforms of an image get an index.
+/// The platforms of an image that get an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Platforms {
-    /// This machine's, or the only one that the image is for.
+    /// The host's platform, or the only platform of the image.
     Default,
     /// Every platform of the image.
     All,
-    /// These.
+    /// The listed platforms.
     Listed(Vec<Platform>),
 }
 
-/// Why something is no image that an index can be built for.
+/// Why no index can be built for an image.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// Nothing says what the image runs on.
+    /// The image does not state any platform.
     #[error("image does not support any platforms")]
     NoPlatforms,
-    /// The image is not for this platform.
+    /// The image has no manifest for this platform.
     #[error("image manifest for {0}: not found")]
     NoManifest(Platform),
-    /// A member of the image's index without a platform.
+    /// A member of the image's index has no platform.
     #[error("manifest should have proper platform")]
     PlatformMissing,
-    /// Neither a manifest nor an index.
+    /// The target is neither a manifest nor an index.
     #[error("{digest} is no image: media type {media_type:?}")]
     NoImage {
-        /// What was looked at.
+        /// The digest of the target.
         digest: Digest,
         /// Its media type.
         media_type: String,
     },
-    /// The store does not give something.
+    /// A store operation failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A document is not what it should be.
+    /// A document is invalid.
     #[error("{digest}")]
     Document {
         /// The document.
         digest: Digest,
-        /// What is wrong with it.
+        /// Why it is invalid.
         #[source]
         source: Box<DocumentError>,
     },
 }
 
-/// What a platform of an image is made of.
+/// The manifest of one platform.
 #[derive(Debug, Clone)]
 pub(crate) struct Part {
-    /// As it was asked for.
+    /// The requested platform.
     pub(crate) platform: Platform,
-    /// The image's manifest for it.
+    /// The descriptor of the manifest.
     pub(crate) descriptor: Descriptor,
     pub(crate) manifest: Manifest,
-    /// Bytes of that manifest; a descriptor may state others.
+    /// Size of the manifest in bytes. The descriptor may state another size.
     bytes: u64,
 }
 
-/// An image: an index, or one manifest as the only member of one.
+/// An image index, or a single manifest treated as an index with one member.
 pub(crate) struct Image {
     pub(crate) store: Arc<dyn ContentStore>,
     root: Digest,
     pub(crate) index: ImageIndex,
-    /// The platform of the only manifest.
+    /// The platform if the image is a single manifest.
     pub(crate) only: Option<Platform>,
 }
 
@@ -85,8 +85,8 @@ impl fmt::Debug for Image {
     }
 }
 
-/// The manifests of an image for these platforms, or for all that it has; each once, and whether they are in
-/// the store or not.
+/// Returns the manifests of an image for these platforms, or all of them. Each manifest is listed
+/// once, whether or not it is in the store.
 pub async fn manifests(
     store: &Arc<dyn ContentStore>,
     target: &Descriptor,
@@ -142,7 +142,8 @@ impl Image {
         Ok(image)
     }
 
-    /// All platforms, in order. Members without one are asked for it; SOCI indexes have none of their own.
+    /// Returns all platforms, in order. The platform of a member without one is read from its
+    /// configuration. SOCI indexes and attestations are skipped.
     pub(crate) async fn platforms(&self) -> Result<Vec<Platform>, ImageError> {
         let mut platforms = Vec::new();
         for member in self.index.manifests() {
@@ -164,7 +165,7 @@ impl Image {
         Ok(platforms)
     }
 
-    /// The platforms that are meant, each once.
+    /// Returns the selected platforms without duplicates.
     pub(crate) async fn wanted(&self, platforms: &Platforms) -> Result<Vec<Platform>, ImageError> {
         let all = self.platforms().await?;
         Ok(distinct(match platforms {
@@ -174,7 +175,7 @@ impl Image {
         }))
     }
 
-    /// The manifests for these platforms, as far as memory may hold them all.
+    /// Reads the manifests for these platforms, up to the limit for documents in memory.
     pub(crate) async fn parts(&self, platforms: Vec<Platform>) -> Result<Vec<Part>, ImageError> {
         let mut budget = DocumentBudget::new(self.root);
         let mut parts = Vec::new();
@@ -186,7 +187,7 @@ impl Image {
         Ok(parts)
     }
 
-    /// The manifest for a platform: the first that matches.
+    /// Reads the first manifest that matches a platform.
     pub(crate) async fn part(&self, platform: Platform) -> Result<Part, ImageError> {
         let descriptor = self.member(&platform)?.clone();
         let bytes = self.read(&descriptor).await?;
@@ -198,7 +199,7 @@ impl Image {
         })
     }
 
-    /// What the image says of its manifest for a platform, which need not be in the store.
+    /// The descriptor of the manifest for a platform. The manifest may be missing from the store.
     fn member(&self, platform: &Platform) -> Result<&Descriptor, ImageError> {
         for member in self.index.manifests() {
             let offered = member
@@ -212,7 +213,7 @@ impl Image {
         Err(ImageError::NoManifest(platform.clone()))
     }
 
-    /// The platform that a manifest's configuration states, normalised.
+    /// The normalized platform in the configuration of a manifest.
     async fn config_platform(&self, target: &Descriptor) -> Result<Platform, ImageError> {
         let manifest: Manifest = self.document(target).await?;
         let config: ImageConfig = self.document(&manifest.config).await?;
@@ -238,7 +239,7 @@ fn parse<T: manifest::Kind>(from: &Descriptor, bytes: &[u8]) -> Result<T, ImageE
     })
 }
 
-/// The first of each group that means the same.
+/// Removes platforms that match an earlier one.
 fn distinct(platforms: Vec<Platform>) -> Vec<Platform> {
     let mut kept: Vec<Platform> = Vec::new();
     for platform in platforms {

@@ -1,12 +1,13 @@
-//! SOCI indexes: what lets an image be used before it is there.
+//! SOCI indexes, which allow containers to start before their image has been downloaded.
 //!
-//! An index lists the zTOCs of an image's layers ([`model`]). A version 1 index names the image's
-//! manifest as its subject and is found among the manifest's referrers; a version 2 index is named by
-//! an annotation of the manifest, and both lie in one OCI index ([`discover`]).
+//! An index lists the zTOCs of an image's layers ([`model`]). A version 1 index refers to the
+//! image's manifest as its subject and is found among the manifest's referrers. A version 2 index
+//! is named by an annotation of the manifest, and one OCI index lists both. See [`discover`].
 //!
-//! [`builder`] makes zTOCs of layers, or takes over those that exist ([`reuse`]), and [`prefetch`] artifacts;
-//! [`create`] makes an index beside an image, [`convert`] an image that carries its own; [`artifacts`]
-//! records what was made on this machine; [`push`] sends what was created to a registry.
+//! [`builder`] creates zTOCs of layers, reuses existing ones ([`reuse`]), and creates [`prefetch`]
+//! artifacts. [`create`] creates an index for an unchanged image, and [`convert`] an image that
+//! contains its own index. [`artifacts`] records what was built on this machine. [`push`] uploads
+//! created indexes to a registry. [`verify`] checks an image and its indexes.
 
 #![warn(missing_docs)]
 

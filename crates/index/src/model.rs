@@ -1,44 +1,44 @@
-//! The SOCI index as a document: constants of the format, the exact bytes, what may be in it.
+//! The SOCI index document: constants of the format, its canonical bytes, and its content.
 //!
-//! An index has the shape of an OCI image manifest whose "layers" are zTOCs. Its bytes are canonical:
-//! the reference daemon re-encodes what it fetched and refuses an index whose digest that changes.
+//! An index has the form of an OCI image manifest whose "layers" are zTOCs. Its bytes are
+//! canonical: the reference daemon re-encodes a fetched index and rejects it if the digest changes.
 
 use soci_oci::manifest::DocumentError;
 use soci_oci::{Annotations, Descriptor, Digest, Manifest, json, manifest, media_type};
 
-/// Artifact type of indexes that refer to their image; in `config.mediaType`.
+/// Artifact type of an index that refers to its image (version 1). Stored in `config.mediaType`.
 pub const ARTIFACT_TYPE_V1: &str = "application/vnd.amazon.soci.index.v1+json";
-/// Artifact type of indexes that their image refers to; in `config.mediaType`.
+/// Artifact type of an index that its image refers to (version 2). Stored in `config.mediaType`.
 pub const ARTIFACT_TYPE_V2: &str = "application/vnd.amazon.soci.index.v2+json";
 /// Media type of a zTOC.
 pub const ZTOC_MEDIA_TYPE: &str = media_type::OCTET_STREAM;
 /// Media type of a prefetch artifact.
 pub const PREFETCH_MEDIA_TYPE: &str = "application/vnd.amazon.soci.prefetch.v1+json";
 
-/// On an index: the tool that made it.
+/// On an index: the tool that built it.
 pub const BUILD_TOOL: &str = "com.amazon.soci.build-tool-identifier";
-/// On a zTOC's descriptor: the layer that it describes.
+/// On a zTOC's descriptor: the digest of the layer that it describes.
 pub const LAYER_DIGEST: &str = "com.amazon.soci.image-layer-digest";
 /// On a zTOC's descriptor: the layer's media type.
 pub const LAYER_MEDIA_TYPE: &str = "com.amazon.soci.image-layer-mediaType";
-/// On a zTOC's descriptor: the span size that was asked for, in bytes.
+/// On a zTOC's descriptor: the requested span size in bytes.
 pub const SPAN_SIZE: &str = "com.amazon.soci.span-size";
 /// On a zTOC's descriptor: `true` if the layer has no extended attributes.
 pub const DISABLE_XATTRS: &str = "com.amazon.soci.disable-xattrs";
-/// On an index's descriptor: the image manifest that it belongs to.
+/// On an index's descriptor: the digest of the image manifest that it belongs to.
 pub const MANIFEST_DIGEST: &str = "com.amazon.soci.image-manifest-digest";
-/// On an image manifest and its descriptor: the index that belongs to it.
+/// On an image manifest and its descriptor: the digest of the index that belongs to it.
 pub const INDEX_DIGEST: &str = "com.amazon.soci.index-digest";
 
-/// The configuration of every index.
+/// The content of every index's configuration.
 pub const CONFIG: &[u8] = b"{}";
 
-/// How an index and its image know of each other.
+/// How an index and its image refer to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Version {
-    /// The index names its image as subject.
+    /// The subject of the index is its image.
     V1,
-    /// The image's manifest names the index in an annotation.
+    /// An annotation of the image's manifest names the index.
     V2,
 }
 
@@ -53,14 +53,14 @@ impl Version {
     }
 }
 
-/// Why bytes are no SOCI index.
+/// Why bytes are not a SOCI index.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IndexError {
-    /// Not the document that it should be.
+    /// The bytes are not a valid manifest.
     #[error(transparent)]
     Document(DocumentError),
-    /// The artifact type of something else.
+    /// The artifact type is not that of a SOCI index.
     #[error("unknown index version: {0}")]
     Version(String),
 }
@@ -68,9 +68,9 @@ pub enum IndexError {
 /// A zTOC in an index and the layer that it describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerZtoc<'a> {
-    /// The layer.
+    /// The digest of the layer.
     pub layer: Digest,
-    /// The zTOC.
+    /// The descriptor of the zTOC.
     pub ztoc: &'a Descriptor,
 }
 
@@ -82,7 +82,8 @@ pub struct SociIndex {
 }
 
 impl SociIndex {
-    /// An index of these zTOC (and prefetch) descriptors. Version 1 has the image manifest as subject.
+    /// Creates an index of these zTOC and prefetch descriptors. In version 1, the subject is the
+    /// image's manifest.
     #[must_use]
     pub fn new(version: Version, blobs: Vec<Descriptor>, subject: Option<Descriptor>) -> Self {
         let tool = soci_ztoc::TOOL.to_owned();
@@ -98,14 +99,14 @@ impl SociIndex {
         Self { version, manifest }
     }
 
-    /// Reads an index.
+    /// Parses an index.
     pub fn parse(bytes: &[u8]) -> Result<Self, IndexError> {
         let manifest: Manifest =
             manifest::parse(bytes, media_type::OCI_MANIFEST).map_err(IndexError::Document)?;
         Self::from_manifest(manifest)
     }
 
-    /// Takes a manifest that was read already as an index, if it is one.
+    /// Converts a parsed manifest to an index if it is one.
     pub fn from_manifest(manifest: Manifest) -> Result<Self, IndexError> {
         let version = match manifest.config.media_type.as_str() {
             ARTIFACT_TYPE_V1 => Version::V1,
@@ -115,13 +116,13 @@ impl SociIndex {
         Ok(Self { version, manifest })
     }
 
-    /// The canonical bytes.
+    /// Encodes the canonical bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         json::to_vec(&self.manifest)
     }
 
-    /// The version.
+    /// The version of the index.
     #[must_use]
     pub fn version(&self) -> Version {
         self.version
@@ -133,25 +134,25 @@ impl SociIndex {
         self.manifest.subject.as_ref()
     }
 
-    /// What stands in the place of a configuration; its media type is the version.
+    /// The configuration. Its media type states the version.
     #[must_use]
     pub fn config(&self) -> &Descriptor {
         &self.manifest.config
     }
 
-    /// Everything that the index refers to, in order: zTOCs, then prefetch artifacts.
+    /// The blobs that the index refers to, in order: zTOCs, then prefetch artifacts.
     #[must_use]
     pub fn blobs(&self) -> &[Descriptor] {
         self.manifest.layers()
     }
 
-    /// What the index says about itself.
+    /// The annotations of the index.
     #[must_use]
     pub fn annotations(&self) -> &Annotations {
         &self.manifest.annotations
     }
 
-    /// The zTOCs whose layer is stated.
+    /// The zTOCs whose descriptor names a layer.
     pub fn ztocs(&self) -> impl Iterator<Item = LayerZtoc<'_>> {
         self.blobs()
             .iter()
@@ -162,7 +163,7 @@ impl SociIndex {
             })
     }
 
-    /// The zTOC of a layer. If there are several, the last one counts, as for the reference.
+    /// The zTOC of a layer. If there are several, the last one is used, as in the reference.
     #[must_use]
     pub fn ztoc_of(&self, layer: &Digest) -> Option<&Descriptor> {
         self.ztocs()

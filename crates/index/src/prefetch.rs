@@ -1,10 +1,10 @@
-//! Prefetch artifacts: which spans of a layer a node fetches first.
+//! Prefetch artifacts: the spans of a layer that a node fetches first.
 //!
-//! The user names files of the image ([`paths`]). While a layer's table of contents is at hand, the names
-//! are looked up in it ([`Search`]); the uppermost layer that has a file wins, and its spans become ranges
-//! of that layer's artifact ([`assign`]). Names are compared as they stand in the archive, so a
-//! folder (`etc/`) or a name with a leading `./` is not found, and whiteouts in upper layers are not seen:
-//! the artifact's bytes are those of the reference.
+//! The user names files of the image ([`paths`]). [`Search`] looks the names up while a layer's
+//! table of contents is available. [`assign`] selects the uppermost layer that contains each file,
+//! and the spans of the file become ranges of that layer's artifact. To produce the same bytes as
+//! the reference, names must match the archive exactly: directories (`etc/`) and names with a
+//! leading `./` are not found, and whiteouts in upper layers are ignored.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -19,25 +19,26 @@ use soci_ztoc::Entry;
 
 use crate::model::{LAYER_DIGEST, PREFETCH_MEDIA_TYPE};
 
-/// The only version of the format.
+/// The only supported version of the format.
 const VERSION: &str = "1.0";
 
-/// Largest artifact that is read, in bytes: some 20,000 ranges, more than a layer has spans worth naming.
+/// Maximum size of an artifact in bytes: about 20,000 ranges, more than any layer needs.
 pub const MAX_ARTIFACT_BYTES: u64 = 1 << 20;
 
-/// Largest list of files that is read, in bytes: a path for each file of a very large image.
+/// Maximum size of a list of files in bytes: enough for every path of a very large image.
 const MAX_LIST_BYTES: u64 = 64 << 20;
 
-/// Spans of a layer that follow each other.
+/// Consecutive spans of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SpanRange {
     /// The first span.
     #[serde(default, rename = "start_span")]
     pub start: u64,
-    /// The last span. It may lie one behind the last of the layer, as the reference counts.
+    /// The last span, inclusive. As in the reference, it may be one past the last span of the
+    /// layer.
     #[serde(default, rename = "end_span")]
     pub end: u64,
-    /// More urgent if it is larger; nobody writes it.
+    /// Higher values are more urgent. No known tool writes it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub priority: i64,
 }
@@ -48,7 +49,7 @@ fn is_zero(number: &i64) -> bool {
 }
 
 impl SpanRange {
-    /// How many spans these are; none where the end lies before the start.
+    /// Number of spans. Zero if the end is before the start.
     #[must_use]
     pub fn count(&self) -> u64 {
         let more = self.end.checked_sub(self.start);
@@ -56,7 +57,7 @@ impl SpanRange {
     }
 }
 
-/// The artifact as it is written.
+/// The encoded form of the artifact.
 #[derive(Debug, Serialize, Deserialize)]
 struct Document {
     version: String,
@@ -64,20 +65,20 @@ struct Document {
     prefetch_spans: Option<Vec<SpanRange>>,
 }
 
-/// Why bytes are no prefetch artifact.
+/// Why bytes are not a valid prefetch artifact.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArtifactError {
-    /// Not the JSON that it should be.
+    /// The artifact is not valid JSON.
     #[error("prefetch artifact cannot be read")]
     Json(#[source] serde_json::Error),
-    /// A version that nobody knows.
+    /// The version is not supported.
     #[error("unsupported prefetch artifact version: {0} (expected 1.0)")]
     Version(String),
-    /// It names no span.
+    /// The artifact has no ranges.
     #[error("prefetch artifact is empty")]
     Empty,
-    /// A range that ends before it begins.
+    /// A range ends before it starts.
     #[error("prefetch artifact has a range of spans from {start} to {end}")]
     Range {
         /// Its first span.
@@ -87,7 +88,7 @@ pub enum ArtifactError {
     },
 }
 
-/// Reads an artifact: at least one range, each of at least one span.
+/// Parses an artifact. It must have at least one range, and each range at least one span.
 pub fn parse(bytes: &[u8]) -> Result<Vec<SpanRange>, ArtifactError> {
     let document: Document = json::from_slice(bytes).map_err(ArtifactError::Json)?;
     if document.version != VERSION {
@@ -103,7 +104,7 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<SpanRange>, ArtifactError> {
     }
 }
 
-/// The bytes of the artifact with these ranges.
+/// Encodes an artifact with these ranges.
 #[must_use]
 pub fn encode(ranges: &[SpanRange]) -> Vec<u8> {
     json::to_vec(&Document {
@@ -112,16 +113,16 @@ pub fn encode(ranges: &[SpanRange]) -> Vec<u8> {
     })
 }
 
-/// What to fetch first of one layer.
+/// The prefetch artifact of one layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrefetchArtifact {
-    /// The layer.
+    /// The digest of the layer.
     pub layer: Digest,
-    /// Sorted, apart from each other.
+    /// Sorted ranges that neither overlap nor touch.
     pub ranges: Vec<SpanRange>,
-    /// The artifact.
+    /// The encoded artifact.
     pub bytes: Bytes,
-    /// As it stands in the index.
+    /// The descriptor in the index.
     pub descriptor: Descriptor,
 }
 
@@ -142,31 +143,31 @@ impl PrefetchArtifact {
     }
 }
 
-/// Why the list of files cannot be had.
+/// Why the list of files cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListError {
-    /// The file of the list cannot be read.
+    /// The file cannot be read.
     #[error(
         "failed to parse prefetch files: failed to load prefetch files from JSON: failed to read JSON file: open {}: {}",
         path.display(),
         errno(cause)
     )]
     Read {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why; not a source, since the message says it.
+        /// The error. It is not a source because the message already contains it.
         cause: io::Error,
     },
-    /// It is no array of strings.
+    /// The file is not an array of strings.
     #[error(
         "failed to parse prefetch files: failed to load prefetch files from JSON: failed to parse JSON: {0}"
     )]
     Json(serde_json::Error),
 }
 
-/// The names to look for: those listed, then those of the JSON file, an array of paths. Blank ones are
-/// dropped.
+/// Returns the names to look for: the listed ones, then those in the JSON file, which is an array
+/// of paths. Blank names are dropped.
 pub fn paths(listed: &[String], file: Option<&Path>) -> Result<Arc<[String]>, ListError> {
     let mut all = listed.to_vec();
     if let Some(path) = file {
@@ -192,7 +193,8 @@ fn read_list(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A path as archives name files: from the root, without `.`, `..` and doubled slashes.
+/// Normalizes a path to the form in archives: relative to the root, without `.`, `..` and double
+/// slashes.
 #[must_use]
 pub fn clean(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
@@ -206,13 +208,13 @@ pub fn clean(path: &str) -> String {
     parts.join("/")
 }
 
-/// A name that was found: its place in the list of names, and the spans of the file.
+/// A name that was found: its position in the list of names, and the spans of the file.
 pub(crate) type Hit = (usize, SpanRange);
 
 /// Looks names up in one table of contents.
 #[derive(Debug)]
 pub(crate) struct Search<'a> {
-    /// Names that were not found yet, and their places in the list.
+    /// Names that have not been found yet, with their positions in the list.
     names: HashMap<&'a [u8], Vec<usize>>,
     hits: Vec<Hit>,
 }
@@ -229,10 +231,11 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The next entry of the archive; `span_at` tells which span an offset of the archive is in. The end
-    /// counts as part of the file, so one that ends where a span does has one span more.
+    /// Processes the next entry of the archive. `span_at` returns the span that contains an offset
+    /// of the archive. The end offset counts as part of the file, so a file that ends at the end of
+    /// a span also gets the next span.
     pub(crate) fn see(&mut self, entry: &Entry<'_>, span_at: impl Fn(u64) -> Option<u64>) {
-        // The first entry of a name counts.
+        // Only the first entry with a name counts.
         let Some(numbers) = self.names.remove(entry.name) else {
             return;
         };
@@ -249,14 +252,14 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// What was found.
+    /// Returns the matches.
     pub(crate) fn finish(self) -> Vec<Hit> {
         self.hits
     }
 }
 
-/// The artifacts for these names, given for each layer, lowest first, what was found in it; and the
-/// names that are in none.
+/// Creates the artifacts for these names. `layers` has the matches of each layer, lowest first.
+/// Also returns the names that no layer contains.
 pub(crate) fn assign<'n>(
     names: &'n [String],
     layers: &[(Digest, Vec<Hit>)],
@@ -283,7 +286,7 @@ pub(crate) fn assign<'n>(
     (layers.iter().filter_map(artifact).collect(), not_found)
 }
 
-/// Sorted, and joined where they overlap or touch.
+/// Sorts ranges and joins those that overlap or touch.
 fn merged(mut ranges: Vec<SpanRange>) -> Vec<SpanRange> {
     ranges.sort_unstable();
     let mut merged: Vec<SpanRange> = Vec::new();

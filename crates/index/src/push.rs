@@ -1,11 +1,12 @@
-//! Version 1 indexes on their way to the registry of their image.
+//! Pushes version 1 indexes to the registry of their image.
 //!
-//! [`select`] finds, for each platform, the newest index that was recorded for the image's manifest. [`push`] looks whether
-//! the registry has an index of that manifest already, and then copies the index with everything it refers to, children
-//! first: the subject (with all that it consists of, should the registry not have it), the configuration, the zTOCs.
-//! Nothing is sent that the registry has or can take over from another of its repositories.
+//! [`select`] finds the newest recorded index of each platform's manifest. [`push`] checks whether
+//! the registry already has an index of that manifest, and then copies the index and everything
+//! that it refers to, children first: the subject (with its content, if the registry lacks it), the
+//! configuration and the zTOCs. Content that the registry has, or can mount from another of its
+//! repositories, is not sent.
 //!
-//! What happens is told as [`Note`]s, whose texts are those that the reference prints.
+//! Events are reported as [`Note`]s, whose texts match the reference's output.
 
 use std::fmt;
 use std::sync::Arc;
@@ -27,60 +28,60 @@ mod select;
 use graph::Graph;
 pub use select::select;
 
-/// What to do about an index that the registry has already.
+/// What to do if the registry already has an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Existing {
-    /// Say so, and push.
+    /// Warn, and push.
     #[default]
     Warn,
-    /// Push nothing.
+    /// Do not push.
     Skip,
-    /// Do not even look.
+    /// Push without checking.
     Allow,
 }
 
-/// How to push.
+/// Options of a push.
 #[derive(Debug, Clone, Copy)]
 pub struct PushOptions {
-    /// About an index that is there already.
+    /// What to do if the registry already has an index.
     pub existing: Existing,
-    /// Blobs and manifests under way at once.
+    /// Maximum number of concurrent copies of blobs and manifests.
     pub uploads: usize,
 }
 
-/// An index that is to be pushed.
+/// An index to push.
 #[derive(Debug, Clone)]
 pub struct Selected {
-    /// The platform as it was asked for.
+    /// The requested platform.
     pub platform: Platform,
-    /// The image's manifest that it refers to.
+    /// The image manifest that the index refers to.
     pub subject: Digest,
     /// The index.
     pub index: Descriptor,
 }
 
-/// Something that whoever waits wants to know.
+/// An event to report to the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Note {
-    /// The image has an index of version 2, which is part of the image.
+    /// The image has a version 2 index, which is part of the image.
     VersionTwo,
-    /// The registry is asked for indexes.
+    /// The registry is queried for indexes.
     Checking,
-    /// The registry has an index, and gets another.
+    /// The registry already has an index. Another one is pushed.
     PushingAnyway(Found),
-    /// The registry has an index, and gets no other for this image manifest.
+    /// The registry already has an index for this image manifest. Nothing is pushed.
     NotPushing(Found, Digest),
-    /// This index is copied now.
+    /// This index is being copied.
     Index(Digest),
-    /// The registry has this blob or manifest.
+    /// The registry already has this blob or manifest.
     Skipped(Digest),
-    /// It is copied now.
+    /// The blob or manifest is being copied.
     Pushing(Digest),
-    /// It was copied.
+    /// The blob or manifest has been copied.
     Pushed(Digest),
 }
 
-/// Indexes that the registry has; never empty.
+/// The indexes in the registry. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found(pub Vec<Digest>);
 
@@ -121,44 +122,44 @@ impl fmt::Display for Note {
     }
 }
 
-/// Is told what happens; called from several tasks at once, and must not block for long.
+/// Receives events. It is called from several tasks concurrently and must not block for long.
 pub trait PushObserver: Send + Sync {
-    /// Something happened.
+    /// Reports an event.
     fn note(&self, note: &Note);
-    /// So many bytes more were sent.
+    /// Reports that this many more bytes have been sent.
     fn sent(&self, _bytes: u64) {}
 }
 
-/// What became of a blob or manifest.
+/// What was done with a blob or manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The repository had it.
+    /// The repository already had it.
     Skipped,
-    /// The registry took it over from another repository.
+    /// The registry mounted it from another repository.
     Mounted,
-    /// It was sent.
+    /// It was uploaded.
     Pushed,
 }
 
 /// A blob or manifest of a pushed index.
 #[derive(Debug, Clone)]
 pub struct CopiedBlob {
-    /// What it is.
+    /// Its descriptor.
     pub blob: Descriptor,
-    /// What became of it.
+    /// What was done with it.
     pub outcome: Outcome,
 }
 
-/// What became of an index.
+/// The result of pushing an index.
 #[derive(Debug)]
 pub struct Pushed {
-    /// The indexes that the registry had before; not known if it was not asked.
+    /// The indexes that the registry had before. Empty if the registry was not queried.
     pub existing: Vec<Digest>,
-    /// Who lists the index from now on, as far as it was learnt.
+    /// How the index is listed as a referrer, if known.
     pub listing: Option<Listing>,
-    /// Everything that was looked at, in the order of its end; empty if nothing was to be pushed.
+    /// All blobs and manifests in the order of completion. Empty if nothing was pushed.
     pub blobs: Vec<CopiedBlob>,
-    /// How long it took.
+    /// How long the push took.
     pub took: Duration,
 }
 
@@ -166,59 +167,60 @@ pub struct Pushed {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PushError {
-    /// The image is not for this platform. The reference says no more, and scripts know it.
+    /// The image has no manifest for this platform. The text is the reference's because scripts
+    /// match it.
     #[error("not found")]
     NoManifest(Platform),
-    /// The image is none, or not there.
+    /// The image is invalid or missing.
     #[error(transparent)]
     Image(ImageError),
     /// The records cannot be read.
     #[error(transparent)]
     Records(#[from] ArtifactsError),
-    /// There is nothing to push for a platform.
+    /// No index is recorded for this platform.
     #[error("could not find any soci index manifest v1 to push for platform {0}")]
     NoIndex(Platform),
-    /// The registry does not say which indexes it has.
+    /// The registry could not be queried for indexes.
     #[error("failed to fetch list of referrers")]
     Referrers(#[source] RegistryError),
-    /// The index or something that it refers to was not copied.
+    /// The index or one of its references could not be copied.
     #[error("error pushing graph to remote")]
     Graph(#[from] GraphError),
 }
 
-/// Why something was not copied.
+/// Why a blob or manifest could not be copied.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GraphError {
-    /// Neither the registry nor we have it.
+    /// Neither the registry nor the local store has it.
     #[error("{what} {digest}: not found ({remedy})")]
     Missing {
-        /// What it is to the index.
+        /// Its role in the index.
         what: &'static str,
         /// Its digest.
         digest: Digest,
-        /// What helps.
+        /// What the user can do.
         remedy: &'static str,
     },
-    /// A document is not what it should be.
+    /// A document is invalid.
     #[error("{digest}")]
     Document {
         /// The document.
         digest: Digest,
-        /// What is wrong with it.
+        /// Why it is invalid.
         #[source]
         source: Box<DocumentError>,
     },
-    /// Our side does not give something.
+    /// The local store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The registry does not take something.
+    /// The registry request failed.
     #[error(transparent)]
     Registry(#[from] RegistryError),
 }
 
-/// Copies an index to the repository of `image`. `store` has the index and its zTOCs, and the image as far as the
-/// registry has it not.
+/// Copies an index to the repository of `image`. `store` has the index, its zTOCs, and the parts of
+/// the image that the registry lacks.
 pub async fn push(
     registry: &Registry,
     image: &ImageRef,
@@ -248,7 +250,7 @@ pub async fn push(
         observer.note(&Note::PushingAnyway(found));
     }
     observer.note(&Note::Index(selected.index.digest));
-    // An index that is there but not listed was left so by a push that ended in between.
+    // An index that is present but not listed was left by an interrupted push.
     let listed =
         options.existing == Existing::Allow || pushed.existing.contains(&selected.index.digest);
     let index = &selected.index;
@@ -267,7 +269,7 @@ pub async fn push(
     Ok(pushed)
 }
 
-/// Indexes of an image manifest that the registry has.
+/// Returns the indexes of an image manifest in the registry.
 async fn existing(
     registry: &Registry,
     image: &ImageRef,
@@ -275,7 +277,7 @@ async fn existing(
 ) -> Result<Vec<Digest>, PushError> {
     match registry.referrers(image, subject, ARTIFACT_TYPE_V1).await {
         Ok(referrers) => Ok(referrers.iter().map(|referrer| referrer.digest).collect()),
-        // A repository that is not there has none; whether it can be made is seen soon.
+        // A missing repository has no indexes. The upload shows whether it can be created.
         Err(RegistryError::NotFound { .. }) => Ok(Vec::new()),
         Err(error) => Err(PushError::Referrers(error)),
     }

@@ -1,4 +1,4 @@
-//! What is written into the records when something was built.
+//! Creates the records of a build.
 
 use soci_oci::{Descriptor, Digest, media_type};
 
@@ -6,7 +6,7 @@ use crate::artifacts::{Artifacts, ArtifactsError, Entry, Kind, now};
 use crate::model::Version;
 use crate::prefetch::PrefetchArtifact;
 
-/// An entry that says only what every entry says.
+/// An entry with only the required fields.
 fn entry(kind: Kind, blob: &Descriptor) -> Entry {
     Entry {
         digest: blob.digest,
@@ -24,12 +24,12 @@ fn entry(kind: Kind, blob: &Descriptor) -> Entry {
     }
 }
 
-/// A zTOC of a layer.
+/// The record of a layer's zTOC.
 pub(crate) fn ztoc(layer: &Digest, ztoc: &Descriptor, span_size: u64) -> Entry {
     ztoc_of(layer.to_string(), ztoc, span_size)
 }
 
-/// A zTOC of a layer that is named by some text.
+/// The record of a zTOC whose layer is given as text.
 pub(crate) fn ztoc_of(layer: String, ztoc: &Descriptor, span_size: u64) -> Entry {
     Entry {
         location: layer.clone(),
@@ -39,12 +39,12 @@ pub(crate) fn ztoc_of(layer: String, ztoc: &Descriptor, span_size: u64) -> Entry
     }
 }
 
-/// A prefetch artifact.
+/// The record of a prefetch artifact.
 pub(crate) fn prefetch(artifact: &PrefetchArtifact) -> Entry {
     prefetch_of(artifact.layer.to_string(), &artifact.descriptor)
 }
 
-/// A prefetch artifact of a layer that is named by some text.
+/// The record of a prefetch artifact whose layer is given as text.
 pub(crate) fn prefetch_of(layer: String, artifact: &Descriptor) -> Entry {
     Entry {
         oci_digest: layer,
@@ -52,20 +52,20 @@ pub(crate) fn prefetch_of(layer: String, artifact: &Descriptor) -> Entry {
     }
 }
 
-/// An index, and what it belongs to.
+/// The manifests and the image that an index belongs to.
 #[derive(Debug)]
 pub(crate) struct IndexOf<'a> {
     pub(crate) version: Version,
     /// The manifest that the index was built for.
     pub(crate) built_for: &'a Digest,
-    /// The manifest that it belongs to.
+    /// The manifest that the index belongs to.
     pub(crate) manifest: &'a Digest,
-    /// What the image's name stands for.
+    /// The digest that the image's name refers to.
     pub(crate) image: &'a Digest,
     pub(crate) platform: String,
 }
 
-/// An index.
+/// The record of an index.
 pub(crate) fn index(digest: Digest, size: u64, of: IndexOf<'_>) -> Entry {
     let IndexOf {
         version,
@@ -87,8 +87,8 @@ pub(crate) fn index(digest: Digest, size: u64, of: IndexOf<'_>) -> Entry {
     }
 }
 
-/// Writes entries where there are records at all. Waiting for another process happens elsewhere than on
-/// the runtime's own threads.
+/// Writes entries if there are records. Runs on a blocking thread because it may wait for another
+/// process.
 pub(crate) async fn write(
     records: Option<&Artifacts>,
     entries: Vec<Entry>,
@@ -96,7 +96,7 @@ pub(crate) async fn write(
     match records.cloned() {
         Some(records) if !entries.is_empty() => {
             let written = tokio::task::spawn_blocking(move || records.put(&entries)).await;
-            // The task is never aborted: it panicked, and so does who waits for it.
+            // The task is never aborted, so this is a panic: propagate it.
             written.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
         }
         _ => Ok(()),

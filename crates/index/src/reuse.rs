@@ -1,12 +1,13 @@
-//! zTOCs that exist already: taken over instead of built again, if they fit.
+//! Reuses existing zTOCs instead of building new ones.
 //!
-//! Whoever may have some ([`KnownZtocs`]) is asked by the threads of the builder. A candidate is read, its
-//! digest checked, and it must be a zTOC of this very layer: same size, same compression, same span size,
-//! and one that can be served. What does not fit is built anew, which never makes a worse index, and is
-//! told as a warning unless the candidate simply is not there any more.
+//! Builder threads ask each source ([`KnownZtocs`]) for candidates. A candidate is read and its
+//! digest verified, and it must fit the layer: same size, compression and span size, and servable.
+//! Otherwise the zTOC is built, and a warning is reported unless the candidate just no longer
+//! exists.
 //!
-//! The layer itself is not read, so nothing shows a forged zTOC: one that lies about files, or leaves some out.
-//! Only zTOCs that this machine made ([`RecordedZtocs`]) are safe to take; of others the user must say so.
+//! The layer itself is not read, so a zTOC that lists wrong files, or omits some, is not detected.
+//! Only zTOCs that were built on this machine ([`RecordedZtocs`]) are safe to reuse. All other
+//! sources require the user's consent.
 
 use std::error::Error;
 use std::fmt;
@@ -27,30 +28,32 @@ mod repositories;
 pub use recorded::RecordedZtocs;
 pub use repositories::RepositoryZtocs;
 
-/// Most candidates that are read for one layer: more than one is rare, and each costs a transfer.
+/// Maximum number of candidates to read for one layer. More than one is rare, and each costs a
+/// download.
 const MAX_CANDIDATES: usize = 4;
 
-/// Memory for candidates that are looked at, in KiB. One that is larger than that is looked at alone.
+/// Memory for candidates under examination, in KiB. A larger candidate is examined alone.
 const BUDGET_KIB: u32 = 32 << 10;
 
-/// Why nobody can say which zTOCs there are.
+/// Why a source cannot list its zTOCs.
 pub type KnownError = Box<dyn Error + Send + Sync>;
 
-/// Who may have zTOCs of layers. Whether they fit is checked; whether they tell the truth about the layer is not.
+/// A source of existing zTOCs. The caller checks that they fit a layer, but not that their content
+/// is true.
 #[async_trait]
 pub trait KnownZtocs: Send + Sync + fmt::Debug {
-    /// zTOCs that are said to be of this layer with this span size, the best first.
+    /// Returns zTOCs that claim to describe this layer with this span size, best first.
     async fn candidates(
         &self,
         layer: &Descriptor,
         span_size: u64,
     ) -> Result<Vec<Descriptor>, KnownError>;
 
-    /// Opens one of them. Its reader may block; it is used by plain threads.
+    /// Opens a zTOC. The reader may block and is used on plain threads.
     async fn open(&self, ztoc: &Descriptor) -> Result<Blob, StoreError>;
 }
 
-/// What a zTOC must be for.
+/// The properties that a zTOC must have.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted<'a> {
     pub(crate) layer: &'a Descriptor,
@@ -58,7 +61,7 @@ pub(crate) struct Wanted<'a> {
     pub(crate) span_size: u64,
 }
 
-/// Why a candidate is not taken over.
+/// Why a candidate is not reused.
 #[derive(Debug, thiserror::Error)]
 enum Unfit {
     #[error("{0}")]
@@ -77,7 +80,7 @@ enum Unfit {
     SpanSize { actual: u64, expected: u64 },
 }
 
-/// Memory for candidates.
+/// Limits the memory for candidates.
 #[derive(Debug)]
 pub(crate) struct Budget {
     room: Semaphore,
@@ -94,7 +97,8 @@ impl Budget {
         Self { room, kib }
     }
 
-    /// Waits for room for this many bytes, or for all room; `None` cannot happen, since nobody closes the budget.
+    /// Waits until this many bytes, or the whole budget, are available. Never returns `None`,
+    /// because the budget is never closed.
     pub(crate) async fn take(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
         let kib = u32::try_from(bytes / 1024 + 1).unwrap_or(self.kib);
         self.room.acquire_many(kib.min(self.kib)).await.ok()
@@ -106,7 +110,7 @@ pub(crate) struct Fit<'a> {
     pub(crate) descriptor: Descriptor,
     pub(crate) bytes: Vec<u8>,
     shape: DetachedZtoc,
-    /// Its memory; to be held as long as the bytes.
+    /// Its share of the budget. Hold it as long as the bytes.
     pub(crate) permit: Option<SemaphorePermit<'a>>,
 }
 
@@ -116,15 +120,15 @@ impl Fit<'_> {
     }
 }
 
-/// What became of the candidates.
+/// The result of a search.
 #[derive(Default)]
 pub(crate) struct Found<'a> {
     pub(crate) fit: Option<Fit<'a>>,
-    /// Why those before it do not fit.
+    /// Why earlier candidates do not fit.
     pub(crate) rejected: Vec<String>,
 }
 
-/// The first candidate that fits. For plain threads: it blocks.
+/// Returns the first candidate that fits. Blocks, so call it on plain threads.
 pub(crate) fn find<'a>(
     known: &dyn KnownZtocs,
     wanted: &Wanted<'_>,
@@ -181,7 +185,7 @@ fn look<'a>(
     })
 }
 
-/// Whether these bytes are what indexing the layer would give, as far as can be told without it.
+/// Checks that these bytes are a zTOC that fits, as far as possible without reading the layer.
 fn check(bytes: &[u8], wanted: &Wanted<'_>) -> Result<DetachedZtoc, Unfit> {
     let ztoc = Ztoc::parse(bytes)?;
     let (actual, expected) = (ztoc.spans().layer_size(), wanted.layer.size);

@@ -1,12 +1,12 @@
-//! Whether an image and its SOCI indexes fit each other.
+//! Checks that an image and its SOCI indexes are consistent.
 //!
 //! A [`Verification`] walks an image from its target: image index, manifests, the SOCI indexes that
-//! they name or that name them, zTOCs and prefetch artifacts. Whatever is wrong is a [`Finding`], told
-//! as soon as it is found; only a store that fails otherwise than by not having something ends the
-//! walk. `deep` reads every layer as well, once, from front to back ([`reads`], [`deep`](self::deep)).
+//! they name or that refer to them, zTOCs and prefetch artifacts. Each problem is reported
+//! immediately as a [`Finding`]. A missing blob is a finding too; any other store error ends the
+//! walk. `deep` also reads every layer once, from start to end ([`reads`], [`deep`](self::deep)).
 //!
-//! An image may lawfully be there in part: members of an image index whose manifest and SOCI index are
-//! both absent are counted, not blamed, and layers without a zTOC are in order.
+//! An image may be incomplete: members of an image index whose manifest and SOCI index are both
+//! missing are counted but not reported, and layers do not need a zTOC.
 
 mod deep;
 mod finding;
@@ -24,20 +24,20 @@ use soci_oci::{Descriptor, Digest, Platform};
 
 pub use finding::{Finding, Part, Problem};
 
-/// What is to be checked, and how.
+/// What to check, and how.
 pub struct Verification {
-    /// Where everything lies.
+    /// The store that contains everything.
     pub store: Arc<dyn ContentStore>,
-    /// Read every layer.
+    /// Whether to read every layer.
     pub deep: bool,
-    /// Only manifests for these platforms; none: all that are there.
+    /// The platforms to check. If empty, all manifests that are present.
     pub platforms: Vec<Platform>,
-    /// The store may lack layers, as containerd's does when images are started lazily. Such layers are
-    /// only missed when they are to be read.
+    /// Whether the store may lack layers, as containerd's does if images are loaded lazily. Missing
+    /// layers are then reported only if they have to be read.
     pub may_lack_layers: bool,
-    /// Version 1 indexes that are said to belong to a manifest.
+    /// Version 1 indexes that refer to a manifest, each with the digest of that manifest.
     pub referrers: Vec<(Digest, Descriptor)>,
-    /// Is told of bytes of layers that were read.
+    /// Called with the number of layer bytes that were read.
     pub progress: Arc<dyn Fn(u64) + Send + Sync>,
 }
 
@@ -51,16 +51,16 @@ impl std::fmt::Debug for Verification {
     }
 }
 
-/// What was looked at.
+/// Counts of what was checked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Summary {
     /// Image manifests.
     pub manifests: usize,
-    /// Image manifests, listed by an image index, that are not there; nor is a SOCI index of theirs.
+    /// Image manifests listed by an image index that are missing together with their SOCI index.
     pub absent: usize,
     /// SOCI indexes.
     pub indexes: usize,
-    /// Distinct layers of those manifests.
+    /// Distinct layers of the manifests.
     pub layers: usize,
     /// zTOCs.
     pub ztocs: usize,
@@ -68,28 +68,28 @@ pub struct Summary {
     pub prefetches: usize,
     /// Bytes of layers that were read.
     pub bytes: u64,
-    /// Things that are wrong.
+    /// Problems found.
     #[serde(skip)]
     pub problems: usize,
 }
 
-/// All that there is to say about an image, for machines.
+/// The machine-readable result for an image.
 #[derive(Debug, serde::Serialize)]
 pub struct Report {
-    /// The image, as the user named it.
+    /// The image as the user named it.
     pub image: String,
-    /// What it is.
+    /// The digest of the image.
     pub digest: Digest,
-    /// Whether nothing is wrong.
+    /// Whether no problems were found.
     pub ok: bool,
-    /// What is.
+    /// The problems.
     pub problems: Vec<Finding>,
-    /// What was looked at.
+    /// Counts of what was checked.
     pub checked: Summary,
 }
 
 impl Verification {
-    /// Checks the image that `target` describes; `found` is told what is wrong.
+    /// Checks the image that `target` describes and calls `found` for each problem.
     pub async fn run(
         self,
         target: &Descriptor,
@@ -110,18 +110,18 @@ impl Verification {
     }
 }
 
-/// A verification that is under way.
+/// The state of a verification.
 struct Walk<'a> {
     options: Verification,
     found: &'a mut (dyn FnMut(Finding) + Send),
     summary: Summary,
-    /// Layers of the manifests so far.
+    /// Layers of the manifests visited so far.
     layers: HashSet<Digest>,
-    /// Layers that are to be read.
+    /// Layers to read.
     queue: Vec<reads::Queued>,
-    /// The same and those that were read, each with the zTOC that it is read for.
+    /// The layers in `queue` and those already read, each with the zTOC that it is compared with.
     read: HashSet<(Digest, Option<Digest>)>,
-    /// SOCI indexes that were checked, each for a manifest.
+    /// SOCI indexes that were checked, each with its manifest.
     checked: HashSet<(Digest, Digest)>,
 }
 
@@ -140,7 +140,7 @@ impl Walk<'_> {
         });
     }
 
-    /// The bytes of a blob, if it is what its descriptor says.
+    /// Returns the bytes of a blob if they match its descriptor.
     async fn bytes(
         &mut self,
         part: Part,
@@ -156,7 +156,7 @@ impl Walk<'_> {
         Ok(None)
     }
 
-    /// A document, if it is what its descriptor says.
+    /// Returns a document if it matches its descriptor.
     async fn document<T: Kind>(
         &mut self,
         part: Part,
@@ -174,7 +174,7 @@ impl Walk<'_> {
         }
     }
 
-    /// That a blob is there and as long as its descriptor says; its bytes are not looked at.
+    /// Checks that a blob is present and has the size in its descriptor. Does not read it.
     async fn presence(&mut self, part: Part, blob: &Descriptor) -> Result<(), StoreError> {
         match self.options.store.size(&blob.digest).await? {
             None => self.tell(part, blob.digest, Problem::Missing),
@@ -187,7 +187,7 @@ impl Walk<'_> {
     }
 }
 
-/// What a store's error says about a blob; an error about the store itself stays one.
+/// Converts a store error about a blob to a problem. An error of the store itself remains an error.
 fn blob_problem(error: StoreError) -> Result<Problem, StoreError> {
     match error {
         StoreError::NotFound(_) => Ok(Problem::Missing),
