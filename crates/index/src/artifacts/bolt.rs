@@ -1,66 +1,67 @@
-//! Reads bbolt files, the format of the reference's records: pages, B+ trees, buckets within buckets.
+//! Reads bbolt files, the format of the reference's records: pages, B+ trees and nested buckets.
 //!
-//! The file is somebody else's and may be damaged, so nothing in it is believed. A page belongs to one tree
-//! only, and an element takes at least sixteen bytes of it: who counts both cannot be led in circles, nor be
-//! made to work longer than the file is.
+//! The file comes from another program and may be damaged, so its content is not trusted. A page
+//! belongs to exactly one tree, and an element takes at least sixteen bytes of it. Counting both
+//! rules out cycles and bounds the work by the size of the file.
 
 use std::collections::HashSet;
 use std::ops::Range;
 
 const MAGIC: u32 = 0xED0C_DAED;
 const VERSION: u32 = 2;
-/// Bytes of a page's header, of an element, and of a bucket's own in front of its inline page.
+/// Size in bytes of a page header, of an element, and of a bucket header in front of its inline
+/// page.
 const HEADER: usize = 16;
-/// Bytes of a meta page behind the header that its checksum covers.
+/// Size in bytes of the part of a meta page, after the header, that its checksum covers.
 const SUMMED: usize = 56;
-/// Trees of a million pages are three deep.
+/// Maximum depth of a tree. Trees with a million pages are three levels deep.
 const MAX_DEPTH: usize = 32;
 const PAGE_SIZES: Range<u32> = 9..20;
 
 const BRANCH: u16 = 1;
 const LEAF: u16 = 2;
-/// On a leaf's element: the value is a bucket.
+/// Flag of a leaf element whose value is a bucket.
 const IS_BUCKET: u32 = 1;
 
 /// Why a file cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BoltError {
-    /// No page tells where the rest begins.
+    /// The file has no valid meta page.
     #[error("no valid meta page")]
     NoMeta,
-    /// A page that leads astray.
+    /// A page is invalid.
     #[error("page {page}: {what}")]
     Page {
-        /// Its number; that of the page around it, if it lies inside another.
+        /// The number of the page, or of the enclosing page for an inline page.
         page: u64,
-        /// What is wrong with it.
+        /// Why it is invalid.
         what: &'static str,
     },
 }
 
-/// Where the tree of a bucket begins.
+/// The root of a bucket's tree.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Bucket<'a> {
-    /// At a page of the file.
+    /// A page of the file.
     Page(u64),
-    /// At a page inside its parent's page, whose number is the second.
+    /// A page inside its parent's page, and the number of the parent's page.
     Inline(&'a [u8], u64),
 }
 
-/// What a key stands for.
+/// The value of a key.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Value<'a> {
     Bytes(&'a [u8]),
     Bucket(Bucket<'a>),
 }
 
-/// A file that is walked once.
+/// A file that is traversed once.
 #[derive(Debug)]
 pub(super) struct Bolt<'a> {
     file: &'a [u8],
     page_size: usize,
-    /// Pages from this number on are not in use.
+    /// Pages from this number on are unused.
     high_water: u64,
     root: u64,
     seen: HashSet<u64>,
@@ -75,12 +76,13 @@ struct Meta {
 }
 
 impl<'a> Bolt<'a> {
-    /// Finds the meta page of the last transaction.
+    /// Finds the meta page of the latest transaction.
     pub(super) fn open(file: &'a [u8]) -> Result<Self, BoltError> {
         let first = meta(file, 0);
         let second = match &first {
             Some(first) => meta(file, first.page_size),
-            // The size of a page is in the other one, which says so itself.
+            // The first meta page has the page size. If it is invalid, try all sizes to find the
+            // second.
             None => PAGE_SIZES
                 .map(|bits| 1 << bits)
                 .find_map(|size| meta(file, size).filter(|meta| meta.page_size == size)),
@@ -105,12 +107,12 @@ impl<'a> Bolt<'a> {
         })
     }
 
-    /// The bucket of buckets.
+    /// Returns the root bucket, which contains the other buckets.
     pub(super) fn root(&self) -> Bucket<'a> {
         Bucket::Page(self.root)
     }
 
-    /// Keys and values of a bucket, by key. Each bucket can be read once.
+    /// Returns the keys and values of a bucket, by key. Each bucket can be read only once.
     pub(super) fn entries(
         &mut self,
         bucket: Bucket<'a>,
@@ -203,7 +205,7 @@ impl<'a> Bolt<'a> {
         elements.map(child).collect()
     }
 
-    /// Where the elements of a page are.
+    /// The location of a page's elements.
     fn elements(
         &mut self,
         page: &Page<'a>,
@@ -218,7 +220,7 @@ impl<'a> Bolt<'a> {
 
 struct Page<'a> {
     bytes: &'a [u8],
-    /// Its number for messages; that of the page around it, if it lies inside another.
+    /// Page number for messages. For an inline page, the number of the enclosing page.
     number: u64,
     id: u64,
     kind: u16,
@@ -251,7 +253,7 @@ impl<'a> Page<'a> {
         }
     }
 
-    /// The four words of a leaf's element.
+    /// Reads the four words of a leaf element.
     fn words(&self, at: usize) -> Result<[usize; 4], BoltError> {
         let word = |index: usize| {
             let word = u32_at(self.bytes, at + 4 * index)?;
@@ -270,7 +272,7 @@ impl<'a> Page<'a> {
     }
 }
 
-/// The meta page at this offset, if it is a valid one.
+/// Parses the meta page at this offset. Returns `None` if it is invalid.
 fn meta(file: &[u8], offset: usize) -> Option<Meta> {
     let meta = file.get(offset..)?.get(HEADER..)?;
     let summed = meta.get(..SUMMED)?;
@@ -295,7 +297,8 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     })
 }
 
-/// Numbers are as the machine that wrote the file has them: little-endian on every one we run on.
+/// Numbers have the byte order of the machine that wrote the file: little-endian on all supported
+/// ones.
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     let word = bytes.get(at..)?.first_chunk()?;
     Some(u32::from_le_bytes(*word))

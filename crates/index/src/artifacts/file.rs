@@ -1,7 +1,8 @@
-//! The database file: how it comes to be, how it is opened and how long another process is waited for.
+//! The database file: how it is created and opened, and how long to wait for other processes.
 //!
-//! The file appears whole: it is made under another name, with what is taken over in it, and then linked to
-//! its place. Two first users at the same time both make one; the later one's is thrown away.
+//! The file is created atomically: it is written under another name, including any imported
+//! records, and then linked into place. If two processes create it at the same time, the later one
+//! discards its file.
 
 use std::fs::{File, Permissions};
 use std::io;
@@ -17,22 +18,22 @@ use redb::{
 
 use super::{Artifacts, ArtifactsError, Imported, Row, Unreadable, import};
 
-/// The file's name under the root folder.
+/// The name of the file in the root directory.
 const NAME: &str = "artifacts.redb";
 const ROWS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("soci_artifacts");
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 const SCHEMA: &str = "schema";
-/// Version of the rows; a file of a newer one is not touched.
+/// Version of the row format. Files with a newer version are not modified.
 const SCHEMA_VERSION: u64 = 1;
-/// How long another process is waited for. A transaction takes milliseconds; ten seconds are a process that
-/// is stopped.
+/// How long to wait for another process. A transaction takes milliseconds, so after ten seconds the
+/// other process is probably stopped.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long to wait before the file is tried again.
+/// Delay before the next attempt to open the file.
 const PAUSE: Duration = Duration::from_millis(5);
-/// The records of a machine are small, and the command that reads them may be one of memory limits.
+/// Cache size in bytes. The records are small, and commands may run under a memory limit.
 const CACHE_BYTES: usize = 4 << 20;
 
-/// Attaches file and action to redb's many error types.
+/// Adds the file and the action to redb's error types.
 trait Attempt<T> {
     fn attempt(self, path: &Path, action: &'static str) -> Result<T, ArtifactsError>;
 }
@@ -50,11 +51,11 @@ impl<T, E: Into<redb::Error>> Attempt<T> for Result<T, E> {
     }
 }
 
-/// One transaction that reads.
+/// A read transaction.
 pub(super) struct Reader {
     path: PathBuf,
     table: ReadOnlyTable<&'static str, &'static [u8]>,
-    /// Open as long as the table is.
+    /// Must stay open as long as the table.
     _database: Box<dyn std::any::Any>,
 }
 
@@ -64,7 +65,7 @@ impl Reader {
         Ok(row.map(|row| row.value().to_vec()))
     }
 
-    /// All rows, by key.
+    /// Returns all rows by key.
     pub(super) fn all(&self) -> Result<Vec<(String, Vec<u8>)>, ArtifactsError> {
         let rows = self.table.iter().attempt(&self.path, "read the records")?;
         rows.map(|row| {
@@ -75,7 +76,7 @@ impl Reader {
     }
 }
 
-/// One transaction that writes; without [`Writer::commit`] nothing happened.
+/// A write transaction. Has no effect without [`Writer::commit`].
 pub(super) struct Writer {
     path: PathBuf,
     transaction: WriteTransaction,
@@ -107,13 +108,13 @@ impl Writer {
 }
 
 impl Artifacts {
-    /// The file that holds the records.
+    /// The path of the file that contains the records.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.root.join(NAME)
     }
 
-    /// Begins to read; `None` if nothing was ever recorded.
+    /// Starts a read transaction. Returns `None` if nothing has been recorded yet.
     pub(super) fn reader(&self) -> Result<Option<Reader>, ArtifactsError> {
         let path = self.path();
         if !self.exists()? && !self.take_over()? {
@@ -122,7 +123,7 @@ impl Artifacts {
         let (transaction, database): (ReadTransaction, Box<dyn std::any::Any>) =
             match self.patiently(|| options().open_read_only(&path))? {
                 Ok(database) => (begin_read(&database, &path)?, Box::new(database)),
-                // Whoever wrote it last was killed: opening it for writing repairs it.
+                // The last writer was killed. Opening the file for writing repairs it.
                 Err(DatabaseError::RepairAborted) => {
                     let database = self.open()?;
                     (begin_read(&database, &path)?, Box::new(database))
@@ -141,7 +142,7 @@ impl Artifacts {
         }
     }
 
-    /// Begins to write; the file is made if there is none.
+    /// Starts a write transaction. Creates the file if it is missing.
     pub(super) fn writer(&self) -> Result<Writer, ArtifactsError> {
         let path = self.path();
         self.ensure(Unreadable::Refused)?;
@@ -165,7 +166,7 @@ impl Artifacts {
         path.try_exists().map_err(|error| self.unusable(&error))
     }
 
-    /// Makes the file if there is none.
+    /// Creates the file if it is missing.
     pub(super) fn ensure(&self, unreadable: Unreadable) -> Result<(), ArtifactsError> {
         if self.exists()? {
             return Ok(());
@@ -177,7 +178,7 @@ impl Artifacts {
         self.make(imported.as_ref())
     }
 
-    /// Makes the file if the reference left records; whether it did.
+    /// Creates the file if the reference's records exist. Returns whether it did.
     fn take_over(&self) -> Result<bool, ArtifactsError> {
         match self.reference()? {
             Some(imported) => self.make(Some(&imported)).map(|()| true),
@@ -185,7 +186,7 @@ impl Artifacts {
         }
     }
 
-    /// The reference's records.
+    /// Reads the reference's records.
     fn reference(&self) -> Result<Option<Imported>, ArtifactsError> {
         let path = self.root.join(import::NAME);
         let patience = self.patience();
@@ -193,7 +194,7 @@ impl Artifacts {
         imported.map_err(|error| error.reported(&path, patience))
     }
 
-    /// Makes the file, whole at once.
+    /// Creates the file atomically.
     fn make(&self, imported: Option<&Imported>) -> Result<(), ArtifactsError> {
         let path = self.path();
         let failed = |error: io::Error| self.unusable(&error);
@@ -208,7 +209,7 @@ impl Artifacts {
         drop(database);
         match draft.persist_noclobber(&path) {
             Ok(_) => {}
-            // Somebody else was first, with the same records.
+            // Another process created the file first, with the same records.
             Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
             Err(error) => return Err(failed(error.error)),
         }
@@ -244,13 +245,13 @@ impl Artifacts {
         transaction.commit().attempt(&path, "create")
     }
 
-    /// How long another process is waited for.
+    /// How long to wait for another process.
     fn patience(&self) -> Duration {
         let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
         self.deadline.map_or(PATIENCE, |it| left(it).min(PATIENCE))
     }
 
-    /// Tries to open as long as another process has the file.
+    /// Retries opening the file while another process has it open.
     fn patiently<T>(
         &self,
         open: impl Fn() -> Result<T, DatabaseError>,
@@ -288,7 +289,7 @@ impl Artifacts {
         }
     }
 
-    /// What the reference does: the reason goes to the log.
+    /// Logs the reason and returns a generic error, as the reference does.
     fn unusable(&self, cause: &dyn std::fmt::Display) -> ArtifactsError {
         tracing::error!(
             "can't open {}: {cause}; if it is damaged, move it away and run `soci rebuild-db`",
@@ -313,7 +314,7 @@ fn begin_read(
 
 fn begin_write(database: &Database, path: &Path) -> Result<WriteTransaction, ArtifactsError> {
     let mut transaction = database.begin_write().attempt(path, "begin to write")?;
-    // Chosen once and never mixed: the two commit modes do not follow each other safely.
+    // Use one commit mode throughout: switching between the two modes is not safe.
     transaction.set_two_phase_commit(true);
     Ok(transaction)
 }

@@ -1,8 +1,8 @@
-//! The reference's `artifacts.db`: which of its records become ours.
+//! Imports records from the reference's `artifacts.db`.
 //!
-//! One bucket holds a bucket for each blob, whose key is the digest. The file is read once and never
-//! written; while we read we share its lock, as the reference's own readers would. A record that makes no
-//! sense is left out with a warning: rebuilding from the content store brings back what is still there.
+//! One bucket contains a bucket for each blob, keyed by digest. The file is read once and never
+//! written, under a shared lock like the reference's own readers. Invalid records are skipped with
+//! a warning; a rebuild from the content store restores them if their blobs still exist.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _};
@@ -15,27 +15,28 @@ use soci_ztoc::Time;
 use super::bolt::{Bolt, BoltError, Value};
 use super::{ArtifactsError, Entry, Kind};
 
-/// The reference's file under the root folder.
+/// The name of the reference's file in the root directory.
 pub(super) const NAME: &str = "artifacts.db";
 const BUCKET: &[u8] = b"soci_artifacts";
-/// Largest file that is read, in bytes: half a million records. It never shrinks, but pages are used again.
+/// Maximum size of the file in bytes: about half a million records. The file never shrinks, but its
+/// pages are reused.
 const MAX_BYTES: u64 = 512 << 20;
-/// Digests, platforms and media types are short; what is longer is no record.
+/// Maximum size of a text in bytes. Digests, platforms and media types are shorter.
 const MAX_TEXT: usize = 4096;
-/// Seconds from the year 1, where Go counts from, to 1970.
+/// Seconds from year 1, the origin of Go's times, to 1970.
 const GO_EPOCH: i64 = 62_135_596_800;
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Records of the reference, and how many were left out.
+/// The reference's records, and how many were skipped.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Imported {
-    /// Those that make sense, by digest.
+    /// The valid records, by digest.
     pub entries: Vec<Entry>,
-    /// How many do not.
+    /// Number of invalid records.
     pub skipped: usize,
 }
 
-/// Reads the content of an `artifacts.db`; `None` if nothing was ever recorded in it.
+/// Parses the content of an `artifacts.db`. Returns `None` if it never had any records.
 pub fn parse_reference(file: &[u8]) -> Result<Option<Imported>, BoltError> {
     let mut bolt = Bolt::open(file)?;
     let root = bolt.root();
@@ -104,7 +105,8 @@ fn kind(name: &[u8]) -> Option<Kind> {
         .find(|kind| kind.name().as_bytes() == name)
 }
 
-/// A number as Go's `binary.PutVarint` writes it (zig-zag, seven bits a byte) that is not negative.
+/// Decodes a non-negative number in the format of Go's `binary.PutVarint` (zig-zag, seven bits per
+/// byte).
 fn varint(bytes: &[u8]) -> Option<u64> {
     let mut number = 0_u64;
     for (index, byte) in bytes.iter().take(10).enumerate() {
@@ -120,12 +122,13 @@ fn varint(bytes: &[u8]) -> Option<u64> {
     None
 }
 
-/// A time as Go writes it in binary; `Some(None)` for its zero time. The offset of its zone is left out.
+/// Decodes a time in Go's binary format. `Some(None)` is Go's zero time. The time zone offset is
+/// ignored.
 fn time(bytes: &[u8]) -> Option<Option<Time>> {
     let (version, rest) = bytes.split_first()?;
     let (seconds, rest) = rest.split_first_chunk()?;
     let (nanos, zone) = rest.split_first_chunk()?;
-    // Version 2 has seconds in its zone's offset.
+    // In version 2, the time zone offset includes seconds.
     if !matches!((version, zone.len()), (1, 2) | (2, 3)) {
         return None;
     }
@@ -140,8 +143,8 @@ fn time(bytes: &[u8]) -> Option<Option<Time>> {
     Some(Some(Time { secs, nanos }))
 }
 
-/// Reads the reference's file; `None` if there is none or nothing was ever recorded in it. Whoever writes it
-/// now is waited for.
+/// Reads the reference's file. Returns `None` if it is missing or never had any records. Waits
+/// while another process writes it.
 pub(super) fn read(path: &Path, patience: Duration) -> Result<Option<Imported>, ImportError> {
     let bytes = match whole(path, patience)? {
         Some(bytes) if !bytes.is_empty() => bytes,
@@ -151,7 +154,7 @@ pub(super) fn read(path: &Path, patience: Duration) -> Result<Option<Imported>, 
 }
 
 fn whole(path: &Path, patience: Duration) -> Result<Option<Vec<u8>>, ImportError> {
-    // A pipe with this name must not be waited for.
+    // Check the file type first, because opening a pipe would block.
     match std::fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Ok(metadata) if !metadata.is_file() => return Err(ImportError::NoFile),
@@ -175,7 +178,7 @@ fn whole(path: &Path, patience: Duration) -> Result<Option<Vec<u8>>, ImportError
     Ok(Some(bytes))
 }
 
-/// Why the reference's file was not taken over.
+/// Why the reference's file was not imported.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ImportError {
     #[error("another process does not let go of it")]
@@ -191,7 +194,7 @@ pub(super) enum ImportError {
 }
 
 impl ImportError {
-    /// A file in use is an error of its own; any other reason goes to the log, as the reference has it.
+    /// A file in use has its own error. Like the reference, any other reason goes to the log.
     pub(super) fn reported(self, path: &Path, waited: Duration) -> ArtifactsError {
         if matches!(self, Self::Busy) {
             return ArtifactsError::Busy {

@@ -1,10 +1,10 @@
-//! Makes the records agree with a content store.
+//! Updates the records to match a content store.
 //!
-//! First what is there is looked through: every blob that can be an index is read. Records of blobs that are
-//! gone are dropped; indexes without a record are recorded, with their zTOCs and prefetch artifacts. What
-//! an index belongs to says the index itself (version 1) or the image that lists it (version 2), so the
-//! images are needed as well, but only then. What is recorded so may have come with a pull: it is marked as found, and
-//! no index is ever built from it.
+//! The scan reads every blob that may be an index. Records of missing blobs are removed. Indexes
+//! without a record are added, with their zTOCs and prefetch artifacts. A version 1 index states
+//! its manifest, and a version 2 index is listed by its image, so images are needed, but only if
+//! there are new indexes. Added records may describe pulled content, so they are marked as found,
+//! and indexes are never built from them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,45 +20,46 @@ use crate::model::{
 };
 use crate::records::{self, IndexOf};
 
-/// Blobs of fewer bytes are no index: the configuration of one has two.
+/// Smaller blobs are not indexes: the configuration alone has two bytes.
 const MIN_BYTES: u64 = 10;
-/// Blobs up to this size are read at once; of larger ones the first byte decides.
+/// Blobs up to this size in bytes are read completely. For larger ones, the first byte is checked
+/// first.
 const SMALL: u64 = 64 << 10;
 
-/// Why records could not be added.
+/// Why a rebuild failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RebuildError {
-    /// The records.
+    /// The records failed.
     #[error(transparent)]
     Artifacts(#[from] ArtifactsError),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// An index that was left out, and why.
+/// An index that was not recorded, and the reason.
 #[derive(Debug)]
 pub struct LeftOut {
     /// The index.
     pub index: Digest,
-    /// What is missing of its image.
+    /// What is missing from its image.
     pub cause: ImageGone,
 }
 
-/// What is missing of an image.
+/// What is missing from an image.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageGone {
-    /// A blob of it.
+    /// A blob of the image cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A document of it cannot be read.
+    /// A document of the image is invalid.
     #[error("{digest}")]
     Document {
         /// The document.
         digest: Digest,
-        /// What is wrong with it.
+        /// Why it is invalid.
         #[source]
         source: Box<DocumentError>,
     },
@@ -67,13 +68,13 @@ pub enum ImageGone {
 /// The images that indexes may belong to.
 #[derive(Debug)]
 pub struct Images {
-    /// Has their manifests and configurations.
+    /// Contains their manifests and configurations.
     pub store: Arc<dyn ContentStore>,
-    /// What their names stand for.
+    /// The manifests or indexes that their names refer to.
     pub targets: Vec<Descriptor>,
 }
 
-/// What is in a content store and in the records.
+/// The content of a store and of the records.
 #[derive(Debug)]
 pub struct Scan<'a> {
     artifacts: &'a Artifacts,
@@ -83,12 +84,13 @@ pub struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
-    /// Looks through the store. Blobs that cannot be read are no index.
+    /// Scans the store. Unreadable blobs are not treated as indexes.
     pub async fn of(
         artifacts: &'a Artifacts,
         content: &dyn ContentStore,
     ) -> Result<Self, RebuildError> {
-        // Records first: what is recorded from now on is not judged by an older list.
+        // Read the records first, so that entries added during the scan are not compared with an
+        // older list of blobs.
         let recorded = artifacts.all()?.into_iter();
         let recorded = recorded.map(|entry| (entry.digest, entry)).collect();
         let blobs: BTreeMap<Digest, u64> = content.list().await?.into_iter().collect();
@@ -107,7 +109,7 @@ impl<'a> Scan<'a> {
         })
     }
 
-    /// Forgets what is not in the store.
+    /// Removes the records of blobs that are not in the store.
     pub fn remove_lost(&mut self) -> Result<(), RebuildError> {
         let lost = self.recorded.keys();
         let lost: Vec<Digest> = lost
@@ -121,7 +123,7 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    /// Whether there is an index of version 1 without a record.
+    /// Whether there is a version 1 index without a record.
     #[must_use]
     pub fn has_new(&self) -> bool {
         self.indexes.iter().any(|(digest, index)| {
@@ -129,7 +131,7 @@ impl<'a> Scan<'a> {
         })
     }
 
-    /// Records what has no record. Without images only what belongs to recorded indexes is added.
+    /// Adds missing records. Without images, only the parts of recorded indexes are added.
     pub async fn add_new(&self, images: Option<&Images>) -> Result<Vec<LeftOut>, RebuildError> {
         let (mut entries, mut left_out) = (Vec::new(), Vec::new());
         let members = match images {
@@ -168,7 +170,7 @@ impl<'a> Scan<'a> {
         Ok(left_out)
     }
 
-    /// The record of an index that names its manifest; `None` if it does not.
+    /// Creates the record of a version 1 index. Returns `None` if it has no subject.
     async fn first(
         &self,
         images: &Images,
@@ -191,7 +193,7 @@ impl<'a> Scan<'a> {
         Ok(Some(records::index(*digest, self.size(digest), of)))
     }
 
-    /// The record of an index that an image lists.
+    /// Creates the record of a version 2 index that an image lists.
     fn second(&self, members: &Members, digest: &Digest) -> Option<Entry> {
         let listed = members.indexes.get(digest)?;
         let of = IndexOf {
@@ -204,7 +206,8 @@ impl<'a> Scan<'a> {
         Some(records::index(*digest, self.size(digest), of))
     }
 
-    /// The record of what an index lists, if it is there and not recorded as what it is.
+    /// Creates the record of a blob in an index, if the blob is present and not yet recorded with
+    /// the same kind.
     fn part(&self, blob: &Descriptor) -> Option<Entry> {
         let kind = if blob.media_type == PREFETCH_MEDIA_TYPE {
             Kind::Prefetch
@@ -228,7 +231,7 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// The index in a blob, if it is one.
+/// Reads a blob and returns the index in it, if it is one.
 async fn index(
     content: &dyn ContentStore,
     digest: &Digest,
@@ -245,7 +248,7 @@ async fn index(
     Ok(SociIndex::parse(&bytes).ok())
 }
 
-/// The span size that a zTOC was made for; `None` where the index states what is no number.
+/// The span size in a zTOC's descriptor. `None` if it is not a number.
 fn span_size(ztoc: &Descriptor) -> Option<u64> {
     let Some(text) = ztoc.annotation(SPAN_SIZE) else {
         return Some(0);
@@ -261,7 +264,7 @@ fn span_size(ztoc: &Descriptor) -> Option<u64> {
     size.ok()
 }
 
-/// The platform that the configuration of a manifest states.
+/// The platform in the configuration of a manifest.
 async fn platform(store: &dyn ContentStore, subject: &Descriptor) -> Result<String, ImageGone> {
     let document = |digest| {
         move |source| ImageGone::Document {
@@ -279,12 +282,12 @@ async fn platform(store: &dyn ContentStore, subject: &Descriptor) -> Result<Stri
     Ok(parsed.platform.normalised().to_string())
 }
 
-/// What the images list.
+/// The members of all images.
 #[derive(Default)]
 struct Members {
-    /// Manifests, and the image that each is in.
+    /// Manifests, each with the image that contains it.
     images: BTreeMap<Digest, Digest>,
-    /// Indexes of version 2.
+    /// Version 2 indexes.
     indexes: BTreeMap<Digest, Listed>,
 }
 

@@ -215,7 +215,7 @@ fn a_file_that_its_writer_did_not_close_is_read_and_written() {
     let (_folder, artifacts) = root();
     let first = entry("a", Kind::Index);
     artifacts.put(std::slice::from_ref(&first)).unwrap();
-    // As a writer leaves it that is killed: it has said that it writes.
+    // A killed writer leaves the file marked as being written.
     let holder = Database::open(artifacts.path()).unwrap();
     let left = artifacts.root.join("left");
     fs::copy(artifacts.path(), &left).unwrap();

@@ -1,4 +1,4 @@
-//! Why a layer gets no zTOC though it should, and a manifest no index.
+//! Why a layer has no zTOC, or a manifest no index.
 
 use std::io;
 
@@ -8,80 +8,80 @@ use soci_oci::store::StoreError;
 
 use crate::artifacts::ArtifactsError;
 
-/// Why a layer gets no zTOC though it should.
+/// Why building the zTOC of a layer failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LayerError {
-    /// A member of the manifest's layers that is no layer.
+    /// An entry in the manifest's layers is not a layer.
     #[error("not a layer mediaType: {digest} is {media_type:?}")]
     NoLayer {
-        /// The member.
+        /// The digest of the entry.
         digest: Digest,
-        /// Its type.
+        /// Its media type.
         media_type: String,
     },
-    /// A layer of unknown kind.
+    /// The media type of the layer is unknown.
     #[error("could not determine layer compression: {0}")]
     Type(#[from] media_type::UnknownLayerType),
-    /// A span size of zero, which only compressed layers can have: they have blocks.
+    /// The span size is zero, which only block-compressed layers support.
     #[error("layer {0} is not compressed: span size must be > 0")]
     SpanSize(Digest),
-    /// The store does not give the layer or take the zTOC.
+    /// The store failed to return the layer or to store the zTOC.
     #[error("layer {layer}")]
     Store {
         /// The layer.
         layer: Digest,
-        /// What the store says.
+        /// The store's error.
         source: Box<StoreError>,
     },
-    /// Not a layer that can have a zTOC.
+    /// No zTOC can be built for the layer.
     #[error("layer {layer}")]
     Build {
         /// The layer.
         layer: Digest,
-        /// What is wrong with it.
+        /// The reason.
         source: soci_ztoc::BuildError,
     },
-    /// The zTOC cannot be written.
+    /// The zTOC cannot be encoded.
     #[error("layer {layer}: write ztoc")]
     Encode {
         /// The layer.
         layer: Digest,
-        /// Why.
+        /// The reason.
         source: soci_ztoc::EncodeError,
     },
-    /// The temporary file of a zTOC cannot be written.
+    /// The temporary file of the zTOC cannot be written.
     #[error("layer {layer}: write ztoc to a temporary file")]
     Temporary {
         /// The layer.
         layer: Digest,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
-    /// The zTOC is stored, and cannot be recorded.
+    /// The zTOC was stored but cannot be recorded.
     #[error("layer {layer}")]
     Records {
         /// The layer.
         layer: Digest,
-        /// Why.
+        /// The reason.
         source: Box<ArtifactsError>,
     },
-    /// Another layer failed first, or the caller went away.
+    /// Another layer failed first, or the caller canceled the build.
     #[error("layer {0}: given up")]
     Stopped(Digest),
 }
 
-/// Why a manifest gets no index.
+/// Why a manifest has no index.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// No layer qualified.
+    /// No layer qualifies for a zTOC.
     #[error("no ztocs created, all layers either skipped or produced errors")]
     Empty,
-    /// Some layers should have a zTOC and cannot.
+    /// Building the zTOCs of some layers failed.
     #[error("errors encountered while building soci layers; {}", joined(.0))]
     Layers(Vec<LayerError>),
-    /// No layer has a zTOC, and these because of what is in them.
+    /// No layer has a zTOC. These layers were rejected because of their content.
     #[error("errors encountered while building soci layers; {}", joined(.0))]
     Refused(Vec<LayerError>),
     /// A prefetch artifact cannot be stored.
@@ -89,7 +89,7 @@ pub enum BuildError {
     Prefetch {
         /// The layer.
         layer: Digest,
-        /// What the store says.
+        /// The store's error.
         source: Box<StoreError>,
     },
     /// A prefetch artifact cannot be recorded.
@@ -108,7 +108,8 @@ fn joined(errors: &[LayerError]) -> String {
     texts.join("; ")
 }
 
-/// An error and its causes in one line; a cause that its error repeats is told once.
+/// Formats an error and its causes in one line. A cause that is already part of its error's text is
+/// not repeated.
 pub(crate) fn explain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

@@ -1,5 +1,5 @@
-//! The threads that index layers: one list of jobs, the largest first, so that no core waits while there
-//! is work.
+//! The threads that index layers. They take jobs from one list, largest layer first, so that no
+//! core is idle while there is work.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use super::plan::Job;
 use super::{BuildOptions, Means};
 use crate::reuse::Budget;
 
-/// How long threads that are to give up are waited for: long enough to store a zTOC, and no longer than
-/// somebody who interrupted the work is patient.
+/// How long to wait for threads to stop: long enough to store a zTOC, but short enough for a user
+/// who interrupted the command.
 const END: Duration = Duration::from_secs(2);
 
-/// The results of the jobs, as they come in. Dropping it makes the threads give up; they get some time, so
-/// that no blob stays half written.
+/// The results of the jobs as they arrive. Dropping it stops the threads and waits for a short
+/// time, so that no partial blobs are left.
 pub(super) struct Results {
     slots: Vec<Option<Made>>,
     incoming: mpsc::Receiver<(usize, Result<Made, LayerError>)>,
@@ -52,7 +52,7 @@ impl Results {
         means.observer.planned(planned.fold(0, u64::saturating_add));
         let mut order: Vec<usize> = (0..jobs.len()).collect();
         order.sort_by_key(|&job| std::cmp::Reverse(jobs[job].layer.size));
-        // Room for every result: a thread never waits for the reader of results.
+        // The channel has room for all results, so threads never wait for the receiver.
         let (sender, incoming) = mpsc::channel(jobs.len().max(1));
         let slots = jobs.iter().map(|_| None).collect();
         let stop = Arc::new(AtomicBool::new(false));
@@ -83,7 +83,8 @@ impl Results {
         Ok(results)
     }
 
-    /// The result of a job, waiting for it. An error that any job had meanwhile comes first.
+    /// Waits for the result of a job. Returns the error of any other job that fails in the
+    /// meantime.
     pub(super) async fn get(&mut self, job: usize) -> Result<Made, BuildError> {
         loop {
             if let Some(made) = &self.slots[job] {
@@ -97,7 +98,7 @@ impl Results {
         }
     }
 
-    /// Stops what is not finished and collects what else went wrong.
+    /// Stops unfinished jobs and collects further errors.
     async fn errors(&mut self, first: LayerError) -> BuildError {
         self.stop.store(true, Ordering::Relaxed);
         let mut errors = vec![first];
@@ -109,18 +110,18 @@ impl Results {
     }
 }
 
-/// What the threads share.
+/// The state that the threads share.
 pub(super) struct Work {
     jobs: Vec<Job>,
-    /// Numbers of jobs, the largest layer first.
+    /// Indexes of the jobs, largest layer first.
     order: Vec<usize>,
     next: AtomicUsize,
     pub(super) means: Means,
     pub(super) options: BuildOptions,
     stop: Arc<AtomicBool>,
-    /// Drives what is asynchronous for the threads.
+    /// Runs asynchronous calls for the threads.
     pub(super) runtime: Handle,
-    /// Memory for zTOCs that are looked at whether they fit.
+    /// Memory for zTOCs that are checked for reuse.
     pub(super) budget: Budget,
 }
 
@@ -141,9 +142,9 @@ impl Work {
         }
     }
 
-    /// How many cores a layer's own work should use: its part of all bytes, so that the largest layer,
-    /// which is begun first, is not what everybody waits for in the end. Where fewer layers than cores are
-    /// worked on at once, they use the cores that would have nothing to do.
+    /// Number of cores for one layer: its share of all bytes, so that the largest layer, which
+    /// starts first, does not finish long after the others. If fewer layers than cores run
+    /// concurrently, they also use the idle cores.
     pub(super) fn share(&self, job: &Job) -> NonZeroUsize {
         let threads = self.options.threads;
         let even = self.options.at_once.map_or(1, |most| threads.get() / most);
@@ -151,25 +152,26 @@ impl Work {
         NonZeroUsize::new(share).map_or(NonZeroUsize::MIN, |share| share.min(threads))
     }
 
-    /// Memory for what a layer's threads do ahead: its part too, so that all layers together take no
-    /// more than one alone.
+    /// Read-ahead memory for one layer: its share of all bytes, so that all layers together use no
+    /// more than a single one.
     pub(super) fn ahead(&self, job: &Job) -> usize {
         self.part(job, soci_ztoc::DEFAULT_AHEAD, |bytes, all| bytes / all)
     }
 
-    /// What is a layer's of `whole` when it is divided by size.
+    /// A layer's share of `whole`, in proportion to its size.
     fn part(&self, job: &Job, whole: usize, divide: fn(u128, u128) -> u128) -> usize {
         let all = self.jobs.iter().map(|job| u128::from(job.layer.size));
         part(job.layer.size, all.sum(), whole, divide)
     }
 
-    /// Whether nobody wants results any more.
+    /// Whether the results are no longer needed.
     pub(super) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 }
 
-/// What is a layer's of `whole` when it is divided by size: `bytes` are the layer's, `all` those of all layers.
+/// A layer's share of `whole`, in proportion to its size. `bytes` is the size of the layer and
+/// `all` that of all layers.
 pub(crate) fn part(bytes: u64, all: u128, whole: usize, divide: fn(u128, u128) -> u128) -> usize {
     let bytes = u128::from(bytes) * whole as u128;
     usize::try_from(divide(bytes, all.max(1))).unwrap_or(whole)

@@ -1,4 +1,4 @@
-//! One layer: its zTOC taken over or built, and stored.
+//! Processes one layer: reuses or builds its zTOC, and stores it.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write as _};
@@ -18,20 +18,20 @@ use crate::prefetch::{self, Hit};
 use crate::records;
 use crate::reuse::{self, Wanted};
 
-/// A whiteout that makes a folder opaque ends so; it stands for an extended attribute.
+/// Suffix of a whiteout that makes a directory opaque. It represents an extended attribute.
 pub(crate) const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 
-/// What a job made.
+/// The result of a job.
 #[derive(Debug, Clone)]
 pub(super) struct Made {
     pub(super) result: Result<MadeZtoc, TarError>,
     pub(super) warnings: Vec<soci_ztoc::Warning>,
-    /// Why zTOCs that were known were not taken over.
+    /// Why existing zTOCs were not reused.
     pub(super) rejected: Vec<String>,
     pub(super) time: Duration,
 }
 
-/// A zTOC that is in the store, and what the index says about it.
+/// A zTOC in the store, and the facts about it for the index.
 #[derive(Debug, Clone)]
 pub(super) struct MadeZtoc {
     pub(super) digest: Digest,
@@ -40,15 +40,15 @@ pub(super) struct MadeZtoc {
     pub(super) facts: Facts,
 }
 
-/// What is asked of a table of contents while it is at hand.
+/// Facts that are collected from a table of contents.
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
     pub(super) no_xattrs: bool,
-    /// Files that are to be prefetched.
+    /// Files to prefetch.
     pub(super) wanted: Vec<Hit>,
 }
 
-/// Looks at the entries of a zTOC, however they come.
+/// Collects facts from the entries of a zTOC, whether built or reused.
 struct Questions<'a> {
     search: prefetch::Search<'a>,
     no_xattrs: bool,
@@ -57,7 +57,7 @@ struct Questions<'a> {
     span_size: u64,
 }
 
-/// Makes the zTOC of a layer.
+/// Creates the zTOC of a layer.
 pub(super) fn index(work: &Work, job: &Job) -> Result<Made, LayerError> {
     let started = Instant::now();
     let observer = &work.means.observer;
@@ -66,7 +66,7 @@ pub(super) fn index(work: &Work, job: &Job) -> Result<Made, LayerError> {
     let (result, warnings) = match take_over(work, job, &mut rejected)? {
         Some(made) => (Ok(made), Vec::new()),
         None => match build(work, job) {
-            // Another source may have it right; the first is known to the store.
+            // Retry once: the store now avoids the source of the wrong bytes.
             Err(LayerError::Build { source, .. })
                 if is_about_bytes(&source) && work.means.source.distrust(&job.layer.digest) =>
             {
@@ -86,7 +86,7 @@ pub(super) fn index(work: &Work, job: &Job) -> Result<Made, LayerError> {
     })
 }
 
-/// The first known zTOC that fits, stored. What does not fit is told, and costs nothing but time.
+/// Stores the first existing zTOC that fits. Unsuitable ones are reported.
 fn take_over(
     work: &Work,
     job: &Job,
@@ -172,7 +172,7 @@ fn build(work: &Work, job: &Job) -> Result<Built, LayerError> {
     Ok((Ok(made), built.warnings().to_vec()))
 }
 
-/// Whether wrong bytes can be the reason, whether they are noticed by the digest or before.
+/// Whether wrong bytes may be the cause, detected by the digest or earlier.
 fn is_about_bytes(error: &soci_ztoc::BuildError) -> bool {
     match error {
         soci_ztoc::BuildError::Read(error) => error.kind() == io::ErrorKind::InvalidData,
@@ -196,7 +196,7 @@ fn put(work: &Work, layer: Digest, ztoc: &Descriptor, content: Content) -> Resul
         .map_err(store_error(layer))
 }
 
-/// At once, so that the work is not lost though another layer fails.
+/// Records the zTOC immediately, so that it is not lost if another layer fails.
 fn record(work: &Work, layer: Digest, ztoc: &Descriptor) -> Result<(), LayerError> {
     let entry = records::ztoc(&layer, ztoc, work.options.span_size);
     let Some(records) = &work.means.records else {
@@ -252,7 +252,7 @@ impl<'a> Questions<'a> {
     }
 }
 
-/// Counts what is read, and ends with an error when nobody wants it any more.
+/// Reports the bytes that are read, and fails when the build is stopped.
 struct Watched<'a, R> {
     inner: R,
     layer: &'a Descriptor,

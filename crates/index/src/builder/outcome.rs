@@ -1,4 +1,5 @@
-//! What became of each layer, as values: lines, records, JSON and exit codes are made of them.
+//! The outcome of each layer as values, from which messages, records, JSON and exit codes are
+//! derived.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,41 +7,41 @@ use std::time::Duration;
 use soci_oci::{Descriptor, Digest};
 use soci_ztoc::TarError;
 
-/// What became of one layer of a manifest.
+/// The outcome for one layer of a manifest.
 #[derive(Debug, Clone)]
 pub struct LayerOutcome {
-    /// The layer, as the manifest describes it.
+    /// The layer's descriptor in the manifest.
     pub layer: Descriptor,
-    /// What became of it.
+    /// The outcome.
     pub outcome: Outcome,
-    /// How long the work on it took; zero where there was none.
+    /// How long the layer took. Zero if there was nothing to do.
     pub time: Duration,
 }
 
 /// See [`LayerOutcome`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// No layer but an artifact that may stand among them.
+    /// The entry is not a layer but an artifact that layers may contain.
     Ignored,
-    /// It has no zTOC.
+    /// The layer has no zTOC.
     Skipped(Skip),
-    /// Its zTOC was made now; the descriptor as it stands in the index.
+    /// The zTOC was built. This is its descriptor in the index.
     Built(Descriptor),
-    /// Its zTOC was there before.
+    /// An existing zTOC was reused.
     Reused(Descriptor),
 }
 
 /// Why a layer has no zTOC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Skip {
-    /// Too small to be worth it.
+    /// The layer is too small.
     Small {
-        /// The limit in bytes.
+        /// The minimum size in bytes.
         limit: u64,
     },
-    /// No zTOC can be made of this compression.
+    /// The compression is not supported.
     Compression(&'static str),
-    /// Its archive has an entry that no zTOC can describe.
+    /// The archive has an entry that zTOCs cannot describe.
     Entry(TarError),
 }
 
@@ -53,7 +54,7 @@ impl LayerOutcome {
         }
     }
 
-    /// Its zTOC, if it has one.
+    /// The descriptor of the zTOC, if there is one.
     #[must_use]
     pub fn ztoc(&self) -> Option<&Descriptor> {
         match &self.outcome {
@@ -62,7 +63,7 @@ impl LayerOutcome {
         }
     }
 
-    /// Whether the layer is large enough to be worth a zTOC and has none.
+    /// Whether the layer is large enough for a zTOC but has none.
     #[must_use]
     pub fn is_left_out(&self) -> bool {
         match &self.outcome {
@@ -88,7 +89,7 @@ impl fmt::Display for Skip {
     }
 }
 
-/// The reference's line about the layer; empty for what is ignored.
+/// Formats the reference's line about the layer. Empty if the layer is ignored.
 impl fmt::Display for LayerOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Descriptor {
@@ -117,42 +118,42 @@ impl fmt::Display for LayerOutcome {
     }
 }
 
-/// Something to tell while an index is made. Displayed, [`Note::Layer`] and [`Note::Prefetch`] are the
-/// reference's lines on standard output, the others warnings.
+/// A message about an index under construction. [`Note::Layer`] and [`Note::Prefetch`] format as
+/// the reference's lines on standard output, the others as warnings.
 #[derive(Debug, Clone)]
 pub enum Note {
-    /// What became of a layer.
+    /// The outcome for a layer.
     Layer(Box<LayerOutcome>),
-    /// The zTOC is as the reference's, and will not serve.
+    /// The zTOC matches the reference's, but cannot be served.
     Warning {
         /// The layer.
         layer: Digest,
-        /// What is wrong with it.
+        /// The reason.
         warning: soci_ztoc::Warning,
     },
-    /// A zTOC that might have been taken over was not, and the layer is indexed anew.
+    /// An existing zTOC was not reused, so a new one is built.
     NotReused {
         /// The layer.
         layer: Digest,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// There is a prefetch artifact for a layer now.
+    /// A prefetch artifact was created for a layer.
     Prefetch {
         /// The layer.
         layer: Digest,
-        /// The artifact.
+        /// The digest of the artifact.
         artifact: Digest,
     },
-    /// A file to be prefetched is in no layer that has a zTOC.
+    /// No layer with a zTOC contains this file to prefetch.
     NotFound {
-        /// Its cleaned path.
+        /// Its normalized path.
         path: String,
     },
 }
 
 impl Note {
-    /// Whether this belongs on standard error.
+    /// Whether the message belongs on standard error.
     #[must_use]
     pub fn is_warning(&self) -> bool {
         match self {
@@ -180,25 +181,25 @@ impl fmt::Display for Note {
     }
 }
 
-/// How far the work on a layer is.
+/// The progress of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// It is looked for an old zTOC, then the layer is read.
+    /// Work has started: first the search for an existing zTOC, then reading the layer.
     Begun,
-    /// The zTOC is complete, and is being stored.
+    /// The zTOC is complete and is being stored.
     Storing,
-    /// Nothing is left to do.
+    /// The layer is finished.
     Done,
 }
 
-/// Is told what happens, from several threads.
+/// Receives progress and messages from several threads.
 pub trait Observer: Send + Sync {
-    /// This many bytes of layers will be read.
+    /// Announces the number of layer bytes to read.
     fn planned(&self, bytes: u64);
-    /// The work on a layer has come this far.
+    /// Reports that a layer has reached a stage.
     fn stage(&self, layer: &Descriptor, stage: Stage);
-    /// This many bytes of a layer were read since the last call.
+    /// Reports the bytes of a layer that were read since the last call.
     fn read(&self, layer: &Descriptor, bytes: u64);
-    /// Something is to be told; in the order of the layers.
+    /// Reports a message. Messages arrive in the order of the layers.
     fn note(&self, note: &Note);
 }

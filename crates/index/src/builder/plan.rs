@@ -1,4 +1,4 @@
-//! Which layers get a zTOC: decided from descriptors alone, before anything is read.
+//! Selects the layers that get a zTOC, based only on their descriptors.
 
 use std::collections::HashMap;
 
@@ -11,19 +11,19 @@ use super::error::{BuildError, LayerError};
 use super::outcome::Skip;
 use crate::model::PREFETCH_MEDIA_TYPE;
 
-/// The suffix of types whose bytes are a cipher's.
+/// The suffix of media types for encrypted layers.
 const ENCRYPTED: &str = "encrypted";
 
-/// What becomes of one layer.
+/// The decision for one layer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Plan {
     Ignore,
     Skip(Skip),
-    /// The job with this number makes its zTOC.
+    /// The job with this number creates the zTOC.
     Build(usize),
 }
 
-/// One layer to be read.
+/// A layer to read.
 #[derive(Debug, Clone)]
 pub(super) struct Job {
     pub(super) layer: Descriptor,
@@ -38,7 +38,7 @@ pub(super) struct Jobs {
 }
 
 impl Jobs {
-    /// Plans for the layers of a manifest, in order.
+    /// Decides about the layers of a manifest, in order.
     pub(super) fn plan(
         &mut self,
         manifest: &Manifest,
@@ -94,7 +94,7 @@ impl Jobs {
         Ok(Plan::Build(self.number(layer, compression)))
     }
 
-    /// The job of a layer; one layer is read once.
+    /// Returns the job of a layer. Each layer is read once.
     fn number(&mut self, layer: &Descriptor, compression: Compression) -> usize {
         let key = (layer.digest, compression == Compression::Gzip);
         *self.by_layer.entry(key).or_insert_with(|| {
@@ -107,7 +107,7 @@ impl Jobs {
     }
 }
 
-/// The reference looks at the last suffix only, and would take ciphertext for gzip.
+/// The reference checks only the last suffix and would treat encrypted data as gzip.
 fn is_encrypted(media_type: &str) -> bool {
     media_type
         .split('+')

@@ -1,7 +1,7 @@
-//! Copying an index with everything that it refers to, children before parents.
+//! Copies an index and everything that it refers to, children before parents.
 //!
-//! Each digest is copied once, whoever refers to it: whoever comes second waits for the first. A place among the
-//! uploads is held while a blob or manifest is looked for or sent, never while its children are.
+//! Each digest is copied once; concurrent requests for it wait for the first. An upload slot is
+//! held while a blob or manifest is queried or sent, but never while its children are copied.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,9 +18,9 @@ use tokio::sync::{OnceCell, Semaphore};
 use super::{CopiedBlob, GraphError, Note, Outcome, PushObserver};
 use crate::model::LAYER_DIGEST;
 
-/// What helps when a part of the index is gone.
+/// The remedy if a part of the index is missing.
 const CREATE_AGAIN: &str = "`soci create` makes it again";
-/// What helps when a part of the image is gone.
+/// The remedy if a part of the image is missing.
 const PUSH_IMAGE: &str = "push the image first, or pull all of it";
 
 type Done = Arc<OnceCell<()>>;
@@ -31,18 +31,18 @@ pub(super) struct Graph<'a> {
     store: &'a Arc<dyn ContentStore>,
     observer: &'a Arc<dyn PushObserver>,
     places: Semaphore,
-    /// Parents wait for their children with their bytes at hand.
+    /// Parents stay in memory while they wait for their children.
     budget: Mutex<DocumentBudget>,
     begun: Mutex<HashMap<Digest, Done>>,
     copied: Mutex<Vec<CopiedBlob>>,
 }
 
-/// Something to copy, and what it is to the index.
+/// A blob or manifest to copy, and its role in the index.
 #[derive(Clone)]
 struct Item {
     blob: Descriptor,
     of_index: bool,
-    /// Indexes that it lies in.
+    /// Number of enclosing indexes.
     depth: usize,
 }
 
@@ -67,7 +67,8 @@ impl<'a> Graph<'a> {
         }
     }
 
-    /// Copies the index; one that is there is skipped, if it is also `listed` where it is looked for.
+    /// Copies the index. An index that is present is skipped only if it is also `listed` as a
+    /// referrer.
     pub(super) async fn push_index(
         self,
         index: &Descriptor,
@@ -120,7 +121,7 @@ impl<'a> Graph<'a> {
             .map(drop)
     }
 
-    /// Copies what was not copied or begun before.
+    /// Copies an item unless it was copied or started before.
     fn copy(&self, item: Item) -> BoxFuture<'_, Result<(), GraphError>> {
         Box::pin(async move {
             let done = {
@@ -138,7 +139,7 @@ impl<'a> Graph<'a> {
         })
     }
 
-    /// A manifest or index of the image, and all that it consists of.
+    /// Copies a manifest or index of the image, with its content.
     async fn copy_manifest(&self, item: &Item) -> Result<(), GraphError> {
         let blob = &item.blob;
         if item.depth > MAX_DEPTH {
@@ -181,7 +182,7 @@ impl<'a> Graph<'a> {
         }
         if self.store.size(&blob.digest).await?.is_none() {
             if !blob.urls.is_empty() {
-                // Lies elsewhere for everybody, and need not be in a registry.
+                // The layer is stored elsewhere and does not have to be in the registry.
                 return Ok(());
             }
             return Err(item.missing("blob"));
@@ -207,7 +208,8 @@ impl<'a> Graph<'a> {
         Ok(())
     }
 
-    /// Repositories of the same registry that have the blob or, for a zTOC, its layer: where that is, an index may be.
+    /// Returns repositories of the same registry that have the blob. For a zTOC, also those that
+    /// have its layer, because they may have an index too.
     async fn known_repositories(&self, blob: &Descriptor) -> Result<Vec<String>, GraphError> {
         let host = self.image.host();
         let mut known = self.store.repositories(&blob.digest, host).await?;
@@ -232,7 +234,7 @@ impl<'a> Graph<'a> {
     }
 
     async fn place(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
-        // Never closed; and if it were, there would be no limit.
+        // The semaphore is never closed. If it were, there would be no limit.
         self.places.acquire().await.ok()
     }
 

@@ -1,4 +1,4 @@
-//! Which index of an image is pushed: the newest of each platform.
+//! Selects the index to push: the newest for each platform.
 
 use std::sync::Arc;
 
@@ -10,7 +10,8 @@ use crate::artifacts::{Entry, Kind};
 use crate::image::{Image, ImageError, Platforms};
 use crate::model::{ARTIFACT_TYPE_V1, ARTIFACT_TYPE_V2};
 
-/// Finds the index to push for every platform of the image that `target` describes, among `records`.
+/// Selects from `records` the index to push for every platform of the image that `target`
+/// describes.
 pub async fn select(
     store: &Arc<dyn ContentStore>,
     records: &[Entry],
@@ -52,7 +53,7 @@ pub async fn select(
     Ok(selected)
 }
 
-/// Recorded indexes of one version of an image manifest, by digest.
+/// The recorded indexes of one version for an image manifest, by digest.
 fn of_manifest<'a>(
     records: &'a [Entry],
     manifest: &Digest,

@@ -1,4 +1,4 @@
-//! zTOCs that were made on this machine.
+//! zTOCs that were built on this machine.
 
 use async_trait::async_trait;
 use soci_oci::Descriptor;
@@ -10,18 +10,18 @@ use super::{KnownError, KnownZtocs};
 use crate::artifacts::{Artifacts, ArtifactsError, Entry, Kind};
 use crate::model::ZTOC_MEDIA_TYPE;
 
-/// The zTOCs of the records that are still in a store. One that is in the records and not in the store is
-/// no candidate, whichever store it was put into; nor is one that was only found there, which anybody may have made.
+/// Returns recorded zTOCs that are still in a store. zTOCs that are missing from this store are not
+/// candidates. Neither are those that a rebuild found, because anyone may have built them.
 #[derive(Debug)]
 pub struct RecordedZtocs {
     records: Artifacts,
     store: Arc<dyn ContentStore>,
-    /// Read once, ascending by digest.
+    /// Read once, in ascending order of digest.
     entries: OnceCell<Vec<Entry>>,
 }
 
 impl RecordedZtocs {
-    /// Those in these records and this store.
+    /// Uses these records and this store.
     #[must_use]
     pub fn new(records: Artifacts, store: Arc<dyn ContentStore>) -> Self {
         Self {
@@ -31,12 +31,12 @@ impl RecordedZtocs {
         }
     }
 
-    /// Reads the records, unless that was done. Says whether they can be used, too.
+    /// Reads the records once. Call it to check that they are readable.
     pub async fn load(&self) -> Result<&[Entry], ArtifactsError> {
         let read = || async {
             let records = self.records.clone();
             let all = tokio::task::spawn_blocking(move || records.all()).await;
-            // The task is never aborted: it panicked, and so does who waits for it.
+            // The task is never aborted, so this is a panic: propagate it.
             all.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
         };
         self.entries.get_or_try_init(read).await.map(Vec::as_slice)

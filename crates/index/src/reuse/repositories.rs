@@ -1,11 +1,12 @@
-//! zTOCs that images in registries have.
+//! zTOCs of images in registries.
 //!
-//! An image's indexes are found as nodes find them: the version 2 indexes that its OCI index lists or its manifests name, and
-//! the version 1 indexes that refer to its manifests. All of that is asked for once, when the first layer wants to know. An
-//! image that is not there has no zTOCs; one that cannot be read is told once, and has none.
+//! Indexes are found as on nodes: version 2 indexes that the image's OCI index lists or its
+//! manifests name, and version 1 indexes that refer to its manifests. The first request for
+//! candidates queries all images once. A missing image has no zTOCs. If an image cannot be read, a
+//! warning is logged once and it has no zTOCs.
 //!
-//! Nothing here is compared with the layers: whoever can push to these repositories decides what the zTOCs say. Use it only for
-//! images that the user trusts.
+//! The zTOCs are not compared with the layers: anyone who can push to these repositories controls
+//! their content. Use this only for images that the user trusts.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -25,10 +26,11 @@ use crate::builder::explain;
 use crate::discover::{Discovery, annotated};
 use crate::model::{ARTIFACT_TYPE_V1, ARTIFACT_TYPE_V2, INDEX_DIGEST, SPAN_SIZE, SociIndex};
 
-/// Manifests of one image that are looked at, and indexes that are read: more platforms than images have.
+/// Maximum number of manifests to visit, and of indexes to read, per image. Images have fewer
+/// platforms.
 const MAX_MANIFESTS: usize = 32;
 
-/// The zTOCs of these images, unverified.
+/// The unverified zTOCs of these images.
 #[derive(Debug)]
 pub struct RepositoryZtocs {
     registry: Registry,
@@ -36,16 +38,16 @@ pub struct RepositoryZtocs {
     found: OnceCell<Vec<Found>>,
 }
 
-/// What one image has.
+/// The zTOCs of one image.
 #[derive(Debug)]
 struct Found {
     store: Arc<RegistryStore>,
-    /// By layer.
+    /// The zTOCs by layer.
     ztocs: HashMap<Digest, Vec<Descriptor>>,
 }
 
 impl RepositoryZtocs {
-    /// Those of these images, the first preferred. The user must trust everybody who can push to them.
+    /// Uses these images in order of preference. The user must trust everyone who can push to them.
     #[must_use]
     pub fn new(registry: Registry, images: Vec<ImageRef>) -> Self {
         Self {
@@ -70,7 +72,7 @@ impl RepositoryZtocs {
             }
             None
         };
-        // All at once: each is a handful of requests, one after the other.
+        // Query all images concurrently: each needs a few sequential requests.
         let search = || async {
             let all = join_all(self.images.iter().map(look)).await;
             all.into_iter().flatten().collect()
@@ -92,7 +94,7 @@ impl KnownZtocs for RepositoryZtocs {
             for ztoc in found.ztocs.get(&layer.digest).into_iter().flatten() {
                 let may_fit = ztoc.annotation(SPAN_SIZE).is_none_or(|it| it == span_size);
                 if may_fit && !candidates.iter().any(|known| known.digest == ztoc.digest) {
-                    // What the annotations say is said anew by who takes it over.
+                    // Drop the annotations: the builder writes new ones when it reuses the zTOC.
                     let Descriptor { media_type, .. } = ztoc;
                     candidates.push(Descriptor::new(media_type, ztoc.digest, ztoc.size));
                 }
@@ -112,7 +114,7 @@ impl KnownZtocs for RepositoryZtocs {
     }
 }
 
-/// Looks for the indexes of an image.
+/// Finds the indexes of an image.
 struct Search {
     registry: Registry,
     image: ImageRef,
@@ -173,7 +175,7 @@ impl Search {
                 images.push(member.digest);
             }
         }
-        // An image whose members have no index of version 2 may have some of version 1.
+        // Without version 2 indexes, the image may have version 1 indexes.
         if self.indexes.is_empty() {
             for image in images {
                 self.look_at_referrers(&image).await?;
@@ -205,7 +207,7 @@ impl Search {
         }
     }
 
-    /// The zTOCs of an index; none if it is not there or no index.
+    /// Returns the zTOCs of an index. Empty if it is missing or not an index.
     async fn ztocs_of(&self, index: &Digest) -> Result<Vec<(Digest, Descriptor)>, StoreError> {
         let bytes = match self.store.read(index, MAX_DOCUMENT_BYTES).await {
             Ok(bytes) => bytes,

@@ -1,5 +1,5 @@
-//! A layer against its zTOC, byte by byte: one pass that hashes the layer, hashes every span where the
-//! zTOC says that it lies, and builds a zTOC anew, with which the old one is compared.
+//! Compares a layer with its zTOC byte by byte. One pass hashes the layer and each span at its
+//! position in the zTOC, and builds a new zTOC to compare with the existing one.
 
 use std::io::{self, Read, Write as _};
 use std::num::NonZeroUsize;
@@ -16,10 +16,10 @@ use soci_ztoc::{
 
 use super::Problem;
 
-/// How many spans, and how many entries, of a layer are told one by one.
+/// Maximum number of wrong spans, and of wrong entries, to report individually per layer.
 const TOLD: usize = 5;
 
-/// What a pass found.
+/// The problems that a pass found.
 #[derive(Default)]
 pub(super) struct Outcome {
     pub(super) bytes: u64,
@@ -27,21 +27,21 @@ pub(super) struct Outcome {
     pub(super) ztoc: Vec<Problem>,
 }
 
-/// A layer to be read.
+/// A layer to read.
 pub(super) struct Job {
     pub(super) layer: Descriptor,
     pub(super) blob: Blob,
     pub(super) ztoc: Option<Bytes>,
     pub(super) progress: Arc<dyn Fn(u64) + Send + Sync>,
-    /// Cores to be used, and memory for what is inflated ahead.
+    /// Number of cores to use, and memory for data that is decompressed ahead.
     pub(super) threads: NonZeroUsize,
     pub(super) ahead: usize,
-    /// Set when nobody wants the outcome any more.
+    /// Set when the outcome is no longer needed.
     pub(super) stop: Arc<AtomicBool>,
 }
 
 impl Job {
-    /// Reads the layer; blocks.
+    /// Reads the layer. Blocks.
     pub(super) fn run(self) -> Outcome {
         let parsed = self
             .ztoc
@@ -59,13 +59,13 @@ impl Job {
                 span_size: ztoc.span_size(),
                 threads: self.threads,
                 ahead: self.ahead,
-                // The reader hashes them already, where this zTOC says that they lie.
+                // The reader already hashes the spans at their positions in this zTOC.
                 hash_spans: false,
                 ..BuildOptions::default()
             };
             Builder::new(options).build(&mut reader, ztoc.compression())
         });
-        // A builder that gave up has not read everything.
+        // A failed builder has not read everything.
         let rest = io::copy(&mut reader, &mut io::sink());
         let mut outcome = Outcome {
             bytes: reader.whole.length(),
@@ -88,8 +88,8 @@ impl Job {
     }
 }
 
-/// Adds what the zTOC says otherwise than the layer. A layer that is not the right one was told
-/// already, and its zTOC is not to blame.
+/// Adds the differences between the zTOC and the layer. If the layer itself is wrong, that has been
+/// reported already, and the zTOC is not compared.
 fn compare(ztoc: &Ztoc<'_>, built: Result<BuiltZtoc, BuildError>, outcome: &mut Outcome) {
     if !outcome.layer.is_empty() {
         return;
@@ -120,7 +120,7 @@ fn differences(ztoc: &Ztoc<'_>, mut built: BuiltZtoc) -> Vec<Problem> {
     if !count("spans", own.len() as u64, other.len() as u64) {
         return problems;
     }
-    // The state at a checkpoint is only in the bytes.
+    // The decompressor state at a checkpoint is only in the encoded bytes.
     let mut bytes = Vec::new();
     if built.encode(&mut bytes).is_ok()
         && let Ok(made) = Ztoc::parse(&bytes)
@@ -133,14 +133,14 @@ fn differences(ztoc: &Ztoc<'_>, mut built: BuiltZtoc) -> Vec<Problem> {
 
 fn same_span(ztoc: &Ztoc<'_>, made: &Ztoc<'_>, id: SpanId) -> bool {
     let (own, other) = (ztoc.spans(), made.spans());
-    // Old zTOCs do not state where the first span begins.
+    // Old zTOCs do not contain the start of the first span.
     let begins = id.0 == 0 || own.compressed(id).start == other.compressed(id).start;
     begins
         && own.uncompressed(id).start == other.uncompressed(id).start
         && state(&ztoc.checkpoint(id)) == state(&made.checkpoint(id))
 }
 
-/// Bits and window; a window of zeros may be left out.
+/// Returns the bits and the window. A window of zeros may be omitted.
 fn state<'a>(checkpoint: &Checkpoint<'a>) -> Option<(u8, &'a [u8])> {
     match *checkpoint {
         Checkpoint::Plain => None,
@@ -180,7 +180,7 @@ fn entries(ztoc: &Ztoc<'_>, built: &mut BuiltZtoc) -> io::Result<Vec<Problem>> {
     Ok(problems)
 }
 
-/// Passes a layer on and hashes it.
+/// Forwards a layer's bytes and hashes them.
 struct Watched {
     inner: Box<dyn Read + Send>,
     whole: Verifier,
@@ -205,13 +205,13 @@ impl Read for Watched {
     }
 }
 
-/// Hashes spans where a zTOC says that they lie. Two of them may share a byte.
+/// Hashes spans at their positions in a zTOC. Adjacent spans may share a byte.
 struct Spans {
     map: SpanMap,
-    /// The span that the next bytes belong to.
+    /// The span that contains the next bytes.
     next: u32,
     hash: Sha256Writer<io::Sink>,
-    /// Bytes of the layer so far.
+    /// Number of bytes of the layer so far.
     at: u64,
     last: u8,
     problems: Vec<Problem>,
@@ -255,7 +255,7 @@ impl Spans {
     }
 
     fn hash(&mut self, bytes: &[u8]) {
-        // Sinks take everything.
+        // Writing to the hash cannot fail.
         self.hash.write_all(bytes).unwrap_or_default();
     }
 

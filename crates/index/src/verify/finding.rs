@@ -1,4 +1,4 @@
-//! What may be wrong, in one line each.
+//! The problems that a verification can report, in one line each.
 
 use std::fmt;
 
@@ -12,16 +12,16 @@ use crate::builder::explain;
 use crate::model::IndexError;
 use crate::prefetch::ArtifactError;
 
-/// What kind of blob something is wrong with.
+/// The kind of blob that has a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// The list of an image's manifests.
+    /// The index of an image's manifests.
     ImageIndex,
     /// A manifest of an image.
     Manifest,
-    /// Its configuration.
+    /// The configuration of an image.
     Config,
-    /// One of its layers.
+    /// A layer of an image.
     Layer,
     /// A SOCI index.
     SociIndex,
@@ -45,16 +45,16 @@ impl fmt::Display for Part {
     }
 }
 
-/// Something that is wrong, and where.
+/// A problem and its location.
 #[derive(Debug)]
 pub struct Finding {
     /// The kind of blob.
     pub part: Part,
-    /// The blob.
+    /// The digest of the blob.
     pub digest: Digest,
-    /// The layer that it belongs to, of zTOCs and prefetch artifacts.
+    /// The layer that a zTOC or prefetch artifact belongs to.
     pub layer: Option<Digest>,
-    /// What is wrong with it.
+    /// The problem.
     pub problem: Problem,
 }
 
@@ -82,131 +82,132 @@ impl Serialize for Finding {
     }
 }
 
-/// What is wrong with a blob.
+/// A problem of a blob.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
-    /// It is not there.
+    /// The blob is missing.
     #[error("not found")]
     Missing,
-    /// It has another length than its descriptor says: expected, found.
+    /// Its size differs from its descriptor: expected, actual.
     #[error("has {1} bytes, its descriptor says {0}")]
     Size(u64, u64),
     /// Its bytes have this digest.
     #[error("its bytes have the digest {0}")]
     Digest(Digest),
-    /// It is larger than a document can be: bytes, limit.
+    /// It exceeds the size limit of documents: size in bytes, limit.
     #[error("has {0} bytes, more than the {1} that are read at once")]
     TooLarge(u64, u64),
-    /// It cannot be read as what it is said to be.
+    /// It cannot be parsed as its stated kind.
     #[error("is not what its media type says")]
     Document(#[source] Box<DocumentError>),
-    /// The image has no manifest for a platform that was asked for.
+    /// The image has no manifest for a requested platform.
     #[error("has no manifest for {0}")]
     NoPlatform(Platform),
-    /// No manifest that was looked at has a SOCI index.
+    /// None of the checked manifests has a SOCI index.
     #[error("no SOCI index belongs to it")]
     NoIndex,
-    /// A descriptor of this media type where an image or a list of images should be.
+    /// The target has this media type instead of that of a manifest or index.
     #[error("is no image: media type {0:?}")]
     NoImage(String),
-    /// The annotation that should name a digest: its key, its value.
+    /// An annotation is not a valid digest: key, value.
     #[error("annotation {0}: {1:?} is no digest")]
     Annotation(&'static str, String, #[source] DigestError),
-    /// The image index says something else about the manifest's SOCI index than the manifest does.
+    /// The image index and the manifest name different SOCI indexes.
     #[error("the image index says that its SOCI index is {1:?}, the manifest says {0}")]
     Binding(Digest, String),
-    /// The manifest's SOCI index is no member of the image index.
+    /// The manifest's SOCI index is not a member of the image index.
     #[error("its SOCI index {0} is not listed in the image index for it")]
     Unlisted(Digest),
-    /// The image index lists a SOCI index for a manifest that names none.
+    /// The image index lists a SOCI index for a manifest that does not name one.
     #[error("does not name the SOCI index {0} that the image index lists for it")]
     NotNaming(Digest),
-    /// A SOCI index in an image index, for a manifest that does not name it.
+    /// The image index contains a SOCI index for a manifest that does not name it.
     #[error("is listed for manifest {0}, which does not name it")]
     Unnamed(Digest),
-    /// A SOCI index in an image index without its artifact type; what stands there.
+    /// A SOCI index in the image index has this artifact type instead of its own.
     #[error("is listed with the artifact type {0:?}, not that of version 2")]
     ArtifactType(String),
-    /// A SOCI index in an image index, for a manifest that is not there.
+    /// The image index contains a SOCI index for a manifest that it does not contain.
     #[error("is listed for manifest {0}, which the image index does not have")]
     Stray(String),
-    /// A SOCI index in an image index for another platform than its manifest: its own, the manifest's.
+    /// A SOCI index and its manifest have different platforms in the image index: the index's, the
+    /// manifest's.
     #[error("is listed for platform {0}, its manifest for {1}")]
     Platform(String, String),
     /// Not a SOCI index, or of an unknown version.
     #[error("is no SOCI index")]
     Index(#[source] IndexError),
-    /// A version 1 index where version 2 belongs, or the reverse.
+    /// A version 1 index in the place of a version 2 index, or vice versa.
     #[error("is of the other version: {0}")]
     Version(&'static str),
-    /// Its bytes are not those that re-encoding gives.
+    /// Re-encoding it gives different bytes.
     #[error("is not in canonical form; the reference's daemon does not take it")]
     Form,
     /// Its configuration is not the empty object.
     #[error("its config should be the two bytes {{}}")]
     IndexConfig,
-    /// A version 1 index of another image.
+    /// A version 1 index belongs to another image.
     #[error("its subject is {0}")]
     Subject(String),
-    /// A blob of an index that is no zTOC and no prefetch artifact.
+    /// A blob in an index is neither a zTOC nor a prefetch artifact.
     #[error("is in a SOCI index and has the media type {0:?}")]
     MediaType(String),
-    /// The layer that it is for, if any is named, is none of the image's.
+    /// The layer that it names is not a layer of the image, or it names none.
     #[error("is for layer {0:?}, which the image does not have")]
     NoLayer(String),
-    /// Another media type than the layer has: stated, the layer's.
+    /// The stated media type differs from the layer's: stated, actual.
     #[error("says its layer is {0:?}, the manifest says {1:?}")]
     LayerType(String, String),
-    /// The span size that the index states is not the zTOC's: stated, the zTOC's.
+    /// The stated span size differs from the zTOC's: stated, actual.
     #[error("the index says its span size is {0:?}, the zTOC says {1}")]
     SpanSize(String, u64),
-    /// Not readable, or one that cannot be served.
+    /// The zTOC is invalid or cannot be served.
     #[error("cannot be used")]
     Ztoc(#[source] DecodeError),
-    /// Made for a layer of other length: the zTOC's, the layer's.
+    /// The zTOC was built for a layer of another size: the zTOC's, the layer's.
     #[error("is for a layer of {0} bytes, the layer has {1}")]
     LayerSize(u64, u64),
-    /// Made for a layer compressed otherwise.
+    /// The zTOC was built for another compression.
     #[error("is for a layer that is compressed otherwise")]
     Compression,
-    /// It is said to have no extended attributes, and has.
+    /// The layer is marked as having no extended attributes, but has some.
     #[error("is said to have no extended attributes, but {0:?} has")]
     Xattrs(String),
-    /// Not readable as a prefetch artifact.
+    /// The prefetch artifact is invalid.
     #[error("is no prefetch artifact")]
     Prefetch(#[source] ArtifactError),
-    /// A prefetch artifact of a layer without a zTOC.
+    /// A prefetch artifact belongs to a layer without a zTOC.
     #[error("is for a layer that has no zTOC")]
     PrefetchAlone,
-    /// A range of spans that the layer does not have: start, end, spans of the layer.
+    /// A range contains spans that the layer does not have: start, end, number of spans.
     #[error("asks for spans {0} to {1}, the layer has {2}")]
     Spans(u64, u64, usize),
-    /// Wrong bytes in a span.
+    /// A span has wrong bytes.
     #[error("span {0} of the layer is {1}, the zTOC says {2}")]
     Span(u32, Digest, Digest),
-    /// More wrong spans than are told one by one.
+    /// More wrong spans than are reported individually.
     #[error("{0} more spans differ")]
     MoreSpans(usize),
-    /// The layer ends before its last span does.
+    /// The layer ends before its last span.
     #[error("the layer ends in span {0}")]
     ShortLayer(u32),
-    /// The layer is no readable archive.
+    /// The layer is not a readable archive.
     #[error("cannot be read")]
     Layer(#[source] Box<soci_ztoc::BuildError>),
-    /// The store gave up in the middle of the layer.
+    /// The store failed while the layer was read.
     #[error("cannot be read to its end: {0}")]
     Broken(String),
-    /// Another number of something: of what, the zTOC's, the layer's.
+    /// A number differs: its name, the zTOC's, the layer's.
     #[error("has {1} {0}, the layer has {2}")]
     Count(&'static str, u64, u64),
-    /// A span begins elsewhere than the layer's blocks do, or with another state.
+    /// A span does not start at a block of the layer, or has another decompressor state.
     #[error("the checkpoint of span {0} is not the layer's")]
     Checkpoint(u32),
-    /// An entry is not what the archive says: number, name, what differs.
+    /// An entry differs from the archive: number, name, what differs.
     #[error("entry {0}, {1:?}: tar header and zTOC disagree about the {2}")]
     Entry(usize, String, &'static str),
-    /// More wrong entries than are told one by one.
+    /// More wrong entries than are reported individually.
     #[error("{0} more entries differ")]
     MoreEntries(usize),
 }

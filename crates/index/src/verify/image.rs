@@ -1,4 +1,4 @@
-//! The image: its index, its manifests, and which SOCI index belongs to which.
+//! Checks the image: its index, its manifests, and the SOCI index of each manifest.
 
 use soci_oci::store::StoreError;
 use soci_oci::{Descriptor, Digest, ImageIndex, Manifest, Platform, media_type};
@@ -7,7 +7,7 @@ use super::{Part, Problem, Walk};
 use crate::discover::{Discovery, annotated};
 use crate::model::{ARTIFACT_TYPE_V1, ARTIFACT_TYPE_V2, INDEX_DIGEST, MANIFEST_DIGEST, Version};
 
-/// The members of an image index, by what they are.
+/// The members of an image index by kind.
 struct Members<'a> {
     images: Vec<&'a Descriptor>,
     indexes: Vec<&'a Descriptor>,
@@ -15,7 +15,7 @@ struct Members<'a> {
 
 impl<'a> Members<'a> {
     fn of(index: &'a ImageIndex) -> Self {
-        // Old tools lose the artifact type when they copy.
+        // Some old tools drop the artifact type when they copy an index.
         let is_index = |member: &&Descriptor| {
             member.annotation(MANIFEST_DIGEST).is_some()
                 || matches!(
@@ -34,7 +34,7 @@ impl<'a> Members<'a> {
         }
     }
 
-    /// The entries of SOCI indexes that are for a manifest.
+    /// The SOCI indexes for a manifest.
     fn for_manifest(&self, manifest: &Digest) -> impl Iterator<Item = &'a Descriptor> {
         let manifest = manifest.to_string();
         let indexes = self.indexes.iter().copied();
@@ -86,7 +86,7 @@ impl Walk<'_> {
         self.referring(&members).await
     }
 
-    /// A manifest of an image index. It may be absent if its SOCI index is, too.
+    /// Checks a manifest of an image index. It may be missing if its SOCI index is missing too.
     async fn member(
         &mut self,
         image: &Descriptor,
@@ -105,7 +105,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// What the image index says about SOCI indexes must agree with what it says about manifests.
+    /// Checks that the entries of SOCI indexes agree with the entries of manifests.
     fn entries(&mut self, members: &Members<'_>) {
         for entry in &members.indexes {
             if entry.artifact_type == ARTIFACT_TYPE_V1 {
@@ -138,7 +138,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Version 1 indexes that lie beside the image.
+    /// Checks version 1 indexes that refer to the image.
     async fn referring(&mut self, members: &Members<'_>) -> Result<(), StoreError> {
         for entry in &members.indexes {
             if entry.artifact_type != ARTIFACT_TYPE_V1 {
@@ -204,7 +204,7 @@ impl Walk<'_> {
         own.cloned().collect()
     }
 
-    /// The index that a manifest names.
+    /// Checks the index that a manifest names.
     async fn named_index(
         &mut self,
         digest: Digest,

@@ -1,5 +1,5 @@
-//! The layers that are to be read: queued while the image is walked, and read when the walk is over, one more at
-//! once than there are cores, the largest first. Problems are reported in the order of the queue.
+//! Reads layers. They are queued while the image is walked and read after the walk, largest first,
+//! one more concurrently than there are cores. Problems are reported in the order of the queue.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -17,21 +17,22 @@ use super::{Part, Problem, Walk, blob_problem};
 use crate::builder::part;
 use crate::reuse::Budget;
 
-/// Memory for the zTOCs of the layers that are being read, in KiB: those of some 20 GiB of layers.
+/// Memory for the zTOCs of the layers being read, in KiB. It covers the zTOCs of about 20 GiB of
+/// layers.
 const BUDGET_KIB: u32 = 256 << 10;
 
-/// A layer to be read, for its zTOC if it has a usable one.
+/// A layer to read, with its zTOC if that is usable.
 pub(super) struct Queued {
     layer: Descriptor,
     ztoc: Option<Descriptor>,
 }
 
-/// What the reads share. Dropping it ends those that are under way.
+/// The state that the reads share. Dropping it stops them.
 struct Reads {
     store: Arc<dyn ContentStore>,
     progress: Arc<dyn Fn(u64) + Send + Sync>,
     threads: NonZeroUsize,
-    /// Bytes of all layers.
+    /// Size of all layers in bytes.
     all: u128,
     /// Memory for zTOCs.
     budget: Budget,
@@ -45,7 +46,7 @@ impl Drop for Reads {
 }
 
 impl Walk<'_> {
-    /// Queues a layer, unless it is to be read for this zTOC already.
+    /// Queues a layer unless it is already queued or read for this zTOC.
     pub(super) fn queue_layer(&mut self, layer: &Descriptor, ztoc: Option<&Descriptor>) {
         if self.read.insert((layer.digest, ztoc.map(|it| it.digest))) {
             self.queue.push(Queued {
@@ -55,7 +56,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Queues the layers that have no zTOC, if all are to be read.
+    /// Queues the layers without a zTOC, if all layers are to be read.
     pub(super) fn queue_rest(&mut self, manifest: &Manifest) {
         for layer in manifest.layers() {
             let mut read = self.read.iter();
@@ -65,7 +66,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Reads the layers that are queued.
+    /// Reads the queued layers.
     pub(super) async fn read_layers(&mut self) -> Result<(), StoreError> {
         let queue = std::mem::take(&mut self.queue);
         let reads = Reads {
@@ -82,7 +83,7 @@ impl Walk<'_> {
             let (reads, queued) = (&reads, &queue[number]);
             async move { (number, reads.read(queued).await) }
         };
-        // One more than cores, and so at least two: one may wait for its store.
+        // One more than the number of cores, because one read may be waiting for its store.
         let at_once = reads.threads.get() + 1;
         let mut outcomes = stream::iter(order.into_iter().map(read)).buffer_unordered(at_once);
         let (mut waiting, mut next) = (BTreeMap::new(), 0);
@@ -100,7 +101,7 @@ impl Walk<'_> {
         let layer = queued.layer.digest;
         self.summary.bytes += outcome.bytes;
         for problem in outcome.layer {
-            // A layer that must be there was missed already.
+            // If layers are required, a missing one has been reported already.
             if self.options.may_lack_layers || !matches!(problem, Problem::Missing) {
                 self.tell(Part::Layer, layer, problem);
             }
@@ -122,7 +123,7 @@ impl Reads {
         if let Some(ztoc) = ztoc {
             match self.store.read(&ztoc.digest, MAX_ZTOC_SIZE).await {
                 Ok(read) => bytes = Some(read),
-                // It was read before: it changes while it is looked at.
+                // The zTOC was readable before, so it changed during the verification.
                 Err(error) => outcome.ztoc.push(blob_problem(error)?),
             }
         }

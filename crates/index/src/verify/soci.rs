@@ -1,4 +1,4 @@
-//! A SOCI index and what it lists, against the manifest that it is for.
+//! Checks a SOCI index and its blobs against the manifest that it belongs to.
 
 use std::collections::HashMap;
 
@@ -45,7 +45,7 @@ impl Walk<'_> {
         }
         let config = Descriptor::of(index.version().artifact_type(), CONFIG);
         self.presence(Part::Config, &config).await?;
-        // Spans of the layers that have a zTOC.
+        // Number of spans of each layer with a zTOC.
         let mut spans = HashMap::new();
         for blob in index.blobs() {
             match blob.media_type.as_str() {
@@ -67,7 +67,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The layer that a blob of an index is for.
+    /// The layer that a blob of an index belongs to.
     fn layer_of<'m>(
         &mut self,
         part: Part,
@@ -83,7 +83,7 @@ impl Walk<'_> {
         layer
     }
 
-    /// Checks a zTOC; gives the number of its spans.
+    /// Checks a zTOC and returns its number of spans.
     async fn ztoc(
         &mut self,
         blob: &Descriptor,
@@ -103,7 +103,7 @@ impl Walk<'_> {
         };
         let problems = fit(&ztoc, blob, layer);
         let spans = ztoc.spans().len();
-        // A zTOC for another layer would find every byte of this one wrong.
+        // A zTOC for another layer would report every byte as wrong.
         let comparable = ztoc.spans().layer_size() == layer.size;
         for problem in problems {
             self.tell_of(Part::Ztoc, blob.digest, Some(layer.digest), problem);
@@ -137,7 +137,7 @@ impl Walk<'_> {
     }
 }
 
-/// What is wrong with an index in itself.
+/// Problems of the index itself.
 fn shape(index: &SociIndex, bytes: &Bytes, version: Version, image: &Descriptor) -> Vec<Problem> {
     let mut problems = Vec::new();
     if index.to_bytes() != *bytes {
@@ -162,7 +162,7 @@ fn shape(index: &SociIndex, bytes: &Bytes, version: Version, image: &Descriptor)
     problems
 }
 
-/// What of a zTOC does not fit its layer or what the index says of it.
+/// Mismatches between a zTOC, its layer and its descriptor in the index.
 fn fit(ztoc: &Ztoc<'_>, blob: &Descriptor, layer: &Descriptor) -> Vec<Problem> {
     let mut problems = Vec::new();
     let size = ztoc.spans().layer_size();
@@ -202,7 +202,7 @@ fn fit(ztoc: &Ztoc<'_>, blob: &Descriptor, layer: &Descriptor) -> Vec<Problem> {
     problems
 }
 
-/// A range may end one span behind the last, as the reference counts.
+/// As in the reference, a range may end one past the last span.
 fn prefetch_problem(bytes: &Bytes, spans: usize) -> Option<Problem> {
     let ranges = match prefetch::parse(bytes) {
         Ok(ranges) => ranges,

@@ -119,7 +119,7 @@ fn a_reference_that_recorded_nothing_is_as_good_as_none() {
         assert!(matches!(error, ArtifactsError::NeverWritten), "{error}");
         assert!(!artifacts.path().exists());
     }
-    // A bucket that everything was removed from is one.
+    // A bucket whose entries were all removed.
     let (_folder, artifacts, _) = with_reference(&write(&database([]), PLAIN));
     let error = artifacts.get(&Digest::sha256(b"a")).unwrap_err();
     assert!(matches!(error, ArtifactsError::NotFound(_)), "{error}");
@@ -186,7 +186,7 @@ fn either_meta_alone_is_enough() {
     let mut second = whole.clone();
     second[16] ^= 1;
     assert_eq!(parse_reference(&second).unwrap().unwrap().entries, entries);
-    // Without the newer one, the older is what counts: it knows of nothing.
+    // Without the newer meta page, the older one is used: it has no records.
     let mut first = whole;
     first[PLAIN.page_size + 40] ^= 1;
     assert_eq!(parse_reference(&first).unwrap(), None);
@@ -238,7 +238,7 @@ fn what_is_no_file_is_not_read() {
 
 #[test]
 fn circles_end() {
-    // A branch that names itself, and a tree whose pages are in it twice.
+    // A branch that refers to itself, and a tree that contains its pages twice.
     let size = 4096;
     let branch = |page: u64, children: &[u64]| {
         let mut bytes = page.to_le_bytes().to_vec();

@@ -12,7 +12,7 @@ use crate::model::{
     Version, ZTOC_MEDIA_TYPE,
 };
 
-/// A store that holds an image and artifacts, and records beside it.
+/// A store with an image and artifacts, and its records.
 struct Fixture {
     _folder: tempfile::TempDir,
     artifacts: Artifacts,
@@ -36,7 +36,7 @@ impl Fixture {
         descriptor
     }
 
-    /// The manifest of an image without layers.
+    /// Stores the manifest of an image without layers.
     async fn manifest(&self) -> Descriptor {
         let config = br#"{"architecture":"arm64","os":"linux","variant":"v8"}"#;
         let config_type = "application/vnd.oci.image.config.v1+json";
@@ -49,7 +49,7 @@ impl Fixture {
             .await
     }
 
-    /// The zTOC of some layer, as an index lists it.
+    /// Stores a zTOC and returns its descriptor in an index.
     async fn ztoc(&self) -> Descriptor {
         let layer = Digest::sha256(b"layer").to_string();
         Descriptor {
@@ -175,7 +175,7 @@ async fn blobs_that_are_no_index_are_passed_over() {
     fixture.put("x", &[b'{'; 100_000]).await;
     fixture.put("x", &[0x1f; 100_000]).await;
     fixture.put("x", br#"{"schemaVersion":2,"config":{"mediaType":"y","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"}}"#).await;
-    // One that changed on the disk.
+    // A blob that was modified on disk.
     let damaged = fixture.manifest().await;
     let path = fixture.artifacts.root.join("content/blobs/sha256");
     std::fs::remove_file(path.join(damaged.digest.hex())).unwrap();

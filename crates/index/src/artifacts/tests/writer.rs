@@ -1,4 +1,4 @@
-//! Writes bbolt files, knowing nothing of the reader: from what its documentation says of pages.
+//! Writes bbolt files independently of the reader, from the documentation of the page format.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-/// What stands under a key.
+/// The value of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Item {
     Bytes(Vec<u8>),
@@ -18,13 +18,13 @@ pub(super) enum Item {
 
 pub(super) type Tree = BTreeMap<Vec<u8>, Item>;
 
-/// How a file is laid out.
+/// The layout of a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
     pub(super) page_size: usize,
-    /// Most elements of a page; small ones make deep trees.
+    /// Maximum number of elements per page. Small values give deep trees.
     pub(super) fanout: usize,
-    /// Buckets of at most this many bytes lie inside their parent's page.
+    /// Buckets of at most this many bytes are stored inline in their parent's page.
     pub(super) inline: usize,
 }
 
@@ -40,7 +40,7 @@ struct Writer {
     file: Vec<u8>,
 }
 
-/// A file with this content; the older of its two metas knows of nothing.
+/// Creates a file with this content. The older of its two meta pages has no records.
 pub(super) fn write(tree: &Tree, layout: Layout) -> Vec<u8> {
     let mut writer = Writer {
         layout,
@@ -57,7 +57,7 @@ pub(super) fn write(tree: &Tree, layout: Layout) -> Vec<u8> {
     writer.file
 }
 
-/// A meta page as far as it is used.
+/// The used part of a meta page.
 pub(super) fn meta(page: u64, root: u64, pages: u64, transaction: u64, size: usize) -> Vec<u8> {
     let mut bytes = header(page, 4, 0, 0);
     let body = bytes.len();
@@ -83,7 +83,7 @@ fn header(page: u64, flags: u16, count: usize, overflow: usize) -> Vec<u8> {
     bytes
 }
 
-/// Elements and what they point at, to stand behind a page's header.
+/// Elements and the data that they point to, for the space after a page's header.
 fn leaf_body(elements: &[(u32, Vec<u8>, Vec<u8>)]) -> Vec<u8> {
     let (mut table, mut data) = (Vec::new(), Vec::<u8>::new());
     for (index, (flags, key, value)) in elements.iter().enumerate() {
@@ -130,7 +130,7 @@ impl Writer {
         let start = self.file.len();
         self.file.extend(header(number, flags, count, run - 1));
         self.file.extend(body);
-        // What a page held before stays behind its content.
+        // Fill the rest of the page with garbage, as left by an earlier use of the page.
         self.file.resize(start + run * size, 0xa5);
         number
     }
@@ -160,7 +160,7 @@ impl Writer {
         value
     }
 
-    /// Writes a tree; returns its root.
+    /// Writes a tree and returns its root.
     fn tree(&mut self, tree: &Tree) -> u64 {
         let fanout = self.layout.fanout.max(2);
         let elements = self.elements(tree);
