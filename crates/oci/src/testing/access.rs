@@ -1,4 +1,4 @@
-//! Who may use the test registry: nobody asks, a password, or tokens that run out.
+//! Access control of the test registry: open, password, or expiring tokens.
 
 use std::time::{Duration, Instant};
 
@@ -10,31 +10,32 @@ use super::{
     state::Shared,
 };
 
-/// How the test registry wants to be asked.
+/// How clients authenticate to the test registry.
 #[derive(Clone, Debug, Default)]
 pub enum Access {
-    /// Everybody may do everything.
+    /// No authentication.
     #[default]
     Open,
     /// `Authorization: Basic` with every request.
     Basic {
-        /// Name.
+        /// The user name.
         user: String,
-        /// Password.
+        /// The password.
         password: String,
     },
-    /// `Authorization: Bearer` with a token of the registry's own token endpoint.
+    /// `Authorization: Bearer` with a token from the registry's own token endpoint.
     Token {
-        /// Who gets a token; everybody, for pulling, if absent.
+        /// User name and password for tokens. If absent, everyone gets tokens for pulling.
         login: Option<(String, String)>,
-        /// How long a token is good for, and what its answer announces.
+        /// How long a token is valid, as stated in the response that issues it.
         lifetime: Duration,
-        /// Whether the endpoint knows OAuth2 POST requests; if not it answers them with 404.
+        /// Whether the endpoint supports OAuth2 POST requests. If not, it responds to them with
+        /// 404.
         oauth: bool,
     },
 }
 
-/// A token that was handed out.
+/// A token that was issued.
 #[derive(Clone, Debug)]
 pub(super) struct Token {
     value: String,
@@ -42,7 +43,7 @@ pub(super) struct Token {
     until: Instant,
 }
 
-/// `None` if the request may pass, else the refusal.
+/// Returns the response that rejects a request, or `None` if the request is allowed.
 pub(super) fn refusal(shared: &Shared, head: &Head, repository: Option<&str>) -> Option<Answer> {
     let action = match head.method {
         Method::GET | Method::HEAD => "pull",
@@ -98,7 +99,7 @@ pub(super) fn refusal(shared: &Shared, head: &Head, repository: Option<&str>) ->
     Some(answer)
 }
 
-/// Path of the token endpoint as challenges name it.
+/// The path of the token endpoint in challenges.
 fn realm(shared: &Shared) -> &'static str {
     if shared.inner().tokens_moved {
         "/moved/token"
@@ -111,7 +112,7 @@ fn bearer(head: &Head) -> Option<&str> {
     head.authorization.as_deref()?.strip_prefix("Bearer ")
 }
 
-/// Whether a token of this request is good and grants what `scopes` look for.
+/// Whether the request has a valid token with scopes that satisfy `scopes`.
 fn granted(shared: &Shared, head: &Head, scopes: impl Fn(&[String]) -> bool) -> bool {
     let now = Instant::now();
     let presented = bearer(head);
@@ -122,7 +123,8 @@ fn granted(shared: &Shared, head: &Head, scopes: impl Fn(&[String]) -> bool) -> 
     })
 }
 
-/// Whether a request's token, where tokens are asked for, grants this of a repository.
+/// Whether the request may perform an action on a repository. Always true if no tokens are
+/// required.
 pub(super) fn may(shared: &Shared, head: &Head, repository: &str, action: &str) -> bool {
     !matches!(shared.setup.access, Access::Token { .. })
         || granted(shared, head, |scopes| {
@@ -139,7 +141,7 @@ fn allows(scope: &str, repository: &str, action: &str) -> bool {
         })
 }
 
-/// The token endpoint: GET with Basic or nothing, POST as OAuth2.
+/// The token endpoint: GET with Basic or without credentials, and POST as in OAuth2.
 pub(super) fn token(shared: &Shared, head: &Head, body: &[u8]) -> Answer {
     let Access::Token {
         login,
@@ -220,7 +222,7 @@ fn values(pairs: &[(String, String)], key: &str) -> Vec<String> {
         .collect()
 }
 
-/// Decoded pairs of a query or a form.
+/// Decodes the pairs of a query or form.
 pub(super) fn pairs(text: &str) -> Vec<(String, String)> {
     let url = format!("http://x/?{text}");
     match reqwest::Url::parse(&url) {

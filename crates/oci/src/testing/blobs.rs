@@ -1,4 +1,4 @@
-//! What the test registry gives: manifests, blobs, ranges of them, and everything that can be wrong with those.
+//! Downloads from the test registry: manifests, blobs and ranges, and the faults in them.
 
 use std::{io, ops::Range, os::unix::fs::FileExt, sync::Arc, time::Duration};
 
@@ -15,9 +15,9 @@ use super::{
 };
 use crate::digest::Digest;
 
-/// Bytes per chunk of a body.
+/// Size of a body chunk in bytes.
 const CHUNK: u64 = 64 << 10;
-/// What a client gets time for before its connection breaks: reading what was sent.
+/// How long to wait before closing a connection, so that the client can read what was sent.
 const BEFORE_CUT: Duration = Duration::from_millis(30);
 
 pub(super) fn manifest(
@@ -73,7 +73,7 @@ pub(super) fn blob(
             let signature = format!("do-not-print-{}", inner.signatures.len() + inner.seen.len());
             inner.signatures.insert(signature.clone(), redirect.uses);
             drop(inner);
-            // Another host name for the same server: a client must not carry its credentials there.
+            // Another host name for the same server: a client must not send its credentials to it.
             let target =
                 shared.base_url().replace("127.0.0.1", "localhost") + &format!("/signed/{digest}");
             let mut answer = text(StatusCode::TEMPORARY_REDIRECT, "");
@@ -88,7 +88,8 @@ pub(super) fn blob(
     }
 }
 
-/// A blob at its signed address. As object stores do, refuses a request that carries other credentials as well.
+/// Responds with a blob at its signed address. Like object stores, rejects a request that also has
+/// other credentials.
 pub(super) fn signed(
     shared: &Arc<Shared>,
     head: &Head,
@@ -134,7 +135,7 @@ pub(super) fn signed(
     }
 }
 
-/// A blob or the range asked for, right or wrong.
+/// Responds with a blob or a range of it, with or without a fault.
 fn send(
     shared: &Arc<Shared>,
     head: &Head,
@@ -203,7 +204,7 @@ fn send(
     answer
 }
 
-/// Body of a range; bytes behind the blob's end are zeros.
+/// The body of a range. Bytes after the end of the blob are zeros.
 fn stream(
     shared: &Arc<Shared>,
     digest: Digest,
@@ -274,7 +275,8 @@ fn set(answer: &mut Answer, name: &'static str, value: &str) {
     answer.headers_mut().insert(name, value);
 }
 
-/// One `bytes=a-b` or `bytes=a-`; other forms are served whole, as a server may.
+/// Parses a single `bytes=a-b` or `bytes=a-`. For other forms the whole blob is sent, which a
+/// server may do.
 pub(super) fn parse_range(value: &str) -> Option<Range<u64>> {
     let (start, end) = value.strip_prefix("bytes=")?.split_once('-')?;
     let start = start.parse().ok()?;

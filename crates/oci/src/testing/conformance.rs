@@ -1,10 +1,11 @@
-//! What a [`Fetcher`] promises, as a test that any implementation can be put through.
+//! Tests the contract of a [`Fetcher`] for any implementation.
 
 use bytes::Bytes;
 
 use crate::fetch::{FetchError, Fetcher};
 
-/// Panics, with the promise that was broken, unless `fetcher` is a correct source of `bytes` (at least 64 of them).
+/// Panics with the violated rule unless `fetcher` is a correct source of `bytes`, which must have
+/// at least 64 bytes.
 #[allow(
     clippy::missing_panics_doc,
     reason = "a test suite panics; that is what it is for"
@@ -47,7 +48,7 @@ pub async fn fetcher(fetcher: &dyn Fetcher, bytes: &[u8]) {
         );
     }
     two_bodies_at_once(fetcher, bytes).await;
-    // A body that is dropped in the middle must not harm the next.
+    // Dropping a partially read body must not affect the next one.
     let mut dropped = fetcher
         .fetch(0..size)
         .await

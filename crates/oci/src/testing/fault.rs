@@ -1,68 +1,68 @@
-//! The fault script of the test registry: which request goes wrong, how, and how often.
+//! The fault script of the test registry: which requests fail, how, and how often.
 
 use std::time::Duration;
 
 use crate::digest::Digest;
 
-/// Requests that a fault applies to.
+/// The requests that a fault applies to.
 #[derive(Clone, Debug)]
 pub enum On {
-    /// All of them, token requests included.
+    /// All requests, including token requests.
     Any,
-    /// GET of this blob, also at a signed address.
+    /// GET of this blob, including at a signed address.
     Blob(Digest),
-    /// Path (with query) contains this text.
+    /// Requests whose path or query contains this text.
     Path(String),
     /// GET or HEAD of any manifest.
     Manifest,
-    /// The token endpoint.
+    /// Requests to the token endpoint.
     Token,
-    /// Signed addresses only: what a redirected client asks for.
+    /// Requests to signed addresses, which redirected clients send.
     Signed,
 }
 
-/// What goes wrong.
+/// The fault.
 #[derive(Clone, Debug)]
 pub enum Wrong {
-    /// The connection closes after this many bytes of the body.
+    /// Close the connection after this many bytes of the body.
     Cut(u64),
-    /// Nothing comes after this many bytes of the body; the connection stays open.
+    /// Send nothing after this many bytes of the body, but keep the connection open.
     Stall(u64),
-    /// The connection closes before any answer.
+    /// Close the connection without a response.
     Hangup,
-    /// The answer comes this much later, and is right.
+    /// Send the correct response after this delay.
     Delay(Duration),
-    /// A status instead of the answer.
+    /// Send this response instead.
     Status {
         /// HTTP status code.
         code: u16,
-        /// More header fields, such as `Retry-After`.
+        /// Additional header fields, such as `Retry-After`.
         headers: Vec<(&'static str, String)>,
-        /// Body of the answer.
+        /// Body of the response.
         body: String,
     },
-    /// The byte at this offset of the blob arrives with its bits flipped.
+    /// Invert the bits of the byte at this offset of the blob.
     Flip(u64),
-    /// The body is this much shorter than asked for, and says so in its length.
+    /// Send this many bytes less than requested, with a matching length.
     Shorten(u64),
-    /// The body has this many bytes more than its `Content-Range` says.
+    /// Send this many bytes more than `Content-Range` states.
     Lengthen(u64),
-    /// A 200 with the whole blob in answer to a range.
+    /// Respond to a range request with a 200 and the whole blob.
     IgnoreRange,
-    /// The same, and the connection closes after this many bytes.
+    /// The same, but close the connection after this many bytes.
     IgnoreRangeAndCut(u64),
-    /// A 206 with another range, this much further on.
+    /// Send a 206 with a range that starts and ends this many bytes later.
     ShiftRange(u64),
-    /// A 206 with at most this many bytes of the range, and says so: a server may do that.
+    /// Send a correct 206 with at most this many bytes of the range, which a server may do.
     GiveAtMost(u64),
-    /// The right 206, with `*` for the blob's size.
+    /// Send a correct 206 with `*` as the size of the blob.
     UnknownTotal,
-    /// A 206 with a blob size that is this much larger than the truth.
+    /// Send a 206 that overstates the size of the blob by this many bytes.
     OtherTotal(u64),
 }
 
 impl Wrong {
-    /// A bare status.
+    /// A response with only a status.
     pub fn status(code: u16) -> Wrong {
         Wrong::Status {
             code,
@@ -82,7 +82,7 @@ impl Wrong {
     }
 }
 
-/// One line of the script.
+/// One entry of the script.
 #[derive(Clone, Debug)]
 pub struct Fault {
     on: On,
@@ -92,7 +92,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Goes wrong once, at the next request that matches.
+    /// Applies once, to the next matching request.
     pub fn once(on: On, wrong: Wrong) -> Fault {
         Fault {
             on,
@@ -102,7 +102,7 @@ impl Fault {
         }
     }
 
-    /// Goes wrong at every matching request until the faults are cleared.
+    /// Applies to every matching request until the faults are cleared.
     pub fn always(on: On, wrong: Wrong) -> Fault {
         Fault {
             on,
@@ -112,20 +112,20 @@ impl Fault {
         }
     }
 
-    /// Goes wrong this many times.
+    /// Applies this many times.
     #[must_use]
     pub fn times(self, times: u32) -> Fault {
         Fault { times, ..self }
     }
 
-    /// Lets this many matching requests pass first (whatever other lines do to them).
+    /// Skips this many matching requests first, whether or not other faults apply to them.
     #[must_use]
     pub fn after(self, skip: u32) -> Fault {
         Fault { skip, ..self }
     }
 }
 
-/// What the script needs to know of a request.
+/// The properties of a request that the script uses.
 #[derive(Debug)]
 pub(super) struct Asked<'a> {
     pub(super) path_and_query: &'a str,
@@ -135,7 +135,7 @@ pub(super) struct Asked<'a> {
     pub(super) signed: bool,
 }
 
-/// Lines of the script, tried in order.
+/// The faults, tried in order.
 #[derive(Debug, Default)]
 pub(super) struct Script(Vec<Fault>);
 
@@ -148,7 +148,7 @@ impl Script {
         self.0.clear();
     }
 
-    /// What this request suffers: the first line that matches and is due. Lines used up go.
+    /// Returns the first fault that applies to the request, and removes exhausted faults.
     pub(super) fn take(&mut self, asked: &Asked<'_>) -> Option<Wrong> {
         let mut hit = None;
         for fault in &mut self.0 {
@@ -166,7 +166,7 @@ impl Script {
             if fault.skip > 0 {
                 fault.skip -= 1;
             } else if hit.is_none() {
-                // "Always" is a count that no test uses up.
+                // "Always" is a count that no test exhausts.
                 fault.times -= 1;
                 hit = Some(fault.wrong.clone());
             }

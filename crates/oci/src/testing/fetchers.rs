@@ -19,8 +19,8 @@ use crate::{
     url::RedactedUrl,
 };
 
-/// A blob in memory. Its bodies come in small chunks, as they would from a socket, so that readers that expect a whole
-/// range in one chunk are found out.
+/// A blob in memory. Its bodies consist of small chunks, as from a socket, so that tests detect
+/// readers that expect a whole range in one chunk.
 pub struct MemoryBlob {
     bytes: Bytes,
     chunk: usize,
@@ -29,12 +29,12 @@ pub struct MemoryBlob {
 }
 
 impl MemoryBlob {
-    /// A blob of these bytes, in chunks of 16 KiB.
+    /// Creates a blob of these bytes with chunks of 16 KiB.
     pub fn new(bytes: impl Into<Bytes>) -> MemoryBlob {
         MemoryBlob::with_chunk(bytes, 16 << 10)
     }
 
-    /// A blob of these bytes, in chunks of at most `chunk` bytes (at least 1).
+    /// Creates a blob of these bytes with chunks of at most `chunk` bytes (at least 1).
     pub fn with_chunk(bytes: impl Into<Bytes>, chunk: usize) -> MemoryBlob {
         MemoryBlob {
             bytes: bytes.into(),
@@ -44,12 +44,12 @@ impl MemoryBlob {
         }
     }
 
-    /// All of it.
+    /// All bytes of the blob.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// The ranges asked for so far, in order.
+    /// The ranges requested so far, in order.
     pub fn requests(&self) -> Vec<Range<u64>> {
         self.requests
             .lock()
@@ -57,7 +57,7 @@ impl MemoryBlob {
             .clone()
     }
 
-    /// Bytes that readers have taken so far.
+    /// Number of bytes that readers have received so far.
     pub fn bytes_sent(&self) -> u64 {
         self.sent.load(Ordering::SeqCst)
     }
@@ -107,24 +107,24 @@ impl fmt::Debug for MemoryBlob {
     }
 }
 
-/// What one call of [`FaultyFetcher`] does instead of its duty.
+/// The fault in one call of [`FaultyFetcher`].
 #[derive(Clone, Debug)]
 pub enum FetchFault {
-    /// No answer; transient.
+    /// A transient error instead of a body.
     Refuse,
-    /// No answer, and no use in trying again.
+    /// A permanent error instead of a body.
     Forbid,
-    /// The body fails after this many bytes; transient.
+    /// The body fails with a transient error after this many bytes.
     Cut(u64),
-    /// The body never goes on after this many bytes.
+    /// The body stalls indefinitely after this many bytes.
     Stall(u64),
-    /// The answer comes late.
+    /// The body is delayed.
     Delay(Duration),
-    /// The byte at this offset of the blob has its bits flipped, if the range has it.
+    /// The bits of the byte at this offset of the blob are inverted, if the range contains it.
     Flip(u64),
 }
 
-/// A [`MemoryBlob`] with a script: each call of `fetch` takes the next fault, if one is left.
+/// A [`MemoryBlob`] with a script: each call of `fetch` consumes the next fault, if any.
 #[derive(Debug)]
 pub struct FaultyFetcher {
     blob: MemoryBlob,
@@ -133,7 +133,7 @@ pub struct FaultyFetcher {
 }
 
 impl FaultyFetcher {
-    /// A blob of these bytes that misbehaves as scripted, then behaves.
+    /// Creates a blob of these bytes that first follows the script and then has no faults.
     pub fn new(
         bytes: impl Into<Bytes>,
         script: impl IntoIterator<Item = FetchFault>,
@@ -145,7 +145,7 @@ impl FaultyFetcher {
         }
     }
 
-    /// Adds a fault to the end of the script.
+    /// Appends a fault to the script.
     pub fn push(&self, fault: FetchFault) {
         self.script
             .lock()
@@ -153,12 +153,12 @@ impl FaultyFetcher {
             .push_back(fault);
     }
 
-    /// While offline, every call is refused and takes nothing from the script. Bodies already open go on.
+    /// While offline, every call fails without consuming a fault. Open bodies are not affected.
     pub fn set_online(&self, online: bool) {
         self.offline.store(!online, Ordering::SeqCst);
     }
 
-    /// The blob behind the faults, for its counters.
+    /// The blob without faults, for its counters.
     pub fn blob(&self) -> &MemoryBlob {
         &self.blob
     }
@@ -211,7 +211,8 @@ impl Fetcher for FaultyFetcher {
     }
 }
 
-/// The first `after` bytes of a body, then the error, or nothing for ever.
+/// The first `after` bytes of a body, followed by the error. Without an error it stalls
+/// indefinitely.
 fn broken(
     body: RangeBody,
     after: u64,

@@ -1,4 +1,4 @@
-//! What the test registry takes: uploads in any of the ways clients use, manifests, and deletions.
+//! Uploads to the test registry in all forms that clients use, manifests, and deletions.
 
 use bytes::Bytes;
 use hyper::{Method, StatusCode, header};
@@ -16,7 +16,8 @@ use crate::{
     manifest::{ImageIndex, Manifest},
 };
 
-/// PUT of a manifest by tag or digest. What it consists of must be there, as real registries ask; its subject need not.
+/// PUT of a manifest by tag or digest. As in real registries, its content must be present, but its
+/// subject may be missing.
 pub(super) fn manifest(
     shared: &Shared,
     head: &Head,
@@ -80,7 +81,7 @@ pub(super) fn delete(shared: &Shared, name: &str, object: &str) -> Answer {
     deleted(gone, "MANIFEST_UNKNOWN")
 }
 
-/// DELETE of a repository's blob; others may still show it.
+/// DELETE of a blob in one repository. Other repositories keep it.
 pub(super) fn delete_blob(shared: &Shared, name: &str, digest: &Digest) -> Answer {
     if shared.setup.keeps_all {
         return unsupported();
@@ -104,7 +105,7 @@ fn deleted(was_there: bool, otherwise: &str) -> Answer {
     text(StatusCode::NOT_FOUND, &error)
 }
 
-/// GET of an upload: how far it is.
+/// GET of an upload: its progress.
 pub(super) fn state(shared: &Shared, name: &str, id: &str) -> Answer {
     let size = shared.inner().uploads.get(id).map(Vec::len);
     let Some(size) = size else {
@@ -115,7 +116,7 @@ pub(super) fn state(shared: &Shared, name: &str, id: &str) -> Answer {
     answer
 }
 
-/// DELETE of an upload: it is forgotten.
+/// DELETE of an upload session.
 pub(super) fn cancel(shared: &Shared, id: &str) -> Answer {
     match shared.inner().uploads.remove(id) {
         Some(_) => text(StatusCode::NO_CONTENT, ""),
@@ -123,7 +124,8 @@ pub(super) fn cancel(shared: &Shared, id: &str) -> Answer {
     }
 }
 
-/// POST begins (and may mount, or be everything), PATCH adds, PUT adds and ends.
+/// POST starts an upload (and may mount or contain the whole blob), PATCH appends, and PUT appends
+/// and completes it.
 pub(super) fn upload(shared: &Shared, head: &Head, name: &str, id: &str, body: &[u8]) -> Answer {
     let query = pairs(&head.query);
     let value = |key: &str| {
@@ -179,7 +181,8 @@ pub(super) fn upload(shared: &Shared, head: &Head, name: &str, id: &str, body: &
     }
 }
 
-/// Mounts, if it is done here, the blob is there, and who asks may read it there.
+/// Mounts a blob if mounting is enabled, the blob is in the other repository, and the client may
+/// read it there.
 fn mounted(shared: &Shared, head: &Head, name: &str, digest: &Digest, from: &str) -> bool {
     if shared.setup.mounts_nothing || !access::may(shared, head, from, "pull") {
         return false;
@@ -207,7 +210,7 @@ fn finish(shared: &Shared, name: &str, digest: &Digest, bytes: Vec<u8>) -> Answe
 }
 
 impl Inner {
-    /// The first blob or manifest that a document names as its part and that the repository has not.
+    /// Returns the first blob or manifest in a document that is missing from the repository.
     fn missing(
         &self,
         name: &str,

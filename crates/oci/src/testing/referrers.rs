@@ -1,4 +1,4 @@
-//! The test registry's list of what refers to a manifest.
+//! The referrers API of the test registry.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::{
     media_type,
 };
 
-/// Pause between the chunks of the list that never ends; long enough to leave the test the processor.
+/// Delay between the chunks of the endless list, so that the test gets CPU time.
 const BETWEEN: Duration = Duration::from_micros(200);
 
 /// GET of the referrers of `subject`.
@@ -108,7 +108,7 @@ fn endless() -> Answer {
 }
 
 impl Inner {
-    /// Manifests of a repository that name `subject`, by their digests, as an index lists them.
+    /// The descriptors of a repository's manifests that have this `subject`, sorted by digest.
     fn referrers(&self, repository: &str, subject: &Digest) -> Vec<Descriptor> {
         let of_name = self
             .manifests

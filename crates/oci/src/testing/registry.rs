@@ -1,8 +1,9 @@
-//! A registry inside the test's own process.
+//! A registry in the process of the test.
 //!
-//! It has its own thread and runtime, so that a test may block, pause its clock or run without a
-//! runtime. Its port is bound once and kept: while it is switched off, connections are refused there and nobody else
-//! can take the port. Dropping it closes every connection and ends the thread.
+//! It runs on its own thread and runtime, so the test may block, pause its clock, or run without a
+//! runtime. The port stays bound: while the registry is offline, connections are refused and no
+//! other process can take the port. Dropping the registry closes all connections and ends the
+//! thread.
 
 use std::{fmt, net::SocketAddr, ops::Range, path::Path, sync::Arc, thread::JoinHandle};
 
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::{descriptor::Descriptor, digest::Digest, reference::ImageRef};
 
-/// The registry. See the module's text.
+/// The registry. See the module documentation.
 pub struct TestRegistry {
     shared: Arc<Shared>,
     order: watch::Sender<Order>,
@@ -25,12 +26,12 @@ pub struct TestRegistry {
 }
 
 impl TestRegistry {
-    /// An open registry on a free port.
+    /// Starts an open registry on a free port.
     pub fn start() -> TestRegistry {
         TestRegistry::with(Setup::default())
     }
 
-    /// A registry as described. Panics if the port cannot be had.
+    /// Starts a registry with this setup. Panics if the port is not available.
     pub fn with(setup: Setup) -> TestRegistry {
         let anchor = serve::bind(([127, 0, 0, 1], setup.port).into())
             .expect("the port on 127.0.0.1 must be free");
@@ -52,12 +53,12 @@ impl TestRegistry {
         }
     }
 
-    /// `127.0.0.1:PORT`, as image names want it.
+    /// `127.0.0.1:PORT`, as used in image names.
     pub fn host(&self) -> String {
         self.shared.address.to_string()
     }
 
-    /// Address with port.
+    /// The address with port.
     pub fn address(&self) -> SocketAddr {
         self.shared.address
     }
@@ -67,7 +68,7 @@ impl TestRegistry {
         include_str!("tls/ca.pem")
     }
 
-    /// A certificate that the registry accepts, and its key.
+    /// A client certificate that the registry accepts, and its key.
     pub fn client_pem() -> (&'static str, &'static str) {
         (
             include_str!("tls/client.pem"),
@@ -75,7 +76,7 @@ impl TestRegistry {
         )
     }
 
-    /// Name of a tag of a repository here.
+    /// The reference of a tag in a repository of this registry.
     pub fn reference(&self, repository: &str, tag: &str) -> ImageRef {
         ImageRef::parse(&format!("{}/{repository}:{tag}", self.host()))
             .expect("a test uses valid names")
@@ -89,7 +90,8 @@ impl TestRegistry {
         digest
     }
 
-    /// Adds a file as a blob of this digest; it is read when it is asked for, never held in memory. The digest is not checked.
+    /// Adds a file as a blob with this digest. The file is read on request and never held in
+    /// memory. The digest is not verified.
     pub fn add_file(&self, repository: &str, digest: &Digest, path: &Path) {
         let size = path.metadata().expect("a test adds files that exist").len();
         self.add_content(repository, *digest, Content::File(path.to_owned(), size));
@@ -101,7 +103,7 @@ impl TestRegistry {
         inner.blobs.insert(digest, content);
     }
 
-    /// Adds a manifest or an index, and perhaps a tag on it.
+    /// Adds a manifest or index, optionally with a tag.
     pub fn add_manifest(
         &self,
         repository: &str,
@@ -125,7 +127,7 @@ impl TestRegistry {
         descriptor
     }
 
-    /// A blob that is here, by whatever way it came.
+    /// Returns a blob of the registry, whether added or uploaded.
     pub fn blob(&self, digest: &Digest) -> Option<Bytes> {
         match self.shared.inner().blobs.get(digest)? {
             Content::Memory(bytes) => Some(bytes.clone()),
@@ -133,53 +135,55 @@ impl TestRegistry {
         }
     }
 
-    /// Media type and bytes of the manifest that a tag or a digest names.
+    /// Returns the media type and bytes of the manifest with this tag or digest.
     pub fn manifest(&self, repository: &str, object: &str) -> Option<(String, Bytes)> {
         self.shared.inner().manifest(repository, object)
     }
 
-    /// Tags of a repository, in order.
+    /// The tags of a repository, in order.
     pub fn tags(&self, repository: &str) -> Vec<String> {
         self.shared.inner().tags(repository)
     }
 
-    /// Whether a repository shows this blob.
+    /// Whether a repository contains this blob.
     pub fn has_blob(&self, repository: &str, digest: &Digest) -> bool {
         let inner = self.shared.inner();
         inner.links.contains(&(repository.to_owned(), *digest))
     }
 
-    /// Adds a line to the fault script.
+    /// Adds a fault to the script.
     pub fn fault(&self, fault: Fault) {
         self.shared.inner().script.push(fault);
     }
 
-    /// Everything goes right from now on.
+    /// Removes all faults.
     pub fn clear_faults(&self) {
         self.shared.inner().script.clear();
     }
 
-    /// No token handed out so far is good any more.
+    /// Invalidates all tokens issued so far.
     pub fn revoke_tokens(&self) {
         self.shared.inner().tokens.clear();
     }
 
-    /// The token endpoint moves: challenges name another address from now on, and the old one answers 410.
+    /// Moves the token endpoint: new challenges have another address, and the old one responds with
+    /// 410.
     pub fn move_tokens(&self) {
         self.shared.inner().tokens_moved = true;
     }
 
-    /// Tokens handed out so far.
+    /// Number of tokens issued so far.
     pub fn tokens_issued(&self) -> u64 {
         self.shared.inner().tokens_issued
     }
 
-    /// No signed address handed out so far is good any more.
+    /// Expires all signed addresses issued so far.
     pub fn expire_redirects(&self) {
         self.shared.inner().signatures.clear();
     }
 
-    /// Off: open connections break, new ones are refused. On: as before, on the same port. Returns when it is so.
+    /// Takes the registry offline (closes open connections, refuses new ones) or back online on the
+    /// same port. Returns when the change has taken effect.
     pub fn set_online(&self, online: bool) {
         self.order
             .send_replace(if online { Order::Serve } else { Order::Refuse });
@@ -191,7 +195,7 @@ impl TestRegistry {
         self.shared.inner().seen.clone()
     }
 
-    /// Forgets requests and byte counts so far.
+    /// Clears the recorded requests and byte counts.
     pub fn forget_seen(&self) {
         let mut inner = self.shared.inner();
         inner.seen.clear();
@@ -203,12 +207,12 @@ impl TestRegistry {
         self.shared.inner().seen.len()
     }
 
-    /// Bytes of a blob that were handed to connections so far.
+    /// Number of bytes of a blob sent to connections so far.
     pub fn bytes_sent(&self, digest: &Digest) -> u64 {
         self.shared.inner().sent.get(digest).copied().unwrap_or(0)
     }
 
-    /// The ranges of a blob that were asked for so far, in order, also those that were refused.
+    /// The requested ranges of a blob so far, in order, including rejected requests.
     pub fn ranges(&self, digest: &Digest) -> Vec<Range<u64>> {
         let digest = digest.to_string();
         let inner = self.shared.inner();
@@ -219,12 +223,12 @@ impl TestRegistry {
         of_blob.filter_map(|seen| seen.range.clone()).collect()
     }
 
-    /// The most requests that were being served at one moment.
+    /// The largest number of concurrent requests.
     pub fn most_in_flight(&self) -> usize {
         self.shared.inner().most_in_flight
     }
 
-    /// Connections accepted so far.
+    /// Number of accepted connections so far.
     pub fn connections(&self) -> u64 {
         self.shared.inner().connections
     }
@@ -234,7 +238,8 @@ impl Drop for TestRegistry {
     fn drop(&mut self) {
         self.order.send_replace(Order::Stop);
         if let Some(thread) = self.thread.take() {
-            // A panic in there was printed; a second panic here would hide the test's own.
+            // A panic of the thread was already printed. Propagating it would hide the test's own
+            // panic.
             drop(thread.join());
         }
     }

@@ -25,7 +25,7 @@ use super::{
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 pub(super) type Answer = Response<Body>;
 
-/// The parts of a request that everything here looks at.
+/// The parts of a request that handlers use.
 pub(super) struct Head {
     pub(super) method: Method,
     pub(super) path: String,
@@ -33,11 +33,11 @@ pub(super) struct Head {
     pub(super) authorization: Option<String>,
     pub(super) range: Option<std::ops::Range<u64>>,
     pub(super) content_type: String,
-    /// First byte of a part of an upload, where the request says it.
+    /// The offset of an uploaded chunk, if the request states it.
     pub(super) part_start: Option<u64>,
 }
 
-/// Binds without listening: that holds the port while nobody is served.
+/// Binds without listening, which reserves the port while the registry is offline.
 pub(super) fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
@@ -45,7 +45,8 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// The registry's thread: serves and refuses as ordered, until told to stop. `_anchor` keeps the port.
+/// The registry's thread: accepts or refuses connections until it is stopped. `_anchor` reserves
+/// the port.
 pub(super) fn run(shared: &Arc<Shared>, _anchor: TcpSocket, mut orders: watch::Receiver<Order>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -73,7 +74,7 @@ pub(super) fn run(shared: &Arc<Shared>, _anchor: TcpSocket, mut orders: watch::R
     });
 }
 
-/// Serves until the order changes; then every connection breaks.
+/// Serves until the order changes, then closes all connections.
 async fn serve(shared: &Arc<Shared>, listener: &TcpListener, orders: &mut watch::Receiver<Order>) {
     let mut connections = JoinSet::new();
     let tls = (shared.setup.tls).then(|| tls_acceptor(shared.setup.wants_certificate));
@@ -84,7 +85,7 @@ async fn serve(shared: &Arc<Shared>, listener: &TcpListener, orders: &mut watch:
                 shared.inner().connections += 1;
                 let (shared, tls) = (Arc::clone(shared), tls.clone());
                 connections.spawn(async move {
-                    // A client may hang up in the middle of anything; that is its right.
+                    // A client may disconnect at any time, so ignore the error.
                     drop(stream.set_nodelay(true));
                     match tls {
                         None => connection(shared, stream).await,
@@ -146,11 +147,11 @@ async fn connection(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + U
         async move { answer(&shared, request).await }
     });
     let http = hyper::server::conn::http1::Builder::new();
-    // Cut bodies and hang-ups end in errors here, which is the point of them.
+    // Scripted faults end connections with an error, so ignore it.
     drop(http.serve_connection(TokioIo::new(stream), service).await);
 }
 
-/// Why a connection closes without an answer.
+/// Closes a connection without a response.
 #[derive(Debug, thiserror::Error)]
 #[error("the script says to hang up")]
 struct HangUp;
@@ -186,7 +187,8 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answ
                 headers,
                 body,
             }) => {
-                // What the client sends must be read, or it would see a reset instead of the status.
+                // Read the request body first; otherwise the client sees a reset instead of the
+                // status.
                 drop(request.into_body().collect().await);
                 scripted(code, &headers, &body)
             }
@@ -203,7 +205,8 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answ
     Ok(answer)
 }
 
-/// Counts a request in: its number, what the script has for it, and whether it is one too many.
+/// Records a request. Returns its number, its fault, and whether it exceeds the limit of concurrent
+/// requests.
 fn arrive(
     shared: &Shared,
     request: &Request<Incoming>,
@@ -291,7 +294,7 @@ async fn dispatch(
     }
 }
 
-/// A request's body. A broken one counts as what had come of it: the digest check finds it.
+/// Reads a request body. An interrupted body is returned as received; the digest check detects it.
 async fn read_all(shared: &Shared, (number, request): (usize, Request<Incoming>)) -> Bytes {
     let mut all = Vec::new();
     let mut stream = request.into_body().into_data_stream();

@@ -1,47 +1,47 @@
-//! How a test registry is: open or closed, modern or old, honest or not.
+//! The setup of a test registry: access, features and limits.
 
 use std::time::Duration;
 
 use super::access::Access;
 
-/// Where blobs really are: the registry answers a GET of a blob with a redirect to an address that
-/// carries a signature and runs out.
+/// Blob redirects: the registry responds to a GET of a blob with a redirect to a signed address
+/// that expires.
 #[derive(Clone, Debug)]
 pub struct Redirect {
-    /// How often one signed address may be used.
+    /// How often a signed address can be used.
     pub uses: u32,
-    /// What a used-up address answers.
+    /// The response of an expired address.
     pub expired: Expired,
 }
 
-/// What a signed address answers when it has run out.
+/// The response of a signed address after it has expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expired {
-    /// 403, as most object stores.
+    /// 403, like most object stores.
     Forbidden,
-    /// 400 with an XML body that says `ExpiredToken`, as S3 with temporary credentials.
+    /// 400 with an XML body that contains `ExpiredToken`, like S3 with temporary credentials.
     ExpiredToken,
 }
 
-/// How it answers who asks for the referrers of a manifest.
+/// How the registry responds to requests for the referrers of a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Referrers {
-    /// As the specification says.
+    /// According to the specification.
     Api {
-        /// Descriptors on one page; the next is named by `Link`.
+        /// Number of descriptors per page. `Link` names the next page.
         page: usize,
-        /// Whether it filters by artifact type, and says so.
+        /// Whether it filters by artifact type and reports that it did.
         filters: bool,
     },
-    /// 404: a registry of before.
+    /// 404, like registries without the referrers API.
     Missing,
     /// 404 with the code `NAME_UNKNOWN`.
     UnknownName,
-    /// 200 with a web page, as a proxy before a registry of before.
+    /// 200 with a web page, like a proxy in front of an old registry.
     Html,
-    /// 200 with an index that never ends.
+    /// 200 with an endless index.
     Endless,
-    /// Every page names itself as the next.
+    /// Every page names itself as the next one.
     Circle,
 }
 
@@ -54,34 +54,35 @@ impl Default for Referrers {
     }
 }
 
-/// How a test registry is. `Setup::default()` is plain HTTP on a free port, open to everybody, quick and honest, with
-/// everything the specification knows.
+/// The setup of a test registry. `Setup::default()` is plain HTTP on a free port without access
+/// control, delays or faults, and with all features of the specification.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
-    /// Port on 127.0.0.1; 0 takes a free one.
+    /// Port on 127.0.0.1. 0 selects a free one.
     pub port: u16,
-    /// HTTPS with a certificate for `localhost` and 127.0.0.1 by [`TestRegistry::ca_pem`].
+    /// Use HTTPS with a certificate for `localhost` and 127.0.0.1, issued by
+    /// [`TestRegistry::ca_pem`].
     pub tls: bool,
-    /// With TLS: only who shows [`TestRegistry::client_pem`] gets a connection.
+    /// With TLS, require the client certificate [`TestRegistry::client_pem`].
     pub wants_certificate: bool,
-    /// Who may use it.
+    /// Access control.
     pub access: Access,
-    /// Its token endpoint does not say how long a token is good for.
+    /// Omit the lifetime of tokens from responses of the token endpoint.
     pub unannounced: bool,
-    /// Time from a request's arrival to its answer.
+    /// Delay before the response to each request.
     pub latency: Duration,
-    /// Pace of every single body, in bytes per second.
+    /// Speed limit of each response body, in bytes per second.
     pub pace: Option<u64>,
-    /// Pace at which it takes every single upload, in bytes per second.
+    /// Speed limit of each upload, in bytes per second.
     pub upload_pace: Option<u64>,
-    /// Requests that are served at once; one more is answered with 429.
+    /// Maximum number of concurrent requests. Further requests are answered with 429.
     pub most_requests: Option<usize>,
     /// Redirects of blobs.
     pub redirect: Option<Redirect>,
-    /// Whether and how it lists referrers. Only one that does answers a manifest with `OCI-Subject`.
+    /// Support for the referrers API. Without it, responses to manifests have no `OCI-Subject`.
     pub referrers: Referrers,
-    /// Nothing can be deleted: 405.
+    /// Reject all deletions with 405.
     pub keeps_all: bool,
-    /// Blobs of other repositories cannot be mounted: an upload begins instead.
+    /// Do not mount blobs of other repositories; start an upload instead.
     pub mounts_nothing: bool,
 }

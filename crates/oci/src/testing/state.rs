@@ -1,4 +1,4 @@
-//! What the test registry holds and has seen, shared by its connections.
+//! The content and the recorded requests of the test registry, shared by its connections.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -14,16 +14,16 @@ use bytes::Bytes;
 use super::{access::Token, fault::Script, setup::Setup};
 use crate::digest::Digest;
 
-/// One request as it was seen, in order of arrival.
+/// A recorded request. Requests are in order of arrival.
 #[derive(Clone, Debug)]
 pub struct Seen {
     /// `GET`, `HEAD`, `POST`, ...
     pub method: String,
     /// Path without the query.
     pub path: String,
-    /// The query, undecoded.
+    /// The raw query.
     pub query: String,
-    /// The `Range` asked for, end exclusive.
+    /// The requested `Range` with exclusive end.
     pub range: Option<Range<u64>>,
     /// The `Authorization` header.
     pub authorization: Option<String>,
@@ -33,9 +33,9 @@ pub struct Seen {
     pub user_agent: String,
     /// The `Content-Type` header.
     pub content_type: String,
-    /// Bytes of the request's body that came.
+    /// Number of received bytes of the request body.
     pub received: u64,
-    /// Status of the answer; 0 if there was none.
+    /// Status of the response. 0 if there was none.
     pub status: u16,
 }
 
@@ -58,7 +58,7 @@ impl Content {
 #[derive(Default)]
 pub(super) struct Inner {
     pub(super) blobs: HashMap<Digest, Content>,
-    /// Which repository may show which blob.
+    /// The blobs of each repository.
     pub(super) links: BTreeSet<(String, Digest)>,
     pub(super) manifests: BTreeMap<(String, Digest), (String, Bytes)>,
     pub(super) tags: BTreeMap<(String, String), Digest>,
@@ -66,9 +66,9 @@ pub(super) struct Inner {
     pub(super) uploads_begun: u64,
     pub(super) tokens: Vec<Token>,
     pub(super) tokens_issued: u64,
-    /// The token endpoint is elsewhere now.
+    /// Whether the token endpoint has moved.
     pub(super) tokens_moved: bool,
-    /// Signed addresses: signature → uses left.
+    /// Signed addresses: signature → remaining uses.
     pub(super) signatures: HashMap<String, u32>,
     pub(super) script: Script,
     pub(super) seen: Vec<Seen>,
@@ -82,7 +82,7 @@ pub(super) struct Shared {
     pub(super) setup: Setup,
     pub(super) address: SocketAddr,
     inner: Mutex<Inner>,
-    /// Whether connections are accepted right now, for `set_online` to wait on.
+    /// Whether connections are currently accepted. `set_online` waits for changes.
     accepting: (Mutex<bool>, Condvar),
 }
 
@@ -139,7 +139,7 @@ impl Inner {
     }
 }
 
-/// What the registry's thread should do.
+/// Orders for the registry's thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
     Serve,

@@ -1,4 +1,4 @@
-//! What a request to the test registry is about, by its path.
+//! Determines the target of a request to the test registry from its path.
 
 use crate::digest::Digest;
 

@@ -6,7 +6,8 @@ use std::{
 use super::*;
 use crate::testing::{On, Wrong, noise};
 
-/// One request over a connection of its own, without our client: status, head and body of the answer.
+/// Sends one request over a separate connection, without this crate's client. Returns status, head
+/// and body of the response.
 fn raw(registry: &TestRegistry, request: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
     let mut stream = TcpStream::connect(registry.address()).expect("the registry listens");
     let length = body.len();
@@ -16,7 +17,7 @@ fn raw(registry: &TestRegistry, request: &str, body: &[u8]) -> (u16, String, Vec
     write!(stream, "{} HTTP/1.1\r\n{rest}", first.trim()).expect("send the head");
     stream.write_all(body).expect("send the body");
     let mut answer = Vec::new();
-    // A cut connection ends in an error; what came before it counts.
+    // A closed connection ends with an error. Use the bytes received before it.
     drop(stream.read_to_end(&mut answer));
     let split = answer
         .windows(4)
