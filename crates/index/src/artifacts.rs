@@ -1,14 +1,13 @@
 //! Records of the indexes, zTOCs and prefetch artifacts that were built on this machine.
 //!
-//! The blobs are in a content store; a record describes one blob and is keyed by its digest. Only
-//! the commands use the records, never the daemon. If the file is lost, it can be rebuilt from the
-//! content store.
+//! A record describes one blob in a content store and is keyed by its digest. Only the commands use
+//! the records, never the daemon. A lost file can be rebuilt from the content store.
 //!
-//! Each operation opens `artifacts.redb` in the root directory, runs one transaction and closes the
-//! file, so a long build does not block other processes. If another process has the file open, the
-//! operation retries for several seconds. The first use imports the reference's `artifacts.db`,
-//! which is never written. If that file is unreadable, operations fail, because starting empty
-//! would look like data loss; only a rebuild starts without it.
+//! Each operation opens `artifacts.redb`, runs one transaction and closes the file, so a long build
+//! does not block other processes. While another process has it open, the operation retries for
+//! several seconds. The first use imports the reference's `artifacts.db`, which is never written.
+//! If that file is unreadable, operations other than a rebuild fail: starting empty would look like
+//! data loss.
 
 mod bolt;
 mod file;

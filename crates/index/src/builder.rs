@@ -1,14 +1,13 @@
 //! Builds zTOCs for the layers of manifests.
 //!
 //! [`plan`] decides what to do with each layer from its descriptor. The layers of all manifests
-//! form one list of [`jobs`] for a few plain threads, largest first. A job ([`layer`]) reuses a
-//! suitable zTOC, or streams the layer through the zTOC builder into an unlinked temporary file and
-//! from there into the store. Memory depends on the number of entries in a layer, not on its size.
-//! A layer shared by several manifests is read once. Results ([`LayerOutcome`]) are reported in the
-//! order of the manifests and layers.
+//! form one list of [`jobs`] for a few plain threads, largest first; a shared layer is read once. A
+//! job ([`layer`]) reuses a suitable zTOC, or streams the layer through the zTOC builder into an
+//! unlinked temporary file and from there into the store. Memory depends on the number of entries,
+//! not on the layer's size. Results ([`LayerOutcome`]) are reported in manifest and layer order.
 //!
 //! A layer with an entry that zTOCs cannot describe, such as a global PAX header, is left out. If
-//! no layer of its manifest has a zTOC, it is the reason why there is no index.
+//! its manifest has no zTOCs at all, such layers are the reason why there is no index.
 
 use std::fmt;
 use std::num::NonZeroUsize;

@@ -1,14 +1,12 @@
 //! Converts an image to one that contains its own SOCI indexes.
 //!
-//! The result is a new OCI index. It contains the members of the source, with manifests rewritten
-//! to name their SOCI index, followed by the SOCI indexes. The binding is mutual: an annotation of
-//! the manifest names its index, and the descriptor of the index names the manifest. Layers,
-//! configurations and the media types of layers are unchanged.
+//! The result is an OCI index with the members of the source, whose manifests now name their SOCI
+//! index, followed by the SOCI indexes. The binding is mutual: the descriptor of an index names its
+//! manifest. Layers, configurations and the media types of layers are unchanged.
 //!
 //! The result depends only on the source and the options, so repeating a conversion, or converting
-//! its result, gives the same digests. As in the reference, attestations and other manifests are
-//! re-encoded, because digests depend on it. Unlike the reference, an old SOCI index that is not
-//! replaced is kept as it is.
+//! its result, gives the same digests. As in the reference, other manifests such as attestations
+//! are re-encoded. Unlike the reference, an old SOCI index that is not replaced is kept as it is.
 
 use std::collections::BTreeMap;
 

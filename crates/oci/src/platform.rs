@@ -314,9 +314,8 @@ fn normalise_architecture(architecture: &str, variant: &str) -> (String, String)
 }
 
 /// Whether Windows version `host` can run an image of version `image`. A missing or invalid host
-/// version and a missing image version match everything. Otherwise the major and minor versions
-/// must be equal. A host since Windows Server 2022 runs images from that release up to its own
-/// build; on an older host the builds must be equal.
+/// version and a missing image version match everything. Otherwise major and minor must be equal. A
+/// host since Server 2022 runs builds from 2022 up to its own; older hosts only their own build.
 fn windows_runs(host: &str, image: &str) -> bool {
     /// Build number of Windows Server 2022, the first release with a stable container interface.
     const STABLE_SINCE: u16 = 20348;

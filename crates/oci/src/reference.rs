@@ -1,11 +1,9 @@
 //! Image references, in the two grammars in use.
 //!
-//! [`ImageRef`] is the form that the registry client uses: host, repository, and tag or digest.
-//! Create it from
+//! [`ImageRef`] is the form that the registry client uses. Create it from
 //! * user or Kubernetes input with [`ImageRef::parse`], which follows docker's rules: `ubuntu`
 //!   means `docker.io/library/ubuntu:latest`
-//! * the name of an image in containerd with [`ImageRef::from_containerd`] (see
-//!   [`ContainerdName`]), which uses host and path as they are and adds nothing
+//! * the name of an image in containerd with [`ImageRef::from_containerd`], which adds nothing
 //!
 //! The grammars conflict: `app:v1` is a repository on Docker Hub for docker, but a host with an
 //! invalid port for containerd. The error texts of the containerd grammar are part of the

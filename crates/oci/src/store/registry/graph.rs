@@ -33,12 +33,11 @@ pub struct Graph {
     pub blobs: BTreeMap<Digest, Descriptor>,
 }
 
-/// Reads all documents of an image. A missing document is an error. Layers that are stored
-/// elsewhere are omitted.
+/// Reads all documents of an image. Layers that are stored elsewhere are omitted.
 ///
 /// # Errors
-/// [`ReachableError`] if a document cannot be read, or if the documents are too many, too deeply
-/// nested or too large in total.
+/// [`ReachableError`] if a document is missing or invalid, or if the documents are too many, too
+/// deeply nested or too large in total.
 pub async fn graph(store: &dyn ContentStore, root: &Descriptor) -> Result<Graph, ReachableError> {
     let mut graph = Graph::default();
     let mut numbers: HashMap<Digest, usize> = HashMap::new();
