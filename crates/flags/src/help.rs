@@ -1,42 +1,43 @@
-//! What there is to say about a command: one model for its help, its manual page and its completions.
+//! The model of a command that its help, its manual page and its completions are made from.
 //!
-//! A [`Page`] is read off the grammar. [`Page::text`] is the help in the sections of the reference;
-//! other forms are made by the programs, which know what their values are.
+//! A [`Page`] is built from the grammar. [`Page::text`] renders the help in the sections of the
+//! reference. The programs render the other formats themselves, because they know what their values
+//! are.
 
 use clap::builder::PossibleValue;
 use clap::{Arg, ArgAction, Command, ValueHint};
 
-/// Help is filled to this many columns.
+/// Help text is wrapped at this many columns.
 const WIDTH: usize = 110;
-/// Names wider than this get lines of their own.
+/// Wider names get a line of their own.
 const MAX_NAMES: usize = 36;
 
 /// One command.
 #[derive(Debug, Clone)]
 pub struct Page {
-    /// Names from the program's on: `soci index list`.
+    /// Names from the program down: `soci index list`.
     pub path: Vec<String>,
-    /// Other names of its own.
+    /// Aliases of the command.
     pub aliases: Vec<String>,
     /// What it does, in one line.
     pub about: String,
-    /// What there is to know, in paragraphs; may be empty.
+    /// The description, in paragraphs; may be empty.
     pub description: String,
-    /// What stands behind the options in a line that uses it.
+    /// The operands after the options in the usage line.
     pub operands: String,
-    /// The version, of the program only.
+    /// The version; only set for the program.
     pub version: Option<String>,
-    /// Names and aliases of its subcommands, and what each does.
+    /// For each subcommand, its name and aliases, and what it does.
     pub commands: Vec<(Vec<String>, String)>,
-    /// Its positional arguments and what each is.
+    /// The positional arguments and their descriptions.
     pub arguments: Vec<(String, String)>,
-    /// Words that are known for its first positional argument.
+    /// Known values of the first positional argument.
     pub words: Vec<String>,
     /// Its own flags.
     pub options: Vec<Flag>,
-    /// The flags that all commands have.
+    /// The flags that all commands share.
     pub shared: Vec<Flag>,
-    /// Examples and what else stands at the end.
+    /// Examples and other text at the end.
     pub examples: String,
 }
 
@@ -47,21 +48,21 @@ pub struct Flag {
     pub long: String,
     /// Its letter.
     pub short: Option<char>,
-    /// What its value is called; a switch has none.
+    /// The placeholder of its value; `None` for a switch.
     pub value: Option<String>,
     /// What it does.
     pub help: String,
-    /// Its value where it is not given.
+    /// The default value.
     pub default: Option<String>,
-    /// The environment variable that gives its value.
+    /// The environment variable that sets the value.
     pub env: Option<String>,
-    /// Values that are known.
+    /// Known values.
     pub words: Vec<String>,
-    /// What kind of thing the value is.
+    /// The kind of value.
     pub hint: ValueHint,
 }
 
-/// The pages of a program, its own first, then those of its commands in their order.
+/// The pages of a program: its own page first, then the pages of its commands in order.
 #[must_use]
 pub fn pages(grammar: &Command) -> Vec<Page> {
     let mut pages = Vec::new();
@@ -69,7 +70,7 @@ pub fn pages(grammar: &Command) -> Vec<Page> {
     pages
 }
 
-/// The page of one command, below commands of these names; also of one that is hidden.
+/// The page of one command, including hidden ones. `above` holds the names of its parents.
 pub(crate) fn page(grammar: &Command, above: &[String], command: &Command) -> Page {
     Page::of(command, above, &shared(grammar))
 }
@@ -141,7 +142,7 @@ impl Page {
         }
     }
 
-    /// The name with which it is called: `soci index list`.
+    /// The full name of the command: `soci index list`.
     #[must_use]
     pub fn name(&self) -> String {
         self.path.join(" ")
@@ -225,7 +226,7 @@ impl Flag {
         }
     }
 
-    /// Its names as they are typed, each with what its value is called.
+    /// The names as typed, each with the placeholder of its value.
     #[must_use]
     pub fn names(&self) -> String {
         let value = self.value.as_ref();
@@ -236,7 +237,7 @@ impl Flag {
         }
     }
 
-    /// What it does, its default and its environment variable.
+    /// The description, the default and the environment variable.
     #[must_use]
     pub fn explained(&self) -> String {
         let mut text = self.help.clone();
@@ -271,7 +272,7 @@ fn words(arg: &Arg) -> Vec<String> {
         .collect()
 }
 
-/// A section, or nothing where there is nothing to say.
+/// A section; empty if the body is empty.
 fn section(title: &str, body: &str) -> String {
     if body.is_empty() {
         return String::new();
@@ -288,7 +289,7 @@ fn section(title: &str, body: &str) -> String {
     out
 }
 
-/// Two columns; the second is filled.
+/// Two columns; the second one is wrapped.
 fn table(rows: &[(String, String)]) -> String {
     let widths = rows.iter().map(|(name, _)| name.len());
     let names = widths
@@ -312,7 +313,7 @@ fn table(rows: &[(String, String)]) -> String {
     out
 }
 
-/// Lines of at most this many columns, broken at blanks.
+/// Lines of at most this many columns, broken at spaces.
 fn fill(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {

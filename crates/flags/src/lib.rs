@@ -1,20 +1,19 @@
-//! Command lines as users of the reference know them, on clap.
+//! Command lines that behave like the reference's, built on clap.
 //!
-//! The grammar is a [`clap::Command`]: flags, defaults, help, completions. clap reads a command line
-//! otherwise than the reference's parser does, so two things stand around it:
+//! The grammar is a [`clap::Command`]: flags, defaults, help, completions. clap parses differently
+//! from the reference's parser, so two modules wrap it:
 //!
-//! * in front, `normalise`: the argument list becomes one that clap reads the same way. Flags take
-//!   one dash or two, may stand anywhere (also between positional arguments, and the root's before
-//!   or after a subcommand), take their value from the next argument even if that begins with a
-//!   dash, and switches take one only behind `=`. What is asked for by `help` is found here too.
-//! * behind, `refusal`: every kind of error that clap has becomes the message, the streams and the
-//!   exit code of the reference.
+//! * `normalise` runs first and rewrites the argument list so that clap reads it as the reference
+//!   does. Flags take one dash or two and may appear anywhere, also between positional arguments;
+//!   the root's flags may precede or follow a subcommand. A flag takes its value from the next
+//!   argument even if that begins with a dash; a switch takes a value only after `=`. Help requests
+//!   are detected here too.
+//! * `refusal` runs last and turns each kind of clap error into the message, streams and exit code
+//!   of the reference.
 //!
-//! What a grammar says about itself is read off it as [`pages`]: the help that is shown, and what programs
-//! make manual pages and completions of.
-//!
-//! [`switch`], [`text`] and [`list`] make arguments that behave as the reference's of that type, and
-//! [`integer`] and [`duration`] parse Go's spelling of such values. Both programs use this package.
+//! [`pages`] describes a grammar, for help, manual pages and completions. [`switch`], [`text`] and
+//! [`list`] make arguments that behave like the reference's types. [`integer`] and [`duration`]
+//! parse Go's syntax.
 //!
 //! ```
 //! let grammar = clap::Command::new("tool")
@@ -45,29 +44,29 @@ pub use values::{
 
 use normalise::Wish;
 
-/// What a command line asks for.
+/// The result of parsing a command line.
 #[derive(Debug)]
 pub enum Parsed {
-    /// Run the command that was matched.
+    /// Run the matched command.
     Run(ArgMatches),
-    /// Print this on standard output and succeed: help or the version.
+    /// Print this text (help or the version) on standard output and succeed.
     Show(String),
-    /// Print what the refusal says and exit with its code.
+    /// Print the texts of the refusal and exit with its code.
     Refused(Refusal),
 }
 
-/// Reads a command line, the program's name first.
+/// Parses a command line. The first argument is the program's name.
 ///
 /// A command with [`Command::subcommand_required`] shows its help when nothing follows it, and
 /// refuses an unknown word as a missing help topic. Any other command takes words as positional
-/// arguments; those it has no room for are ignored. The version is the argument with
+/// arguments and ignores surplus ones. The version flag is the argument with
 /// [`clap::ArgAction::Version`], which the program defines (`-v` here, not clap's `-V`).
 pub fn parse<I>(grammar: Command, arguments: I) -> Parsed
 where
     I: IntoIterator,
     I::Item: Into<OsString>,
 {
-    // A repeated flag is no error: the last one counts.
+    // Repeating a flag is not an error: the last one wins.
     let mut grammar = grammar.args_override_self(true);
     if grammar.get_version().is_none() {
         grammar = grammar.version("<unknown> <unknown>");

@@ -1,17 +1,17 @@
-//! The argument list, made into one that clap reads as the reference's parser would.
+//! Rewrites the argument list so that clap reads it as the reference's parser would.
 //!
-//! One pass over the words, command by command. Every flag comes out as `--name=value`; flags that
-//! the root shares with all commands come out in front of the first subcommand; positional
-//! arguments come out behind `--`, as many as the command has room for.
+//! One pass over the words, command by command. Every flag becomes `--name=value`. Flags that the
+//! root shares with all commands move in front of the first subcommand. Positional arguments move
+//! behind `--`; surplus ones are dropped.
 
 use std::ffi::{OsStr, OsString};
 
 use clap::{Arg, ArgAction, Command};
 
-/// What is to happen with a good list.
+/// What to do with a valid list.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
-    /// Give it to clap.
+    /// Pass it to clap.
     Run,
     /// Show the help of the command with this path of names.
     Help(Vec<String>),
@@ -19,7 +19,7 @@ pub(crate) enum Wish {
     Version,
 }
 
-/// A flag as the user wrote it, to name it in a message as the reference does.
+/// A flag as the user wrote it; error messages quote it like the reference does.
 #[derive(Debug)]
 pub(crate) struct Written {
     /// clap's id of the argument.
@@ -30,7 +30,7 @@ pub(crate) struct Written {
     pub(crate) value: OsString,
 }
 
-/// The list for clap, and what else is known of it.
+/// The list for clap, and what the normalizer learned about it.
 #[derive(Debug)]
 pub(crate) struct Normal {
     pub(crate) wish: Wish,
@@ -40,25 +40,25 @@ pub(crate) struct Normal {
     pub(crate) path: Vec<String>,
 }
 
-/// Why a list cannot be read.
+/// Why a list is invalid.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// No flag of this name.
+    /// There is no flag with this name.
     Undefined(String),
-    /// The list ends behind a flag that takes a value; as typed.
+    /// The list ends after a flag that needs a value; the flag as typed.
     NeedsArgument(String),
-    /// No command of this name.
+    /// There is no command with this name.
     NoTopic(String),
 }
 
-/// A reason and the command at which it arose.
+/// A reason and the command it concerns.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
     pub(crate) path: Vec<String>,
     pub(crate) reason: Reason,
 }
 
-/// Reads the list; the first word is the program's name. The grammar must be built.
+/// Normalizes the list; the first word is the program's name. The grammar must have been built.
 pub(crate) fn normalise(grammar: &Command, words: Vec<OsString>) -> Result<Normal, Problem> {
     let mut words = words.into_iter();
     let program = words.next().unwrap_or_else(|| grammar.get_name().into());
@@ -98,7 +98,7 @@ struct Pass {
     path: Vec<String>,
 }
 
-/// What the words of one command said, apart from its values.
+/// What the words of one command contain, apart from flag values.
 #[derive(Default)]
 struct Seen {
     help: bool,
@@ -107,7 +107,7 @@ struct Seen {
 }
 
 impl Pass {
-    /// Reads the words of one command and, below it, of its subcommand.
+    /// Reads the words of one command and, recursively, of its subcommand.
     fn command(&mut self, command: &Command) -> Result<Wish, Reason> {
         let mut seen = Seen::default();
         match self.flags(command, &mut seen) {
@@ -139,7 +139,7 @@ impl Pass {
         }
     }
 
-    /// Reads flags and positional arguments up to the name of a subcommand, which is returned.
+    /// Reads flags and positional arguments up to the name of a subcommand, and returns that name.
     fn flags(&mut self, command: &Command, seen: &mut Seen) -> Result<Option<String>, Reason> {
         while let Some(word) = self.words.next() {
             let bytes = word.as_encoded_bytes();
@@ -148,7 +148,7 @@ impl Pass {
                     seen.positional.extend(self.words.by_ref());
                     return Ok(None);
                 }
-                // A number is never a flag, and ends the flags.
+                // A number is never a flag; it ends the flags.
                 [b'-', second, ..] if *second != b'-' && !starts_with_letter(&bytes[1..]) => {
                     seen.positional.push(word);
                     seen.positional.extend(self.words.by_ref());
@@ -209,7 +209,7 @@ impl Pass {
         });
     }
 
-    /// Goes on behind the name of a subcommand.
+    /// Continues after the name of a subcommand.
     fn subcommand(&mut self, command: &Command, name: &str) -> Result<Wish, Reason> {
         if is_help(name) {
             let topic = self
@@ -242,7 +242,7 @@ impl Pass {
     }
 }
 
-/// Takes the dashes away and cuts at the first `=`.
+/// Removes the dashes and splits at the first `=`.
 fn split(word: &OsStr) -> (String, Option<OsString>) {
     let text = word.to_string_lossy();
     let dashes = if text.starts_with("--") { 2 } else { 1 };
@@ -274,12 +274,12 @@ fn is_help(name: &str) -> bool {
     matches!(name, "help" | "h")
 }
 
-/// Every command has a `help` below it, as in the reference.
+/// Every command has a `help` subcommand, as in the reference.
 fn is_command(command: &Command, name: &str) -> bool {
     is_help(name) || command.find_subcommand(name).is_some()
 }
 
-/// Positional arguments that this one takes.
+/// The number of positional arguments that this one takes.
 fn room(positional: &Arg) -> usize {
     positional
         .get_num_args()
@@ -292,7 +292,7 @@ fn is_switch(flag: &Arg) -> bool {
         .is_some_and(|range| range.min_values() == 0)
 }
 
-/// The flag of a command with this name, long or short, dashes away.
+/// The flag of a command with this name, long or short, without dashes.
 fn find<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
     let mut characters = name.chars();
     let short = match (characters.next(), characters.next()) {

@@ -1,4 +1,4 @@
-//! What is said about a command line that cannot be run: message, streams, exit code.
+//! The message, streams and exit code for an invalid command line.
 
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -6,18 +6,18 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use crate::help::page;
 use crate::normalise::{Normal, Problem, Reason};
 
-/// Everything a program prints before it gives up on its command line.
+/// Everything a program prints before it rejects its command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// For standard output: the help of the command, or nothing.
+    /// Text for standard output: the help of the command, or nothing.
     pub stdout: String,
-    /// For standard error.
+    /// Text for standard error.
     pub stderr: String,
     /// The exit code.
     pub code: u8,
 }
 
-/// The help of the command with this path of names, aliases among them.
+/// The help of the command with this path of names; the names may be aliases.
 pub(crate) fn help(grammar: &Command, path: &[String]) -> String {
     let mut command = grammar;
     let mut above = Vec::new();
@@ -46,8 +46,8 @@ pub(crate) fn of_problem(grammar: &Command, problem: &Problem) -> Refusal {
     }
 }
 
-/// Every kind of error that clap has. The normaliser leaves few of them possible; the others get
-/// the nearest of the reference's messages.
+/// The refusal for a clap error. The normalizer rules out most kinds; the others get the closest
+/// message of the reference.
 pub(crate) fn of_clap(grammar: &Command, normal: &Normal, error: &clap::Error) -> Refusal {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => text.clone(),
@@ -96,14 +96,14 @@ pub(crate) fn of_clap(grammar: &Command, normal: &Normal, error: &clap::Error) -
                 code: 0,
             };
         }
-        // Io, Format and whatever a later clap may add.
+        // Io, Format and kinds that a later clap may add.
         _ => error.render().to_string().trim().replace('\n', " "),
     };
     usage(grammar, &normal.path, &message)
 }
 
-/// The flag's name and value as the user typed them, for clap's name of the flag and its value
-/// (which of a list is only one member).
+/// Maps clap's name of a flag and its value (one element, for a list) to the name and value as the
+/// user typed them.
 fn as_written(grammar: &Command, normal: &Normal, name: &str, value: &str) -> (String, String) {
     let mut command = Some(grammar);
     for sub in &normal.path {

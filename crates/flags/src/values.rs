@@ -1,4 +1,4 @@
-//! Arguments and values with the meaning that Go's libraries give them.
+//! Arguments and values with the semantics of Go's libraries.
 
 use std::ffi::OsStr;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValue, TypedValueParser, ValueParser};
 use clap::{Arg, ArgAction, Command};
 
-/// A flag that is true when it is there, and takes a value only behind `=`.
+/// A flag that is true if present, and takes a value only after `=`.
 #[must_use]
 pub fn switch(name: &'static str) -> Arg {
     Arg::new(name)
@@ -21,13 +21,13 @@ pub fn switch(name: &'static str) -> Arg {
         .value_parser(parse_bool)
 }
 
-/// A flag with a text as its value; the last one counts.
+/// A flag with a text value; the last one wins.
 #[must_use]
 pub fn text(name: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::Set)
 }
 
-/// A flag that may be repeated and whose values are split at commas, blanks around them cut.
+/// A flag that may be repeated. Its values are split at commas and trimmed.
 #[must_use]
 pub fn list(name: &'static str) -> Arg {
     Arg::new(name)
@@ -49,14 +49,14 @@ pub fn integer() -> ValueParser {
     ValueParser::new(parse_integer)
 }
 
-/// Parser of an integer that is not negative, spelled as [`integer`]'s, for [`Arg::value_parser`].
+/// Parser of a non-negative integer in the syntax of [`integer`], for [`Arg::value_parser`].
 #[must_use]
 pub fn unsigned() -> ValueParser {
     ValueParser::new(parse_unsigned)
 }
 
-/// Parser of a duration ([`parse_duration`]) for [`Arg::value_parser`]; the value is a [`Duration`],
-/// zero for negative ones.
+/// Parser of a duration ([`parse_duration`]) for [`Arg::value_parser`]. The value is a
+/// [`Duration`]; negative durations become zero.
 #[must_use]
 pub fn duration() -> ValueParser {
     ValueParser::new(|text: &str| {
@@ -67,7 +67,8 @@ pub fn duration() -> ValueParser {
     })
 }
 
-/// The parser `inner`, of whose values these are known; which are good is said by `inner` alone.
+/// The parser `inner` with a list of known values for help and completions. Only `inner` decides
+/// which values are valid.
 pub fn known<P: TypedValueParser>(
     words: &'static [&'static str],
     inner: P,
@@ -99,7 +100,7 @@ impl<P: TypedValueParser> TypedValueParser for Known<P> {
     }
 }
 
-/// A boolean in the spellings that Go takes.
+/// A boolean in the spellings that Go accepts.
 pub fn parse_bool(text: &str) -> Result<bool, &'static str> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -108,7 +109,7 @@ pub fn parse_bool(text: &str) -> Result<bool, &'static str> {
     }
 }
 
-/// Why a text is no 64-bit integer, in the words of Go's `strconv`.
+/// Why a text is not a 64-bit integer, in the words of Go's `strconv`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("strconv.{parser}: parsing {text:?}: {cause}")]
 pub struct IntegerError {
@@ -120,8 +121,8 @@ pub struct IntegerError {
 const SYNTAX: &str = "invalid syntax";
 const RANGE: &str = "value out of range";
 
-/// An integer as a Go literal: a sign, a prefix `0x`, `0o`, `0b` or `0` (octal), and underscores
-/// between digits.
+/// Parses an integer as a Go literal: a sign, a prefix `0x`, `0o`, `0b` or `0` (octal), and
+/// underscores between digits.
 pub fn parse_integer(text: &str) -> Result<i64, IntegerError> {
     let (negative, digits) = match text.as_bytes().first() {
         Some(b'-') => (true, &text[1..]),
@@ -143,7 +144,7 @@ pub fn parse_integer(text: &str) -> Result<i64, IntegerError> {
     })
 }
 
-/// As [`parse_integer`], without a sign.
+/// Like [`parse_integer`], without a sign.
 pub fn parse_unsigned(text: &str) -> Result<u64, IntegerError> {
     magnitude(text).map_err(|cause| IntegerError {
         parser: "ParseUint",
@@ -166,7 +167,7 @@ fn magnitude(text: &str) -> Result<u64, &'static str> {
     } else {
         (10, lower.as_str(), false)
     };
-    // An underscore stands between two digits, or between the prefix and a digit.
+    // An underscore may only separate two digits, or the prefix and a digit.
     let mut may_separate = prefixed;
     let mut value: Option<u64> = Some(0);
     for character in digits.chars() {
@@ -189,8 +190,8 @@ fn magnitude(text: &str) -> Result<u64, &'static str> {
     value.ok_or(RANGE)
 }
 
-/// A duration as Go writes it (`1h2m3.5s`, `300ms`; a unit is needed except for zero), in
-/// nanoseconds.
+/// Parses a duration as Go writes it (`1h2m3.5s`, `300ms`; the unit is required except for zero).
+/// The result is in nanoseconds.
 pub fn parse_duration(text: &str) -> Result<i64, String> {
     let invalid = || format!("time: invalid duration {text:?}");
     let (negative, mut rest) = match text.as_bytes().first() {
@@ -249,7 +250,8 @@ fn scaled(whole: &str, fraction: &str, scale: u64) -> Option<u64> {
     } else {
         whole.parse().ok()?
     };
-    // More digits than nanoseconds of an hour can tell apart do not matter.
+    // Further digits cannot change the result: it has at most the precision of nanoseconds in an
+    // hour.
     let (mut part, mut denominator) = (0_u128, 1_u128);
     for digit in fraction.bytes().take(18) {
         part = part * 10 + u128::from(digit - b'0');
