@@ -1,7 +1,8 @@
-//! The parts of the on-disk format that these images use: where each field lies, and its limits.
+//! The parts of the on-disk format that these images use: field offsets and limits.
 //!
-//! Source: the kernel's `erofs_fs.h` as of Linux 6.12; every number is little endian. What is not
-//! here (compression, fragments, shared xattrs, 48-bit addresses) is neither written nor read.
+//! Source: the kernel's `erofs_fs.h` as of Linux 6.12. Every number is little endian. Parts that
+//! are not listed here (compression, fragments, shared xattrs, 48-bit addresses) are neither
+//! written nor read.
 
 /// Bytes in a block of the image and of the device.
 pub const BLOCK_SIZE: u64 = 4096;
@@ -12,16 +13,16 @@ pub const BLOCK_BITS: u8 = 12;
 pub const MAX_NAME: usize = 255;
 /// Longest symlink target, in bytes (the kernel's `PATH_MAX` less its NUL).
 pub const MAX_SYMLINK: usize = 4095;
-/// Blocks a device can have: its block numbers are 32 bits and the last one means "a hole".
+/// Most blocks of a device: block numbers have 32 bits, and the last number means "a hole".
 pub const MAX_DEVICE_BLOCKS: u64 = 0xffff_ffff;
 /// Longest name of an extended attribute with its prefix (the kernel's `XATTR_NAME_MAX`).
 pub const MAX_XATTR_NAME: usize = 255;
-/// Longest value of an inline extended attribute: its length has 16 bits.
+/// Longest value of an inline extended attribute, in bytes: its length has 16 bits.
 pub const MAX_XATTR_VALUE: usize = 0xffff;
-/// All inline attributes of one inode, in bytes without the 12 of the header: the inode counts them
-/// in units of four with 16 bits, and one unit stands for the header.
+/// Most bytes of inline attributes per inode, without the 12-byte header. The inode counts them in
+/// units of four bytes with 16 bits, and one unit stands for the header.
 pub const MAX_XATTR_BODY: usize = 0xfffe * 4;
-/// Largest major number the kernel can store with a 20-bit minor number in 32 bits.
+/// Largest major number. The kernel stores it with a 20-bit minor number in 32 bits.
 pub const MAX_MAJOR: u32 = 0xfff;
 /// Largest minor number.
 pub const MAX_MINOR: u32 = 0xf_ffff;
@@ -43,11 +44,11 @@ pub const S_IFLNK: u16 = 0o120_000;
 /// A socket.
 pub const S_IFSOCK: u16 = 0o140_000;
 
-/// Where the superblock begins in the image.
+/// Offset of the superblock in the image.
 pub(crate) const SUPERBLOCK_AT: usize = 1024;
 pub(crate) const SUPERBLOCK_SIZE: usize = 128;
 pub(crate) const MAGIC: u32 = 0xe0f5_e1e2;
-/// Compatible feature: times are modification times.
+/// Compatible feature: the stored times are modification times.
 pub(crate) const COMPAT_MTIME: u32 = 0x2;
 /// Incompatible features: chunk-based files; a device table.
 pub(crate) const INCOMPAT_CHUNKED_FILE: u32 = 0x4;
@@ -68,15 +69,16 @@ pub(crate) mod sb {
     pub(crate) const DEVICE_SLOT: usize = 88;
 }
 
-/// A device slot: a tag of 64 bytes (left empty: the device is named when mounting), then its blocks.
+/// A device slot: a tag of 64 bytes, then the number of blocks. The tag stays empty, because the
+/// device is named when the image is mounted.
 pub(crate) const DEVICE_SLOT_SIZE: usize = 128;
 pub(crate) const DEVICE_SLOT_BLOCKS: usize = 64;
-/// The device of all file contents.
+/// The device that holds all file contents.
 pub(crate) const DEVICE_ID: u16 = 1;
 
-/// Inode numbers count slots of this many bytes from the metadata area.
+/// An inode number is an offset from the metadata area, in slots of this many bytes.
 pub(crate) const SLOT_SIZE: u64 = 32;
-/// Only extended inodes: the compact ones have neither nanoseconds nor 32-bit owners.
+/// All inodes are extended: compact ones have neither nanoseconds nor 32-bit owners.
 pub(crate) const INODE_SIZE: usize = 64;
 pub(crate) const INODE_EXTENDED: u16 = 1;
 
@@ -86,7 +88,7 @@ pub(crate) mod inode {
     pub(crate) const XATTR_COUNT: usize = 2;
     pub(crate) const MODE: usize = 4;
     pub(crate) const SIZE: usize = 8;
-    /// First block, device number or chunk format, by layout and kind.
+    /// First block, device number or chunk format, depending on layout and file type.
     pub(crate) const UNION: usize = 16;
     pub(crate) const INO: usize = 20;
     pub(crate) const UID: usize = 24;
@@ -96,14 +98,14 @@ pub(crate) mod inode {
     pub(crate) const NLINK: usize = 44;
 }
 
-/// Where an inode's data lies (bits 1 to 3 of its format).
+/// Where an inode's data is stored (bits 1 to 3 of its format).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Layout {
     /// Whole blocks of the image.
     Plain = 0,
-    /// Whole blocks of the image, then a tail behind the inode.
+    /// Whole blocks of the image, then a tail after the inode.
     Inline = 2,
-    /// Chunk indexes behind the inode.
+    /// Chunk indexes after the inode.
     Chunks = 4,
 }
 
@@ -122,23 +124,23 @@ impl Layout {
     }
 }
 
-/// Chunk format: the low five bits are log2 of a chunk's blocks, bit 5 says "8-byte indexes".
+/// Chunk format: the low five bits are log2 of the blocks per chunk; bit 5 means "8-byte indexes".
 pub(crate) const CHUNK_BITS_MASK: u16 = 0x1f;
 pub(crate) const CHUNK_INDEXES: u16 = 0x20;
-/// `{u16 advise, u16 device, u32 block}`; aligned to its size.
+/// `{u16 advise, u16 device, u32 block}`, aligned to its size.
 pub(crate) const CHUNK_INDEX_SIZE: usize = 8;
-/// A block number that means "nothing there".
+/// The block number that means "no block".
 pub(crate) const NULL_BLOCK: u32 = 0xffff_ffff;
 
 /// `{u64 nid, u16 name offset, u8 type, u8 0}`.
 pub(crate) const DIRENT_SIZE: usize = 12;
 
-/// Inline xattrs: a header of 12 bytes, then entries `{u8 name length, u8 prefix, u16 value length}`
-/// with name and value, each padded to four bytes.
+/// Inline xattrs: a header of 12 bytes, then entries `{u8 name length, u8 prefix, u16 value
+/// length}` with name and value, each entry padded to four bytes.
 pub(crate) const XATTR_HEADER_SIZE: usize = 12;
 pub(crate) const XATTR_ENTRY_SIZE: usize = 4;
 
-/// Prefixes that an attribute name is cut into, with their numbers.
+/// Prefixes of attribute names that are stored as numbers.
 pub(crate) const XATTR_PREFIXES: [(u8, &[u8]); 5] = [
     (1, b"user."),
     (2, b"system.posix_acl_access"),
@@ -147,7 +149,7 @@ pub(crate) const XATTR_PREFIXES: [(u8, &[u8]); 5] = [
     (6, b"security."),
 ];
 
-/// Bytes that inline attributes of this body length take behind the inode, header included.
+/// Bytes that inline attributes take after the inode, header included. `body` excludes the header.
 pub(crate) fn xattr_area(body: usize) -> usize {
     if body == 0 {
         0
@@ -156,12 +158,12 @@ pub(crate) fn xattr_area(body: usize) -> usize {
     }
 }
 
-/// Bytes of one attribute entry with its padding.
+/// Bytes of one attribute entry, padding included.
 pub(crate) fn xattr_entry_size(name_suffix: usize, value: usize) -> usize {
     (XATTR_ENTRY_SIZE + name_suffix + value).next_multiple_of(4)
 }
 
-/// The type byte of a directory entry for a mode's type bits.
+/// The type byte of a directory entry, from the type bits of a mode.
 pub(crate) fn dirent_type(mode: u16) -> u8 {
     match mode & S_IFMT {
         S_IFREG => 1,
@@ -175,7 +177,7 @@ pub(crate) fn dirent_type(mode: u16) -> u8 {
     }
 }
 
-/// log2 of the blocks of a chunk, so that a file of this many blocks needs as few indexes as it can.
+/// log2 of the blocks per chunk that gives a file of this many blocks the fewest indexes.
 pub(crate) fn chunk_bits(blocks: u64) -> u16 {
     let mut bits = 0;
     while bits < CHUNK_BITS_MASK && (1u64 << bits) < blocks {
@@ -184,12 +186,12 @@ pub(crate) fn chunk_bits(blocks: u64) -> u16 {
     bits
 }
 
-/// A device number as the kernel keeps it in 32 bits.
+/// A device number in the kernel's 32-bit encoding.
 pub(crate) fn encode_device(major: u32, minor: u32) -> u32 {
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }
 
-/// Major and minor number of [`encode_device`].
+/// The major and minor number from [`encode_device`].
 pub(crate) fn decode_device(device: u32) -> (u32, u32) {
     (
         (device >> 8) & MAX_MAJOR,
@@ -197,7 +199,7 @@ pub(crate) fn decode_device(device: u32) -> (u32, u32) {
     )
 }
 
-/// Puts bytes into a record at a field's offset.
+/// Copies bytes into a record at a field's offset.
 pub(crate) fn put<const N: usize>(record: &mut [u8], at: usize, bytes: [u8; N]) {
     record[at..at + N].copy_from_slice(&bytes);
 }

@@ -1,10 +1,9 @@
-//! EROFS metadata images whose files lie on an external device.
+//! EROFS metadata images whose file contents are stored on an external device.
 //!
-//! An image holds names, attributes, symlink targets and directories, and no byte of any file. A
-//! regular file is *chunk based*: its inode is followed by one or a few chunk indexes that say at
-//! which 4 KiB block of **device 1** its content begins. The kernel is told where that device is
-//! when it mounts the image (`device=PATH`), so the same image works over a file that a server
-//! answers for and over a plain file.
+//! An image contains names, attributes, symlink targets and directories, but no file content. A
+//! regular file is *chunk based*: its inode is followed by chunk indexes, which give the 4 KiB
+//! block of **device 1** at which its content begins. The device is named when the image is mounted
+//! (`device=PATH`), so the same image works on a file that a server provides and on a plain file.
 //!
 //! ```text
 //!   block 0                                      inode area             directory blocks
@@ -17,13 +16,16 @@
 //!                        device 1:  | file | file |  file  | ...     4 KiB blocks
 //! ```
 //!
-//! * [`Image`] is the tree while it is made: an arena of nodes and links that can be changed until
-//!   [`Image::write`] lays it out. What cannot be said in the format is refused when it is put in.
-//! * [`Reader`] reads such an image, bounds-checked: bytes of any content give an error, no panic.
+//! * [`Image`] is a tree under construction: nodes and links that can be changed until
+//!   [`Image::write`] lays them out. It rejects anything that the format cannot represent when it
+//!   is added.
+//! * [`Reader`] reads such an image with bounds checks: arbitrary bytes cause an error, never a
+//!   panic.
 //!
-//! Invariants of an image: directories are sorted by name as bytes and hold `.` and `..`; no inode
-//! has number 0 (readdir of glibc hides it); a name occurs once in a directory; only what can be
-//! reached from the root is written; the same tree, built in the same order, gives the same bytes.
+//! Invariants of an image: directories are sorted by name as bytes and contain `.` and `..`; no
+//! inode has number 0 (glibc's readdir hides it); a name occurs once per directory; only nodes that
+//! are reachable from the root are written; the same tree, built in the same order, gives the same
+//! bytes.
 
 pub mod format;
 mod reader;

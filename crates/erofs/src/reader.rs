@@ -1,8 +1,8 @@
-//! Reads an image: names, attributes, targets, and where file contents lie.
+//! Reads an image: names, attributes, symlink targets, and the location of file contents.
 //!
-//! Every access is checked against the bytes there are, so a damaged image gives an error and never
-//! a panic; loops are bounded by the image's length. What other writers may do and ours does not
-//! (compression, shared attributes, compact inodes) is refused.
+//! Every access is bounds-checked, so a damaged image causes an error, never a panic. Loops are
+//! bounded by the length of the image. Features that [`crate::Image`] does not write (compression,
+//! shared attributes, compact inodes) are rejected.
 
 mod dir;
 
@@ -24,43 +24,43 @@ pub struct Nid(pub u64);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// Something points behind the end.
+    /// An offset points past the end of the image.
     #[error("{len} bytes at {at} of an image of {size}")]
     OutOfBounds {
         /// Offset in the image.
         at: u64,
-        /// Bytes wanted there.
+        /// Bytes requested there.
         len: u64,
-        /// Bytes of the image.
+        /// Size of the image in bytes.
         size: usize,
     },
-    /// No superblock, or one of another kind of image.
+    /// The superblock is missing or belongs to another kind of image.
     #[error("superblock: {0}")]
     Superblock(&'static str),
-    /// An inode that this reader does not know.
+    /// An inode that this reader cannot use.
     #[error("inode {nid}: {what}")]
     Inode {
-        /// Its number.
+        /// Its inode number.
         nid: u64,
         /// What is wrong.
         what: &'static str,
     },
 }
 
-/// What an inode says.
+/// The fields of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
-    /// Its number.
+    /// Its inode number.
     pub nid: Nid,
     /// Type bits as in `st_mode`: one of the `S_IF` constants of [`crate::format`].
     pub file_type: u16,
     /// Permissions, owner and time.
     pub attributes: Attributes,
-    /// Links.
+    /// Number of links.
     pub nlink: u32,
-    /// Bytes of a file, of a symlink's target or of a directory's blocks.
+    /// Bytes of a file, a symlink target or a directory's blocks.
     pub size: u64,
-    /// Major and minor number of a device.
+    /// Major and minor number of a device node.
     pub device: (u32, u32),
     layout: Layout,
     union: u32,
@@ -96,18 +96,18 @@ impl Stat {
     }
 }
 
-/// A run of a file on the device.
+/// A contiguous range of a file on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     /// Offset in the file, in bytes.
     pub offset: u64,
     /// First block on the device.
     pub block: u32,
-    /// Bytes; the last block of a file may be used in part.
+    /// Length in bytes; the last block of a file may be used partially.
     pub len: u64,
 }
 
-/// An image in memory or mapped.
+/// An image in memory or in a memory mapping.
 #[derive(Debug, Clone, Copy)]
 pub struct Reader<'a> {
     image: &'a [u8],
@@ -122,7 +122,8 @@ impl<'a> Reader<'a> {
     /// Reads the superblock and the device slot.
     ///
     /// # Errors
-    /// No EROFS image, or one with features that [`crate::Image`] does not write.
+    /// Fails if this is not an EROFS image, or if it uses features that [`crate::Image`] does not
+    /// write.
     pub fn open(image: &'a [u8]) -> Result<Self, ReadError> {
         let bytes = Bytes(image);
         let block = bytes.array::<SUPERBLOCK_SIZE>(SUPERBLOCK_AT as u64)?;
@@ -158,28 +159,29 @@ impl<'a> Reader<'a> {
         self.root
     }
 
-    /// Inodes in the image, as the superblock says.
+    /// Number of inodes, according to the superblock.
     #[must_use]
     pub fn inode_count(&self) -> u64 {
         self.inodes
     }
 
-    /// Blocks of the device, of 4 KiB.
+    /// Size of the device in blocks of 4 KiB.
     #[must_use]
     pub fn device_blocks(&self) -> u32 {
         self.device_blocks
     }
 
-    /// The identity that [`crate::Image::set_uuid`] gave.
+    /// The identity from [`crate::Image::set_uuid`].
     #[must_use]
     pub fn uuid(&self) -> [u8; 16] {
         self.uuid
     }
 
-    /// The attributes of an inode.
+    /// Reads the fields of an inode.
     ///
     /// # Errors
-    /// A number that points nowhere, an inode of another writer.
+    /// Fails if the number is out of bounds or the inode has a format that [`crate::Image`] does
+    /// not write.
     pub fn stat(&self, nid: Nid) -> Result<Stat, ReadError> {
         let wrong = |what| ReadError::Inode { nid: nid.0, what };
         let at = nid
@@ -229,7 +231,7 @@ impl<'a> Reader<'a> {
     /// The target of a symbolic link.
     ///
     /// # Errors
-    /// Another kind of inode, a damaged image.
+    /// Fails if the inode is not a symbolic link or the image is damaged.
     pub fn symlink_target(&self, stat: &Stat) -> Result<&'a [u8], ReadError> {
         if !stat.is_symlink() {
             return Err(stat.error("not a symbolic link"));
@@ -242,7 +244,7 @@ impl<'a> Reader<'a> {
         Bytes(self.image).slice(at?, stat.size)
     }
 
-    /// Full names and values of an inode's extended attributes.
+    /// The full names and the values of an inode's extended attributes.
     pub fn xattrs(
         &self,
         stat: &Stat,
@@ -271,11 +273,12 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Where a regular file's bytes lie on the device, in order. Neighbours are joined, so a file
-    /// of [`crate::Image`] is one extent, or none when it is empty.
+    /// The device ranges of a regular file, in order. Adjacent ranges are merged, so a file of
+    /// [`crate::Image`] has one extent, or none if it is empty.
     ///
     /// # Errors
-    /// Another kind of inode, a damaged image, a block outside the device.
+    /// Fails if the inode is not a regular file, the image is damaged, or a block is outside the
+    /// device.
     pub fn extents(&self, stat: &Stat) -> Result<Vec<Extent>, ReadError> {
         if !stat.is_file() {
             return Err(stat.error("not a regular file"));
@@ -317,7 +320,7 @@ impl<'a> Reader<'a> {
         Ok(extents)
     }
 
-    /// Where the bytes behind inode and attributes begin.
+    /// Offset of the data after the inode and its attributes.
     fn tail_at(&self, stat: &Stat) -> u64 {
         stat.at
             .saturating_add(INODE_SIZE as u64)
@@ -325,7 +328,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Cuts the next attribute off; nothing if it does not fit.
+/// Splits off the next attribute; `None` if it does not fit.
 fn next_xattr<'a>(rest: &mut &'a [u8]) -> Option<(Vec<u8>, &'a [u8])> {
     let (head, body) = rest.split_first_chunk::<XATTR_ENTRY_SIZE>()?;
     let (_, prefix) = XATTR_PREFIXES

@@ -1,8 +1,8 @@
-//! The tree of an image while it is made, and what it refuses.
+//! The tree of an image under construction, and the checks on what is added to it.
 //!
-//! Everything lies in a few arenas: 40 bytes a node, 20 a link and 12 of its index, names and
-//! attribute values in one byte string. Nodes are never removed; what is no longer linked from the
-//! root is not written, and link counts are counted when the image is written.
+//! A few arenas hold everything: 40 bytes per node, 20 per link plus 12 for its index; names and
+//! attribute values share one byte string. Nodes are never removed. [`Image::write`] skips nodes
+//! that are not reachable from the root, and computes the link counts.
 
 mod emit;
 mod error;
@@ -31,7 +31,7 @@ impl NodeId {
     /// The root directory.
     pub const ROOT: Self = Self(0);
 
-    /// The node's ordinal: nodes are numbered from 0 in the order in which they were made.
+    /// The node's ordinal: nodes are numbered from 0 in the order of their creation.
     #[must_use]
     pub fn index(self) -> usize {
         self.0 as usize
@@ -41,16 +41,16 @@ impl NodeId {
 /// A time in seconds since 1970 and nanoseconds below 10^9.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Time {
-    /// Seconds since 1970, may be negative.
+    /// Seconds since 1970, possibly negative.
     pub secs: i64,
     /// Nanoseconds, below 10^9.
     pub nanos: u32,
 }
 
-/// What every node has.
+/// Attributes that every node has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Attributes {
-    /// Permissions with setuid, setgid and sticky: the low twelve bits of `st_mode`.
+    /// Permissions, setuid, setgid and sticky: the low twelve bits of `st_mode`.
     pub mode: u16,
     /// Owner.
     pub uid: u32,
@@ -60,13 +60,13 @@ pub struct Attributes {
     pub mtime: Time,
 }
 
-/// What a node is.
+/// The type of a node and the data specific to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind<'a> {
-    /// A file of `size` bytes that begins at block `data_block` of the device. The block counts for
-    /// nothing when the size is 0.
+    /// A file of `size` bytes that begins at block `data_block` of the device. The block is ignored
+    /// if the size is 0.
     Regular {
-        /// Bytes.
+        /// Size in bytes.
         size: u64,
         /// First 4 KiB block on the device.
         data_block: u64,
@@ -95,16 +95,16 @@ pub enum Kind<'a> {
     Socket,
 }
 
-/// A node to be made.
+/// The type and attributes of a node to create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Inode<'a> {
-    /// What it is.
+    /// Its type.
     pub kind: Kind<'a>,
     /// Its attributes.
     pub attributes: Attributes,
 }
 
-/// A node in its arena. `place` and `extra` depend on the kind:
+/// A node in its arena. The meaning of `place` and `extra` depends on the type:
 ///
 /// | kind | `place` | `extra` |
 /// |--|--|--|
@@ -124,7 +124,7 @@ struct Node {
     mode: u16,
 }
 
-/// A name in a directory. Its child is [`NONE`] after it was removed; the slot is used again.
+/// A name in a directory. Its child is [`NONE`] after removal; the slot is reused.
 #[derive(Debug, Clone)]
 struct Link {
     dir: u32,
@@ -161,7 +161,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// An image with an empty root over a device of so many 4 KiB blocks.
+    /// Creates an image with an empty root, over a device of `device_blocks` 4 KiB blocks.
     ///
     /// # Errors
     /// [`ImageError::DeviceTooLarge`], and [`ImageError::BadTime`] for the root's time.
@@ -180,12 +180,12 @@ impl Image {
             kind: Kind::Directory,
             attributes: root,
         })?;
-        // Its own parent, so that nobody can link it.
+        // The root is its own parent, so it cannot be linked.
         image.nodes[root.index()].extra = root.0;
         Ok(image)
     }
 
-    /// Changes the size of the device. Files that are in the image already are not checked again.
+    /// Changes the size of the device. Does not check existing files again.
     ///
     /// # Errors
     /// [`ImageError::DeviceTooLarge`].
@@ -195,22 +195,22 @@ impl Image {
         Ok(())
     }
 
-    /// Gives the image an identity. Overlayfs tells its lower layers apart by it, and keeps inode
-    /// numbers over a copy-up only for layers that have one of their own.
+    /// Gives the image an identity. Overlayfs uses it to distinguish its lower layers, and keeps
+    /// inode numbers across a copy-up only for layers with a unique identity.
     pub fn set_uuid(&mut self, uuid: [u8; 16]) {
         self.uuid = uuid;
     }
 
-    /// Makes room for so many more nodes.
+    /// Reserves memory for this many more nodes.
     pub fn reserve(&mut self, nodes: usize) {
         self.nodes.reserve(nodes);
         self.links.reserve(nodes);
     }
 
-    /// Adds a node that nothing links yet.
+    /// Adds a node without links.
     ///
     /// # Errors
-    /// What the format cannot say: see [`ImageError`].
+    /// Fails if the format cannot represent the node; see [`ImageError`].
     pub fn inode(&mut self, inode: &Inode<'_>) -> Result<NodeId, ImageError> {
         check_time(inode.attributes.mtime)?;
         let id = u32::try_from(self.nodes.len()).unwrap_or(NONE);
@@ -282,7 +282,7 @@ impl Image {
         })
     }
 
-    /// Appends bytes to the arena; their offset.
+    /// Appends bytes to the arena and returns their offset.
     fn keep(&mut self, bytes: &[u8]) -> Result<u32, ImageError> {
         let too_many = ImageError::TooMany("bytes of names");
         let Ok(offset) = u32::try_from(self.bytes.len()) else {
@@ -296,11 +296,11 @@ impl Image {
         &self.bytes[offset as usize..][..len]
     }
 
-    /// Puts a node into a directory under a name. Names of what is not a directory may be many.
+    /// Adds a name for a node to a directory. A node that is not a directory can have many names.
     ///
     /// # Errors
-    /// Bad names, a name that is there, a parent that is no directory, a directory that is linked
-    /// already.
+    /// Fails if the name is invalid or already exists, if the parent is not a directory, or if the
+    /// child is a directory that is already linked.
     ///
     /// # Panics
     /// If a node belongs to another image that has more nodes.
@@ -334,7 +334,7 @@ impl Image {
         child: NodeId,
     ) -> Result<(), ImageError> {
         let id = u32::try_from(self.links.len()).unwrap_or(NONE);
-        // The last two numbers stand for `.` and `..` in the layout.
+        // The layout uses the last two numbers for `.` and `..`.
         if id >= layout::DOT {
             return Err(ImageError::TooMany("links"));
         }
@@ -354,7 +354,7 @@ impl Image {
         Ok(())
     }
 
-    /// Takes a name out of a directory; the node it stood for.
+    /// Removes a name from a directory and returns its node.
     pub fn unlink(&mut self, dir: NodeId, name: &[u8]) -> Option<NodeId> {
         let link = self.find(self.index.hash(dir.0, name), dir, name)?;
         let child = std::mem::replace(&mut self.links[link as usize].child, NONE);
@@ -387,7 +387,8 @@ impl Image {
         self.kept(link.name, usize::from(link.name_len))
     }
 
-    /// Names and nodes in a directory, the last put in first; nothing for what is no directory.
+    /// Names and nodes in a directory, the most recently added first. Empty if the node is not a
+    /// directory.
     ///
     /// # Panics
     /// If a node belongs to another image that has more nodes.
@@ -412,7 +413,8 @@ impl Image {
         .filter(|&id| self.links[id as usize].child != NONE)
     }
 
-    /// The directory that holds a directory: itself for the root, none while it is not linked.
+    /// The parent of a directory: the root itself for the root, `None` if the directory is not
+    /// linked.
     ///
     /// # Panics
     /// If a node belongs to another image that has more nodes.
@@ -431,7 +433,7 @@ impl Image {
         self.nodes[node.index()].mode & S_IFMT == S_IFDIR
     }
 
-    /// What a node is.
+    /// The type of a node and the data specific to it.
     ///
     /// # Panics
     /// If a node belongs to another image that has more nodes.
@@ -490,15 +492,15 @@ impl Image {
         Ok(())
     }
 
-    /// Nodes made so far, linked or not.
+    /// Number of nodes created so far, linked or not.
     #[must_use]
     pub fn node_count(&self) -> usize {
         self.nodes.len()
     }
 
-    /// Lays the tree out and writes it; the bytes of the image, a multiple of 4096.
+    /// Lays out the tree and writes it. Returns the size of the image in bytes, a multiple of 4096.
     ///
-    /// Output comes in order and in pieces of some 64 KiB; nothing is sought.
+    /// The output is written sequentially, in pieces of about 64 KiB, without seeking.
     ///
     /// # Errors
     /// See [`WriteError`].

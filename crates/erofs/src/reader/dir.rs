@@ -1,4 +1,4 @@
-//! Directories: sorted blocks of entries, searched by halves and listed in order.
+//! Directories: sorted blocks of entries, with binary search and ordered listing.
 
 use std::cmp::Ordering;
 
@@ -14,24 +14,24 @@ const _: () = assert!(
 /// An entry of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DirEntry<'a> {
-    /// Its name; `.` and `..` are left out.
+    /// Its name; never `.` or `..`.
     pub name: &'a [u8],
     /// Its inode.
     pub nid: Nid,
 }
 
 impl<'a> Reader<'a> {
-    /// The node under a name in a directory; nothing if there is none, or the inode is no directory.
-    /// `.` and `..` are found too.
+    /// Finds a name in a directory, including `.` and `..`. Returns `None` if the name does not
+    /// exist or the inode is not a directory.
     ///
     /// # Errors
-    /// A damaged image.
+    /// Fails if the image is damaged.
     pub fn lookup(&self, dir: Nid, name: &[u8]) -> Result<Option<Nid>, ReadError> {
         let stat = self.stat(dir)?;
         if !stat.is_dir() {
             return Ok(None);
         }
-        // The block whose first name is the last one not behind the name, then the entry in it.
+        // Find the last block whose first name is not greater than the name, then the entry in it.
         let (mut low, mut high) = (0, stat.size.div_ceil(BLOCK_SIZE));
         while low + 1 < high {
             let middle = low + (high - low) / 2;
@@ -58,7 +58,7 @@ impl<'a> Reader<'a> {
         Ok(None)
     }
 
-    /// The entries of a directory in the order of their names, without `.` and `..`.
+    /// The entries of a directory in name order, without `.` and `..`.
     pub fn read_dir(&self, dir: Nid) -> impl Iterator<Item = Result<DirEntry<'a>, ReadError>> {
         let reader = *self;
         let stat = reader.stat(dir).and_then(|stat| match stat.is_dir() {
@@ -76,7 +76,7 @@ impl<'a> Reader<'a> {
                 .and_then(|bytes| DirBlock::new(stat, bytes));
             Some(block)
         });
-        // A block that cannot be read ends the listing: a size of any value must not make it long.
+        // The listing ends at an unreadable block, so that a bogus size cannot make it long.
         let mut broken = false;
         let entries =
             entries.take_while(move |block| !std::mem::replace(&mut broken, block.is_err()));
@@ -99,7 +99,7 @@ impl<'a> Reader<'a> {
             })
     }
 
-    /// One block of a directory; the last one only as far as it is used.
+    /// One block of a directory; the last block is cut to its used size.
     fn dir_block(&self, stat: &Stat, number: u64) -> Result<&'a [u8], ReadError> {
         let begin = number.saturating_mul(BLOCK_SIZE);
         let len = stat.size.saturating_sub(begin).min(BLOCK_SIZE);
@@ -113,7 +113,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A block of a directory, its entry count checked.
+/// A block of a directory with a checked entry count.
 struct DirBlock<'a> {
     bytes: &'a [u8],
     count: usize,
@@ -160,7 +160,7 @@ impl<'a> DirBlock<'a> {
             false => self.bytes.len(),
         };
         let name = self.bytes.get(begin..end).ok_or_else(|| self.error())?;
-        // The last name of a block that is not full ends at a NUL.
+        // In a block that is not full, a NUL ends the last name.
         Ok(name.split(|&byte| byte == 0).next().unwrap_or_default())
     }
 

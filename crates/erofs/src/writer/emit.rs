@@ -1,4 +1,4 @@
-//! The bytes of an image, in order, by the layout.
+//! Writes the bytes of an image in order, following the layout.
 
 use std::io::{self, Write};
 
@@ -12,10 +12,10 @@ use crate::format::{
     inode, put, sb, xattr_area,
 };
 
-/// Bytes gathered before they are written.
+/// Bytes buffered before a write.
 const BUFFER: usize = 64 << 10;
 
-/// The output with its position.
+/// The output and its position.
 struct Out<W> {
     inner: W,
     buffer: Vec<u8>,
@@ -31,7 +31,7 @@ impl<W: Write> Out<W> {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Zeros up to a position that is less than a few blocks away.
+    /// Writes zeros up to a position, which is at most a few blocks away.
     fn zeros_to(&mut self, position: u64) {
         let missing = position.saturating_sub(self.at());
         let missing = usize::try_from(missing).unwrap_or(0);
@@ -191,7 +191,7 @@ fn xattrs<W: Write>(image: &Image, id: NodeId, body: usize, out: &mut Out<W>) {
         return;
     }
     let end = out.at() + xattr_area(body) as u64;
-    // No filter and no shared attributes: twelve zeros.
+    // Twelve zeros: no name filter and no shared attributes.
     out.bytes(&[0; XATTR_HEADER_SIZE]);
     for xattr in image.xattrs_of(id) {
         let name = image.xattr_name(xattr);
@@ -213,7 +213,7 @@ fn chunks<W: Write>(size: u64, first_block: u32, out: &mut Out<W>) {
         let block = u64::from(first_block) + chunk * step;
         out.bytes(&0u16.to_le_bytes());
         out.bytes(&DEVICE_ID.to_le_bytes());
-        // Inside the device, whose blocks have 32-bit numbers.
+        // The file is within the device, so its block numbers fit into 32 bits.
         out.bytes(&u32::try_from(block).unwrap_or(u32::MAX).to_le_bytes());
     }
 }

@@ -1,4 +1,4 @@
-//! What an image refuses, with what it refused.
+//! The errors of building and writing an image.
 
 use std::io;
 
@@ -8,28 +8,28 @@ use crate::format::{MAX_DEVICE_BLOCKS, MAX_MAJOR, MAX_MINOR, MAX_NAME, MAX_SYMLI
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// Names are 1 to 255 bytes.
+    /// A name must have 1 to 255 bytes.
     #[error("name of {0} bytes in a directory, the limit is {MAX_NAME}")]
     NameTooLong(usize),
     /// `.`, `..`, the empty name, and names with a slash or a NUL.
     #[error("{:?} cannot be a name in a directory", String::from_utf8_lossy(.0))]
     BadName(Vec<u8>),
-    /// A directory has a name once.
+    /// The directory already contains this name.
     #[error("{:?} is already in the directory", String::from_utf8_lossy(.0))]
     Duplicate(Vec<u8>),
-    /// Only directories have names in them.
+    /// Only directories can contain names.
     #[error("{:?} put into a node that is not a directory", String::from_utf8_lossy(.0))]
     NotADirectory(Vec<u8>),
-    /// A directory is linked once, and the root nowhere.
+    /// A directory can be linked only once, and the root cannot be linked.
     #[error("second link {:?} to a directory", String::from_utf8_lossy(.0))]
     DirectoryLinkedTwice(Vec<u8>),
-    /// Symlink targets are 1 to 4095 bytes.
+    /// A symlink target must have 1 to 4095 bytes.
     #[error("symlink target of {0} bytes, the limits are 1 and {MAX_SYMLINK}")]
     SymlinkLength(usize),
-    /// A symlink target ends at its first NUL for everybody who reads it.
+    /// Every reader ends a symlink target at its first NUL.
     #[error("symlink target with a NUL byte")]
     SymlinkNul,
-    /// The kernel keeps 12 bits of major and 20 of minor number.
+    /// The kernel stores 12 bits of the major and 20 bits of the minor number.
     #[error("device number {major}:{minor}, the limits are {MAX_MAJOR}:{MAX_MINOR}")]
     DeviceNumber {
         /// Major number.
@@ -37,35 +37,35 @@ pub enum ImageError {
         /// Minor number.
         minor: u32,
     },
-    /// A file lies inside the device.
+    /// A file must be within the device.
     #[error("file of {size} bytes at block {block} of a device of {blocks} blocks")]
     OutsideDevice {
-        /// Bytes of the file.
+        /// Size of the file in bytes.
         size: u64,
         /// Its first block.
         block: u64,
-        /// Blocks of the device.
+        /// Size of the device in blocks.
         blocks: u64,
     },
     /// A device has at most 2^32 - 1 blocks.
     #[error("device of {0} blocks, the limit is {MAX_DEVICE_BLOCKS}")]
     DeviceTooLarge(u64),
-    /// Nanoseconds are below 10^9.
+    /// Nanoseconds must be below 10^9.
     #[error("time with {0} nanoseconds")]
     BadTime(u32),
-    /// A prefix that EROFS does not know, or nothing behind it.
+    /// EROFS does not support the prefix, or nothing follows it.
     #[error("extended attribute {:?} has no place in an image", String::from_utf8_lossy(.0))]
     XattrName(Vec<u8>),
-    /// More than an inline attribute or an inode can hold.
+    /// The attribute does not fit: an inline attribute or an inode has no room for it.
     #[error("extended attribute {:?} of {value} bytes is too much for its inode",
         String::from_utf8_lossy(.name))]
     XattrTooLarge {
         /// Full name.
         name: Vec<u8>,
-        /// Bytes of the value.
+        /// Size of the value in bytes.
         value: usize,
     },
-    /// 2^32 nodes, links, attributes or bytes of names.
+    /// The image has 2^32 nodes, links, attributes or bytes of names.
     #[error("more {0} than an image can have")]
     TooMany(&'static str),
 }
@@ -74,10 +74,10 @@ pub enum ImageError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteError {
-    /// The output refused.
+    /// The output returned an error.
     #[error("write the image")]
     Io(#[from] io::Error),
-    /// Inode numbers of the writer have 32 bits: 128 GiB of inodes.
+    /// The writer's inode numbers have 32 bits, enough for 128 GiB of inodes.
     #[error("image of {0} inodes is too large for its inode numbers")]
     TooLarge(usize),
 }

@@ -1,19 +1,19 @@
-//! From (directory, name) to a link: an open-addressed table of hashes and link numbers.
+//! Maps (directory, name) to a link: an open-addressing table of hashes and link numbers.
 //!
-//! The keys are the links themselves, in their arena, so that a name costs eight to sixteen bytes
-//! here. Links are never taken out: a removed name keeps its link.
+//! The keys are the links in their arena, so each name costs only 8 to 16 bytes here. Links are
+//! never removed: a removed name keeps its link.
 
 use std::hash::{BuildHasher, RandomState};
 
-/// An empty slot: no link has this number.
+/// An empty slot; no link has this number.
 const EMPTY: u64 = u64::MAX;
 
-/// The table. A slot is the hash in its high half and the link in its low half.
+/// The table. A slot contains the hash in its high half and the link in its low half.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LinkIndex {
     slots: Vec<u64>,
     used: usize,
-    /// Keyed by chance: names come from strangers.
+    /// Randomly keyed, because names are untrusted.
     hasher: RandomState,
 }
 
@@ -23,7 +23,7 @@ impl LinkIndex {
         self.hasher.hash_one((dir, name)) as u32
     }
 
-    /// The link with this hash that `is_it` accepts.
+    /// The link with this hash for which `is_it` returns true.
     pub(super) fn find(&self, hash: u32, is_it: impl Fn(u32) -> bool) -> Option<u32> {
         let mask = self.slots.len().checked_sub(1)?;
         let mut at = hash as usize & mask;
@@ -58,7 +58,7 @@ impl LinkIndex {
     }
 }
 
-/// Puts a slot at the first free place behind its hash's own.
+/// Stores a slot in the first free place at or after its hash's position.
 fn put(slots: &mut [u64], slot: u64) {
     let mask = slots.len() - 1;
     let mut at = halves(slot).0 as usize & mask;

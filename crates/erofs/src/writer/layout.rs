@@ -1,9 +1,9 @@
-//! Where everything of an image lies, decided before the first byte is written.
+//! Decides where everything in an image is stored, before the first byte is written.
 //!
-//! Inodes come directory by directory, breadth first, so that what one listing looks at lies
-//! together. A directory's or a symlink's data lies behind its inode when both fit into one block
-//! (the kernel refuses a tail that crosses a block); whole blocks lie behind all inodes, in the
-//! order of their owners.
+//! Inodes are ordered by directory, breadth first, so that the inodes of one listing are adjacent.
+//! The data of a directory or symlink follows its inode if both fit into one block, because the
+//! kernel rejects a tail that crosses a block. Whole blocks follow all inodes, in the order of
+//! their owners.
 
 use super::{Image, NodeId, WriteError};
 use crate::format::{
@@ -11,27 +11,27 @@ use crate::format::{
     S_IFLNK, S_IFMT, S_IFREG, SLOT_SIZE, SUPERBLOCK_AT, SUPERBLOCK_SIZE, chunk_bits, xattr_area,
 };
 
-/// Stand for `.` and `..` among the links of a directory.
+/// Link numbers that stand for `.` and `..` in a directory.
 pub(super) const DOT: u32 = u32::MAX - 1;
 pub(super) const DOTDOT: u32 = u32::MAX;
 
 const BLOCK: usize = 4096;
 const _: () = assert!(BLOCK as u64 == BLOCK_SIZE, "one block size");
 
-/// Where the first inode, the root, lies.
+/// Offset of the first inode, which is the root.
 const FIRST_INODE: u64 = (SUPERBLOCK_AT + SUPERBLOCK_SIZE + DEVICE_SLOT_SIZE) as u64;
 
-/// What the layout knows of a node. `nid` 0 is "not placed": no inode lies there.
+/// The placement of a node. `nid` 0 means "not placed", because no inode has that number.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Placed {
     pub(super) nid: u32,
     pub(super) nlink: u32,
-    /// Directory: its place in [`Plan::dirs`]. Symlink: its block, counted from the end of the
+    /// Directory: its index in [`Plan::dirs`]. Symlink: its block, counted from the end of the
     /// inodes, or [`INLINE`].
     pub(super) extra: u32,
 }
 
-/// The data lies behind the inode.
+/// The data follows the inode.
 pub(super) const INLINE: u32 = u32::MAX;
 
 /// A directory: its links in [`Plan::links`], sorted, and its data.
@@ -40,15 +40,15 @@ pub(super) struct Dir {
     pub(super) node: NodeId,
     pub(super) first: usize,
     pub(super) end: usize,
-    /// Bytes of its data: blocks, the last one only as far as it is used.
+    /// Bytes of its data: full blocks plus the used part of the last one.
     pub(super) size: u64,
-    /// First block of its own, counted from the end of the inodes.
+    /// First block of its data, counted from the end of the inodes.
     pub(super) block: u32,
     pub(super) layout: Layout,
 }
 
 impl Dir {
-    /// Bytes that lie behind the inode.
+    /// Bytes that follow the inode.
     pub(super) fn tail(&self) -> u64 {
         if self.layout == Layout::Inline {
             self.size % BLOCK_SIZE
@@ -57,7 +57,7 @@ impl Dir {
         }
     }
 
-    /// Whole blocks of its own.
+    /// Number of whole blocks.
     fn blocks(&self) -> u64 {
         (self.size - self.tail()).div_ceil(BLOCK_SIZE)
     }
@@ -68,16 +68,16 @@ impl Dir {
 pub(super) struct Plan {
     /// Nodes in the order of their inodes.
     pub(super) order: Vec<NodeId>,
-    /// By node.
+    /// Indexed by node.
     pub(super) placed: Vec<Placed>,
     pub(super) dirs: Vec<Dir>,
     /// The links of all directories of `dirs`, with [`DOT`] and [`DOTDOT`].
     pub(super) links: Vec<u32>,
-    /// Symlinks whose target has a block of its own, in the order of the blocks.
+    /// Symlinks whose target has its own block, in block order.
     pub(super) long_symlinks: Vec<NodeId>,
-    /// Bytes up to the end of the inodes, a multiple of a block.
+    /// End of the inodes in bytes, a multiple of the block size.
     pub(super) inodes_end: u64,
-    /// Blocks behind the inodes.
+    /// Number of blocks after the inodes.
     pub(super) own_blocks: u64,
     cursor: u64,
     keys: Vec<(u64, u32)>,
@@ -120,7 +120,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Gives a node its inode number and decides where its data lies.
+    /// Gives a node its inode number and decides where its data is stored.
     fn place(&mut self, image: &Image, id: NodeId) -> Result<(), WriteError> {
         let node = &image.nodes[id.index()];
         let head = (INODE_SIZE + xattr_area(image.xattr_body(id))) as u64;
@@ -199,10 +199,11 @@ impl Plan {
         u32::try_from(dirs.count()).unwrap_or(u32::MAX - 2)
     }
 
-    /// Hands out the blocks behind the inodes.
+    /// Assigns the blocks after the inodes.
     fn place_blocks(&mut self, image: &Image) {
         let base = self.inodes_end / BLOCK_SIZE;
-        // 2^32 links of 255 bytes each fill less than 2^32 blocks: numbers cannot run out.
+        // 2^32 links of 255 bytes each fill fewer than 2^32 blocks, so block numbers cannot run
+        // out.
         let number = |block: u64| u32::try_from(base + block).unwrap_or(INLINE - 1);
         let mut next = 0;
         for dir in &mut self.dirs {
@@ -217,7 +218,7 @@ impl Plan {
     }
 }
 
-/// Chunk indexes that a file of this size needs.
+/// Number of chunk indexes that a file of this size needs.
 pub(super) fn chunks(size: u64) -> u64 {
     let blocks = size.div_ceil(BLOCK_SIZE);
     blocks.div_ceil(1 << chunk_bits(blocks))
@@ -231,7 +232,7 @@ pub(super) fn name_of(image: &Image, link: u32) -> &[u8] {
     }
 }
 
-/// Cuts sorted links into runs, one for each block; the bytes each run takes.
+/// Splits sorted links into runs, one per block, and yields each run with its size in bytes.
 pub(super) fn blocks<'a>(
     image: &'a Image,
     links: &'a [u32],
@@ -262,8 +263,8 @@ fn packed_size(image: &Image, links: &[u32]) -> u64 {
     size
 }
 
-/// Sorts links by name. Names of one directory tend to begin alike: they are compared by eight bytes
-/// behind what all have in common, and in full only where these are equal.
+/// Sorts links by name. Names in one directory often share a prefix, so this compares the eight
+/// bytes after the common prefix first, and the full names only if those are equal.
 fn sort(image: &Image, links: &mut [u32], keys: &mut Vec<(u64, u32)>) {
     if links.is_sorted_by(|a, b| name_of(image, *a) <= name_of(image, *b)) {
         return;

@@ -1,15 +1,16 @@
-//! Extended attributes of the nodes: one arena of entries, a list for each node.
+//! Extended attributes of the nodes: one arena of entries, and a list per node.
 
 use super::{Image, ImageError, NONE, NodeId};
 use crate::format::{
     MAX_XATTR_BODY, MAX_XATTR_NAME, MAX_XATTR_VALUE, XATTR_PREFIXES, xattr_entry_size,
 };
 
-/// Attributes of one node. Far above what any file system that images are made on can hold (ext4:
-/// one block), and low enough that a hostile archive cannot make the list's walk expensive.
+/// Most attributes of one node. Common file systems hold far fewer (ext4: one block), and the limit
+/// keeps a hostile archive from making the walk of the list expensive.
 const MAX_XATTRS: usize = 1024;
 
-/// An attribute in the arena: the name's prefix by number, the rest of it and the value in `bytes`.
+/// An attribute in the arena: the number of its prefix; the rest of its name and its value are in
+/// `bytes`.
 #[derive(Debug, Clone)]
 pub(super) struct Xattr {
     next: u32,
@@ -21,11 +22,12 @@ pub(super) struct Xattr {
 }
 
 impl Image {
-    /// Sets an extended attribute by its full name (`user.mime`); one of that name is replaced.
+    /// Sets an extended attribute by its full name (`user.mime`), replacing an attribute with that
+    /// name.
     ///
     /// # Errors
-    /// [`ImageError::XattrName`] for a namespace that EROFS does not have, a name with a NUL or
-    /// nothing behind the prefix; [`ImageError::XattrTooLarge`].
+    /// [`ImageError::XattrName`] for a namespace that EROFS does not support, a name with a NUL, or
+    /// an empty name after the prefix; [`ImageError::XattrTooLarge`].
     ///
     /// # Panics
     /// If a node belongs to another image that has more nodes.
@@ -82,7 +84,7 @@ impl Image {
         Ok(())
     }
 
-    /// Takes an attribute from a node; whether it was there.
+    /// Removes an attribute from a node. Returns whether it existed.
     ///
     /// # Panics
     /// If a node belongs to another image that has more nodes.
@@ -119,7 +121,7 @@ impl Image {
             .map(|xattr| self.xattr_value(xattr))
     }
 
-    /// Full names and values of a node's attributes, the last added first.
+    /// Full names and values of a node's attributes, the most recently added first.
     ///
     /// # Panics
     /// If a node belongs to another image that has more nodes.
@@ -134,7 +136,7 @@ impl Image {
         })
     }
 
-    /// Whether a node has any attribute.
+    /// Whether a node has any attributes.
     ///
     /// # Panics
     /// If a node belongs to another image that has more nodes.
@@ -155,14 +157,14 @@ impl Image {
         })
     }
 
-    /// Bytes of all attributes of a node, without the header.
+    /// Size of all attributes of a node in bytes, without the header.
     pub(super) fn xattr_body(&self, node: NodeId) -> usize {
         self.xattrs_of(node)
             .map(|xattr| xattr_entry_size(usize::from(xattr.name_len), xattr.value_len.into()))
             .sum()
     }
 
-    /// The name behind the prefix.
+    /// The name after the prefix.
     pub(super) fn xattr_name(&self, xattr: &Xattr) -> &[u8] {
         self.kept(xattr.name, usize::from(xattr.name_len))
     }
@@ -177,8 +179,8 @@ const _: () = assert!(
     "a value's length has 16 bits"
 );
 
-/// Cuts a full name into the number of its prefix and the rest. The two ACL names are prefixes
-/// without a rest; the others have one.
+/// Splits a full name into the number of its prefix and the rest. The two ACL names are prefixes
+/// without a rest; all others have one.
 fn split(name: &[u8]) -> Option<(u8, &[u8])> {
     XATTR_PREFIXES.iter().find_map(|(number, prefix)| {
         let rest = name.strip_prefix(*prefix)?;
