@@ -1,9 +1,9 @@
-//! One pass over a compressed layer makes its zTOC.
+//! Builds a zTOC in one pass over a compressed layer.
 //!
-//! The layer is read once, from any [`Read`]: inflated, scanned as a tar, its spans hashed. What is kept
-//! is a digest for each span; entries and checkpoint windows go to temporary files that have no name.
-//! Memory grows neither with the layer nor, but for a few bytes each, with its entries. By default the
-//! calling thread does it all; [`pipeline`] and [`crew`] use more cores where they are asked to.
+//! The layer is read once, from any [`Read`]: inflated, scanned as a tar, and its spans hashed.
+//! Memory holds a digest per span; entries and checkpoint windows go to unnamed temporary files.
+//! Otherwise memory does not grow with the layer, except for a few bytes per entry. By default the
+//! calling thread does all the work; [`pipeline`] and [`crew`] use more cores on request.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::num::NonZeroUsize;
@@ -31,36 +31,36 @@ use contents::Found;
 use gzip_pass::GzipBuild;
 use plain_pass::PlainBuild;
 
-/// Identifier that the reference's command line writes; part of the digest.
+/// The identifier that the reference's command line writes. It is part of the digest.
 pub const TOOL: &str = "AWS SOCI CLI v0.2";
 
 /// The reference's default span size in bytes.
 pub const DEFAULT_SPAN_SIZE: u64 = 4 << 20;
 
-/// Memory for what is inflated ahead, in bytes: members of up to 8 MiB.
+/// Default memory for inflating ahead, in bytes. It allows members of up to 8 MiB.
 pub const DEFAULT_AHEAD: usize = 32 << 20;
 
-/// Bytes read from the layer at a time: hashing finds them in the cache still.
+/// Bytes read from the layer at a time, few enough to be still in the cache when they are hashed.
 const READ_SIZE: usize = 128 * 1024;
 
-/// Checkpoint records kept in memory before the temporary file is made: layers up to 128 MiB at the
-/// default span size need none.
+/// Checkpoint records kept in memory before a temporary file is created. Layers of up to 128 MiB at
+/// the default span size need no file.
 const SPOOL_SIZE: usize = 32 * RECORD_SIZE;
 
 /// Options of a build.
 #[derive(Debug, Clone, Copy)]
 pub struct BuildOptions<'a> {
-    /// Uncompressed bytes after which a checkpoint is wanted.
+    /// Uncompressed bytes after which a checkpoint is due.
     pub span_size: u64,
-    /// Who makes the zTOC.
+    /// The tool identifier to write into the zTOC.
     pub tool: &'a str,
-    /// Cores to be used. With one, everything is done by the calling thread. With more, reading, inflating
-    /// and hashing overlap, and so many members of a layer of several are inflated at once. The zTOC is
-    /// the same.
+    /// Number of cores to use. With one, the calling thread does everything. With more, reading,
+    /// inflating and hashing overlap, and several members of a multi-member layer are inflated in
+    /// parallel. The zTOC does not depend on this.
     pub threads: NonZeroUsize,
-    /// Bytes of memory for members that are inflated before their turn. The more, the larger they can be.
+    /// Bytes of memory for members that are inflated ahead. More memory allows larger members.
     pub ahead: usize,
-    /// Whether spans are hashed. Without their digests a zTOC is good for a comparison only.
+    /// Whether to hash the spans. A zTOC without span digests is useful only for comparisons.
     pub hash_spans: bool,
 }
 
@@ -76,26 +76,26 @@ impl Default for BuildOptions<'_> {
     }
 }
 
-/// A layer that gets no zTOC.
+/// Why no zTOC can be built for a layer.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum BuildError {
     /// The layer could not be read.
     #[error("read layer")]
     Read(#[source] io::Error),
-    /// Checkpoints or entries could not be put aside.
+    /// Checkpoints or entries could not be written to a temporary file.
     #[error("write checkpoints and entries to a temporary file")]
     Spool(#[source] io::Error),
-    /// Not sound gzip.
+    /// The layer is not valid gzip.
     #[error("could not generate gzip zinfo. {0}")]
     Gzip(GzipError),
-    /// Not a tar that a layer can be.
+    /// The archive is not a valid tar for a layer.
     #[error(transparent)]
     Tar(#[from] TarError),
-    /// The span size is zero for an uncompressed layer, or beyond 2^63.
+    /// The span size is zero for an uncompressed layer, or larger than 2^63.
     #[error("span size {0} is out of range")]
     SpanSize(u64),
-    /// More checkpoints than a zTOC can hold.
+    /// The layer has more checkpoints than a zTOC can hold.
     #[error("more than {MAX_CHECKPOINTS} checkpoints; use a larger span size")]
     TooManyCheckpoints,
 }
@@ -106,8 +106,8 @@ impl From<GzipError> for BuildError {
     }
 }
 
-/// Something about the layer that its user should know: the zTOC is as the reference makes it, and
-/// reading the layer lazily will not work.
+/// A problem with the layer that the user should know about: the zTOC is the one that the reference
+/// makes, but the layer cannot be loaded lazily.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
     /// Name of the entry.
@@ -119,12 +119,12 @@ pub struct Warning {
 /// What a [`Warning`] is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WarningKind {
-    /// Not a regular file, but a size is stated: headers behind it will not be found.
+    /// The entry is not a regular file but states a size, so the headers after it cannot be found.
     SizeWithoutContent {
         /// The stated size.
         size: i64,
     },
-    /// A sparse file: its stored bytes are not its content.
+    /// The entry is a sparse file, so its stored bytes are not its content.
     Sparse,
 }
 
@@ -141,33 +141,34 @@ impl std::fmt::Display for Warning {
     }
 }
 
-/// Most checkpoints that can fit in a zTOC: one that goes on past them cannot be written in the end.
+/// Most checkpoints that fit into a zTOC. A build stops here, because a larger table cannot be
+/// written.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "a 1 GiB limit divided by 32 KiB"
 )]
 const MAX_CHECKPOINTS: usize = MAX_ZTOC_SIZE as usize / RECORD_SIZE;
 
-/// Most warnings that are kept for a layer; the rest would say the same.
+/// Most warnings to keep for a layer; more would repeat the same.
 const MAX_WARNINGS: usize = 16;
 
-/// Makes zTOCs.
+/// Builds zTOCs.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Builder<'a> {
     options: BuildOptions<'a>,
 }
 
 impl<'a> Builder<'a> {
-    /// A builder with these options.
+    /// Creates a builder with these options.
     #[must_use]
     pub fn new(options: BuildOptions<'a>) -> Self {
         Self { options }
     }
 
-    /// Reads a layer to its end and makes its zTOC.
+    /// Reads a layer to its end and builds its zTOC.
     ///
     /// # Errors
-    /// [`BuildError`] where the layer cannot be read or the reference would refuse it.
+    /// [`BuildError`] if the layer cannot be read or the reference would reject it.
     pub fn build(
         &self,
         mut layer: impl Read,
@@ -215,7 +216,7 @@ impl Builder<'_> {
     }
 }
 
-/// The next bytes of the layer; `None` at its end.
+/// Reads the next bytes of the layer; `None` at its end.
 fn read<'b>(layer: &mut impl Read, into: &'b mut [u8]) -> Result<Option<&'b [u8]>, BuildError> {
     loop {
         match layer.read(into) {
@@ -227,7 +228,7 @@ fn read<'b>(layer: &mut impl Read, into: &'b mut [u8]) -> Result<Option<&'b [u8]
     }
 }
 
-/// What a pass found, whatever the compression.
+/// The result of a pass, for any compression.
 #[derive(Debug)]
 struct Pass {
     entries: EntryLog,
@@ -277,7 +278,7 @@ impl Zinfo {
     }
 }
 
-/// A zTOC that can be written.
+/// A zTOC that is ready to be written.
 #[derive(Debug)]
 pub struct BuiltZtoc {
     tool: String,
@@ -287,10 +288,10 @@ pub struct BuiltZtoc {
 }
 
 impl BuiltZtoc {
-    /// Writes the zTOC and returns its size in bytes. It can be written more than once.
+    /// Writes the zTOC and returns its size in bytes. Can be called more than once.
     ///
     /// # Errors
-    /// [`EncodeError`] where it would be too large or cannot be written.
+    /// [`EncodeError`] if the zTOC is too large or cannot be written.
     pub fn encode(&mut self, out: &mut impl Write) -> Result<u64, EncodeError> {
         let count = self.pass.digests.len();
         let max_span_id = i64::try_from(count).unwrap_or(i64::MAX) - 1;
@@ -315,10 +316,10 @@ impl BuiltZtoc {
         self.pass.entries.len()
     }
 
-    /// Hands out all entries in archive order.
+    /// Calls `see` with all entries, in archive order.
     ///
     /// # Errors
-    /// The one with which entries that were put aside cannot be read back.
+    /// An I/O error if the temporary file of entries cannot be read back.
     pub fn each_entry(&mut self, see: impl FnMut(&Entry<'_>)) -> io::Result<()> {
         self.pass.entries.each(see)
     }
@@ -345,7 +346,7 @@ impl BuiltZtoc {
         self.pass.archive_size
     }
 
-    /// What the user should know about the layer, the first few of it.
+    /// The first few warnings about the layer.
     #[must_use]
     pub fn warnings(&self) -> &[Warning] {
         &self.pass.warnings

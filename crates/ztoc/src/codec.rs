@@ -1,10 +1,9 @@
-//! zTOC ⇄ bytes: FlatBuffers tables by hand.
+//! Encodes and decodes zTOCs, without generated FlatBuffers code.
 //!
-//! Writing ([`encode`]) creates every object in the order in which the reference does, because that
-//! order decides the bytes, and with them the digest; its [`writer`] need not have all of them in memory.
-//! Reading ([`decode`]) verifies the buffer with the runtime's verifier (strings as bytes, limits raised
-//! with the size of the buffer and never beyond), then checks what the numbers say, and hands out
-//! borrowed views.
+//! [`encode`] creates every object in the same order as the reference, because the order determines
+//! the bytes and therefore the digest. Its [`writer`] does not keep all of them in memory.
+//! [`decode`] verifies the buffer with the runtime's verifier (strings as bytes, limits scaled to
+//! the size of the buffer), then checks the numbers, and returns borrowed views.
 
 use flatbuffers::{
     ForwardsUOffset, InvalidFlatbuffer, VOffsetT, Vector, Verifiable, Verifier, VerifierOptions,
@@ -17,13 +16,14 @@ pub(crate) mod decode;
 pub(crate) mod encode;
 mod writer;
 
-/// Largest zTOC in bytes, made or read: the reference's builder doubles its buffer and stops at 1 GiB.
+/// Largest zTOC in bytes, for writing and reading. The reference's builder doubles its buffer and
+/// stops at 1 GiB.
 pub const MAX_ZTOC_SIZE: u64 = 1 << 30;
 
-/// Version string of every zTOC.
+/// The version string of every zTOC.
 pub(crate) const VERSION: &str = "0.9";
 
-/// Values of the algorithm field. Gzip is the default and is never written.
+/// Values of the algorithm field. Gzip is the default and never written.
 pub(crate) const ALGORITHM_GZIP: i8 = 1;
 pub(crate) const ALGORITHM_UNCOMPRESSED: i8 = 2;
 
@@ -62,58 +62,59 @@ pub(crate) mod field {
     pub(crate) const ZTOC_COMPRESSION: u16 = 5;
 }
 
-/// Position of a field's entry in a vtable.
+/// Offset of a field's entry in a vtable.
 pub(crate) const fn slot(id: u16) -> VOffsetT {
     4 + 2 * id
 }
 
-/// A zTOC that is not used, and why.
+/// Why a zTOC is rejected.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DecodeError {
     /// Larger than [`MAX_ZTOC_SIZE`].
     #[error("zTOC of {0} bytes is larger than 1 GiB")]
     TooLarge(u64),
-    /// Not a sound FlatBuffers buffer of this schema.
+    /// Not a valid FlatBuffers buffer of this schema.
     #[error("cannot unmarshal ztoc")]
     Flatbuffer(#[source] Box<InvalidFlatbuffer>),
-    /// A part that every zTOC has is not there.
+    /// A required part is missing.
     #[error("zTOC has no {0}")]
     Missing(&'static str),
     /// A size is negative.
     #[error("zTOC states {field} {value}")]
     Negative {
-        /// Which field.
+        /// The name of the field.
         field: &'static str,
-        /// What it says.
+        /// Its value.
         value: i64,
     },
-    /// Neither gzip nor uncompressed.
+    /// The algorithm is neither gzip nor uncompressed.
     #[error("unexpected compression algorithm: {0}")]
     Algorithm(i8),
-    /// The checkpoint table is unsound.
+    /// The checkpoint table is invalid.
     #[error("checkpoint table of the zTOC is unsound")]
     Zinfo(#[from] ZinfoError),
-    /// The parts disagree about the number of spans.
+    /// The parts of the zTOC disagree about the number of spans.
     #[error("{checkpoints} checkpoints, {digests} span digests, last span id {max_span_id}")]
     SpanCount {
-        /// Spans by the checkpoint table.
+        /// Number of spans according to the checkpoint table.
         checkpoints: u64,
-        /// Digests there are.
+        /// Number of digests.
         digests: usize,
-        /// Last span by its own field.
+        /// Id of the last span according to its own field.
         max_span_id: i32,
     },
     /// A span digest is not the text form of a SHA-256.
     #[error("digest of span {span} is unreadable")]
     Digest {
-        /// Which span.
+        /// The span.
         span: u32,
     },
-    /// Spans do not ascend, leave the layer, or claim more than their bytes can decode to.
+    /// Spans are not in ascending order, exceed the layer, or claim more output than their bytes
+    /// can decode to.
     #[error("span {span} is impossible: {problem}")]
     Span {
-        /// Which span.
+        /// The span.
         span: u32,
         /// What is wrong with it.
         problem: &'static str,
@@ -121,7 +122,7 @@ pub enum DecodeError {
     /// An entry of the table of contents is wrong.
     #[error("invalid toc entry {index} ({}): {problem}", .name.escape_ascii())]
     Entry {
-        /// Its number in the order of the archive.
+        /// Its index in archive order.
         index: usize,
         /// Its name.
         name: Vec<u8>,
@@ -133,32 +134,32 @@ pub enum DecodeError {
 /// What is wrong with an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum EntryProblem {
-    /// A kind that no zTOC has.
+    /// The kind is unknown.
     #[error("unknown type")]
     Kind,
-    /// Offset or size is negative, or their sum too large.
+    /// The offset or the size is negative, or their sum is too large.
     #[error("impossible offset or size")]
     Extent,
-    /// Begins before the entry before it ends.
+    /// The entry begins before the end of the previous one.
     #[error("overlaps the entry before it")]
     Overlap,
-    /// Content lies behind the end of the archive.
+    /// The content lies beyond the end of the archive.
     #[error("content behind the end of the archive")]
     BehindEnd,
-    /// Only regular files have content; with another size the headers behind it cannot be found.
+    /// An entry other than a regular file states a size, so the headers after it cannot be found.
     #[error("size without content")]
     SizeWithoutContent,
-    /// The stored bytes are not the content.
+    /// The entry is a sparse file, so the stored bytes are not the content.
     #[error("sparse file")]
     Sparse,
 }
 
-/// Byte strings: `[u8]`, never `str`, as names need not be UTF-8.
+/// Byte strings: `[u8]`, never `str`, because names need not be UTF-8.
 type Bytes<'a> = ForwardsUOffset<Vector<'a, u8>>;
 /// Vectors of tables or strings.
 type Offsets<'a, T> = ForwardsUOffset<Vector<'a, ForwardsUOffset<T>>>;
 
-/// Shapes of the tables, for the verifier.
+/// The shapes of the tables, for the verifier.
 pub(crate) struct ZtocShape;
 struct TocShape;
 struct FileShape;
@@ -254,14 +255,15 @@ impl Verifiable for CompressionShape {
 
 /// Verifies that `bytes` is a buffer of this schema.
 ///
-/// The runtime's default limits are too small (a table for every file and every PAX record) and too
-/// large (2 GiB of shared objects expanded again and again): both follow the size of the buffer.
+/// The runtime's default limits are too small (there is a table for every file and every PAX
+/// record) and too large (shared objects could be expanded to 2 GiB). Both limits are scaled to the
+/// buffer.
 fn verify(bytes: &[u8]) -> Result<(), DecodeError> {
     let options = VerifierOptions {
         max_depth: 8,
-        // No table takes less than its four bytes of vtable offset.
+        // A table takes at least the four bytes of its vtable offset.
         max_tables: bytes.len() / 4 + 1,
-        // Each table counts its vtable again, which writers share; nothing else is shared.
+        // The verifier counts a shared vtable once per table. Writers share nothing else.
         max_apparent_size: bytes.len().saturating_mul(4).saturating_add(1024),
         ignore_missing_null_terminator: true,
     };

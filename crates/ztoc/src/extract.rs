@@ -1,4 +1,4 @@
-//! Ranges of the archive, for callers that hold the whole blob or can read any part of it.
+//! Reads ranges of the archive, for callers that have the whole blob or can read any part of it.
 
 use std::ops::Range;
 
@@ -9,17 +9,17 @@ use crate::gzip::decode::{Decoder, ExtractError};
 use crate::span::SpanId;
 use crate::verify::{VerifiedSpan, VerifyError};
 
-/// A range of the archive that could not be read. `E` is the error of the caller's own reading.
+/// Why a range of the archive could not be read. `E` is the caller's own read error.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ReadError<E: std::error::Error + 'static> {
     /// The compressed bytes could not be read.
     #[error("read the layer")]
     Layer(#[source] E),
-    /// They are not those of the span.
+    /// The bytes are not those of the span.
     #[error(transparent)]
     Verify(#[from] VerifyError),
-    /// They do not decode.
+    /// The bytes do not decode.
     #[error(transparent)]
     Extract(#[from] ExtractError),
     /// The archive ends before the range does.
@@ -32,11 +32,11 @@ pub enum ReadError<E: std::error::Error + 'static> {
     },
 }
 
-/// Reads a range of the archive: each span that covers it is fetched by `fetch` (a range of the
-/// compressed blob), verified and decoded; `out` gets the bytes in order.
+/// Reads a range of the archive. `fetch` reads a range of the compressed blob; each span that
+/// covers the requested range is fetched, verified and decoded. `out` receives the bytes in order.
 ///
 /// # Errors
-/// [`ReadError`]; what `out` was given before is sound, but not complete.
+/// [`ReadError`]. The bytes already passed to `out` are correct but incomplete.
 pub fn read_archive<E: std::error::Error + 'static, B: AsRef<[u8]>>(
     ztoc: &Ztoc<'_>,
     range: Range<u64>,

@@ -1,8 +1,8 @@
-//! Reading FlatBuffers tables without trusting them: every access is checked against the buffer.
+//! Reads FlatBuffers tables without trusting them: every access is bounds-checked.
 //!
-//! Buffers are verified once with the official runtime ([`crate::codec`]); after that a failing
-//! access cannot happen, and if it does (the file behind a mapping was changed) the answer is an empty
-//! value, never a read outside the buffer.
+//! The official runtime verifies a buffer once ([`crate::codec`]), and afterwards no access can
+//! fail. If one does, because a mapped file was modified, the result is an empty value, never a
+//! read outside the buffer.
 
 #![warn(
     clippy::indexing_slicing,
@@ -10,7 +10,7 @@
     clippy::arithmetic_side_effects
 )]
 
-/// One table: a position in a buffer that is known to hold a table there.
+/// One table: a position in a verified buffer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Table<'a> {
     buf: &'a [u8],
@@ -21,7 +21,7 @@ pub(crate) struct Table<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Vector<'a> {
     buf: &'a [u8],
-    /// First element.
+    /// Position of the first element.
     pos: usize,
     len: usize,
 }
@@ -35,20 +35,20 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Byte string in field `id`; empty where the field is absent.
+    /// The byte string in field `id`; empty if the field is absent.
     pub(crate) fn bytes(&self, id: u16) -> &'a [u8] {
         self.vector_bounds(id, 1)
             .and_then(|(pos, len)| self.buf.get(pos..)?.get(..len))
             .unwrap_or_default()
     }
 
-    /// Table in field `id`.
+    /// The table in field `id`.
     pub(crate) fn table(&self, id: u16) -> Option<Table<'a>> {
         let pos = follow(self.buf, self.field(id)?)?;
         Some(Table { buf: self.buf, pos })
     }
 
-    /// Vector of offsets in field `id`; empty where the field is absent.
+    /// The vector of offsets in field `id`; empty if the field is absent.
     pub(crate) fn vector(&self, id: u16) -> Vector<'a> {
         let (pos, len) = self.vector_bounds(id, 4).unwrap_or((0, 0));
         Vector {
@@ -78,7 +78,7 @@ impl<'a> Table<'a> {
         self.buf.get(self.field(id)?..)?.first_chunk().copied()
     }
 
-    /// First element and length of the vector in field `id`, whole within the buffer.
+    /// First element and length of the vector in field `id`, if it lies within the buffer.
     fn vector_bounds(&self, id: u16, element: usize) -> Option<(usize, usize)> {
         let at = follow(self.buf, self.field(id)?)?;
         let len = u32_at(self.buf, at)? as usize;
@@ -87,7 +87,7 @@ impl<'a> Table<'a> {
         (end <= self.buf.len()).then_some((pos, len))
     }
 
-    /// Position of field `id`, if the table has it.
+    /// Position of field `id`, if present.
     pub(crate) fn field(&self, id: u16) -> Option<usize> {
         let back = i32::from_le_bytes(*self.buf.get(self.pos..)?.first_chunk()?);
         let vtable = self
@@ -115,13 +115,13 @@ impl<'a> Vector<'a> {
         self.len
     }
 
-    /// Table at `index`; an empty one where there is none.
+    /// The table at `index`; an empty one if out of bounds.
     pub(crate) fn table(&self, index: usize) -> Table<'a> {
         let pos = self.target(index).unwrap_or(self.buf.len());
         Table { buf: self.buf, pos }
     }
 
-    /// Byte string at `index`; empty where there is none.
+    /// The byte string at `index`; empty if out of bounds.
     pub(crate) fn bytes(&self, index: usize) -> &'a [u8] {
         let read = || {
             let at = self.target(index)?;
@@ -139,7 +139,7 @@ impl<'a> Vector<'a> {
     }
 }
 
-/// Where the offset at `pos` points.
+/// The target of the offset at `pos`.
 fn follow(buf: &[u8], pos: usize) -> Option<usize> {
     pos.checked_add(u32_at(buf, pos)? as usize)
 }

@@ -1,4 +1,5 @@
-//! The zTOC of an image layer: what is in its tar, and where a decoder can begin in its middle.
+//! The zTOC of an image layer: the entries of its tar, and the positions at which a decoder can
+//! start.
 //!
 //! ```text
 //! layer blob     [header| deflate ......|.............|........... |trailer]
@@ -10,15 +11,17 @@
 //! TOC                        a            b        c          (header range, offset, size, attributes)
 //! ```
 //!
-//! A span is decoded alone: fetch its compressed bytes, check their digest ([`VerifiedSpan`]), decode
-//! from its checkpoint ([`Decoder`]). A file is a range of the archive, so it needs the spans that
-//! cover it ([`SpanMap::covering`]), and its tar header must agree with the TOC ([`verify_header`]).
+//! Each span can be decoded on its own: download its compressed bytes, verify their digest
+//! ([`VerifiedSpan`]), and decode from its checkpoint ([`Decoder`]). A file is a range of the
+//! archive. It needs the spans that cover the range ([`SpanMap::covering`]), and its tar header
+//! must match the TOC ([`verify_header`]).
 //!
-//! * [`Builder`] makes a zTOC in one pass over a layer; its bytes are those of the reference.
-//! * [`Ztoc`] is a verified, borrowed view of a zTOC's bytes. What holds for one: spans ascend and lie
-//!   within the layer, there is a digest and a checkpoint for each, none claims more output than its
-//!   bytes can give; entries ascend, do not overlap, and regular files lie within the archive.
-//! * [`TarScanner`] and [`LayerInflate`] serve those who read a layer whole.
+//! * [`Builder`] makes a zTOC in one pass over a layer, byte for byte the same as the reference's.
+//! * [`Ztoc`] is a verified, borrowed view of a zTOC's bytes. It guarantees that spans ascend and
+//!   lie within the layer, that each has a digest and a checkpoint, and that none claims more
+//!   output than its bytes can give. Entries ascend, do not overlap, and regular files lie within
+//!   the archive.
+//! * [`TarScanner`] and [`LayerInflate`] are for callers that read a whole layer.
 //!
 //! ```
 //! use soci_ztoc::{BuildOptions, Builder, Compression, Ztoc};
@@ -32,8 +35,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! No I/O but through `Read` and `Write`, no paths; threads only where [`BuildOptions::threads`] asks for
-//! them, and none outlives the call. Strings are bytes.
+//! The crate does no I/O except through `Read` and `Write` and temporary files, and takes no paths.
+//! It starts threads only if [`BuildOptions::threads`] asks for them; none outlives the call.
+//! Strings are bytes.
 
 #![warn(missing_docs)]
 

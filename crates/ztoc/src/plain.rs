@@ -1,8 +1,8 @@
-//! Uncompressed layers: the blob is the tar, spans are equal slices of it.
+//! Uncompressed layers: the blob is the tar, and spans are slices of equal size.
 
 use crate::zinfo::PlainTable;
 
-/// Cuts a stream into spans as it passes.
+/// Divides a stream into spans as it passes.
 #[derive(Debug)]
 pub(crate) struct Slices {
     span_size: u64,
@@ -14,7 +14,7 @@ impl Slices {
         Self { span_size, size: 0 }
     }
 
-    /// Takes the next bytes and hands them to `piece` cut at span ends; `piece` is told where a span is
+    /// Passes the next bytes to `piece`, divided at span ends. The flag is true when a span is
     /// complete.
     pub(crate) fn push(&mut self, mut bytes: &[u8], mut piece: impl FnMut(&[u8], bool)) {
         while !bytes.is_empty() {
@@ -27,7 +27,7 @@ impl Slices {
         }
     }
 
-    /// The table of what passed.
+    /// The table for the bytes so far.
     pub(crate) fn table(&self) -> PlainTable {
         PlainTable {
             span_size: self.span_size,

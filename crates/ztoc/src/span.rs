@@ -1,23 +1,23 @@
-//! Spans: which compressed bytes give which bytes of the archive. Pure arithmetic over offsets.
+//! Spans map compressed bytes to bytes of the archive. Pure arithmetic on offsets.
 //!
-//! A span is what lies between two checkpoints. In the compressed blob neighbours may share a byte
-//! (a checkpoint inside a byte belongs to both); in the archive they follow each other without gap.
+//! A span is the range between two checkpoints. In the compressed blob, neighbors may share a byte
+//! (a checkpoint inside a byte belongs to both). In the archive they are contiguous.
 //!
-//! The archive ends at [`SpanMap::archive_size`], where the tar reader stopped. The stream may go on
-//! with padding behind it, even for whole spans; nothing there is anyone's content, so uncompressed
-//! ranges are cut at the archive's end and the spans behind it are empty.
+//! The archive ends at [`SpanMap::archive_size`], where the tar reader stopped. The stream may
+//! continue with padding, even for whole spans. That padding belongs to no file, so uncompressed
+//! ranges are cut at the end of the archive, and spans after it are empty.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Number of a span, from 0 in the order of the stream.
+/// Number of a span, from 0 in stream order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SpanId(pub u32);
 
 /// SHA-256 of a span's compressed bytes.
 pub type SpanDigest = [u8; 32];
 
-/// Offsets and digests of all spans of a layer. Cheap to clone: the table is shared.
+/// Offsets and digests of all spans of a layer. Cloning is cheap, because the table is shared.
 #[derive(Debug, Clone)]
 pub struct SpanMap {
     spans: Arc<[Span]>,
@@ -25,7 +25,7 @@ pub struct SpanMap {
     archive_size: u64,
 }
 
-/// Where a span begins. It ends where the next one does, or at the end of the layer.
+/// The start of a span. It ends at the start of the next one, or at the end of the layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Span {
     /// First whole compressed byte.
@@ -38,7 +38,7 @@ pub(crate) struct Span {
 }
 
 impl SpanMap {
-    /// Takes spans whose offsets are known to ascend and to lie within the layer.
+    /// Creates a map. The offsets must ascend and lie within the layer.
     pub(crate) fn new(spans: Vec<Span>, layer_size: u64, archive_size: u64) -> Self {
         Self {
             spans: spans.into(),
@@ -53,7 +53,7 @@ impl SpanMap {
         self.spans.len()
     }
 
-    /// Whether there is no span at all.
+    /// Whether there are no spans.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.spans.is_empty()
@@ -61,7 +61,7 @@ impl SpanMap {
 
     /// All span ids in order.
     pub fn ids(&self) -> impl ExactSizeIterator<Item = SpanId> + DoubleEndedIterator + use<> {
-        // A table of more than 2^31 spans cannot be written down, the format counts them in an i32.
+        // The format counts spans in an `i32`, so a table cannot have more than 2^31.
         (0..u32::try_from(self.spans.len()).unwrap_or(u32::MAX)).map(SpanId)
     }
 
@@ -71,16 +71,16 @@ impl SpanMap {
         self.layer_size
     }
 
-    /// Size of the archive in bytes: where the tar ends, not where the stream does.
+    /// Size of the archive in bytes: the end of the tar, not of the stream.
     #[must_use]
     pub fn archive_size(&self) -> u64 {
         self.archive_size
     }
 
-    /// The blob's bytes that make up a span.
+    /// The range of the blob that contains a span.
     ///
     /// # Panics
-    /// If the layer has no such span; ids come from this map.
+    /// If the layer has no such span. Ids from this map are valid.
     #[must_use]
     pub fn compressed(&self, id: SpanId) -> Range<u64> {
         let span = self.span(id);
@@ -91,7 +91,7 @@ impl SpanMap {
         span.compressed - u64::from(span.bits != 0)..end
     }
 
-    /// The archive's bytes that a span holds; empty behind the end of the archive.
+    /// The range of the archive that a span contains; empty after the end of the archive.
     ///
     /// # Panics
     /// If the layer has no such span.
@@ -104,8 +104,8 @@ impl SpanMap {
         self.span(id).uncompressed.min(end)..end
     }
 
-    /// Whether the span's stream goes on behind [`SpanMap::uncompressed`], or may do so: it is the
-    /// last one, or the archive ends inside it.
+    /// Whether the span's stream continues, or may continue, after [`SpanMap::uncompressed`]: it is
+    /// the last span, or the archive ends inside it.
     ///
     /// # Panics
     /// If the layer has no such span.
@@ -116,7 +116,8 @@ impl SpanMap {
             .is_none_or(|next| next.uncompressed > self.archive_size)
     }
 
-    /// Bytes of the span's stream, whatever part of them is the archive's; unknown for the last span.
+    /// Length of the span's stream in bytes, including any part after the archive; `None` for the
+    /// last span.
     pub(crate) fn stream_length(&self, id: SpanId) -> Option<u64> {
         let next = self.spans.get(id.0 as usize + 1)?;
         Some(next.uncompressed - self.span(id).uncompressed)
@@ -131,15 +132,15 @@ impl SpanMap {
         &self.span(id).digest
     }
 
-    /// Ids of the spans that hold these bytes of the archive (half-open, like the range). Spans
-    /// without content at the edges are left out; an empty range needs no span.
+    /// Ids of the spans that contain this range of the archive, as a half-open range. Empty spans
+    /// at the edges are omitted; an empty range needs no span.
     #[must_use]
     pub fn covering(&self, range: Range<u64>) -> Range<u32> {
         let end = range.end.min(self.archive_size);
         if range.start >= end {
             return 0..0;
         }
-        // The last span that begins at or before an offset holds it: earlier ones with the same
+        // The last span that begins at or before an offset contains it: earlier ones with the same
         // start are empty.
         let first = self
             .spans
@@ -150,8 +151,8 @@ impl SpanMap {
         id(first)..id(past.max(first + 1))
     }
 
-    /// The span that an offset of the uncompressed stream is counted to: the last one that begins at or
-    /// before it, also behind the archive's end. `None` if there is no span.
+    /// The span to which an offset of the uncompressed stream belongs: the last span that begins at
+    /// or before it, also after the end of the archive. `None` if there are no spans.
     #[must_use]
     pub fn at(&self, offset: u64) -> Option<SpanId> {
         let past = self.spans.partition_point(|s| s.uncompressed <= offset);

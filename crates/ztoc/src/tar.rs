@@ -1,14 +1,13 @@
-//! A push scanner of tar streams, with the rules of Go's `archive/tar` reader.
+//! A push scanner of tar streams that follows the rules of Go's `archive/tar` reader.
 //!
-//! Those rules and no others: containerd unpacks with that reader, and the reference makes zTOCs with
-//! it. Where readers disagree about an archive, files could otherwise appear in a lazy layer that
-//! unpacking does not show.
+//! containerd unpacks with that reader and the reference builds zTOCs with it. With different
+//! rules, a lazy layer could show files that unpacking does not create.
 //!
-//! Bytes are fed as they come ([`TarScanner::feed`]); a [`TarSink`] is told what they are. Every byte up
-//! to the end of the archive is reported once and in order, as [`TarSink::data`] (content of a regular
-//! file) or as [`TarSink::head`] (anything else: headers, PAX records, long names, padding, the end
-//! marker). An entry is reported between the last byte of its header and the first of its content.
-//! What follows the end marker belongs to nobody and is not reported.
+//! The caller passes bytes in any portions ([`TarScanner::feed`]); a [`TarSink`] receives the
+//! result. Every byte up to the end of the archive is reported once and in order, as
+//! [`TarSink::data`] (content of a regular file) or [`TarSink::head`] (headers, PAX records, long
+//! names, padding, the end marker). An entry is reported after the last byte of its header and
+//! before its content. Bytes after the end marker are not reported.
 
 #![warn(
     clippy::indexing_slicing,
@@ -28,34 +27,35 @@ mod sparse;
 use header::{BLOCK_SIZE, Block, Header};
 use pax::Records;
 
-/// Largest payload of a PAX or long-name header, and largest sparse map, in bytes; Go's limit.
+/// Largest payload of a PAX or long-name header, and largest sparse map, in bytes. This is Go's
+/// limit.
 const MAX_META: usize = 1 << 20;
 
-/// An archive that is refused.
+/// Why an archive is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum TarError {
-    /// A header block, PAX record or number that does not parse.
+    /// A header block, PAX record or number does not parse.
     #[error("error while reading tar header: archive/tar: invalid tar header (at byte {offset})")]
     InvalidHeader {
-        /// Where its block begins in the uncompressed stream.
+        /// Offset of its block in the uncompressed stream.
         offset: u64,
     },
-    /// Records or names beyond 1 MiB.
+    /// Records or names are larger than 1 MiB.
     #[error(
         "error while reading tar header: archive/tar: header field too long (at byte {offset})"
     )]
     FieldTooLong {
-        /// Where the header begins.
+        /// Offset of the header.
         offset: u64,
     },
     /// The stream ends inside a header or inside the content of a file.
     #[error("error while reading tar header: unexpected EOF (at byte {offset})")]
     UnexpectedEof {
-        /// Where the stream ends.
+        /// Length of the stream.
         offset: u64,
     },
-    /// A kind of entry that cannot be part of a layer.
+    /// The type of the entry is not allowed in a layer.
     #[error("unsupported input tar entry '{}' ({})", [*flag].escape_ascii(), name.escape_ascii())]
     Unsupported {
         /// Its type flag.
@@ -63,7 +63,7 @@ pub enum TarError {
         /// Its name.
         name: Vec<u8>,
     },
-    /// A global PAX header that unpacking takes for more than a comment.
+    /// The name of a global PAX header would have an effect when the layer is unpacked.
     #[error(
         "a global PAX header named '{}', which unpacking takes for an entry",
         name.escape_ascii()
@@ -72,7 +72,7 @@ pub enum TarError {
         /// Its name.
         name: Vec<u8>,
     },
-    /// A sparse file, where the caller asked to refuse those.
+    /// The entry is a sparse file, and the policy rejects those.
     #[error("sparse file {}", name.escape_ascii())]
     Sparse {
         /// Its name.
@@ -80,21 +80,21 @@ pub enum TarError {
     },
 }
 
-/// What is done with entries that the two users of the scanner treat differently.
+/// How to handle entries that the two users of the scanner treat differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
-    /// As the zTOC builder: a global PAX header is an unsupported entry; sparse files pass, with the
-    /// size of their content.
+    /// For building zTOCs: a global PAX header is an unsupported entry. Sparse files are accepted,
+    /// with the size of their content.
     Ztoc,
-    /// As unpacking: global PAX headers are ignored, and refused where their name has an effect; sparse
-    /// files are refused, because their map lies in the data.
+    /// For unpacking: global PAX headers are ignored, or rejected if their name has an effect.
+    /// Sparse files are rejected, because their map is part of the data.
     Unpack,
 }
 
-/// Receives what the scanner finds. Methods cannot fail: a sink that writes keeps its first error and
-/// its owner asks for it.
+/// Receives the results of the scanner. Methods cannot fail: a sink that writes keeps its first
+/// error for its owner.
 pub trait TarSink {
-    /// Bytes that are not the content of a file, at their offset in the stream.
+    /// Bytes that are not file content, at their offset in the stream.
     fn head(&mut self, offset: u64, bytes: &[u8]) {
         let _ = (offset, bytes);
     }
@@ -102,22 +102,23 @@ pub trait TarSink {
     /// The next entry. Its content, if any, follows.
     fn entry(&mut self, entry: &Entry<'_>);
 
-    /// Content of the entry reported last, at its offset in the stream.
+    /// Content of the last reported entry, at its offset in the stream.
     fn data(&mut self, offset: u64, bytes: &[u8]) {
         let _ = (offset, bytes);
     }
 }
 
-/// A scanned archive.
+/// The result of scanning an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TarEnd {
-    /// Bytes up to where a reader stops: behind the second zero block, or the end of the stream.
+    /// Bytes up to the position at which a reader stops: after the second zero block, or at the end
+    /// of the stream.
     pub archive_size: u64,
     /// Number of entries.
     pub entries: u64,
 }
 
-/// What the next byte is part of.
+/// The part of the archive that the next byte belongs to.
 ///
 /// ```text
 /// Header --zero block--> SecondZero --zero block--> Ended
@@ -129,21 +130,21 @@ pub struct TarEnd {
 enum State {
     /// A header block.
     Header,
-    /// The block behind a zero block.
+    /// The block after a zero block.
     SecondZero,
     /// Payload of a header that describes the next entry.
     Meta { flag: u8, left: u64 },
-    /// Blocks of a sparse map in front of the content.
+    /// Blocks of a sparse map before the content.
     SparseMap,
     /// Content.
     Data { left: u64 },
-    /// Zeros (or anything) up to the next block.
+    /// Padding up to the next block.
     Padding,
-    /// Behind the end marker.
+    /// After the end marker.
     Ended,
 }
 
-/// The scanner. Memory: one block and the payload of one meta header.
+/// The scanner. It holds one block and the payload of one meta header in memory.
 #[derive(Debug)]
 pub struct TarScanner {
     policy: Policy,
@@ -152,16 +153,16 @@ pub struct TarScanner {
     pos: u64,
     block: Block,
     filled: usize,
-    /// Bytes of padding behind the content or payload at hand.
+    /// Bytes of padding after the current content or payload.
     padding: u64,
-    /// Payload of a meta header while it is collected.
+    /// Payload of a meta header that is being collected.
     payload: Vec<u8>,
     pending: Pending,
-    /// What entries may have at the root, for [`Policy::Unpack`].
+    /// Names that may exist at the root, for [`Policy::Unpack`].
     roots: global::Roots,
-    /// Header whose sparse map is being collected, and the stored bytes that are left.
+    /// Header whose sparse map is being collected, and its remaining stored bytes.
     sparse: Option<(Header, u64, sparse::MapInData)>,
-    /// End of the entry before, which is where the next header begins.
+    /// End of the previous entry, where the next header begins.
     header_start: u64,
     entries: u64,
     name: Vec<u8>,
@@ -171,7 +172,7 @@ pub struct TarScanner {
     packed_pax: Vec<u8>,
 }
 
-/// What meta headers said about the entry to come.
+/// Values of meta headers for the next entry.
 #[derive(Debug, Default)]
 struct Pending {
     pax: Records,
@@ -180,7 +181,7 @@ struct Pending {
 }
 
 impl TarScanner {
-    /// A scanner at the start of an archive.
+    /// Creates a scanner at the start of an archive.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
         Self {
@@ -204,7 +205,8 @@ impl TarScanner {
         }
     }
 
-    /// Offset in the stream up to which bytes were taken; stands still behind the end of the archive.
+    /// Offset in the stream up to which bytes were consumed. Does not advance after the end of the
+    /// archive.
     #[must_use]
     pub fn position(&self) -> u64 {
         self.pos
@@ -216,10 +218,10 @@ impl TarScanner {
         self.state == State::Ended
     }
 
-    /// Takes the next bytes of the stream.
+    /// Processes the next bytes of the stream.
     ///
     /// # Errors
-    /// [`TarError`] where the archive is refused; the scanner is of no use afterwards.
+    /// [`TarError`] if the archive is rejected; the scanner cannot be used afterwards.
     pub fn feed(&mut self, mut bytes: &[u8], sink: &mut impl TarSink) -> Result<(), TarError> {
         while !bytes.is_empty() {
             let wanted = match self.state {
@@ -242,8 +244,9 @@ impl TarScanner {
     /// Ends the stream.
     ///
     /// # Errors
-    /// [`TarError::UnexpectedEof`] where it ends inside a header or inside content. An end at a header
-    /// boundary, after one zero block, or in the padding of the last file is as good as the end marker.
+    /// [`TarError::UnexpectedEof`] if the stream ends inside a header or inside content. The end
+    /// marker may be missing: the stream may end at a header boundary, after one zero block, or in
+    /// the padding of the last file.
     pub fn finish(self) -> Result<TarEnd, TarError> {
         let inside = match self.state {
             State::Header | State::SecondZero => self.filled != 0,
@@ -260,7 +263,7 @@ impl TarScanner {
         })
     }
 
-    /// Takes bytes that all belong to the state at hand.
+    /// Processes bytes that all belong to the current state.
     fn take(&mut self, bytes: &[u8], sink: &mut impl TarSink) -> Result<(), TarError> {
         let offset = self.pos;
         let len = bytes.len() as u64;
@@ -325,7 +328,7 @@ impl TarScanner {
         }
     }
 
-    /// A header block was read whole.
+    /// Handles a complete header block.
     fn begin(&mut self, header: Header, sink: &mut impl TarSink) -> Result<(), TarError> {
         let payload = header.stored().ok_or_else(|| self.invalid())?;
         match header.flag {
@@ -350,7 +353,7 @@ impl TarScanner {
         }
     }
 
-    /// The payload of a meta header was read whole.
+    /// Handles the complete payload of a meta header.
     fn end_meta(&mut self, flag: u8) -> Result<(), TarError> {
         match flag {
             b'L' => header::cut_at_nul(&self.payload).clone_into(&mut self.pending.long_name),
@@ -359,7 +362,7 @@ impl TarScanner {
                 let parsed = self.pending.pax.parse(&mut self.payload);
                 parsed.ok_or_else(|| self.invalid())?;
                 if flag == b'g' {
-                    // It ends the search for an entry in Go's reader too: what was pending is dropped.
+                    // Go's reader also returns at a global header, which drops pending values.
                     self.pending.clear();
                     self.check_global()?;
                 }
@@ -369,7 +372,7 @@ impl TarScanner {
         Ok(())
     }
 
-    /// The block at hand is a global header.
+    /// Checks the global header in the current block.
     fn check_global(&mut self) -> Result<(), TarError> {
         if self.policy == Policy::Ztoc {
             return Err(TarError::Unsupported {
@@ -386,7 +389,7 @@ impl TarScanner {
         Ok(())
     }
 
-    /// An entry's own header was read: apply what is pending.
+    /// Handles an entry's own header and applies the pending values.
     fn begin_entry(&mut self, mut header: Header, sink: &mut impl TarSink) -> Result<(), TarError> {
         header::name(&self.block, header.format, &mut self.name);
         header::cut_at_nul(header::LINKNAME.of(&self.block)).clone_into(&mut self.link);
@@ -419,7 +422,7 @@ impl TarScanner {
         let stored = header.stored().ok_or_else(|| self.invalid())?;
         self.padding = padding_of(stored);
         match SparseVersion::of(|key| self.pending.pax.get(key)) {
-            _ if header.flag == b'S' => {} // refused below
+            _ if header.flag == b'S' => {} // rejected below
             None => {}
             Some(_) if header.is_header_only() => return Err(self.invalid()),
             Some(version) => {
@@ -441,7 +444,7 @@ impl TarScanner {
         self.emit(&header, stored, sink)
     }
 
-    /// Name and logical size of a sparse file stand in records of their own.
+    /// Applies the name and logical size of a sparse file, which have their own records.
     fn apply_sparse_names(&mut self, header: &mut Header) -> Result<(), TarError> {
         let record = |key: &str| {
             self.pending
@@ -458,7 +461,7 @@ impl TarScanner {
         Ok(())
     }
 
-    /// A block of a sparse map that precedes the content was read.
+    /// Handles a complete block of a sparse map before the content.
     fn end_map_block(&mut self, sink: &mut impl TarSink) -> Result<(), TarError> {
         let Some((header, stored, mut map)) = self.sparse.take() else {
             return Err(self.invalid());
@@ -491,7 +494,7 @@ impl TarScanner {
         }
     }
 
-    /// Reports the entry; its content comes next.
+    /// Reports the entry. Its content follows.
     fn emit(
         &mut self,
         header: &Header,
@@ -554,7 +557,7 @@ impl TarScanner {
         };
     }
 
-    /// Where the block just read begins.
+    /// Offset of the block that was just read.
     fn block_start(&self) -> u64 {
         self.pos.saturating_sub(BLOCK)
     }
@@ -574,7 +577,7 @@ impl Pending {
     }
 }
 
-/// Bytes from the end of `size` bytes to the next block.
+/// Bytes of padding after `size` bytes.
 fn padding_of(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK
 }

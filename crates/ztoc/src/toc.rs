@@ -1,10 +1,10 @@
-//! The table of contents: what is in the tar, entry by entry; nothing here knows about compression.
+//! The table of contents: the entries of the tar. This module does not depend on compression.
 //!
-//! An [`Entry`] is a small `Copy` view. Its strings are bytes, never text: archives in the wild carry
+//! An [`Entry`] is a small `Copy` view. Its strings are bytes, never text: real archives contain
 //! names and attribute values that are not UTF-8, and rewriting them would change a zTOC's digest.
-//! Entries are borrowed either from the bytes of a zTOC or from a [`Toc`], the packed table that the
-//! tar scanner's users fill; neither needs a heap object for an entry. What makes zTOCs keeps them in a
-//! [`log`], which lies in a temporary file when it is long.
+//! Entries are borrowed from the bytes of a zTOC or from a [`Toc`], a packed table that users of
+//! the tar scanner fill. Neither needs a heap object per entry. Builders keep entries in a [`log`],
+//! which moves to a temporary file when it is long.
 
 use std::fmt;
 use std::ops::Range;
@@ -20,20 +20,20 @@ pub use packed::{Entries, Toc};
 pub(crate) use packed::{end_of, pack};
 pub use time::Time;
 
-/// Prefix of the PAX records that carry extended attributes.
+/// Prefix of the PAX records that contain extended attributes.
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
 
-/// Size of a tar block, in bytes: headers and the ends of files lie on multiples of it.
+/// Size of a tar block in bytes. Headers and padded file ends are aligned to it.
 pub(crate) const BLOCK: u64 = 512;
 
-/// What an entry makes of its path.
+/// The type of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FileKind {
     /// A file with content.
     Regular,
     /// A directory.
     Directory,
-    /// A second name of an earlier entry.
+    /// A further name of an earlier entry.
     Hardlink,
     /// A symbolic link.
     Symlink,
@@ -46,7 +46,7 @@ pub enum FileKind {
 }
 
 impl FileKind {
-    /// The word that a zTOC has for this kind.
+    /// The word for this kind in a zTOC.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -74,24 +74,24 @@ impl FileKind {
     }
 }
 
-/// One entry of the archive, as the tar and its PAX records describe it.
+/// One entry of the archive, as described by the tar and its PAX records.
 #[derive(Clone, Copy)]
 pub struct Entry<'a> {
-    /// Name as it stands in the archive: not cleaned, a leading `./` or trailing `/` kept.
+    /// The name as in the archive: not cleaned, with any leading `./` or trailing `/`.
     pub name: &'a [u8],
     /// Kind of file.
     pub kind: FileKind,
-    /// Where the entry's own headers begin in the uncompressed stream: the end of the padded data of
-    /// the entry before it.
+    /// Offset of the entry's own headers in the uncompressed stream, which is the end of the padded
+    /// data of the previous entry.
     pub header_start: u64,
-    /// First byte of the content in the uncompressed stream, right after the header.
+    /// Offset of the content in the uncompressed stream, right after the header.
     pub offset: u64,
-    /// Size as the archive states it, in bytes, for every kind. Only a regular file has content; see
+    /// The stated size in bytes, for every kind. Only a regular file has content; see
     /// [`Entry::content`].
     pub size: u64,
-    /// Link target, raw.
+    /// The link target, unmodified.
     pub link: &'a [u8],
-    /// Mode field, permission bits and whatever else was set.
+    /// The mode field: permission bits and any other bits that were set.
     pub mode: i64,
     /// Owner, modulo 2^32.
     pub uid: u32,
@@ -101,9 +101,9 @@ pub struct Entry<'a> {
     pub uname: &'a [u8],
     /// Group's name.
     pub gname: &'a [u8],
-    /// Time of the last change.
+    /// Modification time.
     pub mtime: Time,
-    /// Device numbers as parsed; present in non-devices too.
+    /// Device numbers as parsed; also set for entries that are not devices.
     pub dev_major: i64,
     /// See `dev_major`.
     pub dev_minor: i64,
@@ -112,13 +112,15 @@ pub struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    /// Tar bytes that describe this entry: PAX and long-name blocks and the header itself.
+    /// The range of the tar that describes this entry: PAX and long-name blocks and the header
+    /// itself.
     #[must_use]
     pub fn header(&self) -> Range<u64> {
         self.header_start..self.offset
     }
 
-    /// Tar bytes of the content. Empty for everything but regular files, whatever size they state.
+    /// The range of the tar that contains the content. Empty for everything except regular files,
+    /// regardless of the stated size.
     #[must_use]
     pub fn content(&self) -> Range<u64> {
         match self.kind {
@@ -127,7 +129,7 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// Extended attributes: the PAX records of `SCHILY.xattr.`, prefix cut.
+    /// Extended attributes: the `SCHILY.xattr.` PAX records, without that prefix.
     pub fn xattrs(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
         self.pax
             .iter()
@@ -152,17 +154,17 @@ impl fmt::Debug for Entry<'_> {
     }
 }
 
-/// Which of the PAX sparse forms a file has.
+/// The PAX sparse format of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SparseVersion {
     /// The map is in the records (0.0 and 0.1).
     InRecords,
-    /// The map lies in front of the data (1.0).
+    /// The map precedes the data (1.0).
     InData,
 }
 
 impl SparseVersion {
-    /// Decides as Go's reader does: by the version records, by the map where there are none.
+    /// Decides like Go's reader: by the version records, or by the map if there are none.
     pub(crate) fn of<'r>(record: impl Fn(&[u8]) -> Option<&'r [u8]>) -> Option<Self> {
         let value = |key: &str| record(key.as_bytes()).unwrap_or_default();
         match (value("GNU.sparse.major"), value("GNU.sparse.minor")) {
@@ -208,13 +210,13 @@ impl<'a> Pax<'a> {
         packed::unpack(packed).chain(flat.map(|record| (record.bytes(0), record.bytes(1))))
     }
 
-    /// Value of one record.
+    /// The value of one record.
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<&'a [u8]> {
         self.iter().find(|(k, _)| *k == key).map(|(_, value)| value)
     }
 
-    /// Whether there are none.
+    /// Whether there are no records.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         match self.0 {

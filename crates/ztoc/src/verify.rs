@@ -1,5 +1,5 @@
-//! The two checks that stand between a registry and a reader: a span's digest before its bytes are
-//! decoded, and a file's tar header before its content is shown.
+//! Two checks of downloaded data: a span's digest before its bytes are decoded, and a file's tar
+//! header before its content is returned.
 
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -8,44 +8,44 @@ use crate::span::{SpanDigest, SpanId, SpanMap};
 use crate::tar::{Policy, TarError, TarScanner, TarSink};
 use crate::toc::{Entry, Toc};
 
-/// Compressed bytes of a span whose digest is that of the zTOC: the only thing that can be decoded.
+/// Compressed bytes of a span whose digest matches the zTOC. Only such bytes can be decoded.
 #[derive(Debug, Clone, Copy)]
 pub struct VerifiedSpan<'a> {
     id: SpanId,
     bytes: &'a [u8],
 }
 
-/// Bytes that are not those of the span.
+/// Why bytes are not those of the span.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum VerifyError {
-    /// Too few or too many.
+    /// The length is wrong.
     #[error("span {span} has {expected} compressed bytes, not {found}")]
     Length {
-        /// Which span.
+        /// The span.
         span: u32,
-        /// Bytes it has.
+        /// The expected length in bytes.
         expected: u64,
-        /// Bytes that came.
+        /// The actual length in bytes.
         found: u64,
     },
-    /// Others than the zTOC's maker saw.
+    /// The digest is wrong.
     #[error("span digests do not match: span {span} is sha256:{}, not sha256:{}", hex(.expected), hex(.found))]
     Digest {
-        /// Which span.
+        /// The span.
         span: u32,
-        /// Digest by the zTOC.
+        /// The digest in the zTOC.
         expected: Box<SpanDigest>,
-        /// Digest of what came.
+        /// The digest of the actual bytes.
         found: Box<SpanDigest>,
     },
 }
 
 impl<'a> VerifiedSpan<'a> {
-    /// Hashes the compressed bytes of a span, [`SpanMap::compressed`], and compares.
+    /// Hashes the compressed bytes of a span, [`SpanMap::compressed`], and compares the digest.
     ///
     /// # Errors
-    /// [`VerifyError`] where length or digest differ.
+    /// [`VerifyError`] if length or digest differ.
     ///
     /// # Panics
     /// If the layer has no such span.
@@ -53,10 +53,10 @@ impl<'a> VerifiedSpan<'a> {
         Self::with_digest(id, bytes, Sha256::digest(bytes).into(), spans)
     }
 
-    /// As [`VerifiedSpan::verify`], for callers that hashed the bytes while they arrived.
+    /// Like [`VerifiedSpan::verify`], for callers that hashed the bytes as they arrived.
     ///
     /// # Errors
-    /// [`VerifyError`] where length or digest differ.
+    /// [`VerifyError`] if length or digest differ.
     ///
     /// # Panics
     /// If the layer has no such span.
@@ -87,7 +87,7 @@ impl<'a> VerifiedSpan<'a> {
         Ok(Self { id, bytes })
     }
 
-    /// Which span.
+    /// The id of the span.
     #[must_use]
     pub fn id(&self) -> SpanId {
         self.id
@@ -104,35 +104,35 @@ fn hex(digest: &SpanDigest) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A tar header that does not say what the zTOC says of it.
+/// How a tar header differs from its zTOC entry.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum HeaderMismatch {
-    /// It is not a header at all.
+    /// The bytes are not a valid header.
     #[error("the tar has no readable header there")]
     Unreadable(#[source] Option<TarError>),
-    /// It does not end where the content is said to begin.
+    /// The header does not end where the content begins according to the zTOC.
     #[error("the tar header takes {found} bytes, not {expected}")]
     Length {
-        /// By the zTOC.
+        /// Length in the zTOC, in bytes.
         expected: u64,
-        /// By the tar.
+        /// Length in the tar, in bytes.
         found: u64,
     },
-    /// It says something else.
+    /// A field has a different value.
     #[error("tar header and zTOC disagree about the {0}")]
     Field(&'static str),
 }
 
-/// Compares a TOC entry with the bytes of its header, [`Entry::header`]: they must parse to exactly one
-/// entry, to their end, and say the same.
+/// Compares a TOC entry with the bytes of its header, [`Entry::header`]. They must parse to exactly
+/// one entry, without remaining bytes, and all fields must match.
 ///
 /// # Errors
-/// [`HeaderMismatch`] names the difference. The entry's content must then not be shown.
+/// [`HeaderMismatch`] names the difference. The entry's content must then not be returned.
 pub fn verify_header(entry: &Entry<'_>, header_bytes: &[u8]) -> Result<(), HeaderMismatch> {
     let mut sink = FirstEntry { toc: Toc::new() };
     let scanned = TarScanner::new(Policy::Ztoc).feed(header_bytes, &mut sink);
-    // What follows the first entry is content or a header of its own: then the lengths differ.
+    // If content or another header follows the first entry, the lengths differ.
     let Some(found) = sink.toc.get(0) else {
         return Err(HeaderMismatch::Unreadable(scanned.err()));
     };
@@ -149,7 +149,8 @@ pub fn verify_header(entry: &Entry<'_>, header_bytes: &[u8]) -> Result<(), Heade
     }
 }
 
-/// The first thing that two descriptions of an entry say differently, its place in the archive aside.
+/// The first field in which two descriptions of an entry differ, except for its position in the
+/// archive.
 #[must_use]
 pub fn disagreement(found: &Entry<'_>, entry: &Entry<'_>) -> Option<&'static str> {
     let fields = [

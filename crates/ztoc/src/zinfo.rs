@@ -1,12 +1,12 @@
-//! The checkpoint table ("zinfo") as bytes, compatible with the reference.
+//! The binary checkpoint table ("zinfo"), compatible with the reference.
 //!
 //! ```text
 //! gzip    i32 count | i64 span size | count records of 32785 bytes
 //!         record: i64 compressed offset | i64 uncompressed offset | u8 bits | 32768 bytes of window
 //! plain   a FlatBuffers table: version (2), span size, size of the layer
 //! ```
-//! The gzip table carries no version. One that lacks exactly one record is of version 1, which left out
-//! the first checkpoint and assumed it right after a header of ten bytes.
+//! The gzip table has no version field. A table that is exactly one record too short has version 1,
+//! which omits the first checkpoint and assumes it right after a ten-byte header.
 
 #![warn(
     clippy::indexing_slicing,
@@ -20,12 +20,12 @@ use thiserror::Error;
 use crate::checkpoint::WINDOW;
 use crate::flat;
 
-/// Bytes in front of the records.
+/// Bytes before the records.
 pub(crate) const HEADER_SIZE: usize = 12;
 /// Bytes of one record.
 pub(crate) const RECORD_SIZE: usize = 8 + 8 + 1 + WINDOW;
 
-/// Where version 1 takes the first checkpoint to be.
+/// Compressed offset of the first checkpoint in version 1.
 const V1_FIRST_IN: u64 = 10;
 
 /// Field positions in the vtable of the plain table.
@@ -33,43 +33,43 @@ const VT_VERSION: u16 = 4;
 const VT_SPAN_SIZE: u16 = 6;
 const VT_SIZE: u16 = 8;
 
-/// A checkpoint table that cannot be read.
+/// Why a checkpoint table is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ZinfoError {
-    /// No bytes at all.
+    /// The table is empty.
     #[error("empty checkpoints")]
     Empty,
-    /// The length fits neither version.
+    /// The length matches neither version.
     #[error("checkpoint table of {len} bytes does not hold {count} checkpoints")]
     Length {
-        /// Bytes there are.
+        /// Length of the table in bytes.
         len: usize,
-        /// Checkpoints the header announces.
+        /// Number of checkpoints according to the header.
         count: i32,
     },
-    /// A gzip table without any checkpoint: nothing could be decoded with it.
+    /// A gzip table without checkpoints, with which nothing can be decoded.
     #[error("no checkpoint")]
     NoCheckpoint,
     /// A number is negative or otherwise impossible.
     #[error("{field} of checkpoint {index} is {value}")]
     Field {
-        /// Which checkpoint.
+        /// The checkpoint.
         index: usize,
-        /// Which of its fields.
+        /// The name of the field.
         field: &'static str,
-        /// What it says.
+        /// Its value.
         value: i64,
     },
-    /// The table of a plain layer is not a sound FlatBuffers buffer.
+    /// The table of a plain layer is not a valid FlatBuffers buffer.
     #[error("checkpoint table of a tar layer is malformed")]
     Flatbuffer(#[source] flatbuffers::InvalidFlatbuffer),
     /// The table of a plain layer states an impossible size.
     #[error("checkpoint table of a tar layer states span size {span_size} and size {size}")]
     Plain {
-        /// Span size it states.
+        /// The stated span size.
         span_size: i64,
-        /// Layer size it states.
+        /// The stated layer size.
         size: i64,
     },
 }
@@ -83,24 +83,25 @@ pub struct GzipTable<'a> {
     first_is_implied: bool,
 }
 
-/// One row of a gzip table.
+/// One record of a gzip table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row<'a> {
     /// Compressed offset of the first whole byte.
     pub compressed: u64,
     /// Uncompressed offset.
     pub uncompressed: u64,
-    /// Unused high bits of the byte before, 0 to 7.
+    /// Unused high bits of the previous byte, 0 to 7.
     pub bits: u8,
-    /// [`WINDOW`] bytes, or empty where the table implies zeros.
+    /// [`WINDOW`] bytes, or empty if the table implies zeros.
     pub window: &'a [u8],
 }
 
 impl<'a> GzipTable<'a> {
-    /// Reads a table of either version; every row is checked for numbers out of range.
+    /// Parses a table of either version and checks that the numbers of every row are in range.
     ///
     /// # Errors
-    /// Where the length fits no version, there is no checkpoint, or a number is impossible.
+    /// Fails if the length matches neither version, if there are no checkpoints, or if a number is
+    /// out of range.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ZinfoError> {
         if bytes.is_empty() {
             return Err(ZinfoError::Empty);
@@ -142,7 +143,7 @@ impl<'a> GzipTable<'a> {
         Ok(table)
     }
 
-    /// The table again, without checking its rows: its bytes passed [`GzipTable::parse`] before.
+    /// Reopens a table without checking its rows. Its bytes must have passed [`GzipTable::parse`].
     pub(crate) fn trusted(bytes: &'a [u8], count: usize) -> Option<Self> {
         let (header, records) = bytes.split_first_chunk::<HEADER_SIZE>()?;
         let span_size = i64::from_le_bytes(*header.last_chunk()?);
@@ -155,7 +156,7 @@ impl<'a> GzipTable<'a> {
         })
     }
 
-    /// Number of checkpoints, the implied one of version 1 included.
+    /// Number of checkpoints, including the implied one of version 1.
     #[must_use]
     #[expect(
         clippy::len_without_is_empty,
@@ -165,7 +166,7 @@ impl<'a> GzipTable<'a> {
         self.count
     }
 
-    /// Span size the table was built for; checkpoints lie where the stream allowed them.
+    /// The span size that the table was built for. The actual distances depend on the stream.
     #[must_use]
     pub fn span_size(&self) -> i64 {
         self.span_size
@@ -194,7 +195,7 @@ impl<'a> GzipTable<'a> {
         })
     }
 
-    /// The fields as they stand in the record.
+    /// The fields of a record, unchecked.
     fn raw(&self, index: usize) -> Option<(i64, i64, u8, &'a [u8])> {
         let stored = index.checked_sub(usize::from(self.first_is_implied))?;
         let record = self
@@ -245,7 +246,7 @@ pub(crate) fn gzip_header(count: i32, span_size: i64) -> [u8; HEADER_SIZE] {
     header
 }
 
-/// What stands before the window in a record.
+/// The fields of a record before the window.
 pub(crate) fn gzip_record_start(compressed: u64, uncompressed: u64, bits: u8) -> [u8; 17] {
     let mut start = [0; 17];
     let (compressed_at, rest) = start.split_at_mut(8);
@@ -256,12 +257,12 @@ pub(crate) fn gzip_record_start(compressed: u64, uncompressed: u64, bits: u8) ->
     start
 }
 
-/// The table of a plain layer: spans are equal slices.
+/// The table of a plain layer, whose spans are slices of equal size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlainTable {
-    /// Bytes of every span but the last.
+    /// Size of every span except the last, in bytes.
     pub span_size: u64,
-    /// Bytes of the layer.
+    /// Size of the layer in bytes.
     pub size: u64,
 }
 
@@ -283,10 +284,10 @@ impl Verifiable for PlainShape {
 }
 
 impl PlainTable {
-    /// Reads the table.
+    /// Parses the table.
     ///
     /// # Errors
-    /// Where the buffer is malformed, a size negative or the span size zero.
+    /// Fails if the buffer is malformed, a size is negative, or the span size is zero.
     pub fn parse(bytes: &[u8]) -> Result<Self, ZinfoError> {
         if bytes.is_empty() {
             return Err(ZinfoError::Empty);
@@ -306,7 +307,7 @@ impl PlainTable {
         }
     }
 
-    /// The table's bytes.
+    /// Encodes the table.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);

@@ -1,4 +1,4 @@
-//! The archive of a layer as a pass sees it: entries, warnings, or why it is refused.
+//! The archive of a layer as seen by a pass: its entries, its warnings, or why it is rejected.
 
 use super::{BuildError, MAX_WARNINGS, Warning, WarningKind};
 use crate::codec::MAX_ZTOC_SIZE;
@@ -7,8 +7,8 @@ use crate::toc::{BLOCK, Entry, EntryLog, FileKind};
 
 /// Scans the archive and keeps its entries.
 ///
-/// An archive that is refused does not end the pass: where the stream turns out to be damaged, that is
-/// the cause, and what the reference reports.
+/// A rejected archive does not end the pass: if the stream turns out to be damaged, that is the
+/// cause, and the error that the reference reports.
 #[derive(Debug)]
 pub(super) struct Contents {
     scanner: TarScanner,
@@ -61,8 +61,8 @@ impl Contents {
         }
     }
 
-    /// Takes a member that is not gzip. A zlib stream passes the search for checkpoints, but as an
-    /// archive its bytes are taken as they are, and are none.
+    /// Handles a member that is not gzip. The checkpoint search accepts a zlib stream, but the
+    /// archive reader rejects its bytes.
     pub(super) fn refuse_foreign(&mut self) {
         if self.refused.is_none() && !self.scanner.has_ended() {
             let offset = self.scanner.position() / BLOCK * BLOCK;

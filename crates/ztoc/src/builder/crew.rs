@@ -6,11 +6,11 @@
 //! runs                        [   0         ] [   1        ]  [   2     ...
 //! ```
 //!
-//! The compressed bytes in front of the walk are cut into orders, a run is made of each, and the walk
-//! takes the runs over in their order. Where it has not come to a run's first member by itself the
-//! guess was wrong: it goes on alone to the end of that member and looks again. Guesses that were wrong
-//! one after the other make it wait longer each time, so a layer of few large members, or one with
-//! compressed files in it, costs what it costs without a crew.
+//! The compressed bytes ahead of the walk are divided into orders. Each order produces a run, and
+//! the walk takes over the runs in order. If the walk does not reach the first member of a run
+//! exactly, the guess was wrong: the walk inflates that member itself and then checks again. After
+//! each consecutive wrong guess it inflates more members alone, so a layer with few large members,
+//! or with compressed files inside, is as fast as without a crew.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,24 +22,24 @@ use crate::gzip::pieces::Pieces;
 use crate::gzip::run::{Order, Run, RunDecoder, Short};
 use crate::gzip::walk::Ratio;
 
-/// Most threads: beyond these the walk and the hashing are the limit.
+/// Most threads: with more, the walk and the hashing are the bottleneck.
 const MAX_THREADS: usize = 16;
 
-/// Output of one run in bytes, if there is memory for eight of them: enough that handing it over costs
-/// nothing beside it.
+/// Output of one run in bytes, if there is memory for eight runs. Large enough that the cost of
+/// handing over a run is negligible.
 const RUN_OUTPUT: usize = 2 << 20;
 
-/// Compressed bytes behind an order in which its last member may end, at first.
+/// Initial number of compressed bytes after an order in which its last member may end.
 const REACH: u64 = 512 << 10;
 
 /// Compressed bytes of an order.
 const MIN_ORDER: u64 = 4 << 10;
 const MAX_ORDER: u64 = 256 << 10;
 
-/// Most members that the walk does alone after a wrong guess.
+/// Most members that the walk inflates alone after a wrong guess.
 const MAX_REST: u32 = 127;
 
-/// An order that was given out.
+/// An order that a thread is working on, or has finished.
 #[derive(Debug)]
 struct Due {
     from: u64,
@@ -47,34 +47,34 @@ struct Due {
     run: Receiver<Run>,
 }
 
-/// The threads and what they work on. Dropping it ends them.
+/// The threads and their shared state. Dropping it ends them.
 #[derive(Debug)]
 pub(super) struct Crew {
     orders: Sender<(Order, SyncSender<Run>)>,
     due: VecDeque<Due>,
     /// Where the next order begins.
     frontier: u64,
-    /// How far the walk is: runs behind it need not be finished.
+    /// Offset of the walk. Runs before it do not have to be finished.
     walked: Arc<AtomicU64>,
     buffers: Vec<Vec<u8>>,
     limits: Limits,
-    /// Output that a run may have, and compressed bytes that its last member may take behind its order:
-    /// more where members turn out to be larger.
+    /// Most output of a run, and most compressed bytes that its last member may take after its
+    /// order. Both grow if members turn out to be larger.
     run_output: usize,
     reach: u64,
-    /// Wrong guesses one after the other.
+    /// Number of consecutive wrong guesses.
     wrong: u32,
-    /// Members that the walk does alone for them.
+    /// Number of members that the walk still inflates alone because of them.
     rest: u32,
 }
 
-/// What may wait in memory. With 32 MiB in all, members of 8 MiB can be inflated ahead, and such that
-/// have 4 MiB compressed; a member of an eStargz layer has up to 4 MiB of content.
+/// Memory limits. With 32 MiB in total, members of up to 8 MiB, or 4 MiB compressed, can be
+/// inflated ahead. A member of an eStargz layer has at most 4 MiB of content.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
-    /// Orders that are given out.
+    /// Outstanding orders.
     orders: usize,
-    /// Output that waits to be taken over, in bytes, of all runs and of one.
+    /// Output in bytes that waits to be taken over, of all runs and of one run.
     output: usize,
     run_output: usize,
     reach: u64,
@@ -100,7 +100,8 @@ impl Drop for Crew {
 }
 
 impl Crew {
-    /// Starts up to `threads` threads that use so many bytes of `memory`; none where none can be started.
+    /// Starts up to `threads` threads that use up to `memory` bytes. Returns `None` if no thread
+    /// can be started.
     pub(super) fn start<'scope>(
         scope: &'scope Scope<'scope, '_>,
         threads: usize,
@@ -133,8 +134,8 @@ impl Crew {
         })
     }
 
-    /// Bytes in front of the walk that the next order wants to have been read; none where enough orders
-    /// are given out.
+    /// Offset up to which bytes must have been read for the next order; `None` if enough orders are
+    /// outstanding.
     pub(super) fn wants(&self, walk: u64, ratio: Ratio) -> Option<u64> {
         // One more run is being taken over.
         let most = (self.limits.output / self.run_output.max(1)).saturating_sub(1);
@@ -143,7 +144,7 @@ impl Crew {
             .then(|| self.next_order(walk, ratio).1 + self.reach)
     }
 
-    /// Whether the run that the walk needs next was ordered.
+    /// Whether the run that the walk needs next has been ordered.
     pub(super) fn has_ordered(&self, walk: u64) -> bool {
         self.due.iter().any(|due| due.until > walk)
     }
@@ -154,8 +155,8 @@ impl Crew {
         (from, from + len.clamp(MIN_ORDER, MAX_ORDER))
     }
 
-    /// Gives out the next order, for a walk that is at the end of a member. Returns whether there are
-    /// bytes for one.
+    /// Issues the next order, for a walk at the end of a member. Returns false if there are no
+    /// bytes for an order.
     pub(super) fn order(&mut self, ahead: &Pieces, walk: u64, ratio: Ratio) -> bool {
         let (from, until) = self.next_order(walk, ratio);
         let until = until.min(ahead.end());
@@ -175,7 +176,7 @@ impl Crew {
         self.orders.send((order, sender)).is_ok()
     }
 
-    /// The run in which a member that begins at `walk` would be, waiting for it.
+    /// Waits for the run that would contain a member that begins at `walk`.
     pub(super) fn take(&mut self, walk: u64) -> Option<Run> {
         self.walked.store(walk, Ordering::Relaxed);
         while self.due.front()?.until <= walk {
@@ -187,7 +188,7 @@ impl Crew {
         self.due.pop_front()?.run.recv().ok()
     }
 
-    /// A run was taken over, or was of no use.
+    /// Adapts the limits after a run was taken over or turned out to be useless.
     pub(super) fn learn(&mut self, run: Run, was_right: bool) {
         if was_right {
             self.wrong = 0;
@@ -200,7 +201,7 @@ impl Crew {
             Some(Short::Input) => self.reach = (self.reach * 2).min(self.limits.reach),
             Some(Short::Output) if self.run_output < self.limits.run_output => {
                 self.run_output = (self.run_output * 2).min(self.limits.run_output);
-                // Fewer and larger ones from now on.
+                // From now on there are fewer and larger buffers.
                 self.buffers.clear();
             }
             Some(Short::Output) | None => {}
@@ -208,7 +209,7 @@ impl Crew {
         self.buffers.push(run.into_output());
     }
 
-    /// Whether the walk goes on alone at the end of this member.
+    /// Whether the walk inflates the next member alone.
     pub(super) fn rests(&mut self) -> bool {
         let rests = self.rest > 0;
         self.rest = self.rest.saturating_sub(1);
@@ -216,16 +217,17 @@ impl Crew {
     }
 }
 
-/// What a thread of the crew does.
+/// The main loop of a crew thread.
 fn work(queue: &Mutex<Receiver<(Order, SyncSender<Run>)>>, walked: &AtomicU64) {
     let Some(mut decoder) = RunDecoder::new() else {
         return;
     };
     loop {
-        // The lock is the queue's turn: who holds it waits for an order, the others for their turn.
+        // The lock serializes access to the queue: its holder waits for an order, the others for
+        // the lock.
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((order, sender)) = next else { return };
-        // Nobody takes it where the walk went past it.
+        // Fails if the walk has passed this run and dropped its receiver.
         sender.send(decoder.run(order, walked)).unwrap_or_default();
     }
 }

@@ -1,4 +1,4 @@
-//! A pass over a gzip layer: walk, scan, hash.
+//! A pass over a gzip layer: walk, scan and hash.
 
 use std::io::Write;
 
@@ -18,13 +18,13 @@ pub(super) struct GzipBuild {
     pub(super) hasher: SpanHasher,
 }
 
-/// What the walk finds.
+/// Receives the results of the walk.
 pub(super) struct GzipSink {
     contents: Contents,
     records: SpooledTempFile,
-    /// Where spans begin; `digest` is filled in at the end.
+    /// The starts of the spans; `digest` is filled in at the end.
     spans: Vec<Span>,
-    /// Spans from here on were not handed to the hasher yet.
+    /// Index of the first span that has not been passed to the hasher.
     unhashed: usize,
 }
 
@@ -60,7 +60,7 @@ impl WalkSink for GzipSink {
 }
 
 impl GzipSink {
-    /// The spans that begin in front of `end` or there, without those that were handed out before.
+    /// The spans that begin at or before `end` and have not been returned yet.
     pub(super) fn starts(&mut self, end: u64) -> impl Iterator<Item = SpanStart> + use<'_> {
         let new = self.spans.get(self.unhashed..).unwrap_or_default();
         let count = new.partition_point(|span| span.compressed <= end);

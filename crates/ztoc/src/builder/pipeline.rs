@@ -1,4 +1,4 @@
-//! A pass by several threads: reading, walking and hashing at once.
+//! A pass with several threads, which reads, walks and hashes at the same time.
 //!
 //! ```text
 //! caller: read --pieces--> walk: inflate, scan --pieces, where spans begin--> hash
@@ -9,8 +9,8 @@
 //!    +---------------------------- buffers -------------------------------------+
 //! ```
 //!
-//! All channels are bounded, or carry only what came through a bounded one. Bytes are walked through in
-//! order by one thread, so the result, errors included, is that of [`GzipBuild::push`].
+//! All channels are bounded, or carry only data that came through a bounded one. A single thread
+//! walks the bytes in order, so the result, including errors, is that of [`GzipBuild::push`].
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -25,15 +25,14 @@ use super::span_hash::{SpanHasher, SpanStart};
 use crate::gzip::pieces::{PIECE, Piece, Pieces};
 use crate::gzip::walk::Walk;
 
-/// Pieces that wait between two threads: enough that one can be late for a moment.
+/// Pieces queued between two threads, enough to absorb short delays.
 const QUEUE: usize = 8;
 
-/// A piece that was walked through, and where spans begin in it.
+/// A piece that was walked, and the starts of the spans in it.
 type Walked = (Piece, Vec<SpanStart>);
 
-/// Passes a gzip layer with up to `threads` threads at work, and so many bytes of `memory` for what is
-/// inflated ahead. Returns whether it did: not where threads
-/// cannot be started, and then nothing was read.
+/// Processes a gzip layer with up to `threads` threads and `memory` bytes for inflating ahead.
+/// Returns false, without having read anything, if threads cannot be started.
 pub(super) fn gzip(
     build: &mut GzipBuild,
     layer: &mut impl Read,
@@ -57,12 +56,12 @@ pub(super) fn gzip(
         let read = feed(layer, pieces_in, &buffers);
         let walked = join(walking);
         join(hashing);
-        // What is wrong with the bytes was there before the bytes that could not be read.
+        // An error in the bytes precedes the failed read, so it is reported first.
         walked.and(read).map(|()| true)
     })
 }
 
-/// Passes an uncompressed layer: reading overlaps with the rest. Returns as [`gzip`] does.
+/// Processes an uncompressed layer; reading overlaps with the rest. Returns the same as [`gzip`].
 pub(super) fn plain(build: &mut PlainBuild, layer: &mut impl Read) -> Result<bool, BuildError> {
     thread::scope(|scope| {
         let (pieces_in, pieces) = sync_channel::<Piece>(QUEUE);
@@ -98,7 +97,7 @@ fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Reads the layer to its end, or until nobody takes its bytes any more.
+/// Reads the layer to its end, or until the receiver is gone.
 fn feed(
     layer: &mut impl Read,
     pieces: SyncSender<Piece>,
@@ -136,7 +135,7 @@ fn hash(hasher: &mut SpanHasher, walked: &Receiver<Walked>, buffers: &Sender<Vec
     }
 }
 
-/// Hands the buffer of a piece back, if nobody else has it and it is still wanted.
+/// Returns the buffer of a piece for reuse, unless the piece is shared.
 fn reuse(piece: Piece, buffers: &Sender<Vec<u8>>) {
     if let Some(buffer) = Arc::into_inner(piece) {
         buffers.send(buffer).unwrap_or_default();
@@ -149,7 +148,7 @@ struct Walker<'b> {
     sink: &'b mut GzipSink,
     pieces: Receiver<Piece>,
     walked: SyncSender<Walked>,
-    /// Bytes that were read and are not behind the walk.
+    /// Bytes that were read but not walked yet.
     ahead: Pieces,
     has_ended: bool,
 }
@@ -171,7 +170,7 @@ impl<'b> Walker<'b> {
         }
     }
 
-    /// Walks to the end of the bytes. `start` is called when a second member begins.
+    /// Walks to the end of the bytes. Calls `start` when a second member begins.
     fn run(mut self, start: impl Fn() -> Option<Crew>) -> Result<(), BuildError> {
         let mut crew = None;
         while self.read_ahead(self.walk.consumed() + 1) {
@@ -187,7 +186,7 @@ impl<'b> Walker<'b> {
         Ok(())
     }
 
-    /// Goes on with what the crew inflates, as far as that leads.
+    /// Takes over the crew's runs as long as they fit.
     fn take_over(&mut self, crew: &mut Crew) -> Result<(), BuildError> {
         if crew.rests() {
             return Ok(());
@@ -206,7 +205,8 @@ impl<'b> Walker<'b> {
         }
     }
 
-    /// Keeps the crew busy as far as bytes are there, and waits for bytes where it has nothing to do.
+    /// Gives the crew orders while bytes are available. Waits for bytes only if the run that the
+    /// walk needs next has not been ordered.
     fn give_orders(&mut self, crew: &mut Crew) {
         let at = self.walk.consumed();
         let ratio = self.walk.ratio();
@@ -222,7 +222,7 @@ impl<'b> Walker<'b> {
         }
     }
 
-    /// Reads so far that there are bytes up to `until`. Returns whether there are.
+    /// Reads until bytes up to `until` are available. Returns whether they are.
     fn read_ahead(&mut self, until: u64) -> bool {
         while self.ahead.end() < until && !self.has_ended {
             match self.pieces.recv() {
@@ -233,7 +233,7 @@ impl<'b> Walker<'b> {
         self.ahead.end() >= until
     }
 
-    /// The same without waiting.
+    /// Like [`Self::read_ahead`], without waiting.
     fn read_ahead_at_once(&mut self, until: u64) -> bool {
         while self.ahead.end() < until {
             match self.pieces.try_recv() {
@@ -247,11 +247,11 @@ impl<'b> Walker<'b> {
         true
     }
 
-    /// Hands on the pieces that the walk has behind it.
+    /// Passes on the pieces that the walk has finished.
     fn release(&mut self) {
         while let Some((piece, end)) = self.ahead.pop_before(self.walk.consumed()) {
             let starts = self.sink.starts(end).collect();
-            // Nobody takes it only after a panic, which `join` goes on with.
+            // Fails only after a panic, which `join` resumes.
             self.walked.send((piece, starts)).unwrap_or_default();
         }
     }

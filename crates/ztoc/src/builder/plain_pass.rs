@@ -1,4 +1,4 @@
-//! A pass over an uncompressed layer: scan, hash.
+//! A pass over an uncompressed layer: scan and hash.
 
 use sha2::{Digest, Sha256};
 
@@ -12,7 +12,7 @@ pub(super) struct PlainBuild {
     contents: Contents,
     slices: Slices,
     hasher: Sha256,
-    /// Whether bytes are hashed; if not, every digest is that of nothing.
+    /// Whether to hash the bytes; if not, every digest is that of an empty input.
     hash_spans: bool,
     digests: Vec<SpanDigest>,
 }

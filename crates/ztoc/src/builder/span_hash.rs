@@ -1,28 +1,28 @@
-//! Digests of spans, from the layer's bytes in order.
+//! Computes the digests of spans from the layer's bytes, in order.
 
 use sha2::{Digest, Sha256};
 
 use crate::span::SpanDigest;
 
-/// Where a span begins.
+/// The start of a span.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SpanStart {
     /// Offset of its first whole byte.
     pub(super) compressed: u64,
-    /// Bits of the byte before that are its own too.
+    /// Number of bits of the byte before that belong to the span.
     pub(super) bits: u8,
 }
 
-/// Hashes spans one after the other. Bytes before the first belong to none.
+/// Hashes consecutive spans. Bytes before the first span belong to none.
 #[derive(Debug)]
 pub(super) struct SpanHasher {
     hasher: Sha256,
-    /// Whether bytes are hashed; if not, every digest is that of nothing.
+    /// Whether to hash the bytes; if not, every digest is that of an empty input.
     hash_spans: bool,
     /// Whether the first span has begun.
     is_hashing: bool,
     digests: Vec<SpanDigest>,
-    /// Bytes hashed or left out so far, and the last of them.
+    /// Bytes seen so far, hashed or not, and the last of them.
     passed: u64,
     last_byte: u8,
 }
@@ -39,8 +39,8 @@ impl SpanHasher {
         }
     }
 
-    /// Hashes bytes that were walked through, cut where spans begin in them or at their end. A span that
-    /// begins inside a byte takes that byte too, which the span before it has had.
+    /// Hashes bytes that were walked, divided at the span starts within them or at their end. A
+    /// span that begins inside a byte includes that byte, as does the span before it.
     pub(super) fn hash(&mut self, bytes: &[u8], starts: impl IntoIterator<Item = SpanStart>) {
         let mut rest = bytes;
         for start in starts {
@@ -70,7 +70,7 @@ impl SpanHasher {
         self.passed += bytes.len() as u64;
     }
 
-    /// The digests; the last span ends here.
+    /// Ends the last span and returns the digests.
     pub(super) fn finish(mut self) -> Vec<SpanDigest> {
         self.digests.push(self.hasher.finalize().into());
         self.digests

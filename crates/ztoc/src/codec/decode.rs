@@ -1,4 +1,4 @@
-//! Bytes → zTOC: a borrowed, verified view.
+//! Decodes a zTOC into a borrowed, verified view.
 
 #![warn(
     clippy::indexing_slicing,
@@ -15,19 +15,19 @@ use crate::span::{Span, SpanDigest, SpanId, SpanMap};
 use crate::toc::{Entry, FileKind, Pax, Time, end_of};
 use crate::zinfo::{GzipTable, PlainTable};
 
-/// Most output that one byte of deflate can stand for.
+/// Most bytes of output per byte of deflate.
 const MAX_EXPANSION: u64 = 1032;
 
 /// A verified view of a zTOC's bytes, usually a mapped file.
 ///
-/// Nothing is copied but span offsets and digests; 100,000 entries cost no heap.
+/// Only span offsets and digests are copied; 100,000 entries need no heap memory.
 #[derive(Debug, Clone)]
 pub struct Ztoc<'a> {
     bytes: &'a [u8],
     shape: DetachedZtoc,
 }
 
-/// What [`Ztoc::parse`] found out, without the bytes: keep it beside a mapping and [`attach`] it to
+/// The result of [`Ztoc::parse`] without the bytes. Keep it next to a mapping and [`attach`] it to
 /// the same bytes again at no cost.
 ///
 /// [`attach`]: DetachedZtoc::attach
@@ -37,13 +37,13 @@ pub struct DetachedZtoc {
     compression: Compression,
     span_size: u64,
     entries: usize,
-    /// Indexes of the entries by ascending offset, where the file has them in another order.
+    /// Indexes of the entries by ascending offset, if the file has a different order.
     order: Option<Arc<[u32]>>,
 }
 
 impl DetachedZtoc {
-    /// A view over `bytes`, which must be those that were parsed; over others its answers mean nothing,
-    /// though no access leaves them.
+    /// A view of `bytes`, which must be the bytes that were parsed. With other bytes the results
+    /// are meaningless, but no access is out of bounds.
     #[must_use]
     pub fn attach<'a>(&self, bytes: &'a [u8]) -> Ztoc<'a> {
         Ztoc {
@@ -60,11 +60,10 @@ impl DetachedZtoc {
 }
 
 impl<'a> Ztoc<'a> {
-    /// Verifies `bytes` and everything they say about themselves; see the crate's documentation for
-    /// what holds afterwards.
+    /// Verifies `bytes` completely. The crate's documentation lists what is guaranteed afterwards.
     ///
     /// # Errors
-    /// [`DecodeError`] names the part that is wrong.
+    /// [`DecodeError`] names the invalid part.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, DecodeError> {
         if bytes.len() as u64 > MAX_ZTOC_SIZE {
             return Err(DecodeError::TooLarge(bytes.len() as u64));
@@ -98,13 +97,13 @@ impl<'a> Ztoc<'a> {
         Ok(ztoc)
     }
 
-    /// What was found out, to be kept apart from the bytes.
+    /// The result of parsing, to be kept separately from the bytes.
     #[must_use]
     pub fn detach(&self) -> DetachedZtoc {
         self.shape.clone()
     }
 
-    /// All entries by ascending offset, which is the order of the archive.
+    /// All entries by ascending offset, which is archive order.
     pub fn entries(&self) -> impl ExactSizeIterator<Item = Entry<'a>> + use<'a> {
         let this = self.clone();
         let files = this.files();
@@ -116,7 +115,7 @@ impl<'a> Ztoc<'a> {
         })
     }
 
-    /// One entry, by its number in that order.
+    /// One entry, by its index in archive order.
     #[must_use]
     pub fn entry(&self, index: usize) -> Option<Entry<'a>> {
         if index >= self.shape.entries {
@@ -148,25 +147,25 @@ impl<'a> Ztoc<'a> {
         self.shape.compression
     }
 
-    /// Span size that was asked for when the zTOC was made, in bytes.
+    /// The requested span size of the build, in bytes.
     #[must_use]
     pub fn span_size(&self) -> u64 {
         self.shape.span_size
     }
 
-    /// Version of the format, as it stands.
+    /// The format version, unmodified.
     #[must_use]
     pub fn version(&self) -> &'a [u8] {
         flat::Table::root(self.bytes).bytes(field::ZTOC_VERSION)
     }
 
-    /// Who made it, as it stands.
+    /// The identifier of the tool that built the zTOC, unmodified.
     #[must_use]
     pub fn tool(&self) -> &'a [u8] {
         flat::Table::root(self.bytes).bytes(field::ZTOC_TOOL)
     }
 
-    /// The checkpoint table as it stands, of version 1 or 2.
+    /// The bytes of the checkpoint table, of version 1 or 2.
     #[must_use]
     pub fn checkpoint_table(&self) -> &'a [u8] {
         flat::Table::root(self.bytes)
@@ -175,7 +174,7 @@ impl<'a> Ztoc<'a> {
             .unwrap_or_default()
     }
 
-    /// State in which a span begins. Its window is borrowed from the bytes.
+    /// The checkpoint at which a span begins. Its window is borrowed from the bytes.
     #[must_use]
     pub fn checkpoint(&self, id: SpanId) -> Checkpoint<'a> {
         match self.shape.compression {
@@ -197,9 +196,9 @@ impl<'a> Ztoc<'a> {
         }
     }
 
-    /// Whether the layer can be served file by file. A zTOC may be well formed and describe an archive
-    /// in which that would go wrong: entries other than regular files that state a size (the headers
-    /// behind them cannot be found), and sparse files (their stored bytes are not their content).
+    /// Checks that the layer can be served file by file. A well-formed zTOC can describe an archive
+    /// that cannot: entries other than regular files that state a size (the headers after them
+    /// cannot be found), and sparse files (their stored bytes are not their content).
     ///
     /// # Errors
     /// Names the first such entry.
@@ -217,8 +216,8 @@ impl<'a> Ztoc<'a> {
         Ok(())
     }
 
-    /// Entries must follow each other in the archive: each begins, after its headers, behind the padded
-    /// end of the one before it.
+    /// Checks that entries do not overlap: each begins, after its headers, behind the padded end of
+    /// the previous one.
     fn check_entries(&self, archive_size: u64) -> Result<(), DecodeError> {
         let files = self.files();
         let mut next_header = 0u64;
@@ -254,7 +253,7 @@ impl<'a> Ztoc<'a> {
             .map_or(flat::Vector::EMPTY, |toc| toc.vector(field::TOC_METADATA))
     }
 
-    /// Place in the file of the entry with this number in archive order.
+    /// Position in the file of the entry with this index in archive order.
     fn position(&self, index: usize) -> usize {
         match &self.shape.order {
             Some(order) => order.get(index).map_or(usize::MAX, |&place| place as usize),
@@ -299,7 +298,7 @@ fn files(bytes: &[u8]) -> Result<flat::Vector<'_>, DecodeError> {
         .ok_or(DecodeError::Missing("table of contents"))
 }
 
-/// The order by ascending offset; `None` where the file already has it.
+/// The order by ascending offset; `None` if the file already has it.
 fn order(files: flat::Vector<'_>) -> Option<Arc<[u32]>> {
     let offset = |place: u32| files.table(place as usize).i64(field::FILE_OFFSET);
     let len = u32::try_from(files.len()).unwrap_or(u32::MAX);
@@ -311,14 +310,14 @@ fn order(files: flat::Vector<'_>) -> Option<Arc<[u32]>> {
     Some(places.into())
 }
 
-/// Where a span begins, before its digest is known.
+/// The start of a span, before its digest is known.
 struct Start {
     compressed: u64,
     uncompressed: u64,
     bits: u8,
 }
 
-/// Reads the checkpoint table; the numbers of the rows are plausible one by one.
+/// Reads the checkpoint table and checks each row on its own.
 fn checkpoints(
     info: &flat::Table<'_>,
     layer_size: u64,
@@ -378,7 +377,7 @@ fn checkpoints(
     }
 }
 
-/// Joins starts and digests; spans ascend and lie within the layer.
+/// Combines starts and digests, and checks that spans ascend and lie within the layer.
 fn span_map(
     info: &flat::Table<'_>,
     starts: Vec<Start>,
@@ -417,8 +416,8 @@ fn span_map(
     Ok(SpanMap::new(spans, layer_size, archive_size))
 }
 
-/// No span may claim more output than its input can give: what a decoder allocates is bounded by what
-/// was fetched.
+/// Checks that no span claims more output than its input can give. This bounds a decoder's memory
+/// by the number of downloaded bytes.
 fn check_spans(spans: &SpanMap) -> Result<(), DecodeError> {
     for id in spans.ids() {
         let (compressed, uncompressed) = (spans.compressed(id), spans.uncompressed(id));
@@ -433,7 +432,7 @@ fn check_spans(spans: &SpanMap) -> Result<(), DecodeError> {
     Ok(())
 }
 
-/// `sha256:` and 64 lower-case hex digits.
+/// Parses `sha256:` and 64 lowercase hex digits.
 fn parse_digest(text: &[u8]) -> Option<SpanDigest> {
     let hex = text.strip_prefix(b"sha256:")?;
     let nibble = |c: &u8| match c {

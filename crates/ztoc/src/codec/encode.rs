@@ -1,8 +1,9 @@
-//! zTOC → bytes.
+//! Encodes a zTOC.
 //!
-//! FlatBuffers are built back to front: the entries, last one first, then the checkpoint table, then
-//! digests and the root. The first two can be large and are not kept in memory: entries come from a log
-//! and go into a spool, and of the table only its length is needed until everything is written out.
+//! FlatBuffers are built back to front: the entries, last one first, then the checkpoint table,
+//! then digests and the root. The first two can be large and are not kept in memory: entries come
+//! from a log and go to a spool, and only the length of the table is needed until everything is
+//! written out.
 
 use std::io::{self, Write};
 
@@ -14,28 +15,28 @@ use crate::checkpoint::Compression;
 use crate::span::SpanDigest;
 use crate::toc::{Entry, EntryLog, FileKind};
 
-/// A zTOC that could not be written.
+/// Why a zTOC could not be written.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum EncodeError {
     /// It would be larger than [`MAX_ZTOC_SIZE`].
     #[error("zTOC of about {size} bytes is larger than 1 GiB; use a larger span size")]
     TooLarge {
-        /// Bytes it would have.
+        /// The size in bytes.
         size: u64,
     },
-    /// More checkpoints than their table can hold.
+    /// There are more checkpoints than the table can hold.
     #[error("{count} checkpoints do not fit in a zTOC; use a larger span size")]
     TooManyCheckpoints {
-        /// Checkpoints there are.
+        /// Number of checkpoints.
         count: usize,
     },
-    /// The checkpoint table could not be read back, or the output not be written.
+    /// The checkpoint table could not be read back, or the output could not be written.
     #[error("write zTOC")]
     Io(#[from] io::Error),
 }
 
-/// Everything but the checkpoint table.
+/// Everything except the checkpoint table.
 pub(crate) struct Parts<'a> {
     pub(crate) tool: &'a str,
     pub(crate) entries: &'a mut EntryLog,
@@ -43,15 +44,15 @@ pub(crate) struct Parts<'a> {
     pub(crate) archive_size: u64,
     pub(crate) digests: &'a [SpanDigest],
     pub(crate) max_span_id: i32,
-    /// `None` leaves the field out, which readers take for gzip.
+    /// `None` omits the field; readers then assume gzip.
     pub(crate) compression: Option<Compression>,
-    /// How kinds are written; only the golden vector of an empty table needs another way.
+    /// The words for file kinds; only the golden vector of an empty table needs different ones.
     pub(crate) kind_word: fn(FileKind) -> &'static str,
 }
 
 impl Parts<'_> {
-    /// Writes the zTOC with a checkpoint table of `table_len` bytes, which `table` writes. Returns the
-    /// number of bytes written.
+    /// Writes the zTOC with a checkpoint table of `table_len` bytes, which `table` writes. Returns
+    /// the number of bytes written.
     pub(crate) fn encode<W: Write>(
         mut self,
         out: &mut W,
@@ -130,7 +131,7 @@ impl Parts<'_> {
     }
 }
 
-/// The size so far, if a zTOC can have it.
+/// The size so far, or an error if it exceeds the limit.
 fn fits(writer: &Writer) -> Result<u64, EncodeError> {
     let size = writer.used().into();
     if size > MAX_ZTOC_SIZE {
@@ -185,7 +186,7 @@ fn digest_text(digest: &SpanDigest) -> String {
     digest
         .iter()
         .fold(String::from("sha256:"), |mut text, byte| {
-            // Writing to a String cannot fail.
+            // Writing to a `String` cannot fail.
             write!(text, "{byte:02x}").unwrap_or_default();
             text
         })
@@ -222,7 +223,7 @@ mod tests {
         pax: Pax::EMPTY,
     };
 
-    /// The vector of the reference's own unit test: nothing set that can be left out.
+    /// The vector of the reference's own unit test, with all optional fields omitted.
     #[test]
     fn two_empty_files_and_a_table_of_zeros() {
         let mut entries = EntryLog::new(u64::MAX);
@@ -297,12 +298,12 @@ mod tests {
         }
     }
 
-    /// Writes what was read.
+    /// Writes the decoded zTOC again.
     fn again(ztoc: &Ztoc<'_>) -> Vec<u8> {
         with_table(ztoc, ztoc.checkpoint_table())
     }
 
-    /// Writes what was read, with another checkpoint table.
+    /// Writes the decoded zTOC with another checkpoint table.
     fn with_table(ztoc: &Ztoc<'_>, table: &[u8]) -> Vec<u8> {
         let mut entries = EntryLog::new(u64::MAX);
         ztoc.entries().for_each(|entry| entries.push(&entry));
@@ -325,7 +326,7 @@ mod tests {
         bytes
     }
 
-    /// Old zTOCs leave out the first checkpoint; they stay as they are.
+    /// Old zTOCs omit the first checkpoint; re-encoding preserves that.
     #[test]
     fn tables_of_version_1_are_kept() {
         let layers = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/layers");

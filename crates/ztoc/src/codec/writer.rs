@@ -1,46 +1,47 @@
-//! Writing FlatBuffers back to front, into temporary files where they are large.
+//! Writes FlatBuffers back to front, with temporary files for large buffers.
 //!
-//! An object is written before those that refer to it and lies behind them, so a buffer grows at its
-//! front. Here it is kept with its bytes in reverse order, which makes that an append; what is finished
-//! of it need not stay in memory.
+//! An object is written before the objects that refer to it and has a higher offset, so a buffer
+//! grows at its front. The writer stores the bytes in reverse order, which turns this into an
+//! append, and finished parts do not have to stay in memory.
 //!
-//! Positions count from the buffer's end, and alignment is to that end, as the format wants it. Objects
-//! laid down elsewhere ([`Writer::skip`]) count too: their bytes are nobody's concern here.
+//! Positions count from the end of the buffer, and alignment is relative to that end, as the format
+//! requires. Objects written elsewhere ([`Writer::skip`]) are counted, but not stored here.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use tempfile::SpooledTempFile;
 
-/// Bytes that stay in memory; a table of about 10,000 files.
+/// Bytes that stay in memory, enough for a table of about 10,000 files.
 const SPOOL_SIZE: usize = 1 << 20;
 
-/// Bytes moved at a time.
+/// Bytes copied at a time.
 const BLOCK: usize = 64 * 1024;
 
-/// Place of an object: bytes from its first one to the end of the buffer.
+/// Position of an object: the distance in bytes from its first byte to the end of the buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct At(u32);
 
 /// A buffer under construction.
 #[derive(Debug)]
 pub(super) struct Writer {
-    /// What was written since `base`, last byte first; the latest is in `recent`.
+    /// Everything written since the last [`Writer::skip`], last byte first; the newest part is in
+    /// `recent`.
     spool: SpooledTempFile,
     recent: Vec<u8>,
-    /// Bytes of the whole buffer so far.
+    /// Size of the whole buffer so far, in bytes.
     used: u32,
     /// Largest alignment so far.
     alignment: u32,
     /// Tables of the same shape share a vtable.
     vtables: HashMap<Vec<u8>, At>,
-    /// Fields of the table that is being written: number, and where it lies.
+    /// Fields of the current table: number and position.
     fields: Vec<(u16, At)>,
-    /// Where that table ends.
+    /// The end of the current table.
     tail: u32,
 }
 
-/// A number that a field can have.
+/// A number type of a field.
 pub(super) trait Scalar: Copy + PartialEq {
     type Bytes: AsRef<[u8]>;
     fn bytes(self) -> Self::Bytes;
@@ -79,12 +80,12 @@ impl Writer {
         }
     }
 
-    /// Bytes of the buffer so far.
+    /// Size of the buffer so far, in bytes.
     pub(super) fn used(&self) -> u32 {
         self.used
     }
 
-    /// Hands over what was written and goes on in front of `len` bytes that come from elsewhere.
+    /// Returns the finished part and continues before `len` bytes that are stored elsewhere.
     pub(super) fn skip(&mut self, len: u32) -> io::Result<Written> {
         self.count(len as usize)?;
         Ok(Written {
@@ -93,7 +94,7 @@ impl Writer {
         })
     }
 
-    /// A byte string: length, bytes, a zero.
+    /// Writes a byte string: length, bytes, a zero.
     pub(super) fn string(&mut self, bytes: &[u8]) -> io::Result<At> {
         self.align(bytes.len() + 1, 4)?;
         self.push(&[0])?;
@@ -101,7 +102,7 @@ impl Writer {
         self.scalar(u32_len(bytes.len())?)
     }
 
-    /// A vector of references.
+    /// Writes a vector of references.
     pub(super) fn vector(&mut self, objects: &[At]) -> io::Result<At> {
         self.align(objects.len() * 4, 4)?;
         for object in objects.iter().rev() {
@@ -110,12 +111,12 @@ impl Writer {
         self.scalar(u32_len(objects.len())?)
     }
 
-    /// The length of a vector of bytes that [`Writer::skip`] is told of.
+    /// Writes the length of a byte vector whose content was passed to [`Writer::skip`].
     pub(super) fn vector_of_skipped(&mut self, len: u32) -> io::Result<At> {
         self.scalar(len)
     }
 
-    /// Zeros, so that `len` bytes in front of them begin at a multiple of `alignment`.
+    /// Writes zeros, so that `len` bytes in front of them begin at a multiple of `alignment`.
     pub(super) fn align(&mut self, len: usize, alignment: u32) -> io::Result<()> {
         self.alignment = self.alignment.max(alignment);
         let end = self.used as usize + len;
@@ -123,13 +124,13 @@ impl Writer {
         self.push([0; 8].get(..padding).unwrap_or_default())
     }
 
-    /// A table begins: its fields follow, then [`Writer::end_table`].
+    /// Begins a table. Its fields follow, then [`Writer::end_table`].
     pub(super) fn begin_table(&mut self) {
         self.fields.clear();
         self.tail = self.used;
     }
 
-    /// A field with a number, left out where it is the default.
+    /// Writes a numeric field, unless it has its default value.
     pub(super) fn number<S: Scalar>(&mut self, field: u16, value: S, default: S) -> io::Result<()> {
         if value != default {
             let at = self.scalar(value)?;
@@ -138,14 +139,14 @@ impl Writer {
         Ok(())
     }
 
-    /// A field that refers to an object.
+    /// Writes a field that refers to an object.
     pub(super) fn object(&mut self, field: u16, object: At) -> io::Result<()> {
         let at = self.reference(object)?;
         self.fields.push((field, at));
         Ok(())
     }
 
-    /// Ends the table: its vtable is written if there is none like it yet.
+    /// Ends the table. Writes its vtable unless an identical one exists.
     pub(super) fn end_table(&mut self) -> io::Result<At> {
         self.align(4, 4)?;
         let table = self.used + 4;
@@ -174,7 +175,7 @@ impl Writer {
         Ok(At(table))
     }
 
-    /// The reference to the root table, which is the buffer's first word.
+    /// Writes the reference to the root table, which is the first word of the buffer.
     pub(super) fn finish(&mut self, root: At) -> io::Result<Written> {
         self.align(4, self.alignment)?;
         self.reference(root)?;
@@ -189,7 +190,7 @@ impl Writer {
         Ok(At(self.used))
     }
 
-    /// The distance from here to an object.
+    /// Writes the distance from here to an object.
     fn reference(&mut self, object: At) -> io::Result<At> {
         self.align(4, 4)?;
         self.scalar(self.used + 4 - object.0)
@@ -207,7 +208,7 @@ impl Writer {
 
     fn count(&mut self, len: usize) -> io::Result<()> {
         let used = self.used.checked_add(u32_len(len)?);
-        // Distances are signed.
+        // Distances are signed, so the buffer must stay within `i32`.
         self.used = used
             .filter(|&used| i32::try_from(used).is_ok())
             .ok_or(io::ErrorKind::FileTooLarge)?;
@@ -216,7 +217,7 @@ impl Writer {
 }
 
 impl Written {
-    /// Writes the part's bytes in their right order.
+    /// Writes the bytes of the part in their final order.
     pub(super) fn copy_to(mut self, out: &mut impl Write) -> io::Result<()> {
         self.recent.reverse();
         out.write_all(&self.recent)?;

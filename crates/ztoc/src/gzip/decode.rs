@@ -1,4 +1,4 @@
-//! A span's bytes.
+//! Decodes a span.
 
 use std::ops::ControlFlow;
 
@@ -11,46 +11,46 @@ use crate::checkpoint::{Checkpoint, WINDOW};
 use crate::span::{SpanId, SpanMap};
 use crate::verify::VerifiedSpan;
 
-/// Bytes that follow the deflate data of a gzip member: checksum and length.
+/// Bytes after the deflate data of a gzip member: checksum and length.
 const TRAILER: usize = 8;
-/// Room for output of one streaming step.
+/// Output buffer of one streaming step, in bytes.
 const ROOM: usize = 128 * 1024;
 
-/// A span that does not decode, though its digest was right: the zTOC's maker lied or was wrong.
+/// Why a span does not decode although its digest is correct: the zTOC is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ExtractError {
-    /// Its bytes are not what a decoder can take at this checkpoint.
+    /// A decoder cannot decode the bytes from this checkpoint.
     #[error("error extracting data of span {span}; return code: -3")]
     Data {
-        /// Which span.
+        /// The span.
         span: u32,
     },
-    /// They decode to another number of bytes.
+    /// The bytes decode to a different length.
     #[error("span {span} decodes to {found} bytes, not {expected}")]
     Length {
-        /// Which span.
+        /// The span.
         span: u32,
-        /// Bytes it should have.
+        /// The expected length in bytes.
         expected: u64,
-        /// Bytes it has, or as many as were found out.
+        /// The actual length in bytes, or the length so far.
         found: u64,
     },
-    /// No memory for the output.
+    /// There is no memory for the output.
     #[error("no memory for the {len} bytes of span {span}")]
     Memory {
-        /// Which span.
+        /// The span.
         span: u32,
-        /// Bytes of output.
+        /// Size of the output in bytes.
         len: u64,
     },
 }
 
-/// Buffers and decoders that are kept from span to span. One for each thread that decodes.
+/// Buffers and decoders that are reused from span to span. Use one per decoding thread.
 pub struct Decoder {
     libdeflate: Decompressor,
     grafted: Vec<u8>,
-    /// History and span, as the whole-buffer decoder gives them.
+    /// History and span, as produced by the whole-buffer decoder.
     output: Vec<u8>,
     streaming: Vec<u8>,
 }
@@ -70,7 +70,7 @@ impl Default for Decoder {
 }
 
 impl Decoder {
-    /// A decoder without buffers; they grow with the spans it is given.
+    /// Creates a decoder without buffers; they grow with the spans.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -81,17 +81,17 @@ impl Decoder {
         }
     }
 
-    /// Bytes of buffers that it holds.
+    /// Size of its buffers in bytes.
     #[must_use]
     pub fn held(&self) -> usize {
         self.grafted.capacity() + self.output.capacity() + self.streaming.capacity()
     }
 
-    /// Decodes a span. The result has exactly the bytes of [`SpanMap::uncompressed`] and is good until
-    /// the next call.
+    /// Decodes a span. The result has exactly the bytes of [`SpanMap::uncompressed`] and is valid
+    /// until the next call.
     ///
     /// # Errors
-    /// [`ExtractError`] where the span does not decode to them.
+    /// [`ExtractError`] if the span does not decode to these bytes.
     ///
     /// # Panics
     /// If `spans` is not the map that the span was verified with.
@@ -131,11 +131,12 @@ impl Decoder {
         }
     }
 
-    /// Decodes a span in pieces: memory does not grow with it. Slower than [`Decoder::decode`] by a
-    /// fifth; for spans of unusual size, and where the first bytes are wanted first.
+    /// Decodes a span in pieces, so memory does not grow with the span. This is slower than
+    /// [`Decoder::decode`] by a fifth. Use it for spans of unusual size, and if the first bytes are
+    /// needed early.
     ///
     /// # Errors
-    /// [`ExtractError`]; pieces handed out before are then not to be used.
+    /// [`ExtractError`]. Pieces that were already passed to `out` must then be discarded.
     ///
     /// # Panics
     /// If `spans` is not the map that the span was verified with.
@@ -162,11 +163,12 @@ impl Decoder {
         }
     }
 
-    /// Decodes all of a span's stream, in pieces, with what it has behind the end of the archive
-    /// ([`SpanMap::uncompressed`] leaves that out). `out` may break off; that is no error.
+    /// Decodes the whole stream of a span in pieces, including any part after the end of the
+    /// archive, which [`SpanMap::uncompressed`] excludes. `out` may stop early; that is not an
+    /// error.
     ///
     /// # Errors
-    /// [`ExtractError`], also where the last span's stream ends inside a gzip member.
+    /// [`ExtractError`], also if the stream of the last span ends inside a gzip member.
     ///
     /// # Panics
     /// If `spans` is not the map that the span was verified with.
@@ -179,7 +181,7 @@ impl Decoder {
     ) -> Result<(), ExtractError> {
         match *at {
             Checkpoint::Plain => {
-                // Where it stops is the caller's business.
+                // This is the only piece, so an early stop changes nothing.
                 let _ = out(span.bytes());
                 Ok(())
             }
@@ -189,8 +191,8 @@ impl Decoder {
         }
     }
 
-    /// The graft. `None` where the span does not fill its size: a member ends in it, or it is damaged.
-    /// Else where in `output` the span begins.
+    /// Decodes by graft. Returns the offset of the span in `output`, or `None` if the span does not
+    /// give `len` bytes: a member ends in it, or it is damaged.
     fn decode_whole(
         &mut self,
         span: &VerifiedSpan<'_>,
@@ -223,8 +225,9 @@ impl Decoder {
         Ok((decoded == Ok(total)).then_some(window.len()))
     }
 
-    /// Resumes at the checkpoint and stops when there are `len` bytes, or at the end of the stream. At the end of a
-    /// member its trailer is stepped over, which cannot be verified from the middle; further members are verified.
+    /// Resumes at the checkpoint and stops after `len` bytes or at the end of the stream. The
+    /// trailer of the first member is skipped, because it cannot be verified from the middle.
+    /// Further members are verified.
     fn stream(
         &mut self,
         span: &VerifiedSpan<'_>,
@@ -286,7 +289,7 @@ impl Decoder {
     }
 }
 
-/// A decoder at a checkpoint, and the input that is left for it.
+/// Creates a decoder at a checkpoint and returns it with the remaining input.
 fn resume<'a>(
     span: &VerifiedSpan<'a>,
     bits: u8,
@@ -308,10 +311,10 @@ fn resume<'a>(
 }
 
 /// Decodes a span and appends its bytes, exactly those of [`SpanMap::uncompressed`], to `out`.
-/// [`Decoder::decode`] does the same without the copy.
+/// [`Decoder::decode`] avoids the copy.
 ///
 /// # Errors
-/// [`ExtractError`]; `out` is then as it was.
+/// [`ExtractError`]; `out` is then unchanged.
 ///
 /// # Panics
 /// If `spans` is not the map that the span was verified with.

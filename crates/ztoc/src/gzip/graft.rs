@@ -1,29 +1,29 @@
-//! The graft: a span becomes a deflate stream of its own.
+//! Grafting turns a span into a deflate stream of its own.
 //!
 //! ```text
 //! [stored block: the window] [empty blocks up to the bit phase] [the span's bytes] [empty final block]
 //! ```
-//! A decoder that takes whole buffers then gives window and span in one go, without resuming anything.
-//! An empty block with fixed codes has 10 bits and moves the phase by 2; an empty block with codes of
-//! its own can be made with 91 bits and moves it by 3: so every phase can be reached. Where spans share
-//! a byte, each side's bits are masked out.
+//! A whole-buffer decoder then decodes window and span in one call, without resuming. An empty
+//! block with fixed codes has 10 bits and shifts the phase by 2; an empty block with custom codes
+//! can be built with 91 bits and shifts it by 3. Together they reach every phase. If spans share a
+//! byte, the bits of the other span are masked out.
 
 use crate::checkpoint::WINDOW;
 
 /// An empty block with fixed codes, not final: `0 10 0000000`, first bit lowest.
 const FIXED: (u128, u32) = (0b010, 10);
-/// The same, final.
+/// The same block, final.
 const FINAL: (u128, u32) = (0b011, 10);
 
-/// An empty block with its own codes, 91 bits, not final. In the order of the stream: not final (1 bit),
-/// own codes (2); 257 literal codes (5), one distance code (5), 18 code-length codes (4); their lengths,
-/// which are 1 for symbols 18 and 1 (18 x 3); 138 and 117 zeros (8 each), three times length 1 (3):
-/// literal 255, end of block, the distance; then the end of block (1).
+/// An empty non-final block with custom codes, 91 bits. In stream order: not final (1 bit), custom
+/// codes (2); 257 literal codes (5), one distance code (5), 18 code-length codes (4); their
+/// lengths, which are 1 for symbols 18 and 1 (18 x 3); 138 and 117 zeros (8 each), three times
+/// length 1 (3): literal 255, end of block, the distance; then the end of block (1).
 const fn own_codes() -> (u128, u32) {
     let mut value = 0u128;
     let mut len = 0;
-    // (bits, how many), lowest first. Symbol 1 has code 0, symbol 18 code 1; literal 255 has code 0,
-    // the end of block code 1.
+    // (bits, count), lowest bit first. Symbol 1 has code 0 and symbol 18 code 1; literal 255 has
+    // code 0 and the end of block code 1.
     let fields: [(u128, u32); 14] = [
         (0, 1),
         (2, 2),
@@ -51,8 +51,8 @@ const fn own_codes() -> (u128, u32) {
 
 /// Builds the stream of a span in `into`.
 ///
-/// `head_bits` is the number of high bits of the first byte that belong to the span, 0 for all of them;
-/// `tail_bits` the number of high bits of the last byte that belong to the next one.
+/// `head_bits` is the number of high bits of the first byte that belong to the span, or 0 for all.
+/// `tail_bits` is the number of high bits of the last byte that belong to the next span.
 pub(super) fn graft(into: &mut Vec<u8>, window: &[u8], head_bits: u8, span: &[u8], tail_bits: u8) {
     into.clear();
     into.reserve(WINDOW + span.len() + 64);
@@ -99,7 +99,7 @@ struct Bits {
 }
 
 impl Bits {
-    /// Appends bits, lowest first, and gives away whole bytes.
+    /// Appends bits, lowest first, and writes complete bytes.
     fn put(&mut self, into: &mut Vec<u8>, (value, len): (u128, u32)) {
         self.held |= value << self.len;
         self.len += len;
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn every_phase_is_reachable() {
-        // A stored block of one byte behind `8 - bits` alien bits that the mask must hide.
+        // A stored block of one byte after `8 - bits` foreign bits, which the mask must hide.
         assert_eq!(own_codes().1, 91);
         let window: Vec<u8> = (0..=255u8).cycle().take(WINDOW).collect();
         for bits in 0..8u8 {
@@ -135,7 +135,7 @@ mod tests {
             let mut span = Vec::new();
             let mut writer = Bits::default();
             writer.put(&mut span, ((1 << shift) - 1, shift));
-            // A fixed block with the literal 'A' (code 0x30 + 65, written from its highest bit) and its end.
+            // A fixed block with the literal 'A' (code 0x30 + 65, highest bit first) and its end.
             let code = (0x30u32 + 65).reverse_bits() >> 24;
             writer.put(&mut span, (u128::from(0b010 | (code << 3)), 18));
             let tail = (8 - writer.len) % 8;

@@ -1,15 +1,14 @@
-//! zlib-rs through its C-shaped functions, behind a safe type.
+//! zlib-rs through its C-style functions, behind a safe type.
 //!
-//! JUSTIFICATION: the safe interface of zlib-rs can neither stop at the end of a block nor begin inside
-//! a byte, and the whole crate rests on both. Nothing outside this module uses `unsafe`.
+//! JUSTIFICATION: the safe interface of zlib-rs can neither stop at the end of a block nor start
+//! inside a byte, and the crate depends on both. No other module uses `unsafe`. The functions are
+//! `extern "C"`, so a panic in them would abort the process. No input is known to cause one; the
+//! fuzz targets that inflate would find it.
 //!
-//! A panic in these functions would abort the process: they are `extern "C"`, and nothing unwinds through that.
-//! No input is known to cause one; the fuzz targets that inflate would find it.
-//!
-//! SAFETY, for the whole module: the stream is boxed (the library keeps a pointer back to it and checks
-//! it), is only touched through `&mut self`, and lives from a successful `inflateInit2_` to
-//! `inflateEnd` in `drop`. Input and output are borrowed for the length of one call; afterwards the
-//! pointers in the stream are null.
+//! SAFETY, for the whole module: the stream is boxed (the library keeps a pointer back to it and
+//! checks it), is only accessed through `&mut self`, and lives from a successful `inflateInit2_` to
+//! `inflateEnd` in `drop`. Input and output are borrowed for one call; afterwards the pointers in
+//! the stream are null.
 
 #![allow(
     unsafe_code,
@@ -25,39 +24,39 @@ use libz_rs_sys::{
     inflateInit2_, inflatePrime, inflateReset, inflateSetDictionary, z_stream, zlibVersion,
 };
 
-/// What surrounds the deflate data.
+/// The format around the deflate data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wrapper {
-    /// A gzip or a zlib header, whichever is there.
+    /// A gzip or zlib header, detected from the data.
     Either,
     /// A gzip header.
     Gzip,
-    /// Nothing.
+    /// No header.
     Raw,
 }
 
-/// Where a step may end before input or room do.
+/// Where a step may end before input or output is exhausted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
-    /// Nowhere.
+    /// Nowhere else.
     Never,
-    /// Behind a header and behind each block.
+    /// After a header and after each block.
     Block,
 }
 
 /// Where a step ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum At {
-    /// Anywhere: it wants more input or more room.
+    /// Anywhere: the decoder needs more input or more output space.
     Inside,
-    /// Behind a header or a block that is not the last: the next block begins at this bit. `held` is
-    /// the number of bits of the input taken so far that are not used yet.
+    /// After a header, or after a block that is not the last: the next block begins at this bit.
+    /// `held` is the number of consumed input bits that are not used yet.
     Boundary { held: u8 },
-    /// Behind a stream's end, its trailer included and verified where it has one.
+    /// After the end of a stream. A trailer, if any, has been read and verified.
     End,
 }
 
-/// What a step did.
+/// The result of a step.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Step {
     pub(super) consumed: usize,
@@ -77,8 +76,8 @@ pub(super) struct Inflate {
     stream: Box<z_stream>,
 }
 
-// SAFETY: the stream owns everything that its pointers reach (its state; input and output pointers are
-// null between calls), the library keeps nothing per thread, and there is no way to share it by `&`.
+// SAFETY: the stream owns everything that its pointers reach (its state; input and output pointers
+// are null between calls), the library keeps no per-thread state, and the type is not `Sync`.
 unsafe impl Send for Inflate {}
 
 impl fmt::Debug for Inflate {
@@ -111,8 +110,8 @@ impl Inflate {
             reserved: 0,
         });
         let size = c_int::try_from(size_of::<z_stream>()).map_err(|_| Failure::Memory)?;
-        // SAFETY: the stream is initialised as the library demands (no state, default allocators), the
-        // version is its own, the size is that of the structure.
+        // SAFETY: the stream is initialized as the library requires (no state, default allocators),
+        // and the version and the structure size are the library's own.
         let code = unsafe { inflateInit2_(&raw mut *stream, window_bits, zlibVersion(), size) };
         if code == Z_OK {
             Ok(Self { stream })
@@ -121,10 +120,11 @@ impl Inflate {
         }
     }
 
-    /// Takes input and gives output until one of them is used up, or a place in `stop` is reached.
+    /// Consumes input and produces output until one of them is exhausted, or a position in `stop`
+    /// is reached.
     ///
-    /// The decoder may write anywhere into `output`, also behind what it reports: history must not be
-    /// kept there.
+    /// The decoder may write anywhere in `output`, even after the bytes that it reports, so history
+    /// must not be kept there.
     pub(super) fn step(
         &mut self,
         input: &[u8],
@@ -141,7 +141,7 @@ impl Inflate {
             Stop::Never => Z_NO_FLUSH,
             Stop::Block => Z_BLOCK,
         };
-        // SAFETY: initialised stream; `next_in` and `next_out` point to `avail_in` and `avail_out`
+        // SAFETY: initialized stream; `next_in` and `next_out` point to `avail_in` and `avail_out`
         // bytes that are borrowed for this call, the latter exclusively.
         let code = unsafe { inflate(&raw mut *self.stream, flush) };
         self.stream.next_in = ptr::null();
@@ -161,8 +161,8 @@ impl Inflate {
         })
     }
 
-    /// Reads the stream's state word: 128 behind a header or block, 64 in the last block, and the
-    /// number of bits held.
+    /// Reads the stream's state word: 128 means after a header or block, 64 means in the last
+    /// block, and the low bits are the number of held bits.
     fn place(&self) -> At {
         let state = self.stream.data_type;
         if state & 128 != 0 && state & 64 == 0 {
@@ -174,9 +174,9 @@ impl Inflate {
         }
     }
 
-    /// Makes the stream ready for another one with the same wrapper.
+    /// Prepares the stream for another input with the same wrapper.
     pub(super) fn reset(&mut self) -> Result<(), Failure> {
-        // SAFETY: initialised stream.
+        // SAFETY: initialized stream.
         let code = unsafe { inflateReset(&raw mut *self.stream) };
         if code == Z_OK {
             Ok(())
@@ -185,9 +185,10 @@ impl Inflate {
         }
     }
 
-    /// Puts the low `bits` bits of `value` in front of the input of a raw stream that is at its start.
+    /// Inserts the low `bits` bits of `value` before the input of a raw stream that has not
+    /// started.
     pub(super) fn prime(&mut self, bits: u8, value: u8) -> Result<(), Failure> {
-        // SAFETY: initialised stream.
+        // SAFETY: initialized stream.
         let code = unsafe { inflatePrime(&raw mut *self.stream, bits.into(), value.into()) };
         if code == Z_OK {
             Ok(())
@@ -196,10 +197,10 @@ impl Inflate {
         }
     }
 
-    /// Gives a raw stream its history, at most 32 KiB.
+    /// Sets the history of a raw stream, at most 32 KiB.
     pub(super) fn set_history(&mut self, window: &[u8]) -> Result<(), Failure> {
         let len = u32::try_from(window.len()).map_err(|_| Failure::Data)?;
-        // SAFETY: initialised stream; the pointer is good for `len` bytes, which are copied.
+        // SAFETY: initialized stream; the pointer is valid for `len` bytes, which are copied.
         let code = unsafe { inflateSetDictionary(&raw mut *self.stream, window.as_ptr(), len) };
         if code == Z_OK {
             Ok(())
@@ -211,7 +212,7 @@ impl Inflate {
 
 impl Drop for Inflate {
     fn drop(&mut self) {
-        // SAFETY: initialised stream, not used again.
+        // SAFETY: initialized stream, not used again.
         unsafe { inflateEnd(&raw mut *self.stream) };
     }
 }

@@ -1,17 +1,18 @@
-//! A whole layer as a stream: compressed bytes in, the archive out.
+//! Inflates a whole layer as a stream: compressed bytes in, archive out.
 
 use super::GzipError;
 use super::inflate::{At, Failure, Inflate, Stop, Wrapper};
 use crate::checkpoint::Compression;
 
-/// Room for output of one step.
+/// Output buffer of one step, in bytes.
 const ROOM: usize = 256 * 1024;
 
-/// Steps without progress after which the decoder is taken to be stuck.
+/// Steps without progress after which the decoder counts as stuck.
 const MAX_IDLE: u32 = 16;
 
-/// Inflates a layer that is read in order. It takes what containerd takes: gzip of one or several
-/// members, each with the right checksum and length and nothing behind the last; or a plain tar.
+/// Inflates a layer that is read in order. Accepts the same layers as containerd: a plain tar, or
+/// gzip with one or several members, each with the correct checksum and length, and nothing after
+/// the last.
 #[derive(Debug)]
 pub struct LayerInflate {
     gzip: Option<Gzip>,
@@ -22,16 +23,16 @@ pub struct LayerInflate {
 struct Gzip {
     inflate: Inflate,
     buffer: Box<[u8]>,
-    /// Between members: the next byte begins one.
+    /// True between members: the next byte begins one.
     is_between: bool,
     has_member: bool,
 }
 
 impl LayerInflate {
-    /// A stream at its start. [`Compression::sniff`] tells what a layer is by its first bytes.
+    /// Starts a stream. [`Compression::sniff`] detects the compression from a layer's first bytes.
     ///
     /// # Errors
-    /// [`GzipError::Memory`] where the decoder cannot be made.
+    /// [`GzipError::Memory`] if there is no memory for the decoder.
     pub fn new(compression: Compression) -> Result<Self, GzipError> {
         let gzip = match compression {
             Compression::Plain => None,
@@ -45,11 +46,11 @@ impl LayerInflate {
         Ok(Self { gzip, consumed: 0 })
     }
 
-    /// Takes the next compressed bytes and hands the archive's to `out`, in order, in pieces of at most
-    /// 256 KiB (of any size where the layer is not compressed).
+    /// Takes the next compressed bytes and passes archive bytes to `out`, in order, in pieces of at
+    /// most 256 KiB (of any size if the layer is not compressed).
     ///
     /// # Errors
-    /// [`GzipError`] where the stream is damaged; it is of no use afterwards.
+    /// [`GzipError`] if the stream is damaged; the value cannot be used afterwards.
     pub fn push(&mut self, mut input: &[u8], mut out: impl FnMut(&[u8])) -> Result<(), GzipError> {
         let Some(gzip) = &mut self.gzip else {
             self.consumed += input.len() as u64;
@@ -98,7 +99,7 @@ impl LayerInflate {
         Ok(())
     }
 
-    /// Compressed bytes taken so far.
+    /// Compressed bytes consumed so far.
     #[must_use]
     pub fn consumed(&self) -> u64 {
         self.consumed
@@ -107,7 +108,7 @@ impl LayerInflate {
     /// Ends the stream.
     ///
     /// # Errors
-    /// [`GzipError::Truncated`] where it ends inside a member, or before the first.
+    /// [`GzipError::Truncated`] if the stream ends inside a member or before the first.
     pub fn finish(self) -> Result<(), GzipError> {
         match self.gzip {
             Some(gzip) if !(gzip.is_between && gzip.has_member) => Err(GzipError::Truncated {

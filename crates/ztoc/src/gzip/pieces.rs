@@ -1,15 +1,15 @@
-//! Compressed bytes of a layer that several threads look at: pieces of one size, shared.
+//! Compressed bytes of a layer that several threads read, in shared pieces of equal size.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Bytes in a piece; only the last of a layer may have fewer.
+/// Bytes per piece; only the last piece of a layer may be shorter.
 pub(crate) const PIECE: usize = 128 * 1024;
 
 /// One piece.
 pub(crate) type Piece = Arc<Vec<u8>>;
 
-/// A stretch of the layer.
+/// A contiguous part of the layer.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Pieces {
     pieces: VecDeque<Piece>,
@@ -18,18 +18,18 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// Offset behind the last byte.
+    /// Offset after the last byte.
     pub(crate) fn end(&self) -> u64 {
         self.end
     }
 
-    /// Appends the bytes that follow.
+    /// Appends the next bytes.
     pub(crate) fn push(&mut self, piece: Piece) {
         self.end += piece.len() as u64;
         self.pieces.push_back(piece);
     }
 
-    /// Takes the first piece off if it lies wholly in front of `offset`. Returns its end with it.
+    /// Removes the first piece if it ends at or before `offset`. Returns it with its end offset.
     pub(crate) fn pop_before(&mut self, offset: u64) -> Option<(Piece, u64)> {
         let end = self.start + self.pieces.front()?.len() as u64;
         if end > offset {
@@ -39,7 +39,7 @@ impl Pieces {
         Some((self.pieces.pop_front()?, end))
     }
 
-    /// The bytes from `offset` to the end of its piece; none where the stretch ends.
+    /// The bytes from `offset` to the end of its piece; empty at the end of the part.
     pub(crate) fn at(&self, offset: u64) -> &[u8] {
         let within = offset
             .checked_sub(self.start)
@@ -49,7 +49,7 @@ impl Pieces {
             .unwrap_or_default()
     }
 
-    /// A view of the pieces that have bytes of `from..until`.
+    /// A view of the pieces that contain bytes of `from..until`.
     pub(crate) fn part(&self, from: u64, until: u64) -> Self {
         let mut part = Self {
             pieces: VecDeque::new(),
@@ -71,7 +71,7 @@ impl Pieces {
         part
     }
 
-    /// The `N` bytes at `offset`, if they are all there.
+    /// The `N` bytes at `offset`, if all of them are available.
     pub(crate) fn bytes<const N: usize>(&self, offset: u64) -> Option<[u8; N]> {
         if let Some(bytes) = self.at(offset).first_chunk() {
             return Some(*bytes);
@@ -83,7 +83,7 @@ impl Pieces {
         Some(bytes)
     }
 
-    /// The first offset in `from..until` with this byte.
+    /// The first offset in `from..until` at which this byte occurs.
     pub(crate) fn find(&self, byte: u8, mut from: u64, until: u64) -> Option<u64> {
         while from < until {
             let bytes = self.at(from);

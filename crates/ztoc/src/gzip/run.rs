@@ -1,48 +1,49 @@
-//! Members that are inflated ahead of the walk, each on its own.
+//! Inflates gzip members independently, ahead of the walk.
 //!
-//! A member needs nothing of those before it, so where one begins another thread can begin too. But
-//! members are not listed anywhere: only their first bytes can be looked for, and the content of a
-//! member may have the same bytes. A run is therefore a guess. It begins at bytes that look like a
-//! member's, goes on from each end to the next beginning, and the walk takes it over only from a place
-//! where it has arrived itself, which is what makes it true.
+//! A member does not depend on earlier ones, so another thread can start at its beginning. But no
+//! list of members exists: a search can only find their magic bytes, which may also occur in the
+//! content of a member. A run is therefore a guess. It begins at bytes that look like a member and
+//! continues from each member's end to the next member. The walk takes over a run only from a
+//! position that it has reached itself, which proves that the guess was right.
 //!
-//! What a run keeps is what a walk needs to go on behind it: the output, and *every* place where a
-//! checkpoint could be, because where one is due depends on the output before the run.
+//! A run keeps what a walk needs to continue after it: the output, and *every* possible checkpoint
+//! position, because the checkpoints that are due depend on the output before the run.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::inflate::{At, Failure, Inflate, Stop, Wrapper};
 use super::pieces::Pieces;
 
-/// Room that a step is given as long as there may be more, in bytes.
+/// Minimum output space of a step in bytes, while the run may grow.
 const STEP_ROOM: usize = 64 * 1024;
 
-/// Most places for checkpoints that a run keeps. One in 16 bytes of output would be very many; a
+/// Most checkpoint positions that a run keeps: one per 16 bytes of output would be very many, but a
 /// member of empty blocks has more.
 const MAX_PLACES: usize = 64 * 1024;
 
-/// Most places in an order that are tried as a member's beginning: a wrong one is seldom.
+/// Most candidates in an order that are tried as the beginning of a member. False candidates are
+/// rare.
 const MAX_TRIES: u32 = 64;
 
-/// Steps without progress after which a decoder is taken to be stuck.
+/// Steps without progress after which a decoder counts as stuck.
 const MAX_IDLE: u32 = 16;
 
-/// What is to be inflated.
+/// The input and limits of a run.
 #[derive(Debug)]
 pub(crate) struct Order {
-    /// The bytes of `from..until`, and those in which the last member may end.
+    /// The bytes of `from..until`, and the following bytes in which the last member may end.
     pub(crate) input: Pieces,
-    /// The first member is looked for here;
+    /// The search for the first member starts here.
     pub(crate) from: u64,
-    /// and the last begins in front of this.
+    /// The last member begins before this offset.
     pub(crate) until: u64,
-    /// Room for output, reused.
+    /// Reusable output buffer.
     pub(crate) output: Vec<u8>,
     /// Most bytes of output.
     pub(crate) max_output: usize,
 }
 
-/// A place where a checkpoint can be.
+/// A possible checkpoint position.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
     /// Position in the layer, in bits.
@@ -51,7 +52,7 @@ pub(super) struct Place {
     pub(super) output: usize,
 }
 
-/// Where a member begins.
+/// The beginning of a member.
 #[derive(Debug, Clone, Copy)]
 struct Start {
     offset: u64,
@@ -59,38 +60,38 @@ struct Start {
     place: usize,
 }
 
-/// Why a run ended before it should.
+/// Why a run ended early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Short {
-    /// A member does not end in the bytes there were.
+    /// A member does not end within the available bytes.
     Input,
-    /// A member has more output than there was room for.
+    /// A member has more output than the limit allows.
     Output,
 }
 
-/// Members that follow each other, inflated.
+/// Consecutive members, inflated.
 #[derive(Debug, Default)]
 pub(crate) struct Run {
-    /// Where members begin, and where the last ends.
+    /// The beginnings of the members, and the end of the last one.
     starts: Vec<Start>,
     places: Vec<Place>,
     output: Vec<u8>,
     pub(crate) short: Option<Short>,
 }
 
-/// The rest of a run, from one of its members on.
+/// The part of a run from one of its members on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rest<'a> {
     pub(super) output: &'a [u8],
     pub(super) places: &'a [Place],
-    /// What the offsets of the places are relative to.
+    /// The offset that the output offsets of the places are relative to.
     pub(super) base: usize,
-    /// End of the last member in the layer.
+    /// Offset in the layer at which the last member ends.
     pub(super) end: u64,
 }
 
 impl Run {
-    /// The members from the one that begins at `offset`; none if none does.
+    /// The members from the one that begins at `offset`; `None` if no member begins there.
     pub(super) fn from(&self, offset: u64) -> Option<Rest<'_>> {
         let (last, starts) = self.starts.split_last()?;
         let at = starts
@@ -105,12 +106,12 @@ impl Run {
         })
     }
 
-    /// Its buffer, for another one.
+    /// Returns the output buffer for reuse.
     pub(crate) fn into_output(self) -> Vec<u8> {
         self.output
     }
 
-    /// Room for output behind `filled` bytes, if there may be more.
+    /// The output space after `filled` bytes; grows up to `max_output`.
     fn room(&mut self, filled: usize, max_output: usize) -> Option<&mut [u8]> {
         if self.output.len().saturating_sub(filled) < STEP_ROOM && self.output.len() < max_output {
             let len = (self.output.len() * 2).max(4 * STEP_ROOM);
@@ -129,27 +130,27 @@ pub(crate) struct RunDecoder {
     inflate: Inflate,
 }
 
-/// Why members end to follow each other.
+/// Why a sequence of members ends.
 enum End {
-    /// The next one begins at `until` or behind it.
+    /// The next member begins at or after `until`.
     Arrived,
-    /// What begins here is no member, or a damaged one.
+    /// The bytes at `at` are not a member, or the member is damaged.
     Bad { at: u64 },
-    /// It takes more than the order allows.
+    /// The member exceeds the limits of the order.
     Short(Short),
-    /// Nobody wants it any more, or a member has too many blocks.
+    /// The result is no longer needed, a member has too many blocks, or memory is exhausted.
     GivenUp,
 }
 
 impl RunDecoder {
-    /// A decoder, if there is memory for one.
+    /// Creates a decoder; `None` if memory is exhausted.
     pub(crate) fn new() -> Option<Self> {
         let inflate = Inflate::new(Wrapper::Either).ok()?;
         Some(Self { inflate })
     }
 
-    /// Inflates what looks like members, until one begins at `until` or behind it. Gives up when the
-    /// walk, whose offset is in `walked`, has come so far itself.
+    /// Inflates what looks like members, until one begins at or after `until`. Gives up when the
+    /// walk, whose offset is in `walked`, has reached `until`.
     pub(crate) fn run(&mut self, mut order: Order, walked: &AtomicU64) -> Run {
         let mut run = Run {
             output: std::mem::take(&mut order.output),
@@ -172,14 +173,14 @@ impl RunDecoder {
                 }
                 End::Arrived | End::GivenUp => break,
             }
-            // What led to something that is no member was none itself.
+            // If the chain leads to bytes that are not a member, its start was not a member either.
             wasted += run.starts.last().map_or(0, |start| start.output);
             run.starts.clear();
         }
         run
     }
 
-    /// Inflates members that follow each other, the first of them at `at`.
+    /// Inflates consecutive members. The first one begins at `at`.
     fn follow(&mut self, order: &Order, mut at: u64, walked: &AtomicU64, run: &mut Run) -> End {
         let mut filled = 0;
         loop {
@@ -201,8 +202,8 @@ impl RunDecoder {
         }
     }
 
-    /// Inflates the member at `at` behind `filled` bytes of output. Returns where it ends, and where
-    /// its output does.
+    /// Inflates the member at `at` after `filled` bytes of output. Returns the offsets at which the
+    /// member and its output end.
     fn member(
         &mut self,
         order: &Order,
@@ -250,8 +251,8 @@ impl RunDecoder {
 }
 
 impl Pieces {
-    /// Whether the bytes at `offset` can be a gzip member's first: its magic number, deflate, no
-    /// reserved flag.
+    /// Whether the bytes at `offset` can begin a gzip member: magic number, deflate, no reserved
+    /// flag.
     fn is_member(&self, offset: u64) -> bool {
         matches!(self.bytes(offset), Some([0x1f, 0x8b, 8, flags]) if flags & 0xe0 == 0)
     }
@@ -274,7 +275,7 @@ mod tests {
     use super::*;
     use crate::gzip::pieces::PIECE;
 
-    /// A member of one stored block.
+    /// A member with a single stored block.
     fn member(content: &[u8]) -> Vec<u8> {
         let len = u16::try_from(content.len()).expect("a stored block is small");
         let mut bytes = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff, 1];
@@ -314,7 +315,7 @@ mod tests {
         let found = run(&layer, 0, third + 1, 1 << 20);
         let rest = found.from(second).expect("the second member");
         assert_eq!((rest.output, rest.end), (&b"third"[..], layer.len() as u64));
-        // Behind the header only: stored blocks that are a member's last are no places.
+        // Only after the header: a stored block that is the last of its member is not a place.
         let places: Vec<_> = rest.places.iter().map(|p| (p.bit / 8, p.output)).collect();
         assert_eq!(places, [(second + 10, 5), (third + 10, 5)]);
         assert_eq!(found.short, None);

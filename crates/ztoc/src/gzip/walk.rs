@@ -1,51 +1,52 @@
-//! One walk through a gzip layer: every byte of output, every checkpoint, every checksum.
+//! Walks a gzip layer once and finds all output and checkpoints, and verifies all checksums.
 //!
-//! A checkpoint can be right behind a member's header and right behind any block but a member's last.
-//! One is made where there is no output yet, or where the output since the last one is *larger* than the
-//! span size. The decoder is asked to stop at blocks only where that can be true; in between it runs
-//! freely up to the first byte of output at which it could become true, so stops cost nothing.
+//! A checkpoint can be right after a member's header or after any block except the last one of a
+//! member. One is created if there is no output yet, or if the output since the previous one is
+//! *larger* than the span size. The decoder stops at blocks only where that can be the case. In
+//! between it runs to the first byte of output at which a checkpoint could be due, so the stops
+//! cost nothing.
 //!
-//! History lies in front of the write position, in the same buffer: zlib-rs writes beyond what it
-//! reports, which would destroy the oldest history of a circular buffer.
+//! The history precedes the write position in the same buffer. A circular buffer would not work:
+//! zlib-rs writes more bytes than it reports and would overwrite the oldest history.
 
 use super::GzipError;
 use super::inflate::{At, Failure, Inflate, Stop, Wrapper};
 use super::run::Run;
 use crate::checkpoint::WINDOW;
 
-/// Room for output behind the history. Large enough that moving 32 KiB per filling does not show,
-/// small enough to stay in the second-level cache.
+/// Output space after the history, in bytes. Large enough that moving 32 KiB each time it is full
+/// costs little, and small enough for the second-level cache.
 const ROOM: usize = 256 * 1024;
 
-/// Steps without progress after which a decoder is taken to be stuck. A stop at a block boundary moves
-/// nothing, so a few are normal.
+/// Steps without progress after which a decoder counts as stuck. A stop at a block boundary makes
+/// no progress, so a few such steps are normal.
 const MAX_IDLE: u32 = 16;
 
-/// A place where decoding can begin.
+/// A position at which decoding can start.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mark<'a> {
     /// Compressed offset of the first whole byte.
     pub(crate) compressed: u64,
     /// Uncompressed offset.
     pub(crate) uncompressed: u64,
-    /// Unused high bits of the byte before, 0 to 7.
+    /// Unused high bits of the previous byte, 0 to 7.
     pub(crate) bits: u8,
-    /// The last [`WINDOW`] bytes of output, zeros in front of the stream's start.
+    /// The last [`WINDOW`] bytes of output, with zeros before the start of the stream.
     pub(crate) window: &'a [u8],
 }
 
-/// Receives what a walk finds.
+/// Receives the results of a walk.
 pub(crate) trait WalkSink {
     type Error: From<GzipError>;
     /// The next bytes of output.
     fn output(&mut self, bytes: &[u8]) -> Result<(), Self::Error>;
-    /// A checkpoint, behind all output so far.
+    /// A checkpoint after all output so far.
     fn checkpoint(&mut self, mark: Mark<'_>) -> Result<(), Self::Error>;
-    /// A member begins that is not gzip but may be zlib.
+    /// The next member is not gzip, but may be zlib.
     fn foreign_member(&mut self);
 }
 
-/// How much a layer is compressed.
+/// The compression ratio of a layer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ratio {
     consumed: u64,
@@ -53,7 +54,7 @@ pub(crate) struct Ratio {
 }
 
 impl Ratio {
-    /// Compressed bytes that give about so much output.
+    /// The number of compressed bytes that give about this much output.
     pub(crate) fn compressed(self, output: u64) -> u64 {
         let scaled =
             u128::from(output) * u128::from(self.consumed) / u128::from(self.produced.max(1));
@@ -66,13 +67,13 @@ impl Ratio {
 pub(crate) struct Walk {
     inflate: Inflate,
     span_size: u64,
-    /// `WINDOW` bytes of history, then room; output so far ends at `filled`.
+    /// `WINDOW` bytes of history, then output space; the output so far ends at `filled`.
     buffer: Box<[u8]>,
     filled: usize,
     consumed: u64,
-    /// Output of all members.
+    /// Output bytes of all members.
     produced: u64,
-    /// Output at the last checkpoint.
+    /// Output bytes at the last checkpoint.
     marked: u64,
     member: Member,
     idle: u32,
@@ -80,10 +81,10 @@ pub(crate) struct Walk {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Member {
-    /// Nothing of it was read.
+    /// No byte of it has been read.
     Expected,
     Inside,
-    /// It ended; another may follow.
+    /// The member has ended; another one may follow.
     Ended,
 }
 
@@ -103,7 +104,7 @@ impl Walk {
         })
     }
 
-    /// Takes the next compressed bytes.
+    /// Processes the next compressed bytes.
     pub(crate) fn push<S: WalkSink>(
         &mut self,
         mut input: &[u8],
@@ -118,7 +119,8 @@ impl Walk {
         }
     }
 
-    /// Takes the next compressed bytes up to the end of a member. Returns how many.
+    /// Processes the next compressed bytes up to the end of a member. Returns the number of bytes
+    /// consumed.
     pub(crate) fn advance<S: WalkSink>(
         &mut self,
         input: &[u8],
@@ -150,12 +152,13 @@ impl Walk {
         }
     }
 
-    /// Whether a member has ended and nothing of the next was taken.
+    /// Whether a member has ended and no byte of the next one was consumed.
     pub(crate) fn is_between_members(&self) -> bool {
         self.member == Member::Ended
     }
 
-    /// Takes over the members of a run that begin where the walk is. Returns whether there are any.
+    /// Takes over the members of a run that begin at the current position. Returns whether there
+    /// are any.
     pub(crate) fn take_over<S: WalkSink>(
         &mut self,
         run: &Run,
@@ -181,7 +184,7 @@ impl Walk {
         Ok(true)
     }
 
-    /// Hands on output that was inflated elsewhere, and keeps the end of it as history.
+    /// Passes on output that another thread inflated, and keeps the end of it as history.
     fn follow<S: WalkSink>(&mut self, output: &[u8], sink: &mut S) -> Result<(), S::Error> {
         let last = output
             .get(output.len().saturating_sub(WINDOW)..)
@@ -200,14 +203,14 @@ impl Walk {
         sink.output(output)
     }
 
-    /// One call of the decoder. Returns the input it took, and whether it may have more to do without
-    /// further input.
+    /// Calls the decoder once. Returns the input consumed, and whether the decoder may continue
+    /// without more input.
     fn step<S: WalkSink>(&mut self, input: &[u8], sink: &mut S) -> Result<(usize, bool), S::Error> {
         if self.filled == self.buffer.len() {
             self.buffer.copy_within(self.filled - WINDOW.., 0);
             self.filled = WINDOW;
         }
-        // The first output at which a checkpoint is due is one byte behind this.
+        // The first output at which a checkpoint is due ends one byte after this.
         let free = self
             .marked
             .saturating_add(self.span_size)
@@ -242,7 +245,7 @@ impl Walk {
         match step.at {
             At::End => self.member = Member::Ended,
             At::Boundary { held } if stop == Stop::Block && self.is_due(self.produced) => {
-                // Bits that the decoder holds were taken from the input but not used.
+                // Bits held by the decoder were consumed from the input but not used.
                 self.mark(self.consumed * 8 - u64::from(held), sink)?;
             }
             At::Boundary { .. } | At::Inside => {}
@@ -251,12 +254,12 @@ impl Walk {
         Ok((step.consumed, has_more && !(is_idle && input.is_empty())))
     }
 
-    /// Whether a checkpoint is due where it can be and there was so much output.
+    /// Whether a checkpoint is due at a possible position after this much output.
     fn is_due(&self, produced: u64) -> bool {
         produced == 0 || produced - self.marked > self.span_size
     }
 
-    /// Makes a checkpoint behind all output, at this bit of the layer.
+    /// Creates a checkpoint after all output so far, at this bit of the layer.
     fn mark<S: WalkSink>(&mut self, bit: u64, sink: &mut S) -> Result<(), S::Error> {
         self.marked = self.produced;
         let compressed = bit.div_ceil(8);
@@ -268,12 +271,12 @@ impl Walk {
         })
     }
 
-    /// Compressed bytes taken so far.
+    /// Compressed bytes consumed so far.
     pub(crate) fn consumed(&self) -> u64 {
         self.consumed
     }
 
-    /// How much of the layer was compressed to how much so far.
+    /// The compression ratio so far.
     pub(crate) fn ratio(&self) -> Ratio {
         Ratio {
             consumed: self.consumed,
@@ -281,7 +284,7 @@ impl Walk {
         }
     }
 
-    /// Ends the stream, which must end with a member.
+    /// Ends the stream, which must end with a complete member.
     pub(crate) fn finish(self) -> Result<(), GzipError> {
         match self.member {
             Member::Ended => Ok(()),

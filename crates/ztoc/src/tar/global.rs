@@ -1,8 +1,9 @@
-//! Global PAX headers, whose names unpacking takes for those of entries.
+//! Decides whether the name of a global PAX header has an effect when a layer is unpacked.
 //!
-//! containerd creates nothing for such a header, but what it does before it knows that, it does: missing parents are
-//! made, `.wh.` in front removes a name, whatever has the name goes. Nothing of it happens for a plain name at the root
-//! that nothing before it can have made, as writers of such headers use one; all others are refused.
+//! containerd creates nothing for such a header, but processes its name first: it creates missing
+//! parents, removes a name after a `.wh.` prefix, and removes whatever has the name. A plain name
+//! at the root has no effect if no earlier entry can have created it. Writers of global headers use
+//! such names; all others are rejected.
 
 #![warn(
     clippy::indexing_slicing,
@@ -16,20 +17,22 @@ use std::hash::{BuildHasher, RandomState};
 use crate::toc::{Entry, FileKind};
 
 const WHITEOUT: &[u8] = b".wh.";
-/// Names at the root that are told apart. Archives with more of them and a global header behind are rare.
+/// Most root names that are tracked. Archives with more names and a later global header are rare.
 const MOST: usize = 4096;
 
-/// Names that may be at the root.
+/// Names that may exist at the root.
 #[derive(Debug, Default)]
 pub(super) struct Roots {
     names: HashSet<u64>,
     hasher: RandomState,
-    /// There were more: any name may be one.
+    /// There were more names than the limit, so any name may exist.
     any: bool,
 }
 
 impl Roots {
-    /// An entry may make its first part, the one that it whites out, and what a link that others go through names.
+    /// Records the root names that an entry may create or remove: the first part of its name, the
+    /// name that it whites out, and every part of a symlink target, because later names may go
+    /// through the link.
     pub(super) fn note(&mut self, entry: &Entry<'_>) {
         if let Some(&first) = parts(entry.name).first() {
             self.add(first);
@@ -52,7 +55,7 @@ impl Roots {
         self.names.insert(self.hasher.hash_one(name));
     }
 
-    /// Whether unpacking changes something for a global header of this name.
+    /// Whether unpacking a global header with this name has an effect.
     pub(super) fn is_changed_by(&self, name: &[u8]) -> bool {
         match parts(name)[..] {
             // The root itself.
@@ -66,7 +69,7 @@ impl Roots {
     }
 }
 
-/// The parts of a name, cleaned as text and held below the root.
+/// The parts of a name, cleaned lexically and confined to the root.
 fn parts(name: &[u8]) -> Vec<&[u8]> {
     let mut parts = Vec::new();
     for part in name.split(|&byte| byte == b'/') {

@@ -1,4 +1,4 @@
-//! One header block: recognition, fields, numbers.
+//! Parses one header block: format, fields, numbers.
 
 #![warn(
     clippy::indexing_slicing,
@@ -12,7 +12,7 @@ pub(super) const BLOCK_SIZE: usize = 512;
 
 pub(super) type Block = [u8; BLOCK_SIZE];
 
-/// Place of a field in the block.
+/// Position of a field in the block.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Field(usize, usize);
 
@@ -45,13 +45,13 @@ const STAR_TRAILER: Field = Field(508, 512);
 const GNU_ATIME: Field = Field(345, 357);
 const GNU_CTIME: Field = Field(357, 369);
 
-/// Dialect of a header block.
+/// The tar dialect of a header block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     V7,
     Ustar,
     Star,
-    /// The area of the prefix holds two times, or the prefix that a writer with a mistake left there.
+    /// The prefix area contains two times, or a prefix written by a buggy writer.
     Gnu {
         has_prefix: bool,
     },
@@ -72,12 +72,12 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Whether no content follows, whatever the size says.
+    /// Whether no content follows, regardless of the size.
     pub(super) fn is_header_only(&self) -> bool {
         matches!(self.flag, b'1'..=b'6')
     }
 
-    /// Bytes that follow the header; `None` where the size is negative and matters.
+    /// Number of bytes after the header; `None` if the size is negative and matters.
     pub(super) fn stored(&self) -> Option<u64> {
         if self.is_header_only() {
             Some(0)
@@ -103,7 +103,7 @@ impl Header {
     }
 }
 
-/// Reads a block; `None` where its checksum or one of its numbers is wrong.
+/// Parses a block; `None` if its checksum or one of its numbers is wrong.
 pub(super) fn parse(block: &Block) -> Option<Header> {
     let stated = octal(CHECKSUM.of(block))?;
     let (unsigned, signed) = checksums(block);
@@ -146,8 +146,8 @@ fn format(block: &Block) -> Format {
     }
 }
 
-/// Old versions of Go's writer put a prefix where GNU tar has two times. It is taken for one where the
-/// times do not parse and it is ASCII.
+/// Old versions of Go's writer put a prefix where GNU tar has two times. The area counts as a
+/// prefix if the times do not parse and it is ASCII.
 fn gnu_has_prefix(block: &Block) -> bool {
     let is_bad = |field: Field| {
         let bytes = field.of(block);
@@ -156,7 +156,7 @@ fn gnu_has_prefix(block: &Block) -> bool {
     (is_bad(GNU_ATIME) || is_bad(GNU_CTIME)) && cut_at_nul(USTAR_PREFIX.of(block)).is_ascii()
 }
 
-/// The entry's name, prefix included.
+/// Stores the entry's name, including the prefix, in `into`.
 pub(super) fn name(block: &Block, format: Format, into: &mut Vec<u8>) {
     let prefix = match format {
         Format::Ustar | Format::Gnu { has_prefix: true } => cut_at_nul(USTAR_PREFIX.of(block)),
@@ -171,12 +171,12 @@ pub(super) fn name(block: &Block, format: Format, into: &mut Vec<u8>) {
     into.extend_from_slice(cut_at_nul(NAME.of(block)));
 }
 
-/// Bytes up to the first NUL.
+/// The bytes before the first NUL.
 pub(super) fn cut_at_nul(bytes: &[u8]) -> &[u8] {
     bytes.split(|&b| b == 0).next().unwrap_or_default()
 }
 
-/// Owner and group are kept modulo 2^32.
+/// Owner and group are stored modulo 2^32.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "the format keeps the low 32 bits"
@@ -185,7 +185,8 @@ pub(super) fn low_bits(id: i64) -> u32 {
     id.cast_unsigned() as u32
 }
 
-/// Sums of all bytes, as unsigned and as signed numbers, the checksum itself counted as spaces.
+/// The sum of all bytes as unsigned and as signed numbers, with the checksum field counted as
+/// spaces.
 fn checksums(block: &Block) -> (i64, i64) {
     let mut unsigned = 0i64;
     let mut signed = 0i64;
@@ -201,7 +202,7 @@ fn checksums(block: &Block) -> (i64, i64) {
     (unsigned, signed)
 }
 
-/// A number: base 256 where the top bit of the first byte is set, else octal.
+/// Parses a number: base 256 if the top bit of the first byte is set, otherwise octal.
 pub(super) fn numeric(field: &[u8]) -> Option<i64> {
     match field.split_first() {
         Some((&first, rest)) if first & 0x80 != 0 => {
@@ -220,7 +221,7 @@ pub(super) fn numeric(field: &[u8]) -> Option<i64> {
     }
 }
 
-/// An octal number between spaces and NULs; nothing is 0.
+/// Parses an octal number between spaces and NULs; an empty one is 0.
 fn octal(field: &[u8]) -> Option<i64> {
     let is_pad = |b: &u8| *b == b' ' || *b == 0;
     let start = field.iter().position(|b| !is_pad(b)).unwrap_or(field.len());

@@ -1,4 +1,4 @@
-//! PAX records: parsing, and what they override.
+//! PAX records: parsing them, and applying them to a header.
 
 #![warn(
     clippy::indexing_slicing,
@@ -14,8 +14,8 @@ use crate::toc::{Time, pack};
 /// Shortest record: `5 a=\n`.
 const SHORTEST: usize = 5;
 
-/// The records of one header, ascending by key, the last of equal keys only. They are ranges of the
-/// payload, which this type takes over.
+/// The records of one header, ascending by key; only the last of equal keys is kept. They are
+/// ranges of the payload, which this type owns.
 #[derive(Debug, Default)]
 pub(super) struct Records {
     text: Vec<u8>,
@@ -28,8 +28,8 @@ impl Records {
         self.records.clear();
     }
 
-    /// Replaces all records by those of `payload`; `None` where one is malformed. The payload's buffer
-    /// is swapped for an old one.
+    /// Replaces all records with those of `payload`; `None` if one is malformed. Swaps the
+    /// payload's buffer for an old one.
     pub(super) fn parse(&mut self, payload: &mut Vec<u8>) -> Option<()> {
         self.clear();
         std::mem::swap(&mut self.text, payload);
@@ -44,7 +44,7 @@ impl Records {
                 NUMBYTES
             };
             match self.text.get(key.clone())? {
-                // Version 0.0 repeats two keys. They become one record, as in version 0.1.
+                // Version 0.0 repeats two keys. They are merged into one record, as in version 0.1.
                 name if name == OFFSET || name == NUMBYTES => {
                     let has_comma = self.text.get(value.clone())?.contains(&b',');
                     if name != wanted || has_comma {
@@ -61,7 +61,8 @@ impl Records {
         let text = &self.text;
         let key = |record: &(Range<usize>, _)| text.get(record.0.clone()).unwrap_or_default();
         self.records.sort_by(|a, b| key(a).cmp(key(b)));
-        // Later records of the same key stand behind earlier ones: walk from the end, keep the first.
+        // Later records of the same key come after earlier ones: iterate from the end and keep the
+        // first.
         self.records.reverse();
         self.records.dedup_by(|a, b| key(a) == key(b));
         self.records.reverse();
@@ -90,17 +91,17 @@ impl Records {
             .map(move |(key, value)| (part(key), part(value)))
     }
 
-    /// Value of one record.
+    /// The value of one record.
     pub(super) fn get(&self, key: &[u8]) -> Option<&[u8]> {
         self.iter().find(|(k, _)| *k == key).map(|(_, value)| value)
     }
 
-    /// Value of a record that overrides a field: an empty one does not.
+    /// The value of a record that overrides a field. An empty value does not.
     pub(super) fn text(&self, key: &[u8]) -> Option<&[u8]> {
         self.get(key).filter(|value| !value.is_empty())
     }
 
-    /// Writes all records in the form that entries lend out.
+    /// Writes all records in packed form, as entries lend them out.
     pub(super) fn pack(&self, into: &mut Vec<u8>) {
         into.clear();
         for (key, value) in self.iter() {
@@ -108,7 +109,7 @@ impl Records {
         }
     }
 
-    /// Applies the records to the header they stand before; `None` where a number is malformed.
+    /// Applies the records to the header that follows them; `None` if a number is malformed.
     pub(super) fn apply(
         &self,
         header: &mut Header,
@@ -123,7 +124,7 @@ impl Records {
                 b"gid" => header.gid = low_bits(parse_decimal(value)?),
                 b"size" => header.size = parse_decimal(value)?,
                 b"mtime" => header.mtime = parse_time(value)?,
-                // Not kept, but they must be times.
+                // Not kept, but they must be valid times.
                 b"atime" | b"ctime" => drop(parse_time(value)?),
                 _ => {}
             }
@@ -135,7 +136,7 @@ impl Records {
 const OFFSET: &[u8] = b"GNU.sparse.offset";
 const NUMBYTES: &[u8] = b"GNU.sparse.numbytes";
 
-/// The record at `at`: key, value and where the next one begins.
+/// The record at `at`: key, value and offset of the next one.
 fn record(text: &[u8], at: usize) -> Option<(Range<usize>, Range<usize>, usize)> {
     let rest = text.get(at..)?;
     let space = rest.iter().position(|&b| b == b' ')?;
@@ -164,12 +165,12 @@ fn record(text: &[u8], at: usize) -> Option<(Range<usize>, Range<usize>, usize)>
     (!is_bad).then_some((key, value, end))
 }
 
-/// A decimal number with an optional sign.
+/// Parses a decimal number with an optional sign.
 pub(super) fn parse_decimal(text: &[u8]) -> Option<i64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// Decimal seconds; digits of the fraction past the ninth are dropped.
+/// Parses decimal seconds; digits after the ninth of the fraction are dropped.
 fn parse_time(text: &[u8]) -> Option<Time> {
     let point = text.iter().position(|&b| b == b'.');
     let (whole, fraction) = match point {

@@ -1,4 +1,4 @@
-//! Maps of PAX sparse files: only checked, because an archive with a broken one is refused.
+//! Checks the maps of PAX sparse files, because an archive with a malformed map is rejected.
 
 #![warn(
     clippy::indexing_slicing,
@@ -8,10 +8,10 @@
 
 use super::pax::parse_decimal;
 
-/// A stored piece: offset in the file, length.
+/// A stored extent: offset in the file, length.
 pub(super) type Extent = (i64, i64);
 
-/// What blocks read so far make.
+/// The state of the map after the blocks so far.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     More,
@@ -19,7 +19,7 @@ pub(super) enum Progress {
     Done(Vec<Extent>),
 }
 
-/// The map of versions 0.0 and 0.1, which stands in the records.
+/// Parses the map of versions 0.0 and 0.1, which is in the records.
 pub(super) fn map_in_records<'r>(
     record: impl Fn(&[u8]) -> Option<&'r [u8]>,
 ) -> Option<Vec<Extent>> {
@@ -41,18 +41,18 @@ pub(super) fn map_in_records<'r>(
         .collect()
 }
 
-/// The map of version 1.0, which stands in front of the content: lines of decimal numbers, first their
-/// count, padded to whole blocks.
+/// The map of version 1.0, which precedes the content: lines of decimal numbers, beginning with
+/// their count, padded to whole blocks.
 #[derive(Debug, Default)]
 pub(super) struct MapInData {
     text: Vec<u8>,
     newlines: u64,
-    /// Lines that the map has, once the first of them is known.
+    /// Number of lines of the map, once the first line is known.
     lines: Option<u64>,
 }
 
 impl MapInData {
-    /// Takes the next block.
+    /// Processes the next block.
     pub(super) fn push(&mut self, block: &[u8]) -> Progress {
         self.text.extend_from_slice(block);
         let newlines = block.iter().filter(|&&b| b == b'\n').count() as u64;
@@ -77,7 +77,7 @@ impl MapInData {
         }
     }
 
-    /// Bytes taken so far.
+    /// Bytes consumed so far.
     pub(super) fn len(&self) -> usize {
         self.text.len()
     }
@@ -89,7 +89,7 @@ impl MapInData {
     }
 }
 
-/// Pieces are in order, do not overlap, and lie within the file.
+/// Whether extents are in order, do not overlap, and lie within the file.
 pub(super) fn is_valid(map: &[Extent], size: i64) -> bool {
     let mut before = 0;
     size >= 0

@@ -1,8 +1,8 @@
-//! Entries in the order in which they were found, in a temporary file when there are many.
+//! Entries in archive order, in a temporary file if there are many.
 //!
-//! A layer can have hundreds of thousands of entries, and what is made of them is written once, in
-//! the end, beginning with the last. So an entry is a record of bytes, its length on both sides: the log
-//! is read forwards and backwards through a small buffer.
+//! A layer can have hundreds of thousands of entries, and the zTOC is written at the end, last
+//! entry first. So an entry is a byte record with its length at both ends, and the log can be read
+//! forward and backward through a small buffer.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
@@ -11,7 +11,7 @@ use tempfile::SpooledTempFile;
 use super::packed::{end_of, pack};
 use super::{Entry, FileKind, Pax, Time};
 
-/// Bytes that stay in memory; about 6,000 entries.
+/// Bytes that stay in memory, enough for about 6,000 entries.
 const SPOOL_SIZE: usize = 1 << 20;
 
 /// Bytes written or read at a time.
@@ -27,22 +27,23 @@ const KINDS: [FileKind; 7] = [
     FileKind::Fifo,
 ];
 
-/// The log.
+/// The log of entries.
 #[derive(Debug)]
 pub(crate) struct EntryLog {
     spool: SpooledTempFile,
     /// Records that are not in the spool yet.
     recent: Vec<u8>,
     count: usize,
-    /// Bytes of all records, those included that were not kept.
+    /// Bytes of all records, including those that were not kept.
     size: u64,
     max_size: u64,
-    /// What went wrong first; nothing is kept afterwards.
+    /// The first error; nothing is kept afterwards.
     error: Option<io::Error>,
 }
 
 impl EntryLog {
-    /// A log that keeps no more than `max_size` bytes, and counts on.
+    /// Creates a log that keeps at most `max_size` bytes. It still counts the entries and bytes
+    /// beyond that.
     pub(crate) fn new(max_size: u64) -> Self {
         Self {
             spool: SpooledTempFile::new(SPOOL_SIZE),
@@ -59,17 +60,17 @@ impl EntryLog {
         self.count
     }
 
-    /// Bytes of its records, fewer than those of the same entries in a zTOC.
+    /// Bytes of its records. The same entries take more bytes in a zTOC.
     pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
-    /// The error that keeping entries has met.
+    /// Takes the first error that occurred while storing entries.
     pub(crate) fn take_error(&mut self) -> Option<io::Error> {
         self.error.take()
     }
 
-    /// Appends an entry. Its `header_start` is not kept but derived from the entry before it.
+    /// Appends an entry. Its `header_start` is not stored, but derived from the previous entry.
     pub(crate) fn push(&mut self, entry: &Entry<'_>) {
         let start = self.recent.len();
         write_record(entry, &mut self.recent);
@@ -91,7 +92,7 @@ impl EntryLog {
         Ok(())
     }
 
-    /// Hands out all entries in archive order.
+    /// Calls `take` with all entries in archive order.
     pub(crate) fn each(&mut self, mut take: impl FnMut(&Entry<'_>)) -> io::Result<()> {
         let mut reader = self.reader()?;
         let (mut at, mut header_start) = (0, 0);
@@ -105,7 +106,7 @@ impl EntryLog {
         Ok(())
     }
 
-    /// Hands out all entries, the last one first, without their `header_start`.
+    /// Calls the callback with all entries, last one first, without their `header_start`.
     pub(crate) fn each_back<E: From<io::Error>>(
         &mut self,
         mut take: impl FnMut(&Entry<'_>) -> Result<(), E>,
@@ -132,7 +133,7 @@ impl EntryLog {
     }
 }
 
-/// Where reading goes.
+/// The direction of reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Toward {
     Start,
@@ -144,12 +145,12 @@ struct Reader<'l> {
     spool: &'l mut SpooledTempFile,
     end: u64,
     buffer: Vec<u8>,
-    /// Where in the log the buffer begins.
+    /// Offset of the buffer in the log.
     at: u64,
 }
 
 impl Reader<'_> {
-    /// The record at `at`, and where the next one is.
+    /// The record at `at`, and the offset of the next one.
     fn next(&mut self, at: u64) -> io::Result<(Entry<'_>, u64)> {
         let len = self.length(at, Toward::End)?;
         let record = self.get(at + 4, len, Toward::End)?;
@@ -157,7 +158,7 @@ impl Reader<'_> {
         Ok((entry, at + 8 + len))
     }
 
-    /// The record that ends at `end`, and where it begins.
+    /// The record that ends at `end`, and the offset at which it begins.
     fn previous(&mut self, end: u64) -> io::Result<(Entry<'_>, u64)> {
         let before = |at: u64, len| at.checked_sub(len).ok_or(io::ErrorKind::InvalidData);
         let last = before(end, 4)?;
@@ -292,7 +293,7 @@ mod tests {
 
     use super::*;
 
-    /// The entry with this number, and what its strings are in.
+    /// Calls `see` with an entry made from this number.
     fn with_entry(number: u64, see: impl FnOnce(&Entry<'_>)) {
         let mut pax = Vec::new();
         for record in 0..number % 3 {

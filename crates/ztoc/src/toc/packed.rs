@@ -1,15 +1,15 @@
-//! Entries packed into two growing buffers, for archives whose table is read off the stream.
+//! Entries packed into two growing buffers, for archives that are scanned as a stream.
 
 use super::{BLOCK, Entry, FileKind, Pax, Time};
 
-/// The entries of an archive in archive order, packed: about 100 bytes and the strings for each.
+/// The entries of an archive, in archive order. Each takes about 100 bytes plus its strings.
 #[derive(Debug, Clone, Default)]
 pub struct Toc {
     records: Vec<Record>,
     strings: Vec<u8>,
 }
 
-/// One entry; its strings follow each other in the shared buffer from `at`.
+/// One entry. Its strings are contiguous in the shared buffer, from `at` on.
 #[derive(Debug, Clone)]
 struct Record {
     at: usize,
@@ -30,16 +30,18 @@ struct Record {
 }
 
 impl Toc {
-    /// An empty table.
+    /// Creates an empty table.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Appends a copy of `entry`. Its `header_start` is not kept but derived from the entry before it.
+    /// Appends a copy of `entry`. Its `header_start` is not stored, but derived from the previous
+    /// entry.
     ///
     /// # Panics
-    /// If one string is 4 GiB or longer, which no scanner hands out (names end at 1 MiB).
+    /// If a string is 4 GiB or longer. Scanners never produce such strings (names are limited to 1
+    /// MiB).
     pub fn push(&mut self, entry: &Entry<'_>) {
         let at = self.strings.len();
         let mut put = |bytes: &[u8]| {
@@ -78,13 +80,13 @@ impl Toc {
         self.records.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
 
-    /// The entry at `index`, counted from 0 in archive order.
+    /// The entry at `index`, from 0 in archive order.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<Entry<'_>> {
         let record = self.records.get(index)?;
@@ -128,7 +130,8 @@ impl Toc {
     }
 }
 
-/// Where the next header begins, by the rule that a reader of a zTOC has to use: stated size, padded.
+/// The offset of the next header, by the rule that readers of a zTOC must use: the stated size,
+/// padded.
 pub(crate) fn end_of(offset: u64, size: u64) -> u64 {
     offset
         .saturating_add(size)
@@ -173,7 +176,7 @@ pub(crate) fn pack(into: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     into.extend_from_slice(value);
 }
 
-/// The records that [`pack`] wrote.
+/// Iterates over the records that [`pack`] wrote.
 pub(super) fn unpack(mut bytes: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     std::iter::from_fn(move || {
         let (key_len, rest) = bytes.split_first_chunk::<4>()?;

@@ -1,30 +1,30 @@
-//! File times, and the text form a zTOC keeps them in (RFC 3339).
+//! File times, and the text form in which a zTOC stores them (RFC 3339).
 
-/// A point in time: seconds since 1970-01-01T00:00:00Z and nanoseconds after them.
+/// A point in time: seconds since 1970-01-01T00:00:00Z and additional nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time {
-    /// Seconds since the epoch, negative before it.
+    /// Seconds since the epoch; negative before it.
     pub secs: i64,
-    /// 0 to 999,999,999.
+    /// Nanoseconds, 0 to 999,999,999.
     pub nanos: u32,
 }
 
-/// Seconds of a day.
+/// Seconds per day.
 const DAY: i64 = 86_400;
 /// 0000-01-01T00:00:00Z, the first time that has a text form.
 const FIRST: i64 = -62_167_219_200;
-/// 9999-12-31T23:59:59Z, the last second that has one.
+/// 9999-12-31T23:59:59Z, the last second that has a text form.
 const LAST: i64 = 253_402_300_799;
 
 impl Time {
-    /// 0001-01-01T00:00:00Z: what a time without a readable text form is taken for.
+    /// 0001-01-01T00:00:00Z, which replaces a time without a readable text form.
     pub const YEAR_ONE: Self = Self {
         secs: -62_135_596_800,
         nanos: 0,
     };
 
-    /// The text form in UTC: up to nine digits of fraction, trailing zeros cut. Empty outside the
-    /// years 0 to 9999, as the format has nothing for them.
+    /// The text form in UTC, with up to nine digits of fraction and no trailing zeros. Empty
+    /// outside the years 0 to 9999, which the format cannot represent.
     #[must_use]
     pub fn to_rfc3339(self) -> String {
         if !(FIRST..=LAST).contains(&self.secs) {
@@ -42,7 +42,7 @@ impl Time {
         text
     }
 
-    /// The time as it comes back from its text form: [`Time::YEAR_ONE`] where it has none.
+    /// The time as read back from its text form: [`Time::YEAR_ONE`] if it has none.
     pub(crate) fn as_written(self) -> Self {
         if (FIRST..=LAST).contains(&self.secs) {
             self
@@ -51,7 +51,7 @@ impl Time {
         }
     }
 
-    /// Reads the text form with any UTC offset; `None` where it is malformed.
+    /// Parses the text form with any UTC offset; `None` if it is malformed.
     #[must_use]
     pub fn from_rfc3339(text: &[u8]) -> Option<Self> {
         let (date, rest) = text.split_at_checked(19)?;
@@ -99,7 +99,7 @@ impl Time {
     }
 }
 
-/// The optional fraction, `.` or `,` and digits; those past the ninth are dropped.
+/// Parses the optional fraction, `.` or `,` and digits. Digits after the ninth are dropped.
 fn fraction(rest: &[u8]) -> Option<(u32, &[u8])> {
     let Some(digits) = rest.strip_prefix(b".").or_else(|| rest.strip_prefix(b",")) else {
         return Some((0, rest));
@@ -113,7 +113,7 @@ fn fraction(rest: &[u8]) -> Option<(u32, &[u8])> {
     Some((padded.fold(0, |n, c| n * 10 + u32::from(c - b'0')), zone))
 }
 
-/// `Z`, `+hh:mm` or `-hh:mm`, in seconds east of UTC.
+/// Parses `Z`, `+hh:mm` or `-hh:mm` into seconds east of UTC.
 fn offset(zone: &[u8]) -> Option<i64> {
     match *zone {
         [b'Z'] => Some(0),
@@ -141,8 +141,8 @@ fn days_in_month(year: i64, month: i64) -> i64 {
     }
 }
 
-/// Days from 1970-01-01 in the proleptic Gregorian calendar, by eras of 400 years that begin in March,
-/// so that the leap day is the last of its year.
+/// Days from 1970-01-01 in the proleptic Gregorian calendar. Eras of 400 years begin in March, so
+/// that the leap day is the last day of its year.
 fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);

@@ -1,4 +1,5 @@
-//! The same buffers by the official runtime, all in memory: what the writer must come to.
+//! Builds the same buffers with the official runtime in memory, as the expected result of the
+//! writer.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
