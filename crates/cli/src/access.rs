@@ -1,4 +1,4 @@
-//! How registries are reached, as the flags say.
+//! Configures registry access from the flags.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
@@ -15,15 +15,16 @@ use soci_oci::store::registry::RegistryTarget;
 use crate::args::{Global, RegistryAccess};
 use crate::output::{self, Progress};
 
-/// No container waits for the answer: a registry far away gets its time.
+/// No container waits for the answer, so slow registries get more time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Registries check everything that a manifest names before they answer.
+/// Registries check everything that a manifest refers to before they answer.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest password in bytes; tokens of cloud registries have a few thousand.
 const MAX_PASSWORD: u64 = 64 << 10;
 
-/// A client for the registries of these images. Who the flags say that we are is for the registry of the first; at the others
-/// we are who docker's configuration says. All requests are told to `trace`.
+/// Creates a client for the registries of these images. The credentials in the flags apply to the
+/// registry of the first image; docker's configuration provides the others. `trace` receives all
+/// requests.
 pub(crate) fn registry(
     flags: &RegistryAccess,
     images: &[&ImageRef],
@@ -60,7 +61,7 @@ pub(crate) fn registry(
     Ok(Registry::new(options, Arc::new(Chain(sources)))?)
 }
 
-/// Prints all requests on standard error, if `--debug` asks for them.
+/// With `--debug`, a trace that prints all requests on standard error.
 pub(crate) fn debugged(global: &Global, progress: &Progress) -> Option<Trace> {
     let progress = progress.clone();
     global.debug.then(|| {
@@ -68,8 +69,8 @@ pub(crate) fn debugged(global: &Global, progress: &Progress) -> Option<Trace> {
     })
 }
 
-/// Does work that may upload. Whatever ends it, an error, `--timeout` or the user, uploads that it did not finish are
-/// taken back.
+/// Runs work that may upload. However it ends (success, error, `--timeout`, interrupt), incomplete
+/// uploads are canceled.
 pub(crate) async fn uploading<T>(
     global: &Global,
     registry: Option<&Registry>,
@@ -105,8 +106,9 @@ fn tls(flags: &RegistryAccess) -> Result<Tls> {
     })
 }
 
-/// Who the flags say that we are: a refresh token, or a name and its password, which follows the first colon or comes on
-/// standard input. No message repeats a value: a token may stand where the name should.
+/// The credentials in the flags: a refresh token, or a user name and a password, which follows the
+/// first colon or comes from standard input. No message quotes a value, because a token may be
+/// given in place of the name.
 fn credential(flags: &RegistryAccess, stdin: impl Read) -> Result<Option<Credential>> {
     if flags.password_stdin {
         return with_password(flags, stdin).map(Some);
@@ -116,7 +118,7 @@ fn credential(flags: &RegistryAccess, stdin: impl Read) -> Result<Option<Credent
         return Ok(Some(Credential::Identity(token)));
     }
     let (name, password) = match flags.user.split_once(':') {
-        // A colon in the first place is part of the name.
+        // A leading colon is part of the name.
         Some((name, password)) if !name.is_empty() => (name, password),
         _ => (flags.user.as_str(), ""),
     };
@@ -131,7 +133,7 @@ fn credential(flags: &RegistryAccess, stdin: impl Read) -> Result<Option<Credent
     Ok(Some(Credential::new(name, password)))
 }
 
-/// The name of `--user` and the first line of standard input.
+/// The name from `--user` and the password from the first line of standard input.
 fn with_password(flags: &RegistryAccess, stdin: impl Read) -> Result<Credential> {
     if !flags.refresh.is_empty() {
         bail!("--password-stdin and --refresh are two credentials; leave one out");

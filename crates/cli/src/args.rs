@@ -1,4 +1,4 @@
-//! The whole grammar: commands, flags, defaults, help.
+//! The grammar of the program: commands, flags, defaults, help.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -28,12 +28,12 @@ pub(crate) use push::Push;
 pub(crate) use verify::Verify;
 pub(crate) use ztoc::{ZtocGetFile, ZtocInfo, ZtocList};
 
-/// What `git describe` said when this was built; release builds set it.
+/// The output of `git describe` at build time; release builds set it.
 pub(crate) const VERSION: &str = match option_env!("SOCI_VERSION") {
     Some(version) => version,
     None => concat!("v", env!("CARGO_PKG_VERSION")),
 };
-/// The commit it was built from; release builds set it.
+/// The commit of the build; release builds set it.
 const REVISION: &str = match option_env!("SOCI_REVISION") {
     Some(revision) => revision,
     None => "<unknown>",
@@ -133,12 +133,12 @@ fn global_flags() -> [Arg; 8] {
     ]
 }
 
-/// How long work tells what it is at.
+/// How to report the progress of long work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ProgressKind {
     /// Bars if standard error is a terminal.
     Auto,
-    /// A line on standard error now and then.
+    /// A line on standard error every few seconds.
     Plain,
     /// Nothing.
     None,
@@ -153,19 +153,20 @@ fn parse_progress(text: &str) -> Result<ProgressKind, String> {
     }
 }
 
-/// A positional argument; which of them are needed is said by the commands, in the reference's words.
+/// A positional argument. It is optional for clap: the commands report missing ones with the
+/// reference's messages.
 fn positional(name: &'static str) -> Arg {
     Arg::new(name)
         .value_name(name)
         .value_parser(clap::value_parser!(OsString))
 }
 
-/// `--json`, and what it prints.
+/// The `--json` flag with a description of its output.
 fn json_flag(help: &'static str) -> Arg {
     switch("json").help(help)
 }
 
-/// Reads values of a command that has the flags asked for.
+/// Reads values of a command. The command must have the flags that are read.
 #[derive(Debug, Clone, Copy)]
 struct Values<'a>(&'a ArgMatches);
 
@@ -192,7 +193,8 @@ impl Values<'_> {
         value.map(PathBuf::from).unwrap_or_default()
     }
 
-    /// A positional argument that is no path: references and digests. Bytes that are no UTF-8 become U+FFFD.
+    /// A positional argument that is not a path (a reference or a digest). Invalid UTF-8 becomes
+    /// U+FFFD.
     fn word(self, name: &str) -> String {
         self.path(name).to_string_lossy().into_owned()
     }
@@ -205,12 +207,12 @@ impl Values<'_> {
     }
 }
 
-/// Values of the flags that all commands have.
+/// The values of the flags that all commands share.
 #[derive(Debug, Clone)]
 pub(crate) struct Global {
     pub(crate) address: String,
     pub(crate) namespace: String,
-    /// `None`: no limit.
+    /// `None` means no limit.
     pub(crate) timeout: Option<Duration>,
     pub(crate) content_store: String,
     pub(crate) root: PathBuf,
@@ -220,7 +222,7 @@ pub(crate) struct Global {
 }
 
 impl Global {
-    /// Reads the values; an empty one means the default.
+    /// Reads the values. An empty value means the default.
     pub(crate) fn of(matches: &ArgMatches) -> Self {
         let or = |name, default: &str| {
             let value = matches

@@ -1,8 +1,8 @@
 //! `soci completion`: scripts that complete commands, flags and their values.
 //!
-//! The scripts are static: each walks the words typed so far to the command they name, by tables made
-//! from the grammar, and never runs `soci`. What a flag's value is (known words, a file, a folder) is
-//! said by its argument in the grammar.
+//! The scripts are static and never run `soci`. Each walks the words typed so far to the command
+//! they name, using tables generated from the grammar. The grammar also defines the kind of value
+//! of each flag (known words, a file, a folder).
 
 mod bash;
 mod fish;
@@ -29,18 +29,18 @@ pub(crate) fn run(args: &Completion) -> Result<()> {
     Ok(())
 }
 
-/// What may stand as the value of a flag.
+/// The possible values of a flag.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Values {
     Words(Vec<String>),
     Files,
     Folders,
-    /// Nothing that could be proposed.
+    /// Free text without proposals.
     Free,
 }
 
 impl Values {
-    /// `None`: a switch.
+    /// `None` for a switch.
     fn of(flag: &Flag) -> Option<Self> {
         flag.value.as_ref()?;
         Some(match flag.hint {
@@ -52,7 +52,7 @@ impl Values {
     }
 }
 
-/// `--long`, and `-s` if it has a letter.
+/// `--long`, and `-s` if the flag has a letter.
 fn spellings(flag: &Flag) -> Vec<String> {
     let short = flag.short.map(|short| format!("-{short}"));
     std::iter::once(format!("--{}", flag.long))
@@ -60,10 +60,10 @@ fn spellings(flag: &Flag) -> Vec<String> {
         .collect()
 }
 
-/// `--help` is part of every command, and not of the grammar.
+/// Every command has `--help`, but the grammar does not contain it.
 const HELP: &str = "--help";
 
-/// Every step from a command to one of its subcommands: the words that make it, the command reached.
+/// For every subcommand, the words that lead to it from its parent, and the command.
 fn steps(pages: &[Page]) -> impl Iterator<Item = (Vec<String>, String)> {
     pages.iter().filter_map(|page| {
         let (own, above) = page.path.split_last()?;
@@ -74,7 +74,7 @@ fn steps(pages: &[Page]) -> impl Iterator<Item = (Vec<String>, String)> {
     })
 }
 
-/// Every flag that takes a value: the command it belongs to (`None`: all) and the flag.
+/// Every flag with a value, and the command it belongs to (`None` for all commands).
 fn valued(pages: &[Page]) -> impl Iterator<Item = (Option<&Page>, &Flag, Values)> {
     let shared = pages.first().map(|page| page.shared.as_slice());
     let shared = shared.unwrap_or_default().iter().map(|flag| (None, flag));
@@ -86,7 +86,7 @@ fn valued(pages: &[Page]) -> impl Iterator<Item = (Option<&Page>, &Flag, Values)
         .filter_map(|(page, flag)| Some((page, flag, Values::of(flag)?)))
 }
 
-/// Patterns of a shell's `case "$at $flag"` for each kind of value.
+/// The patterns of a shell's `case "$at $flag"` for each kind of value.
 fn patterns(pages: &[Page]) -> Vec<(Values, String)> {
     let mut kinds: Vec<(Values, Vec<String>)> = Vec::new();
     for (page, flag, values) in valued(pages) {
@@ -106,7 +106,7 @@ fn patterns(pages: &[Page]) -> Vec<(Values, String)> {
         .collect()
 }
 
-/// The `case` lines that follow the words typed so far; bash and zsh read them alike.
+/// The `case` lines that follow the words typed so far. The syntax works in bash and zsh.
 fn walk(pages: &[Page]) -> String {
     let mut out = String::new();
     for (words, reached) in steps(pages) {
@@ -118,7 +118,7 @@ fn walk(pages: &[Page]) -> String {
     out
 }
 
-/// In single quotes, for bash and zsh.
+/// Quotes text with single quotes, for bash and zsh.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }

@@ -1,4 +1,4 @@
-//! `soci convert`: an image that carries its index, in containerd or on disk.
+//! `soci convert`: creates an image that contains its index, in containerd or on disk.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -38,7 +38,7 @@ pub(crate) async fn run(global: &Global, args: &Convert) -> Result<()> {
     conclude(args, result, &teller)
 }
 
-/// The optimizations that there are.
+/// Rejects unknown optimizations.
 pub(crate) fn check_optimizations(ztocs: &Ztocs) -> Result<()> {
     for name in &ztocs.optimizations {
         if name != "xattr" {
@@ -48,7 +48,7 @@ pub(crate) fn check_optimizations(ztocs: &Ztocs) -> Result<()> {
     Ok(())
 }
 
-/// What zTOCs are to be like.
+/// The build options from the flags.
 pub(crate) fn build_options(ztocs: &Ztocs, files: &PrefetchFiles) -> Result<BuildOptions> {
     let prefetch = prefetch::paths(&files.files, files.json.as_deref())?;
     let span_size =
@@ -65,7 +65,7 @@ pub(crate) fn build_options(ztocs: &Ztocs, files: &PrefetchFiles) -> Result<Buil
     })
 }
 
-/// The platforms that the flags mean.
+/// The platforms that the flags select.
 pub(crate) fn platforms(flags: &args::Platforms) -> Result<Platforms> {
     if flags.all {
         return Ok(Platforms::All);
@@ -86,14 +86,14 @@ pub(crate) fn image_name(path: &Path) -> Result<&str> {
     path.to_str().context("image names are UTF-8")
 }
 
-/// zTOCs that were made on this machine, unless all are to be made anew.
+/// zTOCs that were built on this machine; none with `force`, which rebuilds all.
 pub(crate) async fn recorded(
     state: &State<'_>,
     store: &Arc<dyn ContentStore>,
     force: bool,
 ) -> Result<Vec<Arc<dyn KnownZtocs>>> {
     let recorded = RecordedZtocs::new(state.artifacts(), Arc::clone(store));
-    // Records that cannot be used end the work before it begins, not when something is to be recorded.
+    // Unusable records must fail the command at the start, not when the results are recorded.
     recorded.load().await?;
     Ok(if force {
         Vec::new()
@@ -102,13 +102,14 @@ pub(crate) async fn recorded(
     })
 }
 
-/// Works under a lease, which ends whatever becomes of the work: what is not labelled by then may go.
+/// Runs work under a lease, and ends the lease afterwards in any case. New content without a label
+/// may then be garbage-collected.
 pub(crate) async fn leased<T>(
     state: &State<'_>,
     work: impl AsyncFnOnce(Containerd) -> Result<T>,
 ) -> Result<T> {
     let containerd = state.containerd().await?;
-    // Before there is a lease that a signal could leave behind.
+    // Listen before the lease exists, so that a signal cannot leave it behind.
     let signals = crate::Signals::listen()?;
     let lease = containerd.lease().await?;
     let limited = crate::limited(state.left(), work(lease.store()));
@@ -119,7 +120,7 @@ pub(crate) async fn leased<T>(
     result
 }
 
-/// The image is in containerd, and so is the copy.
+/// Converts an image in containerd and stores the result there.
 async fn with_containerd(
     global: &Global,
     args: &Convert,
@@ -161,7 +162,7 @@ async fn with_containerd(
     .await
 }
 
-/// Says what came of a conversion, as it was asked for.
+/// Reports the result of a conversion in the requested format.
 pub(crate) fn conclude(args: &Convert, result: Result<Converted>, teller: &Teller) -> Result<()> {
     match &result {
         Err(_) => teller.progress().finish(),
@@ -178,7 +179,7 @@ pub(crate) fn conclude(args: &Convert, result: Result<Converted>, teller: &Telle
     output::strict(args.strict, teller, result).map(drop)
 }
 
-/// The time of the image's record, where the environment fixes it.
+/// The time of the image's record, if the environment sets it.
 fn record_time() -> Option<i64> {
     let text = std::env::var("SOURCE_DATE_EPOCH")
         .ok()

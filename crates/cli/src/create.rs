@@ -1,4 +1,4 @@
-//! `soci create`: a version 1 index beside an image.
+//! `soci create`: builds a version 1 index for an image.
 
 use std::sync::Arc;
 
@@ -74,7 +74,7 @@ async fn with_containerd(global: &Global, args: &Create, teller: &Arc<Teller>) -
     .await
 }
 
-/// Lets the image's record keep its indexes.
+/// Adds labels to the image's record, so that its indexes are not garbage-collected.
 async fn keep(containerd: &Containerd, image: &str, indexes: &[Digest]) -> Result<()> {
     if indexes.is_empty() {
         return Ok(());
@@ -89,7 +89,7 @@ async fn keep(containerd: &Containerd, image: &str, indexes: &[Digest]) -> Resul
         .with_context(|| format!("containerd will remove the index again: label image {image:?}"))
 }
 
-/// Says what came of it, as it was asked for.
+/// Reports the result in the requested format.
 pub(crate) fn conclude(args: &Create, result: Result<Creation>, teller: &Teller) -> Result<()> {
     match &result {
         Err(_) => teller.progress().finish(),

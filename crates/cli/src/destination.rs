@@ -1,5 +1,8 @@
-//! Results on disk: written beside their place under another name, and given the place when they are
-//! whole and on the disk. What stood there before is there until then, also after a power failure.
+//! Writes results to disk atomically.
+//!
+//! A result is written under a temporary name next to its destination, and renamed when it is
+//! complete and durable. Until then the previous content stays in place, also after a power
+//! failure.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::hash::{BuildHasher as _, Hasher as _};
@@ -18,16 +21,17 @@ use soci_oci::store::{Content, errno};
 
 use crate::source::Either;
 
-/// A file that takes its place when it is complete.
+/// A file that is renamed to its destination when it is complete.
 #[derive(Debug)]
 pub(crate) struct NewFile {
     place: PathBuf,
-    /// `None`: the place is no regular file (a pipe, a device) and is written directly.
+    /// `None` if the destination is not a regular file (a pipe or a device), which is written
+    /// directly.
     temporary: Option<Temporary>,
 }
 
 impl NewFile {
-    /// Opens a file for what is to be at `path`.
+    /// Opens a file for the content of `path`.
     pub(crate) fn create(path: &Path) -> Result<(Self, File)> {
         let failed = |error: io::Error| {
             let path = path.display();
@@ -36,7 +40,7 @@ impl NewFile {
                 errno(&error)
             )
         };
-        // A link stays a link: its target is replaced.
+        // A symlink stays: its target is replaced.
         let place = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         match fs::metadata(&place) {
             Ok(metadata) if metadata.is_dir() => {
@@ -72,7 +76,7 @@ impl NewFile {
         ))
     }
 
-    /// Gives the file its place.
+    /// Renames the file to its destination.
     pub(crate) fn finish(self, file: &File) -> Result<()> {
         const FAILED: &str = "failed to write output tar";
         let Some(temporary) = self.temporary else {
@@ -84,7 +88,7 @@ impl NewFile {
     }
 }
 
-/// A layout folder that takes its place when it is complete.
+/// A layout folder that is renamed to its destination when it is complete.
 #[derive(Debug)]
 pub(crate) struct NewFolder {
     place: PathBuf,
@@ -93,8 +97,8 @@ pub(crate) struct NewFolder {
 }
 
 impl NewFolder {
-    /// Makes a folder for what is to be at `path`. A folder there that is neither empty nor an image
-    /// is not to be lost.
+    /// Creates a folder for the content of `path`. Fails if `path` is a non-empty folder that is
+    /// not an OCI layout, so that no other data is lost.
     pub(crate) fn create(path: &Path) -> Result<Self> {
         let place = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         if place.is_dir() && !place.join(LAYOUT_NAME).is_file() {
@@ -124,17 +128,18 @@ impl NewFolder {
         })
     }
 
-    /// Copies what the source has and this folder has not: everything, as the reference does.
+    /// Copies everything that the source has and this folder lacks, as the reference does.
     pub(crate) fn copy(&self, source: &Either, copier: &Copier) -> Result<()> {
         match source {
             Either::Folder(layout) => self.copy_folder(layout, Path::new(""), copier),
             Either::Archive(archive) => self.copy_archive(archive, copier),
-            // Has no form of a layout: its blobs are copied one by one.
+            // A docker archive is not a layout: its blobs are copied one by one.
             Either::Docker(_) => Ok(()),
         }
     }
 
-    /// Copies a folder of a layout. Links stay links, but those to blobs are followed.
+    /// Copies a folder of a layout. Links are copied as links, except links to blobs, which are
+    /// followed.
     fn copy_folder(&self, from: &Layout, below: &Path, copier: &Copier) -> Result<()> {
         let failed = || {
             format!(
@@ -167,8 +172,9 @@ impl NewFolder {
         Ok(())
     }
 
-    /// Copies blobs that are reached through a link (to one, to a folder of them, to all). A link may
-    /// lead anywhere, so only what its name's digest describes is taken.
+    /// Copies blobs that are reached through a link (to one blob, a folder of blobs, or all of
+    /// them). A link may point anywhere, so only content that matches the digest in its name is
+    /// copied.
     fn copy_linked(&self, from: &Layout, name: &Path) -> Result<()> {
         let path = from.root().join(name);
         if path.is_dir() {
@@ -195,7 +201,7 @@ impl NewFolder {
         Ok(())
     }
 
-    /// Whether this is the folder that is being written, which may lie inside the source.
+    /// Whether this is the folder that is being written, which may be inside the source.
     fn is_own(&self, path: &Path) -> bool {
         fs::canonicalize(path).ok() == fs::canonicalize(&self.temporary.path).ok()
     }
@@ -203,7 +209,8 @@ impl NewFolder {
     fn copy_archive(&self, archive: &Archive, copier: &Copier) -> Result<()> {
         for name in archive.names() {
             let relative = Path::new(name);
-            // Names were cleaned when the archive was opened; this is the place that relies on it.
+            // Names were cleaned when the archive was opened. The check is repeated here, because
+            // this code depends on it.
             let is_inside = relative
                 .components()
                 .all(|part| matches!(part, Component::Normal(_)));
@@ -231,8 +238,8 @@ impl NewFolder {
         Ok(())
     }
 
-    /// Gives the folder its place if nothing stands there. Another process may have made a layout there meanwhile: then
-    /// the blobs go into that one. Whether the place was free.
+    /// Renames the folder to its destination if that is free. If another process has created a
+    /// layout there meanwhile, moves the blobs into it. Returns whether the destination was free.
     pub(crate) fn finish_or_join(self) -> Result<bool> {
         let failed = || format!("failed to write to {}", self.place.display());
         sync_names(&self.temporary.path).with_context(failed)?;
@@ -256,7 +263,7 @@ impl NewFolder {
         Ok(false)
     }
 
-    /// Gives the folder its place; what stood there is deleted.
+    /// Renames the folder to its destination and deletes the previous content.
     pub(crate) fn finish(self) -> Result<()> {
         let Self {
             place,
@@ -271,7 +278,7 @@ impl NewFolder {
             return named();
         }
         match renameat_with(CWD, &temporary.path, CWD, &place, RenameFlags::EXCHANGE) {
-            // The temporary name now has what stood there, and is removed with it.
+            // The temporary name now refers to the previous content, which is removed with it.
             Ok(()) => named(),
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
                 let old = Temporary::beside(&place)?;
@@ -284,17 +291,17 @@ impl NewFolder {
     }
 }
 
-/// Copies files until it is told to stop.
+/// Copies files until it is stopped.
 pub(crate) struct Copier {
-    /// Set when nobody wants the copies any more.
+    /// Set when the copies are no longer needed.
     pub(crate) stop: Arc<AtomicBool>,
-    /// Is told how many bytes were copied.
+    /// Called with the number of bytes copied.
     pub(crate) count: Box<dyn Fn(u64) + Send>,
 }
 
 impl Copier {
     fn copy<R: Read>(&self, mut from: R, to: &Path, mode: Permissions) -> io::Result<()> {
-        /// Bytes after which to look whether to stop.
+        /// Bytes between two checks of `stop`.
         const STEP: u64 = 32 << 20;
         let mut file = File::create(to)?;
         loop {
@@ -311,7 +318,7 @@ impl Copier {
     }
 }
 
-/// Brings the names in a folder and in those below it to the disk. Contents were brought there when they were written.
+/// Syncs the names in a folder and its subfolders. The contents were synced when they were written.
 pub(crate) fn sync_names(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -322,20 +329,20 @@ pub(crate) fn sync_names(folder: &Path) -> io::Result<()> {
     sync_folder(folder)
 }
 
-/// Brings the name of something to the disk.
+/// Syncs the name of a file or folder.
 pub(crate) fn sync_name(place: &Path) -> io::Result<()> {
     sync_folder(&folder_of(place))
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {
-        // Some network file systems cannot.
+        // Some network file systems do not support this.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
         synced => synced,
     }
 }
 
-/// The folder that something is in, or will be.
+/// The parent folder of a path, which does not have to exist.
 pub(crate) fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
@@ -348,11 +355,12 @@ fn is_taken(kind: io::ErrorKind) -> bool {
     matches!(kind, AlreadyExists | DirectoryNotEmpty)
 }
 
-/// Processes that change the index of a layout take turns: theirs lasts until the folder is closed.
+/// Locks a layout, so that only one process at a time changes its index. The lock is held until the
+/// file is closed.
 pub(crate) fn turn(layout: &Path) -> Result<File> {
     let folder = File::open(layout).with_context(|| format!("open {}", layout.display()))?;
     if let Err(error) = folder.lock() {
-        // Some network file systems cannot.
+        // Some network file systems do not support locks.
         tracing::warn!(
             "{} cannot be locked: {error}; let only one process write to it at a time",
             layout.display()
@@ -361,7 +369,7 @@ pub(crate) fn turn(layout: &Path) -> Result<File> {
     Ok(folder)
 }
 
-/// Files of a layout that are written anew, and unfinished blobs of another process.
+/// Whether a file of a layout is rewritten, or is an incomplete blob of another process.
 fn is_replaced(name: &Path) -> bool {
     [INDEX_NAME, LAYOUT_NAME]
         .iter()
@@ -369,7 +377,7 @@ fn is_replaced(name: &Path) -> bool {
         || name.starts_with("ingest")
 }
 
-/// A name that is removed, whatever stands there, unless it was given away.
+/// A temporary path that is removed on drop, unless it has been renamed.
 #[derive(Debug)]
 struct Temporary {
     path: PathBuf,

@@ -1,4 +1,4 @@
-//! `soci index`: what is recorded of indexes.
+//! `soci index`: lists, prints and removes recorded indexes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,12 +39,12 @@ pub(crate) async fn list(global: &Global, args: &IndexList) -> Result<()> {
     show(&table(&entries, &names))
 }
 
-/// Which indexes are listed.
+/// Which indexes to list.
 enum Wanted {
     All,
-    /// Those of these manifests.
+    /// The indexes of these manifests.
     Manifests(Vec<String>),
-    /// Those for these platforms.
+    /// The indexes for these platforms.
     Platforms(Vec<Platform>),
 }
 
@@ -82,7 +82,7 @@ impl Wanted {
     }
 }
 
-/// Names of images by what they stand for. Without containerd there are none.
+/// Image names by the digest they refer to. Empty without containerd.
 async fn names(state: &State<'_>, entries: &[Entry]) -> BTreeMap<String, Vec<String>> {
     let mut names = BTreeMap::new();
     let Some(containerd) = state.containerd_if_there(!entries.is_empty()).await else {
@@ -148,7 +148,7 @@ fn table(entries: &[Entry], names: &BTreeMap<String, Vec<String>>) -> String {
     table.to_string()
 }
 
-/// All that are listed, in JSON.
+/// All listed indexes in JSON.
 #[derive(Serialize)]
 struct List<'a> {
     indexes: Vec<Listed<'a>>,
@@ -227,7 +227,8 @@ pub(crate) async fn remove(global: &Global, args: &IndexRemove) -> Result<()> {
     Ok(())
 }
 
-/// The content goes first: while it is there, so is the record, and the command can be repeated.
+/// Deletes the content before the record: if deleting fails, the record still exists and the
+/// command can be repeated.
 async fn forget(state: &State<'_>, entry: &Entry) -> Result<()> {
     state.content().await?.delete(&entry.digest).await?;
     Ok(state.artifacts().remove(&[entry.digest])?)

@@ -40,13 +40,13 @@ use args::{
     PrefetchList, Push, Verify, ZtocGetFile, ZtocInfo, ZtocList,
 };
 
-/// Threads for the network; layers are read by threads of their own.
+/// Threads for network I/O; layers are read by other threads.
 const RUNTIME_THREADS: usize = 2;
 
-/// Exit code of `--strict` where a layer was left without a zTOC.
+/// Exit code of `--strict` if a layer was left without a zTOC.
 const NOT_STRICT: u8 = 4;
 
-/// The user does not want the result any more.
+/// The user interrupted the command.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 struct Interrupted {
@@ -78,7 +78,7 @@ fn main() -> ExitCode {
 fn refuse(error: &anyhow::Error) -> ExitCode {
     output::refuse(&format!("{error:#}"));
     if let Some(Interrupted { signal }) = error.downcast_ref() {
-        // As a shell reports a process that a signal ended.
+        // The exit code that a shell reports for a process ended by a signal.
         return ExitCode::from(128 + signal);
     }
     if error.downcast_ref::<output::NotStrict>().is_some() {
@@ -99,7 +99,7 @@ fn start(global: &Global, matches: &ArgMatches) -> Result<()> {
     result
 }
 
-/// File work that nobody wants any more ends soon, and then removes what it made.
+/// Gives file operations that were canceled a moment to stop and remove what they created.
 fn end(runtime: Runtime) {
     runtime.shutdown_timeout(Duration::from_secs(2));
 }
@@ -125,12 +125,12 @@ async fn dispatch(global: &Global, matches: &ArgMatches) -> Result<()> {
         "rebuild-db" => rebuild_db::run(global).await,
         "completion" => completion::run(&Completion::of(matches)),
         "man" => man::run(&Man::of(matches)),
-        // The grammar has no other command.
+        // The grammar has no other commands.
         _ => Ok(()),
     }
 }
 
-/// The command that was asked for, as its names, and its values.
+/// The requested command, as its names, and its values.
 fn innermost(mut matches: &ArgMatches) -> (String, &ArgMatches) {
     let mut names = Vec::new();
     while let Some((name, inner)) = matches.subcommand() {
@@ -140,7 +140,7 @@ fn innermost(mut matches: &ArgMatches) -> (String, &ArgMatches) {
     (names.join(" "), matches)
 }
 
-/// Whether the command keeps something under the root folder.
+/// Whether the command stores anything in the root folder.
 fn needs_root(name: &str, matches: &ArgMatches) -> bool {
     let standalone = || matches.get_one("standalone") == Some(&true);
     match name {
@@ -150,7 +150,7 @@ fn needs_root(name: &str, matches: &ArgMatches) -> bool {
     }
 }
 
-/// Every command that keeps something expects its folder.
+/// Creates the root folder.
 fn make_root(root: &Path) -> Result<()> {
     DirBuilder::new()
         .mode(0o700)
@@ -159,8 +159,8 @@ fn make_root(root: &Path) -> Result<()> {
         .map_err(|error| anyhow!("mkdir {}: {}", root.display(), errno(&error)))
 }
 
-/// Commands that take a lease or upload keep to `--timeout` themselves, and get this much more to give back the lease
-/// or take back what they did not finish.
+/// Commands that hold a lease or upload enforce `--timeout` themselves. They get this much more
+/// time to end the lease or cancel incomplete uploads.
 fn grace(matches: &ArgMatches) -> Duration {
     let (name, matches) = innermost(matches);
     match name.as_str() {
@@ -173,7 +173,7 @@ fn grace(matches: &ArgMatches) -> Duration {
     }
 }
 
-/// Work that is dropped when it takes too long.
+/// Runs work with a timeout; the work is dropped when the timeout expires.
 pub(crate) async fn limited<T>(
     timeout: Option<Duration>,
     work: impl Future<Output = Result<T>>,
@@ -186,13 +186,13 @@ pub(crate) async fn limited<T>(
     }
 }
 
-/// Runs work that leaves things to be put in order when the user interrupts it: it is dropped, and the
-/// caller goes on.
+/// Runs work that needs cleanup after an interrupt: on a signal the work is dropped and the caller
+/// continues.
 pub(crate) async fn unless_interrupted<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     Signals::listen()?.unless(work).await
 }
 
-/// The user's wish to end, heeded from the moment that this exists.
+/// Receives interrupt and terminate signals from the moment it is created.
 #[derive(Debug)]
 pub(crate) struct Signals {
     interrupt: Signal,
@@ -200,7 +200,7 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// From now on a signal does not end the process by itself.
+    /// Installs the signal handlers. From now on, signals do not end the process.
     pub(crate) fn listen() -> Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -208,7 +208,8 @@ impl Signals {
         })
     }
 
-    /// Runs the work unless there was or comes a signal.
+    /// Runs the work until it ends or a signal arrives. Signals received since [`Signals::listen`]
+    /// count.
     pub(crate) async fn unless<T>(mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
             result = work => result,

@@ -1,4 +1,4 @@
-//! `soci man`, which help does not mention: manual pages, for whoever installs the program.
+//! `soci man`: writes the manual pages, for packagers. The help does not list it.
 
 use std::fs;
 
@@ -26,7 +26,7 @@ With \\fB\\-\\-strict\\fR: a layer that should have a zTOC has none.
 Ended by signal n.
 ";
 
-/// Runs the command: a page for each command, into a folder.
+/// Runs the command: writes one page per command into a folder.
 pub(crate) fn run(args: &Man) -> Result<()> {
     if args.folder.as_os_str().is_empty() {
         bail!("please name a folder for the pages");
@@ -53,7 +53,7 @@ fn roff(page: &Page, all: &[Page]) -> String {
         escaped(&page.operands),
     );
     if !page.description.is_empty() {
-        // What is indented is a table.
+        // Indented text is a table.
         let paragraph = |text: &str| match text.starts_with(' ') {
             true => format!(".nf\n{}\n.fi", lines(text)),
             false => lines(text),
@@ -79,7 +79,7 @@ fn roff(page: &Page, all: &[Page]) -> String {
     out + EXIT_STATUS + &see_also(page, all)
 }
 
-/// The page above and those below.
+/// The pages of the parent and of the subcommands.
 fn see_also(page: &Page, all: &[Page]) -> String {
     let below = |path: &[String]| path.split_last().map(|(_, above)| above.to_vec());
     let related = all.iter().filter(|other| {
@@ -107,7 +107,7 @@ fn escaped(text: &str) -> String {
     text.replace('\\', "\\e").replace('-', "\\-")
 }
 
-/// Text whose lines are no requests, however they begin.
+/// Escapes text so that no line is read as a roff request.
 fn lines(text: &str) -> String {
     let line = |line: &str| {
         let guard = if line.starts_with(['.', '\'']) {

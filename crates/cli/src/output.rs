@@ -1,9 +1,9 @@
-//! Everything that is printed: results on standard output, warnings on standard error, and what long work
-//! is at on standard error while that is a terminal ([`progress`]).
+//! All output: results on standard output, warnings on standard error, and the progress of long
+//! work on standard error if that is a terminal ([`progress`]).
 //!
-//! Standard error stays short: nerdctl reads it only when standard output has ended, so a pipe buffer's
-//! worth of warnings (64 KiB) would stop both programs for good. The parts that could grow are bounded: one
-//! message ([`cut`]) and the number of warnings about layers ([`teller`]).
+//! Standard error must stay short: nerdctl reads it only after standard output has ended, so more
+//! than a pipe buffer of warnings (64 KiB) would deadlock both programs. The length of a message
+//! ([`cut`]) and the number of warnings about layers ([`teller`]) are therefore limited.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -30,14 +30,14 @@ pub(crate) use push_report::PushReport;
 pub(crate) use report::{ConvertReport, CreateReport, NotStrict, strict};
 pub(crate) use teller::Teller;
 
-/// Longest message on standard error and longest line on standard output, in bytes: a quarter of a pipe
-/// buffer, and of the line that nerdctl reads at most.
+/// Longest message on standard error and longest line on standard output, in bytes: a quarter of a
+/// pipe buffer, and of the longest line that nerdctl reads.
 const MAX_MESSAGE: usize = 16 << 10;
 
 /// Version of the objects of `--json`; `docs/json.md` says when it changes.
 const SCHEMA_VERSION: u32 = 1;
 
-/// An object of `--json` with its version. Documents of the reference have none.
+/// A `--json` object with its version. Documents in the reference's format have none.
 #[derive(Debug, Serialize)]
 pub(crate) struct Versioned<T> {
     schema_version: u32,
@@ -54,7 +54,7 @@ impl<T> Versioned<T> {
     }
 }
 
-/// Prints on standard output. Nobody listening is no error: the work is done all the same.
+/// Prints on standard output. A closed pipe is not an error, because the work is done anyway.
 pub(crate) fn print(text: &str) {
     let mut out = io::stdout().lock();
     drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
@@ -65,7 +65,7 @@ pub(crate) fn line(text: &str) {
     print(&format!("{}\n", cut(text, MAX_MESSAGE)));
 }
 
-/// Prints an object on standard output, with its version.
+/// Prints an object with its version on standard output.
 pub(crate) fn json<T: Serialize>(value: &T) -> serde_json::Result<()> {
     print(&object(value)?);
     Ok(())
@@ -75,7 +75,8 @@ fn object<T: Serialize>(value: &T) -> serde_json::Result<String> {
     Ok(serde_json::to_string_pretty(&Versioned::new(value))? + "\n")
 }
 
-/// A text of about so many bytes at most: its beginning, and its end, where messages have their causes.
+/// Shortens a text to about `limit` bytes. It keeps the beginning and the end, where messages have
+/// their causes.
 pub(crate) fn cut(text: &str, limit: usize) -> Cow<'_, str> {
     if text.len() <= limit {
         return text.into();
@@ -91,7 +92,7 @@ pub(crate) fn cut(text: &str, limit: usize) -> Cow<'_, str> {
     .into()
 }
 
-/// Prints an error, and that is the end.
+/// Prints the error that ends the command.
 pub(crate) fn refuse(text: &str) {
     complain(&format!("soci: {}\n", cut(text, MAX_MESSAGE)));
 }
@@ -101,20 +102,21 @@ pub(crate) fn complain(text: &str) {
     drop(io::stderr().lock().write_all(text.as_bytes()));
 }
 
-/// Sends log records to standard error from now on: of level info and above, or all of them.
+/// Starts logging to standard error: all records if `verbose`, otherwise level info and above.
 pub(crate) fn start_log(verbose: bool) {
     tracing_subscriber::registry().with(Log { verbose }).init();
 }
 
-/// Log records as the reference writes them.
+/// Prints log records in the reference's format.
 struct Log {
-    /// What is tried is told, too.
+    /// Whether to print debug records too.
     verbose: bool,
 }
 
 impl<S: Subscriber> Layer<S> for Log {
     fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
-        // What a registry asks for on the way is news to the daemon's readers, not to who waits for a command.
+        // The registry's info records are meant for the daemon's log, not for the user of a
+        // command.
         let most = match metadata.target().starts_with("soci_oci::registry") {
             _ if self.verbose => Level::DEBUG,
             true => Level::WARN,

@@ -1,4 +1,4 @@
-//! `soci prefetch`: prefetch artifacts.
+//! `soci prefetch`: lists and prints prefetch artifacts.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::output::stream::show;
 use crate::output::table::{Table, age, printable};
 use crate::state::State;
 
-/// An artifact in JSON, as the reference has it.
+/// An artifact in the reference's JSON format.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Listed {
@@ -41,7 +41,7 @@ pub(crate) async fn list(global: &Global, args: &PrefetchList) -> Result<()> {
     }
     if args.json {
         let listed: Vec<Listed> = listed.into_iter().map(described).collect();
-        // What the reference's encoder makes of a list that nothing was added to.
+        // The reference's encoder writes an empty list as `null`.
         let listed = Some(listed).filter(|listed| !listed.is_empty());
         return show(&document::pretty(&listed));
     }
@@ -58,7 +58,7 @@ pub(crate) async fn list(global: &Global, args: &PrefetchList) -> Result<()> {
     show(&table.to_string())
 }
 
-/// The content store, if there is a point in asking it.
+/// The content store, if it is reachable and needed.
 async fn readable(state: &State<'_>, wanted: bool) -> Option<Arc<dyn ContentStore>> {
     if state.is_local() {
         return state.content().await.ok();
@@ -67,7 +67,7 @@ async fn readable(state: &State<'_>, wanted: bool) -> Option<Arc<dyn ContentStor
     Some(Arc::new(containerd.clone()))
 }
 
-/// How many spans an artifact asks for; `None` if it cannot be read.
+/// Number of spans that an artifact requests; `None` if it cannot be read.
 async fn spans(content: Option<&Arc<dyn ContentStore>>, entry: &Entry) -> Option<u64> {
     let bytes = content?
         .read(&entry.digest, MAX_ARTIFACT_BYTES)

@@ -1,4 +1,4 @@
-//! `soci push`: the newest version 1 index of an image, to the registry that the image's name says.
+//! `soci push`: pushes the newest version 1 index of an image to the registry in the image's name.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::output::{self, Progress, PushReport};
 use crate::state::State;
 use crate::{access, convert};
 
-/// Uploads at once where the user does not say, or says what cannot be.
+/// Concurrent uploads if the value of the flag is zero or out of range.
 const UPLOADS: usize = 3;
 
 /// Runs the command.
@@ -68,11 +68,11 @@ pub(crate) async fn run(global: &Global, args: &Push) -> Result<()> {
     Ok(())
 }
 
-/// The records, read where waiting for another process stops nobody else.
+/// Reads the records on a blocking thread, because it may wait for another process.
 async fn records(artifacts: Artifacts) -> Result<Vec<Entry>> {
     let read = tokio::task::spawn_blocking(move || artifacts.all()).await?;
     match read {
-        // Nothing was ever recorded, so there is nothing for any platform.
+        // Nothing was ever recorded, so no platform has an index.
         Err(ArtifactsError::NeverWritten) => Ok(Vec::new()),
         read => Ok(read?),
     }
@@ -84,7 +84,7 @@ fn uploads(args: &Push, how: How) -> usize {
         Ok(0) => UPLOADS,
         Ok(asked) => asked,
         Err(_) => {
-            // The reference's text, without a line's end.
+            // The reference prints this text without a newline.
             let warning = format!(
                 "warning: overflow for setting --max-concurrent-uploads={asked}; defaulting to {UPLOADS}"
             );
@@ -98,12 +98,12 @@ fn uploads(args: &Push, how: How) -> usize {
     }
 }
 
-/// What is printed.
+/// What to print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum How {
-    /// A line for everything.
+    /// A line for every event.
     Lines,
-    /// Digests of indexes, and warnings.
+    /// Only digests of indexes, and warnings.
     Quiet,
     /// One object at the end, and warnings on standard error.
     Json,
@@ -118,7 +118,7 @@ impl How {
         }
     }
 
-    /// The line that a note becomes.
+    /// The line for a note, if it is printed.
     fn line(self, note: &Note) -> Option<String> {
         let is_warning = matches!(note, Note::VersionTwo | Note::PushingAnyway(_));
         match (self, note) {
@@ -129,7 +129,7 @@ impl How {
     }
 }
 
-/// Prints what happens.
+/// Prints notes as they arrive.
 struct Teller {
     how: How,
     progress: Progress,

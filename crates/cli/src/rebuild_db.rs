@@ -1,4 +1,4 @@
-//! `soci rebuild-db`: records that agree with the content store.
+//! `soci rebuild-db`: makes the records match the content store.
 
 use std::sync::Arc;
 
@@ -15,14 +15,14 @@ const ADD: &str = "failed to add new artifacts to db";
 pub(crate) async fn run(global: &Global) -> Result<()> {
     let state = State::new(global);
     let artifacts = state.artifacts();
-    // What is to be rebuilt need not be readable: records of the reference that are not are left out.
+    // Existing records need not be readable: unreadable records of the reference are skipped.
     artifacts.begin()?;
     let content = state.content().await?;
     let mut scan = Scan::of(&artifacts, content.as_ref())
         .await
         .context(REMOVE)?;
     scan.remove_lost().context(REMOVE)?;
-    // Images lie in containerd whatever the content store is; indexes of version 2 as well.
+    // Images are in containerd for either content store, and so are version 2 indexes.
     let images = if !state.is_local() || scan.has_new() {
         Some(images(&state).await.context(ADD)?)
     } else {

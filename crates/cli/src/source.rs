@@ -1,5 +1,5 @@
-//! Images on disk: an OCI layout in a folder or an uncompressed tar, or what `docker save` writes, and which of
-//! the manifests there is meant.
+//! Images on disk: an OCI layout in a folder or an uncompressed tar, or the output of `docker
+//! save`, and the selection of a manifest in them.
 
 use std::fs::File;
 use std::io;
@@ -15,21 +15,21 @@ use soci_oci::store::layout::{INDEX_NAME, LAYOUT_NAME, Layout, read_root_file};
 use soci_oci::store::{Content, ContentStore, StoreError, errno};
 use soci_oci::{Descriptor, ImageIndex, json, media_type};
 
-/// On a member of a layout's index: the name of the image.
+/// The annotation of an entry in a layout's index that contains the image's name.
 pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// Names that a refusal lists.
+/// Most names to list in an error message.
 const MANY_NAMES: usize = 10;
 
 /// An image that is only read.
 #[derive(Debug)]
 pub(crate) struct Source {
     path: PathBuf,
-    /// The name of the image, where one was asked for.
+    /// The requested image name, if any.
     tag: Option<String>,
     pub(crate) layout: Either,
 }
 
-/// The forms of an image on disk.
+/// The formats of an image on disk.
 #[derive(Debug)]
 pub(crate) enum Either {
     Folder(Layout),
@@ -38,7 +38,7 @@ pub(crate) enum Either {
 }
 
 impl Source {
-    /// Opens a folder or an archive; nothing is copied.
+    /// Opens a folder or an archive without copying anything.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
         let metadata = std::fs::metadata(path).map_err(|error| {
@@ -59,14 +59,14 @@ impl Source {
         })
     }
 
-    /// The image of this name in a folder or an archive.
+    /// Opens the image with this name in a folder or an archive.
     pub(crate) fn tagged(path: &Path, tag: Option<&str>) -> Result<Self> {
         let mut source = Self::open(path)?;
         source.tag = tag.map(str::to_owned);
         Ok(source)
     }
 
-    /// The image of this name in an archive of `docker save`.
+    /// Opens the image with this name in an archive of `docker save`.
     pub(crate) async fn docker(path: &Path, name: Option<&str>) -> Result<Self> {
         let source = Self::open(path)?;
         match source.layout {
@@ -91,8 +91,8 @@ impl Source {
         })
     }
 
-    /// An archive that comes on standard input. An archive is not read from its front to its end, so this one is put
-    /// into a file without a name, in this folder.
+    /// Reads an archive from standard input. It is stored in an unnamed file in `folder`, because
+    /// reading an archive needs random access.
     pub(crate) async fn piped(folder: &Path) -> Result<Self> {
         let path = Path::new("standard input");
         let failed = || format!("keep standard input in {}", folder.display());
@@ -113,7 +113,7 @@ impl Source {
         })
     }
 
-    /// The blobs.
+    /// The blobs of the image.
     pub(crate) fn store(&self) -> Arc<dyn ContentStore> {
         match &self.layout {
             Either::Folder(layout) => Arc::new(layout.clone()),
@@ -144,7 +144,7 @@ impl Source {
         bytes.with_context(|| format!("failed to read index.json from {}", self.path.display()))
     }
 
-    /// The index, with no more than the image that was asked for.
+    /// The index, reduced to the requested image.
     pub(crate) fn index(&self) -> Result<ImageIndex> {
         let mut index: ImageIndex =
             json::from_slice(&self.index_json()?).context("unmarshal index.json")?;
@@ -168,15 +168,15 @@ impl Source {
                 self.path.display()
             );
         };
-        // The name belongs to this place, not to the image.
+        // The name belongs to the layout, not to the image.
         let mut member = member.clone();
         member.annotations.remove(REF_NAME);
         index.manifests = Some(vec![member]);
         Ok(index)
     }
 
-    /// The manifest or index to convert. Members whose blobs are not there are left out; where that
-    /// makes another index, it is put into `work`.
+    /// The manifest or index to convert. Entries with missing blobs are omitted; if that changes
+    /// the index, the new one is stored in `work`.
     pub(crate) async fn root(&self, work: &dyn ContentStore) -> Result<Descriptor> {
         let index = self.index()?;
         let store = self.store();

@@ -1,12 +1,13 @@
-//! Work without containerd: images in registries and on disk.
+//! Works without containerd, on images in registries and on disk.
 //!
 //! ```text
 //! Transport ──► Input ──► convert ──► files: archive, folder, layout
 //!                   └─── registry ──► RegistryTarget: blobs at once, manifests at the end, the tag last
 //! ```
 //!
-//! From registry to registry nothing is stored: layers are read where they are, and go on to the target while they are
-//! indexed. For a file the image is fetched first, because an archive has its members in another order.
+//! From registry to registry nothing is stored on disk: layers are indexed while they are copied to
+//! the target. For a file the image is downloaded first, because an archive has its members in a
+//! different order.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -32,7 +33,8 @@ use crate::transport::{self, Transport, hinted};
 
 mod files;
 
-/// Layers that are read from a registry at once: as many as other clients do, a stream each.
+/// Layers to read from a registry concurrently, with one stream each. Other clients use the same
+/// number.
 const AT_ONCE: NonZeroUsize = NonZeroUsize::new(4).expect("four is not zero");
 
 /// `soci convert --standalone`.
@@ -55,7 +57,7 @@ pub(crate) async fn convert_image(
     conclude(args, result, &teller)
 }
 
-/// `soci create --standalone`: the index goes into the repository of the image, to be found from there.
+/// `soci create --standalone`: stores the index in the repository of the image, as a referrer.
 pub(crate) async fn create_index(
     global: &Global,
     args: &Create,
@@ -97,12 +99,13 @@ pub(crate) async fn create_index(
     access::uploading(global, Some(&registry), Some(&target), work).await
 }
 
-/// The images that `--reuse-from` names.
+/// Parses the images from `--reuse-from`.
 fn reused(names: &[String]) -> Result<Vec<ImageRef>> {
     names.iter().map(|name| transport::image(name)).collect()
 }
 
-/// A client, if there is anything to reach. Who the flags say that we are is for the first image.
+/// Creates a client, if any image is in a registry. The credentials in the flags apply to the first
+/// image.
 fn reached(
     flags: &args::RegistryAccess,
     sides: [Option<&ImageRef>; 2],
@@ -116,8 +119,8 @@ fn reached(
     access::registry(flags, &images, trace).map(Some)
 }
 
-/// Whose zTOCs are taken over: those of the images that the user named for it, unless all are to be built anew. An image
-/// that is only converted or replaced is not trusted: its zTOCs could be anybody's.
+/// The images whose zTOCs are reused: those that the user named, and none with `force`. Images that
+/// are only converted or replaced are not trusted, because anyone could have made their zTOCs.
 fn known(registry: Option<&Registry>, reuse: &[ImageRef], force: bool) -> Vec<Arc<dyn KnownZtocs>> {
     match registry {
         Some(registry) if !force && !reuse.is_empty() => {
@@ -128,7 +131,7 @@ fn known(registry: Option<&Registry>, reuse: &[ImageRef], force: bool) -> Vec<Ar
     }
 }
 
-/// An image to be read.
+/// An image to read.
 enum Input {
     Files(Source),
     Registry(RegistryStore),
@@ -140,7 +143,7 @@ struct Job {
     to: Transport,
     options: ConvertOptions,
     registry: Option<Registry>,
-    /// Where the copy goes, if into a registry.
+    /// The target, if it is in a registry.
     target: Option<RegistryTarget>,
     known: Vec<Arc<dyn KnownZtocs>>,
     teller: Arc<Teller>,
@@ -226,7 +229,7 @@ impl Job {
             Transport::Pipe => files::to_archive(self, input, files::Out::piped()?, None).await,
             Transport::Path(path) => match format {
                 Some(Format::Archive) | None => {
-                    // As the reference, which looks at its input first.
+                    // Like the reference, this opens the input before the output.
                     let out = files::Out::at(path)?;
                     files::to_archive(self, input, out, None).await
                 }
@@ -274,7 +277,7 @@ impl Job {
             .context("an image in a registry has a registry")
     }
 
-    /// Converts an image of one store; what is new goes to the other.
+    /// Converts an image from `source` and writes new blobs to `store`.
     async fn convert(
         &self,
         source: Arc<dyn ContentStore>,

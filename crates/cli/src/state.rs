@@ -1,5 +1,5 @@
-//! What commands work on: containerd, connected to when first needed, the content store
-//! for new blobs, and the records.
+//! The resources of a command: containerd (connected on first use), the content store for new
+//! blobs, and the records.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 
 use crate::args::Global;
 
-/// One command's view of the machine.
+/// The resources of one command.
 #[derive(Debug)]
 pub(crate) struct State<'a> {
     pub(crate) global: &'a Global,
@@ -22,12 +22,11 @@ pub(crate) struct State<'a> {
     containerd: OnceCell<Containerd>,
 }
 
-/// How long before the end of `--timeout` connecting and waiting are given up, so that they are what is said to
-/// have failed.
+/// Connecting and waiting time out this much before `--timeout`, so that the error names them.
 const MARGIN: Duration = Duration::from_millis(20);
 
 impl<'a> State<'a> {
-    /// Nothing is opened yet.
+    /// Opens nothing yet.
     pub(crate) fn new(global: &'a Global) -> Self {
         Self {
             global,
@@ -36,13 +35,13 @@ impl<'a> State<'a> {
         }
     }
 
-    /// What is left of `--timeout`.
+    /// The remaining time of `--timeout`.
     pub(crate) fn left(&self) -> Option<Duration> {
         let left = |timeout: Duration| timeout.saturating_sub(self.started.elapsed());
         self.global.timeout.map(left)
     }
 
-    /// containerd; connected at the first call.
+    /// The containerd client; connects on the first call.
     pub(crate) async fn containerd(&self) -> Result<&Containerd> {
         let global = self.global;
         let timeout = self.left().map(|left| left.saturating_sub(MARGIN));
@@ -50,7 +49,7 @@ impl<'a> State<'a> {
         Ok(self.containerd.get_or_try_init(connect).await?)
     }
 
-    /// containerd for what is only nice to have: `None` at once where nobody listens, and where it is not wanted.
+    /// containerd for optional work: `None`, without delay, if it is not running or not wanted.
     pub(crate) async fn containerd_if_there(&self, wanted: bool) -> Option<&Containerd> {
         let address = &self.global.address;
         let socket = address.strip_prefix("unix://").unwrap_or(address);
@@ -63,12 +62,12 @@ impl<'a> State<'a> {
             .ok()
     }
 
-    /// Whether artifacts are kept in the state folder.
+    /// Whether artifacts are stored in the state folder.
     pub(crate) fn is_local(&self) -> bool {
         self.global.content_store == "soci"
     }
 
-    /// Refuses a `--content-store` that nobody knows.
+    /// Rejects an unknown `--content-store`.
     pub(crate) fn check_content_store(&self) -> Result<()> {
         match self.global.content_store.as_str() {
             "containerd" | "soci" => Ok(()),
@@ -76,7 +75,7 @@ impl<'a> State<'a> {
         }
     }
 
-    /// The store that `--content-store` names.
+    /// The store selected by `--content-store`.
     pub(crate) async fn content(&self) -> Result<Arc<dyn ContentStore>> {
         self.check_content_store()?;
         if self.is_local() {
@@ -85,8 +84,8 @@ impl<'a> State<'a> {
         Ok(Arc::new(self.containerd().await?.clone()))
     }
 
-    /// The records of what was built. Its operations wait for other processes: blocking, but
-    /// neither for long nor beyond `--timeout`.
+    /// The records of what was built. Operations block while other processes use the records, for a
+    /// short time and never beyond `--timeout`.
     pub(crate) fn artifacts(&self) -> Artifacts {
         let artifacts = Artifacts::at(&self.global.root);
         let left = self.left().map(|left| left.saturating_sub(MARGIN));

@@ -1,13 +1,13 @@
-//! What images are worked on without containerd, and how they are written on a command line.
+//! The notations for images without containerd on the command line.
 //!
-//! | written | is |
+//! | notation | meaning |
 //! |--|--|
 //! | `docker://registry/repository:tag[@digest]` | an image in a registry |
 //! | `oci:PATH[:TAG]` | an OCI layout in a folder |
 //! | `oci-archive:PATH[:TAG]` | an OCI layout in a tar |
-//! | `docker-archive:PATH[:NAME]` | what `docker save` writes; only read |
+//! | `docker-archive:PATH[:NAME]` | the output of `docker save`; input only |
 //! | `-` | an archive on standard input or output |
-//! | anything else | a path: a folder or a tar, whatever is there |
+//! | anything else | a path to a folder or a tar |
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,7 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
-    /// Reads what was written on the command line.
+    /// Parses a command-line argument.
     pub(crate) fn parse(text: &Path) -> Result<Self> {
         let Some(written) = text.to_str() else {
             return Ok(Self::Path(text.to_owned()));
@@ -75,10 +75,11 @@ impl Transport {
     }
 }
 
-/// The name of an image in a registry, as people write it; `docker://` in front is fine.
+/// Parses the name of an image in a registry, with or without `docker://`.
 pub(crate) fn image(name: &str) -> Result<ImageRef> {
     let name = name.strip_prefix("docker://").unwrap_or(name);
-    // As in an address. No message may repeat it: it holds a password.
+    // A user in the host part, as in a URL. The message must not quote it, because it may contain a
+    // password.
     if name
         .split_once('/')
         .is_some_and(|(host, _)| host.contains('@'))
@@ -88,7 +89,7 @@ pub(crate) fn image(name: &str) -> Result<ImageRef> {
     ImageRef::parse(name).with_context(|| format!("image name {name:?}"))
 }
 
-/// A question for who wrote the name of an image where a path belongs.
+/// A hint for a user who wrote an image name instead of a path.
 pub(crate) fn hint(path: &Path) -> Option<String> {
     let written = path.to_str().filter(|_| !path.exists())?;
     if written.starts_with(['/', '.']) || written.ends_with(".tar") {
@@ -100,7 +101,7 @@ pub(crate) fn hint(path: &Path) -> Option<String> {
     is_image.then(|| format!("did you mean docker://{written}?"))
 }
 
-/// An error about something that was taken for a path, with that question.
+/// Adds that hint to an error about a path.
 pub(crate) fn hinted(error: anyhow::Error, path: &Path) -> anyhow::Error {
     match hint(path) {
         Some(hint) => anyhow!("{error:#}; {hint}"),
@@ -108,7 +109,7 @@ pub(crate) fn hinted(error: anyhow::Error, path: &Path) -> anyhow::Error {
     }
 }
 
-/// A path ends at the first colon; what follows chooses among images there.
+/// Splits at the first colon into the path and the name of an image in it.
 fn place(written: &str, rest: &str) -> Result<(PathBuf, Option<String>)> {
     let (path, choice) = match rest.split_once(':') {
         Some((path, choice)) => (path, Some(choice)),
@@ -123,7 +124,7 @@ fn place(written: &str, rest: &str) -> Result<(PathBuf, Option<String>)> {
     Ok((PathBuf::from(path), choice.map(str::to_owned)))
 }
 
-/// Names in layouts are what the specification lets them be.
+/// Checks that a name is one that the OCI layout specification allows.
 fn checked(tag: String) -> Result<String> {
     let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._:@/+".contains(byte);
     let starts_well = tag

@@ -1,4 +1,4 @@
-//! `soci verify`: an image and its indexes against each other.
+//! `soci verify`: checks an image against its indexes.
 
 use std::sync::Arc;
 
@@ -22,15 +22,15 @@ use crate::source::Source;
 use crate::state::State;
 use crate::transport::{Transport, hinted};
 
-/// An image, wherever it is.
+/// An image in any location.
 struct Image {
     store: Arc<dyn ContentStore>,
     target: Descriptor,
-    /// Version 1 indexes that are said to belong to a manifest.
+    /// Version 1 indexes with the manifest that each is listed for.
     referrers: Vec<(Digest, Descriptor)>,
-    /// containerd has only those layers that were unpacked.
+    /// True for containerd, which has only the layers that were unpacked.
     may_lack_layers: bool,
-    /// Holds what was made for the occasion.
+    /// Contains temporary blobs.
     _work: Option<tempfile::TempDir>,
 }
 
@@ -93,7 +93,7 @@ pub(crate) async fn run(global: &Global, args: &Verify) -> Result<()> {
     }
 }
 
-/// What was looked at, in one line.
+/// A one-line summary of what was checked.
 fn told(summary: &Summary) -> String {
     let of = |count: usize, what: &str, many: &str| {
         format!("{count} {}", if count == 1 { what } else { many })
@@ -164,7 +164,7 @@ async fn on_disk(source: Source) -> Result<Image> {
         [] => bail!("index.json contains no manifests"),
         [only] => (lower, only.clone(), None),
         _ => {
-            // The list itself is the image then.
+            // Treat the list itself as the image.
             let bytes = source.index_json()?;
             let work = tempfile::tempdir().context("failed to create temp directory")?;
             let upper: Arc<dyn ContentStore> = Arc::new(Layout::create(work.path())?.unsynced());
@@ -230,8 +230,8 @@ async fn in_containerd(global: &Global, name: &str) -> Result<Image> {
     })
 }
 
-/// The version 1 indexes of the records that are still there; for a manifest that has none left, the
-/// newest that was.
+/// The recorded version 1 indexes that still exist. For a manifest without any, the newest missing
+/// one.
 async fn recorded(
     state: &State<'_>,
     store: &dyn ContentStore,

@@ -1,4 +1,4 @@
-//! `soci ztoc`: zTOCs, and files read with them.
+//! `soci ztoc`: lists and prints zTOCs, and reads files with them.
 
 mod get_file;
 
@@ -60,7 +60,7 @@ fn listing(entries: &[Entry], args: &ZtocList) -> String {
     table.to_string()
 }
 
-/// All that are listed, in JSON.
+/// All listed zTOCs in JSON.
 #[derive(Serialize)]
 struct List<'a> {
     ztocs: Vec<Listed<'a>>,
@@ -88,7 +88,7 @@ impl<'a> Listed<'a> {
     }
 }
 
-/// The zTOCs of an image's indexes, in their order, each once.
+/// The zTOCs of an image's indexes, in order and without duplicates.
 async fn of_image(state: &State<'_>, name: &str) -> Result<Vec<Entry>> {
     let containerd = state.containerd().await?;
     let target = containerd.image(name).await?.target;
@@ -127,7 +127,7 @@ fn recorded_ztoc(artifacts: &Artifacts, digest: &Digest) -> Result<Entry> {
         .context("failed to get ztoc from artifacts store (try running \"soci rebuild-db\" first)")
 }
 
-/// An index from the first store that has it; `None` if none does.
+/// An index from the first store that has it; `None` if no store does.
 async fn index_of(
     stores: [&Arc<dyn ContentStore>; 2],
     digest: &Digest,
@@ -147,7 +147,7 @@ async fn index_of(
     Ok(None)
 }
 
-/// A whole zTOC; its digest is right.
+/// Reads a complete zTOC and verifies its digest.
 async fn read(content: &dyn ContentStore, digest: &Digest) -> Result<Bytes, StoreError> {
     content.read(digest, MAX_ZTOC_SIZE).await
 }
@@ -170,12 +170,12 @@ pub(crate) async fn info(global: &Global, args: &ZtocInfo) -> Result<()> {
     out.finish()
 }
 
-/// Reads a zTOC, with the reference's words where it is none.
+/// Parses a zTOC. Errors begin with the reference's message.
 fn parse(bytes: &[u8]) -> Result<Ztoc<'_>> {
     Ztoc::parse(bytes).context("cannot unmarshal ztoc")
 }
 
-/// What stands between the parts of a document.
+/// The separators of a document.
 struct Form {
     /// Before a member of the document, of the list of files, and of a file.
     breaks: [&'static str; 3],
@@ -198,7 +198,7 @@ impl Form {
     }
 }
 
-/// Writes what a zTOC says, file by file: it may be about hundreds of thousands.
+/// Writes the content of a zTOC file by file, because it can have hundreds of thousands of files.
 fn describe(ztoc: &Ztoc<'_>, size: u64, out: &mut Stream, form: Form) -> Result<()> {
     let Form {
         breaks: [member, item, field],
@@ -251,10 +251,10 @@ fn describe(ztoc: &Ztoc<'_>, size: u64, out: &mut Stream, form: Form) -> Result<
     out.write((close + end).as_bytes())
 }
 
-/// The span that the reference counts an offset to.
+/// The span that the reference computes for an offset.
 fn span_at(ztoc: &Ztoc<'_>, offset: u64) -> u64 {
     match (ztoc.compression(), ztoc.span_size()) {
-        // Spans of equal size, and no look at whether there is one.
+        // The reference assumes spans of equal size and does not check that the span exists.
         (Compression::Plain, size) if size > 0 => offset / size,
         _ => ztoc.spans().at(offset).map_or(0, |span| u64::from(span.0)),
     }

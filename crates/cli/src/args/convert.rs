@@ -79,7 +79,7 @@ pub(super) fn command() -> Command {
         .args(registry_flags())
 }
 
-/// What `convert` writes without containerd.
+/// The output format of `convert` without containerd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     /// An uncompressed tar.
@@ -104,7 +104,7 @@ pub(crate) struct Convert {
     pub(crate) image: PathBuf,
     pub(crate) destination: PathBuf,
     pub(crate) standalone: bool,
-    /// `None`: not asked for.
+    /// `None` if not specified.
     pub(crate) format: Option<Format>,
     pub(crate) allow_empty: bool,
     pub(crate) reuse_from: Vec<String>,

@@ -7,7 +7,7 @@ use soci_flags::{integer, list, switch};
 
 use super::Values;
 
-/// Flags for which platforms of an image are meant.
+/// Flags that select platforms of an image.
 pub(super) fn platform_flags() -> [Arg; 2] {
     [
         switch("all-platforms").help("Take every platform of the image"),
@@ -17,7 +17,7 @@ pub(super) fn platform_flags() -> [Arg; 2] {
     ]
 }
 
-/// As the flags say it.
+/// The values of [`platform_flags`].
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Platforms {
     pub(crate) all: bool,
@@ -34,7 +34,7 @@ impl Platforms {
     }
 }
 
-/// Flags for how zTOCs are built and which are taken over.
+/// Flags that control how zTOCs are built and which are reused.
 pub(super) fn ztoc_flags() -> [Arg; 4] {
     let number = |name| {
         Arg::new(name)
@@ -59,7 +59,7 @@ pub(super) fn ztoc_flags() -> [Arg; 4] {
     ]
 }
 
-/// Flag for whose zTOCs are taken over.
+/// The flag that names the images whose zTOCs are reused.
 pub(super) fn reuse_flag() -> Arg {
     list("reuse-from").value_name("IMAGE").help(
         "With --standalone: copy the zTOCs of this image in a registry instead of reading the layers. They are not \
@@ -67,7 +67,7 @@ pub(super) fn reuse_flag() -> Arg {
     )
 }
 
-/// As the flags say it; not checked yet.
+/// The values of [`ztoc_flags`], unchecked.
 #[derive(Debug, Clone)]
 pub(crate) struct Ztocs {
     pub(crate) span_size: i64,
@@ -88,7 +88,7 @@ impl Ztocs {
     }
 }
 
-/// Flags for which files are to be there first.
+/// Flags that select the files to prefetch.
 pub(super) fn prefetch_flags() -> [Arg; 2] {
     [
         list("prefetch-file")
@@ -103,11 +103,11 @@ pub(super) fn prefetch_flags() -> [Arg; 2] {
     ]
 }
 
-/// As the flags say it.
+/// The values of [`prefetch_flags`].
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PrefetchFiles {
     pub(crate) files: Vec<String>,
-    /// A file with an array of paths.
+    /// A file that contains an array of paths.
     pub(crate) json: Option<PathBuf>,
 }
 
@@ -121,7 +121,7 @@ impl PrefetchFiles {
     }
 }
 
-/// Flags for registries, as `push` has them.
+/// Flags for registry access, the same as for `push`.
 pub(super) fn registry_flags() -> [Arg; 9] {
     use soci_flags::text;
     [
@@ -160,7 +160,7 @@ pub(super) fn registry_flags() -> [Arg; 9] {
     ]
 }
 
-/// As the flags say it.
+/// The values of [`registry_flags`].
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RegistryAccess {
     pub(crate) user: String,

@@ -30,7 +30,7 @@ pub(super) fn completion_command() -> Command {
         )
 }
 
-/// For `make man`; users have the pages.
+/// Used by `make man`. It is hidden, because users get the finished pages.
 pub(super) fn man_command() -> Command {
     Command::new("man")
         .hide(true)

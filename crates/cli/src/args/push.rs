@@ -55,7 +55,7 @@ pub(super) fn command() -> Command {
         .arg(switch("http-trace").help("Print HTTP requests and answers"))
 }
 
-/// A value of `--existing-index` that means nothing.
+/// An invalid value of `--existing-index`.
 #[derive(Debug, thiserror::Error)]
 #[error("unexpected value for flag existing-index: {0}, expected types [warn skip allow]")]
 pub(crate) struct UnknownExisting(String);
@@ -70,12 +70,12 @@ pub(crate) struct Push {
     pub(crate) quiet: bool,
     pub(crate) json: bool,
     pub(crate) registry: RegistryAccess,
-    /// `--http-dump` or `--http-trace`; the global `--debug` means the same.
+    /// `--http-dump` or `--http-trace`; the global `--debug` has the same effect.
     pub(crate) trace: bool,
 }
 
 impl Push {
-    /// What to do about an index that the registry has already.
+    /// How to handle an index that already exists in the registry.
     pub(crate) fn existing_index(&self) -> Result<Existing, UnknownExisting> {
         match self.existing_index.as_str() {
             "warn" => Ok(Existing::Warn),

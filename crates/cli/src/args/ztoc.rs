@@ -58,7 +58,7 @@ fn get_file_command() -> Command {
         .after_help("Examples:\n  soci ztoc get-file sha256:... etc/os-release\n  soci ztoc get-file -o sh sha256:... bin/sh")
         .arg(positional("digest").help("Digest of the zTOC"))
         .arg(positional("file").help("Name of the file as `soci ztoc info` shows it"))
-        // Elsewhere what is too much is ignored; here it is refused.
+        // Other commands ignore surplus arguments; this one rejects them.
         .arg(positional("extra").num_args(0..).hide(true))
         .arg(
             Arg::new("output")
@@ -112,10 +112,10 @@ impl ZtocInfo {
 #[derive(Debug, Clone)]
 pub(crate) struct ZtocGetFile {
     pub(crate) digest: String,
-    /// The name in the layer; any bytes.
+    /// The name in the layer, as arbitrary bytes.
     pub(crate) file: PathBuf,
     pub(crate) output: Option<PathBuf>,
-    /// Whether these are all the operands, and no others.
+    /// Whether exactly the required operands were given.
     pub(crate) is_complete: bool,
 }
 

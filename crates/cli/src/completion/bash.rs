@@ -1,10 +1,10 @@
-//! For bash 4 and later; `bash-completion` is not needed.
+//! The completion script for bash 4 and later. It does not need `bash-completion`.
 
 use soci_flags::Page;
 
 use super::{HELP, Values, patterns, spellings, walk};
 
-/// bash gives `--flag=value` as three words: the flag, `=` and the value.
+/// bash splits `--flag=value` into three words: the flag, `=` and the value.
 pub(super) fn script(pages: &[Page]) -> String {
     let (walk, values, words) = (walk(pages), values(pages), words(pages));
     format!(

@@ -1,4 +1,4 @@
-//! For fish 3 and later.
+//! The completion script for fish 3 and later.
 
 use soci_flags::{Flag, Page};
 
@@ -70,7 +70,7 @@ fn option(flag: &Flag) -> String {
     format!(" -l {}{short}{value} -d {help}", flag.long)
 }
 
-/// In single quotes, for fish.
+/// Quotes text with single quotes, for fish.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }

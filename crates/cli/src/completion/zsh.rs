@@ -1,4 +1,4 @@
-//! For zsh, as a file in `$fpath` or sourced.
+//! The completion script for zsh, used as a file in `$fpath` or sourced.
 
 use soci_flags::{Flag, Page};
 
@@ -74,7 +74,7 @@ fn values(pages: &[Page]) -> String {
     out
 }
 
-/// `name:text`, where the name's own colons are escaped.
+/// `name:text`, with the colons in the name escaped.
 fn entry(name: &str, text: &str) -> String {
     quoted(&format!("{}:{text}", name.replace(':', "\\:")))
 }

@@ -1,23 +1,23 @@
-//! JSON for people: what Go's encoder writes, with two blanks of indentation.
+//! JSON for people: the format of Go's encoder, indented by two spaces.
 
 use serde::Serialize;
 use serde::de::IgnoredAny;
 use soci_oci::json;
 
-/// A value with indentation, ending in a newline.
+/// Formats a value with indentation and a final newline.
 pub(crate) fn pretty<T: Serialize>(value: &T) -> String {
     let mut text = indented(&json::to_vec(value));
     text.push('\n');
     text
 }
 
-/// The same document with indentation: keys stay in their order, numbers and strings as they are written.
+/// Indents a document without reordering its keys or rewriting its numbers and strings.
 pub(crate) fn indent(document: &[u8]) -> Result<String, serde_json::Error> {
     serde_json::from_slice::<IgnoredAny>(document)?;
     Ok(indented(document))
 }
 
-/// The same document without any blanks between its parts.
+/// Removes the whitespace between the parts of a document.
 pub(crate) fn compact(document: &[u8]) -> Result<String, serde_json::Error> {
     serde_json::from_slice::<IgnoredAny>(document)?;
     let mut out = Vec::with_capacity(document.len());
@@ -30,7 +30,8 @@ pub(crate) fn compact(document: &[u8]) -> Result<String, serde_json::Error> {
     Ok(text(out))
 }
 
-/// A string of Go's encoder from bytes that need be no UTF-8: each wrong one becomes an escaped U+FFFD.
+/// Encodes bytes as a string like Go's encoder: each byte that is not valid UTF-8 becomes an
+/// escaped U+FFFD.
 pub(crate) fn string(bytes: &[u8]) -> String {
     let mut out = String::from('"');
     for chunk in bytes.utf8_chunks() {
@@ -42,7 +43,7 @@ pub(crate) fn string(bytes: &[u8]) -> String {
     out
 }
 
-/// Sound JSON with line breaks and two blanks for each level.
+/// Indents valid JSON by two spaces per level.
 fn indented(document: &[u8]) -> String {
     let mut out = Vec::with_capacity(document.len() * 2);
     let mut in_string = InString::default();
@@ -81,7 +82,7 @@ fn indented(document: &[u8]) -> String {
     text(out)
 }
 
-/// Whether a byte of a document is within a string; the quotes belong to it.
+/// Tracks whether a byte of a document is inside a string, including the quotes.
 #[derive(Default)]
 struct InString {
     inside: bool,

@@ -1,8 +1,8 @@
-//! What long work is at, on standard error: bars on a terminal, a line now and then where that is asked for,
-//! else nothing.
+//! Progress of long work on standard error: bars on a terminal, a line every few seconds if
+//! requested, otherwise nothing.
 //!
-//! There is one bar for all the work and a few for its parts; parts beyond those are counted without a bar
-//! of their own.
+//! There is one bar for the whole work and a few for its parts. Further parts are counted without a
+//! bar.
 
 use std::io::{self, IsTerminal as _};
 use std::sync::Mutex;
@@ -14,14 +14,14 @@ use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, Prog
 
 use crate::args::ProgressKind;
 
-/// Most parts that have a bar at the same time: more would push the rest off a small terminal.
+/// Most parts with a bar at the same time; more would not fit on a small terminal.
 const MAX_BARS: usize = 8;
-/// How often bars are drawn.
+/// Interval at which bars are redrawn.
 const TICK: Duration = Duration::from_millis(200);
-/// How often a line is printed without a terminal.
+/// Interval of lines without a terminal.
 const PLAIN_TICK: Duration = Duration::from_secs(5);
 
-/// Shows how far work is. Clones show the same.
+/// Shows the progress of work. Clones share the same display.
 #[derive(Debug, Clone)]
 pub(crate) struct Progress {
     shared: Arc<Shared>,
@@ -30,7 +30,7 @@ pub(crate) struct Progress {
 #[derive(Debug)]
 struct Shared {
     view: View,
-    /// Bytes of the phase, and those of them that are done.
+    /// Total bytes of the phase, and bytes done.
     total: AtomicU64,
     done: AtomicU64,
     started: Instant,
@@ -47,7 +47,7 @@ enum View {
     Nothing,
 }
 
-/// When the last line was printed, and what the work is called.
+/// The time of the last line, and the name of the phase.
 #[derive(Debug)]
 struct Ticker {
     phase: &'static str,
@@ -55,7 +55,7 @@ struct Ticker {
 }
 
 impl Progress {
-    /// Nothing is shown yet.
+    /// Shows nothing until a phase begins.
     pub(crate) fn new(kind: ProgressKind) -> Self {
         let view = match kind {
             ProgressKind::Auto if is_a_screen() => View::Bars {
@@ -83,7 +83,7 @@ impl Progress {
         }
     }
 
-    /// A phase of its own; how many bytes it has may be unknown.
+    /// Begins a phase. Its size in bytes may be unknown.
     pub(crate) fn phase(&self, name: &'static str, bytes: Option<u64>) {
         let total = bytes.unwrap_or_default();
         self.shared.total.store(total, Ordering::Relaxed);
@@ -108,7 +108,7 @@ impl Progress {
         }
     }
 
-    /// A part of the phase.
+    /// Adds a part to the phase.
     pub(crate) fn task(&self, name: &str, bytes: u64) -> Task {
         let bar = match &self.shared.view {
             View::Bars { all, parts, .. } => {
@@ -137,7 +137,7 @@ impl Progress {
         }
     }
 
-    /// This many bytes more are done.
+    /// Adds completed bytes.
     pub(crate) fn advance(&self, bytes: u64) {
         let done = self.shared.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         match &self.shared.view {
@@ -176,7 +176,7 @@ impl Progress {
         move |bytes| progress.advance(bytes)
     }
 
-    /// Prints while the bars are out of the way.
+    /// Prints while the bars are hidden.
     pub(crate) fn aside(&self, print: impl FnOnce()) {
         match &self.shared.view {
             View::Bars { all, .. } => all.suspend(print),
@@ -184,7 +184,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bars away, and prints a line about the whole where anything is shown at all.
+    /// Removes the bars, and prints a summary line unless progress is off.
     pub(crate) fn summary(&self, text: &str) {
         self.finish();
         if !matches!(self.shared.view, View::Nothing) {
@@ -192,22 +192,22 @@ impl Progress {
         }
     }
 
-    /// Takes the bars away.
+    /// Removes the bars.
     pub(crate) fn finish(&self) {
         if let View::Bars { all, overall, .. } = &self.shared.view {
             overall.finish_and_clear();
-            // A terminal that is gone needs no clearing.
+            // A closed terminal does not need clearing.
             drop(all.clear());
         }
     }
 
-    /// How long it has been there.
+    /// The time since its creation.
     pub(crate) fn elapsed(&self) -> Duration {
         self.shared.started.elapsed()
     }
 }
 
-/// A part of the work. Dropped, it is no longer shown.
+/// A part of the work. It disappears when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Task {
     progress: Progress,
@@ -219,7 +219,7 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    /// What is done with it now.
+    /// Sets the current stage of the part.
     pub(crate) fn stage(&self, name: &'static str) {
         match &self.progress.shared.view {
             View::Bars { .. } => {
@@ -235,7 +235,7 @@ impl Task {
         }
     }
 
-    /// This many bytes more of it are done.
+    /// Adds completed bytes of the part.
     pub(crate) fn advance(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
         if let Some(bar) = &self.bar {
@@ -244,7 +244,7 @@ impl Task {
         self.progress.advance(bytes);
     }
 
-    /// All of it is done, also what was not counted.
+    /// Marks the part as complete, including bytes that were not counted.
     pub(crate) fn done(&self) {
         let left = self.bytes.saturating_sub(self.done.load(Ordering::Relaxed));
         self.progress.advance(left);
@@ -274,7 +274,7 @@ fn style(bar: &ProgressBar, template: &str) {
     }
 }
 
-/// Bytes in a time, for people.
+/// A data rate in readable form.
 pub(crate) fn rate(bytes: u64, time: Duration) -> String {
     #[expect(
         clippy::cast_possible_truncation,

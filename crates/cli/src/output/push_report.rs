@@ -1,4 +1,4 @@
-//! What `push` did, as the object of `--json` and as one line.
+//! The result of `push`, as the `--json` object and as one line.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use soci_oci::registry::Listing;
 
 use super::report::rounded;
 
-/// What became of a blob or manifest.
+/// The outcome for a blob or manifest.
 #[derive(Debug, Serialize)]
 struct CopiedReport {
     digest: String,
     media_type: String,
     size: u64,
-    /// `pushed`, `mounted` from another repository, or `skipped` because it was there.
+    /// `pushed`, `mounted` from another repository, or `skipped` because it already existed.
     outcome: &'static str,
 }
 
@@ -35,32 +35,33 @@ impl CopiedReport {
     }
 }
 
-/// What became of the index of a platform.
+/// The outcome for the index of a platform.
 #[derive(Debug, Serialize)]
 struct IndexReport {
     platform: String,
-    /// The image's manifest.
+    /// Digest of the image's manifest.
     manifest: String,
     index: String,
-    /// `pushed`, `skipped` because it was there, or `kept`: the registry has another, which was to be kept.
+    /// `pushed`, `skipped` because it already existed, or `kept`: the registry has another index,
+    /// and the flags say to keep it.
     outcome: &'static str,
-    /// Indexes that the registry had before.
+    /// Indexes that the registry already had.
     existing: Vec<String>,
-    /// `registry`, or `tag` where the registry keeps no list of referrers.
+    /// `registry`, or `tag` if the registry has no referrers API.
     #[serde(skip_serializing_if = "Option::is_none")]
     listed_by: Option<&'static str>,
     blobs: Vec<CopiedReport>,
-    /// Bytes that were sent.
+    /// Bytes uploaded.
     bytes: u64,
     seconds: f64,
 }
 
-/// What `push` did.
+/// The result of `push`.
 #[derive(Debug, Serialize)]
 pub(crate) struct PushReport {
     image: String,
     indexes: Vec<IndexReport>,
-    /// Bytes that were sent.
+    /// Bytes uploaded.
     bytes: u64,
     seconds: f64,
 }
@@ -106,7 +107,7 @@ impl PushReport {
         });
     }
 
-    /// How long all of it took.
+    /// Sets the total duration.
     pub(crate) fn took(self, time: Duration) -> Self {
         Self {
             seconds: rounded(time),

@@ -1,4 +1,4 @@
-//! What `create` and `convert` did, as the object of `--json`; and what `--strict` makes of it.
+//! The results of `create` and `convert`, as the `--json` object, and the check for `--strict`.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use soci_oci::{Descriptor, Digest};
 
 use super::teller::Teller;
 
-/// A blob that was made or taken over.
+/// A blob that was built or reused.
 #[derive(Debug, Serialize)]
 struct BlobReport {
     digest: String,
@@ -26,7 +26,7 @@ impl BlobReport {
     }
 }
 
-/// What became of a layer.
+/// The outcome for a layer.
 #[derive(Debug, Serialize)]
 struct LayerReport {
     digest: String,
@@ -70,13 +70,13 @@ struct PrefetchReport {
     spans: u64,
 }
 
-/// What became of a platform of the image.
+/// The outcome for a platform of the image.
 #[derive(Debug, Serialize)]
 struct PlatformReport {
     platform: String,
-    /// The image's manifest.
+    /// Digest of the image's manifest.
     manifest: String,
-    /// The manifest that names the index, where it is a new one.
+    /// Digest of the manifest that names the index, if it is new.
     #[serde(skip_serializing_if = "Option::is_none")]
     converted_manifest: Option<String>,
     /// `null` if no layer has a zTOC.
@@ -104,12 +104,12 @@ impl PlatformReport {
     }
 }
 
-/// What `create` did.
+/// The result of `create`.
 #[derive(Debug, Serialize)]
 pub(crate) struct CreateReport {
     image: String,
     platforms: Vec<PlatformReport>,
-    /// Bytes of layers that have a zTOC now.
+    /// Total size of the layers that now have a zTOC.
     bytes: u64,
     seconds: f64,
 }
@@ -134,16 +134,16 @@ impl CreateReport {
     }
 }
 
-/// What `convert` did.
+/// The result of `convert`.
 #[derive(Debug, Serialize)]
 pub(crate) struct ConvertReport {
     source: String,
     destination: String,
-    /// The new image.
+    /// Digest of the new image.
     digest: String,
     size: u64,
     platforms: Vec<PlatformReport>,
-    /// Bytes of layers that have a zTOC now.
+    /// Total size of the layers that now have a zTOC.
     bytes: u64,
     seconds: f64,
 }
@@ -177,17 +177,17 @@ impl ConvertReport {
     }
 }
 
-/// To the millisecond.
+/// Seconds, rounded to the millisecond.
 pub(super) fn rounded(time: Duration) -> f64 {
     (time.as_secs_f64() * 1000.0).round() / 1000.0
 }
 
-/// `--strict`, and a layer that should have a zTOC has none. Has an exit code of its own.
+/// `--strict` was given, and a layer that should have a zTOC has none. Has its own exit code.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct NotStrict(String);
 
-/// Fails where it is asked for and layers were left out, also where nothing else was there to index.
+/// With `--strict`, fails if layers were left out, also if there was nothing else to index.
 pub(crate) fn strict<T>(
     is_asked_for: bool,
     teller: &Teller,
@@ -213,7 +213,7 @@ pub(crate) fn strict<T>(
     }
 }
 
-/// Whether there was nothing to index, and nothing else was wrong.
+/// Whether the only problem is that there was nothing to index.
 fn is_nothing(error: &anyhow::Error) -> bool {
     let build = error
         .chain()

@@ -1,10 +1,10 @@
-//! Results on standard output while they are made.
+//! Streams large results to standard output.
 
 use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
 
 use anyhow::{Context as _, Result};
 
-/// Standard output for large results. Nobody listening is no error, but the end of the work: see
+/// Buffered standard output. A closed pipe is not an error, but the caller should stop: see
 /// [`Stream::is_open`].
 #[derive(Debug)]
 pub(crate) struct Stream {
@@ -20,7 +20,7 @@ impl Stream {
         }
     }
 
-    /// Whether somebody still listens.
+    /// Whether the pipe is still open.
     pub(crate) fn is_open(&self) -> bool {
         self.open
     }
@@ -33,11 +33,11 @@ impl Stream {
         self.judge(written)
     }
 
-    /// Writes what is left. What is not flushed is lost.
+    /// Flushes the buffer. Without this call, buffered data is lost.
     pub(crate) fn finish(mut self) -> Result<()> {
         let flushed = if self.open { self.out.flush() } else { Ok(()) };
         let judged = self.judge(flushed);
-        // What could not be written must not be tried again.
+        // Discard the buffer, so that a failed write is not retried on drop.
         drop(self.out.into_parts());
         judged
     }
@@ -53,7 +53,7 @@ impl Stream {
     }
 }
 
-/// Prints a result as a whole.
+/// Prints a complete result.
 pub(crate) fn show(text: &str) -> Result<()> {
     let mut stream = Stream::new();
     stream.write(text.as_bytes())?;

@@ -1,5 +1,5 @@
-//! Tables of the reference's geometry, which scripts cut by columns: cells are left-aligned, a column is as
-//! wide as its longest cell and four blanks, and at least eight; lines end in blanks.
+//! Tables in the reference's format, which scripts cut by columns. Cells are left-aligned. A column
+//! is as wide as its longest cell plus four spaces, and at least eight. Lines have trailing spaces.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use soci_ztoc::Time;
 const PADDING: usize = 4;
 const MIN_WIDTH: usize = 8;
 
-/// A header and rows of as many cells.
+/// A header and rows with the same number of cells.
 #[derive(Debug)]
 pub(crate) struct Table<const N: usize> {
     rows: Vec<[String; N]>,
@@ -21,7 +21,7 @@ impl<const N: usize> Table<N> {
         }
     }
 
-    /// Adds a row. Cells may come from anywhere: control characters are shown as escapes.
+    /// Adds a row. Cells may be untrusted, so control characters are escaped.
     pub(crate) fn row(&mut self, cells: [String; N]) {
         self.rows.push(cells.map(|cell| printable(&cell)));
     }
@@ -49,7 +49,7 @@ impl<const N: usize> fmt::Display for Table<N> {
     }
 }
 
-/// Text without control characters, which could move a terminal's cursor or end a row.
+/// Escapes control characters, which could move a terminal's cursor or end a row.
 pub(crate) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
@@ -62,14 +62,14 @@ pub(crate) fn printable(text: &str) -> String {
     shown
 }
 
-/// How long ago that was, as Go says it: `7h23m46s ago`.
+/// The time since `then` in Go's format: `7h23m46s ago`.
 pub(crate) fn age(then: Option<Time>, now: Time) -> String {
     let Some(then) = then else {
         return "n/a".to_owned();
     };
     let nanos = |time: Time| i128::from(time.secs) * 1_000_000_000 + i128::from(time.nanos);
     let age = nanos(now) - nanos(then);
-    // To the nearest second, halves away from zero.
+    // To the nearest second; halves round away from zero.
     let seconds = (age.abs() + 500_000_000) / 1_000_000_000;
     let sign = if age < 0 && seconds > 0 { "-" } else { "" };
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);

@@ -1,4 +1,4 @@
-//! Tells about layers while indexes are made: lines on standard output, warnings, progress.
+//! Reports on layers while indexes are built: lines on standard output, warnings, progress.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,18 +11,18 @@ use soci_oci::{Descriptor, Digest};
 
 use super::progress::{Progress, Task, rate};
 
-/// Most warnings about layers that are printed, and the most bytes of one: together they stay far below a
-/// pipe buffer (64 KiB), behind which nerdctl and we would wait for each other.
+/// Most warnings about layers, and most bytes per warning. Together they stay well below a pipe
+/// buffer (64 KiB); otherwise nerdctl and this process would wait for each other.
 const MAX_WARNINGS: usize = 40;
 const MAX_WARNING: usize = 800;
 
-/// See the module.
+/// See the module documentation.
 #[derive(Debug)]
 pub(crate) struct Teller {
     progress: Progress,
-    /// Whether lines are printed; not where one object is printed at the end.
+    /// Whether to print lines; false if one object is printed at the end.
     prints_lines: bool,
-    /// Standard output is the image itself.
+    /// Whether standard output carries the image itself.
     is_beside: bool,
     state: Mutex<State>,
 }
@@ -31,7 +31,7 @@ pub(crate) struct Teller {
 struct State {
     tasks: HashMap<Digest, Arc<Task>>,
     warnings: usize,
-    /// Layers whose outcome was told.
+    /// Layers whose outcome has been reported.
     seen: HashSet<Digest>,
     indexed: u64,
     reused: u64,
@@ -50,12 +50,12 @@ impl Teller {
         }
     }
 
-    /// The same on standard error, where standard output is the image itself.
+    /// Prints on standard error instead, if standard output carries the image itself.
     pub(crate) fn beside(self, is_beside: bool) -> Self {
         Self { is_beside, ..self }
     }
 
-    /// Prints a line about the result, unless there is an object at the end.
+    /// Prints a line about the result, unless an object is printed at the end.
     pub(crate) fn line(&self, text: &str) {
         if !self.prints_lines {
             return;
@@ -69,7 +69,7 @@ impl Teller {
         });
     }
 
-    /// Prints the object at the end.
+    /// Prints the final object.
     pub(crate) fn object<T: Serialize>(&self, value: &T) -> serde_json::Result<()> {
         if self.is_beside {
             super::complain(&super::object(value)?);
@@ -82,22 +82,22 @@ impl Teller {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Layers that are large enough to be worth a zTOC and have none, and why, as far as told.
+    /// Layers that are large enough for a zTOC but have none, with the reasons, as reported so far.
     pub(crate) fn left_out(&self) -> Vec<String> {
         self.state().left_out.clone()
     }
 
-    /// Bytes of layers that were indexed or whose zTOC was taken over.
+    /// Total size of the layers that were indexed or whose zTOC was reused.
     pub(crate) fn bytes(&self) -> u64 {
         self.state().bytes
     }
 
-    /// What is shown besides layers.
+    /// The progress display.
     pub(crate) fn progress(&self) -> &Progress {
         &self.progress
     }
 
-    /// How long the work has taken.
+    /// The duration of the work so far.
     pub(crate) fn elapsed(&self) -> Duration {
         self.progress.elapsed()
     }
@@ -106,7 +106,7 @@ impl Teller {
         self.state().tasks.get(&layer.digest).cloned()
     }
 
-    /// Ends the progress with a line about all layers, where it is shown.
+    /// Ends the progress display with a summary of all layers.
     pub(crate) fn finish(&self) {
         let (text, more) = {
             let state = self.state();

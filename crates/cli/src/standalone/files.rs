@@ -1,4 +1,4 @@
-//! Results on disk.
+//! Writes converted images to disk.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -24,15 +24,15 @@ use crate::destination::{self, Copier, NewFile, NewFolder, folder_of, sync_name,
 use crate::source::{Either, REF_NAME, Source};
 use crate::transport::Transport;
 
-/// Blobs that are copied at a time.
+/// Blobs to copy concurrently.
 const AT_ONCE: usize = 4;
 
-/// Where an archive goes.
+/// The destination of an archive.
 pub(super) struct Out {
-    /// Gives it its place; `None` for standard output.
+    /// Renames the file when it is complete; `None` for standard output.
     place: Option<NewFile>,
     file: File,
-    /// Where it will be, if in a file.
+    /// The final path, if it is a file.
     path: Option<PathBuf>,
 }
 
@@ -59,7 +59,8 @@ impl Out {
     }
 }
 
-/// Where an archive on standard input waits: with the result, where there is room for the image.
+/// The folder for an archive from standard input: next to the result, where there should be space
+/// for the image.
 pub(super) fn spool_folder(to: &Transport) -> PathBuf {
     match to {
         Transport::Folder { path, .. }
@@ -79,7 +80,7 @@ pub(super) async fn to_archive(
 ) -> Result<Converted> {
     let Out { place, file, path } = out;
     let base = match (&input, &path) {
-        // A whole image, not only what is new.
+        // This folder will contain a whole image, not only new blobs.
         (Input::Registry(_), Some(path)) => folder_of(path),
         (_, path) => temporary_base(path.as_deref()),
     };
@@ -123,7 +124,7 @@ pub(super) async fn to_archive(
     Ok(converted)
 }
 
-/// A folder as the reference makes it: everything that the source has, and what is new.
+/// Writes a folder in the reference's way: everything that the source contains, and the new blobs.
 pub(super) async fn to_folder(job: &Job, input: Input, path: &Path) -> Result<Converted> {
     let output = NewFolder::create(path)?;
     let work = output.layout.clone();
@@ -164,8 +165,8 @@ pub(super) async fn to_folder(job: &Job, input: Input, path: &Path) -> Result<Co
     Ok(converted)
 }
 
-/// A layout with this image in it. What a layout that is there has besides stays, but for an image of the same name;
-/// other processes may write to it at the same time.
+/// Adds the image to a layout. Existing content stays, except an image with the same name. Other
+/// processes may write to the layout at the same time.
 pub(super) async fn to_layout(
     job: &Job,
     input: Input,
@@ -207,11 +208,11 @@ pub(super) async fn to_layout(
     Ok(converted)
 }
 
-/// Adds an image to the index of a layout that is there.
+/// Adds an image to the index of an existing layout.
 fn enlist(layout: &Path, member: Descriptor) -> Result<()> {
     let _turn = destination::turn(layout)?;
     let failed = || format!("failed to write to {}", layout.display());
-    // Blobs are there before the index names them.
+    // Blobs must be durable before the index names them.
     sync_names(&layout.join("blobs")).with_context(failed)?;
     let bytes = read_root_file(layout, INDEX_NAME, MAX_DOCUMENT_BYTES)?;
     let index: ImageIndex = json::from_slice(&bytes)
@@ -220,7 +221,8 @@ fn enlist(layout: &Path, member: Descriptor) -> Result<()> {
     sync_name(&layout.join(INDEX_NAME)).with_context(failed)
 }
 
-/// The index with one member more, in the place of one of the same name. Without a name, that is the same image only.
+/// Adds an entry to the index, replacing one with the same name. Without a name, it only replaces
+/// an entry for the same image.
 fn with(mut index: ImageIndex, member: Descriptor) -> ImageIndex {
     let mut members = index.manifests.take().unwrap_or_default();
     let name = member.annotation(REF_NAME);
@@ -246,7 +248,7 @@ fn index_json(image: &Descriptor, tag: Option<&str>) -> Vec<u8> {
     json::to_vec(&ImageIndex::new(vec![named(image, tag)]))
 }
 
-/// Copies an image of a registry into a layout; everything is checked on the way.
+/// Downloads an image from a registry into a layout and verifies everything.
 async fn fetch(job: &Job, source: &RegistryStore, to: &Layout) -> Result<Descriptor> {
     let root = source.root().await?;
     let all = graph(source, &root).await?;
@@ -260,7 +262,7 @@ async fn fetch(job: &Job, source: &RegistryStore, to: &Layout) -> Result<Descrip
     Ok(root)
 }
 
-/// Copies what is missing of an image; everything is checked on the way.
+/// Copies the missing blobs of an image and verifies them.
 async fn copy(
     job: &Job,
     source: Arc<dyn ContentStore>,
@@ -283,7 +285,7 @@ async fn copy(
     receive(job, &source, to, missing.into_iter()).await
 }
 
-/// Copies blobs, a few at a time.
+/// Copies a few blobs concurrently.
 async fn receive(
     job: &Job,
     from: &Arc<dyn ContentStore>,
@@ -319,7 +321,7 @@ async fn copy_one(
     }
 }
 
-/// Whether wrong bytes can be the reason.
+/// Whether incorrect bytes can be the cause.
 fn is_about_bytes(error: &anyhow::Error) -> bool {
     matches!(
         error.downcast_ref(),
@@ -343,7 +345,8 @@ async fn copy_from(
     Ok(())
 }
 
-/// Blobs that were read and found right: layers that were indexed, and what came through the work folder.
+/// Blobs whose digests were already verified: layers that were indexed, and blobs in the work
+/// folder.
 async fn trusted(
     converted: &Converted,
     work: &Layout,
@@ -367,7 +370,7 @@ fn stacked(work: &Layout, source: &Source) -> Arc<dyn ContentStore> {
     })
 }
 
-/// Ends work on another thread when whoever waits for it goes away.
+/// Stops the work on another thread when the waiting task is dropped.
 struct StopOnDrop(Arc<AtomicBool>);
 
 impl Drop for StopOnDrop {
@@ -390,7 +393,8 @@ impl<R: io::Read> io::Read for Stoppable<R> {
     }
 }
 
-/// Where new blobs wait for the archive: the system's folder, or that of the destination.
+/// The folder for new blobs until the archive is written: the system's temporary folder, or the
+/// destination's folder if that does not exist.
 fn temporary_base(destination: Option<&Path>) -> PathBuf {
     let system = std::env::temp_dir();
     match destination {

@@ -1,7 +1,7 @@
-//! `soci ztoc get-file`: one file of a layer, read through the spans that hold it.
+//! `soci ztoc get-file`: reads one file of a layer through the spans that contain it.
 //!
-//! The layer stays where it is: of its bytes only the spans of the file are asked for, one after the other,
-//! each is checked against its digest, and what it gives is written before the next one is read.
+//! Only the spans of the file are downloaded, one after the other. Each is verified against its
+//! digest, and its content is written before the next span is read.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -56,7 +56,7 @@ pub(crate) async fn get_file(global: &Global, args: &ZtocGetFile) -> Result<()> 
     crate::unless_interrupted(work).await
 }
 
-/// Tells the thread at work when nobody waits for it any more.
+/// Stops the worker thread when the waiting task is dropped.
 #[derive(Default)]
 struct Stop(Arc<AtomicBool>);
 
@@ -72,7 +72,7 @@ impl Drop for Stop {
     }
 }
 
-/// Where the compressed bytes come from.
+/// The source of the compressed bytes.
 struct Layer {
     store: Arc<dyn ContentStore>,
     digest: Digest,
@@ -80,12 +80,12 @@ struct Layer {
     stopped: Arc<AtomicBool>,
 }
 
-/// Why bytes of the layer are not there.
+/// Why bytes of the layer could not be read.
 #[derive(Debug, thiserror::Error)]
 enum FetchError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Nobody wants them any more.
+    /// The bytes are no longer needed.
     #[error("nobody takes the file")]
     Stopped,
 }
@@ -140,7 +140,7 @@ impl Job {
         output.finish().map_err(failed("write"))
     }
 
-    /// Gives the bytes of a range of the archive to `take`, until that wants no more.
+    /// Passes the bytes of a range of the archive to `take` until it returns false.
     fn copy(
         &self,
         ztoc: &Ztoc<'_>,
@@ -162,7 +162,7 @@ impl Job {
             }
             goes_on.store(matches!(taken, Ok(true)), Ordering::Relaxed);
         });
-        // Where nobody takes more, that is why reading ended.
+        // If `take` stopped the reading, the read error is a consequence and ignored.
         if taken? {
             read?;
         }
@@ -170,8 +170,8 @@ impl Job {
     }
 }
 
-/// The bytes of the archive that are a file's content. Links are followed by their names alone, as the
-/// reference does.
+/// Finds the range of a file's content in the archive. Links are resolved by exact name only, as in
+/// the reference.
 fn find(ztoc: &Ztoc<'_>, name: &[u8]) -> Result<Range<u64>> {
     let mut name = name;
     let mut seen = HashSet::new();
@@ -189,7 +189,8 @@ fn find(ztoc: &Ztoc<'_>, name: &[u8]) -> Result<Range<u64>> {
     }
 }
 
-/// The file that is written: it appears when it is whole. Devices and pipes are written as they are.
+/// The output file. A regular file appears when it is complete; devices and pipes are written
+/// directly.
 enum Output {
     Draft(NamedTempFile, PathBuf),
     Special(File),
@@ -197,7 +198,7 @@ enum Output {
 
 impl Output {
     fn at(path: &Path) -> io::Result<Self> {
-        // Through a link to the file that it means, as writing to it would.
+        // Follow a symlink to a regular file, so that its target is replaced.
         let path = match fs::metadata(path) {
             Ok(metadata) if metadata.is_file() => fs::canonicalize(path)?,
             Ok(metadata) if metadata.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),

@@ -8,7 +8,7 @@ use soci_ztoc::{BuildOptions, Builder, Compression};
 
 use super::*;
 
-/// One layer, which counts the bytes that are asked of it.
+/// A store with one layer that counts the bytes requested from it.
 #[derive(Debug)]
 struct Counted {
     layer: Vec<u8>,
@@ -125,7 +125,7 @@ fn only_the_spans_of_the_file_are_read() {
     let path = fixture.folder.path().join("out");
     fixture.job.run(Some(&path)).unwrap();
     assert_eq!(fs::read(&path).unwrap(), content(10_000));
-    // Three spans full and a part of one at either end.
+    // Three complete spans, and a partial one at either end.
     let asked = fixture.store.asked.load(Ordering::Relaxed) as u64;
     assert!((10_000..=4 * SPAN).contains(&asked), "{asked}");
 }
