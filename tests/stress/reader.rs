@@ -1,6 +1,6 @@
 //! The program that reads in the containers of the stress test and compares every byte.
 //!
-//! usage: soci-test-reader FOLDER OUT TAG [again] [buffered]
+//! usage: `soci-test-reader FOLDER OUT TAG [again] [buffered]`
 //!
 //! `FOLDER` contains the shell at the start of the image's programs (`busybox`) and, while the disk
 //! is full, `full`. `OUT` contains the file list (`truth`). The reader writes `slots` and `errors`

@@ -99,7 +99,7 @@ impl Relay {
         self.link.manner.store(SILENT, Ordering::SeqCst);
     }
 
-    /// The same, but each connection forwards one byte every [`DRIP`].
+    /// The same, but each connection forwards one byte every `DRIP`.
     pub fn drip(&self) {
         self.link.manner.store(DRIPS, Ordering::SeqCst);
     }

@@ -4,7 +4,7 @@
 //! negative or fractional times, large owners). An [`Entry`] can also have its own records, padding
 //! and type byte.
 
-/// One member of an archive. Created by [`file`], [`directory`], [`symlink`] and so on, and changed
+/// One member of an archive. Created by [`file()`], [`directory`], [`symlink`] and so on, and changed
 /// by its methods.
 #[derive(Debug, Clone)]
 pub struct Entry {

@@ -1,8 +1,8 @@
 //! Builds zTOCs for the layers of manifests.
 //!
-//! [`plan`] decides what to do with each layer from its descriptor. The layers of all manifests
-//! form one list of [`jobs`] for a few plain threads, largest first; a shared layer is read once. A
-//! job ([`layer`]) reuses a suitable zTOC, or streams the layer through the zTOC builder into an
+//! `plan` decides what to do with each layer from its descriptor. The layers of all manifests
+//! form one list of `jobs` for a few plain threads, largest first; a shared layer is read once. A
+//! job (`layer`) reuses a suitable zTOC, or streams the layer through the zTOC builder into an
 //! unlinked temporary file and from there into the store. Memory depends on the number of entries,
 //! not on the layer's size. Results ([`LayerOutcome`]) are reported in manifest and layer order.
 //!

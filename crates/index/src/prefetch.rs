@@ -1,7 +1,7 @@
 //! Prefetch artifacts: the spans of a layer that a node fetches first.
 //!
-//! The user names files of the image ([`paths`]). [`Search`] looks the names up while a layer's
-//! table of contents is available. [`assign`] selects the uppermost layer that contains each file,
+//! The user names files of the image (`paths`). `Search` looks the names up while a layer's
+//! table of contents is available. `assign` selects the uppermost layer that contains each file,
 //! and the spans of the file become ranges of that layer's artifact. To produce the same bytes as
 //! the reference, names must match the archive exactly: directories (`etc/`) and names with a
 //! leading `./` are not found, and whiteouts in upper layers are ignored.

@@ -3,7 +3,7 @@
 //! A [`Verification`] walks an image from its target: image index, manifests, the SOCI indexes that
 //! they name or that refer to them, zTOCs and prefetch artifacts. Each problem is reported
 //! immediately as a [`Finding`]. A missing blob is a finding too; any other store error ends the
-//! walk. `deep` also reads every layer once, from start to end ([`reads`], [`deep`](self::deep)).
+//! walk. `deep` also reads every layer once, from start to end (`reads`, `deep`).
 //!
 //! An image may be incomplete: members of an image index whose manifest and SOCI index are both
 //! missing are counted but not reported, and layers do not need a zTOC.

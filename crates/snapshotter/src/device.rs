@@ -5,8 +5,8 @@
 //! The file answers it from any thread, immediately or after an outage. The threads of this module
 //! never wait.
 //!
-//! [`wire`] parses requests and builds replies; [`session`] is the descriptor, the INIT handshake
-//! and the threads; [`files`] answers requests; [`reads`] tracks unanswered READs. Invariants:
+//! `wire` parses requests and builds replies; `session` is the descriptor, the INIT handshake
+//! and the threads; `files` answers requests; `reads` tracks unanswered READs. Invariants:
 //!
 //! * A READ is answered exactly once, in full or with an error. A dropped `done`, a panic and a
 //!   wrong length give EIO, because some kernels turn a short answer into zeros.

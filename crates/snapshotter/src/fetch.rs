@@ -8,13 +8,13 @@
 //! ```
 //!
 //! * A reader (`Now`) never waits for `All` or `Next`. It has its own slots and byte permits, and
-//!   bodies of class `All` are not read while its bytes arrive ([`flight`]). A request is always as
+//!   bodies of class `All` are not read while its bytes arrive (`flight`). A request is always as
 //!   urgent as its most urgent piece.
 //! * Memory is bounded. A piece takes permits with its first bytes; dropping its [`Delivery`]
 //!   returns them.
-//! * On a slow link, the background has only as many bytes outstanding as arrive soon ([`meter`]).
-//! * A host cannot use up the capacity of others ([`share`]), and a failure affects only what
-//!   failed ([`health`]).
+//! * On a slow link, the background has only as many bytes outstanding as arrive soon (`meter`).
+//! * A host cannot use up the capacity of others (`share`), and a failure affects only what
+//!   failed (`health`).
 //! * Producers bound the queue by what they keep outstanding.
 
 use std::{collections::HashMap, fmt, ops::Range, time::Duration};

@@ -1,4 +1,4 @@
-//! Images: finds each image's index once, then opens and mounts its layers ([`Images::prepare`]).
+//! Images: finds each image's index once, then opens and mounts its layers (`Images::prepare`).
 //!
 //! ```text
 //! ask   (`discover`, `content`) manifest ─▶ index ─▶ zTOC of the layer; prepares others ahead
@@ -7,7 +7,7 @@
 //! ```
 //! "No index" is cached for a minute; an unreachable registry is not cached. Work continues after
 //! its client disconnects, and the result serves the next request. After a restart,
-//! [`Images::ensure`] mounts layers from the store on first use, without registry or credentials.
+//! `Images::ensure` mounts layers from the store on first use, without registry or credentials.
 
 mod after;
 mod ahead;

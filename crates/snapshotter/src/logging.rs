@@ -5,8 +5,8 @@
 //! strings. Times have nine fractional digits. `<`, `>` and `&` are escaped as in Go. Lines of
 //! other crates (HTTP, gRPC) appear only at `trace`.
 //!
-//! Code that logs never waits: a separate thread writes ([`outlet`]). Repeated failures of reads of
-//! one layer are summarized ([`limit`]).
+//! Code that logs never waits: a separate thread writes (`outlet`). Repeated failures of reads of
+//! one layer are summarized (`limit`).
 
 mod limit;
 mod outlet;

@@ -4,7 +4,7 @@
 //! The store must know whether a digest is a manifest or a blob, and how large it is. It learns
 //! this from the documents that are read through it, starting at the root. Small documents are
 //! cached in memory. A layer is downloaded with a single request, which is resumed if the
-//! connection breaks ([`stream`]). If a target is set ([`target`]), the same bytes are uploaded to
+//! connection breaks (`stream`). If a target is set (`target`), the same bytes are uploaded to
 //! it while they are read.
 
 use std::collections::{HashMap, HashSet};

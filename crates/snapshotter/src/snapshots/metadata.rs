@@ -2,11 +2,11 @@
 //!
 //! A redb file with three tables: `snapshots` (name to record, JSON), `children` (IDs of parent and
 //! child to the child's name) and `counters` (the next ID; IDs are never reused). Reads run
-//! concurrently with changes. One thread ([`writer`]) makes the changes and groups waiting ones. A
+//! concurrently with changes. One thread (`writer`) makes the changes and groups waiting ones. A
 //! transaction only works in memory, because containerd calls us from inside its own transactions;
 //! the reference implementation deadlocked with it. A disk failure affects only the requests that
-//! encounter it: the file is reopened ([`database`]). Removals need no free space ([`reserve`]). A
-//! damaged or missing file is restored from the [`copies`] of its records.
+//! encounter it: the file is reopened (`database`). Removals need no free space (`reserve`). A
+//! damaged or missing file is restored from the `copies` of its records.
 
 mod change;
 mod copies;
