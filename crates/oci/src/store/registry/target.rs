@@ -63,6 +63,8 @@ struct State {
     held: HashMap<Digest, (Descriptor, Bytes)>,
     /// Blobs that the repository is known to have.
     present: HashSet<Digest>,
+    /// Why the upload of a layer that was sent while it was read failed.
+    broken: HashMap<Digest, RegistryError>,
 }
 
 impl fmt::Debug for RegistryTarget {
@@ -192,8 +194,7 @@ impl RegistryTarget {
                     tracing::debug!(%error, layer = %layer.digest, "upload broke off");
                 }
                 Err(error) => {
-                    let layer = layer.digest;
-                    tracing::warn!(%error, %layer, "upload broke off; the layer is read and sent again");
+                    shared.state().broken.insert(layer.digest, error);
                 }
             }
             Ok(())
@@ -233,6 +234,11 @@ impl RegistryTarget {
         stream::iter(missing.cloned().map(Ok))
             .try_for_each_concurrent(AT_ONCE, |blob| {
                 let store = Arc::clone(&source);
+                let broken = self.state().broken.remove(&blob.digest);
+                if let Some(error) = broken {
+                    let layer = blob.digest;
+                    tracing::warn!(%error, %layer, "upload failed; the layer is read and sent again");
+                }
                 async move {
                     let from = FromStore {
                         store,
