@@ -5,9 +5,10 @@
 //! is named by an annotation of the manifest, and one OCI index lists both. See [`discover`].
 //!
 //! [`builder`] creates zTOCs of layers, reuses existing ones ([`reuse`]), and creates [`prefetch`]
-//! artifacts. [`create`](mod@create) creates an index for an unchanged image, and [`convert`](mod@convert) an image that
-//! contains its own index. [`artifacts`] records what was built on this machine. [`push`] uploads
-//! created indexes to a registry. [`verify`] checks an image and its indexes.
+//! artifacts. [`create`](mod@create) creates an index for an unchanged image, and
+//! [`convert`](mod@convert) an image that contains its own index. [`artifacts`] records what was
+//! built on this machine. [`push`] uploads created indexes to a registry. [`verify`] checks an
+//! image and its indexes.
 
 #![warn(missing_docs)]
 
