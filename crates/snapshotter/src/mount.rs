@@ -98,6 +98,15 @@ impl LayerImage {
     }
 }
 
+/// A layer that switches to another source, see [`Mounter::supply`].
+#[derive(Debug, Clone)]
+pub struct SwitchedLayer {
+    /// The new source.
+    pub source: LayerSource,
+    /// The layer's metadata images with their mount points.
+    pub shown: Vec<(PathBuf, Vec<PathBuf>)>,
+}
+
 /// Why a mount, unmount or switch failed.
 #[derive(Debug, Error)]
 pub enum MountError {
@@ -180,9 +189,18 @@ pub trait Mounter: Send + Sync + fmt::Debug {
         shown: &[(PathBuf, Vec<PathBuf>)],
     ) -> Result<(), MountError>;
 
-    /// Reduces the cached copies of a complete layer from two to one, after the container start is
-    /// over. The page cache of `files` is no longer needed.
-    async fn settle(&self, _layer: u64, _files: Vec<PathBuf>) -> Result<(), MountError> {
+    /// Switches several layers, like [`supply`](Mounter::supply). Returns one result per layer.
+    async fn supply_all(&self, layers: &[SwitchedLayer]) -> Vec<Result<(), MountError>> {
+        let mut results = Vec::with_capacity(layers.len());
+        for layer in layers {
+            results.push(self.supply(&layer.source, &layer.shown).await);
+        }
+        results
+    }
+
+    /// Reduces the cached copies of complete layers from two to one, after the container start is
+    /// over. Each layer comes with the files whose page cache is no longer needed.
+    async fn settle(&self, _layers: Vec<(u64, Vec<PathBuf>)>) -> Result<(), MountError> {
         Ok(())
     }
 

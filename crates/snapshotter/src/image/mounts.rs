@@ -5,10 +5,10 @@
 //! so that they share one file system and one page cache. Missing bytes come from the layer's file
 //! on the device; a complete layer moves to `data`. Operations run one at a time.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tracing::warn;
 
 use super::discover::explain;
@@ -16,7 +16,8 @@ use super::layer_use::LayerUse;
 use crate::device::Device;
 use crate::layer::Layer;
 use crate::mount::table::MountTable;
-use crate::mount::{LayerImage, LayerSource, MountError, Mounter, Supply, Way};
+use crate::mount::thread::Unfinished;
+use crate::mount::{LayerImage, LayerSource, MountError, Mounter, Supply, SwitchedLayer, Way};
 use crate::store::LayerKey;
 use crate::sync::{Arc, Mutex};
 
@@ -71,6 +72,32 @@ impl Known {
     }
 }
 
+/// Maximum number of layers that move or settle in one turn, so that a mount does not wait long.
+const AT_ONCE: usize = 16;
+
+/// Layers that wait to be handled together, with the channels for their results.
+#[derive(Debug, Default)]
+struct Batch(Mutex<VecDeque<Waiting>>);
+
+type Waiting = (Arc<Layer>, oneshot::Sender<Result<(), MountError>>);
+
+impl Batch {
+    /// Adds a layer. Its result arrives after someone has [taken](Batch::take) it.
+    fn add(&self, layer: &Arc<Layer>) -> oneshot::Receiver<Result<(), MountError>> {
+        let (done, result) = oneshot::channel();
+        self.0.lock().push_back((Arc::clone(layer), done));
+        result
+    }
+
+    /// Removes the first layers, at most [`AT_ONCE`]. Every layer is taken if there is one call for
+    /// each.
+    fn take(&self) -> Vec<Waiting> {
+        let mut waiting = self.0.lock();
+        let count = waiting.len().min(AT_ONCE);
+        waiting.drain(..count).collect()
+    }
+}
+
 /// The layer mounts of this process.
 #[derive(Debug)]
 pub struct Mounts {
@@ -79,6 +106,8 @@ pub struct Mounts {
     known: Mutex<Known>,
     /// Numbers of the layers whose READs may reach the device.
     on_device: Mutex<BTreeSet<u64>>,
+    completing: Batch,
+    settling: Batch,
     turn: Semaphore,
 }
 
@@ -90,6 +119,8 @@ impl Mounts {
             device,
             known: Mutex::default(),
             on_device: Mutex::default(),
+            completing: Batch::default(),
+            settling: Batch::default(),
             turn: Semaphore::new(1),
         }
     }
@@ -182,25 +213,45 @@ impl Mounts {
     }
 
     /// Moves a complete layer to `data`. All of its bytes are present, so no READ waits for the
-    /// network.
+    /// network. Layers that wait for their turn move together.
     pub(crate) async fn complete(&self, layer: &Arc<Layer>) -> Result<(), MountError> {
-        let _turn = self.turn().await;
-        let shown = self.known.lock().of(layer.key());
-        self.move_to_source(layer, &shown).await
+        let moved = self.completing.add(layer);
+        let turn = self.turn().await;
+        let (layers, done): (Vec<_>, Vec<_>) = self.completing.take().into_iter().unzip();
+        for (result, done) in self.move_to_data(&layers).await.into_iter().zip(done) {
+            // The caller may have stopped waiting. The layer has moved.
+            let _ = done.send(result);
+        }
+        drop(turn);
+        moved
+            .await
+            .unwrap_or(Err(MountError::Unfinished(Unfinished)))
     }
 
-    /// Switches a layer to its current source.
-    async fn move_to_source(
-        &self,
-        layer: &Arc<Layer>,
-        shown: &[(PathBuf, Vec<PathBuf>)],
-    ) -> Result<(), MountError> {
-        let source = self.source(layer);
-        self.mounter.supply(&source, shown).await?;
+    async fn move_to_data(&self, layers: &[Arc<Layer>]) -> Vec<Result<(), MountError>> {
+        if layers.is_empty() {
+            return Vec::new();
+        }
+        let switched: Vec<_> = layers
+            .iter()
+            .map(|layer| SwitchedLayer {
+                source: self.source(layer),
+                shown: self.known.lock().of(layer.key()),
+            })
+            .collect();
+        let results = self.mounter.supply_all(&switched).await;
+        for (layer, result) in switched.iter().zip(&results) {
+            if result.is_ok() {
+                self.switched(&layer.source);
+            }
+        }
+        results
+    }
+
+    fn switched(&self, source: &LayerSource) {
         if source.supply == Supply::Complete {
             self.on_device.lock().remove(&source.number);
         }
-        Ok(())
     }
 
     /// Stops serving a complete layer on the device. Returns false if a READ may still arrive:
@@ -225,18 +276,31 @@ impl Mounts {
         self.mounter.supply(&source, &shown).await
     }
 
-    /// Drops duplicate cached pages of a complete layer when its start phase is over.
+    /// Drops duplicate cached pages of a complete layer when its start phase is over. Layers that
+    /// wait for their turn settle together.
     pub(crate) async fn settle(&self, layer: &Arc<Layer>) -> Result<(), MountError> {
-        let _turn = self.turn().await;
-        let mut files = vec![layer.data_path()];
-        files.extend(
-            self.known
-                .lock()
-                .of(layer.key())
-                .into_iter()
-                .map(|(meta, _)| meta),
-        );
-        self.mounter.settle(layer.number().0, files).await
+        let settled = self.settling.add(layer);
+        let turn = self.turn().await;
+        let (layers, done): (Vec<_>, Vec<_>) = self.settling.take().into_iter().unzip();
+        if !layers.is_empty() {
+            let files = |layer: &Arc<Layer>| {
+                let shown = self.known.lock().of(layer.key());
+                let metas = shown.into_iter().map(|(meta, _)| meta);
+                let files = std::iter::once(layer.data_path()).chain(metas).collect();
+                (layer.number().0, files)
+            };
+            self.mounter
+                .settle(layers.iter().map(files).collect())
+                .await?;
+        }
+        for done in done {
+            // The caller may have stopped waiting. The layer is settled.
+            let _ = done.send(Ok(()));
+        }
+        drop(turn);
+        settled
+            .await
+            .unwrap_or(Err(MountError::Unfinished(Unfinished)))
     }
 
     /// Numbers of the layers that an earlier process mounted.
@@ -260,7 +324,10 @@ impl Mounts {
     /// connection or `data`. Pending READs are answered, or fail with the earlier connection.
     pub(crate) async fn take_over(&self, layer: &Arc<Layer>) -> Result<(), MountError> {
         let _turn = self.turn().await;
-        self.move_to_source(layer, &[]).await
+        let source = self.source(layer);
+        self.mounter.supply(&source, &[]).await?;
+        self.switched(&source);
+        Ok(())
     }
 
     /// What `at` shows, if this process mounted it or took it over.

@@ -20,8 +20,8 @@ use sha2::{Digest as _, Sha256};
 use super::loops::{self, Loop};
 use super::place::{self, FS_TYPE, Made, Pair};
 use super::table::{MountEntry, MountTable};
-use super::thread::MountThread;
-use super::{LayerImage, LayerSource, MountError, Mounter, Supply, Way, plain};
+use super::thread::{MountThread, Unfinished, each};
+use super::{LayerImage, LayerSource, MountError, Mounter, Supply, SwitchedLayer, Way, plain};
 
 /// Readahead of the meta device in KiB; that of the data device has no effect. A higher value does
 /// not make reads faster, a lower one slows down sequential reads (measured; benchmark/README.md).
@@ -167,6 +167,17 @@ impl State {
         })
     }
 
+    /// The attached meta devices of a layer.
+    fn meta_devices(&self, layer: u64) -> Vec<Loop> {
+        self.with(layer, |devices| {
+            devices
+                .meta
+                .retain(|&index, label| loops::label_of(index).as_ref() == Some(label));
+            let open = |(&index, label): (&u32, &String)| Loop::open(index, label);
+            devices.meta.iter().filter_map(open).collect()
+        })
+    }
+
     /// Unmounts the layer at `at`, and forgets its devices if this was its last mount.
     fn unmount(&self, at: &Path) -> Result<(), MountError> {
         let layer = self.last_layer_at(at);
@@ -196,6 +207,25 @@ impl State {
 
     /// Switches the data devices of a layer. The caller guarantees that no READ of the layer waits.
     pub(super) fn supply(&self, source: &LayerSource) -> Result<(), MountError> {
+        let results = self.supply_all(std::slice::from_ref(source));
+        results.into_iter().collect()
+    }
+
+    /// Switches the data devices of several layers at the same time, because each switch waits for
+    /// an RCU grace period of the kernel.
+    fn supply_all(&self, sources: &[LayerSource]) -> Vec<Result<(), MountError>> {
+        let (mut moved, mut results) = (Vec::new(), Vec::with_capacity(sources.len()));
+        for switched in each(sources, |source| self.switch(source)) {
+            results.push(switched.map(|devices| moved.extend(devices)));
+        }
+        // Use the page cache: the pages that were just written are the fastest source.
+        each(&moved, |device| device.set_direct(false));
+        results
+    }
+
+    /// Switches the data devices of a layer. Returns those that now use `data`.
+    fn switch(&self, source: &LayerSource) -> Result<Vec<Loop>, MountError> {
+        let mut moved = Vec::new();
         for device in self.data_devices(source.number) {
             if device.is_on(&source.file) && source.supply == Supply::Complete {
                 continue;
@@ -203,8 +233,7 @@ impl State {
             match source.supply {
                 Supply::Complete => {
                     device.change(&source.file)?;
-                    // Use the page cache: the pages that were just written are the fastest source.
-                    device.set_direct(false);
+                    moved.push(device);
                 }
                 Supply::OnDemand => {
                     device.set_direct(true);
@@ -215,7 +244,7 @@ impl State {
                 }
             }
         }
-        Ok(())
+        Ok(moved)
     }
 
     fn supply_unless_there(&self, source: &LayerSource) -> Result<(), MountError> {
@@ -226,20 +255,16 @@ impl State {
         self.supply(source)
     }
 
-    /// Switches a layer's devices to direct I/O and drops the page cache of its files, to keep only
-    /// one cached copy.
-    fn settle(&self, layer: u64, files: &[PathBuf]) {
-        let metas: Vec<_> = self.with(layer, |devices| {
-            devices
-                .meta
-                .retain(|&index, label| loops::label_of(index).as_ref() == Some(label));
-            let open = |(&index, label): (&u32, &String)| Loop::open(index, label);
-            devices.meta.iter().filter_map(open).collect()
-        });
-        for device in self.data_devices(layer).iter().chain(&metas) {
-            device.set_direct(true);
+    /// Switches the devices of layers to direct I/O and drops the page cache of their files, to
+    /// keep only one cached copy.
+    fn settle(&self, layers: &[(u64, Vec<PathBuf>)]) {
+        let mut devices = Vec::new();
+        for (layer, _) in layers {
+            devices.extend(self.data_devices(*layer));
+            devices.extend(self.meta_devices(*layer));
         }
-        for path in files {
+        each(&devices, |device| device.set_direct(true));
+        for path in layers.iter().flat_map(|(_, files)| files) {
             let forgotten = std::fs::File::open(path).and_then(|file| {
                 rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).map_err(std::io::Error::from)
             });
@@ -332,9 +357,19 @@ impl Mounter for LoopMounter {
         self.on_thread(move |state| state.supply(&source)).await?
     }
 
-    async fn settle(&self, layer: u64, files: Vec<PathBuf>) -> Result<(), MountError> {
-        self.on_thread(move |state| state.settle(layer, &files))
-            .await
+    async fn supply_all(&self, layers: &[SwitchedLayer]) -> Vec<Result<(), MountError>> {
+        let sources: Vec<_> = layers.iter().map(|layer| layer.source.clone()).collect();
+        let switched = self.on_thread(move |state| state.supply_all(&sources));
+        switched.await.unwrap_or_else(|_| {
+            let failed = layers
+                .iter()
+                .map(|_| Err(MountError::Unfinished(Unfinished)));
+            failed.collect()
+        })
+    }
+
+    async fn settle(&self, layers: Vec<(u64, Vec<PathBuf>)>) -> Result<(), MountError> {
+        self.on_thread(move |state| state.settle(&layers)).await
     }
 
     async fn unmount(&self, at: &Path) -> Result<(), MountError> {

@@ -2,6 +2,7 @@
 //! directory.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -198,6 +199,22 @@ impl World {
         let table = self.table();
         let source = table.top(at).unwrap().source.clone();
         loops::index_of(source.to_str().unwrap()).unwrap()
+    }
+
+    /// The names of the files in the test's directory that are behind a loop device.
+    fn files_behind_devices(&self) -> BTreeSet<String> {
+        let backing = |device: loops::Attached| {
+            let file = format!("/sys/block/loop{}/loop/backing_file", device.index);
+            let path = std::fs::read_to_string(file).ok()?;
+            let name = Path::new(path.trim_end())
+                .strip_prefix(self.folder.path())
+                .ok()?;
+            Some(name.to_str()?.to_owned())
+        };
+        loops::attached("soci:data:")
+            .into_iter()
+            .filter_map(backing)
+            .collect()
     }
 
     /// Mounts the layer at a directory `name`, with bytes on demand.

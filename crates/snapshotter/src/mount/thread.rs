@@ -18,6 +18,9 @@ use tokio::sync::{mpsc, oneshot};
 /// from containerd requests, which are few.
 const QUEUE: usize = 256;
 
+/// Maximum number of threads of [`each`].
+const AT_ONCE: usize = 16;
+
 /// The first descriptor after standard input, output and error.
 const FIRST_OWN: u32 = 3;
 
@@ -128,6 +131,37 @@ fn relay_loop(
     }
 }
 
+/// Runs `job` for every item, up to [`AT_ONCE`] at a time, and returns the results in order. The
+/// threads share the caller's descriptor table, so a job of the mount thread may use this for calls
+/// that wait in the kernel.
+pub(super) fn each<T: Sync, R: Send>(items: &[T], job: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let job = &job;
+    if let [item] = items {
+        return vec![job(item)];
+    }
+    let mut results = Vec::with_capacity(items.len());
+    for some in items.chunks(AT_ONCE) {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = some
+                .iter()
+                .map(|item| {
+                    let thread = std::thread::Builder::new();
+                    // Without another thread, the item is processed on this one.
+                    (item, thread.spawn_scoped(scope, move || job(item)).ok())
+                })
+                .collect();
+            for (item, thread) in threads {
+                results.push(match thread.map(std::thread::ScopedJoinHandle::join) {
+                    Some(Ok(result)) => result,
+                    Some(Err(panic)) => std::panic::resume_unwind(panic),
+                    None => job(item),
+                });
+            }
+        });
+    }
+    results
+}
+
 /// Gives the calling thread its own descriptor table with descriptors 0 to 2.
 ///
 /// The caller must not use, now or later, any other descriptor that was opened before this call.
@@ -182,6 +216,36 @@ mod tests {
         // 0, 1 and 2, if they are open, and the directory being listed.
         assert!(listed <= 4, "{listed} descriptors");
         assert!(std::fs::metadata(format!("/proc/self/fd/{fd}")).is_ok());
+    }
+
+    #[tokio::test]
+    async fn threads_of_a_job_see_no_descriptor_of_the_process() {
+        let file = tempfile::tempfile().unwrap();
+        let fd = file.as_raw_fd();
+        let thread = MountThread::start().unwrap();
+        let seen = thread
+            .run(move || {
+                each(&[0; 2 * AT_ONCE + 1], |_| {
+                    std::fs::read_link(format!("/proc/thread-self/fd/{fd}")).is_ok()
+                })
+            })
+            .await
+            .unwrap();
+        assert_eq!(seen, [false; 2 * AT_ONCE + 1]);
+    }
+
+    #[test]
+    fn items_are_processed_at_the_same_time_and_in_order() {
+        let all = std::sync::Barrier::new(AT_ONCE);
+        let items: Vec<usize> = (0..AT_ONCE).collect();
+        let results = each(&items, |item| {
+            all.wait();
+            item * 2
+        });
+        assert_eq!(
+            results,
+            (0..AT_ONCE).map(|item| item * 2).collect::<Vec<_>>()
+        );
     }
 
     #[tokio::test]

@@ -135,7 +135,7 @@ fn a_settled_layer_is_cached_once() {
     read_file(&at.join("file")).unwrap();
     let data = world.path("data");
     std::fs::File::open(&data).unwrap().sync_all().unwrap();
-    wait(world.mounter.settle(2, vec![data.clone()])).unwrap();
+    wait(world.mounter.settle(vec![(2, vec![data.clone()])])).unwrap();
     // Read again from the device: drop the mount's cached pages first.
     let path = at.join("file");
     apart(move || {

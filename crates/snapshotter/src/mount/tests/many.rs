@@ -37,6 +37,49 @@ fn a_thousand_layers_are_mounted_at_once() {
     assert_eq!(wait(later.find()).unwrap().len(), 1000);
 }
 
+#[test]
+fn layers_that_move_together_all_arrive_and_one_failure_stays_alone() {
+    let world = World::new(Layer::new(&[("file", 1 << 20)]));
+    let numbers = 2..30_u64;
+    let mut layers = Vec::new();
+    for number in numbers.clone() {
+        let file = world.path(&format!("data-{number}"));
+        std::fs::copy(world.path("data"), &file).unwrap();
+        let mut image = world.complete();
+        image.source.number = number;
+        wait(
+            world
+                .mounter
+                .mount(&image, &world.place(&format!("at/{number}"))),
+        )
+        .unwrap();
+        image.source.file = file;
+        layers.push(SwitchedLayer {
+            source: image.source,
+            shown: Vec::new(),
+        });
+    }
+    std::fs::remove_file(world.path("data-7")).unwrap();
+
+    let results = wait(world.mounter.supply_all(&layers));
+
+    let failed = numbers
+        .clone()
+        .zip(&results)
+        .filter(|(_, result)| result.is_err());
+    assert_eq!(failed.map(|(number, _)| number).collect::<Vec<_>>(), [7]);
+    for number in numbers {
+        let content = world.layer.content("file");
+        let file = world.path(&format!("at/{number}/file"));
+        assert!(read_file(&file).unwrap() == content, "layer {number}");
+    }
+    let moved = (2..30)
+        .filter(|&number| number != 7)
+        .map(|number| format!("data-{number}"));
+    let expected = moved.chain(["data".to_owned()]).collect::<BTreeSet<_>>();
+    assert_eq!(world.files_behind_devices(), expected);
+}
+
 /// `MemAvailable` of the machine.
 fn available_kib() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap();

@@ -97,7 +97,7 @@ fn device_moves_under_load_without_an_error() {
     load.more(100);
     assert_eq!(world.reads.load(Ordering::SeqCst), reads);
     // Pages of a file on disk are cached only once.
-    wait(world.mounter.settle(2, vec![world.path("data")])).unwrap();
+    wait(world.mounter.settle(vec![(2, vec![world.path("data")])])).unwrap();
     load.more(100);
     answer(format!(
         "21 moves of up to {} among {} reads",
