@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use soci_oci::testing::{Seen, Setup, TestRegistry};
+use soci_registry::testing::{Seen, Setup, TestRegistry};
 use soci_tests::image::{digest, noise};
 use soci_tests::node::NodeOptions;
 use soci_tests::process::{Finished, Program, binary};

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use soci_oci::credentials::{Chain, Credential, Credentials, DockerConfig, ForRegistry, Secret};
 use soci_oci::reference::ImageRef;
-use soci_oci::registry::retry::RetryPolicy;
-use soci_oci::registry::{Hosts, Identity, Options, Registry, Tls, Trace};
-use soci_oci::store::registry::RegistryTarget;
+use soci_registry::credentials::{
+    Chain, Credential, Credentials, DockerConfig, ForRegistry, Secret,
+};
+use soci_registry::retry::RetryPolicy;
+use soci_registry::{Hosts, Identity, Options, Registry, Tls, Trace};
+use soci_store::registry::RegistryTarget;
 
 use crate::args::{Global, RegistryAccess};
 use crate::output::{self, Progress};

@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use soci_index::{BuildOptions, ConvertOptions, Converted, Means, Platforms, RecordedZtocs};
 use soci_index::{KnownZtocs, convert, prefetch};
 use soci_oci::reference::ContainerdName;
-use soci_oci::store::ContentStore;
-use soci_oci::store::containerd::Containerd;
+use soci_store::ContentStore;
+use soci_store::containerd::Containerd;
 
 use crate::args::{self, Convert, Global, PrefetchFiles, Ztocs};
 use crate::output::{self, ConvertReport, Progress, Teller};

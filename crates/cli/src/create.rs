@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, bail};
 use soci_index::create::image_labels;
 use soci_index::{CreateOptions, Creation, Means, create};
 use soci_oci::Digest;
-use soci_oci::store::ContentStore;
-use soci_oci::store::containerd::Containerd;
+use soci_store::ContentStore;
+use soci_store::containerd::Containerd;
 
 use crate::args::{Create, Global};
 use crate::convert::{build_options, check_optimizations, image_name, leased, platforms, recorded};

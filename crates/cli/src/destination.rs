@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use soci_oci::Descriptor;
-use soci_oci::store::archive::Archive;
-use soci_oci::store::layout::{INDEX_NAME, LAYOUT_NAME, Layout};
-use soci_oci::store::{Content, errno};
+use soci_store::archive::Archive;
+use soci_store::layout::{INDEX_NAME, LAYOUT_NAME, Layout};
+use soci_store::{Content, errno};
 
 use crate::source::Either;
 

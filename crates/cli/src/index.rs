@@ -9,8 +9,8 @@ use soci_index::artifacts::{Entry, Kind, now};
 use soci_index::image::{self, ImageError};
 use soci_index::{ARTIFACT_TYPE_V1, ARTIFACT_TYPE_V2};
 use soci_oci::manifest::MAX_DOCUMENT_BYTES;
-use soci_oci::store::ContentStore;
 use soci_oci::{Digest, Platform};
+use soci_store::ContentStore;
 
 use crate::args::{Global, IndexInfo, IndexList, IndexRemove};
 use crate::output::stream::show;

@@ -31,7 +31,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use clap::ArgMatches;
 use soci_flags::Parsed;
-use soci_oci::store::errno;
+use soci_store::errno;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 

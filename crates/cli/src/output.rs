@@ -117,7 +117,7 @@ impl<S: Subscriber> Layer<S> for Log {
     fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
         // The registry's info records are meant for the daemon's log, not for the user of a
         // command.
-        let most = match metadata.target().starts_with("soci_oci::registry") {
+        let most = match metadata.target().starts_with("soci_registry") {
             _ if self.verbose => Level::DEBUG,
             true => Level::WARN,
             false => Level::INFO,

@@ -8,7 +8,7 @@ use serde::Serialize;
 use soci_index::artifacts::{Entry, Kind, now};
 use soci_index::prefetch::{self, MAX_ARTIFACT_BYTES, SpanRange};
 use soci_oci::Digest;
-use soci_oci::store::ContentStore;
+use soci_store::ContentStore;
 use soci_ztoc::Time;
 
 use crate::args::{Global, PrefetchInfo, PrefetchList};

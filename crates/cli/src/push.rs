@@ -7,8 +7,8 @@ use soci_index::Artifacts;
 use soci_index::artifacts::{ArtifactsError, Entry};
 use soci_index::push::{Note, PushObserver, PushOptions, push, select};
 use soci_oci::reference::ImageRef;
-use soci_oci::registry::Trace;
-use soci_oci::store::{ContentStore, Stacked};
+use soci_registry::Trace;
+use soci_store::{ContentStore, Stacked};
 
 use crate::args::{Global, Push};
 use crate::output::{self, Progress, PushReport};

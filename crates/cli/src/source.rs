@@ -9,11 +9,11 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use soci_oci::manifest::MAX_DOCUMENT_BYTES;
-use soci_oci::store::archive::Archive;
-use soci_oci::store::docker_archive::{self, DockerArchive};
-use soci_oci::store::layout::{INDEX_NAME, LAYOUT_NAME, Layout, read_root_file};
-use soci_oci::store::{Content, ContentStore, StoreError, errno};
 use soci_oci::{Descriptor, ImageIndex, json, media_type};
+use soci_store::archive::Archive;
+use soci_store::docker_archive::{self, DockerArchive};
+use soci_store::layout::{INDEX_NAME, LAYOUT_NAME, Layout, read_root_file};
+use soci_store::{Content, ContentStore, StoreError, errno};
 
 /// The annotation of an entry in a layout's index that contains the image's name.
 pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";

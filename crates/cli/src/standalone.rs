@@ -20,9 +20,9 @@ use soci_index::{
 };
 use soci_oci::Descriptor;
 use soci_oci::reference::ImageRef;
-use soci_oci::registry::{Registry, Trace};
-use soci_oci::store::registry::{RegistryStore, RegistryTarget};
-use soci_oci::store::{ContentStore, Stacked};
+use soci_registry::{Registry, Trace};
+use soci_store::registry::{RegistryStore, RegistryTarget};
+use soci_store::{ContentStore, Stacked};
 
 use crate::access;
 use crate::args::{self, Convert, Create, Format, Global};

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use soci_index::Artifacts;
-use soci_oci::store::ContentStore;
-use soci_oci::store::containerd::Containerd;
-use soci_oci::store::local::LocalStore;
+use soci_store::ContentStore;
+use soci_store::containerd::Containerd;
+use soci_store::local::LocalStore;
 use tokio::sync::OnceCell;
 
 use crate::args::Global;

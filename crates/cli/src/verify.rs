@@ -9,11 +9,11 @@ use soci_index::artifacts::Kind;
 use soci_index::verify::{Finding, Report, Summary, Verification};
 use soci_oci::manifest::MAX_DOCUMENT_BYTES;
 use soci_oci::reference::ImageRef;
-use soci_oci::registry::{Registry, RegistryError};
-use soci_oci::store::layout::Layout;
-use soci_oci::store::registry::RegistryStore;
-use soci_oci::store::{Content, ContentStore, Stacked};
 use soci_oci::{Descriptor, Digest, ImageIndex, Platform, media_type};
+use soci_registry::{Registry, RegistryError};
+use soci_store::layout::Layout;
+use soci_store::registry::RegistryStore;
+use soci_store::{Content, ContentStore, Stacked};
 
 use crate::access;
 use crate::args::{Global, Verify};

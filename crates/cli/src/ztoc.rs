@@ -13,7 +13,7 @@ use soci_index::artifacts::{Artifacts, Entry, Kind};
 use soci_index::image::{self, ImageError};
 use soci_oci::Digest;
 use soci_oci::manifest::MAX_DOCUMENT_BYTES;
-use soci_oci::store::{ContentStore, StoreError};
+use soci_store::{ContentStore, StoreError};
 use soci_ztoc::{Compression, Entry as File, MAX_ZTOC_SIZE, Ztoc};
 
 pub(crate) use get_file::get_file;

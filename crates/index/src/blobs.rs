@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use soci_oci::store::{Content, ContentStore, Labels, StoreError};
 use soci_oci::{Descriptor, media_type};
+use soci_store::{Content, ContentStore, Labels, StoreError};
 
 use crate::model::{CONFIG, SociIndex};
 

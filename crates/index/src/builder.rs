@@ -14,8 +14,8 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread;
 
-use soci_oci::store::{Content, ContentStore};
 use soci_oci::{Descriptor, Digest, Manifest};
+use soci_store::{Content, ContentStore};
 
 use crate::artifacts::Artifacts;
 use crate::model::ZTOC_MEDIA_TYPE;

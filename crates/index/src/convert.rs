@@ -10,8 +10,8 @@
 
 use std::collections::BTreeMap;
 
-use soci_oci::store::StoreError;
 use soci_oci::{Descriptor, Digest, Manifest, Platform, json, media_type};
+use soci_store::StoreError;
 
 use crate::artifacts::{ArtifactsError, Entry};
 use crate::blobs::{put, put_index, references};

@@ -4,8 +4,8 @@
 //! If one platform has nothing to index, the indexes of earlier platforms remain valid, so the
 //! result contains both the indexes and the failure.
 
-use soci_oci::store::{Labels, StoreError};
 use soci_oci::{Descriptor, Digest, Manifest, Platform};
+use soci_store::{Labels, StoreError};
 
 use crate::artifacts::ArtifactsError;
 use crate::blobs::put_index;

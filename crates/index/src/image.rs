@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use soci_oci::manifest::{self, DocumentError, MAX_DOCUMENT_BYTES};
-use soci_oci::store::{ContentStore, DocumentBudget, StoreError};
 use soci_oci::{Descriptor, Digest, ImageConfig, ImageIndex, Manifest, Platform, media_type};
+use soci_store::{ContentStore, DocumentBudget, StoreError};
 
 use crate::model::{ARTIFACT_TYPE_V1, ARTIFACT_TYPE_V2};
 

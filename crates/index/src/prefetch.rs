@@ -13,8 +13,8 @@ use std::{fs, io};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use soci_oci::store::errno;
 use soci_oci::{Descriptor, Digest, json};
+use soci_store::errno;
 use soci_ztoc::Entry;
 
 use crate::model::{LAYER_DIGEST, PREFETCH_MEDIA_TYPE};

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use soci_oci::manifest::DocumentError;
 use soci_oci::reference::ImageRef;
-use soci_oci::registry::{Listing, Registry, RegistryError};
-use soci_oci::store::{ContentStore, StoreError};
 use soci_oci::{Descriptor, Digest, Platform};
+use soci_registry::{Listing, Registry, RegistryError};
+use soci_store::{ContentStore, StoreError};
 
 use crate::artifacts::ArtifactsError;
 use crate::image::ImageError;

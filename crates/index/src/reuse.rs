@@ -15,7 +15,7 @@ use std::io::Read as _;
 
 use async_trait::async_trait;
 use soci_oci::Descriptor;
-use soci_oci::store::{Blob, StoreError};
+use soci_store::{Blob, StoreError};
 use soci_ztoc::{Compression, DecodeError, DetachedZtoc, MAX_ZTOC_SIZE, Ztoc};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit};

@@ -19,8 +19,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use soci_oci::manifest::{self, Kind, MAX_DOCUMENT_BYTES};
-use soci_oci::store::{ContentStore, StoreError};
 use soci_oci::{Descriptor, Digest, Platform};
+use soci_store::{ContentStore, StoreError};
 
 pub use finding::{Finding, Part, Problem};
 

@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use soci_oci::digest::Digest;
 use soci_oci::manifest::Manifest;
-use soci_oci::registry::Registry;
+use soci_registry::Registry;
 use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};

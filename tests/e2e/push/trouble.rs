@@ -1,6 +1,6 @@
 //! Registries that return wrong data, refuse requests or fail temporarily.
 
-use soci_oci::testing::{Fault, On, Referrers, Wrong};
+use soci_registry::testing::{Fault, On, Referrers, Wrong};
 
 use super::*;
 

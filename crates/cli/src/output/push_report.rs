@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use soci_index::push::{CopiedBlob, Outcome, Pushed, Selected};
 use soci_oci::Digest;
-use soci_oci::registry::Listing;
+use soci_registry::Listing;
 
 use super::report::rounded;
 

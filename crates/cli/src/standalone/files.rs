@@ -11,12 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context as _, Result, bail};
 use soci_index::{Converted, Outcome};
 use soci_oci::manifest::MAX_DOCUMENT_BYTES;
-use soci_oci::store::layout::{INDEX_NAME, LAYOUT_NAME, Layout, read_root_file};
-use soci_oci::store::registry::{RegistryStore, graph};
-use soci_oci::store::{
-    Checked, Content, ContentStore, Stacked, StoreError, reachable, write_archive,
-};
 use soci_oci::{Descriptor, Digest, ImageIndex, json};
+use soci_store::layout::{INDEX_NAME, LAYOUT_NAME, Layout, read_root_file};
+use soci_store::registry::{RegistryStore, graph};
+use soci_store::{Checked, Content, ContentStore, Stacked, StoreError, reachable, write_archive};
 use tokio::task::JoinSet;
 
 use super::{Input, Job};

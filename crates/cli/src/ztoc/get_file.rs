@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
 use soci_oci::Digest;
-use soci_oci::store::{ContentStore, StoreError, errno};
+use soci_store::{ContentStore, StoreError, errno};
 use soci_ztoc::{Decoder, Ztoc, read_archive};
 use tempfile::NamedTempFile;
 use tokio::runtime::Handle;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use soci_oci::testing::{Access, Setup, TestRegistry};
+use soci_registry::testing::{Access, Setup, TestRegistry};
 
 use crate::pages::{blocks, page};
 use crate::site::{layer, layout, publish, tagged};

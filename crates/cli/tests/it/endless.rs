@@ -5,8 +5,8 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 
 use serde_json::json;
-use soci_oci::testing::TestRegistry;
 use soci_oci::{Digest, media_type};
+use soci_registry::testing::TestRegistry;
 
 use crate::site::{convert, converted, docker, layer, layout, publish, tagged};
 use crate::soci::{blob, index, member, names, put, read_json, tar};

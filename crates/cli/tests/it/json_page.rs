@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use soci_index::artifacts::{Entry, Kind};
 use soci_index::{SociIndex, Version};
 use soci_oci::media_type;
-use soci_oci::testing::TestRegistry;
+use soci_registry::testing::TestRegistry;
 use soci_ztoc::Time;
 
 use crate::pages::{page, sections};

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use soci_oci::Digest;
-use soci_oci::testing::TestRegistry;
+use soci_registry::testing::TestRegistry;
 
 use crate::golden::stored_gzip;
 use crate::site::{docker, publish};

@@ -4,8 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use serde_json::Value;
-use soci_oci::testing::{Access, Fault, On, Seen, Setup, TestRegistry, Wrong};
 use soci_oci::{Digest, media_type};
+use soci_registry::testing::{Access, Fault, On, Seen, Setup, TestRegistry, Wrong};
 
 use crate::site::{convert, converted, docker, layer, layout, publish, tagged, uploads};
 use crate::soci::{Ran, command, run};

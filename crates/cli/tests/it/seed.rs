@@ -8,9 +8,9 @@ use soci_index::{
     ARTIFACT_TYPE_V1, Artifacts, LAYER_DIGEST, PREFETCH_MEDIA_TYPE, SPAN_SIZE, SociIndex, Version,
     ZTOC_MEDIA_TYPE,
 };
-use soci_oci::store::local::LocalStore;
-use soci_oci::store::{Content, ContentStore as _};
 use soci_oci::{Descriptor, Digest, media_type};
+use soci_store::local::LocalStore;
+use soci_store::{Content, ContentStore as _};
 use soci_ztoc::{BuildOptions, Builder, Compression};
 
 use crate::soci::{Ran, run};

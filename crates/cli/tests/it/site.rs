@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use soci_oci::testing::{Seen, TestRegistry, noise};
 use soci_oci::{Digest, media_type};
+use soci_registry::testing::{Seen, TestRegistry, noise};
 
 use crate::soci::{Ran, index, member, put, run, tar};
 

@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use serde_json::json;
 use soci_oci::Digest;
-use soci_oci::testing::TestRegistry;
+use soci_registry::testing::TestRegistry;
 
 use crate::site::{convert, converted, docker, layer, layout, publish, tagged};
 use crate::soci::{blob, command, index, member, names, put, read_json, tar, tar_of};

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use soci_oci::manifest::{self, DocumentError, MAX_DOCUMENT_BYTES, Manifest};
-use soci_oci::store::{ContentStore, StoreError};
 use soci_oci::{Descriptor, Digest, ImageConfig, ImageIndex, media_type};
+use soci_store::{ContentStore, StoreError};
 
 use super::{Artifacts, ArtifactsError, Entry, Kind};
 use crate::model::{

@@ -4,7 +4,7 @@ use std::io;
 
 use soci_oci::Digest;
 use soci_oci::media_type;
-use soci_oci::store::StoreError;
+use soci_store::StoreError;
 
 use crate::artifacts::ArtifactsError;
 

@@ -5,8 +5,8 @@ use std::io::{self, BufWriter, Read, Write as _};
 use std::time::{Duration, Instant};
 
 use soci_oci::digest::Sha256Writer;
-use soci_oci::store::{Content, StoreError};
 use soci_oci::{Descriptor, Digest};
+use soci_store::{Content, StoreError};
 use soci_ztoc::{BuiltZtoc, Compression, Entry, SpanMap, TarError};
 
 use super::error::LayerError;

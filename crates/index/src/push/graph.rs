@@ -10,9 +10,10 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, try_join_all};
 use soci_oci::manifest::{self, ImageIndex, Manifest};
 use soci_oci::reference::ImageRef;
-use soci_oci::registry::{FromStore, Listing, MAX_MANIFEST, Registry, Sent, Uploaded};
-use soci_oci::store::{ContentStore, DocumentBudget, MAX_DEPTH, StoreError};
 use soci_oci::{Descriptor, Digest, media_type};
+use soci_registry::{Listing, MAX_MANIFEST, Registry, Sent, Uploaded};
+use soci_store::FromStore;
+use soci_store::{ContentStore, DocumentBudget, MAX_DEPTH, StoreError};
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::{CopiedBlob, GraphError, Note, Outcome, PushObserver};

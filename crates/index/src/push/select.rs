@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use soci_oci::store::ContentStore;
 use soci_oci::{Descriptor, Digest};
+use soci_store::ContentStore;
 
 use super::{Note, PushError, PushObserver, Selected};
 use crate::artifacts::{Entry, Kind};

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use soci_oci::Descriptor;
-use soci_oci::store::{Blob, ContentStore, StoreError};
+use soci_store::{Blob, ContentStore, StoreError};
 use std::sync::Arc;
 use tokio::sync::OnceCell;
 

@@ -15,10 +15,10 @@ use async_trait::async_trait;
 use futures_util::future::join_all;
 use soci_oci::manifest::{self, ImageIndex, MAX_DOCUMENT_BYTES, Manifest};
 use soci_oci::reference::ImageRef;
-use soci_oci::registry::{Registry, RegistryError};
-use soci_oci::store::registry::RegistryStore;
-use soci_oci::store::{Blob, ContentStore, StoreError};
 use soci_oci::{Descriptor, Digest, media_type};
+use soci_registry::{Registry, RegistryError};
+use soci_store::registry::RegistryStore;
+use soci_store::{Blob, ContentStore, StoreError};
 use tokio::sync::OnceCell;
 
 use super::{KnownError, KnownZtocs};

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use soci_oci::digest::{Sha256Writer, Verifier};
-use soci_oci::store::Blob;
 use soci_oci::{Descriptor, Digest};
+use soci_store::Blob;
 use soci_ztoc::{
     BuildError, BuildOptions, Builder, BuiltZtoc, Checkpoint, SpanId, SpanMap, Ztoc, disagreement,
 };

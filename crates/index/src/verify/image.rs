@@ -1,7 +1,7 @@
 //! Checks the image: its index, its manifests, and the SOCI index of each manifest.
 
-use soci_oci::store::StoreError;
 use soci_oci::{Descriptor, Digest, ImageIndex, Manifest, Platform, media_type};
+use soci_store::StoreError;
 
 use super::{Part, Problem, Walk};
 use crate::discover::{Discovery, annotated};

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use futures_util::{StreamExt as _, stream};
-use soci_oci::store::{ContentStore, StoreError};
 use soci_oci::{Descriptor, Manifest};
+use soci_store::{ContentStore, StoreError};
 use soci_ztoc::{DEFAULT_AHEAD, MAX_ZTOC_SIZE};
 
 use super::deep::{Job, Outcome};

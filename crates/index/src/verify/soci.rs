@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use soci_oci::manifest::MAX_DOCUMENT_BYTES;
 use soci_oci::media_type::{LayerCompression, layer_compression};
-use soci_oci::store::StoreError;
 use soci_oci::{Descriptor, Digest, Manifest};
+use soci_store::StoreError;
 use soci_ztoc::{Compression, MAX_ZTOC_SIZE, Ztoc};
 
 use super::{Part, Problem, Walk};

@@ -4,8 +4,8 @@ use soci_index::{
     ARTIFACT_TYPE_V2, BuildError, ConvertError, ConvertOptions, INDEX_DIGEST, ImageError,
     MANIFEST_DIGEST, Platforms, SociIndex, convert,
 };
-use soci_oci::store::StoreError;
 use soci_oci::{Descriptor, Digest, ImageIndex, Manifest, json, media_type};
+use soci_store::StoreError;
 
 use crate::image::{Images, build_options, member};
 

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use soci_index::{BuildOptions, Means, Note, Observer, Stage};
 use soci_oci::manifest::{Document, Kind};
-use soci_oci::store::layout::Layout;
-use soci_oci::store::{Content, ContentStore};
 use soci_oci::{Annotations, Descriptor, Digest, ImageIndex, Manifest, json, media_type};
+use soci_store::layout::Layout;
+use soci_store::{Content, ContentStore};
 
 /// A layout in a temporary directory, and the notes reported about its layers.
 #[derive(Debug)]

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use soci_index::{CreateOptions, Means, Platforms, create};
-use soci_oci::credentials::Anonymous;
 use soci_oci::reference::ImageRef;
-use soci_oci::registry::retry::RetryPolicy;
-use soci_oci::registry::{Hosts, Mirror, Options, Registry};
-use soci_oci::store::registry::{RegistryStore, RegistryTarget};
-use soci_oci::testing::{Fault, On, TestRegistry, Wrong};
 use soci_oci::{Descriptor, media_type};
+use soci_registry::credentials::Anonymous;
+use soci_registry::retry::RetryPolicy;
+use soci_registry::testing::{Fault, On, TestRegistry, Wrong};
+use soci_registry::{Hosts, Mirror, Options, Registry};
+use soci_store::registry::{RegistryStore, RegistryTarget};
 
 use crate::image::{Images, build_options};
 

@@ -7,11 +7,11 @@ use soci_index::push::{
     push,
 };
 use soci_index::{CONFIG, LAYER_DIGEST, SociIndex, Version, ZTOC_MEDIA_TYPE};
-use soci_oci::credentials::Anonymous;
-use soci_oci::registry::{Listing, Options, Registry};
-use soci_oci::store::{Content, MAX_DEPTH, StoreError};
-use soci_oci::testing::{Referrers, Setup, TestRegistry};
 use soci_oci::{Annotations, Descriptor, Digest, ImageIndex, Manifest, json, media_type};
+use soci_registry::credentials::Anonymous;
+use soci_registry::testing::{Referrers, Setup, TestRegistry};
+use soci_registry::{Listing, Options, Registry};
+use soci_store::{Content, MAX_DEPTH, StoreError};
 
 use crate::image::Images;
 

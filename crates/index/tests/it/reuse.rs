@@ -9,8 +9,8 @@ use soci_index::{
     Artifacts, ConvertOptions, Converted, KnownError, KnownZtocs, Means, Outcome, Platforms,
     RecordedZtocs, ZTOC_MEDIA_TYPE, convert,
 };
-use soci_oci::store::{Blob, StoreError};
 use soci_oci::{Descriptor, media_type};
+use soci_store::{Blob, StoreError};
 
 use crate::image::{Images, build_options, tar};
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use soci_index::verify::{Finding, Part, Summary, Verification};
 use soci_index::{ConvertOptions, Platforms, convert};
-use soci_oci::store::{Blob, Content, ContentStore, Labels, Put, StoreError};
 use soci_oci::{Descriptor, Digest};
+use soci_store::{Blob, Content, ContentStore, Labels, Put, StoreError};
 
 use crate::image::{Images, build_options, tar};
 

@@ -6,10 +6,10 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use anyhow::Context;
-use soci_oci::credentials::DockerConfig;
-use soci_oci::registry::retry::RetryPolicy;
-use soci_oci::registry::{self, Hosts, Mirror, Registry};
-use soci_oci::store::layout::Layout;
+use soci_registry::credentials::DockerConfig;
+use soci_registry::retry::RetryPolicy;
+use soci_registry::{Hosts, Mirror, Registry};
+use soci_store::layout::Layout;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -282,7 +282,7 @@ fn read_budget(blob: &Blob) -> Duration {
 }
 
 /// Time to the first byte: enough for all attempts of a source, including the last one's timeouts.
-fn first_byte(options: &registry::Options) -> Duration {
+fn first_byte(options: &soci_registry::Options) -> Duration {
     let attempt = options.connect_timeout.saturating_add(options.head_timeout);
     let second = Duration::from_secs(1);
     let attempts = fetch::ATTEMPTS
@@ -291,14 +291,14 @@ fn first_byte(options: &registry::Options) -> Duration {
     attempts.max(fetch::Options::default().first_byte)
 }
 
-fn registry_options(config: &Config) -> registry::Options {
+fn registry_options(config: &Config) -> soci_registry::Options {
     let Http {
         dial_timeout_msec,
         response_header_timeout_msec,
         ..
     } = config.http;
-    let defaults = registry::Options::default();
-    registry::Options {
+    let defaults = soci_registry::Options::default();
+    soci_registry::Options {
         connect_timeout: millis(dial_timeout_msec),
         head_timeout: millis(response_header_timeout_msec),
         // In the reference these keys limit whole bodies, which is too short for large layers. Here

@@ -3,10 +3,8 @@
 use std::{fmt, ops::Range, time::Duration};
 
 use bytes::Bytes;
-use soci_oci::{
-    Digest,
-    fetch::{FetchError, Fetcher},
-};
+use soci_oci::Digest;
+use soci_registry::fetch::{FetchError, Fetcher};
 use tokio::time::Instant;
 
 use super::share::Held;

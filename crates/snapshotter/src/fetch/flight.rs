@@ -7,10 +7,8 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use soci_oci::{
-    Digest,
-    fetch::{Concern, FetchError},
-};
+use soci_oci::Digest;
+use soci_registry::fetch::{Concern, FetchError};
 use tokio::time::{Instant, timeout};
 
 use super::{

@@ -16,10 +16,8 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use soci_oci::{
-    Digest,
-    fetch::{Concern, FetchError},
-};
+use soci_oci::Digest;
+use soci_registry::fetch::{Concern, FetchError};
 use tokio::time::Instant;
 
 use super::Source;

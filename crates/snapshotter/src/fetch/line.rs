@@ -4,7 +4,7 @@
 use std::{ops::Range, time::Duration};
 
 use bytes::Bytes;
-use soci_oci::fetch::{FetchError, RangeBody};
+use soci_registry::fetch::{FetchError, RangeBody};
 use tokio::time::{Instant, timeout_at};
 
 use super::Source;

@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use soci_oci::fetch::{ByteRange, FetchError, Fetcher, RangeBody};
-use soci_oci::testing::{FaultyFetcher, FetchFault, MemoryBlob, noise};
+use soci_registry::fetch::{ByteRange, FetchError, Fetcher, RangeBody};
+use soci_registry::testing::{FaultyFetcher, FetchFault, MemoryBlob, noise};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::*;

@@ -2,7 +2,8 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use soci_oci::{Digest, fetch::FetchError};
+use soci_oci::Digest;
+use soci_registry::fetch::FetchError;
 use tokio::time::Instant;
 
 use super::{

@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use soci_oci::descriptor::Descriptor;
 use soci_oci::digest::Digest;
-use soci_oci::fetch::FetchError;
 use soci_oci::manifest::MAX_DOCUMENT_BYTES;
 use soci_oci::reference::ImageRef;
-use soci_oci::registry::{Registry, RegistryError};
-use soci_oci::store::containerd::Containerd;
-use soci_oci::store::layout::Layout;
-use soci_oci::store::{ContentStore, StoreError};
+use soci_registry::fetch::FetchError;
+use soci_registry::{Registry, RegistryError};
+use soci_store::containerd::Containerd;
+use soci_store::layout::Layout;
+use soci_store::{ContentStore, StoreError};
 use tokio::io::AsyncWriteExt;
 use tracing::{debug, warn};
 

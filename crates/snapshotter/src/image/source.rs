@@ -5,7 +5,7 @@ use std::time::Duration;
 use soci_oci::descriptor::Descriptor;
 use soci_oci::media_type::{self, LayerCompression};
 use soci_oci::reference::ImageRef;
-use soci_oci::registry::Registry;
+use soci_registry::Registry;
 use soci_ztoc::Compression;
 
 use super::{Image, explain};

@@ -9,7 +9,7 @@
 
 use std::{num::NonZeroUsize, os::unix::fs::FileExt, time::Duration};
 
-use soci_oci::{
+use soci_registry::{
     fetch::Fetcher,
     testing::{FaultyFetcher, FetchFault, MemoryBlob},
 };

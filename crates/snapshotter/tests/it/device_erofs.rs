@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use soci_oci::testing::{FaultyFetcher, FetchFault, noise};
 use soci_oci::{Descriptor, Digest};
+use soci_registry::testing::{FaultyFetcher, FetchFault, noise};
 use soci_snapshotter::cpu::Cpu;
 use soci_snapshotter::device::Device;
 use soci_snapshotter::fetch::{self, Scheduler, Source};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use soci_oci::testing::{Fault, On, TestRegistry, Wrong};
+use soci_registry::testing::{Fault, On, TestRegistry, Wrong};
 use tonic::{Code, Status};
 
 use crate::image::{Image, Shape, file, tar};

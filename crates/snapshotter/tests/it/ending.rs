@@ -3,7 +3,7 @@
 use std::fs;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
-use soci_oci::testing::{TestRegistry, noise};
+use soci_registry::testing::{TestRegistry, noise};
 use soci_snapshotter::store::FOLDER;
 
 use crate::image::{Image, Shape, file, tar};

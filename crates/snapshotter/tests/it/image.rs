@@ -3,8 +3,8 @@
 use soci_index::{INDEX_DIGEST, LAYER_DIGEST, SociIndex, Version};
 use soci_oci::descriptor::Descriptor;
 use soci_oci::digest::Digest;
-use soci_oci::testing::TestRegistry;
 use soci_oci::{json, media_type};
+use soci_registry::testing::TestRegistry;
 use soci_ztoc::{BuildOptions, Builder, Compression};
 
 use crate::server::{Labels, labels};

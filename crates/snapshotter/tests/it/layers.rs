@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use soci_oci::testing::{Fault, On, TestRegistry, Wrong, noise};
+use soci_registry::testing::{Fault, On, TestRegistry, Wrong, noise};
 use soci_snapshotter::config::Config;
 use soci_snapshotter::mount::table::MountTable;
 use tempfile::TempDir;
@@ -132,7 +132,7 @@ async fn manifest_index_and_ztocs_are_asked_for_once() {
     let server = daemon().await;
     pull_all(&server, &image).await;
     for digest in [image.manifest, image.index].iter().chain(&image.ztocs) {
-        let of = |seen: &&soci_oci::testing::Seen| seen.path.contains(&digest.to_string());
+        let of = |seen: &&soci_registry::testing::Seen| seen.path.contains(&digest.to_string());
         let seen: Vec<_> = registry.seen();
         assert_eq!(seen.iter().filter(of).count(), 1, "{digest}: {seen:#?}");
     }

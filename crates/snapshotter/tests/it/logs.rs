@@ -7,7 +7,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use soci_oci::testing::{Fault, On, TestRegistry, Wrong, noise};
+use soci_registry::testing::{Fault, On, TestRegistry, Wrong, noise};
 
 use crate::image::{Image, Shape, file, tar};
 use crate::process::{LONG, Line, Place, serves};

@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use soci_oci::testing::{Access, Fault, On, Setup, TestRegistry, Wrong};
+use soci_registry::testing::{Access, Fault, On, Setup, TestRegistry, Wrong};
 use tempfile::TempDir;
 
 use crate::image::{Image, Shape, file, tar};

@@ -3,7 +3,7 @@ use std::sync::atomic::AtomicUsize;
 
 use async_trait::async_trait;
 use soci_oci::Descriptor;
-use soci_oci::store::{Blob, Content, Labels, Put};
+use soci_store::{Blob, Content, Labels, Put};
 use soci_ztoc::{BuildOptions, Builder, Compression};
 
 use super::*;

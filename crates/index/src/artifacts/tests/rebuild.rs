@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use soci_oci::store::local::LocalStore;
-use soci_oci::store::{Content, ContentStore};
 use soci_oci::{Descriptor, ImageIndex, media_type};
+use soci_store::local::LocalStore;
+use soci_store::{Content, ContentStore};
 
 use super::super::rebuild::{Images, Scan};
 use super::*;

@@ -1,4 +1,4 @@
-use soci_oci::{testing::MemoryBlob, url::RedactedUrl};
+use soci_registry::{testing::MemoryBlob, url::RedactedUrl};
 
 use super::*;
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use soci_oci::url::RedactedUrl;
+use soci_registry::url::RedactedUrl;
 
 use super::*;
 

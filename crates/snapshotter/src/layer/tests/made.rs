@@ -1,7 +1,8 @@
 //! Small generated layers: a tar of files of various sizes, compressed in several forms, with its
 //! zTOC.
 
-use soci_oci::{Descriptor, Digest, testing::noise};
+use soci_oci::{Descriptor, Digest};
+use soci_registry::testing::noise;
 use soci_ztoc::{BuildOptions, Builder, Compression, Ztoc};
 
 use crate::{

@@ -41,7 +41,7 @@ async fn bytes_after_the_archive_count() {
     for behind in [9216, 100 << 10, 900 << 10] {
         for form in [Form::Gzip, Form::Members, Form::Plain] {
             let made = Made::new(form, 30, 16 << 10);
-            let noise = soci_oci::testing::noise(7, behind);
+            let noise = soci_registry::testing::noise(7, behind);
             let made = made.with_behind(&noise, 16 << 10);
             let node = Node::new();
             let life = node.start();

@@ -1,0 +1,424 @@
+//! Tokens and passwords, sent only where a registry requests them.
+//!
+//! No credential is sent before a registry has sent a challenge. The challenge, the credential for
+//! the host and the scope result in an [`Access`], which all requests for the same image at the
+//! same host share. Bearer tokens are shared by (realm, service, scope, credential). They are
+//! renewed shortly before they expire and whenever one is rejected.
+//!
+//! A token exchange runs as a task of this module, independent of the requests that wait for it. A
+//! canceled request therefore does not stop it, and all requests that need the same token wait for
+//! the same exchange.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use reqwest::{
+    Url,
+    header::{HeaderMap, HeaderValue},
+};
+use tokio::{sync::watch, task::JoinSet};
+
+use super::{challenge::Challenge, exchange::Exchange, retry::RetryPolicy, transport::Transport};
+use crate::{
+    credentials::{Credential, Credentials, Secret},
+    fetch::FetchError,
+};
+use soci_oci::reference::ImageRef;
+
+/// A token is renewed when less than this is left of its lifetime, or a fifth of the lifetime if
+/// that is shorter.
+const RENEW_BEFORE: Duration = Duration::from_secs(30);
+/// Above this number of tokens, unused ones are dropped.
+const MANY_TOKENS: usize = 512;
+
+/// The scope of a token: the registry's scope strings, separated by spaces.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Scope(pub(crate) String);
+
+impl Scope {
+    pub(crate) fn pull(repository: &str) -> Scope {
+        Scope(format!("repository:{repository}:pull"))
+    }
+
+    /// Pull, push and delete. A separate scope, because fewer accounts may delete.
+    pub(crate) fn delete(repository: &str) -> Scope {
+        Scope(format!("repository:{repository}:pull,push,delete"))
+    }
+
+    /// Push to one repository, and pull from another to mount a blob from it.
+    pub(crate) fn push(repository: &str, mount_from: Option<&str>) -> Scope {
+        let push = format!("repository:{repository}:pull,push");
+        match mount_from.filter(|from| *from != repository) {
+            Some(from) => Scope(format!("{push} repository:{from}:pull")),
+            None => Scope(push),
+        }
+    }
+}
+
+/// A bearer token and when to replace it.
+pub(crate) struct Token {
+    pub(crate) value: Secret,
+    renew: Option<Instant>,
+    end: Option<Instant>,
+}
+
+impl Token {
+    /// A new token. Without a lifetime, it is valid until it is rejected.
+    pub(crate) fn new(value: Secret, lifetime: Option<Duration>) -> Token {
+        let now = Instant::now();
+        let early = |life: Duration| life.saturating_sub(RENEW_BEFORE.min(life / 5));
+        Token {
+            value,
+            renew: lifetime.and_then(|life| now.checked_add(early(life))),
+            end: lifetime.and_then(|life| now.checked_add(life)),
+        }
+    }
+
+    fn is_good(&self) -> bool {
+        self.end.is_none_or(|end| Instant::now() < end)
+    }
+
+    fn is_due(&self) -> bool {
+        self.renew.is_some_and(|renew| Instant::now() >= renew)
+    }
+}
+
+type Outcome = Result<Arc<Token>, FetchError>;
+
+/// A shared token, and the exchange in progress for its successor, if any.
+struct Cell {
+    exchange: Exchange,
+    state: Mutex<CellState>,
+}
+
+#[derive(Default)]
+struct CellState {
+    token: Option<Arc<Token>>,
+    running: Option<watch::Receiver<Option<Outcome>>>,
+}
+
+impl Cell {
+    fn state(&self) -> MutexGuard<'_, CellState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Realm, service, scope, fingerprint of the credential.
+type CellKey = (String, String, Scope, Option<[u8; 32]>);
+
+pub(crate) struct Auth {
+    credentials: Arc<dyn Credentials>,
+    retry: RetryPolicy,
+    cells: Mutex<HashMap<CellKey, Arc<Cell>>>,
+    accesses: Mutex<HashMap<(String, String, Scope), Arc<Access>>>,
+    /// Exchanges in progress. Dropping this value stops them.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Auth")
+            .field("credentials", &self.credentials)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Auth {
+    pub(crate) fn new(credentials: Arc<dyn Credentials>, retry: RetryPolicy) -> Auth {
+        Auth {
+            credentials,
+            retry,
+            cells: Mutex::default(),
+            accesses: Mutex::default(),
+            tasks: Mutex::default(),
+        }
+    }
+
+    /// The authentication state for `image` and `scope` at `host`, shared by all requests.
+    pub(crate) fn access(&self, host: &str, image: &ImageRef, scope: &Scope) -> Arc<Access> {
+        let key = (host.to_owned(), image.to_string(), scope.clone());
+        let mut accesses = self.accesses.lock().unwrap_or_else(PoisonError::into_inner);
+        if accesses.len() >= MANY_TOKENS {
+            accesses.retain(|_, access| Arc::strong_count(access) > 1);
+        }
+        let new = || Arc::new(Access::new(host.to_owned(), image.clone(), scope.clone()));
+        Arc::clone(accesses.entry(key).or_insert_with(new))
+    }
+
+    /// Returns the current token, or waits for an exchange. Does not return the token `refused`.
+    async fn token(&self, cell: &Arc<Cell>, refused: Option<&str>) -> Outcome {
+        let mut running = {
+            let mut state = cell.state();
+            let state = &mut *state;
+            if let Some(token) = &state.token
+                && (!token.is_good() || refused == Some(token.value.reveal()))
+            {
+                state.token = None;
+            }
+            if let Some(token) = &state.token {
+                let token = Arc::clone(token);
+                if token.is_due() {
+                    // Still valid for this request; the successor is fetched in the background.
+                    self.start(cell, state);
+                }
+                return Ok(token);
+            }
+            self.start(cell, state)
+        };
+        match running.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome
+                .clone()
+                .unwrap_or_else(|| Err(cell.exchange.abandoned())),
+            Err(_) => Err(cell.exchange.abandoned()),
+        }
+    }
+
+    /// Joins the exchange in progress, or starts one.
+    fn start(&self, cell: &Arc<Cell>, state: &mut CellState) -> watch::Receiver<Option<Outcome>> {
+        // A closed channel without an outcome means that the task died. Start another one.
+        if let Some(running) = &state.running
+            && running.has_changed().is_ok()
+        {
+            return running.clone();
+        }
+        let (done, running) = watch::channel(None);
+        state.running = Some(running.clone());
+        let (cell, retry) = (Arc::clone(cell), self.retry);
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            let outcome = cell.exchange.run(retry).await.map(Arc::new);
+            let mut state = cell.state();
+            state.running = None;
+            if let Ok(token) = &outcome {
+                state.token = Some(Arc::clone(token));
+            }
+            drop(state);
+            done.send_replace(Some(outcome));
+        });
+        running
+    }
+
+    fn cell(&self, exchange: Exchange) -> Arc<Cell> {
+        let credential = exchange.credential.as_ref().map(Credential::fingerprint);
+        let key = (
+            exchange.realm.to_string(),
+            exchange.service.clone(),
+            exchange.scope.clone(),
+            credential,
+        );
+        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        if cells.len() >= MANY_TOKENS {
+            cells.retain(|_, cell| Arc::strong_count(cell) > 1);
+        }
+        let new = || {
+            Arc::new(Cell {
+                exchange,
+                state: Mutex::default(),
+            })
+        };
+        Arc::clone(cells.entry(key).or_insert_with(new))
+    }
+}
+
+/// The authentication state for one host, image and scope.
+pub(crate) struct Access {
+    host: String,
+    image: ImageRef,
+    scope: Scope,
+    known: Mutex<Option<Known>>,
+}
+
+#[derive(Clone)]
+enum Known {
+    /// A header that does not change.
+    Fixed(Secret),
+    Bearer(Arc<Cell>),
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Access")
+            .field("host", &self.host)
+            .field("scope", &self.scope)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Access {
+    fn new(host: String, image: ImageRef, scope: Scope) -> Access {
+        Access {
+            host,
+            image,
+            scope,
+            known: Mutex::default(),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Value for `Authorization`; `None` if the host has not sent a challenge yet.
+    pub(crate) async fn header(&self, auth: &Auth) -> Result<Option<HeaderValue>, FetchError> {
+        let known = self.known().clone();
+        match known {
+            None => Ok(None),
+            Some(Known::Fixed(value)) => self.usable(secret_header(value.reveal())),
+            Some(Known::Bearer(cell)) => {
+                let token = auth.token(&cell, None).await?;
+                self.usable(secret_header(&format!("Bearer {}", token.value.reveal())))
+            }
+        }
+    }
+
+    fn usable(&self, value: Option<HeaderValue>) -> Result<Option<HeaderValue>, FetchError> {
+        let unusable = || self.refusal("our credential has characters that no header may have");
+        value.map(Some).ok_or_else(unusable)
+    }
+
+    /// Called after a rejected request: obtains what `challenges` require, or without challenges
+    /// what the previous ones required. `plain`: the registry uses no TLS. `sent`: the rejected
+    /// header. `no_token`: the last exchange's failure, returned if the challenges lead to that
+    /// exchange.
+    pub(crate) async fn renew(
+        &self,
+        auth: &Auth,
+        transport: &Arc<Transport>,
+        challenges: &[Challenge],
+        plain: bool,
+        sent: Option<&HeaderValue>,
+        no_token: Option<FetchError>,
+    ) -> Result<(), FetchError> {
+        let refused = sent.and_then(|value| value.to_str().ok());
+        let refused = refused.and_then(|value| value.strip_prefix("Bearer "));
+        let by_scheme = |scheme: &str| challenges.iter().find(|c| c.scheme == scheme);
+        let known = if let Some(bearer) = by_scheme("bearer") {
+            match auth.credentials.get(&self.host, &self.image).await {
+                Some(Credential::Bearer(token)) => {
+                    Known::Fixed(Secret::new(format!("Bearer {}", token.reveal())))
+                }
+                credential => {
+                    let exchange = self.exchange(transport, bearer, plain, credential)?;
+                    Known::Bearer(auth.cell(exchange))
+                }
+            }
+        } else if by_scheme("basic").is_some() {
+            match auth.credentials.get(&self.host, &self.image).await {
+                Some(Credential::Password { user, password }) => {
+                    Known::Fixed(basic(&user, &password))
+                }
+                Some(Credential::Identity(_) | Credential::Bearer(_)) => {
+                    return Err(self.refusal("it wants a password, and we have a token"));
+                }
+                None => return Err(self.refusal("it wants a password, and we have none")),
+            }
+        } else {
+            let known = self.known().clone();
+            known.ok_or_else(|| self.refusal("it does not say what it wants to see"))?
+        };
+        if let Known::Bearer(cell) = &known {
+            if let (Some(error), Some(Known::Bearer(before))) = (no_token, self.known().as_ref())
+                && Arc::ptr_eq(before, cell)
+            {
+                return Err(error);
+            }
+            auth.token(cell, refused).await?;
+        }
+        *self.known() = Some(known);
+        Ok(())
+    }
+
+    fn exchange(
+        &self,
+        transport: &Arc<Transport>,
+        bearer: &Challenge,
+        plain: bool,
+        credential: Option<Credential>,
+    ) -> Result<Exchange, FetchError> {
+        let realm = bearer
+            .param("realm")
+            .and_then(|realm| Url::parse(realm).ok());
+        let realm = realm.filter(|realm| matches!(realm.scheme(), "http" | "https"));
+        let Some(realm) = realm else {
+            return Err(self.refusal("it names no address to get a token from"));
+        };
+        if credential.is_some() && realm.scheme() == "http" && !plain {
+            return Err(self.refusal("it wants our credentials sent without TLS"));
+        }
+        Ok(Exchange {
+            transport: Arc::clone(transport),
+            realm,
+            service: bearer.param("service").unwrap_or_default().to_owned(),
+            scope: self.scope.clone(),
+            credential,
+            host: self.host.clone(),
+            repository: self.image.repository().to_owned(),
+        })
+    }
+
+    /// The error for denied access, with its reason.
+    pub(crate) fn refusal(&self, reason: &str) -> FetchError {
+        FetchError::Unauthorized {
+            host: self.host.clone(),
+            repository: self.image.repository().to_owned(),
+            reason: reason.to_owned(),
+        }
+    }
+}
+
+/// Value of a Basic `Authorization` header.
+pub(super) fn basic(user: &str, password: &Secret) -> Secret {
+    Secret::new(format!(
+        "Basic {}",
+        STANDARD.encode(format!("{user}:{}", password.reveal()))
+    ))
+}
+
+/// A header value that `Debug` does not print; `None` if it contains invalid characters.
+pub(super) fn secret_header(value: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(value).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// Adds `Authorization` to the headers of a request.
+pub(super) fn authorize(headers: &mut HeaderMap, value: HeaderValue) {
+    headers.insert(reqwest::header::AUTHORIZATION, value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_renewed_before_it_runs_out() {
+        let token = |life| Token::new(Secret::new("t"), life);
+        let forever = token(None);
+        assert!(forever.is_good() && !forever.is_due());
+        let long = token(Some(Duration::from_secs(300)));
+        assert!(long.is_good() && !long.is_due());
+        assert_eq!(
+            long.end.zip(long.renew).map(|(end, renew)| end - renew),
+            Some(RENEW_BEFORE)
+        );
+        let over = token(Some(Duration::ZERO));
+        assert!(!over.is_good() && over.is_due());
+    }
+
+    #[test]
+    fn scopes_name_what_is_needed() {
+        assert_eq!(Scope::pull("a/b").0, "repository:a/b:pull");
+        assert_eq!(Scope::push("a", None).0, "repository:a:pull,push");
+        assert_eq!(Scope::push("a", Some("a")).0, "repository:a:pull,push");
+        assert_eq!(
+            Scope::push("a", Some("b")).0,
+            "repository:a:pull,push repository:b:pull"
+        );
+    }
+}

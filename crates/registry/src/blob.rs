@@ -1,0 +1,580 @@
+//! Reads ranges of a blob from a registry and its mirrors.
+//!
+//! Every request tries the hosts in order. A broken or stalled body is resumed at the first missing
+//! byte, so no byte is requested twice. If a host redirects to a storage address, later requests go
+//! directly to that address until it rejects one.
+//!
+//! A valid response is a 206 whose `Content-Range` starts at the requested byte of a blob of the
+//! right size, or a 200 with the whole blob. Of a 200, the bytes before the range are discarded,
+//! and the open body is kept for later ranges, so sequential reads download the blob only once.
+
+use std::{
+    fmt,
+    ops::Range,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use reqwest::{
+    Method, Response, Url,
+    header::{ACCEPT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE},
+};
+use tokio::time::Instant;
+
+use super::{
+    auth::Scope,
+    endpoint::{Call, Endpoint},
+    range::ContentRange,
+    retry::{Attempts, RetryPolicy},
+    rounds::Rounds,
+    transport::{Way, beginning, broken, refused},
+};
+use crate::{
+    fetch::{ByteRange, FetchError, Fetcher, RangeBody},
+    url::RedactedUrl,
+};
+use soci_oci::digest::Digest;
+
+/// Limits for open bodies of whole blobs that are kept for later ranges: number per blob and host,
+/// and age. Their senders are blocked meanwhile.
+const MOST_KEPT: usize = 4;
+const KEPT: Duration = Duration::from_secs(20);
+/// Progress of this many bytes resets the retry budget. With a lower value, a host that sends
+/// single bytes could block a reader indefinitely.
+const PROGRESS: u64 = 64 << 10;
+/// Error bodies of object stores are short.
+const MAX_REFUSAL: usize = 16 << 10;
+
+/// A blob in a registry.
+pub(crate) struct RemoteBlob(Arc<Inner>);
+
+struct Inner {
+    digest: Digest,
+    size: u64,
+    scope: Scope,
+    sources: Vec<Source>,
+    patience: Patience,
+}
+
+/// Retries and timeouts for a range.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    pub(crate) retry: RetryPolicy,
+    /// No retry starts later than this after the last progress.
+    pub(crate) attempts: Duration,
+    /// Longest pause within a body.
+    pub(crate) idle: Duration,
+}
+
+/// A host that may have the blob, and the storage address to which it last redirected.
+struct Source {
+    endpoint: Arc<Endpoint>,
+    location: Mutex<Option<Url>>,
+    /// Partly read bodies of the whole blob, and when each was stored.
+    kept: Mutex<Vec<(Open, Instant)>>,
+}
+
+impl RemoteBlob {
+    /// Creates a blob of an image. `endpoints` are in order of preference.
+    pub(crate) fn new(
+        digest: Digest,
+        size: u64,
+        scope: Scope,
+        endpoints: Vec<Arc<Endpoint>>,
+        patience: Patience,
+    ) -> RemoteBlob {
+        let source = |endpoint| Source {
+            endpoint,
+            location: Mutex::default(),
+            kept: Mutex::default(),
+        };
+        let sources = endpoints.into_iter().map(source).collect();
+        RemoteBlob(Arc::new(Inner {
+            digest,
+            size,
+            scope,
+            sources,
+            patience,
+        }))
+    }
+}
+
+impl fmt::Debug for RemoteBlob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteBlob")
+            .field("digest", &self.0.digest)
+            .field("size", &self.0.size)
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Fetcher for RemoteBlob {
+    fn size(&self) -> u64 {
+        self.0.size
+    }
+
+    async fn fetch(&self, range: Range<u64>) -> Result<RangeBody, FetchError> {
+        self.fetch_by(Way::Front, range).await
+    }
+
+    async fn fetch_behind(&self, range: Range<u64>) -> Result<RangeBody, FetchError> {
+        self.fetch_by(Way::Behind, range).await
+    }
+}
+
+impl RemoteBlob {
+    async fn fetch_by(&self, way: Way, range: Range<u64>) -> Result<RangeBody, FetchError> {
+        let range = ByteRange::within(range, self.0.size)?;
+        let Patience {
+            retry, attempts, ..
+        } = self.0.patience;
+        let mut attempts = Attempts::within(retry, attempts);
+        let open = self.0.open(way, range, &mut attempts).await?;
+        let inner = Arc::clone(&self.0);
+        let reading = Reading {
+            inner,
+            way,
+            range,
+            done: 0,
+            worth: 0,
+            open: Some(open),
+            attempts,
+            skipped: Arc::default(),
+        };
+        let skipped = Arc::clone(&reading.skipped);
+        let chunks = futures_util::stream::unfold(reading, Reading::step);
+        Ok(RangeBody::new(range, chunks).skipping(skipped))
+    }
+}
+
+impl Inner {
+    /// Opens a body that starts at the first byte of the range, from the first host that responds.
+    async fn open(
+        &self,
+        way: Way,
+        range: ByteRange,
+        attempts: &mut Attempts,
+    ) -> Result<Open, FetchError> {
+        let mut rounds = Rounds::over(self.sources.len());
+        loop {
+            let error = match self.ask_all(way, range, &mut rounds).await {
+                Ok(open) => return Ok(open),
+                Err(error) => error,
+            };
+            if !error.is_worth_repeating() {
+                return Err(error);
+            }
+            attempts.wait(error).await?;
+        }
+    }
+
+    /// Asks each host of a round.
+    async fn ask_all(
+        &self,
+        way: Way,
+        range: ByteRange,
+        rounds: &mut Rounds,
+    ) -> Result<Open, FetchError> {
+        for position in rounds.order(|host| self.sources[host].endpoint.is_shunned()) {
+            let source = &self.sources[position];
+            if let Some(mut open) = source.go_on(range) {
+                open.source = position;
+                return Ok(open);
+            }
+            match self.ask(source, (position, way), range).await {
+                Ok(open) => return Ok(open),
+                Err(error) => rounds.failed(position, error),
+            }
+        }
+        Err(rounds.end())
+    }
+
+    /// Asks one host: first at the last known storage address, then at the host's own address.
+    async fn ask(
+        &self,
+        source: &Source,
+        (position, way): (usize, Way),
+        range: ByteRange,
+    ) -> Result<Open, FetchError> {
+        if let Some(kept) = source.location() {
+            let error = match self
+                .ask_at(source, (position, way), kept.clone(), range)
+                .await
+            {
+                Ok((_, open)) => return Ok(open),
+                Err(error) => error,
+            };
+            let there = match &error {
+                FetchError::Redirected { source, .. } => source,
+                error => error,
+            };
+            match there {
+                FetchError::Status {
+                    status: 429 | 503, ..
+                } => return Err(error),
+                FetchError::Status { status, .. } => tracing::info!(
+                    digest = %self.digest,
+                    "Received status code: {status}. Refreshing URL and retrying..."
+                ),
+                error => tracing::debug!(%error, digest = %self.digest, "kept address given up"),
+            }
+            source.forget(&kept);
+        }
+        let own = source.endpoint.url(&format!("blobs/{}", self.digest));
+        let (found, open) = self
+            .ask_at(source, (position, way), own.clone(), range)
+            .await?;
+        source.keep((found != own).then_some(found));
+        Ok(open)
+    }
+
+    async fn ask_at(
+        &self,
+        source: &Source,
+        (position, way): (usize, Way),
+        url: Url,
+        range: ByteRange,
+    ) -> Result<(Url, Open), FetchError> {
+        let from = RedactedUrl::from(&url);
+        let mut call = Call::new(Method::GET, url);
+        call.headers = range_headers(range);
+        call.way = way;
+        let (url, answer) = source.endpoint.follow(call, &self.scope).await?;
+        let shown = RedactedUrl::from(&url);
+        let (skip, left, end) = match answer.status().as_u16() {
+            206 => {
+                let left = given_by_part(&answer, &shown, range, self.size)?;
+                (0, left, range.start() + left)
+            }
+            200 => {
+                let end = end_of_whole(&answer, &shown, range, self.size)?;
+                (range.start(), range.len().min(end - range.start()), end)
+            }
+            400 => return Err(expired_token(shown, answer).await),
+            _ => {
+                let refusal = refused(shown, answer).await;
+                return Err(source.endpoint.at(&url, &from, refusal));
+            }
+        };
+        let open = Open {
+            answer,
+            url: shown,
+            source: position,
+            skip,
+            left,
+            at: range.start() - skip,
+            end,
+            ahead: Bytes::new(),
+        };
+        Ok((url, open))
+    }
+}
+
+impl Source {
+    fn last_location(&self) -> MutexGuard<'_, Option<Url>> {
+        self.location.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn location(&self) -> Option<Url> {
+        self.last_location().clone()
+    }
+
+    fn keep(&self, url: Option<Url>) {
+        *self.last_location() = url;
+    }
+
+    fn whole(&self) -> MutexGuard<'_, Vec<(Open, Instant)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the kept body whose position is closest to the start of the range.
+    fn go_on(&self, range: ByteRange) -> Option<Open> {
+        let mut whole = self.whole();
+        whole.retain(|(_, since)| since.elapsed() < KEPT);
+        let reaching = |open: &Open| open.at <= range.start() && range.start() < open.end;
+        let (position, _) = whole
+            .iter()
+            .enumerate()
+            .filter(|(_, (open, _))| reaching(open))
+            .max_by_key(|(_, (open, _))| open.at)?;
+        let (mut open, _) = whole.swap_remove(position);
+        open.skip = range.start() - open.at;
+        open.left = range.len().min(open.end - range.start());
+        Some(open)
+    }
+
+    /// Keeps a body that continues after the range.
+    fn keep_whole(&self, open: Open) {
+        let mut whole = self.whole();
+        whole.retain(|(_, since)| since.elapsed() < KEPT);
+        if whole.len() < MOST_KEPT {
+            whole.push((open, Instant::now()));
+        }
+    }
+
+    /// Drops this address, unless another reader has replaced it.
+    fn forget(&self, url: &Url) {
+        let mut kept = self.last_location();
+        if kept.as_ref() == Some(url) {
+            *kept = None;
+        }
+    }
+}
+
+fn range_headers(range: ByteRange) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let value = HeaderValue::try_from(format!("bytes={range}"));
+    headers.insert(
+        RANGE,
+        value.expect("digits and a hyphen make a header value"),
+    );
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    headers
+}
+
+/// Converts a 400. S3 returns 400 when the credentials in a signed address have expired; this is
+/// reported as 401.
+async fn expired_token(url: RedactedUrl, answer: Response) -> FetchError {
+    let is_xml = |value: &HeaderValue| value.as_bytes().starts_with(b"application/xml");
+    if !answer.headers().get(CONTENT_TYPE).is_some_and(is_xml) {
+        return refused(url, answer).await;
+    }
+    let body = beginning(answer, MAX_REFUSAL).await;
+    let expired = String::from_utf8_lossy(&body).contains("<Code>ExpiredToken</Code>");
+    let status = if expired { 401 } else { 400 };
+    FetchError::Status {
+        status,
+        detail: String::new(),
+        retry_after: None,
+        url,
+    }
+}
+
+/// Number of bytes of the range that a 206 contains, if it matches the request.
+fn given_by_part(
+    answer: &Response,
+    url: &RedactedUrl,
+    asked: ByteRange,
+    size: u64,
+) -> Result<u64, FetchError> {
+    let value = answer.headers().get(CONTENT_RANGE);
+    let value = value.and_then(|value| value.to_str().ok());
+    let given = value.and_then(ContentRange::parse);
+    given
+        .and_then(|given| given.answers(asked, size))
+        .ok_or_else(|| {
+            let got = value
+                .unwrap_or("no Content-Range")
+                .chars()
+                .filter(|c| !c.is_control());
+            FetchError::WrongRange {
+                asked,
+                got: got.take(80).collect(),
+                url: url.clone(),
+            }
+        })
+}
+
+/// End offset of the body of a 200, which starts at the first byte of the blob and may be
+/// truncated.
+fn end_of_whole(
+    answer: &Response,
+    url: &RedactedUrl,
+    asked: ByteRange,
+    size: u64,
+) -> Result<u64, FetchError> {
+    match answer.content_length() {
+        Some(length) if length > size => Err(FetchError::WrongRange {
+            asked,
+            got: format!("{length} bytes of another blob"),
+            url: url.clone(),
+        }),
+        Some(length) if length <= asked.start() => Err(FetchError::Short {
+            range: asked,
+            received: 0,
+        }),
+        Some(length) => Ok(length),
+        None => Ok(size),
+    }
+}
+
+/// A response whose body is being read.
+struct Open {
+    answer: Response,
+    url: RedactedUrl,
+    /// Index of the host.
+    source: usize,
+    /// Bytes to discard first.
+    skip: u64,
+    /// Remaining bytes of the range in this body.
+    left: u64,
+    /// Offset in the blob of the next byte of the body, and the end that the headers state.
+    at: u64,
+    end: u64,
+    /// Bytes already received that are returned next.
+    ahead: Bytes,
+}
+
+impl Open {
+    /// Whether the body continues after the range.
+    fn has_more(&self) -> bool {
+        self.left == 0 && self.at + (self.ahead.len() as u64) < self.end
+    }
+
+    /// Returns the next bytes of the range; `None` if the body has ended or has no more bytes of
+    /// the range. Adds discarded bytes to `skipped`.
+    async fn next(
+        &mut self,
+        range: ByteRange,
+        idle: Duration,
+        skipped: &AtomicU64,
+    ) -> Result<Option<Bytes>, FetchError> {
+        loop {
+            if self.left == 0 {
+                return Ok(None);
+            }
+            let Some(mut chunk) = self.more(range, idle).await? else {
+                return Ok(None);
+            };
+            self.at += chunk.len() as u64;
+            let skip = self.skip.min(chunk.len() as u64);
+            self.skip -= skip;
+            skipped.fetch_add(skip, Ordering::Relaxed);
+            chunk = chunk.slice(in_chunk(skip)..);
+            // Bytes after the range are not returned, whatever the length of the body.
+            let wanted = in_chunk(self.left.min(chunk.len() as u64));
+            self.left -= wanted as u64;
+            if self.left == 0 && self.at < self.end {
+                // The next range may start with the last byte of this one.
+                self.ahead = chunk.slice(wanted.saturating_sub(1)..);
+                self.at -= self.ahead.len() as u64;
+            }
+            chunk.truncate(wanted);
+            if !chunk.is_empty() {
+                return Ok(Some(chunk));
+            }
+        }
+    }
+}
+
+impl Open {
+    /// Returns the next bytes of the body, inside or outside the range.
+    async fn more(
+        &mut self,
+        range: ByteRange,
+        idle: Duration,
+    ) -> Result<Option<Bytes>, FetchError> {
+        if !self.ahead.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.ahead)));
+        }
+        match tokio::time::timeout(idle, self.answer.chunk()).await {
+            Ok(chunk) => chunk.map_err(|error| broken(self.url.clone(), error)),
+            Err(_) => Err(FetchError::Stalled {
+                range,
+                url: self.url.clone(),
+                idle,
+            }),
+        }
+    }
+}
+
+/// Converts a number that is at most the length of a chunk.
+fn in_chunk(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("at most the length of a chunk in memory")
+}
+
+/// A range in progress and the body that delivers its rest.
+struct Reading {
+    inner: Arc<Inner>,
+    way: Way,
+    range: ByteRange,
+    done: u64,
+    /// Bytes since the retry budget was last reset.
+    worth: u64,
+    open: Option<Open>,
+    attempts: Attempts,
+    /// Discarded bytes.
+    skipped: Arc<AtomicU64>,
+}
+
+impl Reading {
+    async fn step(mut self) -> Option<(Result<Bytes, FetchError>, Reading)> {
+        match self.next().await {
+            Ok(Some(chunk)) => Some((Ok(chunk), self)),
+            Ok(None) => None,
+            Err(error) => {
+                self.open = None;
+                Some((Err(error), self))
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+        while let Some(rest) = self.range.after(self.done) {
+            let open = match &mut self.open {
+                Some(open) => open,
+                None => self
+                    .open
+                    .insert(self.inner.open(self.way, rest, &mut self.attempts).await?),
+            };
+            let idle = self.inner.patience.idle;
+            let error = match open.next(rest, idle, &self.skipped).await {
+                Ok(Some(chunk)) => {
+                    self.took(chunk.len() as u64);
+                    self.keep_what_goes_on();
+                    return Ok(Some(chunk));
+                }
+                // The body was truncated or contained less than requested. Request the rest.
+                Ok(None) => FetchError::Short {
+                    range: self.range,
+                    received: self.done,
+                },
+                Err(error) => error,
+            };
+            if let Some(open) = self.open.take()
+                && let Some(source) = self.inner.sources.get(open.source)
+            {
+                source.endpoint.shun();
+            }
+            self.resume(error).await?;
+        }
+        Ok(None)
+    }
+
+    /// Keeps the body for the next range if this range is complete and the body continues.
+    fn keep_what_goes_on(&mut self) {
+        if self.range.after(self.done).is_none()
+            && let Some(open) = self.open.take_if(|open| open.has_more())
+            && let Some(source) = self.inner.sources.get(open.source)
+        {
+            source.keep_whole(open);
+        }
+    }
+
+    fn took(&mut self, bytes: u64) {
+        self.done += bytes;
+        self.worth += bytes;
+        if self.worth >= PROGRESS {
+            self.worth = 0;
+            self.attempts.progressed();
+        }
+    }
+
+    /// Waits before the next request, or returns the failure.
+    async fn resume(&mut self, error: FetchError) -> Result<(), FetchError> {
+        if !error.is_transient() {
+            return Err(error);
+        }
+        tracing::debug!(
+            %error, digest = %self.inner.digest, range = %self.range, received = self.done,
+            "range broke off; resuming"
+        );
+        self.attempts.wait(error).await
+    }
+}

@@ -1,0 +1,479 @@
+//! Requests to one host for one image: addresses, credentials and redirects of a single attempt.
+
+use std::{sync::Arc, time::Duration};
+
+use reqwest::{
+    Method, Response, StatusCode, Url,
+    header::{HeaderMap, HeaderValue, LOCATION, WWW_AUTHENTICATE},
+};
+
+use super::{
+    auth::{Auth, Scope, authorize},
+    challenge::{self, Challenge},
+    hosts::{Host, HostError, Scheme},
+    transport::{Peer, Transport, Way, beginning, detail, refused, refused_text},
+};
+use crate::{
+    fetch::{FetchError, is_transient_status},
+    url::RedactedUrl,
+};
+use soci_oci::reference::ImageRef;
+
+/// Maximum number of redirects; same value as the Go snapshotter.
+pub(crate) const MAX_REDIRECTS: usize = 10;
+/// Bytes of an error body that are inspected.
+const MAX_REFUSAL: usize = 64 << 10;
+/// ECR's exact message for an expired token.
+const ECR_EXPIRED: &str = "Your authorization token has expired. Reauthenticate and try again.";
+/// Responses of HTTPS servers to plain HTTP: Go, nginx, Apache.
+const SPEAKS_TLS: [&str; 3] = [
+    "HTTP request to an HTTPS server",
+    "plain HTTP request was sent to HTTPS port",
+    "plain HTTP to an SSL-enabled server port",
+];
+
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    host: Host,
+    /// The root URL of the host without and with TLS. Which one applies may only become known
+    /// later.
+    roots: (Url, Url),
+    image: ImageRef,
+    transport: Arc<Transport>,
+    auth: Arc<Auth>,
+    peer: Arc<Peer>,
+}
+
+/// A request whose body, if any, can be sent again.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Option<bytes::Bytes>,
+    pub(crate) way: Way,
+}
+
+impl Call {
+    pub(crate) fn new(method: Method, url: Url) -> Call {
+        Call {
+            method,
+            url,
+            headers: HeaderMap::new(),
+            body: None,
+            way: Way::Front,
+        }
+    }
+}
+
+impl Endpoint {
+    pub(crate) fn new(
+        host: Host,
+        image: ImageRef,
+        transport: Arc<Transport>,
+        auth: Arc<Auth>,
+    ) -> Result<Endpoint, HostError> {
+        let root = |scheme: &str| {
+            let bad = |_| HostError::BadHost {
+                host: host.authority.clone(),
+            };
+            Url::parse(&format!("{scheme}://{}/", host.authority)).map_err(bad)
+        };
+        let roots = (root("http")?, root("https")?);
+        // Use the authority of the request URLs: lowercase, and without the default port.
+        let root = match host.scheme {
+            Scheme::Https | Scheme::HttpsFirst => &roots.1,
+            Scheme::Http | Scheme::Guess => &roots.0,
+        };
+        let peer = transport.peer(root.authority());
+        Ok(Endpoint {
+            host,
+            roots,
+            image,
+            transport,
+            auth,
+            peer,
+        })
+    }
+
+    pub(crate) fn is_shunned(&self) -> bool {
+        self.peer.is_shunned()
+    }
+
+    /// Prefers other hosts for a while.
+    pub(crate) fn shun(&self) {
+        self.peer.answered(false);
+    }
+
+    fn is_plain(&self) -> bool {
+        match self.host.scheme {
+            Scheme::Https => false,
+            Scheme::Http => true,
+            Scheme::Guess => !self.peer.wants_tls(),
+            Scheme::HttpsFirst => self.peer.speaks_plain(),
+        }
+    }
+
+    fn root(&self) -> &Url {
+        if self.is_plain() {
+            &self.roots.0
+        } else {
+            &self.roots.1
+        }
+    }
+
+    /// URL of an object in the image's repository, such as `manifests/latest`.
+    pub(crate) fn url(&self, tail: &str) -> Url {
+        let mut url = self.root().clone();
+        url.set_path(&format!(
+            "{}/{}/{tail}",
+            self.host.path,
+            self.image.repository()
+        ));
+        if let Some(registry) = &self.host.stands_for {
+            url.query_pairs_mut().append_pair("ns", registry);
+        }
+        url
+    }
+
+    /// Whether a URL belongs to this host and may therefore receive its credentials.
+    fn is_ours(&self, url: &Url) -> bool {
+        self.root().origin() == url.origin()
+    }
+
+    /// Marks a failure at `url` as a redirect's failure if a redirect from `from` led to another
+    /// host.
+    pub(crate) fn at(&self, url: &Url, from: &RedactedUrl, error: FetchError) -> FetchError {
+        if self.is_ours(url) {
+            error
+        } else {
+            error.behind_redirect(from)
+        }
+    }
+
+    /// Sends a request and authenticates at most once if the host requires it. Does not follow
+    /// redirects. The caller evaluates every response except failed authentication.
+    pub(crate) async fn send(&self, call: &Call, scope: &Scope) -> Result<Response, FetchError> {
+        let known = self.peer.wants_tls() || self.peer.speaks_plain();
+        match self.host.scheme {
+            Scheme::Guess if !known && self.is_ours(&call.url) => {
+                self.send_guessing(call, scope).await
+            }
+            Scheme::HttpsFirst if !known && self.is_ours(&call.url) => {
+                self.send_https_first(call, scope).await
+            }
+            _ => self.send_authorized(call, scope).await,
+        }
+    }
+
+    /// The first request to a host that is contacted over HTTPS but may support only HTTP.
+    async fn send_https_first(&self, call: &Call, scope: &Scope) -> Result<Response, FetchError> {
+        let error = match self.send_authorized(call, scope).await {
+            // An untrusted certificate is no reason to fall back to plain HTTP.
+            Err(
+                error @ FetchError::Transport {
+                    transient: true, ..
+                },
+            ) => error,
+            answer => {
+                if answer.is_ok() {
+                    self.peer.set_wants_tls();
+                }
+                return answer;
+            }
+        };
+        let mut plain = call.clone();
+        if plain.url.set_scheme("http").is_err() || self.probe(&plain.url).await.is_err() {
+            return Err(error);
+        }
+        self.peer.set_speaks_plain();
+        self.send_authorized(&plain, scope).await
+    }
+
+    /// Checks that a server responds at this address. Sends no credentials.
+    async fn probe(&self, url: &Url) -> Result<Response, FetchError> {
+        let (url, none) = (url.clone(), HeaderMap::new());
+        self.transport
+            .send(Method::HEAD, url, none, None, self.host.timeout)
+            .await
+    }
+
+    /// The first request to a registry on this machine.
+    async fn send_guessing(&self, call: &Call, scope: &Scope) -> Result<Response, FetchError> {
+        let answer = self.send_authorized(call, scope).await;
+        let tls = match answer {
+            Ok(answer) if answer.status() == StatusCode::BAD_REQUEST => {
+                let url = RedactedUrl::from(&call.url);
+                let text = beginning(answer, MAX_REFUSAL).await;
+                let bad = FetchError::Status {
+                    status: 400,
+                    detail: detail(&text),
+                    retry_after: None,
+                    url,
+                };
+                let text = String::from_utf8_lossy(&text);
+                if !SPEAKS_TLS.iter().any(|said| text.contains(said)) {
+                    self.peer.set_speaks_plain();
+                    return Err(bad);
+                }
+                bad
+            }
+            Err(error @ (FetchError::Transport { .. } | FetchError::Silent { .. })) => error,
+            answer => {
+                self.peer.set_speaks_plain();
+                return answer;
+            }
+        };
+        // The server does not seem to support plain HTTP. If HTTPS works, use it from now on.
+        let mut secure = call.clone();
+        if secure.url.set_scheme("https").is_err() {
+            return Err(tls);
+        }
+        match self.probe(&secure.url).await {
+            Ok(_) => {}
+            // An untrusted certificate still shows that the server uses TLS.
+            Err(
+                untrusted @ FetchError::Transport {
+                    transient: false, ..
+                },
+            ) => {
+                self.peer.set_wants_tls();
+                return Err(untrusted);
+            }
+            Err(_) => return Err(tls),
+        }
+        self.peer.set_wants_tls();
+        self.send_authorized(&secure, scope).await
+    }
+
+    async fn send_authorized(&self, call: &Call, scope: &Scope) -> Result<Response, FetchError> {
+        if !self.is_ours(&call.url) {
+            return self.send_once(call, None).await;
+        }
+        let access = self.auth.access(&self.host.authority, &self.image, scope);
+        // If the token endpoint failed, send the request without a token: the challenge in the
+        // response names the current token endpoint.
+        let (sent, no_token) = match access.header(&self.auth).await {
+            Ok(sent) => (sent, None),
+            Err(error) => (None, Some(error)),
+        };
+        let mut answer = self.send_once(call, sent.as_ref()).await;
+        if let Some(error @ FetchError::Token { .. }) = &no_token {
+            answer = no_more(error, &call.url, answer).await;
+        }
+        let refusal = match self.judge(answer?, &call.url).await {
+            Verdict::Answered(answer) => return Ok(answer),
+            Verdict::Refused(refusal) => refusal,
+        };
+        // Without a challenge, only a token can be renewed. The same password would be rejected
+        // again.
+        let had_token = sent
+            .as_ref()
+            .is_some_and(|sent| sent.as_bytes().starts_with(b"Bearer "));
+        if refusal.challenges.is_empty() && !had_token {
+            return Err(match refusal.status.as_u16() {
+                _ if no_token.is_some() => no_token.unwrap_or(refusal.error),
+                401 => access.refusal("it does not say what it wants to see"),
+                _ => refusal.error,
+            });
+        }
+        tracing::info!(
+            host = self.host.authority,
+            "Received status code: {}. Authorizing...",
+            refusal.status
+        );
+        access
+            .renew(
+                &self.auth,
+                &self.transport,
+                &refusal.challenges,
+                self.is_plain(),
+                sent.as_ref(),
+                no_token,
+            )
+            .await?;
+        let sent = access.header(&self.auth).await?;
+        match self
+            .judge(self.send_once(call, sent.as_ref()).await?, &call.url)
+            .await
+        {
+            Verdict::Answered(answer) => Ok(answer),
+            Verdict::Refused(refusal) => Err(match refusal.status.as_u16() {
+                401 => access.refusal("what we presented was refused"),
+                _ => refusal.error,
+            }),
+        }
+    }
+
+    async fn send_once(
+        &self,
+        call: &Call,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response, FetchError> {
+        let mut headers = call.headers.clone();
+        if self.is_ours(&call.url) {
+            headers.extend(self.host.headers.clone());
+        }
+        if let Some(value) = authorization {
+            authorize(&mut headers, value.clone());
+        }
+        let body = call.body.clone().map(reqwest::Body::from);
+        let (method, url) = (call.method.clone(), call.url.clone());
+        self.transport
+            .send_by(call.way, method, url, headers, body, self.host.timeout)
+            .await
+    }
+
+    /// Sends a request whose body can be sent only once, with the known credentials and without a
+    /// retry. For `begins` and `silence`, see [`Transport::send_stream`].
+    pub(crate) async fn send_stream(
+        &self,
+        url: Url,
+        mut headers: HeaderMap,
+        body: reqwest::Body,
+        scope: &Scope,
+        begins: impl Future<Output = ()>,
+        silence: impl Future<Output = Duration>,
+    ) -> Result<Response, FetchError> {
+        if self.is_ours(&url) {
+            headers.extend(self.host.headers.clone());
+            let access = self.auth.access(&self.host.authority, &self.image, scope);
+            if let Some(value) = access.header(&self.auth).await? {
+                authorize(&mut headers, value);
+            }
+        }
+        self.transport
+            .send_stream(url, headers, body, begins, silence)
+            .await
+    }
+
+    /// Detects missing or expired credentials: 401, and 403, which some registries return for
+    /// expired tokens.
+    async fn judge(&self, answer: Response, url: &Url) -> Verdict {
+        let status = answer.status();
+        if !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            return Verdict::Answered(answer);
+        }
+        let values = answer.headers().get_all(WWW_AUTHENTICATE);
+        let texts = values.iter().filter_map(|value| value.to_str().ok());
+        let mut challenges: Vec<Challenge> = texts.flat_map(challenge::parse).collect();
+        let url = RedactedUrl::from(url);
+        let error = refused_text(url, answer, MAX_REFUSAL).await;
+        if status == StatusCode::FORBIDDEN {
+            let ecr =
+                matches!(&error, FetchError::Status { detail, .. } if detail.contains(ECR_EXPIRED));
+            if !ecr {
+                challenges.clear();
+            } else if challenges.is_empty() {
+                challenges.push(Challenge::new("basic", &[("service", "ecr.amazonaws.com")]));
+            }
+        }
+        Verdict::Refused(Refusal {
+            status,
+            challenges,
+            error,
+        })
+    }
+
+    /// Sends a GET or HEAD request and follows redirects. Returns the response and its URL.
+    pub(crate) async fn follow(
+        &self,
+        mut call: Call,
+        scope: &Scope,
+    ) -> Result<(Url, Response), FetchError> {
+        let start = RedactedUrl::from(&call.url);
+        for _ in 0..=MAX_REDIRECTS {
+            let answer = self.send(&call, scope).await;
+            let answer = answer.map_err(|error| self.at(&call.url, &start, error))?;
+            if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok((call.url, answer));
+            }
+            call.url = redirect_target(&call.url, &answer)?;
+        }
+        Err(FetchError::Redirects {
+            url: start,
+            limit: MAX_REDIRECTS,
+        })
+    }
+}
+
+/// The target of a redirect. Only HTTP and HTTPS URLs are accepted.
+pub(crate) fn redirect_target(from: &Url, answer: &Response) -> Result<Url, FetchError> {
+    let location = answer
+        .headers()
+        .get(LOCATION)
+        .and_then(|value| value.to_str().ok());
+    let target = location.and_then(|location| from.join(location).ok());
+    match target {
+        Some(target) if matches!(target.scheme(), "http" | "https") && target.has_host() => {
+            Ok(target)
+        }
+        target => Err(FetchError::BadRedirect {
+            url: RedactedUrl::from(from),
+            target: target
+                .as_ref()
+                .map_or_else(|| RedactedUrl::new(""), RedactedUrl::from),
+        }),
+    }
+}
+
+/// Prevents retries of a request without a token after a token exchange has used up its retries.
+/// Each retry would start with another exchange.
+async fn no_more(
+    no_token: &FetchError,
+    url: &Url,
+    answer: Result<Response, FetchError>,
+) -> Result<Response, FetchError> {
+    let last = match answer {
+        Ok(answer) if is_transient_status(answer.status().as_u16()) => {
+            refused(RedactedUrl::from(url), answer).await
+        }
+        Err(error) if error.is_worth_repeating() => error,
+        answer => return answer,
+    };
+    Err(FetchError::GaveUp {
+        attempts: no_token.attempts() + 1,
+        last: Box::new(last),
+    })
+}
+
+enum Verdict {
+    Answered(Response),
+    Refused(Refusal),
+}
+
+struct Refusal {
+    status: StatusCode,
+    challenges: Vec<Challenge>,
+    error: FetchError,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Hosts, Options, credentials::Anonymous, retry::RetryPolicy};
+
+    #[test]
+    fn a_host_is_known_by_the_address_that_requests_go_to() {
+        let options = Options::default();
+        let transport = Arc::new(Transport::new(&options).expect("a client"));
+        let auth = Arc::new(Auth::new(Arc::new(Anonymous), RetryPolicy::default()));
+        for (name, plain_http) in [
+            ("r.example:443", false),
+            ("p.example:80", true),
+            ("q.example:5000", false),
+        ] {
+            let image = ImageRef::parse(&format!("{name}/app:v1")).expect(name);
+            let hosts = Hosts {
+                plain_http,
+                ..Hosts::default()
+            };
+            let host = hosts.origin(&image).expect(name);
+            let (transport, auth) = (Arc::clone(&transport), Arc::clone(&auth));
+            let endpoint = Endpoint::new(host, image, Arc::clone(&transport), auth).expect(name);
+            let url = endpoint.url("manifests/v1");
+            transport.peer(url.authority()).answered(false);
+            assert!(endpoint.is_shunned(), "{url}");
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! Errors of downloads, and which other downloads they affect.
+
+use std::{sync::Arc, time::Duration};
+
+use super::ByteRange;
+use crate::url::RedactedUrl;
+
+/// Why a download failed. Cheap to clone, because several waiters may receive the same failure.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// The caller requested bytes that the blob does not have.
+    #[error("range {start}..{end} is empty or outside the blob's {size} bytes")]
+    OutsideBlob {
+        /// First requested byte.
+        start: u64,
+        /// Exclusive end of the request.
+        end: u64,
+        /// Size of the blob.
+        size: u64,
+    },
+    /// The source stopped early.
+    #[error("bytes {range} ended after {received} bytes")]
+    Short {
+        /// The requested range.
+        range: ByteRange,
+        /// Bytes received before that.
+        received: u64,
+    },
+    /// The source sent more than the range, or the range does not fit in memory.
+    #[error("more bytes came than range {range} has")]
+    TooLong {
+        /// The requested range.
+        range: ByteRange,
+    },
+    /// No byte of a range arrived within the idle timeout.
+    #[error("no byte of {range} from {url} for {} s", idle.as_secs_f32())]
+    Stalled {
+        /// The requested range.
+        range: ByteRange,
+        /// The address that stalled.
+        url: RedactedUrl,
+        /// The idle timeout.
+        idle: Duration,
+    },
+    /// No response headers arrived, or a transfer other than a range made no progress, within the
+    /// timeout.
+    #[error("{url} is silent for {} s", idle.as_secs_f32())]
+    Silent {
+        /// The address that did not respond.
+        url: RedactedUrl,
+        /// The timeout.
+        idle: Duration,
+    },
+    /// A document exceeds its size limit.
+    #[error("{url} answered with more than {limit} bytes")]
+    Oversized {
+        /// The address that responded.
+        url: RedactedUrl,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The response does not match the requested range: another part or another size.
+    #[error("{url} answered bytes {asked} with {got}")]
+    WrongRange {
+        /// The requested range.
+        asked: ByteRange,
+        /// What the response claims to contain.
+        got: String,
+        /// The address that responded.
+        url: RedactedUrl,
+    },
+    /// The bytes do not match the requested digest.
+    #[error("{url} gave other bytes than the digest says")]
+    WrongBytes {
+        /// The address that responded.
+        url: RedactedUrl,
+    },
+    /// The source responded with an error status.
+    #[error("{url} answered {status}{}{}", detail_suffix(detail), asked_suffix(*retry_after))]
+    Status {
+        /// HTTP status code.
+        status: u16,
+        /// Text of the registry's error document, shortened; may be empty.
+        detail: String,
+        /// The wait that the registry requested.
+        retry_after: Option<Duration>,
+        /// The address that responded.
+        url: RedactedUrl,
+    },
+    /// Credentials are missing or were rejected.
+    #[error("{host} does not let us into {repository}: {reason}")]
+    Unauthorized {
+        /// Registry host.
+        host: String,
+        /// Repository on that host.
+        repository: String,
+        /// Why access failed.
+        reason: String,
+    },
+    /// No response: connection failure, reset, or TLS failure.
+    #[error("no answer from {url}")]
+    Transport {
+        /// The requested address.
+        url: RedactedUrl,
+        /// False if no connection was established.
+        connected: bool,
+        /// True if a retry may succeed; false for a bad certificate, for example.
+        transient: bool,
+        /// The transport's error, without URLs.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// Bytes arrive too slowly to keep waiting.
+    #[error("only {received} bytes in {} s", lasted.as_secs_f32())]
+    TooSlow {
+        /// Bytes received in that time.
+        received: u64,
+        /// The measured time.
+        lasted: Duration,
+    },
+    /// The token endpoint failed, not the registry.
+    #[error("no token for {repository} of {host}")]
+    Token {
+        /// Registry host.
+        host: String,
+        /// Repository on that host.
+        repository: String,
+        /// The token endpoint's failure.
+        #[source]
+        source: Box<FetchError>,
+    },
+    /// The target of a redirect failed, not the registry.
+    #[error("{url} redirects to where the bytes do not come from")]
+    Redirected {
+        /// The first address of the request.
+        url: RedactedUrl,
+        /// The failure at the target.
+        #[source]
+        source: Box<FetchError>,
+    },
+    /// There is no host to ask.
+    #[error("no host to ask")]
+    NoHost,
+    /// Too many redirects.
+    #[error("more than {limit} redirects from {url}")]
+    Redirects {
+        /// The first address of the request.
+        url: RedactedUrl,
+        /// The maximum number of redirects.
+        limit: usize,
+    },
+    /// The target of a redirect is not a URL that the client follows.
+    #[error("{url} redirects to {target}, which cannot be followed")]
+    BadRedirect {
+        /// The address that responded.
+        url: RedactedUrl,
+        /// The target of the redirect.
+        target: RedactedUrl,
+    },
+    /// The response is a web page, for example from a proxy. Registries do not return web pages.
+    #[error("{url} answered with a web page, as no registry does")]
+    WebPage {
+        /// The address that responded.
+        url: RedactedUrl,
+    },
+    /// All attempts failed.
+    #[error("giving up after {attempts} attempts")]
+    GaveUp {
+        /// Number of requests sent.
+        attempts: u32,
+        /// The last failure.
+        #[source]
+        last: Box<FetchError>,
+    },
+    /// A local source could not be read.
+    #[error("read {range} of a local blob")]
+    Io {
+        /// The requested range.
+        range: ByteRange,
+        /// The system's error.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
+}
+
+/// The scope of a failure: which other requests will fail too. Ordered from wide to narrow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Concern {
+    /// The host: no connection can be established.
+    Host,
+    /// The repository, with the current credentials.
+    Repository,
+    /// One blob at this source.
+    Blob,
+}
+
+impl FetchError {
+    /// The scope of the failure. A failure that may affect only one blob counts as
+    /// [`Concern::Blob`], so that it does not delay other blobs.
+    pub fn concern(&self) -> Concern {
+        match self {
+            FetchError::Transport {
+                connected: false, ..
+            } => Concern::Host,
+            FetchError::Unauthorized { .. }
+            | FetchError::Token { .. }
+            | FetchError::Status {
+                status: 401 | 403, ..
+            } => Concern::Repository,
+            FetchError::GaveUp { last, .. } => last.concern(),
+            _ => Concern::Blob,
+        }
+    }
+
+    /// The wait that an overloaded host requested (status 429 or 503 with `Retry-After`). Such a
+    /// response is not a failure of the source.
+    pub fn busy(&self) -> Option<Duration> {
+        match self {
+            FetchError::Status {
+                status: 429 | 503,
+                retry_after,
+                ..
+            } => *retry_after,
+            FetchError::GaveUp { last, .. } => last.busy(),
+            _ => None,
+        }
+    }
+
+    /// Marks a failure of an address to which `url` redirected. Connection and access failures
+    /// there do not apply to the registry.
+    pub(crate) fn behind_redirect(self, url: &RedactedUrl) -> FetchError {
+        match self {
+            FetchError::Transport { .. }
+            | FetchError::Status {
+                status: 401 | 403 | 429 | 503,
+                ..
+            } => FetchError::Redirected {
+                url: url.clone(),
+                source: Box::new(self),
+            },
+            other => other,
+        }
+    }
+
+    /// Whether the same request may succeed later without any change: after network problems,
+    /// overload or an outage. Bad ranges, refusals and malformed responses are permanent.
+    ///
+    /// Rejected credentials count as transient. Tokens become available again when the registry or
+    /// the keychain recovers, and for a reader that waits in the kernel a retry is better than an
+    /// error.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            FetchError::Short { .. }
+            | FetchError::Stalled { .. }
+            | FetchError::Silent { .. }
+            | FetchError::TooSlow { .. }
+            | FetchError::Unauthorized { .. } => true,
+            FetchError::Transport { transient, .. } => *transient,
+            FetchError::Status { status, .. } => is_transient_status(*status),
+            FetchError::GaveUp { last, .. } => last.is_transient(),
+            FetchError::Token { source, .. } | FetchError::Redirected { source, .. } => {
+                source.is_transient()
+            }
+            FetchError::OutsideBlob { .. }
+            | FetchError::TooLong { .. }
+            | FetchError::WrongRange { .. }
+            | FetchError::WrongBytes { .. }
+            | FetchError::Oversized { .. }
+            | FetchError::NoHost
+            | FetchError::Redirects { .. }
+            | FetchError::BadRedirect { .. }
+            | FetchError::WebPage { .. }
+            | FetchError::Io { .. } => false,
+        }
+    }
+
+    /// Whether the failure is a refusal: rejected credentials, a missing blob, or a response that
+    /// cannot be used. Failures of local reads and invalid ranges are not refusals.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            FetchError::Unauthorized { .. } => true,
+            FetchError::GaveUp { last, .. } => last.is_refusal(),
+            FetchError::Token { source, .. } | FetchError::Redirected { source, .. } => {
+                source.is_refusal()
+            }
+            FetchError::OutsideBlob { .. } | FetchError::Io { .. } => false,
+            other => !other.is_transient(),
+        }
+    }
+
+    /// Whether to retry within the same operation: only transient failures that are not about
+    /// credentials and whose retries are not used up. Token failures have already been retried.
+    pub(crate) fn is_worth_repeating(&self) -> bool {
+        let had_its_attempts = matches!(
+            self,
+            FetchError::Unauthorized { .. } | FetchError::Token { .. } | FetchError::GaveUp { .. }
+        );
+        self.is_transient() && !had_its_attempts
+    }
+
+    /// Number of requests that this failure took.
+    pub(crate) fn attempts(&self) -> u32 {
+        match self {
+            FetchError::GaveUp { attempts, .. } => *attempts,
+            FetchError::Token { source, .. } | FetchError::Redirected { source, .. } => {
+                source.attempts()
+            }
+            _ => 1,
+        }
+    }
+
+    /// The wait that the registry requested.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            FetchError::Status { retry_after, .. } => *retry_after,
+            FetchError::GaveUp { last, .. } => last.retry_after(),
+            FetchError::Token { source, .. } | FetchError::Redirected { source, .. } => {
+                source.retry_after()
+            }
+            _ => None,
+        }
+    }
+}
+
+fn detail_suffix(detail: &str) -> String {
+    if detail.is_empty() {
+        String::new()
+    } else {
+        format!(": {detail}")
+    }
+}
+
+fn asked_suffix(retry_after: Option<Duration>) -> String {
+    match retry_after {
+        Some(asked) if !asked.is_zero() => {
+            format!(" (it asks for a wait of {} s)", asked.as_secs())
+        }
+        _ => String::new(),
+    }
+}
+
+/// Statuses worth a retry: the registry is overloaded or has an internal error.
+pub(crate) fn is_transient_status(status: u16) -> bool {
+    matches!(status, 408 | 425 | 429) || (status >= 500 && status != 501 && status != 505)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_worth_another_attempt() {
+        for status in [408, 429, 500, 502, 503, 504, 599] {
+            assert!(is_transient_status(status), "{status}");
+        }
+        for status in [200, 206, 301, 400, 401, 403, 404, 416, 501] {
+            assert!(!is_transient_status(status), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_failure_says_what_it_is_about() {
+        let url = || RedactedUrl::new("https://registry.example/v2/");
+        let transport = |connected| FetchError::Transport {
+            url: url(),
+            connected,
+            transient: true,
+            source: Arc::new(std::io::Error::other("broken")),
+        };
+        let status = |status, retry_after| FetchError::Status {
+            status,
+            detail: String::new(),
+            retry_after,
+            url: url(),
+        };
+        let gave_up = |last| FetchError::GaveUp {
+            attempts: 9,
+            last: Box::new(last),
+        };
+        assert_eq!(transport(false).concern(), Concern::Host);
+        assert_eq!(gave_up(transport(false)).concern(), Concern::Host);
+        assert_eq!(transport(true).concern(), Concern::Blob);
+        // A failure of the redirect's target says nothing about the registry.
+        assert_eq!(
+            transport(false).behind_redirect(&url()).concern(),
+            Concern::Blob
+        );
+        assert_eq!(status(401, None).concern(), Concern::Repository);
+        assert_eq!(status(403, None).concern(), Concern::Repository);
+        assert_eq!(
+            status(403, None).behind_redirect(&url()).concern(),
+            Concern::Blob
+        );
+        for code in [404, 500, 503] {
+            assert_eq!(status(code, None).concern(), Concern::Blob);
+        }
+        let minute = Some(Duration::from_secs(60));
+        assert!(
+            status(429, minute)
+                .to_string()
+                .ends_with("429 (it asks for a wait of 60 s)")
+        );
+        assert_eq!(gave_up(status(503, minute)).busy(), minute);
+        assert!(status(503, None).is_worth_repeating());
+        assert!(!gave_up(status(503, None)).is_worth_repeating());
+        assert_eq!(status(503, None).busy(), None);
+        assert_eq!(status(500, minute).busy(), None);
+        let token = FetchError::Token {
+            host: "registry.example".to_owned(),
+            repository: "app".to_owned(),
+            source: Box::new(transport(false)),
+        };
+        assert_eq!(token.concern(), Concern::Repository);
+        assert!(token.is_transient() && !token.is_worth_repeating());
+    }
+}

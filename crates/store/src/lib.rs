@@ -1,0 +1,416 @@
+//! Content stores: an OCI layout folder, an archive of one, a registry, or containerd's store.
+//!
+//! A [`ContentStore`] returns blobs by digest and stores new ones. Large blobs are never held in
+//! memory: [`ContentStore::open`] returns a streaming reader that blocks and is therefore for plain
+//! threads, and [`Content::File`] is streamed into the store. To load a whole blob, use
+//! [`ContentStore::read`], which enforces a limit and verifies the digest.
+
+#![warn(missing_docs)]
+
+pub mod archive;
+mod archive_writer;
+mod budget;
+pub mod containerd;
+pub mod docker_archive;
+mod ingest;
+pub mod layout;
+pub mod local;
+mod reachable;
+pub mod registry;
+mod stacked;
+mod upload;
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub use archive_writer::write_archive;
+pub use budget::{DocumentBudget, MAX_DEPTH, MAX_IMAGE_DOCUMENTS};
+pub use reachable::{ReachableError, reachable};
+pub use stacked::Stacked;
+pub use upload::FromStore;
+
+use soci_oci::descriptor::Descriptor;
+use soci_oci::digest::{Digest, DigestMismatch, VerifyingReader};
+use soci_registry::RegistryError;
+
+/// Why a store operation failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The blob does not exist.
+    #[error("content digest {0}: not found")]
+    NotFound(Digest),
+    /// The image does not exist in containerd.
+    #[error("image {0:?}: not found")]
+    NoImage(String),
+    /// The blob does not match its digest.
+    #[error(transparent)]
+    Digest(#[from] DigestMismatch),
+    /// The blob has the wrong size.
+    #[error("blob {digest} has {actual} bytes, expected {expected}")]
+    Size {
+        /// The blob.
+        digest: Digest,
+        /// Size in bytes according to the descriptor.
+        expected: u64,
+        /// Actual size in bytes.
+        actual: u64,
+    },
+    /// The document exceeds the caller's limit.
+    #[error("blob {digest} has {size} bytes, more than {limit} that may be read at once")]
+    TooLarge {
+        /// The blob.
+        digest: Digest,
+        /// Its size in bytes.
+        size: u64,
+        /// The caller's limit in bytes.
+        limit: u64,
+    },
+    /// The documents of the image are too large in total.
+    #[error(
+        "manifests and indexes of image {image} have more than {limit} bytes together; select fewer platforms"
+    )]
+    TooManyDocuments {
+        /// The digest of the image.
+        image: Digest,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// A manifest or index is nested in too many indexes.
+    #[error(
+        "{0} is nested more than {MAX_DEPTH} indexes deep; use an image with fewer levels of indexes"
+    )]
+    TooDeep(Digest),
+    /// A file system call failed. The message has Go's wording.
+    #[error("{action} {}: {}", path.display(), errno(cause))]
+    Io {
+        /// The system call.
+        action: &'static str,
+        /// The path that it was called on.
+        path: PathBuf,
+        /// The error. It is not a source because the message already contains it in Go's wording.
+        cause: io::Error,
+    },
+    /// The file is not a tar archive or not usable.
+    #[error("{0}")]
+    Archive(&'static str),
+    /// The store cannot list its content.
+    #[error("the store cannot list its blobs")]
+    Unlisted,
+    /// The store is read-only.
+    #[error("{} is only read", .0.display())]
+    ReadOnly(PathBuf),
+    /// The name in the registry does not refer to an image.
+    #[error("{image} is no image: the registry says {media_type:?}")]
+    NotAnImage {
+        /// The name.
+        image: String,
+        /// The media type that the name refers to.
+        media_type: String,
+    },
+    /// The registry request failed.
+    #[error(transparent)]
+    Registry(Box<RegistryError>),
+    /// containerd returned an error.
+    #[error("{action}: {message}")]
+    Containerd {
+        /// The request.
+        action: &'static str,
+        /// The gRPC status code.
+        code: i32,
+        /// containerd's message.
+        message: String,
+    },
+    /// The connection to containerd failed.
+    #[error(
+        "connection error: desc = \"transport: Error while dialing: dial unix://{address}: {cause}\""
+    )]
+    Unreachable {
+        /// The address of the socket.
+        address: String,
+        /// A short reason.
+        cause: String,
+    },
+    /// The caller's timeout expired before the connection was established.
+    #[error(
+        "context deadline exceeded while waiting for connections to become ready: context deadline exceeded"
+    )]
+    Deadline,
+}
+
+impl StoreError {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |cause| Self::Io {
+            action,
+            path: path.to_owned(),
+            cause,
+        }
+    }
+
+    /// Whether the error only means that the blob or image does not exist.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        match self {
+            Self::NotFound(_) | Self::NoImage(_) => true,
+            Self::Registry(error) => matches!(**error, RegistryError::NotFound { .. }),
+            _ => false,
+        }
+    }
+}
+
+/// Formats an operating system error as Go does: only the text, in lower case.
+#[must_use]
+pub fn errno(error: &io::Error) -> String {
+    let text = error.to_string();
+    let Some((text, _)) = text.split_once(" (os error") else {
+        return text;
+    };
+    let mut characters = text.chars();
+    let first = characters.next();
+    let first = first.into_iter().flat_map(char::to_lowercase);
+    first.chain(characters).collect()
+}
+
+/// Labels of a blob, by key.
+pub type Labels = BTreeMap<String, String>;
+
+/// A blob opened for reading, positioned at its start.
+pub struct Blob {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Reads the blob. Reads may block, so use it on plain threads only.
+    pub reader: Box<dyn Read + Send>,
+}
+
+impl Blob {
+    /// Verifies the bytes against a descriptor while they are read. A mismatch is a read error.
+    pub fn verified(self, descriptor: &Descriptor) -> Result<impl Read + Send + use<>, StoreError> {
+        let Self { size, reader } = self;
+        if size != descriptor.size {
+            let digest = descriptor.digest;
+            return Err(StoreError::Size {
+                digest,
+                expected: descriptor.size,
+                actual: size,
+            });
+        }
+        Ok(VerifyingReader::new(reader, descriptor.digest, size))
+    }
+}
+
+impl fmt::Debug for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Blob")
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The bytes of a new blob.
+#[derive(Debug)]
+pub enum Content {
+    /// Bytes in memory.
+    Bytes(Bytes),
+    /// A file, from start to end.
+    File(File),
+}
+
+impl Content {
+    /// Returns a reader over the bytes.
+    pub(crate) fn into_reader(self) -> io::Result<Box<dyn Read + Send>> {
+        match self {
+            Self::Bytes(bytes) => Ok(Box::new(io::Cursor::new(bytes))),
+            Self::File(mut file) => {
+                io::Seek::rewind(&mut file)?;
+                Ok(Box::new(file))
+            }
+        }
+    }
+}
+
+/// The result of storing a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    /// The blob was stored.
+    Stored,
+    /// The blob was already present.
+    AlreadyThere,
+}
+
+/// A store of blobs, addressed by digest.
+///
+/// A blob that was stored can be read from the same store immediately. Implementations verify the
+/// digest and size of a new blob and do not keep partially written blobs.
+#[async_trait]
+pub trait ContentStore: Send + Sync + fmt::Debug {
+    /// Returns the size of a blob in bytes, or `None` if it is missing.
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError>;
+
+    /// Opens a blob. The reader may block, so use it outside the runtime's threads.
+    async fn open(&self, digest: &Digest) -> Result<Blob, StoreError>;
+
+    /// Stores a blob under the digest of its descriptor.
+    async fn put(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError>;
+
+    /// Adds labels to a blob and keeps its other labels. Stores without garbage collection do
+    /// nothing.
+    async fn label(&self, digest: &Digest, labels: &Labels) -> Result<(), StoreError>;
+
+    /// Removes a blob; a missing blob is not an error. Stores that only grow do nothing.
+    async fn delete(&self, _digest: &Digest) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Returns known repositories on this registry host that may contain the blob.
+    async fn repositories(&self, _: &Digest, _host: &str) -> Result<Vec<String>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    /// Reports that a blob had wrong bytes. Returns `true` if another source may have the right
+    /// bytes; the next [`open`](Self::open) then uses that source.
+    fn distrust(&self, _: &Digest) -> bool {
+        false
+    }
+
+    /// Lists all blobs and their sizes in bytes.
+    async fn list(&self) -> Result<Vec<(Digest, u64)>, StoreError> {
+        Err(StoreError::Unlisted)
+    }
+
+    /// Reads a range of a blob into memory. Only the length is checked, not the digest.
+    async fn read_range(&self, digest: &Digest, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let blob = self.open(digest).await?;
+        let digest = *digest;
+        blocking(move || read_part(blob, digest, &range)).await
+    }
+
+    /// Reads a blob of at most `limit` bytes into memory and verifies its digest.
+    async fn read(&self, digest: &Digest, limit: u64) -> Result<Bytes, StoreError> {
+        let blob = self.open(digest).await?;
+        let digest = *digest;
+        blocking(move || read_whole(blob, digest, limit)).await
+    }
+}
+
+fn read_part(blob: Blob, digest: Digest, range: &Range<u64>) -> Result<Bytes, StoreError> {
+    let Blob { size, mut reader } = blob;
+    let path = PathBuf::from(digest.to_string());
+    let failed = StoreError::io("read", &path);
+    let mut part = Vec::new();
+    let length = range.end.saturating_sub(range.start);
+    io::copy(&mut reader.by_ref().take(range.start), &mut io::sink())
+        .and_then(|_| reader.take(length).read_to_end(&mut part))
+        .map_err(failed)?;
+    if part.len() as u64 != length {
+        return Err(StoreError::Size {
+            digest,
+            expected: range.end,
+            actual: size,
+        });
+    }
+    Ok(part.into())
+}
+
+fn read_whole(blob: Blob, digest: Digest, limit: u64) -> Result<Bytes, StoreError> {
+    let Blob { size, mut reader } = blob;
+    if size > limit {
+        return Err(StoreError::TooLarge {
+            digest,
+            size,
+            limit,
+        });
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+    let path = PathBuf::from(digest.to_string());
+    reader
+        .by_ref()
+        .take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(StoreError::io("read", &path))?;
+    checked(bytes.into(), digest, size)
+}
+
+/// Returns the bytes if they have the expected size and digest.
+pub(crate) fn checked(bytes: Bytes, digest: Digest, size: u64) -> Result<Bytes, StoreError> {
+    let actual = bytes.len() as u64;
+    if actual != size {
+        return Err(StoreError::Size {
+            digest,
+            expected: size,
+            actual,
+        });
+    }
+    let mut verifier = soci_oci::digest::Verifier::new(digest);
+    verifier.update(&bytes);
+    verifier.finish()?;
+    Ok(bytes)
+}
+
+/// Whether the reader yields exactly the bytes of the blob, and nothing after them.
+pub(crate) fn is_blob(reader: impl Read, blob: &Descriptor) -> bool {
+    let mut reader = VerifyingReader::new(reader, blob.digest, blob.size);
+    io::copy(&mut reader, &mut io::sink()).is_ok()
+}
+
+/// Runs file I/O on the runtime's blocking threads.
+pub(crate) async fn blocking<T, F>(work: F) -> T
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        // The task is never aborted, so this is a panic: propagate it.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// A store whose content may be wrong. Blobs that are not in `trusted` are verified while they are
+/// read to their end.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// The underlying store.
+    pub store: Arc<dyn ContentStore>,
+    /// Blobs that an earlier read has verified.
+    pub trusted: Arc<HashSet<Digest>>,
+}
+
+#[async_trait]
+impl ContentStore for Checked {
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        self.store.size(digest).await
+    }
+
+    async fn open(&self, digest: &Digest) -> Result<Blob, StoreError> {
+        let blob = self.store.open(digest).await?;
+        if self.trusted.contains(digest) {
+            return Ok(blob);
+        }
+        let size = blob.size;
+        let reader = blob.verified(&Descriptor::new("", *digest, size))?;
+        Ok(Blob {
+            size,
+            reader: Box::new(reader),
+        })
+    }
+
+    async fn put(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError> {
+        self.store.put(descriptor, content).await
+    }
+
+    fn distrust(&self, digest: &Digest) -> bool {
+        self.store.distrust(digest)
+    }
+
+    async fn label(&self, digest: &Digest, labels: &Labels) -> Result<(), StoreError> {
+        self.store.label(digest, labels).await
+    }
+}

@@ -1,0 +1,409 @@
+//! The repository that receives a converted image.
+//!
+//! Blobs are uploaded as they become available, unless the repository already has them or the
+//! registry can mount them from another repository. Manifests are held back until everything that
+//! they refer to is present; then children are written first and the tag last. Interrupted work
+//! leaves only unreferenced blobs, which registries collect, and no image.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::fs::File;
+use std::future::poll_fn;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use super::graph::{Node, graph};
+use super::stream::Tee;
+use crate::{
+    Blob, Content, ContentStore, FromStore, Labels, Put, ReachableError, Stacked, StoreError,
+    blocking,
+};
+use soci_oci::descriptor::Descriptor;
+use soci_oci::digest::Digest;
+use soci_oci::media_type;
+use soci_oci::reference::ImageRef;
+use soci_registry::{BlobSource, BlobStream, Registry, RegistryError, Sent};
+
+/// Maximum number of concurrent uploads and copies.
+const AT_ONCE: usize = 4;
+/// Number of chunks buffered between a layer's reader and its upload.
+const TEE_CHUNKS: usize = 16;
+/// Chunk size in bytes for uploads from a file.
+const CHUNK: u64 = 256 << 10;
+
+type Uploads = JoinSet<Result<(), StoreError>>;
+
+/// The repository of an image under construction. Clones share one target; when the last clone is
+/// dropped, its uploads end. [`RegistryTarget::cancel`] ends them sooner.
+#[derive(Clone)]
+pub struct RegistryTarget {
+    shared: Arc<Shared>,
+    /// The upload tasks hold `shared` but not this field; otherwise they would keep themselves
+    /// alive.
+    uploads: Arc<Mutex<Uploads>>,
+}
+
+struct Shared {
+    registry: Registry,
+    image: ImageRef,
+    /// Repositories of the same registry that may have blobs of the image.
+    others: Vec<String>,
+    state: Mutex<State>,
+    slots: Arc<Semaphore>,
+}
+
+#[derive(Default)]
+struct State {
+    held: HashMap<Digest, (Descriptor, Bytes)>,
+    /// Blobs that the repository is known to have.
+    present: HashSet<Digest>,
+    /// Why the upload of a layer that was sent while it was read failed.
+    broken: HashMap<Digest, RegistryError>,
+}
+
+impl fmt::Debug for RegistryTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegistryTarget")
+            .field("image", &self.shared.image)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has(&self, digest: &Digest) -> bool {
+        self.state().present.contains(digest)
+    }
+
+    fn came(&self, digest: &Digest) {
+        self.state().present.insert(*digest);
+    }
+
+    async fn upload(&self, blob: &Descriptor, source: &dyn BlobSource) -> Result<(), StoreError> {
+        if self.has(&blob.digest) {
+            return Ok(());
+        }
+        let Self {
+            registry,
+            image,
+            others,
+            ..
+        } = self;
+        let nobody: Sent = Arc::new(|_| {});
+        registry
+            .upload_blob(image, blob, others, source, nobody)
+            .await?;
+        self.came(&blob.digest);
+        Ok(())
+    }
+}
+
+impl RegistryTarget {
+    /// Creates the target for this image. Blobs may be mounted from the repositories in `others`
+    /// that belong to the same registry.
+    #[must_use]
+    pub fn new(registry: Registry, image: ImageRef, others: &[&ImageRef]) -> Self {
+        let same = others.iter().filter(|other| {
+            other.host() == image.host() && other.repository() != image.repository()
+        });
+        let mut names: Vec<String> = Vec::new();
+        for other in same {
+            if !names.iter().any(|name| name == other.repository()) {
+                names.push(other.repository().to_owned());
+            }
+        }
+        let shared = Arc::new(Shared {
+            registry,
+            image,
+            others: names,
+            state: Mutex::default(),
+            slots: Arc::new(Semaphore::new(AT_ONCE)),
+        });
+        Self {
+            shared,
+            uploads: Arc::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state()
+    }
+
+    fn uploads(&self) -> MutexGuard<'_, Uploads> {
+        self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Aborts all uploads and starts no new ones, because the image is no longer needed.
+    /// [`Registry::cancel_uploads`] can then delete the upload sessions.
+    pub async fn cancel(&self) {
+        self.shared.slots.close();
+        let mut uploads = std::mem::take(&mut *self.uploads());
+        uploads.shutdown().await;
+    }
+
+    /// Returns the sender for the bytes of a layer that is being read, or `None` if no upload is
+    /// needed.
+    pub(super) async fn receive(&self, layer: &Descriptor) -> Result<Option<Tee>, StoreError> {
+        let Shared {
+            registry,
+            image,
+            others,
+            slots,
+            ..
+        } = self.shared.as_ref();
+        let shared = &self.shared;
+        if shared.has(&layer.digest) || registry.has_blob(image, &layer.digest).await? {
+            shared.came(&layer.digest);
+            return Ok(None);
+        }
+        for other in others {
+            match registry.mount_blob(image, &layer.digest, other).await {
+                Ok(true) => {
+                    shared.came(&layer.digest);
+                    return Ok(None);
+                }
+                Ok(false) => {}
+                Err(error) => tracing::debug!(%error, other, "blob not mounted"),
+            }
+        }
+        let (sender, mut chunks) = mpsc::channel(TEE_CHUNKS);
+        let (shared, layer) = (Arc::clone(shared), layer.clone());
+        let mut uploads = self.uploads();
+        if slots.is_closed() {
+            return Ok(None);
+        }
+        uploads.spawn(async move {
+            let Shared {
+                registry, image, ..
+            } = shared.as_ref();
+            let bytes = stream::poll_fn(move |context| chunks.poll_recv(context));
+            match registry.push_blob(image, &layer, bytes).await {
+                Ok(()) => shared.came(&layer.digest),
+                // The reader stopped and knows the reason. In either case `finish` copies the layer
+                // again.
+                Err(error @ RegistryError::Source { .. }) => {
+                    tracing::debug!(%error, layer = %layer.digest, "upload broke off");
+                }
+                Err(error) => {
+                    shared.state().broken.insert(layer.digest, error);
+                }
+            }
+            Ok(())
+        });
+        Ok(Some(sender))
+    }
+
+    /// Waits until all uploads have finished, and returns the first error.
+    pub async fn settle(&self) -> Result<(), StoreError> {
+        // Leave the tasks in the set while waiting, so that `cancel` can abort them if this call is
+        // dropped.
+        while let Some(done) = poll_fn(|context| self.uploads().poll_join_next(context)).await {
+            match done {
+                Ok(result) => result?,
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Completes the image: copies blobs that the repository lacks from the source, writes the
+    /// manifests and tags the root.
+    pub async fn finish(
+        &self,
+        source: Arc<dyn ContentStore>,
+        root: &Descriptor,
+    ) -> Result<(), ReachableError> {
+        self.settle().await?;
+        let store: Arc<dyn ContentStore> = Arc::new(Stacked {
+            upper: Arc::new(self.clone()),
+            lower: Arc::clone(&source),
+        });
+        let graph = graph(store.as_ref(), root).await?;
+        let missing = graph.blobs.values();
+        let missing = missing.filter(|blob| !self.shared.has(&blob.digest));
+        stream::iter(missing.cloned().map(Ok))
+            .try_for_each_concurrent(AT_ONCE, |blob| {
+                let store = Arc::clone(&source);
+                let broken = self.state().broken.remove(&blob.digest);
+                if let Some(error) = broken {
+                    let layer = blob.digest;
+                    tracing::warn!(%error, %layer, "upload failed; the layer is read and sent again");
+                }
+                async move {
+                    let from = FromStore {
+                        store,
+                        blob: blob.clone(),
+                    };
+                    match self.shared.upload(&blob, &from).await {
+                        Err(StoreError::Registry(error))
+                            if matches!(*error, RegistryError::Source { .. })
+                                && from.store.distrust(&blob.digest) =>
+                        {
+                            self.shared.upload(&blob, &from).await
+                        }
+                        done => done,
+                    }
+                }
+            })
+            .await?;
+        let mut documents = graph.documents;
+        // The root has depth 0 and is written last; the deepest documents are written first.
+        documents.sort_by_key(|node| std::cmp::Reverse(node.depth));
+        let deepest = documents.first().map_or(0, |node| node.depth);
+        for depth in (1..=deepest).rev() {
+            let level = documents.iter().filter(|node| node.depth == depth);
+            stream::iter(level.map(Ok))
+                .try_for_each_concurrent(AT_ONCE, |node| self.write(node))
+                .await?;
+        }
+        if let Some(root) = documents.last() {
+            let Shared {
+                registry, image, ..
+            } = self.shared.as_ref();
+            let tag = image
+                .tag()
+                .map_or_else(|| root.descriptor.digest.to_string(), str::to_owned);
+            let Node {
+                descriptor, bytes, ..
+            } = root;
+            let pushed = registry.push_manifest(image, &tag, &descriptor.media_type, bytes.clone());
+            pushed.await.map_err(StoreError::from)?;
+        }
+        Ok(())
+    }
+
+    async fn write(&self, node: &Node) -> Result<(), StoreError> {
+        let Shared {
+            registry, image, ..
+        } = self.shared.as_ref();
+        let Descriptor {
+            digest, media_type, ..
+        } = &node.descriptor;
+        // The registry is unlikely to have a new manifest, and writing it again is harmless.
+        let is_new = self.state().held.contains_key(digest);
+        if is_new || !registry.has_manifest(image, digest).await? {
+            registry
+                .push_manifest(image, &digest.to_string(), media_type, node.bytes.clone())
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a held-back manifest that has a subject, so that it can be found through that
+    /// subject.
+    pub async fn write_referrer(&self, digest: &Digest) -> Result<(), StoreError> {
+        self.settle().await?;
+        let held = self.state().held.get(digest).cloned();
+        let (descriptor, bytes) = held.ok_or(StoreError::NotFound(*digest))?;
+        let Shared {
+            registry, image, ..
+        } = self.shared.as_ref();
+        let pushed = registry.push_referrer(image, &descriptor.media_type, bytes);
+        pushed.await.map(drop).map_err(StoreError::from)
+    }
+}
+
+impl From<RegistryError> for StoreError {
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(Box::new(error))
+    }
+}
+
+#[async_trait]
+impl ContentStore for RegistryTarget {
+    /// The size of a document that is held back.
+    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        Ok(self
+            .state()
+            .held
+            .get(digest)
+            .map(|(descriptor, _)| descriptor.size))
+    }
+
+    async fn open(&self, digest: &Digest) -> Result<Blob, StoreError> {
+        let held = self
+            .state()
+            .held
+            .get(digest)
+            .map(|(_, bytes)| bytes.clone());
+        let bytes = held.ok_or(StoreError::NotFound(*digest))?;
+        Ok(Blob {
+            size: bytes.len() as u64,
+            reader: Box::new(io::Cursor::new(bytes)),
+        })
+    }
+
+    async fn put(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError> {
+        let media_type = &descriptor.media_type;
+        let is_document = media_type::is_index(media_type) || media_type::is_manifest(media_type);
+        match content {
+            Content::Bytes(bytes) if is_document => {
+                let held = (descriptor.clone(), bytes);
+                self.state().held.insert(descriptor.digest, held);
+            }
+            Content::Bytes(bytes) => self.shared.upload(descriptor, &bytes).await?,
+            Content::File(file) => {
+                // A file needs no memory while it waits, so the next layer does not have to wait
+                // for it.
+                let Ok(slot) = Arc::clone(&self.shared.slots).acquire_owned().await else {
+                    return Err(StoreError::NotFound(descriptor.digest));
+                };
+                let (shared, blob) = (Arc::clone(&self.shared), descriptor.clone());
+                let mut uploads = self.uploads();
+                if shared.slots.is_closed() {
+                    return Err(StoreError::NotFound(descriptor.digest));
+                }
+                uploads.spawn(async move {
+                    let _slot = slot;
+                    let size = blob.size;
+                    let file = Arc::new(file);
+                    shared.upload(&blob, &InFile { file, size }).await
+                });
+            }
+        }
+        Ok(Put::Stored)
+    }
+
+    async fn label(&self, _: &Digest, _: &Labels) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// A blob in a local file.
+struct InFile {
+    file: Arc<File>,
+    size: u64,
+}
+
+#[async_trait]
+impl BlobSource for InFile {
+    async fn open(&self) -> io::Result<BlobStream> {
+        let (file, size) = (Arc::clone(&self.file), self.size);
+        let chunks = stream::try_unfold(0, move |at| {
+            let file = Arc::clone(&file);
+            async move {
+                let length = CHUNK.min(size - at);
+                if length == 0 {
+                    return Ok(None);
+                }
+                let chunk = blocking(move || {
+                    let mut chunk = vec![0; usize::try_from(length).unwrap_or_default()];
+                    file.read_exact_at(&mut chunk, at).map(|()| chunk)
+                });
+                Ok(Some((Bytes::from(chunk.await?), at + length)))
+            }
+        });
+        Ok(chunks.boxed())
+    }
+}
