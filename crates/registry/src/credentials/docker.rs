@@ -5,29 +5,21 @@
 //! used, a warning names the file without quoting its content.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     io::ErrorKind,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
-use base64::{
-    Engine, alphabet,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
-use serde::Deserialize;
+use serde_json::Value;
 
-use super::{Credential, Credentials, Secret, helper};
+use super::{Credential, Credentials, Secret};
 use soci_oci::reference::ImageRef;
 
-/// The key under which `docker login` stores Docker Hub credentials.
-const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
-/// `auth` values occur with and without padding.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
+mod file;
+
+use file::{BadAuth, ConfigFile};
 
 /// Docker's configuration file and the credential helpers that it names. The file is read again for
 /// every request, so that a new `docker login` takes effect.
@@ -66,7 +58,17 @@ impl DockerConfig {
 
     fn parse(&self, document: &[u8], origin: &str) -> Option<ConfigFile> {
         match serde_json::from_slice(document) {
-            Ok(file) => Some(file),
+            Ok(Value::Object(object)) => {
+                let (file, problems) = ConfigFile::of(&object);
+                for problem in problems {
+                    self.warn(format!("{origin}: {problem}"));
+                }
+                Some(file)
+            }
+            Ok(_) => {
+                self.warn(format!("{origin}: not a JSON object"));
+                None
+            }
             Err(error) => {
                 // Logs only position and kind, because serde_json's message may quote secrets.
                 let (line, column, kind) = (error.line(), error.column(), error.classify());
@@ -78,10 +80,15 @@ impl DockerConfig {
         }
     }
 
-    /// Looks up a host in the document.
-    async fn look_up(&self, document: &[u8], origin: &str, host: &str) -> Option<Credential> {
+    /// Looks up the credential for a repository of a host in the document.
+    async fn look_up(
+        &self,
+        document: &[u8],
+        origin: &str,
+        (host, repository): (&str, &str),
+    ) -> Option<Credential> {
         let file = self.parse(document, origin)?;
-        match file.look_up(host).await {
+        match file.look_up(host, repository).await {
             Some(Ok(found)) => Some(found),
             Some(Err(BadAuth)) => {
                 self.warn(format!(
@@ -105,11 +112,12 @@ impl DockerConfig {
 
 #[async_trait]
 impl Credentials for DockerConfig {
-    async fn get(&self, host: &str, _image: &ImageRef) -> Option<Credential> {
+    async fn get(&self, host: &str, image: &ImageRef) -> Option<Credential> {
+        let wanted = (host, image.repository());
         let document = self.document.as_ref().map(Secret::reveal);
         if let Some(text) = document
             && let Some(found) = self
-                .look_up(text.as_bytes(), "DOCKER_AUTH_CONFIG", host)
+                .look_up(text.as_bytes(), "DOCKER_AUTH_CONFIG", wanted)
                 .await
         {
             return Some(found);
@@ -117,7 +125,7 @@ impl Credentials for DockerConfig {
         let path = self.path.as_ref()?;
         let shown = path.display();
         match tokio::fs::read(path).await {
-            Ok(bytes) => return self.look_up(&bytes, &shown.to_string(), host).await,
+            Ok(bytes) => return self.look_up(&bytes, &shown.to_string(), wanted).await,
             Err(error) if is_absent(error.kind()) => {
                 tracing::debug!(path = %shown, "no docker configuration");
             }
@@ -127,99 +135,13 @@ impl Credentials for DockerConfig {
     }
 }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct ConfigFile {
-    auths: HashMap<String, AuthEntry>,
-    #[serde(rename = "credHelpers")]
-    helpers: HashMap<String, String>,
-    #[serde(rename = "credsStore")]
-    store: String,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct AuthEntry {
-    auth: String,
-    username: String,
-    password: String,
-    identitytoken: String,
-    registrytoken: String,
-}
-
-/// An `auth` value that cannot be decoded.
-struct BadAuth;
-
 fn is_absent(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
-impl ConfigFile {
-    async fn look_up(&self, host: &str) -> Option<Result<Credential, BadAuth>> {
-        let key = match host {
-            "docker.io" | "registry-1.docker.io" | "index.docker.io" => DOCKER_HUB_KEY,
-            host => host,
-        };
-        let own = entry_of(&self.helpers, key).filter(|name| !name.is_empty());
-        let general = Some(&self.store).filter(|name| !name.is_empty());
-        if let Some(name) = own.or(general) {
-            match helper::ask(name, key).await {
-                Ok(Some(found)) => return Some(Ok(found)),
-                Ok(None) => {}
-                Err(error) => {
-                    let cause = std::error::Error::source(&error).map(ToString::to_string);
-                    let cause = cause.unwrap_or_default();
-                    tracing::warn!(host, %error, cause, "credential helper left out");
-                }
-            }
-        }
-        entry_of(&self.auths, key)?.credential().transpose()
-    }
-}
-
-/// Prefers the exact key, then any other spelling of the same host.
-fn entry_of<'a, T>(entries: &'a HashMap<String, T>, key: &str) -> Option<&'a T> {
-    entries.get(key).or_else(|| {
-        let same_host = |(name, _): &(&String, &T)| host_of(name) == host_of(key);
-        let found = entries.iter().filter(same_host);
-        found.min_by_key(|(name, _)| *name).map(|(_, entry)| entry)
-    })
-}
-
-/// Keys may be URLs: `https://r.example/v1/` means `r.example`.
-fn host_of(key: &str) -> &str {
-    let key = key
-        .strip_prefix("https://")
-        .or_else(|| key.strip_prefix("http://"))
-        .unwrap_or(key);
-    key.split('/').next().unwrap_or(key)
-}
-
-impl AuthEntry {
-    fn credential(&self) -> Result<Option<Credential>, BadAuth> {
-        if !self.identitytoken.is_empty() {
-            let token = Secret::new(&*self.identitytoken);
-            return Ok(Some(Credential::Identity(token)));
-        }
-        if !self.registrytoken.is_empty() {
-            let token = Secret::new(&*self.registrytoken);
-            return Ok(Some(Credential::Bearer(token)));
-        }
-        if !self.auth.is_empty() {
-            let decoded = BASE64.decode(&self.auth).map_err(|_| BadAuth)?;
-            let decoded = String::from_utf8(decoded).map_err(|_| BadAuth)?;
-            let (user, password) = decoded.split_once(':').ok_or(BadAuth)?;
-            let password = password.trim_end_matches('\0');
-            return Ok((!user.is_empty()).then(|| Credential::new(user, password)));
-        }
-        let named = !self.username.is_empty();
-        Ok(named.then(|| Credential::new(&self.username, &self.password)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use base64::engine::general_purpose::STANDARD;
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
 
     use super::*;
 
@@ -266,6 +188,61 @@ mod tests {
         );
         assert_eq!(ask(&config, "r.example").await, None);
         assert_eq!(ask(&config, "empty.example").await, None);
+    }
+
+    #[tokio::test]
+    async fn null_is_absent_and_an_invalid_entry_affects_only_itself() {
+        let good = r#""good":{"username":"u","password":"p"}"#;
+        for text in [
+            format!(r#"{{"auths":{{"h":null,{good}}},"credsStore":null,"credHelpers":null}}"#),
+            format!(r#"{{"auths":{{{good}}},"credHelpers":{{"good":null,"h":7}}}}"#),
+            format!(r#"{{"auths":{{"h":{{"auth":null,"password":1}},{good}}}}}"#),
+            format!(r#"{{"auths":{{"h":"text",{good}}},"credsStore":["x"]}}"#),
+            r#"{"auths":{"good":{"identitytoken":null,"auth":null,"username":"u","password":"p"}}}"#
+                .to_owned(),
+        ] {
+            let (_folder, config) = config(&text);
+            let found = ask(&config, "good").await;
+            assert_eq!(found, Some(Credential::new("u", "p")), "{text}");
+            assert_eq!(ask(&config, "h").await, None, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_case_of_names_does_not_matter() {
+        let auth = STANDARD.encode("me:pw");
+        let (_folder, config) = config(&format!(
+            r#"{{"Auths":{{"a":{{"Auth":"{auth}"}},"b":{{"Username":"u","PASSWORD":"p"}}}}}}"#
+        ));
+        assert_eq!(ask(&config, "a").await, Some(Credential::new("me", "pw")));
+        assert_eq!(ask(&config, "b").await, Some(Credential::new("u", "p")));
+    }
+
+    #[tokio::test]
+    async fn the_entry_with_the_longest_path_wins() {
+        let entry = |name: &str| format!(r#"{{"username":"{name}","password":"p"}}"#);
+        let (_folder, config) = config(&format!(
+            r#"{{"auths":{{"h":{},"h/a":{},"https://h/a/y/":{},"other/a":{}}}}}"#,
+            entry("whole"),
+            entry("a"),
+            entry("y"),
+            entry("other"),
+        ));
+        for (host, repository, user) in [
+            ("h", "b", Some("whole")),
+            ("h", "a", Some("a")),
+            ("h", "a/x", Some("a")),
+            ("h", "ab", Some("whole")),
+            ("h", "a/y", Some("y")),
+            ("h", "a/y/z", Some("y")),
+            ("other", "a", Some("other")),
+            ("other", "b", None),
+        ] {
+            let image = ImageRef::parse(&format!("r.example/{repository}")).expect("a name");
+            let found = config.get(host, &image).await;
+            let expected = user.map(|user| Credential::new(user, "p"));
+            assert_eq!(found, expected, "{host}/{repository}");
+        }
     }
 
     #[tokio::test]
