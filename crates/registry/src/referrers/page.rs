@@ -45,8 +45,9 @@ pub(super) async fn page(
     let shown = RedactedUrl::from(&url);
     match answer.status().as_u16() {
         200 if media_type_of(&answer) == media_type::OCI_INDEX => {}
-        // A registry without the referrers API may serve its website under this path.
-        200 | 405 | 501 => return Ok(None),
+        // A registry without the referrers API may serve its website under this path, or reject the
+        // path in one of these ways.
+        200 | 400 | 405 | 406 | 410 | 422 | 501 => return Ok(None),
         404 => {
             return match refused(shown, answer).await {
                 FetchError::Status { detail, .. } if !detail.contains("NAME_UNKNOWN") => Ok(None),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use soci_oci::{Descriptor, Digest, ImageIndex, Manifest, json, media_type, reference::ImageRef};
 use soci_registry::{
     Listing, Options, Registry, RegistryError,
-    testing::{Access, Referrers, Setup, TestRegistry},
+    testing::{Access, Fault, On, Referrers, Setup, TestRegistry, Wrong},
 };
 
 use crate::{client, client_as, everything_said, login, quick};
@@ -155,6 +155,23 @@ async fn a_registry_of_before_has_the_list_under_a_tag() {
         let gone = Digest::sha256(&superseded).to_string();
         assert!(scene.registry.manifest("app", &gone).is_none(), "swept");
         assert_eq!(scene.count("GET", "/referrers/"), 1, "asked once");
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_rejects_the_path_has_the_list_under_a_tag() {
+    for code in [400, 405, 406, 410, 422, 501] {
+        let scene = scene(old(false));
+        let path = On::Path("/referrers/".to_owned());
+        scene
+            .registry
+            .fault(Fault::always(path, Wrong::status(code)));
+        let client = client(quick());
+        client.resolve(&scene.image).await.expect("an image");
+        assert!(scene.found(&client).await.is_empty(), "{code}");
+        let (listing, pushed) = scene.push(&client, KIND, 1).await;
+        assert_eq!(listing, Listing::Tag, "{code}");
+        assert_eq!(scene.found(&client).await, [pushed], "{code}");
     }
 }
 
