@@ -78,11 +78,18 @@ impl Registry {
         let found = over_hosts(&origin, retry, |endpoint| {
             let (what, scope) = (what.clone(), scope.clone());
             Box::pin(async move {
-                let mut call = Call::new(Method::HEAD, endpoint.url(&what));
-                if what.starts_with("manifests/") {
-                    call.headers = super::accept_manifests();
+                let ask = async |method| {
+                    let mut call = Call::new(method, endpoint.url(&what));
+                    if what.starts_with("manifests/") {
+                        call.headers = super::accept_manifests();
+                    }
+                    endpoint.follow(call, &scope).await
+                };
+                let (mut url, mut answer) = ask(Method::HEAD).await?;
+                // Some registries do not support HEAD. The body of the response is not read.
+                if matches!(answer.status().as_u16(), 405 | 501) {
+                    (url, answer) = ask(Method::GET).await?;
                 }
-                let (url, answer) = endpoint.follow(call, &scope).await?;
                 match answer.status().as_u16() {
                     200..=299 => no_web_page(&answer).map(|_| Some(stated_digest(&answer))),
                     404 => Ok(None),

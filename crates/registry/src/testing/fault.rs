@@ -15,6 +15,8 @@ pub enum On {
     Path(String),
     /// GET or HEAD of any manifest.
     Manifest,
+    /// HEAD requests whose path contains this text.
+    Head(String),
     /// Requests to the token endpoint.
     Token,
     /// Requests to signed addresses, which redirected clients send.
@@ -129,6 +131,7 @@ impl Fault {
 #[derive(Debug)]
 pub(super) struct Asked<'a> {
     pub(super) path_and_query: &'a str,
+    pub(super) head: bool,
     pub(super) blob: Option<&'a Digest>,
     pub(super) manifest: bool,
     pub(super) token: bool,
@@ -156,6 +159,7 @@ impl Script {
                 On::Any => true,
                 On::Blob(digest) => asked.blob == Some(digest),
                 On::Path(part) => asked.path_and_query.contains(part),
+                On::Head(part) => asked.head && asked.path_and_query.contains(part),
                 On::Manifest => asked.manifest,
                 On::Token => asked.token,
                 On::Signed => asked.signed,

@@ -167,6 +167,7 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answ
     let reading = matches!(head.method, Method::GET | Method::HEAD);
     let asked = Asked {
         path_and_query: &path_and_query,
+        head: head.method == Method::HEAD,
         blob: blob.filter(|_| head.method == Method::GET),
         manifest: matches!(target, Target::Manifest(..)) && reading,
         token: target == Target::Token,

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream;
-use soci_oci::Descriptor;
+use soci_oci::{Descriptor, media_type};
 use soci_registry::{
     BlobSource, BlobStream, Registry, RegistryError, Uploaded,
     testing::{Access, Fault, On, Setup, TestRegistry, Wrong, noise},
@@ -99,6 +99,37 @@ async fn what_is_not_there_is_sent_and_what_is_there_is_not() {
     let done = again.run(&client, &registry, &[]).await.expect("there");
     assert_eq!((done, again.opened()), (Uploaded::AlreadyThere, 0));
     assert_eq!(requests(&registry), ["HEAD 200"]);
+}
+
+#[tokio::test]
+async fn a_registry_without_head_is_asked_by_get() {
+    for code in [405, 501] {
+        let registry = TestRegistry::start();
+        let (client, bytes) = (client(quick()), noise(1, 100_000));
+        let on = On::Head("/v2/".to_owned());
+        registry.fault(Fault::always(on, Wrong::status(code)));
+        let upload = Upload::of(&bytes);
+        let done = upload.run(&client, &registry, &[]).await.expect("sent");
+        assert_eq!(done, Uploaded::Sent, "{code}");
+        let again = Upload::of(&bytes);
+        let done = again.run(&client, &registry, &[]).await.expect("there");
+        assert_eq!((done, again.opened()), (Uploaded::AlreadyThere, 0));
+        let image = registry.reference("app", "v1");
+        let manifest = registry.add_manifest("app", None, media_type::OCI_MANIFEST, &b"{}"[..]);
+        assert!(
+            client
+                .has_manifest(&image, &manifest.digest)
+                .await
+                .expect("an answer")
+        );
+        let absent = layer(b"absent").digest;
+        assert!(
+            !client
+                .has_manifest(&image, &absent)
+                .await
+                .expect("an answer")
+        );
+    }
 }
 
 #[tokio::test]
