@@ -36,6 +36,9 @@ const RENEW_BEFORE: Duration = Duration::from_secs(30);
 /// Above this number of tokens, unused ones are dropped.
 const MANY_TOKENS: usize = 512;
 
+/// Maximum length of a scope in bytes, including what a challenge adds.
+const MAX_SCOPE: usize = 2048;
+
 /// The scope of a token: the registry's scope strings, separated by spaces.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Scope(pub(crate) String);
@@ -58,6 +61,30 @@ impl Scope {
             None => Scope(push),
         }
     }
+
+    /// This scope and those of a challenge: some registries grant access only with their own.
+    fn with(&self, stated: &str) -> Scope {
+        let mut all = self.0.clone();
+        for scope in stated.split_whitespace() {
+            let is_new = !all.split(' ').any(|ours| covers(ours, scope));
+            if is_new && all.len() + scope.len() < MAX_SCOPE {
+                all.push(' ');
+                all.push_str(scope);
+            }
+        }
+        Scope(all)
+    }
+}
+
+/// Whether a scope contains the resource and all actions of another.
+fn covers(ours: &str, theirs: &str) -> bool {
+    let (Some((resource, actions)), Some((other, others))) =
+        (ours.rsplit_once(':'), theirs.rsplit_once(':'))
+    else {
+        return ours == theirs;
+    };
+    let mut others = others.split(',');
+    resource == other && others.all(|action| actions.split(',').any(|ours| ours == action))
 }
 
 /// A bearer token and when to replace it.
@@ -355,7 +382,7 @@ impl Access {
             transport: Arc::clone(transport),
             realm,
             service: bearer.param("service").unwrap_or_default().to_owned(),
-            scope: self.scope.clone(),
+            scope: self.scope.with(bearer.param("scope").unwrap_or_default()),
             credential,
             host: self.host.clone(),
             repository: self.image.repository().to_owned(),
@@ -409,6 +436,30 @@ mod tests {
         );
         let over = token(Some(Duration::ZERO));
         assert!(!over.is_good() && over.is_due());
+    }
+
+    #[test]
+    fn the_scopes_of_a_challenge_are_added() {
+        let pull = Scope::pull("a");
+        for (stated, expected) in [
+            ("", "repository:a:pull"),
+            ("repository:a:pull", "repository:a:pull"),
+            ("aws", "repository:a:pull aws"),
+            (
+                "repository:key/a:pull registry:catalog:*",
+                "repository:a:pull repository:key/a:pull registry:catalog:*",
+            ),
+            (
+                "repository:a:pull,push",
+                "repository:a:pull repository:a:pull,push",
+            ),
+        ] {
+            assert_eq!(pull.with(stated).0, expected, "{stated}");
+        }
+        let push = Scope::push("a", None);
+        assert_eq!(push.with("repository:a:push,pull"), push);
+        let endless = "x".repeat(MAX_SCOPE);
+        assert_eq!(push.with(&endless), push);
     }
 
     #[test]

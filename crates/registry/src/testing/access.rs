@@ -66,10 +66,19 @@ pub(super) fn refusal(shared: &Shared, head: &Head, repository: Option<&str>) ->
                     |name| may(shared, head, name, action),
                 )
             });
-            if good {
+            let foreign = shared.setup.foreign_scope;
+            let has_foreign = foreign.is_none_or(|foreign| {
+                granted(shared, head, |scopes| {
+                    scopes.iter().any(|scope| scope == foreign)
+                })
+            });
+            if good && has_foreign {
                 return None;
             }
             let scope = match repository {
+                Some(_) if foreign.is_some() => {
+                    format!(",scope=\"{}\"", foreign.unwrap_or_default())
+                }
                 Some(name) if action == "push" => {
                     format!(",scope=\"repository:{name}:pull,push\"")
                 }

@@ -58,6 +58,8 @@ impl Default for Referrers {
 /// control, delays or faults, and with all features of the specification.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
+    /// The scope that challenges state in place of the repository's. Tokens must have both.
+    pub foreign_scope: Option<&'static str>,
     /// Port on 127.0.0.1. 0 selects a free one.
     pub port: u16,
     /// Use HTTPS with a certificate for `localhost` and 127.0.0.1, issued by

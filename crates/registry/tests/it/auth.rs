@@ -556,3 +556,20 @@ async fn no_credentials_are_sent_before_they_are_asked_for() {
             .all(|seen| seen.authorization.is_none())
     );
 }
+
+#[tokio::test]
+async fn the_scope_of_a_challenge_is_requested_with_ours() {
+    for scope in ["aws", "repository:key/1/app:pull", "registry:catalog:*"] {
+        let site = Site::of(TestRegistry::with(Setup {
+            access: Access::Token {
+                login: None,
+                lifetime: Duration::from_secs(300),
+                oauth: false,
+            },
+            foreign_scope: Some(scope),
+            ..Setup::default()
+        }));
+        site.read(&site.blob()).await.expect(scope);
+        assert_eq!(site.registry.tokens_issued(), 1, "{scope}");
+    }
+}
