@@ -4,8 +4,8 @@
 //! byte, so no byte is requested twice. If a host redirects to a storage address, later requests go
 //! directly to that address until it rejects one.
 //!
-//! A valid response is a 206 whose `Content-Range` starts at the requested byte of a blob of the
-//! right size, or a 200 with the whole blob. Of a 200, the bytes before the range are discarded,
+//! A valid response is a 206 that starts at the requested byte of a blob of the right size, or a 200
+//! with the whole blob. If a server rejects the range, it is asked for the whole blob. Of a 200, the bytes before the range are discarded,
 //! and the open body is kept for later ranges, so sequential reads download the blob only once.
 
 use std::{
@@ -20,19 +20,15 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use reqwest::{
-    Method, Response, Url,
-    header::{ACCEPT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE},
-};
+use reqwest::{Method, Response, Url};
 use tokio::time::Instant;
 
 use super::{
     auth::Scope,
     endpoint::{Call, Endpoint},
-    range::ContentRange,
     retry::{Attempts, RetryPolicy},
     rounds::Rounds,
-    transport::{Way, beginning, broken, refused},
+    transport::{Way, broken, refused},
 };
 use crate::{
     fetch::{ByteRange, FetchError, Fetcher, RangeBody},
@@ -47,8 +43,10 @@ const KEPT: Duration = Duration::from_secs(20);
 /// Progress of this many bytes resets the retry budget. With a lower value, a host that sends
 /// single bytes could block a reader indefinitely.
 const PROGRESS: u64 = 64 << 10;
-/// Error bodies of object stores are short.
-const MAX_REFUSAL: usize = 16 << 10;
+
+mod ask;
+
+use ask::{Form, end_of_whole, expired_token, given_by_part, range_headers, wrong_range};
 
 /// A blob in a registry.
 pub(crate) struct RemoteBlob(Arc<Inner>);
@@ -243,25 +241,33 @@ impl Inner {
     ) -> Result<(Url, Open), FetchError> {
         let from = RedactedUrl::from(&url);
         let mut call = Call::new(Method::GET, url);
-        call.headers = range_headers(range);
         call.way = way;
-        let (url, answer) = source.endpoint.follow(call, &self.scope).await?;
-        let shown = RedactedUrl::from(&url);
-        let (skip, left, end) = match answer.status().as_u16() {
-            206 => {
-                let left = given_by_part(&answer, &shown, range, self.size)?;
-                (0, left, range.start() + left)
-            }
-            200 => {
-                let end = end_of_whole(&answer, &shown, range, self.size)?;
-                (range.start(), range.len().min(end - range.start()), end)
-            }
-            400 => return Err(expired_token(shown, answer).await),
-            _ => {
-                let refusal = refused(shown, answer).await;
-                return Err(source.endpoint.at(&url, &from, refusal));
+        let mut form = Form::Closed;
+        let (url, answer, (skip, left, end)) = loop {
+            call.headers = range_headers(range, form);
+            let (url, answer) = source.endpoint.follow(call.clone(), &self.scope).await?;
+            let shown = RedactedUrl::from(&url);
+            match answer.status().as_u16() {
+                206 => match given_by_part(&answer, &shown, range, self.size) {
+                    Some(Ok(left)) => break (url, answer, (0, left, range.start() + left)),
+                    Some(Err(error)) => return Err(error),
+                    None if form != Form::Whole => form = Form::Whole,
+                    None => return Err(wrong_range(range, "no Content-Range", shown)),
+                },
+                200 => {
+                    let end = end_of_whole(&answer, &shown, range, self.size)?;
+                    let left = range.len().min(end - range.start());
+                    break (url, answer, (range.start(), left, end));
+                }
+                400 => return Err(expired_token(shown, answer).await),
+                416 if range.end() == self.size && form != Form::Whole => form = form.next(),
+                _ => {
+                    let refusal = refused(shown, answer).await;
+                    return Err(source.endpoint.at(&url, &from, refusal));
+                }
             }
         };
+        let shown = RedactedUrl::from(&url);
         let open = Open {
             answer,
             url: shown,
@@ -324,83 +330,6 @@ impl Source {
         if kept.as_ref() == Some(url) {
             *kept = None;
         }
-    }
-}
-
-fn range_headers(range: ByteRange) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    let value = HeaderValue::try_from(format!("bytes={range}"));
-    headers.insert(
-        RANGE,
-        value.expect("digits and a hyphen make a header value"),
-    );
-    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    headers
-}
-
-/// Converts a 400. S3 returns 400 when the credentials in a signed address have expired; this is
-/// reported as 401.
-async fn expired_token(url: RedactedUrl, answer: Response) -> FetchError {
-    let is_xml = |value: &HeaderValue| value.as_bytes().starts_with(b"application/xml");
-    if !answer.headers().get(CONTENT_TYPE).is_some_and(is_xml) {
-        return refused(url, answer).await;
-    }
-    let body = beginning(answer, MAX_REFUSAL).await;
-    let expired = String::from_utf8_lossy(&body).contains("<Code>ExpiredToken</Code>");
-    let status = if expired { 401 } else { 400 };
-    FetchError::Status {
-        status,
-        detail: String::new(),
-        retry_after: None,
-        url,
-    }
-}
-
-/// Number of bytes of the range that a 206 contains, if it matches the request.
-fn given_by_part(
-    answer: &Response,
-    url: &RedactedUrl,
-    asked: ByteRange,
-    size: u64,
-) -> Result<u64, FetchError> {
-    let value = answer.headers().get(CONTENT_RANGE);
-    let value = value.and_then(|value| value.to_str().ok());
-    let given = value.and_then(ContentRange::parse);
-    given
-        .and_then(|given| given.answers(asked, size))
-        .ok_or_else(|| {
-            let got = value
-                .unwrap_or("no Content-Range")
-                .chars()
-                .filter(|c| !c.is_control());
-            FetchError::WrongRange {
-                asked,
-                got: got.take(80).collect(),
-                url: url.clone(),
-            }
-        })
-}
-
-/// End offset of the body of a 200, which starts at the first byte of the blob and may be
-/// truncated.
-fn end_of_whole(
-    answer: &Response,
-    url: &RedactedUrl,
-    asked: ByteRange,
-    size: u64,
-) -> Result<u64, FetchError> {
-    match answer.content_length() {
-        Some(length) if length > size => Err(FetchError::WrongRange {
-            asked,
-            got: format!("{length} bytes of another blob"),
-            url: url.clone(),
-        }),
-        Some(length) if length <= asked.start() => Err(FetchError::Short {
-            range: asked,
-            received: 0,
-        }),
-        Some(length) => Ok(length),
-        None => Ok(size),
     }
 }
 

@@ -151,7 +151,7 @@ fn send(
         )
     });
     let (status, mut range) = match asked {
-        Some(range) if range.start >= size => {
+        Some(range) if range.start >= size || is_refused(&range, size, wrong.as_ref()) => {
             let mut answer = text(StatusCode::RANGE_NOT_SATISFIABLE, "");
             set(&mut answer, "content-range", &format!("bytes */{size}"));
             return answer;
@@ -179,6 +179,8 @@ fn send(
         Some(Wrong::Lengthen(by)) => length_change = i64::try_from(by).unwrap_or(i64::MAX),
         _ => {}
     }
+    let has_parts = matches!(wrong, Some(Wrong::Multipart));
+    let has_range = !matches!(wrong, Some(Wrong::NoContentRange));
     let length = (range.end - range.start).saturating_add_signed(length_change);
     let body = if head.method == Method::HEAD {
         full(Bytes::new())
@@ -197,11 +199,24 @@ fn send(
     set(&mut answer, "accept-ranges", "bytes");
     set(&mut answer, "docker-content-digest", &digest.to_string());
     set(&mut answer, "content-length", &length.to_string());
-    if status == StatusCode::PARTIAL_CONTENT {
+    if status == StatusCode::PARTIAL_CONTENT && has_parts {
+        set(
+            &mut answer,
+            "content-type",
+            "multipart/byteranges; boundary=b",
+        );
+    } else if status == StatusCode::PARTIAL_CONTENT && has_range {
         let line = format!("bytes {}-{}/{total}", range.start, range.end - 1);
         set(&mut answer, "content-range", &line);
     }
     answer
+}
+
+fn is_refused(range: &Range<u64>, size: u64, wrong: Option<&Wrong>) -> bool {
+    match wrong {
+        Some(Wrong::RefuseEnd { open }) => range.end == size || *open && range.end == u64::MAX,
+        _ => false,
+    }
 }
 
 /// The body of a range. Bytes after the end of the blob are zeros.

@@ -59,6 +59,16 @@ pub enum Wrong {
     GiveAtMost(u64),
     /// Send a correct 206 with `*` as the size of the blob.
     UnknownTotal,
+    /// Send a 206 without `Content-Range`.
+    NoContentRange,
+    /// Send a 206 with the type of a response of several parts.
+    Multipart,
+    /// Reject ranges that end at the last byte with a 416, and with `open` also those without an
+    /// end.
+    RefuseEnd {
+        /// Whether ranges without an end are rejected.
+        open: bool,
+    },
     /// Send a 206 that overstates the size of the blob by this many bytes.
     OtherTotal(u64),
 }

@@ -231,6 +231,30 @@ async fn a_refusal_is_told_at_once() {
 }
 
 #[tokio::test]
+async fn a_server_that_rejects_ranges_to_the_end_is_asked_in_other_forms() {
+    for (open, forms) in [(false, 2), (true, 3)] {
+        let case = plain();
+        case.always(Wrong::RefuseEnd { open });
+        case.assert_right(SIZE - 1000..SIZE).await;
+        assert_eq!(case.registry.requests(), forms, "{open}");
+        case.assert_right(10..20).await;
+        assert_eq!(case.registry.requests(), forms + 1, "{open}");
+    }
+}
+
+#[tokio::test]
+async fn a_part_without_its_range_is_taken_only_with_the_length_of_the_range() {
+    let case = plain();
+    case.always(Wrong::NoContentRange);
+    case.assert_right(10..5000).await;
+    assert_eq!(case.registry.requests(), 1);
+    let case = plain();
+    case.always(Wrong::Multipart);
+    case.assert_right(10..5000).await;
+    assert_eq!(case.registry.requests(), 2, "the whole blob is requested");
+}
+
+#[tokio::test]
 async fn another_range_is_never_taken_for_the_one_asked_for() {
     for wrong in [
         Wrong::ShiftRange(1),
