@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use super::{
     auth::Scope,
-    endpoint::{Call, Endpoint},
+    endpoint::{Call, Endpoint, set_referer},
     retry::{Attempts, RetryPolicy},
     rounds::Rounds,
     transport::{Way, broken, refused},
@@ -224,12 +224,17 @@ impl Inner {
             }
             source.forget(&kept);
         }
-        let own = source.endpoint.url(&format!("blobs/{}", self.digest));
+        let own = self.url_at(source);
         let (found, open) = self
             .ask_at(source, (position, way), own.clone(), range)
             .await?;
         source.keep((found != own).then_some(found));
         Ok(open)
+    }
+
+    /// The address of the blob at the host itself.
+    fn url_at(&self, source: &Source) -> Url {
+        source.endpoint.url(&format!("blobs/{}", self.digest))
     }
 
     async fn ask_at(
@@ -240,11 +245,15 @@ impl Inner {
         range: ByteRange,
     ) -> Result<(Url, Open), FetchError> {
         let from = RedactedUrl::from(&url);
+        let own = self.url_at(source);
         let mut call = Call::new(Method::GET, url);
         call.way = way;
         let mut form = Form::Closed;
         let (url, answer, (skip, left, end)) = loop {
             call.headers = range_headers(range, form);
+            if own != call.url {
+                set_referer(&mut call.headers, &own, &call.url);
+            }
             let (url, answer) = source.endpoint.follow(call.clone(), &self.scope).await?;
             let shown = RedactedUrl::from(&url);
             match answer.status().as_u16() {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use reqwest::{
     Method, Response, StatusCode, Url,
-    header::{HeaderMap, HeaderValue, LOCATION, WWW_AUTHENTICATE},
+    header::{HeaderMap, HeaderValue, LOCATION, REFERER, WWW_AUTHENTICATE},
 };
 
 use super::{
@@ -388,12 +388,32 @@ impl Endpoint {
             if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok((call.url, answer));
             }
-            call.url = redirect_target(&call.url, &answer)?;
+            let target = redirect_target(&call.url, &answer)?;
+            set_referer(&mut call.headers, &call.url, &target);
+            call.url = target;
         }
         Err(FetchError::Redirects {
             url: start,
             limit: MAX_REDIRECTS,
         })
+    }
+}
+
+/// States where a redirect came from, which some object stores require. Leaves out the user and the
+/// query, which may contain secrets. Nothing is stated to an HTTP server about an HTTPS one.
+pub(crate) fn set_referer(headers: &mut HeaderMap, from: &Url, to: &Url) {
+    headers.remove(REFERER);
+    if from.scheme() == "https" && to.scheme() == "http" {
+        return;
+    }
+    let mut shown = from.clone();
+    shown.set_query(None);
+    shown.set_fragment(None);
+    let has_no_user = shown.set_username("").is_ok() && shown.set_password(None).is_ok();
+    if let Ok(value) = HeaderValue::from_str(shown.as_str())
+        && has_no_user
+    {
+        headers.insert(REFERER, value);
     }
 }
 

@@ -99,6 +99,12 @@ pub(super) fn signed(
     if head.authorization.is_some() {
         return text(StatusCode::BAD_REQUEST, "only one auth mechanism allowed");
     }
+    let referer = head.referer.as_deref().unwrap_or_default();
+    let is_known =
+        referer.starts_with(&shared.base_url()) && referer.ends_with(&digest.to_string());
+    if shared.setup.wants_referer && !is_known {
+        return text(StatusCode::FORBIDDEN, "hot links are not allowed");
+    }
     let signature = pairs(&head.query)
         .into_iter()
         .find(|(key, _)| key == "X-Signature");

@@ -31,6 +31,7 @@ pub(super) struct Head {
     pub(super) path: String,
     pub(super) query: String,
     pub(super) authorization: Option<String>,
+    pub(super) referer: Option<String>,
     pub(super) range: Option<std::ops::Range<u64>>,
     pub(super) content_type: String,
     /// The offset of an uploaded chunk, if the request states it.
@@ -325,6 +326,7 @@ fn head_of(request: &Request<Incoming>) -> Head {
         path: request.uri().path().to_owned(),
         query: request.uri().query().unwrap_or_default().to_owned(),
         authorization: text(header::AUTHORIZATION),
+        referer: text(header::REFERER),
         range: text(header::RANGE).as_deref().and_then(blobs::parse_range),
         content_type: text(header::CONTENT_TYPE).unwrap_or_default(),
         part_start: text(header::CONTENT_RANGE)

@@ -79,6 +79,8 @@ pub struct Setup {
     pub upload_pace: Option<u64>,
     /// Maximum number of concurrent requests. Further requests are answered with 429.
     pub most_requests: Option<usize>,
+    /// Signed addresses answer only requests whose `Referer` is the blob's address at the registry.
+    pub wants_referer: bool,
     /// Redirects of blobs.
     pub redirect: Option<Redirect>,
     /// Support for the referrers API. Without it, responses to manifests have no `OCI-Subject`.

@@ -231,6 +231,23 @@ async fn a_refusal_is_told_at_once() {
 }
 
 #[tokio::test]
+async fn storage_is_told_where_a_redirect_came_from() {
+    let setup = Setup {
+        redirect: Some(Redirect {
+            uses: 2,
+            expired: Expired::Forbidden,
+        }),
+        wants_referer: true,
+        ..Setup::default()
+    };
+    let case = case(setup, quick());
+    // The second read goes straight to the storage address, the third one to a new address.
+    for start in [10, 5000, 9000] {
+        case.assert_right(start..start + 1000).await;
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_rejects_ranges_to_the_end_is_asked_in_other_forms() {
     for (open, forms) in [(false, 2), (true, 3)] {
         let case = plain();
