@@ -3,9 +3,10 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::process::{Daemon, Program};
 use crate::tokens::{ISSUER, SERVICE, Tokens};
@@ -216,7 +217,22 @@ fn openssl(folder: &Path, line: &str) -> Result<String> {
         .context("openssl")
 }
 
-/// A port that was free a moment ago.
+/// First port for servers of tests, and their number. The kernel gives connections and listeners on
+/// port 0 only higher ports (`ip_local_port_range`), so nothing else takes one of these before the
+/// server starts.
+const FIRST_PORT: u16 = 20_000;
+const PORTS: u16 = 12_000;
+
+/// A free port that this process has not returned before.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Test processes that run at the same time begin at different ports.
+    let begin = u16::try_from(std::process::id() % u32::from(PORTS))?;
+    for _ in 0..PORTS {
+        let offset = (begin + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS) % PORTS;
+        if TcpListener::bind(("127.0.0.1", FIRST_PORT + offset)).is_ok() {
+            return Ok(FIRST_PORT + offset);
+        }
+    }
+    bail!("no port from {FIRST_PORT} on is free")
 }
