@@ -1,8 +1,9 @@
 //! Documents of OCI images. No I/O.
 //!
 //! A [`Digest`] identifies a blob, a [`Descriptor`] describes it, a [`Manifest`] or an
-//! [`ImageIndex`] refers to several blobs, and an image [`reference`] identifies a manifest or an
-//! index in a registry. JSON is written byte for byte as Go's library writes it ([`json`]).
+//! [`ImageIndex`] refers to several blobs, and an image reference ([`mod@reference`]) identifies a
+//! manifest or an index in a registry. JSON is written byte for byte as Go's library writes it
+//! ([`json`]).
 
 #![warn(missing_docs)]
 
