@@ -4,9 +4,10 @@
 //! byte, so no byte is requested twice. If a host redirects to a storage address, later requests go
 //! directly to that address until it rejects one.
 //!
-//! A valid response is a 206 that starts at the requested byte of a blob of the right size, or a 200
-//! with the whole blob. If a server rejects the range, it is asked for the whole blob. Of a 200, the bytes before the range are discarded,
-//! and the open body is kept for later ranges, so sequential reads download the blob only once.
+//! A valid response is a 206 that starts at the requested byte of a blob of the right size, or a
+//! 200 with the whole blob. A server that rejects the range is asked for the whole blob. Of a 200,
+//! the bytes before the range are discarded, and the open body is kept for later ranges, so
+//! sequential reads download the blob only once.
 
 use std::{
     fmt,
@@ -36,6 +37,10 @@ use crate::{
 };
 use soci_oci::digest::Digest;
 
+mod ask;
+
+use ask::{Form, end_of_whole, expired_token, given_by_part, range_headers, wrong_range};
+
 /// Limits for open bodies of whole blobs that are kept for later ranges: number per blob and host,
 /// and age. Their senders are blocked meanwhile.
 const MOST_KEPT: usize = 4;
@@ -43,10 +48,6 @@ const KEPT: Duration = Duration::from_secs(20);
 /// Progress of this many bytes resets the retry budget. With a lower value, a host that sends
 /// single bytes could block a reader indefinitely.
 const PROGRESS: u64 = 64 << 10;
-
-mod ask;
-
-use ask::{Form, end_of_whole, expired_token, given_by_part, range_headers, wrong_range};
 
 /// A blob in a registry.
 pub(crate) struct RemoteBlob(Arc<Inner>);
