@@ -132,12 +132,24 @@ fn programs_that_stay_on_one_device_see_all_of_it() -> Result<()> {
             "tar",
             &["--one-file-system", "--sort=name", "-cvf", "/dev/null"],
         ),
+        // With a destination that does not exist, a dry run lists everything that it would copy.
+        (
+            "rsync",
+            &[
+                "-aHx",
+                "--dry-run",
+                "--out-format=%n%L",
+                ".",
+                "/nonexistent/",
+            ],
+        ),
     ] {
         let said = |view: &View| {
             let program = Program::at(Path::new(name)).folder(view.path());
             let program = match name {
                 // find requires the starting path before the conditions.
                 "find" => program.args(["."]).args(words),
+                "rsync" => program.args(words),
                 _ => program.args(words).args(["."]),
             };
             let mut lines: Vec<String> = program.succeed()?.lines().map(str::to_owned).collect();
