@@ -165,18 +165,13 @@ async fn serve(
     let Starting { root, config, kept } = starting;
     let daemon = tokio::select! {
         daemon = Daemon::start(root, config, kept) => daemon?,
-        // No request has been served yet.
+        // No request has been served yet, and READs wait for the next process.
         _ = signals.next() => return Ok(()),
     };
     if let Some(device) = daemon.device() {
         keep(outside, &device);
     }
-    let done = serve_parts(args, &daemon, listener, outside, &mut signals).await;
-    if let Some(device) = daemon.device().filter(|device| device.is_kept()) {
-        // Before dropping anything that would answer a READ with an error.
-        device.leave();
-    }
-    done
+    serve_parts(args, &daemon, listener, outside, &mut signals).await
 }
 
 fn keep(outside: &Surroundings, device: &Device) {

@@ -35,14 +35,34 @@ use crate::sync::Arc;
 /// The running parts.
 #[derive(Debug)]
 pub struct Daemon {
+    /// Dropped first.
+    devices: Devices,
     /// The service for containerd.
     pub snapshotter: Snapshotter,
     late: Late,
-    devices: watch::Receiver<Option<Arc<Device>>>,
     /// Ended on drop: scrubs, the control socket, and attempts to make layers available.
     _tasks: JoinSet<()>,
     /// Dropped last, because it holds the lock.
     _root: Root,
+}
+
+/// The current device. Dropping it leaves a device that is kept for the next process, so it must be
+/// dropped before anything that would answer a READ with an error.
+#[derive(Debug)]
+struct Devices(watch::Receiver<Option<Arc<Device>>>);
+
+impl Devices {
+    fn current(&self) -> Option<Arc<Device>> {
+        self.0.borrow().clone()
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        if let Some(device) = self.current().filter(|device| device.is_kept()) {
+            device.leave();
+        }
+    }
 }
 
 impl Daemon {
@@ -65,7 +85,10 @@ impl Daemon {
             kept,
             way: None,
         };
+        let (sender, devices) = watch::channel(None);
+        // Keeps the layers until `devices` is dropped, even if the start fails or is dropped.
         let first = attempts.images().await;
+        sender.send_replace(attempts.device());
         let options = snapshots::Options {
             userxattr: snapshots::needs_userxattr(),
             skip_support_check: config.service.skip_check_snapshotter_supported,
@@ -80,20 +103,20 @@ impl Daemon {
         };
         let snapshotter = Snapshotter::open(&root, parts, options)?;
         let mut tasks = JoinSet::new();
-        let again = match first {
+        let devices = Devices(devices);
+        let again = match &first {
             Ok(images) => {
                 attempts
-                    .serve(images, &snapshotter, &late, &mut tasks)
+                    .serve(images.clone(), &snapshotter, &late, &mut tasks)
                     .await?;
                 false
             }
             Err(why) => {
-                complain(&root, &why);
+                complain(&root, why);
                 why.again
             }
         };
-        let (sender, devices) = watch::channel(attempts.device());
-        if let Some(device) = attempts.device() {
+        if let Some(device) = devices.current() {
             device.restored();
         }
         sweep(&thread, &root).await;
@@ -102,9 +125,9 @@ impl Daemon {
             tasks.spawn(attempts.go_on(asked, snapshotter, late, sender));
         }
         Ok(Self {
+            devices,
             snapshotter,
             late,
-            devices,
             _tasks: tasks,
             _root: lock,
         })
@@ -113,12 +136,12 @@ impl Daemon {
     /// The node's device, if layers can be mounted.
     #[must_use]
     pub fn device(&self) -> Option<Arc<Device>> {
-        self.devices.borrow().clone()
+        self.devices.current()
     }
 
     /// The current device and later changes of it.
     pub(super) fn devices(&self) -> watch::Receiver<Option<Arc<Device>>> {
-        self.devices.clone()
+        self.devices.0.clone()
     }
 
     /// Unmounts all layers and the device.

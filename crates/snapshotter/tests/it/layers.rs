@@ -57,7 +57,7 @@ async fn pull(
     said
 }
 
-async fn pull_all(server: &Server, image: &Image) {
+pub(crate) async fn pull_all(server: &Server, image: &Image) {
     pull_all_from(server, image, 0).await;
 }
 

@@ -11,5 +11,6 @@ mod layers;
 mod logs;
 mod process;
 mod server;
+mod starting;
 mod suite;
 mod tree;

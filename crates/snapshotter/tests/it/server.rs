@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
@@ -12,6 +13,7 @@ use rustix::mount::{
 use soci_snapshotter::config::Config;
 use soci_snapshotter::cpu::Cpu;
 use soci_snapshotter::daemon::{Daemon, Root};
+use soci_snapshotter::device::Device;
 use soci_snapshotter::grpc;
 use soci_snapshotter::grpc::proto::containerd::services::snapshots::v1 as api;
 use soci_snapshotter::grpc::proto::containerd::types::Mount;
@@ -158,6 +160,18 @@ impl Server {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
         panic!("the device is still mounted");
+    }
+
+    /// The device of the daemon.
+    pub(crate) fn device(&self) -> Arc<Device> {
+        let daemon = self.daemon.as_ref().expect("a daemon");
+        daemon.device().expect("layers can be mounted")
+    }
+
+    /// Ends the server as on SIGTERM, and leaves its device to the next process.
+    pub(crate) async fn leave(mut self) -> TempDir {
+        self.serving.shutdown().await;
+        self.root
     }
 
     pub(crate) fn directories(&self) -> PathBuf {
