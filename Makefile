@@ -3,7 +3,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO ?= cargo
 
-.PHONY: help demo test check e2e kernels soak fuzz bench build man install tools clean
+.PHONY: help demo test check e2e kernels systemd soak fuzz bench build man install tools clean
 
 help:     ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -22,6 +22,9 @@ e2e:      ## run only the end-to-end tests; T=name selects tests by name (root)
 
 kernels:  ## test mount modes on Debian kernels in QEMU (root, minutes per kernel); see docs/kernels.md
 	@scripts/kernels
+
+systemd:  ## test the systemd units under systemd in QEMU (root, minutes); see docs/upgrade.md
+	@scripts/systemd
 
 soak:     ## run the stress test for two hours; T=seconds sets another duration (root)
 	@scripts/soak $(T)
