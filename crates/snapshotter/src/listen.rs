@@ -247,7 +247,12 @@ pub fn has_systemd() -> bool {
 
 /// Stores a descriptor in systemd under a name, for the next start.
 pub fn store(name: &str, descriptor: BorrowedFd<'_>) {
-    tell(&format!("FDSTORE=1\nFDNAME={name}\n"), &[descriptor]);
+    // Without FDPOLL=0, systemd waits for the end of the descriptor, and every FUSE request wakes
+    // process 1. The next start notices by itself that a connection has ended.
+    tell(
+        &format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}\n"),
+        &[descriptor],
+    );
 }
 
 /// Makes systemd close the descriptors it stores under a name.

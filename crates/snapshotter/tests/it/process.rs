@@ -427,6 +427,7 @@ impl Systemd {
                 .unwrap_or_else(|| panic!("{text}"))
                 .to_owned();
             if text.contains("FDSTORE=1") {
+                assert!(text.contains("FDPOLL=0"), "wakes process 1: {text}");
                 kept.extend(descriptors.into_iter().map(|fd| (name.clone(), fd)));
             } else {
                 assert!(text.contains("FDSTOREREMOVE=1"), "{text}");
