@@ -67,7 +67,7 @@ pub(crate) fn grammar() -> Command {
         .long("version")
         .short('v')
         .action(ArgAction::Version);
-    Command::new("soci")
+    let grammar = Command::new("soci")
         .about(ABOUT)
         .after_help(EXAMPLES)
         .version(version)
@@ -87,7 +87,65 @@ pub(crate) fn grammar() -> Command {
             maintain::rebuild_db_command(),
             maintain::completion_command(),
             maintain::man_command(),
-        ])
+        ]);
+    accept_surplus(grammar)
+}
+
+/// The hidden argument that collects operands that no argument of the command takes.
+const SURPLUS: &str = "surplus";
+
+/// Adds [`SURPLUS`] to every command with a fixed number of operands. The parser ignores surplus
+/// operands, like the reference's; [`check_operands`] rejects them.
+fn accept_surplus(command: Command) -> Command {
+    let names: Vec<String> = command
+        .get_subcommands()
+        .map(|inner| inner.get_name().to_owned())
+        .collect();
+    if names.is_empty() {
+        let takes_any = |arg: &Arg| arg.get_num_args().is_some();
+        return if command.get_positionals().any(takes_any) {
+            command
+        } else {
+            command.arg(positional(SURPLUS).num_args(0..).hide(true))
+        };
+    }
+    let mut command = command;
+    for name in names {
+        command = command.mut_subcommand(name, accept_surplus);
+    }
+    command
+}
+
+/// A command was given more operands than it takes.
+#[derive(Debug, thiserror::Error)]
+#[error("unexpected argument {:?}: {command} takes {takes}", .surplus.to_string_lossy())]
+pub(crate) struct TooManyOperands {
+    command: String,
+    takes: String,
+    surplus: OsString,
+}
+
+/// Rejects operands that the command does not take. `path` is the name of the command.
+pub(crate) fn check_operands(path: &str, matches: &ArgMatches) -> Result<(), TooManyOperands> {
+    let surplus = matches.try_get_one::<OsString>(SURPLUS).ok().flatten();
+    let Some(surplus) = surplus else {
+        return Ok(());
+    };
+    let mut command = &grammar();
+    for name in path.split(' ') {
+        command = command.find_subcommand(name).unwrap_or(command);
+    }
+    let shown = command.get_positionals().filter(|arg| !arg.is_hide_set());
+    let names: Vec<String> = shown.map(|arg| format!("<{}>", arg.get_id())).collect();
+    let takes = match names.as_slice() {
+        [] => "no arguments".to_owned(),
+        names => format!("only {}", names.join(" ")),
+    };
+    Err(TooManyOperands {
+        command: path.to_owned(),
+        takes,
+        surplus: surplus.clone(),
+    })
 }
 
 fn global_flags() -> [Arg; 8] {

@@ -106,6 +106,7 @@ fn end(runtime: Runtime) {
 
 async fn dispatch(global: &Global, matches: &ArgMatches) -> Result<()> {
     let (name, matches) = innermost(matches);
+    args::check_operands(&name, matches)?;
     if needs_root(&name, matches) {
         make_root(&global.root)?;
     }

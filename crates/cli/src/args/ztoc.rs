@@ -58,7 +58,7 @@ fn get_file_command() -> Command {
         .after_help("Examples:\n  soci ztoc get-file sha256:... etc/os-release\n  soci ztoc get-file -o sh sha256:... bin/sh")
         .arg(positional("digest").help("Digest of the zTOC"))
         .arg(positional("file").help("Name of the file as `soci ztoc info` shows it"))
-        // Other commands ignore surplus arguments; this one rejects them.
+        // This command rejects surplus arguments itself, with the reference's message.
         .arg(positional("extra").num_args(0..).hide(true))
         .arg(
             Arg::new("output")

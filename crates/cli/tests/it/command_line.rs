@@ -23,6 +23,62 @@ fn an_image_that_would_not_be_verified_is_refused() {
 }
 
 #[test]
+fn operands_that_no_command_would_use_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = format!("--root={}", folder.path().join("root").display());
+    for (words, message) in [
+        (
+            &["convert", "a", "b", "c", "d"][..],
+            r#""c": convert takes only <image> <destination>"#,
+        ),
+        (
+            &["convert", "--standalone", "a", "--", "b", "--c"],
+            r#""--c": convert takes only <image> <destination>"#,
+        ),
+        (&["create", "a", "b"], r#""b": create takes only <image>"#),
+        (&["push", "a", "b"], r#""b": push takes only <image>"#),
+        (
+            &["index", "info", "a", "b"],
+            r#""b": index info takes only <digest>"#,
+        ),
+        (
+            &["index", "ls", "a"],
+            r#""a": index list takes no arguments"#,
+        ),
+        (
+            &["ztoc", "list", "a"],
+            r#""a": ztoc list takes no arguments"#,
+        ),
+        (
+            &["ztoc", "info", "a", "b"],
+            r#""b": ztoc info takes only <digest>"#,
+        ),
+        (
+            &["prefetch", "info", "a", "b"],
+            r#""b": prefetch info takes only <digest>"#,
+        ),
+        (
+            &["prefetch", "list", "a"],
+            r#""a": prefetch list takes no arguments"#,
+        ),
+        (
+            &["rebuild-db", "a"],
+            r#""a": rebuild-db takes no arguments"#,
+        ),
+        (
+            &["completion", "bash", "zsh"],
+            r#""zsh": completion takes only <shell>"#,
+        ),
+        (&["man", "a", "b"], r#""b": man takes only <folder>"#),
+    ] {
+        let line = [&root].map(String::as_str).into_iter();
+        let ran = run(line.chain(words.iter().copied()));
+        assert_eq!(ran, failed(&format!("unexpected argument {message}")));
+    }
+    assert!(!folder.path().join("root").exists());
+}
+
+#[test]
 fn errors_of_convert_have_the_documented_texts() {
     let root = tempfile::tempdir().unwrap();
     let root = format!("--root={}", root.path().display());
