@@ -271,12 +271,12 @@ fn errors_are_reported_in_the_documented_order() -> Result<()> {
         (
             &[],
             &["-p", "linux/arm64", name],
-            "image manifest for linux/arm64: not found",
+            "image manifest for linux/arm64: not found; the image has linux/amd64 (select with --platform or -p)",
         ),
         (
             &[],
             &["-p", "linux/s390x", both],
-            "image manifest for linux/s390x: not found",
+            "image manifest for linux/s390x: not found; the image has linux/amd64, linux/arm64 (select with --platform or -p)",
         ),
         (
             &[],

@@ -61,7 +61,7 @@ impl Wanted {
         let store: Arc<dyn ContentStore> = Arc::new(containerd.clone());
         let manifests = image::manifests(&store, &target, &platforms).await;
         let manifests = manifests.map_err(|error| match error {
-            ImageError::NoManifest(platform) => {
+            ImageError::NoManifest { platform, .. } => {
                 anyhow!("image manifest for platform {platform}: not found")
             }
             other => other.into(),

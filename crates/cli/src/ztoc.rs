@@ -96,7 +96,7 @@ async fn of_image(state: &State<'_>, name: &str) -> Result<Vec<Entry>> {
     let manifests = image::manifests(&store, &target, &[]).await;
     let manifests = manifests.map_err(|error| {
         let what = match &error {
-            ImageError::NoManifest(_) | ImageError::PlatformMissing => "soci indexes",
+            ImageError::NoManifest { .. } | ImageError::PlatformMissing => "soci indexes",
             _ => "supported platforms",
         };
         anyhow::Error::from(error).context(format!("failed to get {what} for the image"))

@@ -28,9 +28,14 @@ pub enum ImageError {
     /// The image does not state any platform.
     #[error("image does not support any platforms")]
     NoPlatforms,
-    /// The image has no manifest for this platform.
-    #[error("image manifest for {0}: not found")]
-    NoManifest(Platform),
+    /// The image has no manifest for a platform.
+    #[error("image manifest for {platform}: not found{}", Offered(.offered))]
+    NoManifest {
+        /// The platform. Boxed to keep the error small.
+        platform: Box<Platform>,
+        /// The platforms of the image.
+        offered: Vec<Platform>,
+    },
     /// A member of the image's index has no platform.
     #[error("manifest should have proper platform")]
     PlatformMissing,
@@ -54,6 +59,20 @@ pub enum ImageError {
         #[source]
         source: Box<DocumentError>,
     },
+}
+
+/// The end of a message about a missing platform: the platforms that there are.
+pub(crate) struct Offered<'a>(pub(crate) &'a [Platform]);
+
+impl fmt::Display for Offered<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let names = names.join(", ");
+        write!(f, "; the image has {names} (select with --platform or -p)")
+    }
 }
 
 /// The manifest of one platform.
@@ -147,7 +166,7 @@ impl Image {
     pub(crate) async fn platforms(&self) -> Result<Vec<Platform>, ImageError> {
         let mut platforms = Vec::new();
         for member in self.index.manifests() {
-            if matches!(&*member.artifact_type, ARTIFACT_TYPE_V1 | ARTIFACT_TYPE_V2) {
+            if is_index(member) {
                 continue;
             }
             match &member.platform {
@@ -210,7 +229,24 @@ impl Image {
                 return Ok(member);
             }
         }
-        Err(ImageError::NoManifest(platform.clone()))
+        Err(ImageError::NoManifest {
+            platform: Box::new(platform.clone()),
+            offered: self.offered(),
+        })
+    }
+
+    /// The stated platforms of the manifests, without repetitions.
+    fn offered(&self) -> Vec<Platform> {
+        let members = self.index.manifests().iter();
+        let manifests = members.filter(|member| !is_index(member));
+        let stated = manifests.filter_map(|member| member.platform.as_ref());
+        let mut offered: Vec<Platform> = Vec::new();
+        for platform in stated.filter(|platform| !platform.is_unknown()) {
+            if !offered.contains(platform) {
+                offered.push(platform.clone());
+            }
+        }
+        offered
     }
 
     /// The normalized platform in the configuration of a manifest.
@@ -230,6 +266,11 @@ impl Image {
     async fn read(&self, from: &Descriptor) -> Result<Bytes, StoreError> {
         self.store.read(&from.digest, MAX_DOCUMENT_BYTES).await
     }
+}
+
+/// Whether a member of an image index is a SOCI index.
+fn is_index(member: &Descriptor) -> bool {
+    matches!(&*member.artifact_type, ARTIFACT_TYPE_V1 | ARTIFACT_TYPE_V2)
 }
 
 fn parse<T: manifest::Kind>(from: &Descriptor, bytes: &[u8]) -> Result<T, ImageError> {

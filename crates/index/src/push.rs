@@ -19,7 +19,7 @@ use soci_registry::{Listing, Registry, RegistryError};
 use soci_store::{ContentStore, StoreError};
 
 use crate::artifacts::ArtifactsError;
-use crate::image::ImageError;
+use crate::image::{ImageError, Offered};
 use crate::model::ARTIFACT_TYPE_V1;
 
 mod graph;
@@ -167,10 +167,15 @@ pub struct Pushed {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PushError {
-    /// The image has no manifest for this platform. The text is the reference's because scripts
-    /// match it.
-    #[error("not found")]
-    NoManifest(Platform),
+    /// The image has no manifest for a platform. The text begins with the reference's because
+    /// scripts match it.
+    #[error("not found: image manifest for {platform}{}", Offered(.offered))]
+    NoManifest {
+        /// The platform. Boxed to keep the error small.
+        platform: Box<Platform>,
+        /// The platforms of the image.
+        offered: Vec<Platform>,
+    },
     /// The image is invalid or missing.
     #[error(transparent)]
     Image(ImageError),

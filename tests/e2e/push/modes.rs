@@ -176,7 +176,10 @@ fn errors_contain_the_reason() -> Result<()> {
     let cases: [(&[&str], &str); 6] = [
         (&[], "please provide an image reference to push"),
         (&["no.test/such:1"], "image \"no.test/such:1\": not found"),
-        (&["--platform", "linux/s390x", &reference], "not found"),
+        (
+            &["--platform", "linux/s390x", &reference],
+            "not found: image manifest for linux/s390x; the image has linux/amd64 (select with --platform or -p)",
+        ),
         (&[&reference], none),
         (
             &["--existing-index", "maybe", &reference],

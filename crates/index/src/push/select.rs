@@ -24,7 +24,9 @@ pub async fn select(
     let mut has_v2 = false;
     for platform in image.wanted(platforms).await.map_err(PushError::Image)? {
         let part = image.part(platform).await.map_err(|error| match error {
-            ImageError::NoManifest(platform) => PushError::NoManifest(platform),
+            ImageError::NoManifest { platform, offered } => {
+                PushError::NoManifest { platform, offered }
+            }
             error => PushError::Image(error),
         })?;
         let subject = part.descriptor.digest;

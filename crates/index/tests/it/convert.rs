@@ -9,7 +9,7 @@ use soci_store::StoreError;
 
 use crate::image::{Images, build_options, member};
 
-fn all() -> ConvertOptions {
+pub(crate) fn all() -> ConvertOptions {
     ConvertOptions {
         platforms: Platforms::All,
         build: build_options(),
@@ -17,7 +17,7 @@ fn all() -> ConvertOptions {
     }
 }
 
-fn listed(platforms: &[&str]) -> ConvertOptions {
+pub(crate) fn listed(platforms: &[&str]) -> ConvertOptions {
     let platforms = platforms.iter().map(|text| text.parse().unwrap()).collect();
     ConvertOptions {
         platforms: Platforms::Listed(platforms),
@@ -26,7 +26,11 @@ fn listed(platforms: &[&str]) -> ConvertOptions {
     }
 }
 
-async fn converted(images: &Images, target: &Descriptor, options: &ConvertOptions) -> ImageIndex {
+pub(crate) async fn converted(
+    images: &Images,
+    target: &Descriptor,
+    options: &ConvertOptions,
+) -> ImageIndex {
     let result = convert(&images.means(), target, options)
         .await
         .unwrap()
@@ -35,12 +39,16 @@ async fn converted(images: &Images, target: &Descriptor, options: &ConvertOption
     images.read(&result.digest).await
 }
 
-async fn refused(images: &Images, target: &Descriptor, options: &ConvertOptions) -> ConvertError {
+pub(crate) async fn refused(
+    images: &Images,
+    target: &Descriptor,
+    options: &ConvertOptions,
+) -> ConvertError {
     convert(&images.means(), target, options).await.unwrap_err()
 }
 
 /// An image for two platforms with an attestation, as BuildKit creates it.
-async fn two_platforms(images: &Images) -> (Descriptor, ImageIndex) {
+pub(crate) async fn two_platforms(images: &Images) -> (Descriptor, ImageIndex) {
     let shared = images.layer("shared").await;
     let amd64 = images.manifest("linux/amd64", vec![shared.clone()]).await;
     let arm64 = images
@@ -181,7 +189,7 @@ async fn a_single_manifest_gets_the_platform_of_its_configuration() {
     let error = refused(&images, &target, &listed(&["linux/amd64"])).await;
     assert_eq!(
         error.to_string(),
-        "image manifest for linux/amd64: not found"
+        "image manifest for linux/amd64: not found; the image has linux/arm64 (select with --platform or -p)"
     );
 }
 

@@ -140,7 +140,7 @@ async fn a_single_manifest_is_only_for_the_platform_of_its_configuration() {
     let creation = create(&images.means(), &target, &options(listed("linux/arm64"))).await;
     assert_eq!(
         failure(creation),
-        "image manifest for linux/arm64: not found"
+        "image manifest for linux/arm64: not found; the image has linux/s390x (select with --platform or -p)"
     );
     for platforms in [listed("linux/s390x"), Platforms::Default] {
         let creation = create(&images.means(), &target, &options(platforms)).await;

@@ -5,6 +5,7 @@ mod create;
 mod fuzz;
 mod image;
 mod mirror;
+mod platforms;
 mod push;
 mod reuse;
 mod select;

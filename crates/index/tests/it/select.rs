@@ -117,14 +117,17 @@ async fn of_two_made_at_once_the_later_listed_is_taken() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_pushed_has_the_texts_of_the_reference() {
+async fn what_cannot_be_pushed_begins_with_the_texts_of_the_reference() {
     let scene = Scene::new().await;
     let [amd64, arm64] = &scene.manifests;
     let error = scene
         .select(&[], &listed(&["linux/s390x"]))
         .await
         .unwrap_err();
-    assert_eq!(error.to_string(), "not found");
+    assert_eq!(
+        error.to_string(),
+        "not found: image manifest for linux/s390x; the image has linux/amd64, linux/arm64/v8 (select with --platform or -p)"
+    );
     let error = scene
         .select(&[], &listed(&["linux/amd64"]))
         .await
