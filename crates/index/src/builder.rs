@@ -123,6 +123,11 @@ impl Parts {
         (!blobs.is_empty()).then(|| SociIndex::new(version, blobs, subject))
     }
 
+    /// Whether any layer has a zTOC.
+    pub(crate) fn has_ztocs(&self) -> bool {
+        self.layers.iter().any(|layer| layer.ztoc().is_some())
+    }
+
     /// The error to return if none of these manifests has an index.
     pub fn nothing<'a>(all: impl IntoIterator<Item = &'a Self>) -> BuildError {
         let refused = |outcome: &LayerOutcome| match &outcome.outcome {

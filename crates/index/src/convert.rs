@@ -8,7 +8,7 @@
 //! its result, gives the same digests. As in the reference, other manifests such as attestations
 //! are re-encoded. Unlike the reference, an old SOCI index that is not replaced is kept as it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use soci_oci::{Descriptor, Digest, Manifest, Platform, json, media_type};
 use soci_store::StoreError;
@@ -54,11 +54,11 @@ pub enum ConvertError {
 pub struct Converted {
     /// The new image, or the source if there was nothing to index.
     pub image: Descriptor,
-    /// The result for each requested platform, in order.
+    /// The result for each manifest of the requested platforms, in order.
     pub platforms: Vec<ConvertedPlatform>,
 }
 
-/// The result for one platform; see [`Converted`].
+/// The result for one manifest; see [`Converted`].
 #[derive(Debug, Clone)]
 pub struct ConvertedPlatform {
     /// The requested platform.
@@ -169,10 +169,18 @@ impl Binding<'_> {
             entry.annotations = [(MANIFEST_DIGEST.to_owned(), manifest.to_string())].into();
             let index = entry.clone();
             bound.push((*number, BoundIndex { index, manifest }));
-            match members
-                .iter_mut()
-                .find(|member| is_index_for(member, &source.platform))
-            {
+            let is_own = |digest: &Digest| *digest == source_digest || *digest == manifest;
+            let named = rewritten.iter().flat_map(|(old, new)| [old, new]);
+            let others: HashSet<String> = named
+                .filter(|digest| !is_own(digest))
+                .map(Digest::to_string)
+                .collect();
+            // Another manifest of the same platform keeps its index.
+            let is_replaced = |member: &&mut Descriptor| {
+                let stated = member.annotation(MANIFEST_DIGEST).unwrap_or_default();
+                is_index_for(member, &source.platform) && !others.contains(stated)
+            };
+            match members.iter_mut().find(is_replaced) {
                 Some(old) => *old = entry,
                 None => members.push(entry),
             }
@@ -181,7 +189,8 @@ impl Binding<'_> {
         base.manifests = Some(members);
         let store = &self.means.store;
         let image = put(store, media_type::OCI_INDEX, json::to_vec(&base), labels).await?;
-        let entries = entries_of(&image.digest, base.manifests(), indexed);
+        let sources = rewritten.into_iter().map(|(source, new)| (new, source));
+        let entries = entries_of(&image.digest, base.manifests(), &sources.collect());
         records::write(self.means.records.as_ref(), entries).await?;
         Ok((image, bound))
     }
@@ -230,9 +239,14 @@ fn is_index_for(member: &Descriptor, platform: &Platform) -> bool {
     member.artifact_type == ARTIFACT_TYPE_V2 && offered.is_some_and(|it| platform.matches(it))
 }
 
-/// The records for the indexes of a new image. If two platforms share an index, only the last one
-/// is recorded. Old indexes that are kept now belong to the new image.
-fn entries_of(image: &Digest, members: &[Descriptor], indexed: &[Indexed<'_>]) -> Vec<Entry> {
+/// The records for the indexes of a new image, whose manifests were made from `sources`. If two
+/// platforms share an index, only the last one is recorded. Old indexes that are kept now belong to
+/// the new image.
+fn entries_of(
+    image: &Digest,
+    members: &[Descriptor],
+    sources: &BTreeMap<Digest, Digest>,
+) -> Vec<Entry> {
     let mut entries = Vec::new();
     for member in members {
         if member.artifact_type != ARTIFACT_TYPE_V2 {
@@ -245,12 +259,9 @@ fn entries_of(image: &Digest, members: &[Descriptor], indexed: &[Indexed<'_>]) -
         let Some(manifest) = named.and_then(|text| text.parse::<Digest>().ok()) else {
             continue;
         };
-        let new = indexed
-            .iter()
-            .find(|it| is_index_for(member, &it.source.platform));
         let of = IndexOf {
             version: Version::V2,
-            built_for: new.map_or(&manifest, |it| &it.source.descriptor.digest),
+            built_for: sources.get(&manifest).unwrap_or(&manifest),
             manifest: &manifest,
             image,
             platform: platform.to_string(),

@@ -100,8 +100,14 @@ impl Creation {
         let sources = image.parts(platforms).await?;
         let manifests: Vec<Manifest> = sources.iter().map(|part| part.manifest.clone()).collect();
         let built = builder::build(means, &manifests, &options.build).await?;
-        for (source, parts) in sources.into_iter().zip(built) {
-            self.write(means, &target.digest, source, parts).await?;
+        let all: Vec<(Part, Parts)> = sources.into_iter().zip(built).collect();
+        let indexed = all.iter().filter(|(_, parts)| parts.has_ztocs());
+        let indexed: Vec<Platform> = indexed.map(|(part, _)| part.platform.clone()).collect();
+        for (source, parts) in all {
+            // One manifest of a platform with an index is enough.
+            if parts.has_ztocs() || !indexed.contains(&source.platform) {
+                self.write(means, &target.digest, source, parts).await?;
+            }
         }
         Ok(())
     }

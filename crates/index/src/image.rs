@@ -8,7 +8,7 @@ use soci_oci::manifest::{self, DocumentError, MAX_DOCUMENT_BYTES};
 use soci_oci::{Descriptor, Digest, ImageConfig, ImageIndex, Manifest, Platform, media_type};
 use soci_store::{ContentStore, DocumentBudget, StoreError};
 
-use crate::model::{ARTIFACT_TYPE_V1, ARTIFACT_TYPE_V2};
+use crate::model::{ARTIFACT_TYPE_V1, ARTIFACT_TYPE_V2, MANIFEST_DIGEST};
 
 /// The platforms of an image that get an index.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +75,7 @@ impl fmt::Display for Offered<'_> {
     }
 }
 
-/// The manifest of one platform.
+/// A manifest of a requested platform.
 #[derive(Debug, Clone)]
 pub(crate) struct Part {
     /// The requested platform.
@@ -105,7 +105,7 @@ impl fmt::Debug for Image {
 }
 
 /// Returns the manifests of an image for these platforms, or all of them. Each manifest is listed
-/// once, whether or not it is in the store.
+/// once, whether or not it is in the store. A platform can have several.
 pub async fn manifests(
     store: &Arc<dyn ContentStore>,
     target: &Descriptor,
@@ -119,9 +119,10 @@ pub async fn manifests(
     };
     let mut found: Vec<Descriptor> = Vec::new();
     for platform in platforms {
-        let member = image.member(&platform)?;
-        if !found.iter().any(|known| known.digest == member.digest) {
-            found.push(member.clone());
+        for member in image.members(&platform)? {
+            if !found.iter().any(|known| known.digest == member.digest) {
+                found.push(member.clone());
+            }
         }
     }
     Ok(found)
@@ -199,26 +200,59 @@ impl Image {
         let mut budget = DocumentBudget::new(self.root);
         let mut parts = Vec::new();
         for platform in platforms {
-            let part = self.part(platform).await?;
-            budget.take(part.bytes)?;
-            parts.push(part);
+            for part in self.parts_of(&platform).await? {
+                budget.take(part.bytes)?;
+                parts.push(part);
+            }
         }
         Ok(parts)
     }
 
-    /// Reads the first manifest that matches a platform.
-    pub(crate) async fn part(&self, platform: Platform) -> Result<Part, ImageError> {
-        let descriptor = self.member(&platform)?.clone();
-        let bytes = self.read(&descriptor).await?;
-        Ok(Part {
-            platform,
-            manifest: parse(&descriptor, &bytes)?,
-            bytes: bytes.len() as u64,
-            descriptor,
-        })
+    /// Reads the manifests for a platform that are in the store. Fails if there is none.
+    pub(crate) async fn parts_of(&self, platform: &Platform) -> Result<Vec<Part>, ImageError> {
+        let (mut parts, mut missing) = (Vec::new(), None);
+        for descriptor in self.members(platform)? {
+            let bytes = match self.read(descriptor).await {
+                Ok(bytes) => bytes,
+                Err(error) if error.is_not_found() => {
+                    missing.get_or_insert(error);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            parts.push(Part {
+                platform: platform.clone(),
+                manifest: parse(descriptor, &bytes)?,
+                bytes: bytes.len() as u64,
+                descriptor: descriptor.clone(),
+            });
+        }
+        match missing {
+            Some(error) if parts.is_empty() => Err(error.into()),
+            _ => Ok(parts),
+        }
     }
 
-    /// The descriptor of the manifest for a platform. The manifest may be missing from the store.
+    /// The descriptors of the manifests for a platform: the first one that matches, and others of
+    /// exactly its platform, such as a copy of the image with another compression.
+    fn members(&self, platform: &Platform) -> Result<Vec<&Descriptor>, ImageError> {
+        let first = self.member(platform)?;
+        let of = |member: &Descriptor| member.platform.as_ref().map(Platform::normalised);
+        let own = of(first);
+        let mut members = vec![first];
+        for member in self.index.manifests() {
+            let is_other = media_type::is_manifest(&member.media_type)
+                && member.artifact_type.is_empty()
+                && member.annotation(MANIFEST_DIGEST).is_none()
+                && members.iter().all(|known| known.digest != member.digest);
+            if is_other && of(member) == own {
+                members.push(member);
+            }
+        }
+        Ok(members)
+    }
+
+    /// The first manifest that matches a platform. It may be missing from the store.
     fn member(&self, platform: &Platform) -> Result<&Descriptor, ImageError> {
         for member in self.index.manifests() {
             let offered = member

@@ -105,6 +105,23 @@ async fn the_newest_index_of_each_platform_is_taken() {
 }
 
 #[tokio::test]
+async fn of_two_manifests_of_a_platform_those_with_an_index_are_taken() {
+    let mut scene = Scene::new().await;
+    let zstd = scene.images.layer("zstd").await;
+    let zstd = scene.images.manifest("linux/amd64", vec![zstd]).await;
+    let index: ImageIndex = scene.images.read(&scene.target.digest).await;
+    let members = [&[member(&zstd, "linux/amd64")], index.manifests()].concat();
+    let index = json::to_vec(&ImageIndex::new(members));
+    scene.target = scene.images.put(media_type::OCI_INDEX, index).await;
+    let gzip = scene.manifests[0];
+    let records = [entry("gzip", &gzip, ARTIFACT_TYPE_V1, None)];
+    let amd64 = listed(&["linux/amd64"]);
+    let selected = scene.select(&records, &amd64).await.unwrap();
+    let subjects: Vec<Digest> = selected.iter().map(|one| one.subject).collect();
+    assert_eq!(subjects, [gzip]);
+}
+
+#[tokio::test]
 async fn of_two_made_at_once_the_later_listed_is_taken() {
     let scene = Scene::new().await;
     let entry = |name| entry(name, &scene.manifests[0], ARTIFACT_TYPE_V1, Some(1));
