@@ -7,7 +7,8 @@
 //! not on the layer's size. Results ([`LayerOutcome`]) are reported in manifest and layer order.
 //!
 //! A layer with an entry that zTOCs cannot describe, such as a global PAX header, is left out. If
-//! its manifest has no zTOCs at all, such layers are the reason why there is no index.
+//! its manifest has no zTOCs at all, such layers are the reason why there is no index. A
+//! non-distributable layer that the store does not have is left out, too.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -218,7 +219,7 @@ impl Assembly<'_> {
             self.warn(layer, made);
         }
         let outcome = match &made.result {
-            Err(error) => Outcome::Skipped(Skip::Entry(error.clone())),
+            Err(skip) => Outcome::Skipped(skip.clone()),
             Ok(ztoc) => {
                 let descriptor = descriptor(layer, ztoc, self.options);
                 if is_repeated || ztoc.is_reused {

@@ -93,6 +93,13 @@ pub fn is_index(media_type: &str) -> bool {
     matches!(media_type, OCI_INDEX | DOCKER_INDEX)
 }
 
+/// Whether the type is a layer that registries need not store. Clients download it from the URLs in
+/// its descriptor.
+#[must_use]
+pub fn is_nondistributable(media_type: &str) -> bool {
+    media_type.contains("nondistributable") || media_type.contains(".foreign.")
+}
+
 /// Whether containerd accepts the type for a layer.
 #[must_use]
 pub fn is_layer(media_type: &str) -> bool {

@@ -22,6 +22,7 @@ use soci_oci::digest::Digest;
 use soci_oci::manifest::{self, ImageIndex, MAX_DOCUMENT_BYTES, Manifest};
 use soci_oci::media_type;
 use soci_oci::reference::ImageRef;
+use soci_registry::fetch::FetchError;
 use soci_registry::{MAX_MANIFEST, Registry, RegistryError};
 
 mod graph;
@@ -204,13 +205,18 @@ impl RegistryStore {
         };
         let (image, what) = (image.to_string(), format!("blobs/{digest}"));
         let explain = move |error| {
+            let kind = match error {
+                FetchError::Status { status: 404, .. } => io::ErrorKind::NotFound,
+                _ => io::ErrorKind::Other,
+            };
             let (image, what) = (image.clone(), what.clone());
             let source = Box::new(error);
-            io::Error::other(RegistryError::Fetch {
+            let error = RegistryError::Fetch {
                 image,
                 what,
                 source,
-            })
+            };
+            io::Error::new(kind, error)
         };
         Ok(Blob {
             size,

@@ -23,5 +23,6 @@ mod shells;
 mod site;
 mod soci;
 mod transports;
+mod unusual;
 mod verify;
 mod ztocs;

@@ -5,13 +5,13 @@ use std::io::{self, BufWriter, Read, Write as _};
 use std::time::{Duration, Instant};
 
 use soci_oci::digest::Sha256Writer;
-use soci_oci::{Descriptor, Digest};
+use soci_oci::{Descriptor, Digest, media_type};
 use soci_store::{Content, StoreError};
 use soci_ztoc::{BuiltZtoc, Compression, Entry, SpanMap, TarError};
 
 use super::error::LayerError;
 use super::jobs::Work;
-use super::outcome::Stage;
+use super::outcome::{Skip, Stage};
 use super::plan::Job;
 use crate::model::ZTOC_MEDIA_TYPE;
 use crate::prefetch::{self, Hit};
@@ -24,7 +24,8 @@ pub(crate) const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 /// The result of a job.
 #[derive(Debug, Clone)]
 pub(super) struct Made {
-    pub(super) result: Result<MadeZtoc, TarError>,
+    /// The zTOC, or why there is none.
+    pub(super) result: Result<MadeZtoc, Skip>,
     pub(super) warnings: Vec<soci_ztoc::Warning>,
     /// Why existing zTOCs were not reused.
     pub(super) rejected: Vec<String>,
@@ -74,6 +75,7 @@ pub(super) fn index(work: &Work, job: &Job) -> Result<Made, LayerError> {
                 tracing::warn!(%layer, error = %source, "a mirror gave wrong bytes; the layer is read again");
                 build(work, job)?
             }
+            Err(error) if is_elsewhere(job, &error) => (Err(Skip::Elsewhere), Vec::new()),
             built => built?,
         },
     };
@@ -124,7 +126,7 @@ fn take_over(
     Ok(None)
 }
 
-type Built = (Result<MadeZtoc, TarError>, Vec<soci_ztoc::Warning>);
+type Built = (Result<MadeZtoc, Skip>, Vec<soci_ztoc::Warning>);
 
 fn build(work: &Work, job: &Job) -> Result<Built, LayerError> {
     let layer = job.layer.digest;
@@ -150,7 +152,7 @@ fn build(work: &Work, job: &Job) -> Result<Built, LayerError> {
     let mut built = match built {
         Ok(built) => built,
         Err(soci_ztoc::BuildError::Tar(error @ TarError::Unsupported { .. })) => {
-            return Ok((Err(error), Vec::new()));
+            return Ok((Err(Skip::Entry(error)), Vec::new()));
         }
         Err(source) => return Err(LayerError::Build { layer, source }),
     };
@@ -170,6 +172,19 @@ fn build(work: &Work, job: &Job) -> Result<Built, LayerError> {
         facts: questions.finish(),
     };
     Ok((Ok(made), built.warnings().to_vec()))
+}
+
+/// Whether the layer is non-distributable and the error means that the store does not have it.
+fn is_elsewhere(job: &Job, error: &LayerError) -> bool {
+    let is_missing = match error {
+        LayerError::Store { source, .. } => source.is_not_found(),
+        LayerError::Build {
+            source: soci_ztoc::BuildError::Read(error),
+            ..
+        } => error.kind() == io::ErrorKind::NotFound,
+        _ => false,
+    };
+    is_missing && media_type::is_nondistributable(&job.layer.media_type)
 }
 
 /// Whether wrong bytes may be the cause, detected by the digest or earlier.

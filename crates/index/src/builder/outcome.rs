@@ -43,6 +43,8 @@ pub enum Skip {
     Compression(&'static str),
     /// The archive has an entry that zTOCs cannot describe.
     Entry(TarError),
+    /// The layer is non-distributable, and the store does not have it.
+    Elsewhere,
 }
 
 impl LayerOutcome {
@@ -67,7 +69,7 @@ impl LayerOutcome {
     #[must_use]
     pub fn is_left_out(&self) -> bool {
         match &self.outcome {
-            Outcome::Skipped(Skip::Compression(_) | Skip::Entry(_)) => true,
+            Outcome::Skipped(Skip::Compression(_) | Skip::Entry(_) | Skip::Elsewhere) => true,
             Outcome::Skipped(Skip::Small { .. })
             | Outcome::Ignored
             | Outcome::Built(_)
@@ -85,6 +87,7 @@ impl fmt::Display for Skip {
                 "is compressed in an unsupported format. expect: [tar, gzip, unknown] but got \"{name}\""
             ),
             Self::Entry(error) => write!(f, "cannot have a ztoc: {error}"),
+            Self::Elsewhere => f.write_str("is non-distributable and not stored with the image"),
         }
     }
 }

@@ -170,7 +170,9 @@ impl Walk<'_> {
         self.summary.manifests += 1;
         self.presence(Part::Config, &manifest.config).await?;
         for layer in manifest.layers() {
-            if self.layers.insert(layer.digest) && !self.options.may_lack_layers {
+            let may_be_elsewhere =
+                self.options.may_lack_layers || media_type::is_nondistributable(&layer.media_type);
+            if self.layers.insert(layer.digest) && !may_be_elsewhere {
                 self.presence(Part::Layer, layer).await?;
             }
         }

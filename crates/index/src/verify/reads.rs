@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use futures_util::{StreamExt as _, stream};
-use soci_oci::{Descriptor, Manifest};
+use soci_oci::{Descriptor, Manifest, media_type};
 use soci_store::{ContentStore, StoreError};
 use soci_ztoc::{DEFAULT_AHEAD, MAX_ZTOC_SIZE};
 
@@ -56,11 +56,13 @@ impl Walk<'_> {
         }
     }
 
-    /// Queues the layers without a zTOC, if all layers are to be read.
+    /// Queues the layers without a zTOC, if all layers are to be read. Non-distributable ones may be
+    /// stored elsewhere.
     pub(super) fn queue_rest(&mut self, manifest: &Manifest) {
         for layer in manifest.layers() {
+            let is_here = !media_type::is_nondistributable(&layer.media_type);
             let mut read = self.read.iter();
-            if self.options.deep && !read.any(|(read, _)| *read == layer.digest) {
+            if self.options.deep && is_here && !read.any(|(read, _)| *read == layer.digest) {
                 self.queue_layer(layer, None);
             }
         }

@@ -126,9 +126,7 @@ fn is_document(descriptor: &Descriptor) -> bool {
 /// Whether the layer is not stored in registries; clients download it from the URLs in its
 /// descriptor.
 fn is_elsewhere(layer: &Descriptor) -> bool {
-    let media_type = &layer.media_type;
-    let is_foreign = media_type.contains("nondistributable") || media_type.contains(".foreign.");
-    is_foreign && !layer.urls.is_empty()
+    media_type::is_nondistributable(&layer.media_type) && !layer.urls.is_empty()
 }
 
 #[cfg(test)]

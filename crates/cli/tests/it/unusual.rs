@@ -1,0 +1,96 @@
+//! Images that registries and tools accept, and that differ from what most builders create.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use soci_oci::{Digest, media_type};
+use soci_registry::testing::TestRegistry;
+
+use crate::site::{self, docker, layer, layout, publish};
+use crate::soci::{Ran, blob, converted, index, put, read_json, run};
+
+/// Creates a layout with these layers, and changes its manifest and configuration. Returns the
+/// digest of the manifest.
+fn image(folder: &Path, layers: &[Vec<u8>], edit: impl FnOnce(&mut Value, &mut Value)) -> String {
+    let mut manifest = read_json(&blob(folder, &layout(folder, layers)));
+    let old = manifest["config"]["digest"].as_str().unwrap().to_owned();
+    let mut config = read_json(&blob(folder, &old));
+    edit(&mut manifest, &mut config);
+    fs::remove_file(blob(folder, &old)).unwrap();
+    let config = config.to_string();
+    manifest["config"]["digest"] = json!(put(folder, config.as_bytes()));
+    manifest["config"]["size"] = json!(config.len());
+    let manifest = manifest.to_string();
+    let digest = put(folder, manifest.as_bytes());
+    let entry = json!({
+        "mediaType": media_type::OCI_MANIFEST,
+        "digest": digest,
+        "size": manifest.len(),
+        "platform": {"os": "linux", "architecture": "amd64"},
+    });
+    index(folder, &[entry]);
+    digest
+}
+
+fn digest(layer: &[u8]) -> String {
+    Digest::sha256(layer).to_string()
+}
+
+fn verify(flags: &[&str], image: &str) -> Ran {
+    let words = ["verify"].into_iter().chain(flags.iter().copied());
+    run(words.chain([image]))
+}
+
+/// An image with a foreign layer that it does not contain.
+fn foreign(folder: &Path) -> (String, String) {
+    let layers = [layer(1, 5000), layer(2, 5000)];
+    let manifest = image(folder, &layers, |manifest, _| {
+        let foreign = &mut manifest["layers"][0];
+        foreign["mediaType"] = json!(media_type::DOCKER_FOREIGN_LAYER);
+        foreign["urls"] = json!(["https://download.example/layer"]);
+    });
+    let foreign = digest(&layers[0]);
+    fs::remove_file(blob(folder, &foreign)).unwrap();
+    (manifest, foreign)
+}
+
+#[test]
+fn a_foreign_layer_that_is_not_there_is_skipped_and_the_rest_converted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (manifest, foreign) = foreign(&path("in"));
+    let registry = TestRegistry::start();
+    publish(&path("in"), &manifest, &registry, "in");
+    let skipped = format!(
+        "ztoc skipped - layer {foreign} ({}) is non-distributable and not stored with the image",
+        media_type::DOCKER_FOREIGN_LAYER
+    );
+    let other = TestRegistry::start();
+    let shown = |name: &str| path(name).display().to_string();
+    for (from, to) in [
+        (shown("in"), shown("out.tar")),
+        (docker(&registry, "in:1"), docker(&registry, "in:2")),
+        (docker(&registry, "in:1"), docker(&other, "out:2")),
+        (docker(&registry, "in:1"), format!("oci:{}", shown("out"))),
+    ] {
+        let ran = site::converted(&["--all-platforms"], &from, &to);
+        let lines: Vec<&str> = ran.stdout.lines().collect();
+        assert_eq!(lines.len(), 2, "{to}: {ran:?}");
+        assert_eq!(lines[0], skipped, "{to}");
+        assert!(lines[1].contains(" -> ztoc "), "{to}: {ran:?}");
+        let ran = verify(&["--deep"], &to);
+        assert_eq!(ran.code, Some(0), "{to}: {ran:?}");
+    }
+}
+
+#[test]
+fn a_foreign_layer_that_is_there_is_indexed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (folder.path().join("in"), folder.path().join("out"));
+    image(&input, &[layer(1, 5000)], |manifest, _| {
+        manifest["layers"][0]["mediaType"] = json!(media_type::DOCKER_FOREIGN_LAYER);
+    });
+    let ran = converted(&["--format", "oci-dir"], &input, &output);
+    assert!(ran.stdout.contains(" -> ztoc "), "{ran:?}");
+}
