@@ -198,7 +198,7 @@ impl Layout {
         loop {
             let read = reader
                 .read(&mut buffer)
-                .map_err(StoreError::io("read", file.path()))?;
+                .map_err(|error| StoreError::io("read", Path::new(&digest.to_string()))(error))?;
             if read == 0 {
                 break;
             }

@@ -166,17 +166,30 @@ impl StoreError {
     }
 }
 
-/// Formats an operating system error as Go does: only the text, in lower case.
+/// Formats an operating system error as Go does: only the text, in lower case. Any other error is
+/// followed by its causes.
 #[must_use]
 pub fn errno(error: &io::Error) -> String {
     let text = error.to_string();
     let Some((text, _)) = text.split_once(" (os error") else {
-        return text;
+        return with_causes(text, error);
     };
     let mut characters = text.chars();
     let first = characters.next();
     let first = first.into_iter().flat_map(char::to_lowercase);
     first.chain(characters).collect()
+}
+
+fn with_causes(mut text: String, error: &io::Error) -> String {
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
+        next = cause.source();
+    }
+    text
 }
 
 /// Labels of a blob, by key.
@@ -302,13 +315,11 @@ pub trait ContentStore: Send + Sync + fmt::Debug {
 
 fn read_part(blob: Blob, digest: Digest, range: &Range<u64>) -> Result<Bytes, StoreError> {
     let Blob { size, mut reader } = blob;
-    let path = PathBuf::from(digest.to_string());
-    let failed = StoreError::io("read", &path);
     let mut part = Vec::new();
     let length = range.end.saturating_sub(range.start);
     io::copy(&mut reader.by_ref().take(range.start), &mut io::sink())
         .and_then(|_| reader.take(length).read_to_end(&mut part))
-        .map_err(failed)?;
+        .map_err(unreadable(digest))?;
     if part.len() as u64 != length {
         return Err(StoreError::Size {
             digest,
@@ -329,13 +340,20 @@ fn read_whole(blob: Blob, digest: Digest, limit: u64) -> Result<Bytes, StoreErro
         });
     }
     let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
-    let path = PathBuf::from(digest.to_string());
     reader
         .by_ref()
         .take(limit + 1)
         .read_to_end(&mut bytes)
-        .map_err(StoreError::io("read", &path))?;
+        .map_err(unreadable(digest))?;
     checked(bytes.into(), digest, size)
+}
+
+/// The error for a failed read. Some stores learn only then that they do not have the blob.
+fn unreadable(digest: Digest) -> impl FnOnce(io::Error) -> StoreError {
+    move |error| match error.kind() {
+        io::ErrorKind::NotFound => StoreError::NotFound(digest),
+        _ => StoreError::io("read", Path::new(&digest.to_string()))(error),
+    }
 }
 
 /// Returns the bytes if they have the expected size and digest.

@@ -7,6 +7,7 @@ mod command_line;
 mod durability;
 mod endless;
 mod exit_codes;
+mod failed_reads;
 mod golden;
 mod hostile;
 mod indexes;

@@ -53,6 +53,7 @@ impl Job {
             spans: parsed.as_ref().map(|ztoc| Spans::new(ztoc.spans())),
             progress: self.progress,
             stop: self.stop,
+            failed: None,
         };
         let built = parsed.as_ref().map(|ztoc| {
             let options = BuildOptions {
@@ -71,13 +72,15 @@ impl Job {
             bytes: reader.whole.length(),
             ..Outcome::default()
         };
-        if outcome.bytes != self.layer.size && rest.is_ok() {
+        if let Some(error) = reader.failed.take().or(rest.err()) {
+            outcome.layer.push(Problem::Unread(error));
+            return outcome;
+        }
+        if outcome.bytes != self.layer.size {
             let problem = Problem::Size(self.layer.size, outcome.bytes);
             outcome.layer.push(problem);
         }
-        if let Err(error) = &rest {
-            outcome.layer.push(Problem::Broken(error.to_string()));
-        } else if let Err(mismatch) = reader.whole.finish() {
+        if let Err(mismatch) = reader.whole.finish() {
             outcome.layer.push(Problem::Digest(*mismatch.actual));
         }
         outcome.ztoc = reader.spans.map(Spans::finish).unwrap_or_default();
@@ -103,7 +106,7 @@ fn compare(ztoc: &Ztoc<'_>, built: Result<BuiltZtoc, BuildError>, outcome: &mut 
 fn differences(ztoc: &Ztoc<'_>, mut built: BuiltZtoc) -> Vec<Problem> {
     let mut problems = match entries(ztoc, &mut built) {
         Ok(problems) => problems,
-        Err(error) => return vec![Problem::Broken(error.to_string())],
+        Err(error) => return vec![Problem::Unread(error)],
     };
     let (own, other) = (ztoc.spans(), built.spans());
     let mut count = |what, own: u64, other: u64| {
@@ -187,14 +190,23 @@ struct Watched {
     spans: Option<Spans>,
     progress: Arc<dyn Fn(u64) + Send + Sync>,
     stop: Arc<AtomicBool>,
+    /// The first error of the store. Reading ends there.
+    failed: Option<io::Error>,
 }
 
 impl Read for Watched {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.stop.load(Ordering::Relaxed) {
+        if self.stop.load(Ordering::Relaxed) || self.failed.is_some() {
             return Err(io::Error::other("given up"));
         }
-        let read = self.inner.read(buffer)?;
+        let read = match self.inner.read(buffer) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                let kind = error.kind();
+                self.failed = Some(error);
+                return Err(kind.into());
+            }
+            read => read?,
+        };
         let bytes = &buffer[..read];
         self.whole.update(bytes);
         if let Some(spans) = &mut self.spans {

@@ -1,6 +1,7 @@
 //! The problems that a verification can report, in one line each.
 
 use std::fmt;
+use std::io;
 
 use serde::ser::{Serialize, SerializeStruct as _, Serializer};
 use soci_oci::digest::DigestError;
@@ -195,9 +196,9 @@ pub enum Problem {
     /// The layer is not a readable archive.
     #[error("cannot be read")]
     Layer(#[source] Box<soci_ztoc::BuildError>),
-    /// The store failed while the layer was read.
-    #[error("cannot be read to its end: {0}")]
-    Broken(String),
+    /// Reading failed. This does not mean that the blob is damaged.
+    #[error("could not be read")]
+    Unread(#[source] io::Error),
     /// A number differs: its name, the zTOC's, the layer's.
     #[error("has {1} {0}, the layer has {2}")]
     Count(&'static str, u64, u64),
