@@ -39,6 +39,7 @@ pub use outcome::{LayerOutcome, Note, Observer, Outcome, Skip, Stage};
 use jobs::Results;
 pub(crate) use jobs::part;
 use layer::{Made, MadeZtoc};
+pub(crate) use plan::is_encrypted;
 use plan::{Jobs, Plan};
 
 /// Layers smaller than this many bytes get no zTOC by default. Same as the reference.

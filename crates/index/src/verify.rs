@@ -3,7 +3,8 @@
 //! A [`Verification`] walks an image from its target: image index, manifests, the SOCI indexes that
 //! they name or that refer to them, zTOCs and prefetch artifacts. Each problem is reported
 //! immediately as a [`Finding`]. A missing blob is a finding too; any other store error ends the
-//! walk. `deep` also reads every layer once, from start to end (`reads`, `deep`).
+//! walk. `deep` also reads every layer once, from start to end (`reads`, `deep`), and compares its
+//! archive with the diff-IDs of the configurations (`unpacked`).
 //!
 //! An image may be incomplete: members of an image index whose manifest and SOCI index are both
 //! missing are counted but not reported, and layers do not need a zTOC.
@@ -13,8 +14,9 @@ mod finding;
 mod image;
 mod reads;
 mod soci;
+mod unpacked;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -103,6 +105,7 @@ impl Verification {
             queue: Vec::new(),
             read: HashSet::new(),
             checked: HashSet::new(),
+            diff_ids: HashMap::new(),
         };
         walk.image(target).await?;
         walk.summary.layers = walk.layers.len();
@@ -123,6 +126,8 @@ struct Walk<'a> {
     read: HashSet<(Digest, Option<Digest>)>,
     /// SOCI indexes that were checked, each with its manifest.
     checked: HashSet<(Digest, Digest)>,
+    /// What configurations say about a layer: the configuration, and the diff-ID.
+    diff_ids: HashMap<Digest, BTreeSet<(Digest, Digest)>>,
 }
 
 impl Walk<'_> {

@@ -87,6 +87,12 @@ pub fn is_manifest(media_type: &str) -> bool {
     matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST)
 }
 
+/// Whether the type is an image configuration, OCI or Docker.
+#[must_use]
+pub fn is_config(media_type: &str) -> bool {
+    matches!(media_type, OCI_CONFIG | DOCKER_CONFIG)
+}
+
 /// Whether the type is a list of manifests, OCI or Docker.
 #[must_use]
 pub fn is_index(media_type: &str) -> bool {

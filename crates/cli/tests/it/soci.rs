@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use soci_oci::Digest;
+use soci_ztoc::{Compression, LayerInflate};
 
 /// The result of a run.
 #[derive(Debug, PartialEq, Eq)]
@@ -90,6 +91,16 @@ pub(crate) fn one_layer_with(layout: &Path, layer: &[u8], is_gzip: bool, diff_id
         "size": manifest.len(),
     });
     index(layout, &[manifest]);
+}
+
+/// Like [`one_layer`], with the digest of the unpacked layer.
+pub(crate) fn packed_layer(layout: &Path, layer: &[u8], is_gzip: bool) {
+    let mut archive = Vec::new();
+    let mut inflate = LayerInflate::new(Compression::sniff(layer)).unwrap();
+    let push = inflate.push(layer, |bytes| archive.extend_from_slice(bytes));
+    push.unwrap();
+    let diff_id = Digest::sha256(&archive).to_string();
+    one_layer_with(layout, layer, is_gzip, &diff_id);
 }
 
 /// Writes the `index.json` and `oci-layout` files of a layout.

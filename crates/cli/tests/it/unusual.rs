@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use soci_oci::{Digest, media_type};
 use soci_registry::testing::TestRegistry;
 
+use crate::golden::stored_gzip;
 use crate::site::{self, docker, layer, layout, publish};
-use crate::soci::{Ran, blob, converted, index, put, read_json, run};
+use crate::soci::{Ran, blob, converted, index, one_layer_with, put, read_json, run};
 
 /// Creates a layout with these layers, and changes its manifest and configuration. Returns the
 /// digest of the manifest.
@@ -93,4 +94,106 @@ fn a_foreign_layer_that_is_there_is_indexed() {
     });
     let ran = converted(&["--format", "oci-dir"], &input, &output);
     assert!(ran.stdout.contains(" -> ztoc "), "{ran:?}");
+}
+
+/// A change of the diff-IDs of a configuration.
+type Change = fn(&mut Vec<Value>);
+
+/// Changes of two diff-IDs: a name, and what `verify` and `verify --deep` find.
+const CHANGES: &[(&str, Change, &str, &str)] = &[
+    ("swapped", |ids| ids.swap(0, 1), "", "when unpacked; it is"),
+    (
+        "wrong",
+        |ids| ids[1] = json!(digest(b"other")),
+        "",
+        "when unpacked; it is",
+    ),
+    (
+        "fewer",
+        |ids| ids.truncate(1),
+        "has 1 diff-IDs, its manifest has 2 layers",
+        "",
+    ),
+    (
+        "more",
+        |ids| ids.push(json!(digest(b"other"))),
+        "has 3 diff-IDs, its manifest has 2 layers",
+        "",
+    ),
+    (
+        "none",
+        Vec::clear,
+        "has 0 diff-IDs, its manifest has 2 layers",
+        "",
+    ),
+];
+
+#[test]
+fn diff_ids_are_counted_and_with_deep_compared() {
+    for (name, change, counted, compared) in CHANGES {
+        let folder = tempfile::tempdir().unwrap();
+        let (input, output) = (folder.path().join("in"), folder.path().join("out"));
+        let layers = [layer(1, 5000), layer(2, 5000)];
+        image(&input, &layers, |_, config| {
+            let ids = config["rootfs"]["diff_ids"].as_array_mut().unwrap();
+            change(ids);
+        });
+        let input = input.display().to_string();
+        let output = format!("oci:{}", output.display());
+        site::converted(&[], &input, &output);
+        for (flags, wanted) in [(&[][..], *counted), (&["--deep"], compared)] {
+            let wanted = if wanted.is_empty() { *counted } else { wanted };
+            let ran = verify(flags, &output);
+            assert!(ran.stdout.contains(wanted), "{name}: {ran:?}");
+            let code = if wanted.is_empty() { 0 } else { 1 };
+            assert_eq!(ran.code, Some(code), "{name}: {ran:?}");
+        }
+    }
+}
+
+#[test]
+fn every_layer_with_a_wrong_diff_id_is_named_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (folder.path().join("in"), folder.path().join("out"));
+    let layers = [layer(1, 5000), layer(2, 100)];
+    image(&input, &layers, |_, config| {
+        let ids = config["rootfs"]["diff_ids"].as_array_mut().unwrap();
+        ids.swap(0, 1);
+    });
+    // The second layer has no zTOC.
+    let flags = ["--format", "oci-dir", "--min-layer-size", "4000"];
+    converted(&flags, &input, &output);
+    let ran = verify(&["--deep"], output.to_str().unwrap());
+    let [one, two] = layers.map(|layer| digest(&layer));
+    let found: Vec<&str> = ran
+        .stdout
+        .lines()
+        .filter(|line| line.starts_with("config "))
+        .collect();
+    assert_eq!(found.len(), 2, "{ran:?}");
+    let says = |layer: &str, stated: &str| {
+        format!(": says that layer {layer} is {stated} when unpacked; it is {layer}")
+    };
+    assert!(
+        found.iter().any(|line| line.ends_with(&says(&one, &two))),
+        "{ran:?}"
+    );
+    assert!(
+        found.iter().any(|line| line.ends_with(&says(&two, &one))),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn a_gzip_layer_is_compared_unpacked() {
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (folder.path().join("in"), folder.path().join("out"));
+    let archive = layer(1, 200_000);
+    let gzip = stored_gzip(&archive);
+    for (diff_id, code) in [(&archive, 0), (&gzip, 1)] {
+        one_layer_with(&input, &gzip, true, &digest(diff_id));
+        converted(&["--format", "oci-dir"], &input, &output);
+        let ran = verify(&["--deep"], output.to_str().unwrap());
+        assert_eq!(ran.code, Some(code), "{ran:?}");
+    }
 }

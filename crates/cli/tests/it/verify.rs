@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use soci_oci::Digest;
 
-use crate::soci::{Ran, blob, converted, member, one_layer, put, read_json, run, tar};
+use crate::soci::{
+    Ran, blob, converted, member, one_layer, packed_layer, put, read_json, run, tar,
+};
 
 use damages::DAMAGES;
 
@@ -130,7 +132,7 @@ fn rename(bytes: &mut [u8], from: &[u8], to: &[u8]) {
 fn image(folder: &Path) -> Image {
     let (input, output) = (folder.join("in"), folder.join("out"));
     let layer = fs::read(layers().join("t-z6.gz")).unwrap();
-    one_layer(&input, &layer, true);
+    packed_layer(&input, &layer, true);
     let flags = ["--format", "oci-dir", "--span-size", "20000"];
     converted(&flags, &input, &output);
     Image::of(&output)
@@ -148,7 +150,7 @@ fn every_image_that_was_converted_is_well() {
         let folder = tempfile::tempdir().unwrap();
         let (input, output) = (folder.path().join("in"), folder.path().join("out.tar"));
         let layer = fs::read(layers().join(file)).unwrap();
-        one_layer(&input, &layer, file.ends_with("gz"));
+        packed_layer(&input, &layer, file.ends_with("gz"));
         converted(&["--span-size", span_size], &input, &output);
         let ran = verify(&["--deep"], &output);
         assert_eq!(

@@ -108,7 +108,7 @@ impl Jobs {
 }
 
 /// The reference checks only the last suffix and would treat encrypted data as gzip.
-fn is_encrypted(media_type: &str) -> bool {
+pub(crate) fn is_encrypted(media_type: &str) -> bool {
     media_type
         .split('+')
         .skip(1)

@@ -15,6 +15,7 @@ use soci_ztoc::{
 };
 
 use super::Problem;
+use super::unpacked::Unpacked;
 
 /// Maximum number of wrong spans, and of wrong entries, to report individually per layer.
 const TOLD: usize = 5;
@@ -25,6 +26,8 @@ pub(super) struct Outcome {
     pub(super) bytes: u64,
     pub(super) layer: Vec<Problem>,
     pub(super) ztoc: Vec<Problem>,
+    /// The digest of the unpacked layer, if it was computed.
+    pub(super) diff_id: Option<Digest>,
 }
 
 /// A layer to read.
@@ -32,6 +35,8 @@ pub(super) struct Job {
     pub(super) layer: Descriptor,
     pub(super) blob: Blob,
     pub(super) ztoc: Option<Bytes>,
+    /// Gives the algorithm for the digest of the unpacked layer, if that is needed.
+    pub(super) diff_id: Option<Digest>,
     pub(super) progress: Arc<dyn Fn(u64) + Send + Sync>,
     /// Number of cores to use, and memory for data that is decompressed ahead.
     pub(super) threads: NonZeroUsize,
@@ -47,6 +52,14 @@ impl Job {
             .ztoc
             .as_deref()
             .and_then(|bytes| Ztoc::parse(bytes).ok());
+        let mut outcome = Outcome::default();
+        let unpacked = match self.diff_id.map(Unpacked::start).transpose() {
+            Ok(unpacked) => unpacked,
+            Err(error) => {
+                outcome.layer.push(Problem::Unread(error));
+                return outcome;
+            }
+        };
         let mut reader = Watched {
             inner: self.blob.reader,
             whole: Verifier::new(self.layer.digest),
@@ -54,6 +67,7 @@ impl Job {
             progress: self.progress,
             stop: self.stop,
             failed: None,
+            unpacked,
         };
         let built = parsed.as_ref().map(|ztoc| {
             let options = BuildOptions {
@@ -68,10 +82,8 @@ impl Job {
         });
         // A failed builder has not read everything.
         let rest = io::copy(&mut reader, &mut io::sink());
-        let mut outcome = Outcome {
-            bytes: reader.whole.length(),
-            ..Outcome::default()
-        };
+        outcome.bytes = reader.whole.length();
+        let unpacked = reader.unpacked.take().map(Unpacked::finish);
         if let Some(error) = reader.failed.take().or(rest.err()) {
             outcome.layer.push(Problem::Unread(error));
             return outcome;
@@ -86,6 +98,12 @@ impl Job {
         outcome.ztoc = reader.spans.map(Spans::finish).unwrap_or_default();
         if let (Some(ztoc), Some(built)) = (&parsed, built) {
             compare(ztoc, built, &mut outcome);
+        }
+        match unpacked {
+            // A damaged layer has been reported already.
+            _ if !outcome.layer.is_empty() => {}
+            Some(Err(error)) => outcome.layer.push(Problem::Unpack(error)),
+            unpacked => outcome.diff_id = unpacked.and_then(Result::ok),
         }
         outcome
     }
@@ -192,6 +210,7 @@ struct Watched {
     stop: Arc<AtomicBool>,
     /// The first error of the store. Reading ends there.
     failed: Option<io::Error>,
+    unpacked: Option<Unpacked>,
 }
 
 impl Read for Watched {
@@ -211,6 +230,9 @@ impl Read for Watched {
         self.whole.update(bytes);
         if let Some(spans) = &mut self.spans {
             spans.update(bytes);
+        }
+        if let Some(unpacked) = &mut self.unpacked {
+            unpacked.update(bytes);
         }
         (self.progress)(read as u64);
         Ok(read)

@@ -7,7 +7,7 @@ use serde::ser::{Serialize, SerializeStruct as _, Serializer};
 use soci_oci::digest::DigestError;
 use soci_oci::manifest::DocumentError;
 use soci_oci::{Digest, Platform};
-use soci_ztoc::DecodeError;
+use soci_ztoc::{DecodeError, GzipError};
 
 use crate::builder::explain;
 use crate::model::IndexError;
@@ -196,6 +196,15 @@ pub enum Problem {
     /// The layer is not a readable archive.
     #[error("cannot be read")]
     Layer(#[source] Box<soci_ztoc::BuildError>),
+    /// The configuration has another number of diff-IDs than there are layers: diff-IDs, layers.
+    #[error("has {0} diff-IDs, its manifest has {1} layers")]
+    DiffIds(usize, usize),
+    /// A diff-ID is not the digest of the unpacked layer: layer, stated, actual.
+    #[error("says that layer {0} is {1} when unpacked; it is {2}")]
+    DiffId(Digest, Digest, Digest),
+    /// The layer is not valid gzip.
+    #[error("cannot be unpacked")]
+    Unpack(#[source] GzipError),
     /// Reading failed. This does not mean that the blob is damaged.
     #[error("could not be read")]
     Unread(#[source] io::Error),

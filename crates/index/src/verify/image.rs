@@ -1,6 +1,6 @@
 //! Checks the image: its index, its manifests, and the SOCI index of each manifest.
 
-use soci_oci::{Descriptor, Digest, ImageIndex, Manifest, Platform, media_type};
+use soci_oci::{Descriptor, Digest, ImageConfig, ImageIndex, Manifest, Platform, media_type};
 use soci_store::StoreError;
 
 use super::{Part, Problem, Walk};
@@ -168,7 +168,7 @@ impl Walk<'_> {
             return Ok(());
         };
         self.summary.manifests += 1;
-        self.presence(Part::Config, &manifest.config).await?;
+        self.config(&manifest).await?;
         for layer in manifest.layers() {
             let may_be_elsewhere =
                 self.options.may_lack_layers || media_type::is_nondistributable(&layer.media_type);
@@ -197,6 +197,30 @@ impl Walk<'_> {
                 .await?;
         }
         self.queue_rest(&manifest);
+        Ok(())
+    }
+
+    /// Checks the configuration, and records what it says about the layers.
+    async fn config(&mut self, manifest: &Manifest) -> Result<(), StoreError> {
+        let from = &manifest.config;
+        if !media_type::is_config(&from.media_type) {
+            return self.presence(Part::Config, from).await;
+        }
+        let Some(config) = self.document::<ImageConfig>(Part::Config, from).await? else {
+            return Ok(());
+        };
+        let (layers, diff_ids) = (manifest.layers(), config.rootfs.diff_ids);
+        let is_layer = |layer: &&Descriptor| media_type::is_layer(&layer.media_type);
+        let layers: Vec<&Descriptor> = layers.iter().filter(is_layer).collect();
+        if layers.len() != diff_ids.len() {
+            let problem = Problem::DiffIds(diff_ids.len(), layers.len());
+            self.tell(Part::Config, from.digest, problem);
+            return Ok(());
+        }
+        for (layer, diff_id) in layers.into_iter().zip(diff_ids) {
+            let stated = self.diff_ids.entry(layer.digest).or_default();
+            stated.insert((from.digest, diff_id));
+        }
         Ok(())
     }
 

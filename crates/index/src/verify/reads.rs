@@ -1,18 +1,19 @@
 //! Reads layers. They are queued while the image is walked and read after the walk, largest first,
 //! one more concurrently than there are cores. Problems are reported in the order of the queue.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use futures_util::{StreamExt as _, stream};
-use soci_oci::{Descriptor, Manifest, media_type};
+use soci_oci::{Descriptor, Digest, Manifest, media_type};
 use soci_store::{ContentStore, StoreError};
 use soci_ztoc::{DEFAULT_AHEAD, MAX_ZTOC_SIZE};
 
 use super::deep::{Job, Outcome};
+use super::unpacked::can_unpack;
 use super::{Part, Problem, Walk, blob_problem};
 use crate::builder::part;
 use crate::reuse::Budget;
@@ -25,6 +26,8 @@ const BUDGET_KIB: u32 = 256 << 10;
 pub(super) struct Queued {
     layer: Descriptor,
     ztoc: Option<Descriptor>,
+    /// A diff-ID that a configuration states for the layer.
+    diff_id: Option<Digest>,
 }
 
 /// The state that the reads share. Dropping it stops them.
@@ -52,6 +55,7 @@ impl Walk<'_> {
             self.queue.push(Queued {
                 layer: layer.clone(),
                 ztoc: ztoc.cloned(),
+                diff_id: None,
             });
         }
     }
@@ -70,7 +74,12 @@ impl Walk<'_> {
 
     /// Reads the queued layers.
     pub(super) async fn read_layers(&mut self) -> Result<(), StoreError> {
-        let queue = std::mem::take(&mut self.queue);
+        let mut queue = std::mem::take(&mut self.queue);
+        for queued in &mut queue {
+            let stated = self.diff_ids.get(&queued.layer.digest);
+            let (_, diff_id) = stated.and_then(BTreeSet::first).copied().unzip();
+            queued.diff_id = diff_id.filter(|_| can_unpack(&queued.layer.media_type));
+        }
         let reads = Reads {
             store: Arc::clone(&self.options.store),
             progress: Arc::clone(&self.options.progress),
@@ -108,6 +117,15 @@ impl Walk<'_> {
                 self.tell(Part::Layer, layer, problem);
             }
         }
+        if let Some(actual) = outcome.diff_id {
+            let stated = self.diff_ids.remove(&layer).unwrap_or_default();
+            for (config, diff_id) in stated {
+                if diff_id != actual && diff_id.algorithm() == actual.algorithm() {
+                    let problem = Problem::DiffId(layer, diff_id, actual);
+                    self.tell(Part::Config, config, problem);
+                }
+            }
+        }
         for problem in outcome.ztoc {
             if let Some(ztoc) = &queued.ztoc {
                 self.tell_of(Part::Ztoc, ztoc.digest, Some(layer), problem);
@@ -142,6 +160,7 @@ impl Reads {
             layer: queued.layer.clone(),
             blob,
             ztoc: bytes,
+            diff_id: queued.diff_id,
             progress: Arc::clone(&self.progress),
             threads: NonZeroUsize::new(share).map_or(NonZeroUsize::MIN, |it| it.min(threads)),
             ahead: part(size, self.all, DEFAULT_AHEAD, |bytes, all| bytes / all),

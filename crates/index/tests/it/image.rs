@@ -78,7 +78,13 @@ impl Images {
 
     pub(crate) async fn manifest(&self, platform: &str, layers: Vec<Descriptor>) -> Descriptor {
         let (os, architecture) = platform.split_once('/').unwrap();
-        let config = format!(r#"{{"architecture":"{architecture}","os":"{os}"}}"#);
+        let diff_ids: Vec<_> = layers.iter().map(|it| it.digest.to_string()).collect();
+        let config = serde_json::json!({
+            "architecture": architecture,
+            "os": os,
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        });
+        let config = config.to_string();
         let config = self.put(media_type::DOCKER_CONFIG, config).await;
         let manifest = Manifest {
             schema_version: 2,

@@ -1,0 +1,117 @@
+//! The digest of an unpacked layer, for comparison with the diff-IDs of configurations.
+//!
+//! A thread per layer decompresses and hashes the bytes that the reader of the layer passes on, so
+//! that the layer is read once. A bounded queue makes the reader wait if it is faster.
+
+use std::io;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use soci_oci::Digest;
+use soci_oci::digest::Verifier;
+use soci_oci::media_type::{LayerCompression, layer_compression};
+use soci_ztoc::{Compression, GzipError, LayerInflate};
+
+use crate::builder::is_encrypted;
+
+/// Number of pieces in the queue. A piece has at most 128 KiB.
+const QUEUED: usize = 16;
+
+/// Bytes that tell gzip from tar.
+const SNIFFED: usize = 3;
+
+/// A running thread. See the module documentation.
+pub(super) struct Unpacked {
+    /// `None` after the thread has failed.
+    pieces: Option<SyncSender<Vec<u8>>>,
+    thread: JoinHandle<Result<Digest, GzipError>>,
+}
+
+/// Whether layers of this type can be unpacked here.
+pub(super) fn can_unpack(media_type: &str) -> bool {
+    use LayerCompression::{Gzip, Uncompressed, Unknown};
+    let compression = layer_compression(media_type);
+    matches!(compression, Ok(Gzip | Uncompressed | Unknown)) && !is_encrypted(media_type)
+}
+
+impl Unpacked {
+    /// Starts the thread. The digest has the algorithm of `expected`.
+    pub(super) fn start(expected: Digest) -> io::Result<Self> {
+        let (pieces, queue) = sync_channel(QUEUED);
+        let thread = thread::Builder::new().name("unpack".to_owned());
+        Ok(Self {
+            pieces: Some(pieces),
+            thread: thread.spawn(move || digest(&queue, expected))?,
+        })
+    }
+
+    /// Passes on the next bytes of the layer.
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        let is_lost = |pieces: &SyncSender<Vec<u8>>| pieces.send(bytes.to_vec()).is_err();
+        if self.pieces.as_ref().is_some_and(is_lost) {
+            self.pieces = None;
+        }
+    }
+
+    /// Waits for the digest of the unpacked layer.
+    pub(super) fn finish(self) -> Result<Digest, GzipError> {
+        drop(self.pieces);
+        let done = self.thread.join();
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+fn digest(pieces: &Receiver<Vec<u8>>, expected: Digest) -> Result<Digest, GzipError> {
+    let mut hash = Verifier::new(expected);
+    let mut start = Vec::new();
+    while start.len() < SNIFFED
+        && let Ok(piece) = pieces.recv()
+    {
+        start.extend(piece);
+    }
+    let mut inflate = LayerInflate::new(Compression::sniff(&start))?;
+    inflate.push(&start, |bytes| hash.update(bytes))?;
+    for piece in pieces {
+        inflate.push(&piece, |bytes| hash.update(bytes))?;
+    }
+    inflate.finish()?;
+    Ok(match hash.finish() {
+        Ok(()) => expected,
+        Err(mismatch) => *mismatch.actual,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// gzip of `hello`, without compression.
+    const HELLO: &[u8] =
+        b"\x1f\x8b\x08\0\0\0\0\0\0\xff\x01\x05\0\xfa\xffhello\x86\xa6\x10\x36\x05\0\0\0";
+
+    fn unpacked(pieces: &[&[u8]]) -> Result<Digest, GzipError> {
+        let mut unpacked = Unpacked::start(Digest::sha256(b"")).unwrap();
+        pieces.iter().for_each(|piece| unpacked.update(piece));
+        unpacked.finish()
+    }
+
+    #[test]
+    fn the_digest_is_that_of_the_uncompressed_bytes_however_they_are_cut() {
+        let hello = Ok(Digest::sha256(b"hello"));
+        let single: Vec<&[u8]> = HELLO.chunks(1).collect();
+        assert_eq!(unpacked(&single), hello);
+        assert_eq!(unpacked(&[HELLO]), hello);
+        let twice = [HELLO, HELLO].concat();
+        assert_eq!(unpacked(&[&twice]), Ok(Digest::sha256(b"hellohello")));
+        assert_eq!(unpacked(&[b"he", b"llo"]), hello);
+        assert_eq!(unpacked(&[]), Ok(Digest::sha256(b"")));
+    }
+
+    #[test]
+    fn damaged_layers_end_the_thread_and_not_the_reader() {
+        let damaged = [&HELLO[..10], &[0xff; 5_000_000]].concat();
+        let pieces: Vec<&[u8]> = damaged.chunks(100_000).collect();
+        assert!(unpacked(&pieces).is_err());
+        assert!(unpacked(&[&HELLO[..20]]).is_err());
+    }
+}
