@@ -91,6 +91,9 @@ pub async fn convert(
     media_type::OCI_INDEX.clone_into(&mut image.index.media_type);
     let wanted = image.wanted(&options.platforms).await?;
     let sources = image.parts(wanted).await?;
+    image
+        .check_configs(&sources, means.observer.as_ref())
+        .await?;
     let manifests: Vec<Manifest> = sources.iter().map(|part| part.manifest.clone()).collect();
     let built = builder::build(means, &manifests, &options.build).await?;
     let mut indexed = Vec::new();

@@ -98,6 +98,9 @@ impl Creation {
             (platforms, _) => image.wanted(platforms).await?,
         };
         let sources = image.parts(platforms).await?;
+        image
+            .check_configs(&sources, means.observer.as_ref())
+            .await?;
         let manifests: Vec<Manifest> = sources.iter().map(|part| part.manifest.clone()).collect();
         let built = builder::build(means, &manifests, &options.build).await?;
         let all: Vec<(Part, Parts)> = sources.into_iter().zip(built).collect();

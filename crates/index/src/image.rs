@@ -8,6 +8,7 @@ use soci_oci::manifest::{self, DocumentError, MAX_DOCUMENT_BYTES};
 use soci_oci::{Descriptor, Digest, ImageConfig, ImageIndex, Manifest, Platform, media_type};
 use soci_store::{ContentStore, DocumentBudget, StoreError};
 
+use crate::builder::{Note, Observer};
 use crate::model::{ARTIFACT_TYPE_V1, ARTIFACT_TYPE_V2, MANIFEST_DIGEST};
 
 /// The platforms of an image that get an index.
@@ -46,6 +47,14 @@ pub enum ImageError {
         digest: Digest,
         /// Its media type.
         media_type: String,
+    },
+    /// The configuration of a manifest is missing.
+    #[error("config {config} of manifest {manifest}: not found")]
+    NoConfig {
+        /// The digest of the manifest. Boxed to keep the error small.
+        manifest: Box<Digest>,
+        /// The digest of the configuration.
+        config: Digest,
     },
     /// A store operation failed.
     #[error(transparent)]
@@ -233,6 +242,44 @@ impl Image {
         }
     }
 
+    /// Requires the configurations of these manifests, and warns if containerd would refuse one.
+    pub(crate) async fn check_configs(
+        &self,
+        parts: &[Part],
+        observer: &dyn Observer,
+    ) -> Result<(), ImageError> {
+        for Part {
+            descriptor,
+            manifest,
+            ..
+        } in parts
+        {
+            let config = &manifest.config;
+            let bytes = match self.read(config).await {
+                // No image configuration, but something that tools may know.
+                Err(StoreError::TooLarge { .. }) => continue,
+                read => read.map_err(no_config(descriptor, config))?,
+            };
+            if !media_type::is_config(&config.media_type) {
+                continue;
+            }
+            let Ok(read) = parse::<ImageConfig>(config, &bytes) else {
+                continue;
+            };
+            let is_layer = |layer: &&Descriptor| media_type::is_layer(&layer.media_type);
+            let layers = manifest.layers().iter().filter(is_layer).count();
+            let diff_ids = read.rootfs.diff_ids.len();
+            if diff_ids != layers {
+                observer.note(&Note::DiffIds {
+                    manifest: descriptor.digest,
+                    diff_ids,
+                    layers,
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// The descriptors of the manifests for a platform: the first one that matches, and others of
     /// exactly its platform, such as a copy of the image with another compression.
     fn members(&self, platform: &Platform) -> Result<Vec<&Descriptor>, ImageError> {
@@ -286,7 +333,10 @@ impl Image {
     /// The normalized platform in the configuration of a manifest.
     async fn config_platform(&self, target: &Descriptor) -> Result<Platform, ImageError> {
         let manifest: Manifest = self.document(target).await?;
-        let config: ImageConfig = self.document(&manifest.config).await?;
+        let config = &manifest.config;
+        let bytes = self.read(config).await;
+        let bytes = bytes.map_err(no_config(target, config))?;
+        let config: ImageConfig = parse(config, &bytes)?;
         Ok(config.platform.normalised())
     }
 
@@ -305,6 +355,15 @@ impl Image {
 /// Whether a member of an image index is a SOCI index.
 fn is_index(member: &Descriptor) -> bool {
     matches!(&*member.artifact_type, ARTIFACT_TYPE_V1 | ARTIFACT_TYPE_V2)
+}
+
+/// Names the configuration and its manifest if the configuration is missing.
+fn no_config(manifest: &Descriptor, config: &Descriptor) -> impl FnOnce(StoreError) -> ImageError {
+    let (manifest, config) = (Box::new(manifest.digest), config.digest);
+    move |error| match error.is_not_found() {
+        true => ImageError::NoConfig { manifest, config },
+        false => error.into(),
+    }
 }
 
 fn parse<T: manifest::Kind>(from: &Descriptor, bytes: &[u8]) -> Result<T, ImageError> {

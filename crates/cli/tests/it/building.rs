@@ -19,9 +19,16 @@ pub(crate) fn image(layout: &Path, layers: &[(&str, &[u8])]) -> Vec<String> {
         let digest = put(layout, bytes);
         json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
     };
-    let config = br#"{"architecture":"amd64","os":"linux"}"#;
-    let config = descriptor("application/vnd.oci.image.config.v1+json", config);
     let layers: Vec<Value> = layers.iter().map(|it| descriptor(it.0, it.1)).collect();
+    let diff_ids: Vec<&Value> = layers.iter().map(|it| &it["digest"]).collect();
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    });
+    let config = config.to_string();
+    let config = descriptor(
+        "application/vnd.oci.image.config.v1+json",
+        config.as_bytes(),
+    );
     let manifest_type = "application/vnd.oci.image.manifest.v1+json";
     let manifest = json!({
         "schemaVersion": 2, "mediaType": manifest_type, "config": config, "layers": layers,

@@ -140,7 +140,9 @@ fn diff_ids_are_counted_and_with_deep_compared() {
         });
         let input = input.display().to_string();
         let output = format!("oci:{}", output.display());
-        site::converted(&[], &input, &output);
+        let ran = site::converted(&[], &input, &output);
+        let warns = ran.stderr.contains("diff-IDs");
+        assert_eq!(warns, !counted.is_empty(), "{name}: {ran:?}");
         for (flags, wanted) in [(&[][..], *counted), (&["--deep"], compared)] {
             let wanted = if wanted.is_empty() { *counted } else { wanted };
             let ran = verify(flags, &output);
@@ -195,5 +197,36 @@ fn a_gzip_layer_is_compared_unpacked() {
         converted(&["--format", "oci-dir"], &input, &output);
         let ran = verify(&["--deep"], output.to_str().unwrap());
         assert_eq!(ran.code, Some(code), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_configuration_that_is_missing_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in");
+    let digest = image(&input, &[layer(1, 5000)], |_, _| {});
+    let registry = TestRegistry::start();
+    let manifest = read_json(&blob(&input, &digest));
+    let config = manifest["config"]["digest"].as_str().unwrap();
+    fs::remove_file(blob(&input, config)).unwrap();
+    publish(&input, &digest, &registry, "in");
+    let output = folder.path().join("out.tar");
+    let output = output.display().to_string();
+    let named = format!("config {config} of manifest {digest}: not found");
+    let other = docker(&registry, "in:2");
+    for (from, to, wanted) in [
+        (input.display().to_string(), &output, &named),
+        (docker(&registry, "in:1"), &other, &named),
+        (
+            docker(&registry, "in:1"),
+            &output,
+            &"BLOB_UNKNOWN".to_owned(),
+        ),
+    ] {
+        let ran = site::convert(&["--platform", "linux/amd64"], &from, to);
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert!(ran.stderr.contains(config), "{ran:?}");
+        assert!(ran.stderr.contains(wanted), "{ran:?}");
+        assert!(!folder.path().join("out.tar").exists());
     }
 }

@@ -134,6 +134,15 @@ pub enum Note {
         /// The reason.
         warning: soci_ztoc::Warning,
     },
+    /// The configuration of a manifest has another number of diff-IDs than there are layers.
+    DiffIds {
+        /// The manifest.
+        manifest: Digest,
+        /// The number of diff-IDs.
+        diff_ids: usize,
+        /// The number of layers.
+        layers: usize,
+    },
     /// An existing zTOC was not reused, so a new one is built.
     NotReused {
         /// The layer.
@@ -161,7 +170,10 @@ impl Note {
     pub fn is_warning(&self) -> bool {
         match self {
             Self::Layer(_) | Self::Prefetch { .. } => false,
-            Self::Warning { .. } | Self::NotReused { .. } | Self::NotFound { .. } => true,
+            Self::DiffIds { .. }
+            | Self::Warning { .. }
+            | Self::NotReused { .. }
+            | Self::NotFound { .. } => true,
         }
     }
 }
@@ -170,6 +182,14 @@ impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Layer(outcome) => outcome.fmt(f),
+            Self::DiffIds {
+                manifest,
+                diff_ids,
+                layers,
+            } => write!(
+                f,
+                "manifest {manifest}: its config has {diff_ids} diff-IDs for {layers} layers, which containerd refuses"
+            ),
             Self::Warning { layer, warning } => write!(f, "layer {layer}: {warning}"),
             Self::NotReused { layer, reason } => {
                 write!(f, "layer {layer}: its ztoc is built again: {reason}")
