@@ -12,7 +12,7 @@ use soci_oci::manifest::MAX_DOCUMENT_BYTES;
 use soci_oci::{Descriptor, ImageIndex, json, media_type};
 use soci_store::archive::Archive;
 use soci_store::docker_archive::{self, DockerArchive};
-use soci_store::layout::{INDEX_NAME, LAYOUT_NAME, Layout, read_root_file};
+use soci_store::layout::{INDEX_NAME, LAYOUT_NAME, Layout};
 use soci_store::{Content, ContentStore, StoreError, errno};
 
 /// The annotation of an entry in a layout's index that contains the image's name.
@@ -38,8 +38,9 @@ pub(crate) enum Either {
 }
 
 impl Source {
-    /// Opens a folder or an archive without copying anything.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    /// Opens a folder or an archive without copying anything. Without `follow_links`, blobs of a
+    /// folder must not be links out of it.
+    pub(crate) fn open(path: &Path, follow_links: bool) -> Result<Self> {
         let shown = path.display();
         let metadata = std::fs::metadata(path).map_err(|error| {
             anyhow::anyhow!(
@@ -48,7 +49,12 @@ impl Source {
             )
         })?;
         let layout = if metadata.is_dir() {
-            Either::Folder(Layout::at(path))
+            let layout = Layout::at(path);
+            Either::Folder(if follow_links {
+                layout
+            } else {
+                layout.contained()
+            })
         } else {
             Either::Archive(Archive::open(path).map_err(|error| unreadable(path, error))?)
         };
@@ -60,15 +66,15 @@ impl Source {
     }
 
     /// Opens the image with this name in a folder or an archive.
-    pub(crate) fn tagged(path: &Path, tag: Option<&str>) -> Result<Self> {
-        let mut source = Self::open(path)?;
+    pub(crate) fn tagged(path: &Path, tag: Option<&str>, follow_links: bool) -> Result<Self> {
+        let mut source = Self::open(path, follow_links)?;
         source.tag = tag.map(str::to_owned);
         Ok(source)
     }
 
     /// Opens the image with this name in an archive of `docker save`.
     pub(crate) async fn docker(path: &Path, name: Option<&str>) -> Result<Self> {
-        let source = Self::open(path)?;
+        let source = Self::open(path, false)?;
         match source.layout {
             Either::Archive(archive) => {
                 Self::of_docker(path, archive, name.map(str::to_owned)).await
@@ -124,7 +130,7 @@ impl Source {
 
     pub(crate) fn index_json(&self) -> Result<Bytes> {
         let bytes = match &self.layout {
-            Either::Folder(layout) => read_root_file(layout.root(), INDEX_NAME, MAX_DOCUMENT_BYTES),
+            Either::Folder(layout) => layout.read_root(INDEX_NAME, MAX_DOCUMENT_BYTES),
             Either::Archive(archive) => archive
                 .read_member(INDEX_NAME, MAX_DOCUMENT_BYTES)
                 .and_then(|bytes| {

@@ -147,6 +147,8 @@ struct Job {
     target: Option<RegistryTarget>,
     known: Vec<Arc<dyn KnownZtocs>>,
     teller: Arc<Teller>,
+    /// Whether blobs of a layout may be links out of it.
+    follow_links: bool,
 }
 
 impl Job {
@@ -209,6 +211,7 @@ impl Job {
             known: known(registry.as_ref(), &reuse, args.ztocs.force),
             registry,
             teller: Arc::clone(teller),
+            follow_links: args.follow_links,
             from,
             to,
         })
@@ -247,7 +250,9 @@ impl Job {
                     image.clone(),
                 )));
             }
-            Transport::Path(path) => Source::open(path).map_err(|error| hinted(error, path))?,
+            Transport::Path(path) => {
+                Source::open(path, self.follow_links).map_err(|error| hinted(error, path))?
+            }
             Transport::Folder { path, tag } => {
                 let is_folder = path.is_dir() || !path.exists();
                 if !is_folder {
@@ -256,13 +261,13 @@ impl Job {
                         path.display()
                     );
                 }
-                Source::tagged(path, tag.as_deref())?
+                Source::tagged(path, tag.as_deref(), self.follow_links)?
             }
             Transport::Archive { path, tag } => {
                 if path.is_dir() {
                     bail!("{} is a folder; write oci: for a layout", path.display());
                 }
-                Source::tagged(path, tag.as_deref())?
+                Source::tagged(path, tag.as_deref(), false)?
             }
             Transport::DockerArchive { path, name } => {
                 Source::docker(path, name.as_deref()).await?

@@ -139,13 +139,15 @@ async fn open(global: &Global, args: &Verify, progress: &Progress) -> Result<Ima
             in_registry(registry, image).await
         }
         Transport::Folder { path, tag } | Transport::Archive { path, tag } => {
-            on_disk(Source::tagged(&path, tag.as_deref())?).await
+            on_disk(Source::tagged(&path, tag.as_deref(), args.follow_links)?).await
         }
         Transport::DockerArchive { path, name } => {
             on_disk(Source::docker(&path, name.as_deref()).await?).await
         }
         Transport::Pipe => on_disk(Source::piped(&std::env::temp_dir()).await?).await,
-        Transport::Path(path) if path.exists() => on_disk(Source::open(&path)?).await,
+        Transport::Path(path) if path.exists() => {
+            on_disk(Source::open(&path, args.follow_links)?).await
+        }
         Transport::Path(path) => match path.to_str() {
             Some(name) => {
                 let image = in_containerd(global, name).await;

@@ -44,6 +44,8 @@ enum Member {
     File(Extent),
     /// A link to another name in the archive.
     Link(String),
+    /// A link that leads out of the archive.
+    Outside(String),
 }
 
 /// An archive opened for reading.
@@ -130,9 +132,24 @@ impl Archive {
             match self.members.get(name)? {
                 Member::File(extent) => return Some(*extent),
                 Member::Link(target) => name = target,
+                Member::Outside(_) => return None,
             }
         }
         None
+    }
+
+    /// Finds a blob. Fails if it is a link to what the archive does not have.
+    fn blob(&self, digest: &Digest) -> Result<Option<Blob>, StoreError> {
+        let name = blob_name(digest);
+        match (self.member(&name), self.members.get(&name)) {
+            (None, Some(Member::Link(target) | Member::Outside(target))) => {
+                Err(StoreError::DeadLink {
+                    path: self.path.join(name),
+                    target: target.clone(),
+                })
+            }
+            (blob, _) => Ok(blob),
+        }
     }
 }
 
@@ -143,12 +160,11 @@ pub(super) fn blob_name(digest: &Digest) -> String {
 #[async_trait]
 impl ContentStore for Archive {
     async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        Ok(self.extent(&blob_name(digest)).map(|extent| extent.size))
+        Ok(self.blob(digest)?.map(|blob| blob.size))
     }
 
     async fn open(&self, digest: &Digest) -> Result<Blob, StoreError> {
-        self.member(&blob_name(digest))
-            .ok_or(StoreError::NotFound(*digest))
+        self.blob(digest)?.ok_or(StoreError::NotFound(*digest))
     }
 
     async fn put(&self, _: &Descriptor, _: Content) -> Result<Put, StoreError> {
@@ -242,10 +258,15 @@ impl Scan<'_> {
             return Ok(());
         };
         let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let target = match kind {
+            b'1' => clean("", &link),
+            b'2' if !link.starts_with(b"/") => clean(folder, &link),
+            _ => None,
+        };
+        let outside = || Member::Outside(String::from_utf8_lossy(&link).into_owned());
         let member = match kind {
             _ if is_file => Some(Member::File(extent)),
-            b'1' => clean("", &link).map(Member::Link),
-            b'2' if !link.starts_with(b"/") => clean(folder, &link).map(Member::Link),
+            b'1' | b'2' => Some(target.map_or_else(outside, Member::Link)),
             _ => None,
         };
         match member {

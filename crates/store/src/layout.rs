@@ -31,6 +31,7 @@ pub const INDEX_NAME: &str = "index.json";
 pub struct Layout {
     root: PathBuf,
     sync: bool,
+    is_contained: bool,
 }
 
 impl Layout {
@@ -39,6 +40,17 @@ impl Layout {
         Self {
             root: root.into(),
             sync: true,
+            is_contained: false,
+        }
+    }
+
+    /// Refuses to read files that are links to files outside of the layout. Use this for layouts of
+    /// others: a link could name any file that this user may read.
+    #[must_use]
+    pub fn contained(self) -> Self {
+        Self {
+            is_contained: true,
+            ..self
         }
     }
 
@@ -102,8 +114,30 @@ impl Layout {
             .map_err(StoreError::io("open", &folder))
     }
 
+    /// The path to read a file of the layout from. Fails if it leads out of the layout and must not.
+    fn readable(&self, path: PathBuf) -> Result<PathBuf, StoreError> {
+        if !self.is_contained {
+            return Ok(path);
+        }
+        // A path that cannot be resolved cannot be opened either.
+        let (Ok(target), Ok(root)) = (fs::canonicalize(&path), fs::canonicalize(&self.root)) else {
+            return Ok(path);
+        };
+        if target.starts_with(root) {
+            Ok(target)
+        } else {
+            Err(StoreError::Outside { path, target })
+        }
+    }
+
+    /// Reads a file in the layout's root, up to a limit in bytes.
+    pub fn read_root(&self, name: &str, limit: u64) -> Result<Bytes, StoreError> {
+        self.readable(self.root.join(name))?;
+        read_root_file(&self.root, name, limit)
+    }
+
     fn stored_size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        let path = self.blob_path(digest);
+        let path = self.readable(self.blob_path(digest))?;
         match fs::metadata(&path) {
             Ok(metadata) if metadata.is_file() => Ok(Some(metadata.len())),
             Ok(_) => Ok(None),
@@ -122,7 +156,7 @@ impl Layout {
 
     /// Opens a blob as a file.
     pub fn open_file(&self, digest: &Digest) -> Result<File, StoreError> {
-        let path = self.blob_path(digest);
+        let path = self.readable(self.blob_path(digest))?;
         open_regular(&path).map_err(|error| {
             if is_absent(&error) {
                 StoreError::NotFound(*digest)

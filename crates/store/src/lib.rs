@@ -99,6 +99,22 @@ pub enum StoreError {
         /// The error. It is not a source because the message already contains it in Go's wording.
         cause: io::Error,
     },
+    /// A file of a layout is a link to a file that is not in the layout.
+    #[error("{} is a link that leads out of the layout, to {}; --follow-links allows that", path.display(), target.display())]
+    Outside {
+        /// The file.
+        path: PathBuf,
+        /// Where the link leads.
+        target: PathBuf,
+    },
+    /// A blob of an archive is a link to what the archive does not have.
+    #[error("{} is a link to {target}, which the archive does not have", path.display())]
+    DeadLink {
+        /// The blob.
+        path: PathBuf,
+        /// The target as written in the archive.
+        target: String,
+    },
     /// The file is not a tar archive or not usable.
     #[error("{0}")]
     Archive(&'static str),

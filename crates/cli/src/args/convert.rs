@@ -7,7 +7,9 @@ use clap::{Arg, ArgMatches, Command};
 use soci_flags::switch;
 
 use super::groups::{Platforms, PrefetchFiles, RegistryAccess, Ztocs};
-use super::groups::{platform_flags, prefetch_flags, registry_flags, reuse_flag, ztoc_flags};
+use super::groups::{
+    follow_links_flag, platform_flags, prefetch_flags, registry_flags, reuse_flag, ztoc_flags,
+};
 use super::{Values, json_flag, positional};
 
 const CONVERT_LONG: &str = "\
@@ -68,6 +70,7 @@ pub(super) fn command() -> Command {
         .arg(switch("allow-empty").help(
             "With --standalone: an image without a layer to index is copied as it is, not an error",
         ))
+        .arg(follow_links_flag())
         .arg(reuse_flag())
         .arg(switch("strict").help("Exit with code 4 if a layer that should have a zTOC has none"))
         .arg(json_flag(
@@ -107,6 +110,7 @@ pub(crate) struct Convert {
     /// `None` if not specified.
     pub(crate) format: Option<Format>,
     pub(crate) allow_empty: bool,
+    pub(crate) follow_links: bool,
     pub(crate) reuse_from: Vec<String>,
     pub(crate) strict: bool,
     pub(crate) json: bool,
@@ -127,6 +131,7 @@ impl Convert {
                 .then(|| matches.get_one("format").copied())
                 .flatten(),
             allow_empty: values.is("allow-empty"),
+            follow_links: values.is("follow-links"),
             reuse_from: values.texts("reuse-from"),
             strict: values.is("strict"),
             json: values.is("json"),

@@ -59,6 +59,13 @@ pub(super) fn ztoc_flags() -> [Arg; 4] {
     ]
 }
 
+/// The flag that allows links out of a layout.
+pub(super) fn follow_links_flag() -> Arg {
+    switch("follow-links").help(
+        "Also read blobs of a layout that are links to files outside of it, as Bazel makes them",
+    )
+}
+
 /// The flag that names the images whose zTOCs are reused.
 pub(super) fn reuse_flag() -> Arg {
     list("reuse-from").value_name("IMAGE").help(

@@ -3,7 +3,7 @@
 use clap::{ArgMatches, Command};
 use soci_flags::{list, switch};
 
-use super::groups::{RegistryAccess, registry_flags};
+use super::groups::{RegistryAccess, follow_links_flag, registry_flags};
 use super::{Values, json_flag, positional};
 
 const LONG: &str = "\
@@ -33,6 +33,7 @@ pub(super) fn command() -> Command {
                 .help("Images that would not be checked"),
         )
         .arg(switch("deep").help("Read every layer"))
+        .arg(follow_links_flag())
         .arg(json_flag(
             "Print one JSON object at the end instead of lines",
         ))
@@ -52,6 +53,7 @@ pub(crate) struct Verify {
     /// Whether more than one image was given.
     pub(crate) has_more: bool,
     pub(crate) deep: bool,
+    pub(crate) follow_links: bool,
     pub(crate) json: bool,
     pub(crate) platforms: Vec<String>,
     pub(crate) registry: RegistryAccess,
@@ -64,6 +66,7 @@ impl Verify {
             image: values.path("image"),
             has_more: matches.contains_id("more"),
             deep: values.is("deep"),
+            follow_links: values.is("follow-links"),
             json: values.is("json"),
             platforms: values.texts("platform"),
             registry: RegistryAccess::of(matches),

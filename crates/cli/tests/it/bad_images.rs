@@ -190,7 +190,11 @@ const IMAGES: &[(&str, Image, &str)] = &[
         "may be read at once",
     ),
     ("an index of a gigabyte", huge_index, "index.json"),
-    ("a link to a file of the machine", link_out, "expected"),
+    (
+        "a link to a file of the machine",
+        link_out,
+        "leads out of the layout, to /etc/passwd; --follow-links allows that",
+    ),
     ("a link to itself", link_to_itself, "symbolic links"),
     ("a pipe instead of a layer", pipe, "not found"),
 ];

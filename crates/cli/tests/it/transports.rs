@@ -416,13 +416,15 @@ fn a_link_out_of_a_layout_gives_nothing_away() {
             None => text(to),
         };
         // The small layer is only copied, not indexed.
-        let ran = convert(&["--min-layer-size", "100000"], &text("in"), &to);
-        assert_eq!(ran.code, Some(1), "{to}: {ran:?}");
-        assert!(
-            ran.stderr.contains(&Digest::sha256(&small).to_string()),
-            "{to}: {ran:?}"
-        );
-        assert_eq!(names(folder.path()), ["in", "secret"], "{to}");
+        let flags = ["--min-layer-size", "100000", "--follow-links"];
+        for flags in [&flags[..2], &flags] {
+            let ran = convert(flags, &text("in"), &to);
+            assert_eq!(ran.code, Some(1), "{to}: {ran:?}");
+            let named = Digest::sha256(&small).hex();
+            assert!(ran.stderr.contains(&named), "{to}: {ran:?}");
+            assert!(!ran.stderr.contains("hunter2"), "{to}: {ran:?}");
+            assert_eq!(names(folder.path()), ["in", "secret"], "{to}");
+        }
     }
 }
 
