@@ -133,6 +133,12 @@ impl Cell {
     fn state(&self) -> MutexGuard<'_, CellState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Drops the token if it is this one.
+    fn forget(&self, refused: &str) {
+        let mut state = self.state();
+        state.token.take_if(|token| token.value.reveal() == refused);
+    }
 }
 
 /// Realm, service, scope, fingerprint of the credential.
@@ -324,6 +330,9 @@ impl Access {
     ) -> Result<(), FetchError> {
         let refused = sent.and_then(|value| value.to_str().ok());
         let refused = refused.and_then(|value| value.strip_prefix("Bearer "));
+        if let (Some(refused), Some(Known::Bearer(cell))) = (refused, self.known().as_ref()) {
+            cell.forget(refused);
+        }
         let by_scheme = |scheme: &str| challenges.iter().find(|c| c.scheme == scheme);
         let known = if let Some(bearer) = by_scheme("bearer") {
             match auth.credentials.get(&self.host, &self.image).await {

@@ -4,27 +4,23 @@ use std::{sync::Arc, time::Duration};
 
 use reqwest::{
     Method, Response, StatusCode, Url,
-    header::{HeaderMap, HeaderValue, LOCATION, REFERER, WWW_AUTHENTICATE},
+    header::{HeaderMap, HeaderValue, LOCATION, REFERER},
 };
+
+mod authorized;
 
 use super::{
     auth::{Auth, Scope, authorize},
-    challenge::{self, Challenge},
     hosts::{Host, HostError, Scheme},
-    transport::{Peer, Transport, Way, beginning, detail, refused, refused_text},
+    transport::{Peer, Transport, Way, beginning, detail},
 };
-use crate::{
-    fetch::{FetchError, is_transient_status},
-    url::RedactedUrl,
-};
+use crate::{fetch::FetchError, url::RedactedUrl};
 use soci_oci::reference::ImageRef;
 
 /// Maximum number of redirects; same value as the Go snapshotter.
 pub(crate) const MAX_REDIRECTS: usize = 10;
 /// Bytes of an error body that are inspected.
 const MAX_REFUSAL: usize = 64 << 10;
-/// ECR's exact message for an expired token.
-const ECR_EXPIRED: &str = "Your authorization token has expired. Reauthenticate and try again.";
 /// Responses of HTTPS servers to plain HTTP: Go, nginx, Apache.
 const SPEAKS_TLS: [&str; 3] = [
     "HTTP request to an HTTPS server",
@@ -246,65 +242,6 @@ impl Endpoint {
         self.send_authorized(&secure, scope).await
     }
 
-    async fn send_authorized(&self, call: &Call, scope: &Scope) -> Result<Response, FetchError> {
-        if !self.is_ours(&call.url) {
-            return self.send_once(call, None).await;
-        }
-        let access = self.auth.access(&self.host.authority, &self.image, scope);
-        // If the token endpoint failed, send the request without a token: the challenge in the
-        // response names the current token endpoint.
-        let (sent, no_token) = match access.header(&self.auth).await {
-            Ok(sent) => (sent, None),
-            Err(error) => (None, Some(error)),
-        };
-        let mut answer = self.send_once(call, sent.as_ref()).await;
-        if let Some(error @ FetchError::Token { .. }) = &no_token {
-            answer = no_more(error, &call.url, answer).await;
-        }
-        let refusal = match self.judge(answer?, &call.url).await {
-            Verdict::Answered(answer) => return Ok(answer),
-            Verdict::Refused(refusal) => refusal,
-        };
-        // Without a challenge, only a token can be renewed. The same password would be rejected
-        // again.
-        let had_token = sent
-            .as_ref()
-            .is_some_and(|sent| sent.as_bytes().starts_with(b"Bearer "));
-        if refusal.challenges.is_empty() && !had_token {
-            return Err(match refusal.status.as_u16() {
-                _ if no_token.is_some() => no_token.unwrap_or(refusal.error),
-                401 => access.refusal("it does not say what it wants to see"),
-                _ => refusal.error,
-            });
-        }
-        tracing::info!(
-            host = self.host.authority,
-            "Received status code: {}. Authorizing...",
-            refusal.status
-        );
-        access
-            .renew(
-                &self.auth,
-                &self.transport,
-                &refusal.challenges,
-                self.is_plain(),
-                sent.as_ref(),
-                no_token,
-            )
-            .await?;
-        let sent = access.header(&self.auth).await?;
-        match self
-            .judge(self.send_once(call, sent.as_ref()).await?, &call.url)
-            .await
-        {
-            Verdict::Answered(answer) => Ok(answer),
-            Verdict::Refused(refusal) => Err(match refusal.status.as_u16() {
-                401 => access.refusal("what we presented was refused"),
-                _ => refusal.error,
-            }),
-        }
-    }
-
     async fn send_once(
         &self,
         call: &Call,
@@ -345,34 +282,6 @@ impl Endpoint {
         self.transport
             .send_stream(url, headers, body, begins, silence)
             .await
-    }
-
-    /// Detects missing or expired credentials: 401, and 403, which some registries return for
-    /// expired tokens.
-    async fn judge(&self, answer: Response, url: &Url) -> Verdict {
-        let status = answer.status();
-        if !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            return Verdict::Answered(answer);
-        }
-        let values = answer.headers().get_all(WWW_AUTHENTICATE);
-        let texts = values.iter().filter_map(|value| value.to_str().ok());
-        let mut challenges: Vec<Challenge> = texts.flat_map(challenge::parse).collect();
-        let url = RedactedUrl::from(url);
-        let error = refused_text(url, answer, MAX_REFUSAL).await;
-        if status == StatusCode::FORBIDDEN {
-            let ecr =
-                matches!(&error, FetchError::Status { detail, .. } if detail.contains(ECR_EXPIRED));
-            if !ecr {
-                challenges.clear();
-            } else if challenges.is_empty() {
-                challenges.push(Challenge::new("basic", &[("service", "ecr.amazonaws.com")]));
-            }
-        }
-        Verdict::Refused(Refusal {
-            status,
-            challenges,
-            error,
-        })
     }
 
     /// Sends a GET or HEAD request and follows redirects. Returns the response and its URL.
@@ -435,37 +344,6 @@ pub(crate) fn redirect_target(from: &Url, answer: &Response) -> Result<Url, Fetc
                 .map_or_else(|| RedactedUrl::new(""), RedactedUrl::from),
         }),
     }
-}
-
-/// Prevents retries of a request without a token after a token exchange has used up its retries.
-/// Each retry would start with another exchange.
-async fn no_more(
-    no_token: &FetchError,
-    url: &Url,
-    answer: Result<Response, FetchError>,
-) -> Result<Response, FetchError> {
-    let last = match answer {
-        Ok(answer) if is_transient_status(answer.status().as_u16()) => {
-            refused(RedactedUrl::from(url), answer).await
-        }
-        Err(error) if error.is_worth_repeating() => error,
-        answer => return answer,
-    };
-    Err(FetchError::GaveUp {
-        attempts: no_token.attempts() + 1,
-        last: Box::new(last),
-    })
-}
-
-enum Verdict {
-    Answered(Response),
-    Refused(Refusal),
-}
-
-struct Refusal {
-    status: StatusCode,
-    challenges: Vec<Challenge>,
-    error: FetchError,
 }
 
 #[cfg(test)]

@@ -93,7 +93,11 @@ pub(super) fn refusal(shared: &Shared, head: &Head, repository: Option<&str>) ->
             format!(
                 "Bearer realm=\"{}{}\",service=\"test-registry\"{scope}{error}",
                 shared.base_url(),
-                realm(shared)
+                if presented.is_some() && shared.setup.closed_realm {
+                    CLOSED
+                } else {
+                    realm(shared)
+                }
             )
         }
     };
@@ -107,6 +111,9 @@ pub(super) fn refusal(shared: &Shared, head: &Head, repository: Option<&str>) ->
         .insert(header::WWW_AUTHENTICATE, challenge);
     Some(answer)
 }
+
+/// The path of the token endpoint that refuses everyone.
+const CLOSED: &str = "/closed/token";
 
 /// The path of the token endpoint in challenges.
 fn realm(shared: &Shared) -> &'static str {
@@ -160,6 +167,9 @@ pub(super) fn token(shared: &Shared, head: &Head, body: &[u8]) -> Answer {
     else {
         return text(StatusCode::NOT_FOUND, "no tokens here");
     };
+    if head.path == CLOSED {
+        return text(StatusCode::UNAUTHORIZED, "no tokens for anyone");
+    }
     if head.path != realm(shared) {
         return text(StatusCode::GONE, "no tokens here any more");
     }

@@ -69,6 +69,8 @@ pub struct Setup {
     pub wants_certificate: bool,
     /// Access control.
     pub access: Access,
+    /// Challenges to rejected tokens name a token endpoint that refuses everyone.
+    pub closed_realm: bool,
     /// Omit the lifetime of tokens from responses of the token endpoint.
     pub unannounced: bool,
     /// Delay before the response to each request.

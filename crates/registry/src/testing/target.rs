@@ -17,7 +17,7 @@ pub(super) enum Target {
 
 impl Target {
     pub(super) fn of(path: &str) -> Target {
-        if matches!(path, "/token" | "/moved/token") {
+        if matches!(path, "/token" | "/moved/token" | "/closed/token") {
             return Target::Token;
         }
         if let Some(digest) = path.strip_prefix("/signed/") {

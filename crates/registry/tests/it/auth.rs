@@ -192,6 +192,66 @@ async fn tokens_are_got_where_the_registry_says_now() {
     assert_eq!(site.registry.tokens_issued(), 3);
 }
 
+/// A registry whose challenges to rejected tokens name a realm that refuses everyone.
+fn closed() -> Site {
+    Site::of(TestRegistry::with(Setup {
+        access: Access::Token {
+            login: None,
+            lifetime: Duration::from_secs(300),
+            oauth: false,
+        },
+        unannounced: true,
+        closed_realm: true,
+        ..Setup::default()
+    }))
+}
+
+/// The number of requests for the blob that had this token.
+fn with_token(site: &Site, number: u64) -> usize {
+    let sent = Some(format!("Bearer token-{number}-do-not-print"));
+    let seen = site.registry.seen().into_iter();
+    seen.filter(|seen| seen.authorization == sent).count()
+}
+
+#[tokio::test]
+async fn a_dead_token_whose_challenge_leads_nowhere_is_replaced_where_others_get_theirs() {
+    let site = closed();
+    let blob = site.blob();
+    site.read(&blob).await.expect("comes");
+    site.registry.revoke_tokens();
+    site.registry.forget_seen();
+    site.read(&blob)
+        .await
+        .expect("a token for those who have none");
+    assert_eq!(site.registry.tokens_issued(), 2);
+    assert_eq!(with_token(&site, 1), 1, "the dead token goes out once");
+    site.registry.forget_seen();
+    site.read(&blob).await.expect("goes on");
+    assert_eq!(site.registry.requests(), 1, "the new token is kept");
+}
+
+#[tokio::test]
+async fn a_dead_token_does_not_go_out_again_though_there_is_no_other() {
+    let site = closed();
+    let blob = site.blob();
+    site.read(&blob).await.expect("comes");
+    site.registry.revoke_tokens();
+    site.registry.forget_seen();
+    site.registry
+        .fault(Fault::always(On::Token, Wrong::status(401)));
+    for _ in 0..3 {
+        let error = site.read(&blob).await.expect_err("no token anywhere");
+        let said = everything_said(&error);
+        assert!(said.contains("refused us without credentials"), "{said}");
+    }
+    assert_eq!(with_token(&site, 1), 1, "the dead token goes out once");
+    site.registry.clear_faults();
+    site.read(&blob)
+        .await
+        .expect("the first realm grants again");
+    assert_eq!(site.registry.tokens_issued(), 2);
+}
+
 #[tokio::test]
 async fn a_token_endpoint_in_trouble_is_told_from_the_registry() {
     let site = Site::anonymous(Duration::from_secs(1));
