@@ -174,13 +174,26 @@ impl Auth {
 
     /// The authentication state for `image` and `scope` at `host`, shared by all requests.
     pub(crate) fn access(&self, host: &str, image: &ImageRef, scope: &Scope) -> Arc<Access> {
-        let key = (host.to_owned(), image.to_string(), scope.clone());
+        let access = Access::new(host.to_owned(), image.clone(), scope.clone());
+        self.shared(host.to_owned(), access)
+    }
+
+    /// The same for the host of a redirect's target. It gets anonymous tokens and no credentials.
+    pub(crate) fn stranger(&self, url: &Url, image: &ImageRef, scope: &Scope) -> Arc<Access> {
+        let access = Access {
+            is_stranger: true,
+            ..Access::new(url.authority().to_owned(), image.clone(), scope.clone())
+        };
+        self.shared(url.origin().ascii_serialization(), access)
+    }
+
+    fn shared(&self, place: String, access: Access) -> Arc<Access> {
+        let key = (place, access.image.to_string(), access.scope.clone());
         let mut accesses = self.accesses.lock().unwrap_or_else(PoisonError::into_inner);
         if accesses.len() >= MANY_TOKENS {
             accesses.retain(|_, access| Arc::strong_count(access) > 1);
         }
-        let new = || Arc::new(Access::new(host.to_owned(), image.clone(), scope.clone()));
-        Arc::clone(accesses.entry(key).or_insert_with(new))
+        Arc::clone(accesses.entry(key).or_insert_with(|| Arc::new(access)))
     }
 
     /// Returns the current token, or waits for an exchange. Does not return the token `refused`.
@@ -264,6 +277,8 @@ pub(crate) struct Access {
     host: String,
     image: ImageRef,
     scope: Scope,
+    /// Whether the host must not get our credentials.
+    is_stranger: bool,
     known: Mutex<Option<Known>>,
 }
 
@@ -289,6 +304,7 @@ impl Access {
             host,
             image,
             scope,
+            is_stranger: false,
             known: Mutex::default(),
         }
     }
@@ -335,7 +351,11 @@ impl Access {
         }
         let by_scheme = |scheme: &str| challenges.iter().find(|c| c.scheme == scheme);
         let known = if let Some(bearer) = by_scheme("bearer") {
-            match auth.credentials.get(&self.host, &self.image).await {
+            let credential = match self.is_stranger {
+                true => None,
+                false => auth.credentials.get(&self.host, &self.image).await,
+            };
+            match credential {
                 Some(Credential::Bearer(token)) => {
                     Known::Fixed(Secret::new(format!("Bearer {}", token.reveal())))
                 }

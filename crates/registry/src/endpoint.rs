@@ -8,6 +8,7 @@ use reqwest::{
 };
 
 mod authorized;
+mod elsewhere;
 
 use super::{
     auth::{Auth, Scope, authorize},

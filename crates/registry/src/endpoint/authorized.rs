@@ -22,7 +22,7 @@ impl Endpoint {
         scope: &Scope,
     ) -> Result<Response, FetchError> {
         if !self.is_ours(&call.url) {
-            return self.send_once(call, None).await;
+            return self.send_elsewhere(call, scope).await;
         }
         let access = self.auth.access(&self.host.authority, &self.image, scope);
         // If the token endpoint failed, send the request without a token: the challenge in the
@@ -144,7 +144,7 @@ impl Endpoint {
 }
 
 /// The challenges in a response.
-fn challenges_of(answer: &Response) -> Vec<Challenge> {
+pub(super) fn challenges_of(answer: &Response) -> Vec<Challenge> {
     let values = answer.headers().get_all(WWW_AUTHENTICATE);
     let texts = values.iter().filter_map(|value| value.to_str().ok());
     texts.flat_map(challenge::parse).collect()

@@ -252,6 +252,76 @@ async fn a_dead_token_does_not_go_out_again_though_there_is_no_other() {
     assert_eq!(site.registry.tokens_issued(), 2);
 }
 
+/// A registry that sends requests for its blob to another one, which wants tokens of its own.
+/// That begins after some requests.
+fn moved_away(other: &Site, after: u32) -> Site {
+    let site = Site::of(tokens(
+        Some(("me", SECRET)),
+        Duration::from_secs(300),
+        false,
+    ));
+    let location = format!(
+        "http://{}/v2/{REPOSITORY}/blobs/{}",
+        other.registry.host(),
+        site.digest
+    );
+    let there = Wrong::Status {
+        code: 307,
+        headers: vec![("location", location)],
+        body: String::new(),
+    };
+    let fault = Fault::always(On::Blob(site.digest), there);
+    site.registry.fault(fault.after(after));
+    site
+}
+
+#[tokio::test]
+async fn a_host_that_we_are_sent_to_gets_its_own_token_and_no_credentials() {
+    let other = Site::anonymous(Duration::from_secs(300));
+    // Two reads, each with a challenge first. The second token of this registry has another name
+    // than the first of the other one.
+    let site = moved_away(&other, 4);
+    let blob = site.blob_as(login(&site.registry, "me", SECRET));
+    for _ in 0..2 {
+        site.registry.revoke_tokens();
+        site.read(&blob).await.expect("comes from here");
+    }
+    assert_eq!(site.registry.tokens_issued(), 2);
+    for _ in 0..3 {
+        site.read(&blob).await.expect("comes from there");
+    }
+    assert_eq!(other.registry.tokens_issued(), 1, "one for all reads");
+    let seen = other.registry.seen();
+    let asked = seen.iter().filter(|seen| seen.path != "/token").count();
+    assert_eq!(asked, 4, "{seen:?}");
+    for seen in seen {
+        let own = seen.authorization.as_deref() == Some("Bearer token-1-do-not-print");
+        assert!(seen.authorization.is_none() || own, "{seen:?}");
+        assert!(!seen.query.contains(SECRET), "{seen:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_we_are_sent_to_may_refuse_strangers() {
+    let closed = tokens(Some(("me", SECRET)), Duration::from_secs(300), false);
+    let other = Site::of(closed);
+    let site = moved_away(&other, 2);
+    // The same login would be good at the other host. It was not given for it.
+    let blob = site.blob_as(login(&site.registry, "me", SECRET));
+    site.read(&blob).await.expect("comes from here");
+    let error = site.read(&blob).await.expect_err("refused there");
+    let said = everything_said(&error);
+    assert!(said.contains("refused us without credentials"), "{said}");
+    assert!(said.contains(&other.registry.host()), "{said}");
+    assert!(
+        other
+            .registry
+            .seen()
+            .iter()
+            .all(|seen| seen.authorization.is_none())
+    );
+}
+
 #[tokio::test]
 async fn a_token_endpoint_in_trouble_is_told_from_the_registry() {
     let site = Site::anonymous(Duration::from_secs(1));
