@@ -14,6 +14,7 @@ mod indexes;
 mod json_page;
 mod layouts;
 mod memory;
+mod odd_registries;
 mod pages;
 mod prefetches;
 mod records;

@@ -153,7 +153,7 @@ fn send(
     let asked = head.range.clone().filter(|_| {
         !matches!(
             wrong,
-            Some(Wrong::IgnoreRange | Wrong::IgnoreRangeAndCut(_))
+            Some(Wrong::IgnoreRange | Wrong::IgnoreRangeAndCut(_) | Wrong::WholeWithoutLength(_))
         )
     });
     let (status, mut range) = match asked {
@@ -178,6 +178,7 @@ fn send(
         Some(Wrong::ShiftRange(by)) => {
             range = (range.start + by).min(size - 1)..(range.end + by).min(size);
         }
+        Some(Wrong::WholeWithoutLength(bytes)) => range.end = range.end.min(bytes),
         Some(Wrong::GiveAtMost(most)) => range.end = range.end.min(range.start + most),
         Some(Wrong::UnknownTotal) => total = "*".to_owned(),
         Some(Wrong::OtherTotal(by)) => total = (size + by).to_string(),
@@ -187,6 +188,7 @@ fn send(
     }
     let has_parts = matches!(wrong, Some(Wrong::Multipart));
     let has_range = !matches!(wrong, Some(Wrong::NoContentRange));
+    let has_length = !matches!(wrong, Some(Wrong::WholeWithoutLength(_)));
     let length = (range.end - range.start).saturating_add_signed(length_change);
     let body = if head.method == Method::HEAD {
         full(Bytes::new())
@@ -204,7 +206,9 @@ fn send(
     set(&mut answer, "content-type", "application/octet-stream");
     set(&mut answer, "accept-ranges", "bytes");
     set(&mut answer, "docker-content-digest", &digest.to_string());
-    set(&mut answer, "content-length", &length.to_string());
+    if has_length {
+        set(&mut answer, "content-length", &length.to_string());
+    }
     if status == StatusCode::PARTIAL_CONTENT && has_parts {
         set(
             &mut answer,

@@ -53,6 +53,10 @@ pub enum Wrong {
     IgnoreRange,
     /// The same, but close the connection after this many bytes.
     IgnoreRangeAndCut(u64),
+    /// Respond with a 200 that states no length and ends after this many bytes of the blob.
+    WholeWithoutLength(u64),
+    /// Send the correct response without any header.
+    Bare,
     /// Send a 206 with a range that starts and ends this many bytes later.
     ShiftRange(u64),
     /// Send a correct 206 with at most this many bytes of the range, which a server may do.

@@ -198,6 +198,11 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Answ
                 tokio::time::sleep(wait).await;
                 dispatch(shared, &head, &target, (number, request), None).await
             }
+            Some(Wrong::Bare) => {
+                let mut answer = dispatch(shared, &head, &target, (number, request), None).await;
+                answer.headers_mut().clear();
+                answer
+            }
             wrong => dispatch(shared, &head, &target, (number, request), wrong).await,
         }
     };
