@@ -159,6 +159,21 @@ async fn what_the_registry_does_not_have_is_not_found_though_its_mirror_is_dead(
 }
 
 #[tokio::test]
+async fn what_the_registry_does_not_have_is_not_found_though_its_mirror_is_mute() {
+    let (registry, mirror) = (TestRegistry::start(), TestRegistry::start());
+    let mute = Wrong::Delay(Duration::from_secs(600));
+    mirror.fault(Fault::always(On::Any, mute));
+    let client = mirrored(&registry, &mirror);
+    let image = registry.reference("app", "v1");
+    let begun = Instant::now();
+    let error = client.resolve(&image).await.expect_err("nothing there");
+    assert!(matches!(error, RegistryError::NotFound { .. }), "{error:?}");
+    // One timeout for a connection and one for an answer.
+    assert!(begun.elapsed() < Duration::from_secs(15), "no attempt more");
+    assert_eq!(registry.requests(), 1);
+}
+
+#[tokio::test]
 async fn a_mirror_that_refuses_is_not_asked_again() {
     let (registry, mirror) = (TestRegistry::start(), TestRegistry::start());
     let put = registry.add_manifest("app", Some("v1"), media_type::OCI_MANIFEST, MANIFEST);
