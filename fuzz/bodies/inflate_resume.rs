@@ -3,7 +3,8 @@
 
 use libdeflater::{CompressionLvl, Compressor, crc32};
 use soci_ztoc::{
-    BuildOptions, Builder, Compression, Decoder, LayerInflate, SpanId, SpanMap, VerifiedSpan, Ztoc,
+    ArrivingSpan, BuildOptions, Builder, Compression, Decoder, LayerInflate, SpanId, SpanMap,
+    VerifiedSpan, Ztoc,
 };
 
 /// The first five bytes are the recipe, the rest content and damage.
@@ -43,10 +44,24 @@ pub(crate) fn run(data: &[u8]) {
         let (graft, pieces) = decode(&ztoc, &spans, id, &compressed);
         assert_eq!(graft.as_deref(), Some(expected), "span {id:?}");
         assert_eq!(pieces.as_deref(), Some(expected), "span {id:?}");
+        let arrive = |bytes: &[u8]| {
+            let at = ztoc.checkpoint(id);
+            let mut span = ArrivingSpan::new(id, &at, &spans).expect("a compressed layer");
+            let pieces = bytes.chunks(usize::from(repeat) + 1);
+            pieces.for_each(|piece| span.push(piece));
+            span.finish().ok()
+        };
+        assert_eq!(
+            arrive(&compressed).as_deref(),
+            Some(expected),
+            "span {id:?}"
+        );
         let place = usize::from(at) * 31 % compressed.len().max(1);
         for (byte, damage) in compressed[place..].iter_mut().zip(content) {
             *byte ^= damage;
         }
+        let arrived = arrive(&compressed);
+        assert!(arrived.is_none() || arrived.as_deref() == Some(expected));
         if let (Some(graft), Some(pieces)) = decode(&ztoc, &spans, id, &compressed) {
             assert_eq!(graft, pieces);
             assert_eq!(graft.len(), expected.len());

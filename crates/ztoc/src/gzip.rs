@@ -7,10 +7,12 @@
 //!   the bytes that several threads read.
 //! * [`graft`] turns a span into a stream of its own, for a decoder that works on whole buffers.
 //! * [`decode`] decodes a span, by graft if possible, otherwise by streaming.
+//! * [`arriving`] decodes a span while its bytes arrive.
 //! * [`layer`] inflates a whole layer, without checkpoints.
 
 use thiserror::Error;
 
+pub(crate) mod arriving;
 pub(crate) mod decode;
 mod graft;
 mod inflate;

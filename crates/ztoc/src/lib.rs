@@ -12,9 +12,10 @@
 //! ```
 //!
 //! Each span can be decoded on its own: download its compressed bytes, verify their digest
-//! ([`VerifiedSpan`]), and decode from its checkpoint ([`Decoder`]). A file is a range of the
-//! archive. It needs the spans that cover the range ([`SpanMap::covering`]), and its tar header
-//! must match the TOC ([`verify_header`]).
+//! ([`VerifiedSpan`]), and decode from its checkpoint ([`Decoder`]). [`ArrivingSpan`] decodes during
+//! the download and gives nothing before the digest is verified. A file is a range of the archive.
+//! It needs the spans that cover the range ([`SpanMap::covering`]), and its tar header must match
+//! the TOC ([`verify_header`]).
 //!
 //! * [`Builder`] makes a zTOC in one pass over a layer, byte for byte the same as the reference's.
 //! * [`Ztoc`] is a verified, borrowed view of a zTOC's bytes. It guarantees that spans ascend and
@@ -51,6 +52,7 @@ pub use codec::encode::EncodeError;
 pub use codec::{DecodeError, EntryProblem, MAX_ZTOC_SIZE};
 pub use extract::{ReadError, read_archive};
 pub use gzip::GzipError;
+pub use gzip::arriving::{ArrivingError, ArrivingSpan};
 pub use gzip::decode::{Decoder, ExtractError, decode_span};
 pub use gzip::layer::LayerInflate;
 pub use span::{SpanDigest, SpanId, SpanMap};

@@ -66,24 +66,7 @@ impl<'a> VerifiedSpan<'a> {
         found: SpanDigest,
         spans: &SpanMap,
     ) -> Result<Self, VerifyError> {
-        let range = spans.compressed(id);
-        let expected = range.end - range.start;
-        if bytes.len() as u64 != expected {
-            let found = bytes.len() as u64;
-            return Err(VerifyError::Length {
-                span: id.0,
-                expected,
-                found,
-            });
-        }
-        if found != *spans.digest(id) {
-            let expected = Box::new(*spans.digest(id));
-            return Err(VerifyError::Digest {
-                span: id.0,
-                expected,
-                found: Box::new(found),
-            });
-        }
+        agree(id, bytes.len() as u64, found, spans)?;
         Ok(Self { id, bytes })
     }
 
@@ -98,6 +81,32 @@ impl<'a> VerifiedSpan<'a> {
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
+}
+
+/// Compares length and digest of a span's compressed bytes with the zTOC.
+pub(crate) fn agree(
+    id: SpanId,
+    length: u64,
+    digest: SpanDigest,
+    spans: &SpanMap,
+) -> Result<(), VerifyError> {
+    let range = spans.compressed(id);
+    let expected = range.end - range.start;
+    if length != expected {
+        return Err(VerifyError::Length {
+            span: id.0,
+            expected,
+            found: length,
+        });
+    }
+    if digest != *spans.digest(id) {
+        return Err(VerifyError::Digest {
+            span: id.0,
+            expected: Box::new(*spans.digest(id)),
+            found: Box::new(digest),
+        });
+    }
+    Ok(())
 }
 
 fn hex(digest: &SpanDigest) -> String {

@@ -12,9 +12,9 @@ use crate::span::{SpanId, SpanMap};
 use crate::verify::VerifiedSpan;
 
 /// Bytes after the deflate data of a gzip member: checksum and length.
-const TRAILER: usize = 8;
+pub(super) const TRAILER: usize = 8;
 /// Output buffer of one streaming step, in bytes.
-const ROOM: usize = 128 * 1024;
+pub(super) const ROOM: usize = 128 * 1024;
 
 /// Why a span does not decode although its digest is correct: the zTOC is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -331,13 +331,13 @@ pub fn decode_span(
     Ok(())
 }
 
-fn wanted(id: SpanId, spans: &SpanMap) -> Result<usize, ExtractError> {
+pub(super) fn wanted(id: SpanId, spans: &SpanMap) -> Result<usize, ExtractError> {
     let range = spans.uncompressed(id);
     let len = range.end - range.start;
     usize::try_from(len).map_err(|_| ExtractError::Memory { span: id.0, len })
 }
 
-fn reserve(out: &mut Vec<u8>, id: SpanId, len: usize) -> Result<(), ExtractError> {
+pub(super) fn reserve(out: &mut Vec<u8>, id: SpanId, len: usize) -> Result<(), ExtractError> {
     out.try_reserve(len).map_err(|_| ExtractError::Memory {
         span: id.0,
         len: len as u64,

@@ -7,6 +7,7 @@
 )]
 
 mod archive;
+mod arriving;
 mod blocks;
 mod dialects;
 mod fuzz;
