@@ -13,6 +13,7 @@
 //! * Memory is bounded. A piece takes permits with its first bytes; dropping its [`Delivery`]
 //!   returns them.
 //! * On a slow link, the background has only as many bytes outstanding as arrive soon (`meter`).
+//! * A demand can follow its bytes while they arrive ([`Watch`]), if a reader waits for them.
 //! * A host cannot use up the capacity of others (`share`), and a failure affects only what
 //!   failed (`health`).
 //! * Producers bound the queue by what they keep outstanding.
@@ -39,7 +40,7 @@ mod running;
 mod share;
 mod waiter;
 
-pub use demand::{Class, Delivery, Demand, DemandError, Patience, Sink, Source};
+pub use demand::{Class, Delivery, Demand, DemandError, Feed, Patience, Sink, Source, Watch};
 
 use driver::Probe;
 use health::{Health, Scope};
@@ -198,6 +199,7 @@ impl Scheduler {
             sources,
             avoid,
             patience,
+            watch,
             sink,
         } = demand;
         let key = Key {
@@ -211,6 +213,7 @@ impl Scheduler {
             patience,
             waited: Duration::ZERO,
             waits: None,
+            watch,
             sink,
             refused: Vec::new(),
         };

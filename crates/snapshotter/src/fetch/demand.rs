@@ -63,6 +63,15 @@ pub enum Patience {
 /// Receives the bytes. Called once, on a thread of the network runtime, so it must not block.
 pub type Sink = Box<dyn FnOnce(Result<Delivery, DemandError>) + Send>;
 
+/// Receives the bytes of a range in order, while they arrive. Dropped when the request brings no
+/// more of them, perhaps before the end. Called on a thread of the network runtime, so it must not
+/// block.
+pub type Feed = Box<dyn FnMut(Bytes) + Send>;
+
+/// Starts a [`Feed`], unless it declines. Called at most once, so only the first request that
+/// brings bytes is followed. It must not block either.
+pub type Watch = Box<dyn FnOnce() -> Option<Feed> + Send>;
+
 /// A demand for one range of a blob. The range is delivered whole.
 pub struct Demand {
     /// The blob.
@@ -82,6 +91,8 @@ pub struct Demand {
     pub avoid: Option<Arc<str>>,
     /// How long to wait.
     pub patience: Patience,
+    /// Follows the bytes while they arrive, if a reader waits for them when the first one arrives.
+    pub watch: Option<Watch>,
     /// Receives the bytes.
     pub sink: Sink,
 }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use soci_oci::Digest;
 use soci_registry::fetch::{Concern, FetchError};
 use tokio::time::{Instant, timeout};
@@ -18,6 +18,10 @@ use super::{
     share::Held,
 };
 use crate::sync::{Arc, atomic::Ordering};
+
+mod buffer;
+
+use buffer::Buffer;
 
 /// If reader bytes arrived this recently, the link belongs to the reader.
 const ARRIVING: Duration = Duration::from_millis(200);
@@ -137,7 +141,7 @@ impl Flight {
         // The byte before `chunk`. Neighboring pieces may share one byte.
         let mut before: Option<u8> = None;
         for (id, range) in pieces {
-            let mut buffer: Option<(BytesMut, Option<Held>)> = None;
+            let mut buffer: Option<Buffer> = None;
             while at < range.end {
                 if chunk.is_empty() {
                     if self.class().is_none() {
@@ -152,18 +156,8 @@ impl Flight {
                 }
                 let wanted = self.carries(id);
                 if wanted && buffer.is_none() {
-                    // Allocate only now, so that a source that sends nothing holds no memory.
-                    let waits = Instant::now();
-                    let permit = self.permit(range.end - range.start).await;
-                    if waits.elapsed() > PAUSE {
-                        line.resumed();
-                    }
-                    let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-                    let mut bytes = BytesMut::with_capacity(length);
-                    if range.start + 1 == at {
-                        bytes.extend_from_slice(before.as_slice());
-                    }
-                    buffer = Some((bytes, permit));
+                    let shared = before.filter(|_| range.start + 1 == at);
+                    buffer = Some(self.begin(id, &range, shared, &mut line).await);
                 }
                 let here = usize::try_from(range.end - at)
                     .unwrap_or(usize::MAX)
@@ -172,12 +166,13 @@ impl Flight {
                 at += part.len() as u64;
                 before = part.last().copied();
                 match &mut buffer {
-                    Some((bytes, _)) if wanted => bytes.extend_from_slice(&part),
+                    Some(buffer) if wanted => buffer.push(part),
                     _ => buffer = None,
                 }
             }
-            if let Some((bytes, permit)) = buffer {
-                self.deliver(id, bytes.freeze(), permit);
+            if let Some(buffer) = buffer {
+                let (bytes, permit) = buffer.complete();
+                self.deliver(id, bytes, permit);
             }
         }
         Ok(())

@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::*;
 
 mod fair;
+mod follow;
 
 const LEN: usize = 1 << 20;
 
@@ -62,6 +63,7 @@ impl Asker {
             sources: Arc::clone(&self.sources),
             avoid: None,
             patience,
+            watch: None,
             sink: Box::new(move |result| {
                 drop(tell.send((key, result)));
             }),

@@ -7,7 +7,7 @@ use soci_registry::fetch::FetchError;
 use tokio::time::Instant;
 
 use super::{
-    DemandError, Options, Patience, Sink, Source,
+    DemandError, Options, Patience, Sink, Source, Watch,
     driver::{Probe, REFUSAL_LASTS, Slow},
     health::{Health, Scope, Standing},
 };
@@ -20,6 +20,8 @@ pub(super) struct Waiter {
     /// How long the waiter has waited for failing sources, and since when it waits now.
     pub(super) waited: Duration,
     pub(super) waits: Option<Instant>,
+    /// Until a request has brought bytes for a reader.
+    pub(super) watch: Option<Watch>,
     pub(super) sink: Sink,
     pub(super) refused: Vec<(Arc<str>, FetchError, Instant)>,
 }

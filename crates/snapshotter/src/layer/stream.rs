@@ -202,6 +202,7 @@ impl<'a> Steps<'a> {
             sources: Arc::clone(&self.sources),
             avoid: None,
             patience: Patience::Budget,
+            watch: None,
             sink: Box::new(move |outcome| {
                 // A failed send means that the pass was dropped.
                 drop(tell.send(outcome.map(Delivery::without_permit)));

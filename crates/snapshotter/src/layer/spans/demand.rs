@@ -56,6 +56,7 @@ impl Spans {
             sources,
             avoid,
             patience,
+            watch: None,
             sink,
         });
     }
