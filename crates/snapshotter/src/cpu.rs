@@ -4,15 +4,16 @@
 //!
 //! | lane | threads at most | work |
 //! |--|--|--|
-//! | [`Lane::Compute`] | one per core | hash, decompress, answer a waiting reader |
+//! | [`Lane::Compute`] | one per core | hash, decompress (also while bytes arrive), answer a waiting reader |
 //! | [`Lane::ComputeBehind`] | one per core, lower priority | the same for spans that no reader waits for, and for whole layers |
 //! | [`Lane::ComputeLast`] | one, lowest priority | proofs and scrubs; no container ever waits for them |
 //! | [`Lane::Files`] | four | create, open, and sync files of a layer or snapshot while a request waits |
 //! | [`Lane::FilesBehind`] | one | syncs of content, removals, upkeep; these can wait for the disk for seconds |
 //!
 //! Producers bound the queues by what they may have outstanding (parked kernel reads, spans that
-//! hold permits of the fetch scheduler, one sync per layer). A job that panics loses only its own
-//! result. Dropping the pool runs all queued jobs and joins the threads.
+//! hold permits of the fetch scheduler, one job per span that arrives, one sync per layer). A job
+//! that panics loses only its own result. Dropping the pool runs all queued jobs and joins the
+//! threads.
 
 use std::{
     any::Any, collections::VecDeque, io, num::NonZeroUsize, panic::AssertUnwindSafe, thread,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
-    spans::{Spare, Waits},
+    spans::{Room, Spare, Waits},
     writeback::Writeback,
 };
 use crate::{
@@ -65,6 +65,8 @@ pub(super) struct Context {
     pub(super) passes: tokio::sync::Semaphore,
     /// Permit for verifying one layer at a time.
     pub(super) proving: tokio::sync::Semaphore,
+    /// Memory for spans that are decoded while they arrive.
+    pub(super) early: Room,
     /// Spans that the disk did not accept.
     pub(super) spare: Spare,
     /// Bytes that are written and not yet on disk.

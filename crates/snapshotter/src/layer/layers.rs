@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     Context, Layer, Options, ReadWait,
-    spans::{Spare, Waits},
+    spans::{Room, Spare, Waits},
     stream,
     writeback::{self, Writeback},
 };
@@ -85,6 +85,7 @@ impl Layers {
             options,
             passes: Semaphore::new(stream::PASSES),
             proving: Semaphore::new(1),
+            early: Room::default(),
             spare: Spare::default(),
             writeback: Arc::clone(&writeback),
             waits: Waits::default(),

@@ -7,6 +7,7 @@
 //! demand  turns a span into a demand of the scheduler and receives its bytes
 //! fill compressed bytes ─▶ digest ─▶ decompress ─▶ waiters, from memory ─▶ data, heads ─▶ mark ─▶
 //! waiters
+//! early hashes and decompresses the spans of readers while they arrive, ahead of fill
 //! window  selects the next spans for the background
 //! ```
 //!
@@ -19,14 +20,16 @@ use tokio::sync::Notify;
 
 use super::{Context, ReadError, data::Data, named::Named, passing::Passing, trouble::Trouble};
 use crate::{
-    fetch::{Class, Delivery, readahead::Readahead},
+    fetch::{Class, readahead::Readahead},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
+mod decoded;
 mod demand;
+mod early;
 mod fill;
 mod kept;
 mod leave;
@@ -40,11 +43,14 @@ mod trace;
 mod turn;
 mod window;
 
+pub(super) use early::Room;
 pub use fill::drop_scratch;
 pub(super) use spare::Spare;
 pub(super) use trace::Waits;
 pub use trace::{ReadWait, SpanWait};
 
+use early::Early;
+use fill::Arrived;
 use read::Read;
 use state::{Demander, Effect, Event, Span};
 use states::States;
@@ -62,7 +68,9 @@ pub(super) struct Spans {
     passing: Arc<Passing>,
     states: Mutex<States<Arc<Read>>>,
     /// Bytes that arrived and wait for the pool, by span. Bounded by the scheduler's permits.
-    arrived: Mutex<HashMap<u32, Delivery>>,
+    arrived: Mutex<HashMap<u32, Arrived>>,
+    /// Spans that are decoded while they arrive. Bounded by [`Room`].
+    early: Mutex<HashMap<u32, Arc<Early>>>,
     /// Timestamps of spans in progress.
     times: Times,
     ahead: Mutex<Readahead>,
@@ -104,6 +112,7 @@ impl Spans {
         Spans {
             states: Mutex::new(states),
             arrived: Mutex::default(),
+            early: Mutex::default(),
             times: Times::default(),
             ahead: Mutex::new(Readahead::new(ahead)),
             fetched: Fetched::default(),
@@ -197,6 +206,13 @@ impl Spans {
         let mut states = self.states.lock();
         let unsettled = states.missing().filter(|(_, span)| !span.is_absent());
         unsettled.count().max(self.times.under_way())
+    }
+
+    /// Compressed bytes of a span that is arriving that are decoded already.
+    #[cfg(test)]
+    pub(super) fn decoded_early(&self, span: u32) -> u64 {
+        let all = self.early.lock();
+        all.get(&span).map_or(0, |early| early.decoded())
     }
 
     fn removed(&self) -> ReadError {

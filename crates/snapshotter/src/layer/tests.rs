@@ -24,6 +24,7 @@ use crate::{
 };
 
 mod damage;
+mod early;
 mod edges;
 mod evict;
 mod full;

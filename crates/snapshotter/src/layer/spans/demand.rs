@@ -3,7 +3,7 @@
 use soci_ztoc::SpanId;
 use tokio::sync::oneshot;
 
-use super::{Demander, Effect, Event, Spans};
+use super::{Arrived, Demander, Effect, Event, Spans};
 use crate::{
     fetch::{Class, Delivery, Demand, DemandError, Patience, Sink, Source},
     layer::ReadError,
@@ -14,51 +14,59 @@ impl Spans {
     /// Submits a demand for one span. `avoid` is a source that sent wrong bytes for it.
     pub(super) fn demand(self: &Arc<Self>, span: u32, class: Class, avoid: Option<Arc<str>>) {
         self.times.demanded(span);
-        let (demander, patience) = match class {
-            Class::All => (Demander::Patient, Patience::Forever),
-            Class::Now | Class::Next => (Demander::Urgent, Patience::Budget),
+        let demander = match class {
+            Class::All => Demander::Patient,
+            Class::Now | Class::Next => Demander::Urgent,
         };
         let sources = self.named.sources();
         let (spans, asked): (Weak<Spans>, _) = (Arc::downgrade(self), Arc::clone(&sources));
         let sink = Box::new(move |outcome| {
             let Some(spans) = spans.upgrade() else { return };
+            let early = spans.early.lock().remove(&span);
             match outcome {
-                Ok(delivery) => spans.delivered(span, delivery),
+                Ok(delivery) => spans.delivered(span, Arrived { delivery, early }),
                 // The sources changed after the demand was made. Readers that joined since may use
                 // the new ones.
                 Err(_) if spans.has_other_sources(&asked) => spans.demand(span, class, None),
                 Err(error) => spans.not_delivered(span, demander, error),
             }
         });
-        self.ask(SpanId(span), class, patience, sources, avoid, sink);
+        let Some(mut demand) = self.demand_for(SpanId(span), class, sources, sink) else {
+            return;
+        };
+        // After wrong bytes, the delivery alone decides.
+        if avoid.is_none() {
+            demand.watch = self.watch(span);
+        }
+        demand.avoid = avoid;
+        self.context.fetch.demand(demand);
     }
 
-    fn ask(
+    /// A demand for a span. `None` if the layer has no zTOC.
+    fn demand_for(
         &self,
         span: SpanId,
         class: Class,
-        patience: Patience,
         sources: Arc<[Source]>,
-        avoid: Option<Arc<str>>,
         sink: Sink,
-    ) {
-        let Some(ztoc) = self.data.ztoc() else { return };
-        self.context.fetch.demand(Demand {
+    ) -> Option<Demand> {
+        let (order, patience) = match class {
+            // Layers are completed one after the other.
+            Class::All => (self.data.files.number.0, Patience::Forever),
+            Class::Now | Class::Next => (0, Patience::Budget),
+        };
+        Some(Demand {
             blob: *self.data.digest(),
-            range: ztoc.spans().compressed(span),
+            range: self.data.ztoc()?.spans().compressed(span),
             class,
             image: self.data.image(),
-            // Layers are completed one after the other.
-            order: match class {
-                Class::All => self.data.files.number.0,
-                Class::Now | Class::Next => 0,
-            },
+            order,
             sources,
-            avoid,
+            avoid: None,
             patience,
             watch: None,
             sink,
-        });
+        })
     }
 
     fn has_other_sources(&self, asked: &Arc<[Source]>) -> bool {
@@ -97,8 +105,10 @@ impl Spans {
     ) -> Result<Delivery, DemandError> {
         let (tell, told) = oneshot::channel();
         let sink = Box::new(move |outcome| drop(tell.send(outcome)));
-        let sources = self.named.sources();
-        self.ask(span, Class::All, Patience::Budget, sources, None, sink);
+        let demand = self.demand_for(span, Class::All, self.named.sources(), sink);
+        let mut demand = demand.ok_or(DemandError::Closed)?;
+        demand.patience = Patience::Budget;
+        self.context.fetch.demand(demand);
         told.await.unwrap_or(Err(DemandError::Closed))
     }
 }

@@ -1,12 +1,11 @@
 //! From compressed bytes to the store: verify, decompress, answer waiters, write, mark. Runs on the
 //! pool.
 //!
-//! The types enforce the order: only a [`VerifiedSpan`] can be decoded, and only decoded bytes are
-//! written. Each pool thread has its own decoder buffers, and drops them after it has been idle for
-//! a while.
+//! The types enforce the order: only a [`VerifiedSpan`] can be decoded, `early` gives only verified
+//! bytes, and only decoded bytes are written. Each pool thread has its own decoder buffers, and
+//! drops them after it has been idle for a while.
 
 use std::{
-    borrow::Cow,
     cell::RefCell,
     io,
     ops::{ControlFlow, Range},
@@ -15,7 +14,7 @@ use std::{
 
 use soci_ztoc::{Checkpoint, Decoder, ExtractError, SpanId, VerifiedSpan, VerifyError};
 
-use super::{Effect, Event, Spans};
+use super::{Early, Effect, Event, Spans, decoded::Decoded};
 use crate::{
     cpu::Lane,
     fetch::{Class, Delivery},
@@ -34,12 +33,19 @@ pub fn drop_scratch() {
 }
 
 /// Larger spans are written in pieces of at least [`GATHERED`] bytes. By default, spans have 4 MiB.
-const LARGE: u64 = 16 << 20;
+pub(super) const LARGE: u64 = 16 << 20;
 const GATHERED: usize = 1 << 20;
 
 /// The free space that is needed beyond the size of a span before it is requested again after the
 /// disk was full.
 pub(super) const ROOM: u64 = 16 << 20;
+
+/// A span that arrived.
+pub(super) struct Arrived {
+    pub(super) delivery: Delivery,
+    /// Has decoded a part of the bytes, if they were followed.
+    pub(super) early: Option<Arc<Early>>,
+}
 
 /// The outcome of filling a span.
 enum Filled {
@@ -54,7 +60,8 @@ enum Filled {
 
 impl Spans {
     /// The bytes of a span arrived. Called on a thread of the network runtime.
-    pub(super) fn delivered(self: &Arc<Self>, span: u32, delivery: Delivery) {
+    pub(super) fn delivered(self: &Arc<Self>, span: u32, came: Arrived) {
+        let delivery = &came.delivery;
         // Locked until the bytes are in the map, so that a reader that arrives meanwhile finds
         // them.
         let mut arrived = self.arrived.lock();
@@ -67,12 +74,13 @@ impl Spans {
             Class::Next => (&self.fetched.on_demand, Lane::ComputeBehind),
         };
         counter.fetch_add(delivery.bytes.len() as u64, Ordering::Relaxed);
-        self.times.delivered(span, delivery.asked);
+        let early_bytes = came.early.as_ref().map_or(0, |early| early.decoded());
+        self.times.delivered(span, delivery.asked, early_bytes);
         // A reader may have joined after this demand.
         let waited = self.states.lock().is_waited_for(span);
         let lane = if waited { Lane::Compute } else { lane };
         let may_wait = delivery.may_wait && !waited;
-        arrived.insert(span, delivery);
+        arrived.insert(span, came);
         drop(arrived);
         if may_wait {
             return self.fill_in_turn(span, lane);
@@ -90,12 +98,25 @@ impl Spans {
     }
 
     pub(super) fn fill(self: &Arc<Self>, span: u32) {
-        let Some(delivery) = self.arrived.lock().remove(&span) else {
+        let Some(Arrived { delivery, early }) = self.arrived.lock().remove(&span) else {
             return;
         };
         self.times.begun(span);
+        match early {
+            None => self.fill_from(span, delivery, None),
+            Some(early) => {
+                let spans = Arc::clone(self);
+                early.finish(Box::new(move |bytes| {
+                    spans.fill_from(span, delivery, bytes)
+                }));
+            }
+        }
+    }
+
+    /// Fills a span from bytes that were decoded while it arrived, otherwise from the delivery.
+    fn fill_from(self: &Arc<Self>, span: u32, delivery: Delivery, early: Option<Vec<u8>>) {
         let source = Arc::clone(&delivery.source);
-        let work = AssertUnwindSafe(|| self.verify_and_store(span, delivery));
+        let work = AssertUnwindSafe(|| self.verify_and_store(span, delivery, early));
         let filled = std::panic::catch_unwind(work)
             .unwrap_or_else(|_| Filled::Undecodable("the decoder panicked".to_owned()));
         match filled {
@@ -108,10 +129,19 @@ impl Spans {
         self.look_again();
     }
 
-    fn verify_and_store(self: &Arc<Self>, span: u32, delivery: Delivery) -> Filled {
+    fn verify_and_store(
+        self: &Arc<Self>,
+        span: u32,
+        delivery: Delivery,
+        early: Option<Vec<u8>>,
+    ) -> Filled {
         let Some(ztoc) = self.data.ztoc() else {
             return Filled::Undecodable("the layer has no zTOC".to_owned());
         };
+        if let Some(bytes) = early {
+            let bytes = Decoded::Own(Arc::new(bytes));
+            return self.store(ztoc, span, &bytes, delivery.class);
+        }
         let verified = match VerifiedSpan::verify(SpanId(span), &delivery.bytes, ztoc.spans()) {
             Ok(verified) => verified,
             Err(error) => return Filled::Wrong(error),
@@ -134,7 +164,7 @@ impl Spans {
             } else {
                 decoder
                     .decode(&verified, &checkpoint, ztoc.spans())
-                    .map(Cow::Borrowed)
+                    .map(Decoded::Buffer)
             };
             match decoded {
                 Ok(bytes) => self.store(ztoc, span, &bytes, delivery.class),
@@ -199,10 +229,10 @@ impl Spans {
         span: &VerifiedSpan<'d>,
         at: &Checkpoint<'_>,
         ztoc: &ZtocFile,
-    ) -> Result<Cow<'d, [u8]>, ExtractError> {
+    ) -> Result<Decoded<'d>, ExtractError> {
         let archive = ztoc.spans().uncompressed(span.id());
         if archive.is_empty() {
-            return Ok(Cow::default());
+            return Ok(Decoded::Buffer(&[]));
         }
         let len = usize::try_from(archive.end - archive.start).unwrap_or(usize::MAX);
         let most = len.saturating_add(KEPT);
@@ -217,21 +247,27 @@ impl Spans {
         });
         if stream.len() < len {
             // Decode again to get the decoder's specific error.
-            return decoder.decode(span, at, ztoc.spans()).map(Cow::Borrowed);
+            return decoder.decode(span, at, ztoc.spans()).map(Decoded::Buffer);
         }
         let behind = stream.split_off(len);
         self.passing
             .keep_behind((ended.is_ok() && behind.len() <= KEPT).then_some(behind));
-        Ok(Cow::Owned(stream))
+        Ok(Decoded::Own(Arc::new(stream)))
     }
 
     /// Writes decoded bytes, marks the span, wakes its waiters, and checks headers that are now
     /// complete.
-    fn store(self: &Arc<Self>, ztoc: &ZtocFile, span: u32, bytes: &[u8], class: Class) -> Filled {
+    fn store(
+        self: &Arc<Self>,
+        ztoc: &ZtocFile,
+        span: u32,
+        bytes: &Decoded<'_>,
+        class: Class,
+    ) -> Filled {
         let tar = ztoc.spans().uncompressed(SpanId(span));
         let held = || Held {
             tar: tar.clone(),
-            bytes: Arc::new(bytes.to_vec()),
+            bytes: bytes.share(),
         };
         // Serve readers before writing, because the disk may be slowed down by background writes.
         let mut served = None;

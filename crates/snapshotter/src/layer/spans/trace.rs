@@ -23,6 +23,10 @@ pub struct SpanWait {
     pub queue_us: u64,
     /// From the request to its last byte.
     pub wire_us: u64,
+    /// Compressed bytes that were verified and decompressed during that time. That work is not part
+    /// of `inflate_us`.
+    #[serde(default)]
+    pub early_bytes: u64,
     /// Until a pool thread was available.
     pub pool_us: u64,
     /// Verification and decompression.
@@ -61,6 +65,7 @@ struct Steps {
     demanded: Instant,
     asked: Option<Instant>,
     delivered: Option<Instant>,
+    early_bytes: u64,
     begun: Option<Instant>,
     decoded: Option<Instant>,
 }
@@ -76,16 +81,18 @@ impl Times {
             demanded,
             asked: None,
             delivered: None,
+            early_bytes: 0,
             begun: None,
             decoded: None,
         };
         self.0.lock().entry(span).or_insert_with(none);
     }
 
-    pub(super) fn delivered(&self, span: u32, asked: Instant) {
+    pub(super) fn delivered(&self, span: u32, asked: Instant, early_bytes: u64) {
         self.note(span, |steps| {
             steps.asked = Some(asked);
             steps.delivered = Some(Instant::now());
+            steps.early_bytes = early_bytes;
         });
     }
 
@@ -123,6 +130,7 @@ impl Times {
             span,
             queue_us: until(steps.asked),
             wire_us: until(steps.delivered),
+            early_bytes: steps.early_bytes,
             pool_us: until(steps.begun),
             inflate_us: until(steps.decoded),
             write_us: until(Some(Instant::now())),
@@ -190,7 +198,7 @@ mod tests {
         let asked = Instant::now();
         step().await;
         step().await;
-        times.delivered(3, asked);
+        times.delivered(3, asked, 7);
         times.begun(3);
         step().await;
         times.decoded(3);
@@ -202,7 +210,7 @@ mod tests {
             wait.inflate_us,
             wait.write_us,
         ];
-        assert_eq!(steps, [10, 20, 0, 10, 0]);
+        assert_eq!((steps, wait.early_bytes), ([10, 20, 0, 10, 0], 7));
         times.forget(3);
         let unknown = SpanWait {
             span: 3,
