@@ -14,14 +14,14 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use reqwest::{Method, Response, Url};
+use reqwest::{Method, Url};
 use tokio::time::Instant;
 
 use super::{
@@ -29,7 +29,7 @@ use super::{
     endpoint::{Call, Endpoint, set_referer},
     retry::{Attempts, RetryPolicy},
     rounds::Rounds,
-    transport::{Way, broken, refused},
+    transport::{Way, refused},
 };
 use crate::{
     fetch::{ByteRange, FetchError, Fetcher, RangeBody},
@@ -38,16 +38,17 @@ use crate::{
 use soci_oci::digest::Digest;
 
 mod ask;
+mod open;
+mod reading;
 
 use ask::{Form, end_of_whole, expired_token, given_by_part, range_headers, wrong_range};
+use open::Open;
+use reading::Reading;
 
 /// Limits for open bodies of whole blobs that are kept for later ranges: number per blob and host,
 /// and age. Their senders are blocked meanwhile.
 const MOST_KEPT: usize = 4;
 const KEPT: Duration = Duration::from_secs(20);
-/// Progress of this many bytes resets the retry budget. With a lower value, a host that sends
-/// single bytes could block a reader indefinitely.
-const PROGRESS: u64 = 64 << 10;
 
 /// A blob in a registry.
 pub(crate) struct RemoteBlob(Arc<Inner>);
@@ -58,6 +59,8 @@ struct Inner {
     scope: Scope,
     sources: Vec<Source>,
     patience: Patience,
+    /// Wrong bytes arrived, so the origin is asked before the mirrors.
+    origin_first: AtomicBool,
 }
 
 /// Retries and timeouts for a range.
@@ -99,6 +102,7 @@ impl RemoteBlob {
             scope,
             sources,
             patience,
+            origin_first: AtomicBool::new(false),
         }))
     }
 }
@@ -124,6 +128,10 @@ impl Fetcher for RemoteBlob {
 
     async fn fetch_behind(&self, range: Range<u64>) -> Result<RangeBody, FetchError> {
         self.fetch_by(Way::Behind, range).await
+    }
+
+    fn distrust(&self) {
+        self.0.origin_first.store(true, Ordering::Relaxed);
     }
 }
 
@@ -180,7 +188,7 @@ impl Inner {
         range: ByteRange,
         rounds: &mut Rounds,
     ) -> Result<Open, FetchError> {
-        for position in rounds.order(|host| self.sources[host].endpoint.is_shunned()) {
+        for position in self.order(rounds) {
             let source = &self.sources[position];
             if let Some(mut open) = source.go_on(range) {
                 open.source = position;
@@ -192,6 +200,16 @@ impl Inner {
             }
         }
         Err(rounds.end())
+    }
+
+    /// The hosts to ask in this round.
+    fn order(&self, rounds: &Rounds) -> Vec<usize> {
+        let mut order = rounds.order(|host| self.sources[host].endpoint.is_shunned());
+        if self.origin_first.load(Ordering::Relaxed) {
+            let origin = self.sources.len().saturating_sub(1);
+            order.sort_by_key(|&host| host != origin);
+        }
+        order
     }
 
     /// Asks one host: first at the last known storage address, then at the host's own address.
@@ -340,180 +358,5 @@ impl Source {
         if kept.as_ref() == Some(url) {
             *kept = None;
         }
-    }
-}
-
-/// A response whose body is being read.
-struct Open {
-    answer: Response,
-    url: RedactedUrl,
-    /// Index of the host.
-    source: usize,
-    /// Bytes to discard first.
-    skip: u64,
-    /// Remaining bytes of the range in this body.
-    left: u64,
-    /// Offset in the blob of the next byte of the body, and the end that the headers state.
-    at: u64,
-    end: u64,
-    /// Bytes already received that are returned next.
-    ahead: Bytes,
-}
-
-impl Open {
-    /// Whether the body continues after the range.
-    fn has_more(&self) -> bool {
-        self.left == 0 && self.at + (self.ahead.len() as u64) < self.end
-    }
-
-    /// Returns the next bytes of the range; `None` if the body has ended or has no more bytes of
-    /// the range. Adds discarded bytes to `skipped`.
-    async fn next(
-        &mut self,
-        range: ByteRange,
-        idle: Duration,
-        skipped: &AtomicU64,
-    ) -> Result<Option<Bytes>, FetchError> {
-        loop {
-            if self.left == 0 {
-                return Ok(None);
-            }
-            let Some(mut chunk) = self.more(range, idle).await? else {
-                return Ok(None);
-            };
-            self.at += chunk.len() as u64;
-            let skip = self.skip.min(chunk.len() as u64);
-            self.skip -= skip;
-            skipped.fetch_add(skip, Ordering::Relaxed);
-            chunk = chunk.slice(in_chunk(skip)..);
-            // Bytes after the range are not returned, whatever the length of the body.
-            let wanted = in_chunk(self.left.min(chunk.len() as u64));
-            self.left -= wanted as u64;
-            if self.left == 0 && self.at < self.end {
-                // The next range may start with the last byte of this one.
-                self.ahead = chunk.slice(wanted.saturating_sub(1)..);
-                self.at -= self.ahead.len() as u64;
-            }
-            chunk.truncate(wanted);
-            if !chunk.is_empty() {
-                return Ok(Some(chunk));
-            }
-        }
-    }
-}
-
-impl Open {
-    /// Returns the next bytes of the body, inside or outside the range.
-    async fn more(
-        &mut self,
-        range: ByteRange,
-        idle: Duration,
-    ) -> Result<Option<Bytes>, FetchError> {
-        if !self.ahead.is_empty() {
-            return Ok(Some(std::mem::take(&mut self.ahead)));
-        }
-        match tokio::time::timeout(idle, self.answer.chunk()).await {
-            Ok(chunk) => chunk.map_err(|error| broken(self.url.clone(), error)),
-            Err(_) => Err(FetchError::Stalled {
-                range,
-                url: self.url.clone(),
-                idle,
-            }),
-        }
-    }
-}
-
-/// Converts a number that is at most the length of a chunk.
-fn in_chunk(bytes: u64) -> usize {
-    usize::try_from(bytes).expect("at most the length of a chunk in memory")
-}
-
-/// A range in progress and the body that delivers its rest.
-struct Reading {
-    inner: Arc<Inner>,
-    way: Way,
-    range: ByteRange,
-    done: u64,
-    /// Bytes since the retry budget was last reset.
-    worth: u64,
-    open: Option<Open>,
-    attempts: Attempts,
-    /// Discarded bytes.
-    skipped: Arc<AtomicU64>,
-}
-
-impl Reading {
-    async fn step(mut self) -> Option<(Result<Bytes, FetchError>, Reading)> {
-        match self.next().await {
-            Ok(Some(chunk)) => Some((Ok(chunk), self)),
-            Ok(None) => None,
-            Err(error) => {
-                self.open = None;
-                Some((Err(error), self))
-            }
-        }
-    }
-
-    async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
-        while let Some(rest) = self.range.after(self.done) {
-            let open = match &mut self.open {
-                Some(open) => open,
-                None => self
-                    .open
-                    .insert(self.inner.open(self.way, rest, &mut self.attempts).await?),
-            };
-            let idle = self.inner.patience.idle;
-            let error = match open.next(rest, idle, &self.skipped).await {
-                Ok(Some(chunk)) => {
-                    self.took(chunk.len() as u64);
-                    self.keep_what_goes_on();
-                    return Ok(Some(chunk));
-                }
-                // The body was truncated or contained less than requested. Request the rest.
-                Ok(None) => FetchError::Short {
-                    range: self.range,
-                    received: self.done,
-                },
-                Err(error) => error,
-            };
-            if let Some(open) = self.open.take()
-                && let Some(source) = self.inner.sources.get(open.source)
-            {
-                source.endpoint.shun();
-            }
-            self.resume(error).await?;
-        }
-        Ok(None)
-    }
-
-    /// Keeps the body for the next range if this range is complete and the body continues.
-    fn keep_what_goes_on(&mut self) {
-        if self.range.after(self.done).is_none()
-            && let Some(open) = self.open.take_if(|open| open.has_more())
-            && let Some(source) = self.inner.sources.get(open.source)
-        {
-            source.keep_whole(open);
-        }
-    }
-
-    fn took(&mut self, bytes: u64) {
-        self.done += bytes;
-        self.worth += bytes;
-        if self.worth >= PROGRESS {
-            self.worth = 0;
-            self.attempts.progressed();
-        }
-    }
-
-    /// Waits before the next request, or returns the failure.
-    async fn resume(&mut self, error: FetchError) -> Result<(), FetchError> {
-        if !error.is_transient() {
-            return Err(error);
-        }
-        tracing::debug!(
-            %error, digest = %self.inner.digest, range = %self.range, received = self.done,
-            "range broke off; resuming"
-        );
-        self.attempts.wait(error).await
     }
 }

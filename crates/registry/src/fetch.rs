@@ -121,6 +121,10 @@ pub trait Fetcher: fmt::Debug + Send + Sync {
     async fn fetch_behind(&self, range: Range<u64>) -> Result<RangeBody, FetchError> {
         self.fetch(range).await
     }
+
+    /// The source sent bytes that the caller found to be wrong. A source with several hosts asks
+    /// the registry itself first from now on.
+    fn distrust(&self) {}
 }
 
 type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, FetchError>> + Send>>;

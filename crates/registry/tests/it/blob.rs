@@ -682,6 +682,12 @@ async fn the_next_host_is_asked_when_one_fails_at_any_time() {
     mirror.set_online(true);
     mirror.fault(Fault::always(On::Any, Wrong::status(404)));
     assert!(all(5..10).await == case.bytes[5..10]);
+    // A mirror with wrong bytes.
+    mirror.clear_faults();
+    let asked = mirror.requests();
+    blob.distrust();
+    assert!(all(5..10).await == case.bytes[5..10]);
+    assert_eq!(mirror.requests(), asked);
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ mod image;
 mod layers;
 mod logs;
 mod process;
+mod registries;
 mod server;
 mod starting;
 mod suite;

@@ -323,6 +323,10 @@ impl Spans {
             return self.fail_all(waiters, error);
         }
         self.trouble.note(&error);
+        let sources = self.named.sources();
+        if let Some(source) = sources.iter().find(|source| source.name == from) {
+            source.fetcher.distrust();
+        }
         if let Effect::Demand(class) = effect {
             self.demand(span, class, Some(from));
         }
