@@ -24,7 +24,7 @@ pub enum Unsupported {
     #[error("{} does not support d_type: reformat it with one that does", .0.display())]
     NoDirectoryTypes(PathBuf),
     /// overlayfs cannot be mounted in the directory.
-    #[error("cannot mount overlayfs in {}", path.display())]
+    #[error("cannot mount overlayfs in {}; --root must be on a file system such as ext4 or xfs, not on overlayfs", path.display())]
     NoOverlay {
         /// The directory.
         path: PathBuf,
@@ -176,6 +176,25 @@ mod tests {
         check_directory_types(root.path()).unwrap();
         check_overlay(root.path()).unwrap();
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_root_on_overlayfs_is_refused_with_the_remedy() {
+        let below = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let at = |name: &str| below.path().join(name);
+        for name in ["lower", "upper", "work", MERGED] {
+            fs::create_dir(at(name)).unwrap();
+        }
+        let [lower, upper, work] = ["lower", "upper", "work"].map(at);
+        let (lower, upper, work) = (lower.display(), upper.display(), work.display());
+        let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+        let options = CString::new(options).unwrap();
+        let flags = MountFlags::empty();
+        mount("overlay", at(MERGED), "overlay", flags, options.as_c_str()).unwrap();
+        let refused = check_overlay(&at(MERGED));
+        unmount(at(MERGED), UnmountFlags::DETACH).unwrap();
+        let refused = refused.expect_err("overlayfs on overlayfs").to_string();
+        assert!(refused.contains("--root must be on"), "{refused}");
     }
 
     #[test]
