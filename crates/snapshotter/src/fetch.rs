@@ -7,9 +7,9 @@
 //!             └──────────────── what a failed flight did not deliver ◀──────────────┴─▶ sink, piece by piece
 //! ```
 //!
-//! * A reader (`Now`) never waits for `All` or `Next`. It has its own slots and byte permits, and
-//!   bodies of class `All` are not read while its bytes arrive (`flight`). A request is always as
-//!   urgent as its most urgent piece.
+//! * Each class has its own slots and byte permits, so no class waits for a less urgent one. Bodies
+//!   of class `All` are not read while the bytes of a reader or a pull arrive (`flight`). A request
+//!   is always as urgent as its most urgent piece.
 //! * Memory is bounded. A piece takes permits with its first bytes; dropping its [`Delivery`]
 //!   returns them.
 //! * On a slow link, the background has only as many bytes outstanding as arrive soon (`meter`).
@@ -58,6 +58,8 @@ pub struct Options {
     pub now_requests: usize,
     /// Concurrent requests of class `Next`.
     pub next_requests: usize,
+    /// Concurrent requests of class `Pull`.
+    pub pull_requests: usize,
     /// Concurrent requests of class `All`.
     pub all_requests: usize,
     /// Concurrent requests of class `All` for one image. The reference implementation has the same
@@ -72,6 +74,8 @@ pub struct Options {
     pub now_memory: usize,
     /// Bytes of class `Next` in memory.
     pub next_memory: usize,
+    /// Bytes of class `Pull` in memory.
+    pub pull_memory: usize,
     /// Bytes of class `All` in memory.
     pub all_memory: usize,
     /// How long reads wait during one outage (`[blob] read_budget_sec`).
@@ -86,12 +90,14 @@ impl Default for Options {
         Options {
             now_requests: 32,
             next_requests: 16,
+            pull_requests: 12,
             all_requests: 12,
             all_requests_per_image: 3,
             all_request_bytes: 8 << 20,
             urgent_request_bytes: 4 << 20,
             now_memory: 32 << 20,
             next_memory: 8 << 20,
+            pull_memory: 12 << 20,
             all_memory: (4 + 4 * cores()).clamp(12, 32) << 20,
             read_budget: Duration::from_secs(300),
             first_byte: FIRST_BYTE,
@@ -132,15 +138,16 @@ struct Shared {
     gate: Notify,
     /// Number of live [`HoldBack`] guards.
     held_back: AtomicUsize,
-    memory: [Arc<Memory>; 3],
+    memory: [Arc<Memory>; 4],
 }
 
 impl Shared {
     fn memory(&self, class: Class) -> &Arc<Memory> {
-        let [now, next, all] = &self.memory;
+        let [now, next, pull, all] = &self.memory;
         match class {
             Class::Now => now,
             Class::Next => next,
+            Class::Pull => pull,
             Class::All => all,
         }
     }
@@ -178,7 +185,13 @@ impl Scheduler {
             wake: Notify::new(),
             gate: Notify::new(),
             held_back: AtomicUsize::new(0),
-            memory: [options.now_memory, options.next_memory, options.all_memory].map(memory),
+            memory: [
+                options.now_memory,
+                options.next_memory,
+                options.pull_memory,
+                options.all_memory,
+            ]
+            .map(memory),
             options,
         });
         let driver = runtime

@@ -17,6 +17,8 @@ pub enum Class {
     Now,
     /// Likely to be read soon.
     Next,
+    /// The pull of an image waits for a whole layer.
+    Pull,
     /// Background download of everything, in order.
     All,
 }

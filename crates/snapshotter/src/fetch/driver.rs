@@ -18,7 +18,9 @@ use crate::sync::{Arc, Weak, atomic::Ordering};
 pub(super) const REFUSAL_LASTS: Duration = Duration::from_secs(60);
 /// If a reader's request has delivered nothing for this long, the reader gets a healthy source on
 /// another host, if it has one.
-const SLOW: Duration = Duration::from_secs(2);
+pub(super) const SLOW: Duration = Duration::from_secs(2);
+/// Bytes that have not arrived for this long do not occupy the link.
+const STALLED: Duration = Duration::from_millis(500);
 
 /// A pending probe: it asks `source` for the byte at offset `at` of `blob` at time `due`.
 pub(super) struct Probe {
@@ -98,7 +100,7 @@ impl Shared {
         let background = state.meter.request(held_back, now);
         let limit = |class| match class {
             Class::All => self.options.all_request_bytes.min(background),
-            Class::Now | Class::Next => self.options.urgent_request_bytes,
+            Class::Now | Class::Next | Class::Pull => self.options.urgent_request_bytes,
         };
         loop {
             let ahead = state.may_ask(held_back, now);
@@ -161,12 +163,11 @@ impl Slow {
 
 impl State {
     /// How many more bytes the background may request. Unlimited if no background request is in
-    /// flight. Stalled requests do not count.
+    /// flight. Requests that deliver nothing do not count.
     fn may_ask(&self, held_back: bool, now: Instant) -> u64 {
         let mut on_the_way = None;
         for (&id, aloft) in &self.flights {
-            let since = aloft.last.map_or(aloft.begun, |last| last.max(aloft.begun));
-            let comes = aloft.paused || now.saturating_duration_since(since) < SLOW;
+            let comes = aloft.paused || aloft.silent_for(now) < STALLED;
             if comes && self.queue.flight_class(id) == Some(Class::All) {
                 *on_the_way.get_or_insert(0) += aloft.rest();
             }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     Class, Delivery, PieceId, Shared, Source,
+    driver::SLOW,
     line::Line,
     queue::{FlightId, Request},
     share::Held,
@@ -318,30 +319,39 @@ impl Flight {
 }
 
 impl Shared {
-    /// Whether this request may continue to read. Readers always may. `All` must stop while a
-    /// reader's bytes arrive. While a reader waits for its first byte, only the oldest `All`
-    /// request of each host may read.
+    /// Whether this request may continue to read. Readers always may. `All` must stop while the
+    /// bytes of a reader or a pull arrive. While one of them waits for its first byte, only the
+    /// oldest `All` request of each host may read. `Pull` is limited in this way while readers read.
     fn may_read(&self, flight: FlightId, now: Instant) -> bool {
         let state = self.state.lock();
-        if state.queue.flight_class(flight) != Some(Class::All) {
+        let Some(class @ (Class::Pull | Class::All)) = state.queue.flight_class(flight) else {
             return true;
-        }
-        let own = state.flights.get(&flight);
-        let mut reader = self.held_back.load(Ordering::Relaxed) > 0;
+        };
+        let Some(own) = state.flights.get(&flight) else {
+            return true;
+        };
+        let is_all = class == Class::All;
+        let mut limited = is_all && self.held_back.load(Ordering::Relaxed) > 0;
         let mut oldest = flight;
         for (&other, aloft) in &state.flights {
-            match state.queue.flight_class(other) {
-                Some(Class::Now) => match aloft.last {
-                    Some(last) if now.saturating_duration_since(last) < ARRIVING => return false,
-                    _ => reader = true,
-                },
-                Some(Class::All) if own.is_some_and(|own| own.host == aloft.host) => {
+            let Some(of) = state.queue.flight_class(other) else {
+                continue;
+            };
+            let is_same_host = aloft.host == own.host;
+            if of == class {
+                if is_same_host {
                     oldest = oldest.min(other);
                 }
-                Some(Class::Next | Class::All) | None => {}
+            } else if of == Class::Now || of == Class::Pull && is_all {
+                let silent = aloft.silent_for(now);
+                if is_all && aloft.last.is_some() && silent < ARRIVING {
+                    return false;
+                }
+                // A request that waits for a host that hangs does not need the link.
+                limited |= is_same_host || silent < SLOW;
             }
         }
-        !reader || oldest == flight
+        !limited || oldest == flight
     }
 }
 

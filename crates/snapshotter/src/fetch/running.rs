@@ -1,6 +1,6 @@
 //! Counts running requests by class, host, and image, and publishes the state of each.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use soci_oci::Digest;
 use tokio::time::Instant;
@@ -19,6 +19,7 @@ use crate::sync::{
 pub(super) struct Running {
     now: Share,
     next: Share,
+    pull: Share,
     all: Share,
     all_of_image: HashMap<Arc<str>, usize>,
 }
@@ -28,6 +29,7 @@ impl Running {
         Running {
             now: Share::new(options.now_requests),
             next: Share::new(options.next_requests),
+            pull: Share::new(options.pull_requests),
             all: Share::new(options.all_requests),
             all_of_image: HashMap::new(),
         }
@@ -37,6 +39,7 @@ impl Running {
         match class {
             Class::Now => &mut self.now,
             Class::Next => &mut self.next,
+            Class::Pull => &mut self.pull,
             Class::All => &mut self.all,
         }
     }
@@ -57,6 +60,7 @@ impl Running {
         let share = match piece.class {
             Class::Now => &self.now,
             Class::Next => &self.next,
+            Class::Pull => &self.pull,
             Class::All => &self.all,
         };
         let of_image = || self.all_of_image.get(&piece.image).copied().unwrap_or(0);
@@ -112,6 +116,12 @@ impl Aloft {
             position: Arc::clone(&request.position),
             end: request.range().end,
         }
+    }
+
+    /// How long the request has waited for its next bytes.
+    pub(super) fn silent_for(&self, now: Instant) -> Duration {
+        let since = self.last.map_or(self.begun, |last| last.max(self.begun));
+        now.saturating_duration_since(since)
     }
 
     /// Bytes requested and not yet received.

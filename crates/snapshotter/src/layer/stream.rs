@@ -194,10 +194,8 @@ impl<'a> Steps<'a> {
         self.context.fetch.demand(Demand {
             blob: self.blob,
             range,
-            class: Class::All,
+            class: Class::Pull,
             image: Arc::clone(&self.image),
-            // A pull waits for the whole layer, so it goes before completion, which is ordered by
-            // layer number.
             order: 0,
             sources: Arc::clone(&self.sources),
             avoid: None,

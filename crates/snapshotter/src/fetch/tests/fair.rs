@@ -426,6 +426,54 @@ async fn background_requests_of_one_host_do_not_wait_for_another_host() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pull_waits_for_neither_a_host_that_hangs_nor_for_readers() {
+    let bytes = noise(1, 8 << 20);
+    let hung = Other::new(bytes.clone(), Does::Hangs);
+    let reader = Other::new(bytes.clone(), Does::Drips(1000, Duration::from_millis(10)));
+    let good = Other::new(bytes, Does::Gives);
+    let mut asker = Asker::new(Options::default(), Digest::sha256(b""), vec![]);
+    // More than the background may have outstanding.
+    aim(&mut asker, 1, vec![at("a", "app", &hung)]);
+    asker.ask(0..4 << 20, Class::All, Patience::Forever);
+    asker.ask(5 << 20..6 << 20, Class::Now, Patience::Budget);
+    aim(&mut asker, 2, vec![at("b", "app", &reader)]);
+    asker.ask(0..100_000, Class::Now, Patience::Budget);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    aim(&mut asker, 3, vec![at("b", "app", &good)]);
+    let begun = Instant::now();
+    for i in 0..4 {
+        asker.ask(i << 20..(i + 1) << 20, Class::Pull, Patience::Budget);
+    }
+    for _ in 0..4 {
+        let (range, delivery) = asker.hear().await;
+        delivery.expect("bytes");
+        assert_ne!(range, 0..100_000, "the reader still reads");
+    }
+    assert!(begun.elapsed() < Duration::from_millis(250));
+}
+
+#[tokio::test(start_paused = true)]
+async fn readers_of_a_host_that_hangs_do_not_limit_the_background_of_others() {
+    let (bytes, _) = blob();
+    let hung = Other::new(bytes.clone(), Does::Hangs);
+    let good = Other::new(bytes, Does::Drips(1000, Duration::from_millis(10)));
+    let mut asker = Asker::new(Options::default(), Digest::sha256(b""), vec![]);
+    aim(&mut asker, 1, vec![at("a", "app", &hung)]);
+    asker.ask(0..1000, Class::Now, Patience::Budget);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    aim(&mut asker, 2, vec![at("b", "app", &good)]);
+    let begun = Instant::now();
+    for i in 0..3 {
+        let start = i * 100_000;
+        asker.ask(start..start + 50_000, Class::All, Patience::Forever);
+    }
+    for _ in 0..3 {
+        asker.hear().await.1.expect("bytes");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(1), "side by side");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_would_occupy_the_link_is_closed_and_resumed() {
     let (bytes, _) = blob();
     let background = Arc::new(Ranges {

@@ -16,7 +16,7 @@ impl Spans {
         self.times.demanded(span);
         let demander = match class {
             Class::All => Demander::Patient,
-            Class::Now | Class::Next => Demander::Urgent,
+            Class::Now | Class::Next | Class::Pull => Demander::Urgent,
         };
         let sources = self.named.sources();
         let (spans, asked): (Weak<Spans>, _) = (Arc::downgrade(self), Arc::clone(&sources));
@@ -53,7 +53,7 @@ impl Spans {
         let (order, patience) = match class {
             // Layers are completed one after the other.
             Class::All => (self.data.files.number.0, Patience::Forever),
-            Class::Now | Class::Next => (0, Patience::Budget),
+            Class::Now | Class::Next | Class::Pull => (0, Patience::Budget),
         };
         Some(Demand {
             blob: *self.data.digest(),

@@ -71,7 +71,7 @@ impl Spans {
         let (counter, lane) = match delivery.class {
             Class::All => (&self.fetched.background, Lane::ComputeBehind),
             Class::Now => (&self.fetched.on_demand, Lane::Compute),
-            Class::Next => (&self.fetched.on_demand, Lane::ComputeBehind),
+            Class::Next | Class::Pull => (&self.fetched.on_demand, Lane::ComputeBehind),
         };
         counter.fetch_add(delivery.bytes.len() as u64, Ordering::Relaxed);
         let early_bytes = came.early.as_ref().map_or(0, |early| early.decoded());

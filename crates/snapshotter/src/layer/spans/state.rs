@@ -161,7 +161,7 @@ impl<W> Span<W> {
                         *urgent = Some(class);
                         Effect::Demand(class)
                     }
-                    (Class::Now, Some(Class::Next | Class::All)) => {
+                    (Class::Now, Some(Class::Next | Class::Pull | Class::All)) => {
                         *urgent = Some(class);
                         Effect::Promote
                     }
