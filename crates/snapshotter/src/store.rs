@@ -38,13 +38,13 @@ mod files;
 mod mapped;
 pub mod present;
 pub mod proofs;
-mod scrubbed;
 pub mod sealed;
 pub mod sources;
 pub mod space;
 pub mod sums;
 #[cfg(test)]
 mod tests;
+mod times;
 pub mod writeback;
 
 pub use error::StoreError;

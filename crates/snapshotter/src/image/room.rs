@@ -16,10 +16,7 @@ impl Images {
         let layers = &self.0.parts.layers;
         let mut unused = layers.store().list();
         unused.retain(|(_, key)| key.ztoc.is_some() && !in_use.contains(key));
-        unused.sort_by_cached_key(|(number, key)| {
-            let complete = layers.get(key).is_none_or(|layer| layer.is_complete());
-            (complete, layers.last_use(*number), *number)
-        });
+        layers.sort_by_use(&mut unused).await;
         for (_, key) in unused {
             let wanted = layers.wanted();
             if wanted == 0 {

@@ -145,6 +145,10 @@ impl Layers {
     pub fn note_use(&self, key: &LayerKey) {
         if let Some(number) = self.context.store.number(key) {
             self.uses.lock().note(number);
+            let store = Arc::clone(&self.context.store);
+            self.context
+                .cpu
+                .spawn(Lane::FilesBehind, move || store.note_used(number));
         }
         if let Some(layer) = self.get(key) {
             layer.completion.wake();
@@ -154,6 +158,25 @@ impl Layers {
     /// When a layer was last used. `None` if that was before this process started.
     pub fn last_use(&self, number: LayerNumber) -> Option<UseOrder> {
         self.uses.lock().last(number)
+    }
+
+    /// Sorts layers: incomplete before complete ones, then least recently used first. Uses before
+    /// this process started count too.
+    pub async fn sort_by_use(&self, layers: &mut [(LayerNumber, LayerKey)]) {
+        let numbers: Vec<_> = layers.iter().map(|(number, _)| *number).collect();
+        let store = Arc::clone(&self.context.store);
+        let job = move || {
+            let used = |number| (number, store.last_used(number));
+            numbers.into_iter().map(used).collect::<HashMap<_, _>>()
+        };
+        let before = self.context.cpu.run(Lane::FilesBehind, job).await;
+        // Without the times, the order of this process and the numbers remain.
+        let before = before.unwrap_or_default();
+        layers.sort_by_cached_key(|(number, key)| {
+            let complete = self.get(key).is_none_or(|layer| layer.is_complete());
+            let before = before.get(number).copied().flatten();
+            (complete, self.last_use(*number), before, *number)
+        });
     }
 
     /// The order of the next use that is recorded.

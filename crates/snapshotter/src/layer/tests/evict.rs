@@ -167,3 +167,53 @@ async fn layers_with_immovable_readers_and_whole_layers_are_not_evicted() {
         .await;
     assert_eq!((freed.expect("no error"), whole.is_complete()), (0, true));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_order_of_eviction_survives_a_restart() {
+    let mades = [2, 3].map(|count| Made::new(Form::Gzip, count, 16 << 10));
+    let node = Node::new();
+    let life = node.start();
+    let mut made = Vec::new();
+    for each in &mades {
+        let layer = life
+            .open(each, Arc::new(MemoryBlob::new(each.layer.clone())))
+            .await;
+        life.layers.note_use(&layer.key());
+        made.push((layer.number(), layer.key(), layer.data_path().to_path_buf()));
+    }
+    for (number, ..) in &made {
+        let until = std::time::Instant::now() + Duration::from_secs(10);
+        while life.layers.store().last_used(*number).is_none() {
+            assert!(std::time::Instant::now() < until, "the use is recorded");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    drop(life);
+    let used_at = |index: usize, at: &str| {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(&made[index].2, "user.soci.used", at.as_bytes(), flags)
+            .expect("an attribute");
+    };
+    let life = node.start();
+    let order = async || {
+        let mut list: Vec<_> = made
+            .iter()
+            .map(|(number, key, _)| (*number, *key))
+            .collect();
+        life.layers.sort_by_use(&mut list).await;
+        list.into_iter()
+            .map(|(number, _)| number)
+            .collect::<Vec<_>>()
+    };
+    let [first, second] = [made[0].0, made[1].0];
+    used_at(0, "1000");
+    assert_eq!(order().await, [first, second]);
+    used_at(1, "999");
+    assert_eq!(order().await, [second, first]);
+    life.layers.note_use(&made[1].1);
+    assert_eq!(
+        order().await,
+        [first, second],
+        "a use in this process is later"
+    );
+}
