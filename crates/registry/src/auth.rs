@@ -326,6 +326,36 @@ impl Access {
         }
     }
 
+    /// Asks the source of credentials again after a rejection without a challenge. Returns whether
+    /// it has another credential than before, which later requests use.
+    pub(crate) async fn look_again(&self, auth: &Auth, sent: Option<&HeaderValue>) -> bool {
+        let known = self.known().clone();
+        let (Some(known), false, Some(_)) = (known, self.is_stranger, sent) else {
+            return false;
+        };
+        let credential = auth.credentials.get(&self.host, &self.image).await;
+        let now = match (&known, credential) {
+            (Known::Fixed(_), Some(Credential::Password { user, password })) => {
+                Known::Fixed(basic(&user, &password))
+            }
+            (_, Some(Credential::Bearer(token))) => Known::Fixed(bearer_value(&token)),
+            (Known::Bearer(cell), Some(credential)) => {
+                let exchange = cell.exchange.with(Some(credential));
+                Known::Bearer(auth.cell(exchange))
+            }
+            (Known::Fixed(_), Some(Credential::Identity(_))) | (_, None) => return false,
+        };
+        let is_new = match (&known, &now) {
+            (Known::Fixed(old), Known::Fixed(new)) => old.reveal() != new.reveal(),
+            (Known::Bearer(old), Known::Bearer(new)) => !Arc::ptr_eq(old, new),
+            _ => true,
+        };
+        if is_new {
+            *self.known() = Some(now);
+        }
+        is_new
+    }
+
     fn usable(&self, value: Option<HeaderValue>) -> Result<Option<HeaderValue>, FetchError> {
         let unusable = || self.refusal("our credential has characters that no header may have");
         value.map(Some).ok_or_else(unusable)
@@ -356,9 +386,7 @@ impl Access {
                 false => auth.credentials.get(&self.host, &self.image).await,
             };
             match credential {
-                Some(Credential::Bearer(token)) => {
-                    Known::Fixed(Secret::new(format!("Bearer {}", token.reveal())))
-                }
+                Some(Credential::Bearer(token)) => Known::Fixed(bearer_value(&token)),
                 credential => {
                     let exchange = self.exchange(transport, bearer, plain, credential)?;
                     Known::Bearer(auth.cell(exchange))
@@ -434,6 +462,10 @@ pub(super) fn basic(user: &str, password: &Secret) -> Secret {
         "Basic {}",
         STANDARD.encode(format!("{user}:{}", password.reveal()))
     ))
+}
+
+fn bearer_value(token: &Secret) -> Secret {
+    Secret::new(format!("Bearer {}", token.reveal()))
 }
 
 /// A header value that `Debug` does not print; `None` if it contains invalid characters.

@@ -49,6 +49,21 @@ pub(crate) struct Exchange {
     pub(crate) repository: String,
 }
 
+impl Exchange {
+    /// The same exchange with another credential.
+    pub(crate) fn with(&self, credential: Option<Credential>) -> Exchange {
+        Exchange {
+            transport: Arc::clone(&self.transport),
+            realm: self.realm.clone(),
+            service: self.service.clone(),
+            scope: self.scope.clone(),
+            credential,
+            host: self.host.clone(),
+            repository: self.repository.clone(),
+        }
+    }
+}
+
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct TokenAnswer {

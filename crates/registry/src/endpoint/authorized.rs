@@ -39,12 +39,15 @@ impl Endpoint {
             Verdict::Answered(answer) => return Ok(answer),
             Verdict::Refused(refusal) => refusal,
         };
-        // Without a challenge, only a token can be renewed. The same password would be rejected
-        // again.
+        // Without a challenge, only a token can be renewed, or a credential that has changed. The
+        // same password would be rejected again.
         let had_token = sent
             .as_ref()
             .is_some_and(|sent| sent.as_bytes().starts_with(b"Bearer "));
-        if refusal.challenges.is_empty() && !had_token {
+        if refusal.challenges.is_empty()
+            && !access.look_again(&self.auth, sent.as_ref()).await
+            && !had_token
+        {
             return Err(match refusal.status.as_u16() {
                 _ if no_token.is_some() => no_token.unwrap_or(refusal.error),
                 401 => access.refusal("it does not say what it wants to see"),

@@ -246,9 +246,9 @@ impl FetchError {
     /// Whether the same request may succeed later without any change: after network problems,
     /// overload or an outage. Bad ranges, refusals and malformed responses are permanent.
     ///
-    /// Rejected credentials count as transient. Tokens become available again when the registry or
-    /// the keychain recovers, and for a reader that waits in the kernel a retry is better than an
-    /// error.
+    /// Rejected credentials and denied access (403) count as transient: some registries return 403
+    /// for expired credentials. New ones become available when the registry or the keychain
+    /// recovers, and for a reader that waits in the kernel a retry is better than an error.
     pub fn is_transient(&self) -> bool {
         match self {
             FetchError::Short { .. }
@@ -257,11 +257,11 @@ impl FetchError {
             | FetchError::TooSlow { .. }
             | FetchError::Unauthorized { .. } => true,
             FetchError::Transport { transient, .. } => *transient,
-            FetchError::Status { status, .. } => is_transient_status(*status),
+            FetchError::Status { status, .. } => self.is_denied() || is_transient_status(*status),
             FetchError::GaveUp { last, .. } => last.is_transient(),
-            FetchError::Token { source, .. } | FetchError::Redirected { source, .. } => {
-                source.is_transient()
-            }
+            FetchError::Token { source, .. } => source.is_transient(),
+            // The credentials are those of the redirect, not ours.
+            FetchError::Redirected { source, .. } => source.is_transient() && !source.is_denied(),
             FetchError::OutsideBlob { .. }
             | FetchError::TooLong { .. }
             | FetchError::WrongRange { .. }
@@ -285,8 +285,13 @@ impl FetchError {
                 source.is_refusal()
             }
             FetchError::OutsideBlob { .. } | FetchError::Io { .. } => false,
-            other => !other.is_transient(),
+            other => other.is_denied() || !other.is_transient(),
         }
+    }
+
+    /// Whether the server denied access with the credentials that it got.
+    pub(crate) fn is_denied(&self) -> bool {
+        matches!(self, FetchError::Status { status: 403, .. })
     }
 
     /// Whether to retry within the same operation: only transient failures that are not about
@@ -296,7 +301,7 @@ impl FetchError {
             self,
             FetchError::Unauthorized { .. } | FetchError::Token { .. } | FetchError::GaveUp { .. }
         );
-        self.is_transient() && !had_its_attempts
+        self.is_transient() && !had_its_attempts && !self.is_denied()
     }
 
     /// Number of requests that this failure took.
@@ -404,6 +409,10 @@ mod tests {
         assert_eq!(gave_up(status(503, minute)).busy(), minute);
         assert!(status(503, None).is_worth_repeating());
         assert!(!gave_up(status(503, None)).is_worth_repeating());
+        let denied = status(403, None).behind_redirect(&url());
+        assert!(!denied.is_transient() && !denied.is_worth_repeating() && denied.is_refusal());
+        let denied = status(403, None);
+        assert!(denied.is_transient() && !denied.is_worth_repeating() && denied.is_refusal());
         assert_eq!(status(503, None).busy(), None);
         assert_eq!(status(500, minute).busy(), None);
         let token = FetchError::Token {

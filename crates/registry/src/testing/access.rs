@@ -53,7 +53,8 @@ pub(super) fn refusal(shared: &Shared, head: &Head, repository: Option<&str>) ->
     let challenge = match &shared.setup.access {
         Access::Open => return None,
         Access::Basic { user, password } => {
-            if head.authorization.as_deref() == Some(basic(user, password).as_str()) {
+            let password = current(shared, password);
+            if head.authorization.as_deref() == Some(basic(user, &password).as_str()) {
                 return None;
             }
             "Basic realm=\"test registry\"".to_owned()
@@ -110,6 +111,11 @@ pub(super) fn refusal(shared: &Shared, head: &Head, repository: Option<&str>) ->
         .headers_mut()
         .insert(header::WWW_AUTHENTICATE, challenge);
     Some(answer)
+}
+
+fn current(shared: &Shared, password: &str) -> String {
+    let replaced = shared.inner().password.clone();
+    replaced.unwrap_or_else(|| password.to_owned())
 }
 
 /// The path of the token endpoint that refuses everyone.
@@ -173,6 +179,9 @@ pub(super) fn token(shared: &Shared, head: &Head, body: &[u8]) -> Answer {
     if head.path != realm(shared) {
         return text(StatusCode::GONE, "no tokens here any more");
     }
+    let login = login
+        .as_ref()
+        .map(|(user, password)| (user, current(shared, password)));
     let (scopes, granted) = if head.method == Method::POST {
         if !oauth {
             return text(StatusCode::NOT_FOUND, "no OAuth2 here");
@@ -183,14 +192,14 @@ pub(super) fn token(shared: &Shared, head: &Head, body: &[u8]) -> Answer {
             .as_ref()
             .is_some_and(|(user, password)| match value("grant_type") {
                 Some("password") => {
-                    value("username") == Some(user) && value("password") == Some(password)
+                    value("username") == Some(user) && value("password") == Some(password.as_str())
                 }
-                Some("refresh_token") => value("refresh_token") == Some(password),
+                Some("refresh_token") => value("refresh_token") == Some(password.as_str()),
                 _ => false,
             });
         (values(&form, "scope"), granted)
     } else {
-        let granted = match (login, &head.authorization) {
+        let granted = match (&login, &head.authorization) {
             (Some((user, password)), Some(given)) => *given == basic(user, password),
             (Some(_), None) => false,
             (None, _) => true,

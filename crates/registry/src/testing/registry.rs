@@ -172,6 +172,11 @@ impl TestRegistry {
         self.shared.inner().tokens_moved = true;
     }
 
+    /// Replaces the password. Tokens that were issued for the old one stay valid.
+    pub fn change_password(&self, password: &str) {
+        self.shared.inner().password = Some(password.to_owned());
+    }
+
     /// Number of tokens issued so far.
     pub fn tokens_issued(&self) -> u64 {
         self.shared.inner().tokens_issued

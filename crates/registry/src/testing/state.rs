@@ -68,6 +68,8 @@ pub(super) struct Inner {
     pub(super) tokens_issued: u64,
     /// Whether the token endpoint has moved.
     pub(super) tokens_moved: bool,
+    /// Replaces the password of the setup.
+    pub(super) password: Option<String>,
     /// Signed addresses: signature → remaining uses.
     pub(super) signatures: HashMap<String, u32>,
     pub(super) script: Script,

@@ -2,10 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use soci_oci::Digest;
+use async_trait::async_trait;
+use soci_oci::{Digest, reference::ImageRef};
 use soci_registry::{
     Registry,
-    credentials::{Credential, Credentials, DockerConfig, ForHost},
+    credentials::{Credential, Credentials, DockerConfig, ForHost, Secret},
     fetch::{Concern, FetchError, Fetcher},
     testing::{Access, Expired, Fault, On, Redirect, Setup, TestRegistry, Wrong, noise},
 };
@@ -411,6 +412,50 @@ async fn the_words_of_ecr_mean_that_the_password_is_over() {
         .await
         .expect_err("another 403 is a refusal");
     assert!(error.to_string().ends_with("403: DENIED no"), "{error}");
+}
+
+/// Credentials that can be replaced.
+#[derive(Debug)]
+struct Replaced(std::sync::Mutex<&'static str>);
+
+#[async_trait]
+impl Credentials for Replaced {
+    async fn get(&self, _host: &str, _image: &ImageRef) -> Option<Credential> {
+        Some(Credential::Password {
+            user: "me".to_owned(),
+            password: Secret::new(*self.0.lock().unwrap()),
+        })
+    }
+}
+
+#[tokio::test]
+async fn credentials_are_read_again_when_access_is_denied_without_a_challenge() {
+    for tokens_of in [None, Some(false)] {
+        let registry = match tokens_of {
+            None => TestRegistry::with(Setup {
+                access: Access::Basic {
+                    user: "me".to_owned(),
+                    password: SECRET.to_owned(),
+                },
+                ..Setup::default()
+            }),
+            Some(post) => tokens(Some(("me", SECRET)), Duration::from_secs(300), post),
+        };
+        let site = Site::of(registry);
+        let replaced = Arc::new(Replaced(std::sync::Mutex::new(SECRET)));
+        let blob = site.blob_as(Arc::clone(&replaced) as _);
+        site.read(&blob).await.expect("the first password");
+        let denied = |times| Fault::always(On::Blob(site.digest), Wrong::status(403)).times(times);
+        // The same password is not sent again; a token is renewed once.
+        site.registry.fault(denied(2));
+        let error = site.read(&blob).await.expect_err("denied");
+        assert!(error.is_transient() && error.is_refusal(), "{error:?}");
+        site.registry.clear_faults();
+        site.registry.change_password("a new one");
+        *replaced.0.lock().unwrap() = "a new one";
+        site.registry.fault(denied(1));
+        site.read(&blob).await.expect("the new password is sent");
+    }
 }
 
 #[tokio::test]
