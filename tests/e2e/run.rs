@@ -47,6 +47,34 @@ fn a_converted_image_runs_before_it_is_downloaded() -> Result<()> {
     Ok(())
 }
 
+/// The registry does not list referrers, so the list is under the tag of the manifest's digest.
+#[test]
+fn an_image_with_an_index_beside_it_runs_before_it_is_downloaded() -> Result<()> {
+    let site = Site::new(&format!(
+        "{NOTHING_BEHIND}[pull_modes.soci_v1]\nenable = true\n"
+    ))?;
+    let big = file("data/big", noise(3, 8 * MEGABYTE));
+    let image = Image::runnable(&[&[directory("data"), big, file("data/small", "small\n")]])?;
+    let reference = site.publish_plain(&image, "beside:1")?;
+    let create = ["create", "--standalone", "--min-layer-size", "0"];
+    site.node
+        .soci(create)?
+        .env("SSL_CERT_FILE", site.registry.authority())
+        .args(["--span-size", "1048576", &format!("docker://{reference}")])
+        .succeed()?;
+    let before = site.relay.delivered();
+    site.node.pull(&reference, SOCI)?;
+    let said = site
+        .node
+        .run(&reference, SOCI, "one", &["/bin/cat", "/data/small"])?;
+    assert_eq!(said.stdout, "small\n", "{}", said.stderr);
+    let log = site.node.snapshotter_log();
+    assert!(log.contains("among the referrers of the manifest"), "{log}");
+    let delivered = site.relay.delivered() - before;
+    assert!(delivered < 4 << 20, "{delivered} bytes came");
+    Ok(())
+}
+
 #[test]
 fn a_container_writes_over_lazy_layers_as_over_any_others() -> Result<()> {
     let site = Site::new(NOTHING_BEHIND)?;

@@ -178,6 +178,17 @@ impl Content {
         Ok(bytes)
     }
 
+    /// The manifests in the registry that refer to a manifest and have this artifact type.
+    pub(crate) async fn referrers(
+        &self,
+        place: Place<'_>,
+        subject: &Digest,
+        artifact_type: &str,
+    ) -> Result<Vec<Descriptor>, ContentError> {
+        let listed = self.registry.referrers(place.image, subject, artifact_type);
+        Ok(listed.await?)
+    }
+
     /// Reads a blob as a mapped file, so that it is never in memory as a whole. The caller verifies
     /// the digest. Calls `came` for each chunk that the registry sends.
     pub(crate) async fn blob(

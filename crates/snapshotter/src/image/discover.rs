@@ -1,12 +1,12 @@
-//! Finds the index of an image: the digest from the client, or the one in the image's manifest
-//! (version 2).
+//! Finds the index of an image: the digest from the client, the one in the image's manifest (version
+//! 2), or the first one among the referrers of the manifest (version 1).
 //!
 //! An image without an index is a result, which is remembered for a while. An unreachable registry
 //! is an error, which is not remembered.
 
 use std::collections::BTreeMap;
 
-use soci_index::{How, SociIndex, discover};
+use soci_index::{How, SociIndex, Version, discover};
 use soci_oci::descriptor::Descriptor;
 use soci_oci::digest::Digest;
 use soci_oci::manifest::Manifest;
@@ -20,7 +20,7 @@ use super::verdict::Subject;
 /// Enabled ways to discover an index. An index that the client names is always used.
 #[derive(Clone, Copy, Debug)]
 pub struct Modes {
-    /// SOCI v1: referrers of the image. No lookup is made; this only affects messages.
+    /// SOCI v1: referrers of the image. They are only listed if v2 finds nothing.
     pub v1: bool,
     /// SOCI v2: the annotation in the image's manifest.
     pub v2: bool,
@@ -54,7 +54,12 @@ pub(crate) async fn discover(
     subject: &Subject,
     mountpoint: &str,
 ) -> Result<Discovery, ContentError> {
-    let (digest, found) = match find(image, manifest, modes) {
+    let named = match named(image, manifest, modes) {
+        Ok(Some(named)) => Ok(named),
+        Ok(None) => referred(image, content, modes).await?,
+        Err(why) => Err(why),
+    };
+    let (digest, found) = match named {
         Ok(found) => found,
         Err(why) => return Ok(Discovery::None(why)),
     };
@@ -92,18 +97,19 @@ pub(crate) async fn discover(
     }))
 }
 
-/// The digest of the index and how it was found, or why there is none.
-fn find(
+/// The digest of the index that the client or the manifest names and how it was found, or why there
+/// is none.
+fn named(
     image: &ImageName,
     manifest: &Manifest,
     modes: Modes,
-) -> Result<(Digest, &'static str), String> {
+) -> Result<Option<(Digest, &'static str)>, String> {
     if let Some(digest) = image.index {
         debug!(
             digest = digest.to_string(),
             "using provided soci index digest"
         );
-        return Ok((digest, "given by the client"));
+        return Ok(Some((digest, "given by the client")));
     }
     if !modes.v1 && !modes.v2 {
         return Err("all lazy pull modes are disabled".to_owned());
@@ -117,12 +123,43 @@ fn find(
             digest = digest.to_string(),
             "using soci v2 index annotation"
         );
-        return Ok((digest, "named by the manifest"));
+        return Ok(Some((digest, "named by the manifest")));
     }
+    Ok(None)
+}
+
+/// The first index in the registry's list of referrers, or why there is none.
+async fn referred(
+    image: &ImageName,
+    content: &Content,
+    modes: Modes,
+) -> Result<Result<(Digest, &'static str), String>, ContentError> {
     if !modes.v1 {
         debug!("soci v1 is disabled");
+        let why = "no valid SOCI index found: the manifest names none";
+        return Ok(Err(why.to_owned()));
     }
-    Err("no valid SOCI index found: the manifest names none".to_owned())
+    let wanted = Version::V1.artifact_type();
+    let referrers = content
+        .referrers(image.place(), &image.manifest, wanted)
+        .await;
+    let first = match referrers {
+        Ok(referrers) => referrers.into_iter().next(),
+        Err(error) if error.is_final() => None,
+        Err(error) => return Err(error),
+    };
+    Ok(match first {
+        Some(first) => {
+            debug!(
+                digest = first.digest.to_string(),
+                "using soci v1 index among the referrers"
+            );
+            Ok((first.digest, "among the referrers of the manifest"))
+        }
+        None => Err(
+            "no valid SOCI index found: the manifest names none, and none refers to it".to_owned(),
+        ),
+    })
 }
 
 /// Formats an error with its causes.

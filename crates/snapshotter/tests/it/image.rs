@@ -10,7 +10,7 @@ use soci_ztoc::{BuildOptions, Builder, Compression};
 use crate::server::{Labels, labels};
 
 /// Name of the repository of all images.
-const REPOSITORY: &str = "test/image";
+pub(crate) const REPOSITORY: &str = "test/image";
 /// Small, so that small layers have several spans.
 const SPAN: u64 = 64 << 10;
 const TAR_BLOCK: usize = 512;
@@ -51,6 +51,8 @@ fn entry(name: &str, kind: u8, content: &[u8]) -> Vec<u8> {
 pub(crate) struct Shape {
     /// Whether the manifest does not name the index.
     pub(crate) unnamed: bool,
+    /// Whether the index has version 1 and names the manifest as its subject.
+    pub(crate) refers: bool,
     /// A layer without a zTOC.
     pub(crate) without: Option<usize>,
     /// A layer with an invalid zTOC.
@@ -88,15 +90,18 @@ impl Image {
             blobs.push(named);
         }
         let ztocs = blobs.iter().map(|blob| blob.digest).collect();
-        let index = SociIndex::new(Version::V2, blobs, None).to_bytes();
-        let index = registry
-            .add_manifest(REPOSITORY, None, media_type::OCI_MANIFEST, index)
-            .digest;
+        let add_index = |index: SociIndex| {
+            let bytes = index.to_bytes();
+            let index = registry.add_manifest(REPOSITORY, None, media_type::OCI_MANIFEST, bytes);
+            index.digest
+        };
+        let named = (!shape.unnamed && !shape.refers)
+            .then(|| add_index(SociIndex::new(Version::V2, blobs.clone(), None)));
         let layers: Vec<_> = tars
             .iter()
             .map(|tar| Descriptor::of(media_type::OCI_LAYER, tar))
             .collect();
-        let annotation = (!shape.unnamed).then(|| (INDEX_DIGEST.to_owned(), index.to_string()));
+        let annotation = named.map(|index| (INDEX_DIGEST.to_owned(), index.to_string()));
         let manifest = soci_oci::Manifest {
             schema_version: 2,
             media_type: media_type::OCI_MANIFEST.to_owned(),
@@ -107,9 +112,17 @@ impl Image {
             annotations: annotation.into_iter().collect(),
         };
         let bytes = json::to_vec(&manifest);
+        let subject = Descriptor::of(media_type::OCI_MANIFEST, &bytes);
         let manifest = registry
             .add_manifest(REPOSITORY, Some("1"), media_type::OCI_MANIFEST, bytes)
             .digest;
+        let index = named.unwrap_or_else(|| {
+            let (version, subject) = match shape.refers {
+                true => (Version::V1, Some(subject)),
+                false => (Version::V2, None),
+            };
+            add_index(SociIndex::new(version, blobs, subject))
+        });
         Self {
             layers: layers.iter().map(|layer| layer.digest).collect(),
             manifest,

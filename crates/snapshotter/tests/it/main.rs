@@ -4,6 +4,7 @@
 #[expect(dead_code, reason = "the tests beside the tree's code use more of it")]
 mod archive;
 mod device_erofs;
+mod discovery;
 mod drain;
 mod ending;
 mod image;
