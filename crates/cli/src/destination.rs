@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use soci_oci::Descriptor;
 use soci_store::archive::Archive;
+use soci_store::durable::{sync_name, sync_names};
 use soci_store::layout::{INDEX_NAME, LAYOUT_NAME, Layout};
 use soci_store::{Content, errno};
 
@@ -315,38 +316,6 @@ impl Copier {
             }
             (self.count)(copied);
         }
-    }
-}
-
-/// Syncs the names in a folder and its subfolders. The contents were synced when they were written.
-pub(crate) fn sync_names(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            sync_names(&entry.path())?;
-        }
-    }
-    sync_folder(folder)
-}
-
-/// Syncs the name of a file or folder.
-pub(crate) fn sync_name(place: &Path) -> io::Result<()> {
-    sync_folder(&folder_of(place))
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    match File::open(folder)?.sync_all() {
-        // Some network file systems do not support this.
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
-        synced => synced,
-    }
-}
-
-/// The parent folder of a path, which does not have to exist.
-pub(crate) fn folder_of(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
     }
 }
 

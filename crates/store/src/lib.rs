@@ -12,6 +12,7 @@ mod archive_writer;
 mod budget;
 pub mod containerd;
 pub mod docker_archive;
+pub mod durable;
 mod ingest;
 pub mod layout;
 pub mod local;

@@ -12,13 +12,14 @@ use anyhow::{Context as _, Result, bail};
 use soci_index::{Converted, Outcome};
 use soci_oci::manifest::MAX_DOCUMENT_BYTES;
 use soci_oci::{Descriptor, Digest, ImageIndex, json};
+use soci_store::durable::{folder_of, sync_name, sync_names};
 use soci_store::layout::{INDEX_NAME, LAYOUT_NAME, Layout, read_root_file};
 use soci_store::registry::{RegistryStore, graph};
 use soci_store::{Checked, Content, ContentStore, Stacked, StoreError, reachable, write_archive};
 use tokio::task::JoinSet;
 
 use super::{Input, Job};
-use crate::destination::{self, Copier, NewFile, NewFolder, folder_of, sync_name, sync_names};
+use crate::destination::{self, Copier, NewFile, NewFolder};
 use crate::source::{Either, REF_NAME, Source};
 use crate::transport::Transport;
 

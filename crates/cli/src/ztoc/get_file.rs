@@ -16,13 +16,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
 use soci_oci::Digest;
+use soci_store::durable::{folder_of, sync_name};
 use soci_store::{ContentStore, StoreError, errno};
 use soci_ztoc::{Decoder, Ztoc, read_archive};
 use tempfile::NamedTempFile;
 use tokio::runtime::Handle;
 
 use crate::args::{Global, ZtocGetFile};
-use crate::destination::{folder_of, sync_name};
 use crate::output::stream::Stream;
 use crate::state::State;
 
