@@ -7,36 +7,33 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::fs::File;
 use std::future::poll_fn;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::stream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::graph::{Node, graph};
 use super::stream::Tee;
-use crate::{
-    Blob, Content, ContentStore, FromStore, Labels, Put, ReachableError, Stacked, StoreError,
-    blocking,
-};
+use crate::{Blob, Content, ContentStore, Labels, Put, StoreError};
 use soci_oci::descriptor::Descriptor;
 use soci_oci::digest::Digest;
 use soci_oci::media_type;
 use soci_oci::reference::ImageRef;
-use soci_registry::{BlobSource, BlobStream, Registry, RegistryError, Sent};
+use soci_registry::{BlobSource, Registry, RegistryError, Sent};
+
+mod file;
+mod finish;
+
+use file::InFile;
 
 /// Maximum number of concurrent uploads and copies.
 const AT_ONCE: usize = 4;
 /// Number of chunks buffered between a layer's reader and its upload.
 const TEE_CHUNKS: usize = 16;
-/// Chunk size in bytes for uploads from a file.
-const CHUNK: u64 = 256 << 10;
 
 type Uploads = JoinSet<Result<(), StoreError>>;
 
@@ -216,102 +213,6 @@ impl RegistryTarget {
         }
         Ok(())
     }
-
-    /// Completes the image: copies blobs that the repository lacks from the source, writes the
-    /// manifests and tags the root.
-    pub async fn finish(
-        &self,
-        source: Arc<dyn ContentStore>,
-        root: &Descriptor,
-    ) -> Result<(), ReachableError> {
-        self.settle().await?;
-        let store: Arc<dyn ContentStore> = Arc::new(Stacked {
-            upper: Arc::new(self.clone()),
-            lower: Arc::clone(&source),
-        });
-        let graph = graph(store.as_ref(), root).await?;
-        let missing = graph.blobs.values();
-        let missing = missing.filter(|blob| !self.shared.has(&blob.digest));
-        stream::iter(missing.cloned().map(Ok))
-            .try_for_each_concurrent(AT_ONCE, |blob| {
-                let store = Arc::clone(&source);
-                let broken = self.state().broken.remove(&blob.digest);
-                if let Some(error) = broken {
-                    let layer = blob.digest;
-                    tracing::warn!(%error, %layer, "upload failed; the layer is read and sent again");
-                }
-                async move {
-                    let from = FromStore {
-                        store,
-                        blob: blob.clone(),
-                    };
-                    match self.shared.upload(&blob, &from).await {
-                        Err(StoreError::Registry(error))
-                            if matches!(*error, RegistryError::Source { .. })
-                                && from.store.distrust(&blob.digest) =>
-                        {
-                            self.shared.upload(&blob, &from).await
-                        }
-                        done => done,
-                    }
-                }
-            })
-            .await?;
-        let mut documents = graph.documents;
-        // The root has depth 0 and is written last; the deepest documents are written first.
-        documents.sort_by_key(|node| std::cmp::Reverse(node.depth));
-        let deepest = documents.first().map_or(0, |node| node.depth);
-        for depth in (1..=deepest).rev() {
-            let level = documents.iter().filter(|node| node.depth == depth);
-            stream::iter(level.map(Ok))
-                .try_for_each_concurrent(AT_ONCE, |node| self.write(node))
-                .await?;
-        }
-        if let Some(root) = documents.last() {
-            let Shared {
-                registry, image, ..
-            } = self.shared.as_ref();
-            let tag = image
-                .tag()
-                .map_or_else(|| root.descriptor.digest.to_string(), str::to_owned);
-            let Node {
-                descriptor, bytes, ..
-            } = root;
-            let pushed = registry.push_manifest(image, &tag, &descriptor.media_type, bytes.clone());
-            pushed.await.map_err(StoreError::from)?;
-        }
-        Ok(())
-    }
-
-    async fn write(&self, node: &Node) -> Result<(), StoreError> {
-        let Shared {
-            registry, image, ..
-        } = self.shared.as_ref();
-        let Descriptor {
-            digest, media_type, ..
-        } = &node.descriptor;
-        // The registry is unlikely to have a new manifest, and writing it again is harmless.
-        let is_new = self.state().held.contains_key(digest);
-        if is_new || !registry.has_manifest(image, digest).await? {
-            registry
-                .push_manifest(image, &digest.to_string(), media_type, node.bytes.clone())
-                .await?;
-        }
-        Ok(())
-    }
-
-    /// Writes a held-back manifest that has a subject, so that it can be found through that
-    /// subject.
-    pub async fn write_referrer(&self, digest: &Digest) -> Result<(), StoreError> {
-        self.settle().await?;
-        let held = self.state().held.get(digest).cloned();
-        let (descriptor, bytes) = held.ok_or(StoreError::NotFound(*digest))?;
-        let Shared {
-            registry, image, ..
-        } = self.shared.as_ref();
-        let pushed = registry.push_referrer(image, &descriptor.media_type, bytes);
-        pushed.await.map(drop).map_err(StoreError::from)
-    }
 }
 
 impl From<RegistryError> for StoreError {
@@ -377,33 +278,5 @@ impl ContentStore for RegistryTarget {
 
     async fn label(&self, _: &Digest, _: &Labels) -> Result<(), StoreError> {
         Ok(())
-    }
-}
-
-/// A blob in a local file.
-struct InFile {
-    file: Arc<File>,
-    size: u64,
-}
-
-#[async_trait]
-impl BlobSource for InFile {
-    async fn open(&self) -> io::Result<BlobStream> {
-        let (file, size) = (Arc::clone(&self.file), self.size);
-        let chunks = stream::try_unfold(0, move |at| {
-            let file = Arc::clone(&file);
-            async move {
-                let length = CHUNK.min(size - at);
-                if length == 0 {
-                    return Ok(None);
-                }
-                let chunk = blocking(move || {
-                    let mut chunk = vec![0; usize::try_from(length).unwrap_or_default()];
-                    file.read_exact_at(&mut chunk, at).map(|()| chunk)
-                });
-                Ok(Some((Bytes::from(chunk.await?), at + length)))
-            }
-        });
-        Ok(chunks.boxed())
     }
 }
