@@ -21,7 +21,7 @@ use soci_index::{
 use soci_oci::Descriptor;
 use soci_oci::reference::ImageRef;
 use soci_registry::{Registry, Trace};
-use soci_store::registry::{RegistryStore, RegistryTarget};
+use soci_store::registry::{RegistryStore, RegistryTarget, UPLOADS_AT_ONCE};
 use soci_store::{ContentStore, Stacked};
 
 use crate::access;
@@ -74,7 +74,7 @@ pub(crate) async fn create_index(
     let registry = reached(&args.registry, [Some(&image), None], &reuse, trace)?;
     let registry = registry.context("an image in a registry has a registry")?;
     let others: Vec<&ImageRef> = reuse.iter().collect();
-    let target = RegistryTarget::new(registry.clone(), image.clone(), &others);
+    let target = RegistryTarget::new(registry.clone(), image.clone(), &others, UPLOADS_AT_ONCE);
     let work = async {
         let source = RegistryStore::new(registry.clone(), image.clone());
         let root = source.root().await?;
@@ -201,6 +201,7 @@ impl Job {
                     registry.clone(),
                     image.clone(),
                     &others,
+                    UPLOADS_AT_ONCE,
                 ))
             }
             _ => None,

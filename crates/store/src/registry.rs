@@ -30,7 +30,7 @@ mod stream;
 mod target;
 
 pub use graph::{Graph, Node, graph};
-pub use target::RegistryTarget;
+pub use target::{RegistryTarget, UPLOADS_AT_ONCE};
 
 /// Maximum size of the document cache in bytes.
 const MAX_KEPT: usize = 16 << 20;

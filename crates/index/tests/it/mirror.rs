@@ -10,7 +10,7 @@ use soci_registry::credentials::Anonymous;
 use soci_registry::retry::RetryPolicy;
 use soci_registry::testing::{Fault, On, TestRegistry, Wrong};
 use soci_registry::{Hosts, Mirror, Options, Registry};
-use soci_store::registry::{RegistryStore, RegistryTarget};
+use soci_store::registry::{RegistryStore, RegistryTarget, UPLOADS_AT_ONCE};
 
 use crate::image::{Images, build_options};
 
@@ -112,7 +112,7 @@ async fn a_copied_layer_that_a_mirror_has_wrong_is_read_from_the_registry() {
     let root = store.root().await.unwrap();
     let elsewhere = TestRegistry::start();
     let image = elsewhere.reference("copy", "v1");
-    let target = RegistryTarget::new(scene.client.clone(), image, &[]);
+    let target = RegistryTarget::new(scene.client.clone(), image, &[], UPLOADS_AT_ONCE);
     target.finish(Arc::new(store), &root).await.unwrap();
     assert!(elsewhere.has_blob("copy", &scene.layer.digest));
 }

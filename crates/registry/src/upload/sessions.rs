@@ -1,7 +1,7 @@
 //! Tracks unfinished uploads, so that they can be canceled.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reqwest::{Method, Url};
@@ -48,6 +48,16 @@ impl Sessions {
 }
 
 impl Registry {
+    /// Returns the same client, except that it cancels only uploads of its own. Use it for one of
+    /// several jobs that share connections and tokens.
+    #[must_use]
+    pub fn with_own_uploads(&self) -> Registry {
+        Registry {
+            sessions: Arc::default(),
+            ..self.clone()
+        }
+    }
+
     /// Cancels all unfinished uploads. If the registry does not respond, it cleans them up itself
     /// later.
     pub async fn cancel_uploads(&self) {

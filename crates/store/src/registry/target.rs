@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -30,15 +31,16 @@ mod finish;
 
 use file::InFile;
 
-/// Maximum number of concurrent uploads and copies.
-const AT_ONCE: usize = 4;
+/// Number of concurrent uploads and copies unless the caller says otherwise.
+pub const UPLOADS_AT_ONCE: NonZeroUsize = NonZeroUsize::new(4).expect("four is not zero");
 /// Number of chunks buffered between a layer's reader and its upload.
 const TEE_CHUNKS: usize = 16;
 
 type Uploads = JoinSet<Result<(), StoreError>>;
 
 /// The repository of an image under construction. Clones share one target; when the last clone is
-/// dropped, its uploads end. [`RegistryTarget::cancel`] ends them sooner.
+/// dropped, its uploads end. [`RegistryTarget::abort`] and [`RegistryTarget::cancel`] end them
+/// sooner.
 #[derive(Clone)]
 pub struct RegistryTarget {
     shared: Arc<Shared>,
@@ -53,7 +55,10 @@ struct Shared {
     /// Repositories of the same registry that may have blobs of the image.
     others: Vec<String>,
     state: Mutex<State>,
+    at_once: NonZeroUsize,
     slots: Arc<Semaphore>,
+    /// Has no permits. Closed when the image is no longer needed.
+    ended: Semaphore,
 }
 
 #[derive(Default)]
@@ -97,19 +102,38 @@ impl Shared {
             ..
         } = self;
         let nobody: Sent = Arc::new(|_| {});
-        registry
-            .upload_blob(image, blob, others, source, nobody)
-            .await?;
+        let upload = registry.upload_blob(image, blob, others, source, nobody);
+        self.unless_ended(&blob.digest, upload).await??;
         self.came(&blob.digest);
         Ok(())
+    }
+
+    /// Runs a request until the image is no longer needed. The waiting thread or task may not know
+    /// about that.
+    async fn unless_ended<T>(
+        &self,
+        blob: &Digest,
+        request: impl Future<Output = T>,
+    ) -> Result<T, StoreError> {
+        tokio::select! {
+            biased;
+            _ = self.ended.acquire() => Err(StoreError::NotFound(*blob)),
+            done = request => Ok(done),
+        }
     }
 }
 
 impl RegistryTarget {
     /// Creates the target for this image. Blobs may be mounted from the repositories in `others`
-    /// that belong to the same registry.
+    /// that belong to the same registry. At most `at_once` blobs are uploaded or copied
+    /// concurrently, besides layers that are sent while they are read.
     #[must_use]
-    pub fn new(registry: Registry, image: ImageRef, others: &[&ImageRef]) -> Self {
+    pub fn new(
+        registry: Registry,
+        image: ImageRef,
+        others: &[&ImageRef],
+        at_once: NonZeroUsize,
+    ) -> Self {
         let same = others.iter().filter(|other| {
             other.host() == image.host() && other.repository() != image.repository()
         });
@@ -124,7 +148,9 @@ impl RegistryTarget {
             image,
             others: names,
             state: Mutex::default(),
-            slots: Arc::new(Semaphore::new(AT_ONCE)),
+            at_once,
+            slots: Arc::new(Semaphore::new(at_once.get())),
+            ended: Semaphore::new(0),
         });
         Self {
             shared,
@@ -140,10 +166,18 @@ impl RegistryTarget {
         self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Aborts all uploads and starts no new ones, because the image is no longer needed.
+    /// Aborts all uploads and starts no new ones, because the image is no longer needed. Does not
+    /// wait until they have ended.
+    pub fn abort(&self) {
+        self.shared.slots.close();
+        self.shared.ended.close();
+        self.uploads().abort_all();
+    }
+
+    /// Like [`RegistryTarget::abort`], and waits until all uploads have ended.
     /// [`Registry::cancel_uploads`] can then delete the upload sessions.
     pub async fn cancel(&self) {
-        self.shared.slots.close();
+        self.abort();
         let mut uploads = std::mem::take(&mut *self.uploads());
         uploads.shutdown().await;
     }
@@ -159,12 +193,18 @@ impl RegistryTarget {
             ..
         } = self.shared.as_ref();
         let shared = &self.shared;
-        if shared.has(&layer.digest) || registry.has_blob(image, &layer.digest).await? {
+        let mut is_there = shared.has(&layer.digest);
+        if !is_there {
+            let asked = registry.has_blob(image, &layer.digest);
+            is_there = shared.unless_ended(&layer.digest, asked).await??;
+        }
+        if is_there {
             shared.came(&layer.digest);
             return Ok(None);
         }
         for other in others {
-            match registry.mount_blob(image, &layer.digest, other).await {
+            let mount = registry.mount_blob(image, &layer.digest, other);
+            match shared.unless_ended(&layer.digest, mount).await? {
                 Ok(true) => {
                     shared.came(&layer.digest);
                     return Ok(None);
@@ -200,7 +240,10 @@ impl RegistryTarget {
         Ok(Some(sender))
     }
 
-    /// Waits until all uploads have finished, and returns the first error.
+    /// Waits until all uploads have finished.
+    ///
+    /// # Errors
+    /// The first error of an upload.
     pub async fn settle(&self) -> Result<(), StoreError> {
         // Leave the tasks in the set while waiting, so that `cancel` can abort them if this call is
         // dropped.

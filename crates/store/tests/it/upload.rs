@@ -6,7 +6,11 @@ use soci_registry::{
     RegistryError, Uploaded,
     testing::{Fault, On, TestRegistry, Wrong, noise},
 };
-use soci_store::{Content, ContentStore, FromStore, layout::Layout, registry::RegistryTarget};
+use soci_store::{
+    Content, ContentStore, FromStore,
+    layout::Layout,
+    registry::{RegistryTarget, UPLOADS_AT_ONCE},
+};
 
 use crate::{client, layer};
 
@@ -62,15 +66,28 @@ async fn a_blob_of_a_store_is_sent_as_it_is_read_and_checked() {
     assert!(format!("{error:?}").contains("NotFound"), "{error:?}");
 }
 
+/// How a target ends.
+#[derive(Clone, Copy)]
+enum End {
+    Dropped,
+    Cancelled,
+    Aborted,
+}
+
 #[tokio::test]
 async fn uploads_end_with_their_target() {
     let registry = TestRegistry::start();
     let slow = Wrong::Delay(Duration::from_millis(100));
     registry.fault(Fault::always(On::Path("uploads/".into()), slow));
     let client = client();
-    for is_cancelled in [false, true] {
-        let target = RegistryTarget::new(client.clone(), registry.reference("app", "1"), &[]);
-        let bytes = noise(u64::from(is_cancelled), 50_000);
+    for end in [End::Dropped, End::Cancelled, End::Aborted] {
+        let target = RegistryTarget::new(
+            client.clone(),
+            registry.reference("app", "1"),
+            &[],
+            UPLOADS_AT_ONCE,
+        );
+        let bytes = noise(end as u64, 50_000);
         let blob = layer(&bytes);
         let mut file = tempfile::tempfile().expect("a file");
         file.write_all(&bytes).expect("write the blob");
@@ -80,12 +97,21 @@ async fn uploads_end_with_their_target() {
         while !registry.seen().iter().any(|seen| seen.method == "POST") {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        if is_cancelled {
-            target.cancel().await;
-            let file = Content::File(tempfile::tempfile().expect("a file"));
-            target.put(&layer(b""), file).await.expect_err("no more");
-        } else {
-            drop(target);
+        match end {
+            End::Dropped => drop(target),
+            End::Cancelled => {
+                target.cancel().await;
+                let file = Content::File(tempfile::tempfile().expect("a file"));
+                target.put(&layer(b""), file).await.expect_err("no more");
+            }
+            End::Aborted => {
+                target.abort();
+                let bytes = Content::Bytes("more".into());
+                target
+                    .put(&layer(b"more"), bytes)
+                    .await
+                    .expect_err("no more");
+            }
         }
         client.cancel_uploads().await;
         let requests = registry.requests();
@@ -93,4 +119,24 @@ async fn uploads_end_with_their_target() {
         assert_eq!(registry.requests(), requests, "nothing goes on");
         assert!(!registry.has_blob("app", &blob.digest));
     }
+}
+
+#[tokio::test]
+async fn an_upload_that_a_thread_waits_for_ends_with_its_target() {
+    let registry = TestRegistry::start();
+    let slow = Wrong::Delay(Duration::from_secs(20));
+    registry.fault(Fault::always(On::Path("uploads/".into()), slow));
+    let image = registry.reference("app", "1");
+    let target = RegistryTarget::new(client(), image, &[], UPLOADS_AT_ONCE);
+    let bytes = noise(1, 5000);
+    let (blob, content) = (layer(&bytes), Content::Bytes(bytes.into()));
+    let aborted = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        target.abort();
+    };
+    let put = async { tokio::join!(target.put(&blob, content), aborted) };
+    let (put, ()) = tokio::time::timeout(Duration::from_secs(10), put)
+        .await
+        .expect("the upload does not go on");
+    put.expect_err("given up");
 }

@@ -7,7 +7,7 @@ use soci_oci::descriptor::Descriptor;
 use soci_oci::digest::Digest;
 use soci_registry::RegistryError;
 
-use super::{AT_ONCE, RegistryTarget, Shared};
+use super::{RegistryTarget, Shared};
 use crate::registry::graph::{Node, graph};
 use crate::{ContentStore, FromStore, ReachableError, Stacked, StoreError};
 
@@ -24,6 +24,7 @@ impl RegistryTarget {
         root: &Descriptor,
     ) -> Result<(), ReachableError> {
         self.settle().await?;
+        let at_once = self.shared.at_once.get();
         let store: Arc<dyn ContentStore> = Arc::new(Stacked {
             upper: Arc::new(self.clone()),
             lower: Arc::clone(&source),
@@ -32,7 +33,7 @@ impl RegistryTarget {
         let missing = graph.blobs.values();
         let missing = missing.filter(|blob| !self.shared.has(&blob.digest));
         stream::iter(missing.cloned().map(Ok))
-            .try_for_each_concurrent(AT_ONCE, |blob| {
+            .try_for_each_concurrent(at_once, |blob| {
                 let store = Arc::clone(&source);
                 let broken = self.state().broken.remove(&blob.digest);
                 if let Some(error) = broken {
@@ -63,7 +64,7 @@ impl RegistryTarget {
         for depth in (1..=deepest).rev() {
             let level = documents.iter().filter(|node| node.depth == depth);
             stream::iter(level.map(Ok))
-                .try_for_each_concurrent(AT_ONCE, |node| self.write(node))
+                .try_for_each_concurrent(at_once, |node| self.write(node))
                 .await?;
         }
         if let Some(root) = documents.last() {
