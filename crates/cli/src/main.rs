@@ -7,7 +7,6 @@ mod args;
 mod completion;
 mod convert;
 mod create;
-mod destination;
 mod index;
 mod man;
 mod output;

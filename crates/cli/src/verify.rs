@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use indicatif::HumanBytes;
 use soci_index::ARTIFACT_TYPE_V1;
 use soci_index::artifacts::Kind;
+use soci_index::standalone::LocalImage;
 use soci_index::verify::{Finding, Report, Summary, Verification};
 use soci_oci::manifest::MAX_DOCUMENT_BYTES;
 use soci_oci::reference::ImageRef;
@@ -18,7 +19,7 @@ use soci_store::{Content, ContentStore, Stacked};
 use crate::access;
 use crate::args::{Global, Verify};
 use crate::output::{self, Progress};
-use crate::source::Source;
+use crate::source;
 use crate::state::State;
 use crate::transport::{Transport, hinted};
 
@@ -139,14 +140,14 @@ async fn open(global: &Global, args: &Verify, progress: &Progress) -> Result<Ima
             in_registry(registry, image).await
         }
         Transport::Folder { path, tag } | Transport::Archive { path, tag } => {
-            on_disk(Source::tagged(&path, tag.as_deref(), args.follow_links)?).await
+            on_disk(source::tagged(&path, tag.as_deref(), args.follow_links)?).await
         }
         Transport::DockerArchive { path, name } => {
-            on_disk(Source::docker(&path, name.as_deref()).await?).await
+            on_disk(LocalImage::open_docker(&path, name.as_deref()).await?).await
         }
-        Transport::Pipe => on_disk(Source::piped(&std::env::temp_dir()).await?).await,
+        Transport::Pipe => on_disk(source::piped(&std::env::temp_dir()).await?).await,
         Transport::Path(path) if path.exists() => {
-            on_disk(Source::open(&path, args.follow_links)?).await
+            on_disk(source::open(&path, args.follow_links)?).await
         }
         Transport::Path(path) => match path.to_str() {
             Some(name) => {
@@ -159,7 +160,7 @@ async fn open(global: &Global, args: &Verify, progress: &Progress) -> Result<Ima
 }
 
 /// A layout: its only image, or everything that its `index.json` lists.
-async fn on_disk(source: Source) -> Result<Image> {
+async fn on_disk(source: LocalImage) -> Result<Image> {
     let index = source.index()?;
     let lower = source.store();
     let (store, target, work) = match index.manifests() {

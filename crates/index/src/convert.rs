@@ -21,7 +21,7 @@ use crate::model::{ARTIFACT_TYPE_V2, INDEX_DIGEST, MANIFEST_DIGEST, SociIndex, V
 use crate::records::{self, IndexOf};
 
 /// Options of a conversion.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ConvertOptions {
     /// The platforms that get an index.
     pub platforms: Platforms,

@@ -12,9 +12,10 @@ use crate::builder::{Note, Observer};
 use crate::model::{ARTIFACT_TYPE_V1, ARTIFACT_TYPE_V2, MANIFEST_DIGEST};
 
 /// The platforms of an image that get an index.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Platforms {
     /// The host's platform, or the only platform of the image.
+    #[default]
     Default,
     /// Every platform of the image.
     All,

@@ -6,9 +6,10 @@
 //!
 //! [`builder`] creates zTOCs of layers, reuses existing ones ([`reuse`]), and creates [`prefetch`]
 //! artifacts. [`create`](mod@create) creates an index for an unchanged image, and
-//! [`convert`](mod@convert) an image that contains its own index. [`artifacts`] records what was
-//! built on this machine. [`push`] uploads created indexes to a registry. [`verify`] checks an
-//! image and its indexes.
+//! [`convert`](mod@convert) an image that contains its own index, both in a content store.
+//! [`standalone`] converts images in registries and on disk. [`artifacts`] records what was built on
+//! this machine. [`push`] uploads created indexes to a registry. [`verify`] checks an image and its
+//! indexes.
 
 #![warn(missing_docs)]
 
@@ -24,6 +25,7 @@ pub mod prefetch;
 pub mod push;
 mod records;
 pub mod reuse;
+pub mod standalone;
 pub mod verify;
 
 pub use artifacts::{Artifacts, ArtifactsError};

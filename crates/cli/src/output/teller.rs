@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use indicatif::HumanBytes;
 use serde::Serialize;
+use soci_index::standalone::{ConversionObserver, Phase};
 use soci_index::{Note, Observer, Outcome, Stage};
 use soci_oci::{Descriptor, Digest};
 
@@ -200,5 +201,15 @@ impl Observer for Teller {
             let text = super::cut(&text, MAX_WARNING);
             self.progress.aside(|| tracing::warn!("{text}"));
         }
+    }
+}
+
+impl ConversionObserver for Teller {
+    fn phase(&self, phase: Phase, bytes: Option<u64>) {
+        self.progress.phase(phase.name(), bytes);
+    }
+
+    fn moved(&self, bytes: u64) {
+        self.progress.advance(bytes);
     }
 }

@@ -215,14 +215,18 @@ pub enum Stage {
     Done,
 }
 
-/// Receives progress and messages from several threads.
+/// Receives progress and messages from several threads. All methods do nothing by default.
+///
+/// `()` is an observer that ignores everything.
 pub trait Observer: Send + Sync {
     /// Announces the number of layer bytes to read.
-    fn planned(&self, bytes: u64);
+    fn planned(&self, _bytes: u64) {}
     /// Reports that a layer has reached a stage.
-    fn stage(&self, layer: &Descriptor, stage: Stage);
+    fn stage(&self, _layer: &Descriptor, _stage: Stage) {}
     /// Reports the bytes of a layer that were read since the last call.
-    fn read(&self, layer: &Descriptor, bytes: u64);
+    fn read(&self, _layer: &Descriptor, _bytes: u64) {}
     /// Reports a message. Messages arrive in the order of the layers.
-    fn note(&self, note: &Note);
+    fn note(&self, _note: &Note) {}
 }
+
+impl Observer for () {}
