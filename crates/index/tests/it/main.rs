@@ -9,4 +9,5 @@ mod platforms;
 mod push;
 mod reuse;
 mod select;
+mod standalone;
 mod verify;
