@@ -17,7 +17,7 @@ const ORDER: &[&[&str]] = &[
     &["device"],
     &["layer"],
     &["store", "tree", "places", "fetch"],
-    &["config", "logging"],
+    &["config", "logging", "metrics"],
     &["cpu"],
     &["sync"],
 ];

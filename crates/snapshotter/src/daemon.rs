@@ -11,6 +11,7 @@
 
 mod attempts;
 mod control;
+mod endpoint;
 mod parts;
 mod reads;
 mod root;
@@ -18,6 +19,7 @@ mod scrub;
 mod way;
 
 pub use self::control::{reads, scrub};
+use self::endpoint::Endpoint;
 pub use self::parts::Daemon;
 pub use self::root::{Claim, Root};
 
@@ -27,6 +29,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -38,6 +41,7 @@ use crate::grpc;
 use crate::keeper::{self, Keeping};
 use crate::listen::{self, Inherited, Listener};
 use crate::logging;
+use crate::metrics;
 
 /// The signal that ended the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +112,15 @@ pub fn run(args: &Args, outside: Outside) -> anyhow::Result<()> {
         "starting soci-snapshotter-grpc"
     );
     let config = Config::load(&args.config)?;
+    if config.service.serves_metrics() {
+        metrics::global().serve();
+    }
+    if args.worker {
+        metrics::global().restarts.inc_by(keeper::restarts());
+    }
+    if !config.service.debug_address.is_empty() {
+        warn!("debug_address has no effect: it serves profiles of the Go runtime");
+    }
     listen::raise_open_files().context("cannot raise the limit on open files")?;
     let (root, listener, kept, outside) = match outside {
         Outside::Keeper(keeping) => {
@@ -163,6 +176,9 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot wait for signals")?;
     let Starting { root, config, kept } = starting;
+    // Readers of an earlier process wait, so a later worker starts without the address.
+    let must = metrics::global().restarts.get() == 0 && kept.is_none();
+    let endpoint = Endpoint::open(&config.service, must).await?;
     let daemon = tokio::select! {
         daemon = Daemon::start(root, config, kept) => daemon?,
         // No request has been served yet, and READs wait for the next process.
@@ -171,7 +187,14 @@ async fn serve(
     if let Some(device) = daemon.device() {
         keep(outside, &device);
     }
-    serve_parts(args, &daemon, listener, outside, &mut signals).await
+    let mut tasks = JoinSet::new();
+    if let Some(endpoint) = endpoint {
+        tasks.spawn(endpoint.serve(daemon.observer()));
+    }
+    let served = serve_parts(args, &daemon, listener, outside, &mut signals).await;
+    // A task must not keep the device, because the device ends when it is dropped.
+    tasks.shutdown().await;
+    served
 }
 
 fn keep(outside: &Surroundings, device: &Device) {

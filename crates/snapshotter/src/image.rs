@@ -13,6 +13,7 @@ mod after;
 mod ahead;
 mod content;
 mod discover;
+mod figures;
 mod holds;
 pub mod labels;
 mod layer_use;
@@ -57,6 +58,7 @@ pub(crate) use self::trust::Standing;
 use self::verdict::{Subject, Verdict};
 use crate::cpu::{Cpu, Lane};
 use crate::layer::{Expected, Layer, Layers};
+use crate::metrics::{self, NodeEvent, Timed};
 use crate::mount::MountError;
 use crate::store::LayerKey;
 use crate::store::space::Taken;
@@ -204,6 +206,12 @@ pub struct Parts {
     pub cpu: Arc<Cpu>,
 }
 
+/// Records how long an operation on a layer took.
+fn took(what: Timed, layer: &Digest, began: Instant) {
+    let operations = &metrics::global().operations;
+    operations.took(what, layer, began.elapsed());
+}
+
 #[derive(Debug)]
 struct Shared {
     parts: Parts,
@@ -283,6 +291,7 @@ impl Images {
 
     /// Opens a layer and mounts it, or returns why containerd must unpack it.
     pub(crate) async fn prepare(&self, request: Request) -> Attempt {
+        let began = Instant::now();
         let hold = self.0.holds.hold(request.layer).await;
         let image = self.image(&request.image);
         image.ready.lock().asked(request.layer);
@@ -301,6 +310,7 @@ impl Images {
                     "mount-point" = request.at.display().to_string(),
                     "checking mount point"
                 );
+                took(Timed::Mount, layer.digest(), began);
                 let layer = LayerUse {
                     layer: layer.key(),
                     patch,
@@ -312,6 +322,10 @@ impl Images {
                 }))
             }
             Err(error) => {
+                if verdict.way == verdict::Way::Lazy {
+                    let operations = &metrics::global().operations;
+                    operations.node_event(NodeEvent::MountFailure);
+                }
                 let why = explain(&error);
                 open::Left { why, indexed }.into_attempt(&request)
             }
@@ -342,8 +356,11 @@ impl Images {
         let of = Arc::clone(layer);
         let user_namespace = options.user_namespace;
         let job = move || show::make_meta(&of, &below, user_namespace);
+        let began = Instant::now();
         // Use the lane for files, because a pull waits for this.
-        parts.cpu.run(Lane::Files, job).await?
+        let made = parts.cpu.run(Lane::Files, job).await?;
+        took(Timed::MetadataStore, layer.digest(), began);
+        made
     }
 
     /// Waits for a turn to make an image of a layer. Concurrent requests usually need the same
@@ -371,7 +388,9 @@ impl Images {
     ) -> Result<(), MountError> {
         let copy = copies_below(parents, layer.key(), patch);
         let mounts = &self.0.parts.mounts;
+        let began = Instant::now();
         mounts.mount(layer, patch, copy, meta, at).await?;
+        took(Timed::FuseMount, layer.digest(), began);
         self.finish_behind(layer);
         Ok(())
     }

@@ -43,6 +43,10 @@ const FUSE: &str = "fuse";
 const JOURNAL: &str = "journal";
 const KEPT: [&str; 2] = [FUSE, JOURNAL];
 
+/// Environment variable with the number of earlier workers. An argument would end a worker of an
+/// older version.
+const RESTARTS: &str = "SOCI_WORKER_RESTARTS";
+
 /// Time limit for a worker to end. It gives requests in progress 5 s, then syncs or unmounts.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A worker that lived this long resets the failure count.
@@ -70,11 +74,18 @@ pub fn run(args: &Args, inherited: Inherited) -> anyhow::Result<ExitCode> {
         listener: None,
         program,
         served: false,
+        started: 0,
         lingering: Vec::new(),
         _claim: claim,
     };
     keeper.kept.retain(|name, _| KEPT.contains(&name.as_str()));
     runtime.block_on(keeper.work())
+}
+
+/// The number of earlier workers, in a worker.
+pub(crate) fn restarts() -> u64 {
+    let count = std::env::var(RESTARTS).ok();
+    count.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
 /// What must survive a worker.
@@ -89,6 +100,8 @@ struct Keeper {
     program: Program,
     /// Whether any worker has ever served.
     served: bool,
+    /// Number of started workers.
+    started: u64,
     /// Workers that were killed but cannot end before the next one serves.
     lingering: Vec<Worker>,
     _claim: Claim,
@@ -143,8 +156,11 @@ impl Keeper {
         loop {
             let started = Instant::now();
             self.lingering.retain_mut(|worker| !worker.is_reaped());
-            let mut worker = match self.program.spawn() {
-                Ok(worker) => worker,
+            let mut worker = match self.program.spawn(self.started) {
+                Ok(worker) => {
+                    self.started += 1;
+                    worker
+                }
                 Err(error) if self.served => {
                     error!(
                         error = &error as &dyn std::error::Error,

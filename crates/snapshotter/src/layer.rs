@@ -23,10 +23,11 @@ use std::{fmt, io, ops::Range, path::PathBuf};
 
 use bytes::Bytes;
 use soci_oci::Digest;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     fetch::Source,
+    metrics::Pause,
     places::Places,
     store::{LayerFiles, LayerKey, LayerNumber, sources::Sources},
     sync::Arc,
@@ -222,9 +223,13 @@ impl Layer {
     /// network nor for the disk. The head and tail of `data` are always available.
     pub fn read(self: &Arc<Self>, range: Range<u64>, done: ReadDone) {
         let reading = self.data.reading();
+        let (counted, began) = (Arc::clone(&self.data), Instant::now());
         // The bytes must not be evicted before the answer is complete.
         let done: ReadDone = Box::new(move |answer| {
             drop(reading);
+            if let Ok(bytes) = &answer {
+                counted.count(|series| series.read(began.elapsed(), bytes.len()));
+            }
             done(answer);
         });
         let Range { start, end } = range;
@@ -266,6 +271,11 @@ impl Layer {
             complete: self.is_complete(),
             last_error: self.trouble.last_error(),
         }
+    }
+
+    /// Why the background downloads nothing of the layer now, although it is incomplete.
+    pub(crate) fn paused(&self) -> Option<Pause> {
+        self.trouble.paused().filter(|_| !self.is_complete())
     }
 
     /// The content of the file `sources`.

@@ -29,7 +29,7 @@
 //!
 //! A module uses only modules after it in this order: `keeper` and `daemon`; `listen`, `grpc`,
 //! `args`; `snapshots`; `image`; `mount`; `device`; `layer`; `store`, `tree`, `places`, `fetch`.
-//! All use `config` (their own part of it), `cpu` and `sync`.
+//! All use `config` (their own part of it), `metrics`, `cpu` and `sync`.
 
 pub mod args;
 pub mod config;
@@ -43,6 +43,7 @@ pub mod keeper;
 pub mod layer;
 pub mod listen;
 pub mod logging;
+pub mod metrics;
 pub mod mount;
 pub mod places;
 pub mod snapshots;

@@ -8,6 +8,10 @@ pub(super) const KEYS: &[&str] = &[
     "disable_verification",
     "max_concurrency",
     "mount_timeout_sec",
+    "no_prometheus",
+    "metrics_address",
+    "metrics_network",
+    "debug_address",
     "skip_check_snapshotter_supported",
 ];
 pub(super) const CONTENT_STORE_KEYS: &[&str] = &["type", "containerd_address"];
@@ -24,6 +28,7 @@ pub(super) const SNAPSHOTTER_KEYS: &[&str] = &[
 const MAX_CONCURRENCY: i64 = 100;
 /// Default number of seconds that a Prepare waits for index and zTOC.
 const MOUNT_TIMEOUT_SEC: i64 = 30;
+const METRICS_NETWORK: &str = "tcp";
 const CONTAINERD_ADDRESS: &str = "/run/containerd/containerd.sock";
 
 /// Top-level keys.
@@ -38,6 +43,14 @@ pub struct Service {
     pub mount_timeout_sec: i64,
     /// Do not try an overlay mount at start.
     pub skip_check_snapshotter_supported: bool,
+    /// Do not serve metrics.
+    pub no_prometheus: bool,
+    /// Where to serve metrics; empty means nowhere.
+    pub metrics_address: String,
+    /// `tcp`, `tcp4`, `tcp6` or `unix`.
+    pub metrics_network: String,
+    /// In the reference: where to serve profiles of its runtime. Has no effect.
+    pub debug_address: String,
 }
 
 impl Default for Service {
@@ -47,6 +60,10 @@ impl Default for Service {
             max_concurrency: MAX_CONCURRENCY,
             mount_timeout_sec: MOUNT_TIMEOUT_SEC,
             skip_check_snapshotter_supported: false,
+            no_prometheus: false,
+            metrics_address: String::new(),
+            metrics_network: METRICS_NETWORK.to_owned(),
+            debug_address: String::new(),
         }
     }
 }
@@ -55,6 +72,14 @@ impl Service {
     pub(super) fn fill(&mut self) {
         or_default(&mut self.max_concurrency, MAX_CONCURRENCY);
         or_default(&mut self.mount_timeout_sec, MOUNT_TIMEOUT_SEC);
+        if self.metrics_network.is_empty() {
+            METRICS_NETWORK.clone_into(&mut self.metrics_network);
+        }
+    }
+
+    /// Whether metrics are served.
+    pub fn serves_metrics(&self) -> bool {
+        !self.no_prometheus && !self.metrics_address.is_empty()
     }
 }
 

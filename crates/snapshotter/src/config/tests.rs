@@ -33,6 +33,19 @@ fn zero_means_the_default() {
          [blob]\nread_budget_sec = 0\n[content_store]\ntype = ''\ncontainerd_address = ''\n",
     );
     assert_eq!(config, Config::default());
+    assert_eq!(parse("metrics_network = ''"), Config::default());
+}
+
+#[test]
+fn metrics_are_served_at_an_address_unless_switched_off() {
+    for (text, wanted) in [
+        ("", false),
+        ("metrics_address = ':1'", true),
+        ("metrics_address = ':1'\nno_prometheus = true", false),
+        ("metrics_network = 'unix'", false),
+    ] {
+        assert_eq!(parse(text).service.serves_metrics(), wanted, "{text}");
+    }
 }
 
 /// Every key that has an effect, with a value that is not its default.
@@ -41,6 +54,10 @@ disable_verification = true
 mount_timeout_sec = 5
 max_concurrency = -1
 skip_check_snapshotter_supported = true
+no_prometheus = true
+metrics_address = "127.0.0.1:9900"
+metrics_network = "tcp4"
+debug_address = "127.0.0.1:9901"
 
 [http]
 DialTimeoutMsec = 1
@@ -93,6 +110,10 @@ fn every_key_is_read() {
             max_concurrency: -1,
             mount_timeout_sec: 5,
             skip_check_snapshotter_supported: true,
+            no_prometheus: true,
+            metrics_address: "127.0.0.1:9900".to_owned(),
+            metrics_network: "tcp4".to_owned(),
+            debug_address: "127.0.0.1:9901".to_owned(),
         }
     );
     let cache = Cache {

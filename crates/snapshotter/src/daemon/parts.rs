@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use soci_registry::credentials::DockerConfig;
 use soci_registry::retry::RetryPolicy;
-use soci_registry::{Hosts, Mirror, Registry};
+use soci_registry::{Hosts, Mirror, Registry, Trace, Traffic};
 use soci_store::layout::Layout;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use super::attempts::{Attempts, complain};
 use super::control;
+use super::endpoint::Observer;
 use super::root::Root;
 use super::scrub::{Background, Scrubber};
 use crate::config::{Blob, Cache, Config, ContentStoreKind, Http, Resolver, Trust};
@@ -25,6 +26,7 @@ use crate::device::{self, Device, KeptDevice};
 use crate::fetch::{self, Scheduler};
 use crate::image::{self, Content, Images, Modes, Mounts};
 use crate::layer::{self, Layers, drop_scratch};
+use crate::metrics::{self, Answer};
 use crate::mount::thread::MountThread;
 use crate::mount::{self, Way};
 use crate::snapshots::{self, Late, Snapshotter};
@@ -142,6 +144,14 @@ impl Daemon {
     /// The current device and later changes of it.
     pub(super) fn devices(&self) -> watch::Receiver<Option<Arc<Device>>> {
         self.devices.0.clone()
+    }
+
+    /// What a scrape of the metrics reports.
+    pub(super) fn observer(&self) -> Observer {
+        Observer {
+            late: self.late.clone(),
+            devices: self.devices(),
+        }
     }
 
     /// Unmounts all layers and the device.
@@ -341,8 +351,19 @@ fn registry_options(config: &Config) -> soci_registry::Options {
         ),
         blob_patience: fetch::ATTEMPTS,
         hosts: hosts(&config.resolver),
+        trace: Some(Trace::new(count)),
         ..defaults
     }
+}
+
+/// Counts the answers of registries.
+fn count(traffic: &Traffic<'_>) {
+    let answer = match traffic {
+        Traffic::Request { .. } => return,
+        Traffic::Answer { status } => Answer::of(*status),
+        Traffic::Failed { .. } => Answer::Silence,
+    };
+    metrics::global().requests.inc(answer);
 }
 
 fn retry(retries: i64, first_wait: i64, longest_wait: i64) -> RetryPolicy {

@@ -18,6 +18,7 @@ use super::journal::{Slot, Written};
 use super::session::Connection;
 use super::wire::Unique;
 use crate::layer::{DeviceFile, ReadError};
+use crate::metrics::{ReadFailure, global as metrics};
 
 /// A READ as the kernel sent it.
 #[derive(Debug)]
@@ -176,6 +177,7 @@ impl Reads {
             Verdict::Held => {}
             Verdict::Refuse(read, reason) => {
                 tracing::warn!(layer, offset, size, reason, "read of layer data refused");
+                metrics().reads_failed(ReadFailure::Removed, None, 1);
                 read.reply(Err(Errno::IO));
                 self.finish(layer, 1);
             }
@@ -265,6 +267,7 @@ impl Reads {
             count,
             "reads of layer data failed: the layer is being removed"
         );
+        metrics().reads_failed(ReadFailure::Removed, None, count);
         for read in &failed {
             read.reply(Err(Errno::IO));
         }
@@ -354,6 +357,7 @@ impl Ticket {
                     got,
                     "the layer answered a read with the wrong number of bytes"
                 );
+                metrics().reads_failed(ReadFailure::Internal, None, 1);
                 read.reply(Err(Errno::IO));
             }
             Err(error) => {
@@ -365,6 +369,7 @@ impl Ticket {
                     error = cause,
                     "read of layer data failed"
                 );
+                metrics().reads_failed(error.cause(), Some(&error.subject().layer), 1);
                 read.reply(Err(errno(&error)));
             }
         }
@@ -385,6 +390,7 @@ impl Drop for Ticket {
             len,
             "read of layer data was dropped without an answer"
         );
+        metrics().reads_failed(ReadFailure::Internal, None, 1);
         read.reply(Err(Errno::IO));
         self.reads.finish(layer, 1);
     }

@@ -18,6 +18,7 @@ use super::{
     queue::{FlightId, Request},
     share::Held,
 };
+use crate::metrics::{self, Timed};
 use crate::sync::{Arc, atomic::Ordering};
 
 mod buffer;
@@ -138,6 +139,11 @@ impl Flight {
         let pieces = self.request.pieces.clone();
         let mut at = self.request.range().start;
         let mut line = self.open(at).await?;
+        metrics::global().operations.took(
+            Timed::RegistryGet,
+            &self.request.blob,
+            self.asked.elapsed(),
+        );
         let mut chunk = Bytes::new();
         // The byte before `chunk`. Neighboring pieces may share one byte.
         let mut before: Option<u8> = None;

@@ -82,7 +82,10 @@ impl Images {
                 let Ok(_permit) = ahead.acquire().await else {
                     return;
                 };
-                match images.ztoc(&image, &name, &coming.ztoc).await {
+                match images
+                    .ztoc(&image, &name, &coming.layer.digest, &coming.ztoc)
+                    .await
+                {
                     Ok(bytes) => {
                         images
                             .open_ahead(&image, &name, origin, coming, bytes)

@@ -63,6 +63,13 @@ impl Known {
         }
     }
 
+    /// Whether only the mount at `at` shows its layer.
+    fn is_last(&self, at: &Path) -> Option<LayerKey> {
+        let layer = self.by_path.get(at)?.layer;
+        let mut others = self.by_path.iter().filter(|(other, _)| *other != at);
+        (!others.any(|(_, shown)| shown.layer == layer)).then_some(layer)
+    }
+
     /// The images of a layer, with their mount points.
     fn of(&self, layer: LayerKey) -> Vec<(PathBuf, Vec<PathBuf>)> {
         let of_layer = self.shown.iter().filter(|(shown, _)| shown.layer == layer);
@@ -104,6 +111,8 @@ pub struct Mounts {
     mounter: Arc<dyn Mounter>,
     device: Arc<Device>,
     known: Mutex<Known>,
+    /// The mounted layers by number, also those of an earlier process, with their compressed sizes.
+    mounted: Mutex<HashMap<u64, (LayerKey, u64)>>,
     /// Numbers of the layers whose READs may reach the device.
     on_device: Mutex<BTreeSet<u64>>,
     completing: Batch,
@@ -118,6 +127,7 @@ impl Mounts {
             mounter,
             device,
             known: Mutex::default(),
+            mounted: Mutex::default(),
             on_device: Mutex::default(),
             completing: Batch::default(),
             settling: Batch::default(),
@@ -164,6 +174,7 @@ impl Mounts {
             self.mounter.mount(&image, at).await?;
         }
         self.known.lock().add(shown, meta, at);
+        self.note(layer);
         Ok(())
     }
 
@@ -314,6 +325,27 @@ impl Mounts {
         self.device.add(Arc::clone(layer) as _);
     }
 
+    /// A layer is mounted, by this process or an earlier one.
+    pub(crate) fn note(&self, layer: &Layer) {
+        let size = layer.progress().bytes_total;
+        let mounted = (layer.key(), size);
+        self.mounted.lock().insert(layer.number().0, mounted);
+    }
+
+    /// The mounted layers with their compressed sizes.
+    pub(crate) fn mounted(&self) -> Vec<(LayerKey, u64)> {
+        self.mounted.lock().values().copied().collect()
+    }
+
+    /// The mount points of this process, with their layers.
+    pub(crate) fn mount_points(&self) -> Vec<(PathBuf, LayerKey)> {
+        let known = self.known.lock();
+        let points = known.by_path.iter();
+        points
+            .map(|(at, shown)| (at.clone(), shown.layer))
+            .collect()
+    }
+
     /// Declares that all layers of an earlier process are served. READs of other layers fail from
     /// now on.
     pub(crate) fn restored(&self) {
@@ -344,20 +376,30 @@ impl Mounts {
     pub(crate) async fn unmount(&self, at: &Path) -> Result<(), MountError> {
         let _turn = self.turn().await;
         // Refuse READs, because an unmount waits for them and must not wait for the network.
-        let _refused = match self.mounter.last_layer_at(at).await {
-            Ok(number) => number.map(|number| self.device.refuse(number)),
+        let number = match self.mounter.last_layer_at(at).await {
+            Ok(number) => number,
             Err(error) => {
                 warn!(path = %at.display(), error = explain(&error), "the layer of a mount is not known");
                 None
             }
         };
+        let _refused = number.map(|number| self.device.refuse(number));
         self.mounter.unmount(at).await?;
-        self.known.lock().forget(at);
+        let last = {
+            let mut known = self.known.lock();
+            let last = known.is_last(at);
+            known.forget(at);
+            last
+        };
+        self.mounted
+            .lock()
+            .retain(|mounted, (layer, _)| number != Some(*mounted) && last != Some(*layer));
         Ok(())
     }
 
     /// Stops serving a layer that is removed from the store.
     pub(crate) fn forget(&self, number: u64) {
+        self.mounted.lock().remove(&number);
         self.on_device.lock().remove(&number);
         self.device.remove(number);
     }

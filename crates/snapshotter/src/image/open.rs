@@ -15,7 +15,8 @@ use super::source::{compression, refusal, source_at};
 use super::trust::Standing;
 use super::verdict::{Verdict, Way};
 use super::{
-    Arc, Attempt, ContentError, Discovery, Image, ImageName, Images, Request, explain, line,
+    Arc, Attempt, ContentError, Discovery, Image, ImageName, Images, Instant, Request, Timed,
+    explain, line, took,
 };
 use crate::layer::{Layer, Lazy, OpenError, Whole};
 use crate::store::sources::Origin;
@@ -84,7 +85,10 @@ impl Images {
                 })
             }
             After::Whole => {
-                request.subject.not_remote(&asked.why);
+                match asked.found {
+                    Found::NoZtoc => request.subject.not_indexed(&asked.why),
+                    _ => request.subject.not_remote(&asked.why),
+                }
                 self.whole(image, request, asked.index.as_ref(), &asked.why)
                     .await
             }
@@ -143,8 +147,15 @@ impl Images {
         let manifest = self.manifest(image, name).await;
         let content = &self.0.parts.content;
         let discovery = image.discovery.get_or_try_init(|| async {
+            let began = Instant::now();
             match manifest {
-                Ok(manifest) => discover(name, manifest, content, modes, subject, mountpoint).await,
+                Ok(manifest) => discover(name, manifest, content, modes, subject, mountpoint)
+                    .await
+                    .inspect(|found| {
+                        if let Discovery::Found(index) = found {
+                            took(Timed::IndexFetch, &index.digest, began);
+                        }
+                    }),
                 Err(Unread::Content(error)) if !error.is_final() => Err(error),
                 Err(error) => Ok(Discovery::None(explain(&error))),
             }
@@ -199,7 +210,7 @@ impl Images {
         let bytes = if self.is_stored(layer, &ztoc) {
             Ok(None)
         } else {
-            self.ztoc(image, name, &ztoc).await.map(Some)
+            self.ztoc(image, name, &layer, &ztoc).await.map(Some)
         };
         self.make_ready(image, name, &index);
         match bytes {
@@ -226,18 +237,23 @@ impl Images {
         }
     }
 
+    /// Reads a zTOC of a layer, once.
     pub(super) async fn ztoc(
         &self,
         image: &Image,
         name: &ImageName,
+        layer: &Digest,
         ztoc: &Descriptor,
     ) -> Result<Bytes, ContentError> {
         let cell = Arc::clone(image.ztocs.lock().entry(ztoc.digest).or_default());
         let content = &self.0.parts.content;
-        let bytes = cell.get_or_try_init(|| {
-            content.blob(name.place(), ztoc, MAX_ZTOC_SIZE, || {
-                image.came.notify_waiters()
-            })
+        let bytes = cell.get_or_try_init(|| async {
+            let began = Instant::now();
+            let came = || image.came.notify_waiters();
+            let bytes = content.blob(name.place(), ztoc, MAX_ZTOC_SIZE, came);
+            bytes
+                .await
+                .inspect(|_| took(Timed::ZtocFetch, layer, began))
         });
         bytes.await.cloned()
     }

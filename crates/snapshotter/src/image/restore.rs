@@ -126,6 +126,7 @@ impl Images {
             self.add_sources(&layer);
         }
         self.0.parts.mounts.serve(&layer);
+        self.0.parts.mounts.note(&layer);
         Ok(layer)
     }
 

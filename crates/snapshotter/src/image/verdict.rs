@@ -5,6 +5,8 @@
 
 use tracing::{info, warn};
 
+use crate::metrics::{NodeEvent, Prepared, global as metrics};
+
 /// How a layer was provided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -37,6 +39,10 @@ impl Subject {
     pub(crate) fn prepared(&self, verdict: &Verdict) {
         let Self { key, parent } = self;
         let why = &verdict.why;
+        metrics().prepared.inc(match verdict.way {
+            Way::Lazy => Prepared::Lazy,
+            Way::Whole => Prepared::Whole,
+        });
         match verdict.way {
             Way::Lazy => info!(
                 "remote-snapshot-prepared" = "true",
@@ -49,8 +55,14 @@ impl Subject {
         }
     }
 
-    /// Logs that the layer cannot be mounted before its bytes are present.
+    /// Logs that the layer cannot be mounted before its bytes are present, which is a failure.
     pub(crate) fn not_remote(&self, error: &str) {
+        metrics().operations.node_event(NodeEvent::MountFailure);
+        self.not_indexed(error);
+    }
+
+    /// As [`Self::not_remote`], because the index has no zTOC of the layer. That is no failure.
+    pub(crate) fn not_indexed(&self, error: &str) {
         let Self { key, parent } = self;
         warn!(
             "remote-snapshot-prepared" = "false",
@@ -60,6 +72,7 @@ impl Subject {
 
     /// Logs that containerd unpacks the layer because the image has no usable index.
     pub(crate) fn deferred(&self, error: &str) {
+        metrics().prepared.inc(Prepared::NoIndex);
         let Self { key, parent } = self;
         warn!(
             "defer-snapshot-runtime" = "true",
@@ -69,6 +82,10 @@ impl Subject {
 
     /// Logs that containerd unpacks the layer although the image has an index.
     pub(crate) fn deferred_local(&self, error: &str) {
+        metrics().prepared.inc(Prepared::Failed);
+        metrics()
+            .operations
+            .node_event(NodeEvent::LocalMountFailure);
         let Self { key, parent } = self;
         warn!(
             "defer-snapshot-runtime" = "true",

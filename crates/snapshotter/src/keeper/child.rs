@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
 
+use super::RESTARTS;
 use super::link::{Link, Message};
 use crate::args::WORKER;
 use crate::sync::Arc;
@@ -71,8 +72,8 @@ impl Program {
         }
     }
 
-    /// Starts a worker with the arguments of this process.
-    pub(super) fn spawn(&self) -> io::Result<Worker> {
+    /// Starts a worker with the arguments of this process. `before` is the number of earlier workers.
+    pub(super) fn spawn(&self, before: u64) -> io::Result<Worker> {
         let (link, theirs) = Link::pair()?;
         let mut arguments = std::env::args_os();
         let name = arguments.next().unwrap_or_else(|| OsString::from(SELF));
@@ -82,6 +83,7 @@ impl Program {
             .arg(format!("--{WORKER}"))
             .args(arguments)
             .stdin(theirs)
+            .env(RESTARTS, before.to_string())
             // Ctrl-C in a terminal reaches only the keeper.
             .process_group(0);
         for name in NOT_INHERITED {

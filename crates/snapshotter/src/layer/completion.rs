@@ -12,6 +12,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{Context, data::Data, passing::Passing, spans::Spans, trouble::Trouble};
 use crate::{
     cpu::Lane,
+    metrics::{self, Timed},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -49,6 +50,8 @@ pub(super) struct Completion {
     /// When its bytes may leave the page cache. `None` if it was already complete when it was
     /// opened.
     settles: Mutex<Option<Instant>>,
+    /// When the background download began.
+    begun: Mutex<Option<Instant>>,
 }
 
 impl Completion {
@@ -64,6 +67,7 @@ impl Completion {
             runs: AtomicBool::new(false),
             rests: AtomicBool::new(false),
             settles: Mutex::default(),
+            begun: Mutex::default(),
             context,
             data,
             trouble,
@@ -94,6 +98,7 @@ impl Completion {
         if self.runs.swap(true, Ordering::AcqRel) {
             return;
         }
+        *self.begun.lock() = fetches.then(Instant::now);
         while !self.is_complete() && !self.spans.is_closed() {
             let fetches = fetches && !self.rests.load(Ordering::Acquire);
             let until = if fetches || self.data.misses_no_content() {
@@ -236,6 +241,10 @@ impl Completion {
         }
         let (layer, image) = (self.data.digest(), self.data.image());
         tracing::info!(layer = %layer, image = &*image, "layer is complete");
+        if let Some(begun) = self.begun.lock().take() {
+            let operations = &metrics::global().operations;
+            operations.took(Timed::BackgroundFetch, layer, begun.elapsed());
+        }
         Ok(true)
     }
 

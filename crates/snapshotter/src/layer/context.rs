@@ -73,7 +73,7 @@ pub(super) struct Context {
     pub(super) writeback: Arc<Writeback>,
     /// Reads that waited for bytes.
     pub(super) waits: Waits,
-    /// Bytes on disk of all layers, if that is limited. Measured periodically.
+    /// Bytes on disk of all layers, if that is limited or reported. Measured periodically.
     pub(super) used: AtomicU64,
 }
 

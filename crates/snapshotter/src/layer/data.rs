@@ -12,6 +12,7 @@ use soci_oci::Digest;
 use super::{Context, ReadError, Subject, trouble::Trouble};
 use crate::{
     cpu::Cpu,
+    metrics::{self, LayerSeries},
     store::{LayerFiles, ZtocFile},
     sync::{Arc, Mutex, atomic::AtomicUsize},
 };
@@ -40,6 +41,8 @@ pub(super) struct Data {
     readers: Arc<AtomicUsize>,
     /// An error of a background write. The next sync reports it.
     lost: Mutex<Option<io::Error>>,
+    /// `None` unless metrics are served.
+    series: Option<LayerSeries>,
 }
 
 impl fmt::Debug for Data {
@@ -60,6 +63,7 @@ impl Data {
             cpu: Arc::clone(&context.cpu),
             readers: Arc::default(),
             lost: Mutex::default(),
+            series: metrics::global().operations.layer(&files.key.layer),
             files,
             trouble,
         }
@@ -73,6 +77,13 @@ impl Data {
     /// The image name for messages.
     pub(super) fn image(&self) -> Arc<str> {
         Arc::clone(&self.image)
+    }
+
+    /// Counts something in the metrics of the layer.
+    pub(super) fn count(&self, count: impl FnOnce(&LayerSeries)) {
+        if let Some(series) = &self.series {
+            count(series);
+        }
     }
 
     /// `None` if the layer was downloaded whole.

@@ -5,7 +5,7 @@ use std::{fmt, io};
 use soci_oci::Digest;
 use soci_ztoc::{HeaderMismatch, VerifyError};
 
-use crate::{fetch::DemandError, sync::Arc};
+use crate::{fetch::DemandError, metrics::ReadFailure, sync::Arc};
 
 /// The subject of an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +94,19 @@ pub enum ReadError {
 }
 
 impl ReadError {
+    /// The cause, for metrics.
+    pub(crate) fn cause(&self) -> ReadFailure {
+        match self {
+            Self::Corrupt { .. } => ReadFailure::Corrupt,
+            Self::Undecodable { .. } => ReadFailure::Undecodable,
+            Self::Header { .. } => ReadFailure::Header,
+            Self::Fetch { .. } => ReadFailure::Download,
+            Self::Store { .. } => ReadFailure::Store,
+            Self::Outside { .. } => ReadFailure::Internal,
+            Self::Removed { .. } => ReadFailure::Removed,
+        }
+    }
+
     /// The subject of the error.
     #[must_use]
     pub fn subject(&self) -> &Subject {

@@ -22,6 +22,7 @@ use super::{Context, Whole};
 use crate::{
     cpu::{Lane, Lost},
     fetch::{Class, Delivery, Demand, DemandError, Patience, Source},
+    metrics::{self, Purpose},
     places::{self, PlaceError},
     store::{Draft, LayerFiles, StoreError, sources::Sources},
     sync::Arc,
@@ -202,6 +203,10 @@ impl<'a> Steps<'a> {
             patience: Patience::Budget,
             watch: None,
             sink: Box::new(move |outcome| {
+                if let Ok(delivery) = &outcome {
+                    let bytes = delivery.bytes.len() as u64;
+                    metrics::global().fetched.add(Purpose::Whole, bytes);
+                }
                 // A failed send means that the pass was dropped.
                 drop(tell.send(outcome.map(Delivery::without_permit)));
             }),

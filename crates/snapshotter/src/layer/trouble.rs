@@ -11,7 +11,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::ReadError;
-use crate::sync::Mutex;
+use crate::{metrics::Pause, sync::Mutex};
 
 /// Bytes that are wrong at their origin, and broken disks, are retried after at most this many of
 /// the longest pauses: one hour by default.
@@ -169,6 +169,16 @@ impl Trouble {
         std::mem::replace(&mut self.state.lock().low, low) != low
     }
 
+    /// Why the background downloads nothing of the layer now.
+    pub(super) fn paused(&self) -> Option<Pause> {
+        let state = self.state.lock();
+        if state.low || state.need.is_some() {
+            return Some(Pause::Disk);
+        }
+        let waits = state.until.is_some_and(|until| until > Instant::now());
+        waits.then_some(Pause::Failure)
+    }
+
     /// A source was added: clears everything except the most recent error.
     pub(super) fn start_over(&self) {
         let mut state = self.state.lock();
@@ -247,8 +257,10 @@ mod tests {
             tokio::time::advance(pause * SECOND).await;
             assert_eq!(wait(&trouble), Duration::ZERO);
         }
+        assert_eq!(trouble.paused(), None);
         trouble.recovered(0);
         trouble.pause(&error);
+        assert_eq!(trouble.paused(), Some(Pause::Failure));
         assert_eq!(wait(&trouble), SECOND);
         trouble.start_over();
         assert_eq!(wait(&trouble), Duration::ZERO);
@@ -264,12 +276,16 @@ mod tests {
         let (trouble, error) = trouble();
         assert!(trouble.no_room(Some(100), &error));
         assert!(!trouble.no_room(None, &error), "not the first failure");
+        assert_eq!(trouble.paused(), Some(Pause::Disk));
         tokio::time::advance(SECOND).await;
         let look = Instant::now() + SECOND;
         assert_eq!(trouble.held_until(|| Some(99), SECOND), Some(look));
         assert_eq!(trouble.held_until(|| Some(100), SECOND), Some(look));
         tokio::time::advance(SECOND).await;
         assert_eq!(trouble.held_until(|| Some(100), SECOND), None);
+        assert_eq!(trouble.paused(), None);
+        trouble.note_low(true);
+        assert_eq!(trouble.paused(), Some(Pause::Disk));
         assert!(!trouble.recovered(0), "space was found before");
     }
 

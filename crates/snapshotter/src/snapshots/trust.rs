@@ -14,6 +14,7 @@ use super::{Shared, SnapshotError, Snapshotter};
 use crate::cpu::Lane;
 use crate::image::{Standing, labels};
 use crate::layer::Expected;
+use crate::metrics;
 use crate::store::LayerKey;
 
 /// How long a container start waits for verification if `trust = "verified"`. The kubelet waits for
@@ -103,6 +104,7 @@ impl Snapshotter {
             Vec::new()
         });
         for (info, why) in wrong {
+            metrics::global().quarantined.inc();
             let label = |name| labels::value(&info.record.labels, name).unwrap_or_default();
             error!(
                 image = label(labels::IMAGE_REFERENCE),

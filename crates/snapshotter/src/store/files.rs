@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::PathBuf,
+    time::Instant,
 };
 
 use soci_oci::Digest;
@@ -17,6 +18,7 @@ use super::{
     sums::Sums,
 };
 use crate::{
+    metrics::{self, Timed},
     places::{self, Places, Planned},
     sync::Arc,
 };
@@ -227,9 +229,12 @@ pub(super) fn read_ztoc(layer: &Digest, bytes: Mapped) -> Result<ZtocFile, Store
         layer: Box::new(*layer),
         source,
     };
+    let began = Instant::now();
     let ztoc = Ztoc::parse(bytes.as_ref()).map_err(wrong)?;
     ztoc.check_servable().map_err(wrong)?;
     let shape = ztoc.detach();
+    let operations = &metrics::global().operations;
+    operations.took(Timed::ZtocUnmarshal, layer, began.elapsed());
     let spans = shape.spans();
     for id in spans.ids() {
         let (packed, plain) = (spans.compressed(id), spans.uncompressed(id));

@@ -17,7 +17,7 @@ const HEADER: usize = 64;
 const WRITTEN: u8 = 1;
 
 /// The only entry of a directory that starts with a digit.
-fn numbered(folder: &std::path::Path) -> std::path::PathBuf {
+pub(crate) fn numbered(folder: &std::path::Path) -> std::path::PathBuf {
     let entries = fs::read_dir(folder).unwrap();
     let mut paths = entries.map(|entry| entry.unwrap().path()).filter(|path| {
         let name = path.file_name().unwrap().to_string_lossy();

@@ -10,6 +10,7 @@ mod ending;
 mod image;
 mod layers;
 mod logs;
+mod metrics;
 mod process;
 mod registries;
 mod server;

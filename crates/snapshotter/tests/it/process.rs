@@ -109,7 +109,7 @@ impl Running {
     }
 
     /// The process ID of the only worker; waits for it.
-    fn worker(&self) -> u32 {
+    pub(crate) fn worker(&self) -> u32 {
         let start = Instant::now();
         loop {
             if let [worker] = self.workers()[..] {
@@ -135,7 +135,7 @@ impl Drop for Running {
 }
 
 /// Runs a daemon that fails to start. Returns its exit code and its output.
-fn fails(mut command: Command) -> (Option<i32>, String) {
+pub(crate) fn fails(mut command: Command) -> (Option<i32>, String) {
     let output = command.output().unwrap();
     (
         output.status.code(),
@@ -454,7 +454,7 @@ fn receive(socket: &UnixDatagram) -> (String, Vec<OwnedFd>) {
     (text, descriptors)
 }
 
-fn pid(number: u32) -> Pid {
+pub(crate) fn pid(number: u32) -> Pid {
     Pid::from_raw(i32::try_from(number).unwrap()).unwrap()
 }
 

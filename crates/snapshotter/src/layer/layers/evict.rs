@@ -16,6 +16,7 @@ use super::{Layers, OpenError, Repairs, UseOrder};
 use crate::{
     cpu::Lane,
     layer::Layer,
+    metrics::{self, CacheFigures},
     store::LayerKey,
     sync::{Arc, atomic::Ordering},
 };
@@ -36,6 +37,18 @@ impl Layers {
         };
         let used = self.context.used.load(Ordering::Relaxed);
         limits.excess(disk, used)
+    }
+
+    /// The disk space of layers and its limits. Does no I/O. `None` if the system does not tell.
+    pub(crate) fn cache_figures(&self) -> Option<CacheFigures> {
+        let limits = &self.context.options.limits;
+        let disk = self.context.store.disk().ok()?;
+        Some(CacheFigures {
+            used: self.context.used.load(Ordering::Relaxed),
+            max: limits.max_bytes,
+            free: disk.free,
+            min_free: limits.floor(disk),
+        })
     }
 
     /// Removes spans of a layer until `most` bytes are released. Returns the number of bytes
@@ -64,6 +77,8 @@ impl Layers {
         // Becomes complete again when everything is present: at once if nothing was removed.
         repairs.rest(&layer);
         if freed > 0 {
+            metrics::global().evicted_layers.inc();
+            metrics::global().evicted_bytes.inc_by(freed);
             let (number, image) = (layer.number().0, layer.data.image());
             tracing::info!(layer = %key.layer, number, image = &*image, bytes = freed, "gave back the space of a layer that nothing uses; it is downloaded again when it is read");
             self.context.used.fetch_sub(
@@ -144,6 +159,8 @@ impl Layers {
         let data = Arc::clone(&layer.data);
         let punched = cpu.run(Lane::FilesBehind, move || {
             let punched = data.punch(&leaving.spans);
+            let spans = leaving.spans.len() as u64;
+            metrics::global().evicted_spans.inc_by(spans);
             // The spans may be stored again only from here on.
             drop(leaving);
             punched

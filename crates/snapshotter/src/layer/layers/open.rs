@@ -13,6 +13,7 @@ use crate::{
     cpu::{Lane, Lost},
     fetch::Source,
     layer::{Expected, Layer, stream},
+    metrics::{self, LayerEvent},
     store::{LayerKey, StoreError, proofs::Proof, sources::Origin},
     sync::Arc,
 };
@@ -86,12 +87,18 @@ impl Layers {
             layer: layer.digest,
             ztoc: Some(ztoc.digest),
         };
+        let resolved = |event| metrics::global().operations.event(event, &layer.digest);
         if let Some(complete) = self.proven_form(&exact, &expected).await? {
+            resolved(LayerEvent::ResolveHit);
             complete.add_source(source);
             self.name(&complete, origin).await;
             return Ok(complete);
         }
         let cell = self.cell(exact);
+        resolved(match cell.initialized() {
+            true => LayerEvent::ResolveHit,
+            false => LayerEvent::ResolveMiss,
+        });
         let _tidy = self.tidy(exact);
         let opened = cell.get_or_try_init(|| async {
             if let Some(found) = self.find_stored(exact).await? {

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::Layers;
 use crate::{
     cpu::Lane,
+    metrics,
     sync::{Arc, Weak, atomic::Ordering},
 };
 
@@ -35,7 +36,8 @@ pub(super) async fn run(layers: Weak<Layers>, every: Duration) {
             layers.sync_written().await;
             next_sync = Instant::now() + every;
         }
-        if layers.context.options.limits.max_bytes.is_some() {
+        let limited = layers.context.options.limits.max_bytes.is_some();
+        if limited || metrics::global().is_served() {
             layers.measure().await;
         }
         if layers.context.options.drops_copies {

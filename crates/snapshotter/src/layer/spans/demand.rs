@@ -88,7 +88,10 @@ impl Spans {
             source: Arc::new(error),
         };
         match demander {
-            Demander::Patient => self.trouble.pause(&error),
+            Demander::Patient => {
+                self.data.count(|series| series.background_failures.inc());
+                self.trouble.pause(&error);
+            }
             Demander::Urgent => self.trouble.note(&error),
         }
         if let Effect::Fail(waiters) = self.step(span, Event::Failed(demander)) {

@@ -19,6 +19,7 @@ use crate::{
     cpu::Lane,
     fetch::{Class, Delivery},
     layer::{ReadError, data::Held, passing::KEPT},
+    metrics::{self, Purpose},
     store::{ZtocFile, sums::Sum},
     sync::{Arc, atomic::Ordering},
 };
@@ -68,12 +69,27 @@ impl Spans {
         if !matches!(self.step(span, Event::Delivered), Effect::Fill) {
             return;
         }
-        let (counter, lane) = match delivery.class {
-            Class::All => (&self.fetched.background, Lane::ComputeBehind),
-            Class::Now => (&self.fetched.on_demand, Lane::Compute),
-            Class::Next | Class::Pull => (&self.fetched.on_demand, Lane::ComputeBehind),
+        let (counter, purpose, lane) = match delivery.class {
+            Class::All => (
+                &self.fetched.background,
+                Purpose::Background,
+                Lane::ComputeBehind,
+            ),
+            Class::Now => (&self.fetched.on_demand, Purpose::OnDemand, Lane::Compute),
+            Class::Next | Class::Pull => (
+                &self.fetched.on_demand,
+                Purpose::OnDemand,
+                Lane::ComputeBehind,
+            ),
         };
-        counter.fetch_add(delivery.bytes.len() as u64, Ordering::Relaxed);
+        let bytes = delivery.bytes.len() as u64;
+        counter.fetch_add(bytes, Ordering::Relaxed);
+        metrics::global().fetched.add(purpose, bytes);
+        self.data.count(|series| match delivery.class {
+            Class::All => series.background.inc(),
+            Class::Now => series.on_demand.inc(),
+            Class::Next | Class::Pull => {}
+        });
         let early_bytes = came.early.as_ref().map_or(0, |early| early.decoded());
         self.times.delivered(span, delivery.asked, early_bytes);
         // A reader may have joined after this demand.

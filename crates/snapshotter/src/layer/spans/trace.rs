@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::sync::Mutex;
+use crate::{metrics, sync::Mutex};
 
 /// Maximum number of recorded reads, of a few hundred bytes each.
 const MOST: usize = 512;
@@ -167,6 +167,8 @@ impl Waits {
     }
 
     pub(super) fn keep(&self, wait: ReadWait) {
+        let took = Duration::from_micros(wait.took_us);
+        metrics::global().read_wait.observe(took.as_secs_f64());
         tracing::debug!(
             layer = wait.layer,
             offset = wait.offset,
