@@ -5,14 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use soci_index::{BuildOptions, ConvertOptions, Converted, Means, Platforms, RecordedZtocs};
-use soci_index::{KnownZtocs, convert, prefetch};
+use soci_index::{BuildContext, BuildOptions, ConvertOptions, Converted, Platforms, RecordedZtocs};
+use soci_index::{ZtocSource, convert, prefetch};
 use soci_oci::reference::ContainerdName;
 use soci_store::ContentStore;
 use soci_store::containerd::Containerd;
 
 use crate::args::{self, Convert, Global, PrefetchFiles, Ztocs};
-use crate::output::{self, ConvertReport, Progress, Teller};
+use crate::output::{self, ConvertReport, Progress, Reporter};
 use crate::standalone;
 use crate::state::State;
 
@@ -33,9 +33,9 @@ pub(crate) async fn run(global: &Global, args: &Convert) -> Result<()> {
     if args.standalone {
         return standalone::convert_image(global, args, &options).await;
     }
-    let teller = Arc::new(Teller::new(Progress::new(global.progress), args.json));
-    let result = with_containerd(global, args, &options, &teller).await;
-    conclude(args, result, &teller)
+    let reporter = Arc::new(Reporter::new(Progress::new(global.progress), args.json));
+    let result = with_containerd(global, args, &options, &reporter).await;
+    conclude(args, result, &reporter)
 }
 
 /// Rejects unknown optimizations.
@@ -91,7 +91,7 @@ pub(crate) async fn recorded(
     state: &State<'_>,
     store: &Arc<dyn ContentStore>,
     force: bool,
-) -> Result<Vec<Arc<dyn KnownZtocs>>> {
+) -> Result<Vec<Arc<dyn ZtocSource>>> {
     let recorded = RecordedZtocs::new(state.artifacts(), Arc::clone(store));
     // Unusable records must fail the command at the start, not when the results are recorded.
     recorded.load().await?;
@@ -125,7 +125,7 @@ async fn with_containerd(
     global: &Global,
     args: &Convert,
     options: &ConvertOptions,
-    teller: &Arc<Teller>,
+    reporter: &Arc<Reporter>,
 ) -> Result<Converted> {
     let image = image_name(&args.image)?;
     let destination = image_name(&args.destination)?;
@@ -146,14 +146,14 @@ async fn with_containerd(
     let known = recorded(&state, &store, args.ztocs.force).await?;
     leased(&state, async |containerd| {
         let store: Arc<dyn ContentStore> = Arc::new(containerd.clone());
-        let means = Means {
+        let context = BuildContext {
             known,
             source: Arc::clone(&store),
             store,
             records: Some(state.artifacts()),
-            observer: teller.clone(),
+            observer: reporter.clone(),
         };
-        let converted = convert(&means, &target, options).await?;
+        let converted = convert(&context, &target, options).await?;
         containerd
             .put_image(destination, &converted.image, record_time())
             .await?;
@@ -163,20 +163,24 @@ async fn with_containerd(
 }
 
 /// Reports the result of a conversion in the requested format.
-pub(crate) fn conclude(args: &Convert, result: Result<Converted>, teller: &Teller) -> Result<()> {
+pub(crate) fn conclude(
+    args: &Convert,
+    result: Result<Converted>,
+    reporter: &Reporter,
+) -> Result<()> {
     match &result {
-        Err(_) => teller.progress().finish(),
+        Err(_) => reporter.progress().finish(),
         Ok(converted) => {
-            teller.finish();
+            reporter.finish();
             if args.json {
                 let source = args.image.to_string_lossy();
                 let destination = args.destination.to_string_lossy();
-                let report = ConvertReport::new(&source, &destination, converted, teller);
-                teller.object(&report)?;
+                let report = ConvertReport::new(&source, &destination, converted, reporter);
+                reporter.object(&report)?;
             }
         }
     }
-    output::strict(args.strict, teller, result).map(drop)
+    output::strict(args.strict, reporter, result).map(drop)
 }
 
 /// The time of the image's record, if the environment sets it.

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use soci_index::create::image_labels;
-use soci_index::{CreateOptions, Creation, Means, create};
+use soci_index::{BuildContext, CreateOptions, Creation, create};
 use soci_oci::Digest;
 use soci_store::ContentStore;
 use soci_store::containerd::Containerd;
 
 use crate::args::{Create, Global};
 use crate::convert::{build_options, check_optimizations, image_name, leased, platforms, recorded};
-use crate::output::{self, CreateReport, Progress, Teller};
+use crate::output::{self, CreateReport, Progress, Reporter};
 use crate::standalone;
 use crate::state::State;
 
@@ -21,20 +21,24 @@ pub(crate) async fn run(global: &Global, args: &Create) -> Result<()> {
         bail!("source image needs to be specified");
     }
     check_optimizations(&args.ztocs)?;
-    let teller = Arc::new(Teller::new(Progress::new(global.progress), args.json));
+    let reporter = Arc::new(Reporter::new(Progress::new(global.progress), args.json));
     let result = if args.standalone {
         let options = CreateOptions {
             platforms: platforms(&args.platforms)?,
             build: build_options(&args.ztocs, &args.prefetch)?,
         };
-        standalone::create_index(global, args, &options, &teller).await
+        standalone::create_index(global, args, &options, &reporter).await
     } else {
-        with_containerd(global, args, &teller).await
+        with_containerd(global, args, &reporter).await
     };
-    conclude(args, result, &teller)
+    conclude(args, result, &reporter)
 }
 
-async fn with_containerd(global: &Global, args: &Create, teller: &Arc<Teller>) -> Result<Creation> {
+async fn with_containerd(
+    global: &Global,
+    args: &Create,
+    reporter: &Arc<Reporter>,
+) -> Result<Creation> {
     let state = State::new(global);
     let containerd = state.containerd().await?;
     let name = image_name(&args.image)?;
@@ -54,14 +58,14 @@ async fn with_containerd(global: &Global, args: &Create, teller: &Arc<Teller>) -
         } else {
             content
         };
-        let means = Means {
+        let context = BuildContext {
             known,
             source,
             store,
             records: Some(state.artifacts()),
-            observer: teller.clone(),
+            observer: reporter.clone(),
         };
-        let mut creation = create(&means, &target, &options).await;
+        let mut creation = create(&context, &target, &options).await;
         let made: Vec<Digest> = creation.indexes.iter().map(|it| it.index.digest).collect();
         if is_containerd {
             keep(&leased, name, &made).await?;
@@ -90,16 +94,16 @@ async fn keep(containerd: &Containerd, image: &str, indexes: &[Digest]) -> Resul
 }
 
 /// Reports the result in the requested format.
-pub(crate) fn conclude(args: &Create, result: Result<Creation>, teller: &Teller) -> Result<()> {
+pub(crate) fn conclude(args: &Create, result: Result<Creation>, reporter: &Reporter) -> Result<()> {
     match &result {
-        Err(_) => teller.progress().finish(),
+        Err(_) => reporter.progress().finish(),
         Ok(creation) => {
-            teller.finish();
+            reporter.finish();
             if args.json {
-                let report = CreateReport::new(&args.image.to_string_lossy(), creation, teller);
+                let report = CreateReport::new(&args.image.to_string_lossy(), creation, reporter);
                 output::json(&report)?;
             }
         }
     }
-    output::strict(args.strict, teller, result).map(drop)
+    output::strict(args.strict, reporter, result).map(drop)
 }

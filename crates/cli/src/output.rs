@@ -3,7 +3,7 @@
 //!
 //! Standard error must stay short: nerdctl reads it only after standard output has ended, so more
 //! than a pipe buffer of warnings (64 KiB) would deadlock both programs. The length of a message
-//! ([`cut`]) and the number of warnings about layers ([`teller`]) are therefore limited.
+//! ([`cut`]) and the number of warnings about layers ([`reporter`]) are therefore limited.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -21,14 +21,14 @@ pub(crate) mod document;
 mod progress;
 mod push_report;
 mod report;
+mod reporter;
 pub(crate) mod stream;
 pub(crate) mod table;
-mod teller;
 
 pub(crate) use progress::Progress;
 pub(crate) use push_report::PushReport;
 pub(crate) use report::{ConvertReport, CreateReport, NotStrict, strict};
-pub(crate) use teller::Teller;
+pub(crate) use reporter::Reporter;
 
 /// Longest message on standard error and longest line on standard output, in bytes: a quarter of a
 /// pipe buffer, and of the longest line that nerdctl reads.

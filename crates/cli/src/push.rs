@@ -29,12 +29,12 @@ pub(crate) async fn run(global: &Global, args: &Push) -> Result<()> {
     let target = containerd.image(&args.reference).await?.target;
     let image = ImageRef::from_containerd(&args.reference)?;
     let platforms = convert::platforms(&args.platforms)?;
-    let teller = Arc::new(Teller {
+    let reporter = Arc::new(Reporter {
         how: How::of(args),
         progress: Progress::new(global.progress),
     });
     let traced = global.debug || args.trace;
-    let trace = traced.then(|| teller.trace());
+    let trace = traced.then(|| reporter.trace());
     let registry = access::registry(&args.registry, &[&image], trace)?;
     let images: Arc<dyn ContentStore> = Arc::new(containerd.clone());
     let store: Arc<dyn ContentStore> = Arc::new(Stacked {
@@ -43,14 +43,14 @@ pub(crate) async fn run(global: &Global, args: &Push) -> Result<()> {
     });
     let options = PushOptions {
         existing,
-        uploads: uploads(args, teller.how),
+        uploads: uploads(args, reporter.how),
     };
-    let observer: Arc<dyn PushObserver> = teller.clone();
+    let observer: Arc<dyn PushObserver> = reporter.clone();
     let all = async {
         let records = records(state.artifacts()).await?;
         let selected = select(&images, &records, &target, &platforms, &observer).await?;
         let mut report = PushReport::new(&args.reference);
-        teller.progress.phase("pushing", None);
+        reporter.progress.phase("pushing", None);
         for index in &selected {
             let pushed = push(&registry, &image, &store, index, options, &observer).await?;
             report.add(index, &pushed);
@@ -58,12 +58,12 @@ pub(crate) async fn run(global: &Global, args: &Push) -> Result<()> {
         Ok(report)
     };
     let report = access::uploading(global, Some(&registry), None, all).await;
-    teller.progress.finish();
-    let report = report?.took(teller.progress.elapsed());
-    if teller.how == How::Json {
+    reporter.progress.finish();
+    let report = report?.took(reporter.progress.elapsed());
+    if reporter.how == How::Json {
         output::json(&report)?;
     } else {
-        teller.progress.summary(&report.to_string());
+        reporter.progress.summary(&report.to_string());
     }
     Ok(())
 }
@@ -130,12 +130,12 @@ impl How {
 }
 
 /// Prints notes as they arrive.
-struct Teller {
+struct Reporter {
     how: How,
     progress: Progress,
 }
 
-impl Teller {
+impl Reporter {
     fn say(&self, text: &str) {
         self.progress.aside(|| match self.how {
             How::Lines | How::Quiet => output::line(text),
@@ -144,12 +144,12 @@ impl Teller {
     }
 
     fn trace(self: &Arc<Self>) -> Trace {
-        let teller = Arc::clone(self);
-        Trace::new(move |traffic| teller.say(&traffic.to_string()))
+        let reporter = Arc::clone(self);
+        Trace::new(move |traffic| reporter.say(&traffic.to_string()))
     }
 }
 
-impl PushObserver for Teller {
+impl PushObserver for Reporter {
     fn note(&self, note: &Note) {
         if let Some(line) = self.how.line(note) {
             self.say(&line);

@@ -10,7 +10,8 @@ use soci_index::standalone::{
     self, Destination, LAYERS_AT_ONCE, LocalImage, RemoteImage, Request, Source,
 };
 use soci_index::{
-    ConvertOptions, Converted, CreateOptions, Creation, KnownZtocs, Means, RepositoryZtocs, create,
+    BuildContext, ConvertOptions, Converted, CreateOptions, Creation, RepositoryZtocs, ZtocSource,
+    create,
 };
 use soci_oci::reference::ImageRef;
 use soci_registry::{Registry, Trace};
@@ -20,7 +21,7 @@ use soci_store::registry::{RegistryStore, RegistryTarget, UPLOADS_AT_ONCE};
 use crate::access;
 use crate::args::{self, Convert, Create, Format, Global};
 use crate::convert::conclude;
-use crate::output::{Progress, Teller};
+use crate::output::{Progress, Reporter};
 use crate::source;
 use crate::transport::{self, Transport, hinted};
 
@@ -31,18 +32,18 @@ pub(crate) async fn convert_image(
     options: &ConvertOptions,
 ) -> Result<()> {
     let is_beside = args.destination == Path::new("-");
-    let teller = Teller::new(Progress::new(global.progress), args.json).beside(is_beside);
-    let teller = Arc::new(teller);
-    let job = Job::new(global, args, &teller)?;
+    let reporter = Reporter::new(Progress::new(global.progress), args.json).beside(is_beside);
+    let reporter = Arc::new(reporter);
+    let job = Job::new(global, args, &reporter)?;
     let registry = job.registry.clone();
     let work = job.run(args, options);
     let result = access::uploading(global, registry.as_ref(), None, work).await;
     if let Ok(converted) = &result
         && converted.platforms.iter().all(|it| it.index.is_none())
     {
-        teller.line("no layer of the image is indexed; the copy is the image as it is");
+        reporter.line("no layer of the image is indexed; the copy is the image as it is");
     }
-    conclude(args, result, &teller)
+    conclude(args, result, &reporter)
 }
 
 /// `soci create --standalone`: stores the index in the repository of the image, as a referrer.
@@ -50,7 +51,7 @@ pub(crate) async fn create_index(
     global: &Global,
     args: &Create,
     options: &CreateOptions,
-    teller: &Arc<Teller>,
+    reporter: &Arc<Reporter>,
 ) -> Result<Creation> {
     let Transport::Registry(image) = Transport::parse(&args.image)? else {
         let shown = args.image.display();
@@ -58,7 +59,7 @@ pub(crate) async fn create_index(
         return Err(hinted(error, &args.image));
     };
     let reuse = reused(&args.reuse_from)?;
-    let trace = access::debugged(global, teller.progress());
+    let trace = access::debugged(global, reporter.progress());
     let registry = reached(&args.registry, [Some(&image), None], &reuse, trace)?;
     let registry = registry.context("an image in a registry has a registry")?;
     let others: Vec<&ImageRef> = reuse.iter().collect();
@@ -66,12 +67,12 @@ pub(crate) async fn create_index(
     let work = async {
         let source = RegistryStore::new(registry.clone(), image.clone());
         let root = source.root().await?;
-        let means = Means {
+        let means = BuildContext {
             source: Arc::new(source),
             store: Arc::new(target.clone()),
             known: known(Some(&registry), &reuse, args.ztocs.force),
             records: None,
-            observer: teller.clone(),
+            observer: reporter.clone(),
         };
         let mut options = options.clone();
         options.build.at_once = Some(LAYERS_AT_ONCE);
@@ -109,7 +110,7 @@ fn reached(
 
 /// The images whose zTOCs are reused: those that the user named, and none with `force`. Images that
 /// are only converted or replaced are not trusted, because anyone could have made their zTOCs.
-fn known(registry: Option<&Registry>, reuse: &[ImageRef], force: bool) -> Vec<Arc<dyn KnownZtocs>> {
+fn known(registry: Option<&Registry>, reuse: &[ImageRef], force: bool) -> Vec<Arc<dyn ZtocSource>> {
     match registry {
         Some(registry) if !force && !reuse.is_empty() => {
             let known = RepositoryZtocs::new(registry.clone(), reuse.to_vec());
@@ -125,21 +126,21 @@ struct Job {
     to: Transport,
     registry: Option<Registry>,
     reuse: Vec<ImageRef>,
-    teller: Arc<Teller>,
+    reporter: Arc<Reporter>,
 }
 
 impl Job {
-    fn new(global: &Global, args: &Convert, teller: &Arc<Teller>) -> Result<Self> {
+    fn new(global: &Global, args: &Convert, reporter: &Arc<Reporter>) -> Result<Self> {
         let from = Transport::parse(&args.image)?;
         let to = Transport::parse(&args.destination)?;
         check(&from, &to, args)?;
         let reuse = reused(&args.reuse_from)?;
         let sides = [to.image(), from.image()];
-        let trace = access::debugged(global, teller.progress());
+        let trace = access::debugged(global, reporter.progress());
         Ok(Self {
             registry: reached(&args.registry, sides, &reuse, trace)?,
             reuse,
-            teller: Arc::clone(teller),
+            reporter: Arc::clone(reporter),
             from,
             to,
         })
@@ -153,7 +154,7 @@ impl Job {
             mount_from: self.reuse.clone(),
             ..Request::new(source, self.destination(args.format)?)
         };
-        match standalone::convert(request, self.teller).await {
+        match standalone::convert(request, self.reporter).await {
             Ok(report) => Ok(report.converted),
             // `--strict` looks for this error.
             Err(standalone::Error::Convert(error)) => Err(error.into()),

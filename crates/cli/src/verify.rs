@@ -85,7 +85,7 @@ pub(crate) async fn run(global: &Global, args: &Verify) -> Result<()> {
         };
         output::json(&report)?;
     } else {
-        output::print(&format!("{}\n", told(&summary)));
+        output::print(&format!("{}\n", summary_line(&summary)));
     }
     match summary.problems {
         0 => Ok(()),
@@ -95,7 +95,7 @@ pub(crate) async fn run(global: &Global, args: &Verify) -> Result<()> {
 }
 
 /// A one-line summary of what was checked.
-fn told(summary: &Summary) -> String {
+fn summary_line(summary: &Summary) -> String {
     let of = |count: usize, what: &str, many: &str| {
         format!("{count} {}", if count == 1 { what } else { many })
     };

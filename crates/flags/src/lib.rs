@@ -42,7 +42,7 @@ pub use values::{
     parse_unsigned, switch, text, trimmed, unsigned,
 };
 
-use normalise::Wish;
+use normalise::Action;
 
 /// The result of parsing a command line.
 #[derive(Debug)]
@@ -77,10 +77,10 @@ where
         Ok(normal) => normal,
         Err(problem) => return Parsed::Refused(refusal::of_problem(&grammar, &problem)),
     };
-    match normal.wish {
-        Wish::Help(path) => Parsed::Show(refusal::help(&grammar, &path)),
-        Wish::Version => Parsed::Show(version(&grammar)),
-        Wish::Run => match grammar.try_get_matches_from_mut(normal.arguments.iter()) {
+    match normal.action {
+        Action::Help(path) => Parsed::Show(refusal::help(&grammar, &path)),
+        Action::Version => Parsed::Show(version(&grammar)),
+        Action::Run => match grammar.try_get_matches_from_mut(normal.arguments.iter()) {
             Ok(matches) => Parsed::Run(matches),
             Err(error) => Parsed::Refused(refusal::of_clap(&grammar, &normal, &error)),
         },

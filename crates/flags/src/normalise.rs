@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, Command};
 
 /// What to do with a valid list.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Wish {
+pub(crate) enum Action {
     /// Pass it to clap.
     Run,
     /// Show the help of the command with this path of names.
@@ -33,7 +33,7 @@ pub(crate) struct Written {
 /// The list for clap, and what the normalizer learned about it.
 #[derive(Debug)]
 pub(crate) struct Normal {
-    pub(crate) wish: Wish,
+    pub(crate) action: Action,
     pub(crate) arguments: Vec<OsString>,
     pub(crate) written: Vec<Written>,
     /// The names of the subcommands, outermost first.
@@ -69,8 +69,8 @@ pub(crate) fn normalise(grammar: &Command, words: Vec<OsString>) -> Result<Norma
         written: Vec::new(),
         path: Vec::new(),
     };
-    let wish = match pass.command(grammar) {
-        Ok(wish) => wish,
+    let action = match pass.command(grammar) {
+        Ok(action) => action,
         Err(reason) => {
             return Err(Problem {
                 path: pass.path,
@@ -81,7 +81,7 @@ pub(crate) fn normalise(grammar: &Command, words: Vec<OsString>) -> Result<Norma
     let mut arguments = pass.shared;
     arguments.append(&mut pass.own);
     Ok(Normal {
-        wish,
+        action,
         arguments,
         written: pass.written,
         path: pass.path,
@@ -108,12 +108,12 @@ struct Seen {
 
 impl Pass {
     /// Reads the words of one command and, recursively, of its subcommand.
-    fn command(&mut self, command: &Command) -> Result<Wish, Reason> {
+    fn command(&mut self, command: &Command) -> Result<Action, Reason> {
         let mut seen = Seen::default();
         match self.flags(command, &mut seen) {
-            Err(_) if seen.help => return Ok(Wish::Help(self.path.clone())),
+            Err(_) if seen.help => return Ok(Action::Help(self.path.clone())),
             Err(reason) => return Err(reason),
-            Ok(Some(_)) if seen.version && !seen.help => return Ok(Wish::Version),
+            Ok(Some(_)) if seen.version && !seen.help => return Ok(Action::Version),
             Ok(Some(name)) if seen.help => return self.topic(command, &name),
             Ok(Some(name)) => return self.subcommand(command, &name),
             Ok(None) => {}
@@ -124,9 +124,9 @@ impl Pass {
             .first()
             .map(|word| word.to_string_lossy().into_owned());
         match first {
-            _ if seen.version && !seen.help => Ok(Wish::Version),
+            _ if seen.version && !seen.help => Ok(Action::Version),
             Some(word) if groups => Err(Reason::NoTopic(word)),
-            _ if groups || seen.help => Ok(Wish::Help(self.path.clone())),
+            _ if groups || seen.help => Ok(Action::Help(self.path.clone())),
             _ => {
                 let rooms = command.get_positionals().map(room);
                 let room = rooms.fold(0, usize::saturating_add);
@@ -134,7 +134,7 @@ impl Pass {
                     self.own.push("--".into());
                     self.own.extend(seen.positional.into_iter().take(room));
                 }
-                Ok(Wish::Run)
+                Ok(Action::Run)
             }
         }
     }
@@ -210,7 +210,7 @@ impl Pass {
     }
 
     /// Continues after the name of a subcommand.
-    fn subcommand(&mut self, command: &Command, name: &str) -> Result<Wish, Reason> {
+    fn subcommand(&mut self, command: &Command, name: &str) -> Result<Action, Reason> {
         if is_help(name) {
             let topic = self
                 .words
@@ -218,7 +218,7 @@ impl Pass {
                 .map(|word| word.to_string_lossy().into_owned());
             return match topic.filter(|topic| topic != "--") {
                 Some(topic) => self.topic(command, &topic),
-                None => Ok(Wish::Help(self.path.clone())),
+                None => Ok(Action::Help(self.path.clone())),
             };
         }
         let Some(sub) = command.find_subcommand(name) else {
@@ -230,7 +230,7 @@ impl Pass {
     }
 
     /// The help of a command's subcommand, or of the command itself.
-    fn topic(&mut self, command: &Command, name: &str) -> Result<Wish, Reason> {
+    fn topic(&mut self, command: &Command, name: &str) -> Result<Action, Reason> {
         let mut path = self.path.clone();
         if !is_help(name) {
             let Some(sub) = command.find_subcommand(name) else {
@@ -238,7 +238,7 @@ impl Pass {
             };
             path.push(sub.get_name().to_owned());
         }
-        Ok(Wish::Help(path))
+        Ok(Action::Help(path))
     }
 }
 

@@ -23,7 +23,7 @@ use crate::model::ZTOC_MEDIA_TYPE;
 use crate::model::{DISABLE_XATTRS, LAYER_DIGEST, LAYER_MEDIA_TYPE, SPAN_SIZE, SociIndex, Version};
 use crate::prefetch::{self, Hit, PrefetchArtifact};
 use crate::records;
-use crate::reuse::KnownZtocs;
+use crate::reuse::ZtocSource;
 
 mod error;
 mod jobs;
@@ -79,22 +79,22 @@ impl Default for BuildOptions {
 
 /// The stores and services that a build uses.
 #[derive(Clone)]
-pub struct Means {
+pub struct BuildContext {
     /// Contains the image.
     pub source: Arc<dyn ContentStore>,
     /// Receives new blobs.
     pub store: Arc<dyn ContentStore>,
     /// Sources of existing zTOCs, in order of preference. If empty, all zTOCs are built.
-    pub known: Vec<Arc<dyn KnownZtocs>>,
+    pub known: Vec<Arc<dyn ZtocSource>>,
     /// Where to record new blobs, if anywhere.
     pub records: Option<Artifacts>,
     /// Receives progress and results.
     pub observer: Arc<dyn Observer>,
 }
 
-impl fmt::Debug for Means {
+impl fmt::Debug for BuildContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Means")
+        f.debug_struct("BuildContext")
             .field("source", &self.source)
             .field("store", &self.store)
             .field("known", &self.known)
@@ -152,7 +152,7 @@ impl Parts {
 /// Builds and stores the zTOCs and prefetch artifacts for the layers of each manifest. Returns one
 /// result per manifest. The first error ends the build.
 pub async fn build(
-    means: &Means,
+    context: &BuildContext,
     manifests: &[Manifest],
     options: &BuildOptions,
 ) -> Result<Vec<Parts>, BuildError> {
@@ -161,12 +161,12 @@ pub async fn build(
     for manifest in manifests {
         plans.push(jobs.plan(manifest, options)?);
     }
-    let told = vec![false; jobs.list.len()];
+    let reported = vec![false; jobs.list.len()];
     let mut assembly = Assembly {
-        means,
+        context,
         options,
-        results: Results::start(jobs.list, means, options)?,
-        told,
+        results: Results::start(jobs.list, context, options)?,
+        reported,
     };
     let mut all = Vec::new();
     for (manifest, plans) in manifests.iter().zip(plans) {
@@ -177,11 +177,11 @@ pub async fn build(
 
 /// Collects results and reports them in order.
 struct Assembly<'a> {
-    means: &'a Means,
+    context: &'a BuildContext,
     options: &'a BuildOptions,
     results: Results,
     /// Whether the zTOC of each job has been reported.
-    told: Vec<bool>,
+    reported: Vec<bool>,
 }
 
 impl Assembly<'_> {
@@ -204,7 +204,7 @@ impl Assembly<'_> {
                 }
             };
             if outcome.outcome != Outcome::Ignored {
-                self.means
+                self.context
                     .observer
                     .note(&Note::Layer(Box::new(outcome.clone())));
             }
@@ -215,7 +215,7 @@ impl Assembly<'_> {
     }
 
     fn outcome(&mut self, layer: &Descriptor, job: usize, made: &Made) -> LayerOutcome {
-        let is_repeated = std::mem::replace(&mut self.told[job], true);
+        let is_repeated = std::mem::replace(&mut self.reported[job], true);
         if !is_repeated {
             self.warn(layer, made);
         }
@@ -246,11 +246,13 @@ impl Assembly<'_> {
         for reason in &made.rejected {
             let reason = reason.clone();
             let note = Note::NotReused { layer, reason };
-            self.means.observer.note(&note);
+            self.context.observer.note(&note);
         }
         for warning in &made.warnings {
             let warning = warning.clone();
-            self.means.observer.note(&Note::Warning { layer, warning });
+            self.context
+                .observer
+                .note(&Note::Warning { layer, warning });
         }
     }
 
@@ -262,23 +264,23 @@ impl Assembly<'_> {
         let (artifacts, not_found) = prefetch::assign(&self.options.prefetch, wanted);
         for path in not_found {
             let path = path.to_owned();
-            self.means.observer.note(&Note::NotFound { path });
+            self.context.observer.note(&Note::NotFound { path });
         }
         for artifact in &artifacts {
             let layer = artifact.layer;
             let content = Content::Bytes(artifact.bytes.clone());
-            let put = self.means.store.put(&artifact.descriptor, content).await;
+            let put = self.context.store.put(&artifact.descriptor, content).await;
             put.map_err(|source| BuildError::Prefetch {
                 layer,
                 source: Box::new(source),
             })?;
-            self.means.observer.note(&Note::Prefetch {
+            self.context.observer.note(&Note::Prefetch {
                 layer,
                 artifact: artifact.descriptor.digest,
             });
         }
         let entries = artifacts.iter().map(records::prefetch).collect();
-        records::write(self.means.records.as_ref(), entries).await?;
+        records::write(self.context.records.as_ref(), entries).await?;
         Ok(artifacts)
     }
 }

@@ -15,7 +15,7 @@ use soci_store::StoreError;
 
 use crate::artifacts::{ArtifactsError, Entry};
 use crate::blobs::{put, put_index, references};
-use crate::builder::{self, BuildError, BuildOptions, Means, Parts};
+use crate::builder::{self, BuildContext, BuildError, BuildOptions, Parts};
 use crate::image::{Image, ImageError, Part, Platforms};
 use crate::model::{ARTIFACT_TYPE_V2, INDEX_DIGEST, MANIFEST_DIGEST, SociIndex, Version};
 use crate::records::{self, IndexOf};
@@ -83,19 +83,19 @@ pub struct BoundIndex {
 /// Converts the image that `target` describes. New blobs are stored with labels that protect them
 /// as long as the result exists.
 pub async fn convert(
-    means: &Means,
+    context: &BuildContext,
     target: &Descriptor,
     options: &ConvertOptions,
 ) -> Result<Converted, ConvertError> {
-    let mut image = Image::open(&means.source, target).await?;
+    let mut image = Image::open(&context.source, target).await?;
     media_type::OCI_INDEX.clone_into(&mut image.index.media_type);
     let wanted = image.wanted(&options.platforms).await?;
     let sources = image.parts(wanted).await?;
     image
-        .check_configs(&sources, means.observer.as_ref())
+        .check_configs(&sources, context.observer.as_ref())
         .await?;
     let manifests: Vec<Manifest> = sources.iter().map(|part| part.manifest.clone()).collect();
-    let built = builder::build(means, &manifests, &options.build).await?;
+    let built = builder::build(context, &manifests, &options.build).await?;
     let mut indexed = Vec::new();
     for (number, (source, parts)) in sources.iter().zip(&built).enumerate() {
         if let Some(index) = parts.index(Version::V2, None) {
@@ -108,7 +108,7 @@ pub async fn convert(
     }
     let mut bound = BTreeMap::new();
     let result = if !indexed.is_empty() {
-        let (result, indexes) = Binding { means, image }.bind(&indexed).await?;
+        let (result, indexes) = Binding { context, image }.bind(&indexed).await?;
         bound.extend(indexes);
         result
     } else if options.allow_empty {
@@ -141,7 +141,7 @@ type Bound = Vec<(usize, BoundIndex)>;
 
 /// Writes the SOCI indexes, the manifests that name them, and the image index.
 struct Binding<'a> {
-    means: &'a Means,
+    context: &'a BuildContext,
     image: Image,
 }
 
@@ -150,7 +150,7 @@ impl Binding<'_> {
         let mut entries = Vec::new();
         let mut by_manifest = BTreeMap::new();
         for Indexed { source, index, .. } in indexed {
-            let descriptor = put_index(&self.means.store, index).await?;
+            let descriptor = put_index(&self.context.store, index).await?;
             by_manifest.insert(source.descriptor.digest, descriptor.digest);
             entries.push(Descriptor {
                 platform: Some(source.platform.clone()),
@@ -190,11 +190,11 @@ impl Binding<'_> {
         }
         let labels = references("m.", &members);
         base.manifests = Some(members);
-        let store = &self.means.store;
+        let store = &self.context.store;
         let image = put(store, media_type::OCI_INDEX, json::to_vec(&base), labels).await?;
         let sources = rewritten.into_iter().map(|(source, new)| (new, source));
         let entries = entries_of(&image.digest, base.manifests(), &sources.collect());
-        records::write(self.means.records.as_ref(), entries).await?;
+        records::write(self.context.records.as_ref(), entries).await?;
         Ok((image, bound))
     }
 
@@ -226,7 +226,7 @@ impl Binding<'_> {
         let mut labels = references("l.", manifest.layers());
         labels.extend(references("config", [&manifest.config]));
         let bytes = json::to_vec(&manifest);
-        let new = put(&self.means.store, media_type::OCI_MANIFEST, bytes, labels).await?;
+        let new = put(&self.context.store, media_type::OCI_MANIFEST, bytes, labels).await?;
         member.media_type = new.media_type;
         member.digest = new.digest;
         member.size = new.size;

@@ -9,7 +9,7 @@ use soci_store::{Labels, StoreError};
 
 use crate::artifacts::ArtifactsError;
 use crate::blobs::put_index;
-use crate::builder::{self, BuildError, BuildOptions, Means, Parts};
+use crate::builder::{self, BuildContext, BuildError, BuildOptions, Parts};
 use crate::image::{Image, ImageError, Part, Platforms};
 use crate::model::Version;
 use crate::records::{self, IndexOf};
@@ -70,13 +70,17 @@ pub struct CreatedIndex {
 }
 
 /// Creates and stores indexes for the image that `target` describes.
-pub async fn create(means: &Means, target: &Descriptor, options: &CreateOptions) -> Creation {
+pub async fn create(
+    context: &BuildContext,
+    target: &Descriptor,
+    options: &CreateOptions,
+) -> Creation {
     let mut creation = Creation {
         indexes: Vec::new(),
         without: None,
         failure: None,
     };
-    if let Err(error) = creation.run(means, target, options).await {
+    if let Err(error) = creation.run(context, target, options).await {
         creation.failure = Some(error);
     }
     creation
@@ -85,11 +89,11 @@ pub async fn create(means: &Means, target: &Descriptor, options: &CreateOptions)
 impl Creation {
     async fn run(
         &mut self,
-        means: &Means,
+        context: &BuildContext,
         target: &Descriptor,
         options: &CreateOptions,
     ) -> Result<(), CreateError> {
-        let image = Image::open(&means.source, target).await?;
+        let image = Image::open(&context.source, target).await?;
         let platforms = match (&options.platforms, &image.only) {
             // Records contain the host's full platform if the image is for the host.
             (Platforms::Default, Some(only)) if Platform::host().matches(only) => {
@@ -99,17 +103,17 @@ impl Creation {
         };
         let sources = image.parts(platforms).await?;
         image
-            .check_configs(&sources, means.observer.as_ref())
+            .check_configs(&sources, context.observer.as_ref())
             .await?;
         let manifests: Vec<Manifest> = sources.iter().map(|part| part.manifest.clone()).collect();
-        let built = builder::build(means, &manifests, &options.build).await?;
+        let built = builder::build(context, &manifests, &options.build).await?;
         let all: Vec<(Part, Parts)> = sources.into_iter().zip(built).collect();
         let indexed = all.iter().filter(|(_, parts)| parts.has_ztocs());
         let indexed: Vec<Platform> = indexed.map(|(part, _)| part.platform.clone()).collect();
         for (source, parts) in all {
             // One manifest of a platform with an index is enough.
             if parts.has_ztocs() || !indexed.contains(&source.platform) {
-                self.write(means, &target.digest, source, parts).await?;
+                self.write(context, &target.digest, source, parts).await?;
             }
         }
         Ok(())
@@ -117,7 +121,7 @@ impl Creation {
 
     async fn write(
         &mut self,
-        means: &Means,
+        context: &BuildContext,
         image: &Digest,
         source: Part,
         parts: Parts,
@@ -133,7 +137,7 @@ impl Creation {
             self.without = Some(parts);
             return Err(nothing.into());
         };
-        let index = put_index(&means.store, &index).await?;
+        let index = put_index(&context.store, &index).await?;
         let of = IndexOf {
             version: Version::V1,
             built_for: &subject.digest,
@@ -148,7 +152,7 @@ impl Creation {
             index,
             parts,
         });
-        records::write(means.records.as_ref(), vec![entry]).await?;
+        records::write(context.records.as_ref(), vec![entry]).await?;
         Ok(())
     }
 }

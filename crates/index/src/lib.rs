@@ -29,7 +29,9 @@ pub mod standalone;
 pub mod verify;
 
 pub use artifacts::{Artifacts, ArtifactsError};
-pub use builder::{BuildError, BuildOptions, LayerError, LayerOutcome, Means, Note, Observer};
+pub use builder::{
+    BuildContext, BuildError, BuildOptions, LayerError, LayerOutcome, Note, Observer,
+};
 pub use builder::{Outcome, Parts, Skip, Stage};
 pub use convert::{
     BoundIndex, ConvertError, ConvertOptions, Converted, ConvertedPlatform, convert,
@@ -42,4 +44,4 @@ pub use model::{
     IndexError, LAYER_DIGEST, LAYER_MEDIA_TYPE, LayerZtoc, MANIFEST_DIGEST, PREFETCH_MEDIA_TYPE,
     SPAN_SIZE, SociIndex, Version, ZTOC_MEDIA_TYPE,
 };
-pub use reuse::{KnownError, KnownZtocs, RecordedZtocs, RepositoryZtocs};
+pub use reuse::{KnownError, RecordedZtocs, RepositoryZtocs, ZtocSource};

@@ -1,6 +1,6 @@
 //! Reuses existing zTOCs instead of building new ones.
 //!
-//! Builder threads ask each source ([`KnownZtocs`]) for candidates. A candidate is read and its
+//! Builder threads ask each source ([`ZtocSource`]) for candidates. A candidate is read and its
 //! digest verified, and it must fit the layer: same size, compression and span size, and servable.
 //! Otherwise the zTOC is built, and a warning is reported unless the candidate just no longer
 //! exists.
@@ -41,7 +41,7 @@ pub type KnownError = Box<dyn Error + Send + Sync>;
 /// A source of existing zTOCs. The caller checks that they fit a layer, but not that their content
 /// is true.
 #[async_trait]
-pub trait KnownZtocs: Send + Sync + fmt::Debug {
+pub trait ZtocSource: Send + Sync + fmt::Debug {
     /// Returns zTOCs that claim to describe this layer with this span size, best first.
     async fn candidates(
         &self,
@@ -130,7 +130,7 @@ pub(crate) struct Found<'a> {
 
 /// Returns the first candidate that fits. Blocks, so call it on plain threads.
 pub(crate) fn find<'a>(
-    known: &dyn KnownZtocs,
+    known: &dyn ZtocSource,
     wanted: &Wanted<'_>,
     budget: &'a Budget,
     runtime: &Handle,
@@ -160,7 +160,7 @@ pub(crate) fn find<'a>(
 }
 
 fn look<'a>(
-    known: &dyn KnownZtocs,
+    known: &dyn ZtocSource,
     wanted: &Wanted<'_>,
     ztoc: &Descriptor,
     budget: &'a Budget,

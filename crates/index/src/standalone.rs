@@ -18,9 +18,9 @@ use soci_registry::Registry;
 use soci_store::ContentStore;
 use soci_store::registry::{RegistryStore, UPLOADS_AT_ONCE};
 
-use crate::builder::{Means, Note};
+use crate::builder::{BuildContext, Note};
 use crate::convert::{ConvertOptions, Converted};
-use crate::reuse::KnownZtocs;
+use crate::reuse::ZtocSource;
 
 mod archive;
 mod copies;
@@ -106,7 +106,7 @@ pub struct Request {
     pub options: ConvertOptions,
     /// Sources of existing zTOCs, in order of preference. If empty, all zTOCs are built. zTOCs are
     /// not compared with the layers, so trust everyone who can write to these sources.
-    pub known: Vec<Arc<dyn KnownZtocs>>,
+    pub known: Vec<Arc<dyn ZtocSource>>,
     /// Further images whose blobs the destination's registry may mount instead of receiving them.
     /// Images in other registries are ignored. The source is always considered.
     pub mount_from: Vec<ImageRef>,
@@ -212,7 +212,7 @@ impl Input {
 /// What all destinations need.
 struct Job {
     options: ConvertOptions,
-    known: Vec<Arc<dyn KnownZtocs>>,
+    known: Vec<Arc<dyn ZtocSource>>,
     copies: NonZeroUsize,
     observer: Arc<Recorder>,
 }
@@ -225,14 +225,14 @@ impl Job {
         store: Arc<dyn ContentStore>,
         root: &Descriptor,
     ) -> Result<Converted, Error> {
-        let means = Means {
+        let context = BuildContext {
             source,
             store,
             known: self.known.clone(),
             records: None,
             observer: self.observer.clone(),
         };
-        Ok(crate::convert::convert(&means, root, &self.options).await?)
+        Ok(crate::convert::convert(&context, root, &self.options).await?)
     }
 }
 

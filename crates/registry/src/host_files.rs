@@ -34,36 +34,36 @@ const MAX_FILE: u64 = 1 << 20;
 
 /// One host that the administrator configured.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct HostEntry {
     /// Scheme, host with port, and path of the API. `None` for the registry itself, under its own
     /// name.
     pub(crate) address: Option<(Scheme, String, String)>,
-    pub(crate) can: Can,
-    pub(crate) tls: TlsChange,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) tls: TlsOverrides,
     pub(crate) headers: HeaderMap,
 }
 
 /// The operations that a host supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Can {
+pub(crate) struct Capabilities {
     pub(crate) pull: bool,
     pub(crate) resolve: bool,
     pub(crate) push: bool,
 }
 
-impl Can {
-    pub(crate) const ALL: Can = Can {
+impl Capabilities {
+    pub(crate) const ALL: Capabilities = Capabilities {
         pull: true,
         resolve: true,
         push: true,
     };
     /// Default for a `host` table without `capabilities`. Unlike containerd, it excludes pushes,
     /// because a push would send the registry's password to a host that is usually a mirror.
-    const READ: Can = Can {
+    const READ: Capabilities = Capabilities {
         push: false,
-        ..Can::ALL
+        ..Capabilities::ALL
     };
-    const NOTHING: Can = Can {
+    const NOTHING: Capabilities = Capabilities {
         pull: false,
         resolve: false,
         push: false,
@@ -72,16 +72,16 @@ impl Can {
 
 /// TLS settings of one host that differ from the general ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct TlsChange {
+pub(crate) struct TlsOverrides {
     authorities: Vec<PathBuf>,
     identity: Option<Identity>,
     skip_verify: Option<bool>,
 }
 
-impl TlsChange {
+impl TlsOverrides {
     /// A copy that skips certificate verification unless `skip_verify` is set explicitly.
-    pub(crate) fn unverified(&self) -> TlsChange {
-        TlsChange {
+    pub(crate) fn unverified(&self) -> TlsOverrides {
+        TlsOverrides {
             skip_verify: self.skip_verify.or(Some(true)),
             ..self.clone()
         }
@@ -89,7 +89,7 @@ impl TlsChange {
 
     /// Applies the changes to `base`; `None` if there are no changes.
     pub(crate) fn of(&self, base: &Tls) -> Option<Tls> {
-        if *self == TlsChange::default() {
+        if *self == TlsOverrides::default() {
             return None;
         }
         let mut tls = base.clone();
@@ -102,27 +102,27 @@ impl TlsChange {
 
 /// The hosts for a registry in order of preference, from the first folder with settings for it;
 /// `None` if there are no settings.
-pub(crate) fn load(folders: &[PathBuf], registry: &str) -> Option<Vec<Place>> {
+pub(crate) fn load(folders: &[PathBuf], registry: &str) -> Option<Vec<HostEntry>> {
     let folder = folders
         .iter()
         .flat_map(|root| names_of(registry).map(|name| root.join(name)))
         .find(|folder| folder.is_dir())?;
     let path = folder.join(FILE);
-    let places = match read(&path) {
+    let entries = match read(&path) {
         Ok(text) if text.is_empty() => Ok(None),
         Ok(text) => parse(&folder, &text).map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error.to_string()),
     };
-    match places {
-        Ok(Some(places)) => return Some(places),
+    match entries {
+        Ok(Some(entries)) => return Some(entries),
         Ok(None) => {}
         Err(problem) => tracing::warn!(path = %path.display(), problem, "file left out"),
     }
     match certificates(&folder) {
-        Ok(tls) => Some(vec![Place {
+        Ok(tls) => Some(vec![HostEntry {
             address: None,
-            can: Can::ALL,
+            capabilities: Capabilities::ALL,
             tls,
             headers: HeaderMap::new(),
         }]),
@@ -153,7 +153,7 @@ fn names_of(registry: &str) -> impl Iterator<Item = String> {
 }
 
 /// The certificate files of Docker's layout, in the order of their names.
-fn certificates(folder: &Path) -> io::Result<TlsChange> {
+fn certificates(folder: &Path) -> io::Result<TlsOverrides> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder)? {
         names.push(entry?.path());
@@ -167,7 +167,7 @@ fn certificates(folder: &Path) -> io::Result<TlsChange> {
         key: Some(certificate.with_extension("key")),
         certificate,
     });
-    Ok(TlsChange {
+    Ok(TlsOverrides {
         authorities: with("crt"),
         identity: only(identity, folder),
         skip_verify: None,
@@ -247,25 +247,25 @@ enum Pair {
     Apart(String, String),
 }
 
-fn parse(folder: &Path, text: &str) -> Result<Vec<Place>, String> {
+fn parse(folder: &Path, text: &str) -> Result<Vec<HostEntry>, String> {
     let File {
         server,
         mut host,
         own,
     } = toml::from_str(text).map_err(|error| error.message().to_owned())?;
-    let mut places = Vec::new();
+    let mut entries = Vec::new();
     for name in in_order(text) {
         if let Some(settings) = host.remove(&name) {
-            places.push(place(&name, settings, folder, Can::READ)?);
+            entries.push(entry(&name, settings, folder, Capabilities::READ)?);
         }
     }
-    let mut last = place(&server, own, folder, Can::ALL)?;
+    let mut last = entry(&server, own, folder, Capabilities::ALL)?;
     if last.address.is_none() {
         // As in containerd, the file's own capabilities apply only to a `server` that it names.
-        last.can = Can::ALL;
+        last.capabilities = Capabilities::ALL;
     }
-    places.push(last);
-    Ok(places)
+    entries.push(last);
+    Ok(entries)
 }
 
 /// The names of the hosts in the order of the file, which is the order of preference.
@@ -286,7 +286,12 @@ fn in_order(text: &str) -> Vec<String> {
     names.into_iter().map(|(_, name)| name).collect()
 }
 
-fn place(server: &str, settings: Settings, folder: &Path, can: Can) -> Result<Place, String> {
+fn entry(
+    server: &str,
+    settings: Settings,
+    folder: &Path,
+    default: Capabilities,
+) -> Result<HostEntry, String> {
     let identity = |pair| match pair {
         Pair::Together(file) => Identity {
             certificate: folder.join(file),
@@ -302,7 +307,7 @@ fn place(server: &str, settings: Settings, folder: &Path, can: Can) -> Result<Pl
         Clients::Several(pairs) => pairs,
     };
     let authorities = settings.ca.into_vec().into_iter();
-    let tls = TlsChange {
+    let tls = TlsOverrides {
         authorities: authorities.map(|file| folder.join(file)).collect(),
         identity: only(pairs.into_iter().map(identity), folder),
         skip_verify: settings.skip_verify,
@@ -310,14 +315,14 @@ fn place(server: &str, settings: Settings, folder: &Path, can: Can) -> Result<Pl
     let mut address = address(server, settings.override_path)?;
     if let Some((scheme, authority, _)) = &mut address
         && *scheme == Scheme::Http
-        && tls != TlsChange::default()
+        && tls != TlsOverrides::default()
         && !authority.ends_with(":80")
     {
         *scheme = Scheme::HttpsFirst;
     }
-    Ok(Place {
+    Ok(HostEntry {
         address,
-        can: capabilities(&settings.capabilities, can)?,
+        capabilities: capabilities(&settings.capabilities, default)?,
         tls,
         headers: headers(settings.header)?,
     })
@@ -354,20 +359,20 @@ fn address(server: &str, override_path: bool) -> Result<Option<(Scheme, String, 
     Ok(Some((scheme, authority.to_owned(), path)))
 }
 
-fn capabilities(names: &[String], unless_named: Can) -> Result<Can, String> {
+fn capabilities(names: &[String], unless_named: Capabilities) -> Result<Capabilities, String> {
     if names.is_empty() {
         return Ok(unless_named);
     }
-    let mut can = Can::NOTHING;
+    let mut capabilities = Capabilities::NOTHING;
     for name in names {
         match name.to_lowercase().as_str() {
-            "pull" => can.pull = true,
-            "resolve" => can.resolve = true,
-            "push" => can.push = true,
+            "pull" => capabilities.pull = true,
+            "resolve" => capabilities.resolve = true,
+            "push" => capabilities.push = true,
             _ => return Err(format!("unknown capability {name:?}")),
         }
     }
-    Ok(can)
+    Ok(capabilities)
 }
 
 /// Values are marked as sensitive, because some are tokens.

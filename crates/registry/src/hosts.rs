@@ -13,7 +13,7 @@ use std::{
 
 use reqwest::{Url, header::HeaderMap};
 
-use super::host_files::{self, Can, Place, TlsChange};
+use super::host_files::{self, Capabilities, HostEntry, TlsOverrides};
 use crate::url::RedactedUrl;
 use soci_oci::reference::ImageRef;
 
@@ -31,11 +31,11 @@ pub struct Hosts {
 
 /// The settings that [`Hosts::read_folders`] found.
 #[derive(Clone, Debug, Default)]
-pub struct Configured(BTreeMap<String, Vec<Place>>);
+pub struct Configured(BTreeMap<String, Vec<HostEntry>>);
 
 /// The kind of operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Doing {
+pub(crate) enum Operation {
     /// Resolve a tag.
     Resolve,
     /// Read by digest.
@@ -79,7 +79,7 @@ pub(crate) struct Host {
     /// can serve several registries.
     pub(crate) stands_for: Option<String>,
     pub(crate) timeout: Option<Duration>,
-    pub(crate) tls: TlsChange,
+    pub(crate) tls: TlsOverrides,
     /// Sent with every request to this host.
     pub(crate) headers: HeaderMap,
 }
@@ -95,12 +95,12 @@ pub enum HostError {
         host: String,
     },
     /// The administrator's files list no host for this operation.
-    #[error("hosts.toml of {host:?} names no host that may {doing}")]
+    #[error("hosts.toml of {host:?} names no host that may {operation}")]
     NotAllowed {
         /// The registry.
         host: String,
         /// The missing capability.
-        doing: &'static str,
+        operation: &'static str,
     },
     /// The mirror is neither a host nor an HTTP URL.
     #[error("mirror {mirror} of {host:?} is not host[:port][/path] or an http address")]
@@ -116,8 +116,8 @@ impl Hosts {
     /// Reads the settings of a registry from containerd's `hosts.toml` and Docker's `certs.d` in
     /// these folders. A missing folder is not an error.
     pub fn read_folders(&mut self, folders: &[PathBuf], registry: &str) {
-        if let Some(places) = host_files::load(folders, registry) {
-            self.configured.0.insert(registry.to_owned(), places);
+        if let Some(entries) = host_files::load(folders, registry) {
+            self.configured.0.insert(registry.to_owned(), entries);
         }
     }
 
@@ -125,28 +125,34 @@ impl Hosts {
     /// pushes.
     pub fn own_hosts(&self, image: &ImageRef) -> Result<BTreeSet<String>, HostError> {
         let named = self.named(image)?.authority;
-        let pushed = self.of(image, Doing::Push)?.into_iter();
+        let pushed = self.of(image, Operation::Push)?.into_iter();
         Ok(pushed.map(|host| host.authority).chain([named]).collect())
     }
 
     /// The hosts to ask for `image`, in order of preference; the last one is the origin. An invalid
     /// mirror is logged and skipped, because it must not make the registry unreachable.
-    pub(crate) fn of(&self, image: &ImageRef, doing: Doing) -> Result<Vec<Host>, HostError> {
+    pub(crate) fn of(
+        &self,
+        image: &ImageRef,
+        operation: Operation,
+    ) -> Result<Vec<Host>, HostError> {
         let named = self.named(image)?;
-        if let Some(places) = self.configured.0.get(image.host()) {
-            let good = places.iter().filter(|place| place.can.allows(doing));
+        if let Some(entries) = self.configured.0.get(image.host()) {
+            let good = entries
+                .iter()
+                .filter(|entry| entry.capabilities.allows(operation));
             let hosts: Vec<Host> = good
-                .map(|place| place.to_host(&named, image.host()))
+                .map(|entry| entry.to_host(&named, image.host()))
                 .collect();
             return match hosts.is_empty() {
                 false => Ok(hosts),
                 true => Err(HostError::NotAllowed {
                     host: image.host().to_owned(),
-                    doing: doing.name(),
+                    operation: operation.name(),
                 }),
             };
         }
-        if doing == Doing::Push {
+        if operation == Operation::Push {
             return Ok(vec![named]);
         }
         let mut hosts = Vec::new();
@@ -162,7 +168,7 @@ impl Hosts {
 
     /// The registry itself, where pushes go.
     pub(crate) fn origin(&self, image: &ImageRef) -> Result<Host, HostError> {
-        let first = self.of(image, Doing::Push)?.into_iter().next();
+        let first = self.of(image, Operation::Push)?.into_iter().next();
         first.map_or_else(|| self.named(image), Ok)
     }
 
@@ -193,34 +199,34 @@ impl Hosts {
             scheme,
             stands_for: None,
             timeout: None,
-            tls: TlsChange::default(),
+            tls: TlsOverrides::default(),
             headers: HeaderMap::new(),
         })
     }
 }
 
-impl Doing {
+impl Operation {
     fn name(self) -> &'static str {
         match self {
-            Doing::Resolve => "resolve",
-            Doing::Pull => "pull",
-            Doing::Push => "push",
+            Operation::Resolve => "resolve",
+            Operation::Pull => "pull",
+            Operation::Push => "push",
         }
     }
 }
 
-impl Can {
-    fn allows(self, doing: Doing) -> bool {
-        match doing {
-            Doing::Resolve => self.resolve,
-            Doing::Pull => self.pull,
-            Doing::Push => self.push,
+impl Capabilities {
+    fn allows(self, operation: Operation) -> bool {
+        match operation {
+            Operation::Resolve => self.resolve,
+            Operation::Pull => self.pull,
+            Operation::Push => self.push,
         }
     }
 }
 
-impl Place {
-    /// The host for this place. If the file does not set an address and the registry is on this
+impl HostEntry {
+    /// The host of this entry. If the file does not set an address and the registry is on this
     /// machine, containerd's rule applies: HTTPS first (only, for port 443), with any certificate.
     fn to_host(&self, named: &Host, registry: &str) -> Host {
         let mut tls = self.tls.clone();
@@ -305,7 +311,7 @@ impl Mirror {
             scheme,
             stands_for: Some(registry.to_owned()),
             timeout: self.timeout,
-            tls: TlsChange::default(),
+            tls: TlsOverrides::default(),
             headers: HeaderMap::new(),
         })
     }
@@ -343,17 +349,17 @@ mod tests {
     fn this_machine_is_asked_as_containerd_does_where_its_files_say_nothing() {
         let reached = |name: &str| {
             let image = ImageRef::parse(&format!("{name}/app")).expect(name);
-            let place = Place {
+            let entry = HostEntry {
                 address: None,
-                can: Can::ALL,
-                tls: TlsChange::default(),
+                capabilities: Capabilities::ALL,
+                tls: TlsOverrides::default(),
                 headers: HeaderMap::new(),
             };
             let mut hosts = Hosts::default();
             hosts
                 .configured
                 .0
-                .insert(image.host().to_owned(), vec![place]);
+                .insert(image.host().to_owned(), vec![entry]);
             let host = hosts.origin(&image).expect(name);
             let tls = host.tls.of(&Tls::default()).unwrap_or_default();
             (host.scheme, tls.skip_verify)
@@ -388,7 +394,7 @@ mod tests {
         ]);
         let image = ImageRef::parse("ubuntu").expect("a name");
         assert_eq!(
-            shown(&hosts.of(&image, Doing::Pull).expect("all fine")),
+            shown(&hosts.of(&image, Operation::Pull).expect("all fine")),
             [
                 "Https mirror.example/v2",
                 "Http mirror.example:5000/v2",
@@ -413,7 +419,7 @@ mod tests {
         let image = ImageRef::parse("ubuntu").expect("a name");
         assert_eq!(
             hosts
-                .of(&image, Doing::Pull)
+                .of(&image, Operation::Pull)
                 .expect("the origin is fine")
                 .len(),
             1

@@ -59,7 +59,7 @@ use blob::{Patience, RemoteBlob};
 use endpoint::{Call, Endpoint};
 pub use error::RegistryError;
 use error::failed;
-use hosts::Doing;
+use hosts::Operation;
 pub use hosts::{Configured, HostError, Hosts, Mirror};
 pub use referrers::Listing;
 use retry::{Attempts, RetryPolicy};
@@ -173,7 +173,7 @@ impl Registry {
     pub async fn resolve(&self, image: &ImageRef) -> Result<Descriptor, RegistryError> {
         let object = object_of(image)?;
         let what = format!("manifests/{object}");
-        let endpoints = self.endpoints(image, doing(&object))?;
+        let endpoints = self.endpoints(image, operation(&object))?;
         let scope = Scope::pull(image.repository());
         let found = over_hosts(&endpoints, self.options.retry, |endpoint| {
             let (what, scope) = (what.clone(), scope.clone());
@@ -223,7 +223,7 @@ impl Registry {
         image: &ImageRef,
         object: &str,
     ) -> Result<RawManifest, RegistryError> {
-        let endpoints = self.endpoints(image, doing(object))?;
+        let endpoints = self.endpoints(image, operation(object))?;
         let scope = Scope::pull(image.repository());
         self.get_manifest_at(&endpoints, image, object, scope).await
     }
@@ -270,7 +270,7 @@ impl Registry {
         image: &ImageRef,
         blob: &Descriptor,
     ) -> Result<Arc<dyn Fetcher>, RegistryError> {
-        let endpoints = self.endpoints(image, Doing::Pull)?;
+        let endpoints = self.endpoints(image, Operation::Pull)?;
         Ok(Arc::new(self.blob_at(endpoints, image, blob)))
     }
 
@@ -281,7 +281,7 @@ impl Registry {
         image: &ImageRef,
         blob: &Descriptor,
     ) -> Result<Arc<dyn Fetcher>, RegistryError> {
-        let origin = self.endpoints(image, Doing::Pull)?.pop();
+        let origin = self.endpoints(image, Operation::Pull)?.pop();
         Ok(Arc::new(self.blob_at(
             origin.into_iter().collect(),
             image,
@@ -291,7 +291,7 @@ impl Registry {
 
     /// Whether blobs of the image may come from hosts other than the registry itself.
     pub fn has_mirrors(&self, image: &ImageRef) -> bool {
-        let hosts = self.options.hosts.of(image, Doing::Pull);
+        let hosts = self.options.hosts.of(image, Operation::Pull);
         hosts.is_ok_and(|hosts| hosts.len() > 1)
     }
 
@@ -329,7 +329,7 @@ impl Registry {
                 limit,
             });
         }
-        let endpoints = self.endpoints(image, Doing::Pull)?;
+        let endpoints = self.endpoints(image, Operation::Pull)?;
         let read = self.whole(endpoints.clone(), image, blob).await;
         let bytes = read.map_err(|error| failed(image, &what, error))?;
         if blob.digest.matches(&bytes) {
@@ -369,9 +369,9 @@ impl Registry {
     fn endpoints(
         &self,
         image: &ImageRef,
-        doing: Doing,
+        operation: Operation,
     ) -> Result<Vec<Arc<Endpoint>>, RegistryError> {
-        let hosts = self.options.hosts.of(image, doing)?.into_iter();
+        let hosts = self.options.hosts.of(image, operation)?.into_iter();
         hosts
             .map(|host| Ok(Arc::new(self.endpoint(host, image)?)))
             .collect()
@@ -388,11 +388,11 @@ impl Registry {
 }
 
 /// The operation that requests a manifest by this name.
-fn doing(object: &str) -> Doing {
+fn operation(object: &str) -> Operation {
     if object.parse::<Digest>().is_ok() {
-        Doing::Pull
+        Operation::Pull
     } else {
-        Doing::Resolve
+        Operation::Resolve
     }
 }
 

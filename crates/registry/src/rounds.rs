@@ -60,8 +60,8 @@ impl Rounds {
         self.left = std::mem::take(&mut self.again);
         self.left.sort_unstable();
         let other = self.other.take();
-        let told = self.not_there.take().or(other);
-        told.unwrap_or(FetchError::NoHost)
+        let reported = self.not_there.take().or(other);
+        reported.unwrap_or(FetchError::NoHost)
     }
 }
 
@@ -93,12 +93,16 @@ mod tests {
 
     #[test]
     fn what_the_origin_does_not_have_is_not_there() {
-        let told = |answers: &[u16]| round(&mut Rounds::over(answers.len()), answers).0;
-        assert_eq!(told(&[503, 404]), 404);
-        assert_eq!(told(&[404, 503]), 503, "a mirror need not have everything");
-        assert_eq!(told(&[503, 403]), 503, "the mirror may let us in later");
-        assert_eq!(told(&[403, 404]), 404);
-        assert_eq!(told(&[404, 403]), 403);
+        let reported = |answers: &[u16]| round(&mut Rounds::over(answers.len()), answers).0;
+        assert_eq!(reported(&[503, 404]), 404);
+        assert_eq!(
+            reported(&[404, 503]),
+            503,
+            "a mirror need not have everything"
+        );
+        assert_eq!(reported(&[503, 403]), 503, "the mirror may let us in later");
+        assert_eq!(reported(&[403, 404]), 404);
+        assert_eq!(reported(&[404, 403]), 403);
     }
 
     #[test]

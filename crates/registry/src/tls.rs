@@ -93,10 +93,10 @@ pub(super) fn client_config(roots: &RootCertStore, tls: &Tls) -> Result<ClientCo
         .with_safe_default_protocol_versions()
         .map_err(|error| TlsError::Versions(Arc::new(error)))?;
     let builder = if tls.skip_verify {
-        let anybody = Arc::new(Anybody(provider));
+        let verifier = Arc::new(NoVerifier(provider));
         builder
             .dangerous()
-            .with_custom_certificate_verifier(anybody)
+            .with_custom_certificate_verifier(verifier)
     } else {
         let mut roots = roots.clone();
         for path in &tls.authorities {
@@ -164,9 +164,9 @@ fn unusable<E: std::error::Error + Send + Sync + 'static>(
 
 /// Accepts the certificate of every server, but verifies that the server has its key.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct NoVerifier(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for NoVerifier {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -8,7 +8,7 @@ use soci_index::{
 };
 use soci_oci::{Descriptor, Digest};
 
-use super::teller::Teller;
+use super::reporter::Reporter;
 
 /// A blob that was built or reused.
 #[derive(Debug, Serialize)]
@@ -115,7 +115,7 @@ pub(crate) struct CreateReport {
 }
 
 impl CreateReport {
-    pub(crate) fn new(image: &str, creation: &Creation, teller: &Teller) -> Self {
+    pub(crate) fn new(image: &str, creation: &Creation, reporter: &Reporter) -> Self {
         let platforms = creation.indexes.iter().map(|made| {
             let platform = made.platform.to_string();
             PlatformReport::new(
@@ -128,8 +128,8 @@ impl CreateReport {
         Self {
             image: image.to_owned(),
             platforms: platforms.collect(),
-            bytes: teller.bytes(),
-            seconds: rounded(teller.elapsed()),
+            bytes: reporter.bytes(),
+            seconds: rounded(reporter.elapsed()),
         }
     }
 }
@@ -153,7 +153,7 @@ impl ConvertReport {
         source: &str,
         destination: &str,
         converted: &Converted,
-        teller: &Teller,
+        reporter: &Reporter,
     ) -> Self {
         let platforms = converted.platforms.iter().map(|made| {
             let index = made.index.as_ref();
@@ -171,8 +171,8 @@ impl ConvertReport {
             digest: converted.image.digest.to_string(),
             size: converted.image.size,
             platforms: platforms.collect(),
-            bytes: teller.bytes(),
-            seconds: rounded(teller.elapsed()),
+            bytes: reporter.bytes(),
+            seconds: rounded(reporter.elapsed()),
         }
     }
 }
@@ -190,10 +190,10 @@ pub(crate) struct NotStrict(String);
 /// With `--strict`, fails if layers were left out, also if there was nothing else to index.
 pub(crate) fn strict<T>(
     is_asked_for: bool,
-    teller: &Teller,
+    reporter: &Reporter,
     result: anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let left_out = teller.left_out();
+    let left_out = reporter.left_out();
     if !is_asked_for || left_out.is_empty() {
         return result;
     }

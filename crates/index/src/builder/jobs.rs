@@ -13,7 +13,7 @@ use tokio::sync::mpsc::{self, error::TryRecvError};
 use super::error::{BuildError, LayerError};
 use super::layer::{self, Made};
 use super::plan::Job;
-use super::{BuildOptions, Means};
+use super::{BuildContext, BuildOptions};
 use crate::reuse::Budget;
 
 /// How long to wait for threads to stop: long enough to store a zTOC, but short enough for a user
@@ -45,11 +45,13 @@ impl Drop for Results {
 impl Results {
     pub(super) fn start(
         jobs: Vec<Job>,
-        means: &Means,
+        context: &BuildContext,
         options: &BuildOptions,
     ) -> Result<Self, BuildError> {
         let planned = jobs.iter().map(|job| job.layer.size);
-        means.observer.planned(planned.fold(0, u64::saturating_add));
+        context
+            .observer
+            .planned(planned.fold(0, u64::saturating_add));
         let mut order: Vec<usize> = (0..jobs.len()).collect();
         order.sort_by_key(|&job| std::cmp::Reverse(jobs[job].layer.size));
         // The channel has room for all results, so threads never wait for the receiver.
@@ -62,7 +64,7 @@ impl Results {
             jobs,
             order,
             next: AtomicUsize::new(0),
-            means: means.clone(),
+            context: context.clone(),
             options: options.clone(),
             stop: Arc::clone(&stop),
             runtime: Handle::current(),
@@ -116,7 +118,7 @@ pub(super) struct Work {
     /// Indexes of the jobs, largest layer first.
     order: Vec<usize>,
     next: AtomicUsize,
-    pub(super) means: Means,
+    pub(super) context: BuildContext,
     pub(super) options: BuildOptions,
     stop: Arc<AtomicBool>,
     /// Runs asynchronous calls for the threads.

@@ -61,7 +61,7 @@ struct Questions<'a> {
 /// Creates the zTOC of a layer.
 pub(super) fn index(work: &Work, job: &Job) -> Result<Made, LayerError> {
     let started = Instant::now();
-    let observer = &work.means.observer;
+    let observer = &work.context.observer;
     observer.stage(&job.layer, Stage::Begun);
     let mut rejected = Vec::new();
     let (result, warnings) = match take_over(work, job, &mut rejected)? {
@@ -69,7 +69,7 @@ pub(super) fn index(work: &Work, job: &Job) -> Result<Made, LayerError> {
         None => match build(work, job) {
             // Retry once: the store now avoids the source of the wrong bytes.
             Err(LayerError::Build { source, .. })
-                if is_about_bytes(&source) && work.means.source.distrust(&job.layer.digest) =>
+                if is_about_bytes(&source) && work.context.source.distrust(&job.layer.digest) =>
             {
                 let layer = job.layer.digest;
                 tracing::warn!(%layer, error = %source, "a mirror gave wrong bytes; the layer is read again");
@@ -100,14 +100,14 @@ fn take_over(
         compression: job.compression,
         span_size: work.options.span_size,
     };
-    for known in &work.means.known {
+    for known in &work.context.known {
         if work.stopped() {
             return Err(LayerError::Stopped(layer));
         }
         let found = reuse::find(known.as_ref(), &wanted, &work.budget, &work.runtime);
         rejected.extend(found.rejected);
         let Some(fit) = found.fit else { continue };
-        work.means.observer.stage(&job.layer, Stage::Storing);
+        work.context.observer.stage(&job.layer, Stage::Storing);
         let ztoc = fit.ztoc();
         let mut questions = Questions::new(work, job, ztoc.spans());
         ztoc.entries().for_each(|entry| questions.see(&entry));
@@ -132,7 +132,7 @@ fn build(work: &Work, job: &Job) -> Result<Built, LayerError> {
     let layer = job.layer.digest;
     let blob = work
         .runtime
-        .block_on(work.means.source.open(&layer))
+        .block_on(work.context.source.open(&layer))
         .map_err(store_error(layer))?;
     let reader = Watched {
         inner: blob.verified(&job.layer).map_err(store_error(layer))?,
@@ -156,7 +156,7 @@ fn build(work: &Work, job: &Job) -> Result<Built, LayerError> {
         }
         Err(source) => return Err(LayerError::Build { layer, source }),
     };
-    work.means.observer.stage(&job.layer, Stage::Storing);
+    work.context.observer.stage(&job.layer, Stage::Storing);
     let (file, digest, size) = write(&mut built, layer)?;
     let ztoc = Descriptor::new(ZTOC_MEDIA_TYPE, digest, size);
     put(work, layer, &ztoc, Content::File(file))?;
@@ -204,7 +204,7 @@ fn store_error(layer: Digest) -> impl Fn(StoreError) -> LayerError {
 }
 
 fn put(work: &Work, layer: Digest, ztoc: &Descriptor, content: Content) -> Result<(), LayerError> {
-    let put = work.means.store.put(ztoc, content);
+    let put = work.context.store.put(ztoc, content);
     work.runtime
         .block_on(put)
         .map(drop)
@@ -214,7 +214,7 @@ fn put(work: &Work, layer: Digest, ztoc: &Descriptor, content: Content) -> Resul
 /// Records the zTOC immediately, so that it is not lost if another layer fails.
 fn record(work: &Work, layer: Digest, ztoc: &Descriptor) -> Result<(), LayerError> {
     let entry = records::ztoc(&layer, ztoc, work.options.span_size);
-    let Some(records) = &work.means.records else {
+    let Some(records) = &work.context.records else {
         return Ok(());
     };
     records.put(&[entry]).map_err(|source| LayerError::Records {
@@ -280,7 +280,7 @@ impl<R: Read> Read for Watched<'_, R> {
             return Err(io::Error::other("given up"));
         }
         let read = self.inner.read(buffer)?;
-        self.work.means.observer.read(self.layer, read as u64);
+        self.work.context.observer.read(self.layer, read as u64);
         Ok(read)
     }
 }

@@ -6,7 +6,7 @@ use soci_store::{Blob, ContentStore, StoreError};
 use std::sync::Arc;
 use tokio::sync::OnceCell;
 
-use super::{KnownError, KnownZtocs};
+use super::{KnownError, ZtocSource};
 use crate::artifacts::{Artifacts, ArtifactsError, Entry, Kind};
 use crate::model::ZTOC_MEDIA_TYPE;
 
@@ -44,7 +44,7 @@ impl RecordedZtocs {
 }
 
 #[async_trait]
-impl KnownZtocs for RecordedZtocs {
+impl ZtocSource for RecordedZtocs {
     async fn candidates(
         &self,
         layer: &Descriptor,

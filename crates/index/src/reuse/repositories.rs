@@ -21,7 +21,7 @@ use soci_store::registry::RegistryStore;
 use soci_store::{Blob, ContentStore, StoreError};
 use tokio::sync::OnceCell;
 
-use super::{KnownError, KnownZtocs};
+use super::{KnownError, ZtocSource};
 use crate::builder::explain;
 use crate::discover::{Discovery, annotated};
 use crate::model::{ARTIFACT_TYPE_V1, ARTIFACT_TYPE_V2, INDEX_DIGEST, SPAN_SIZE, SociIndex};
@@ -82,7 +82,7 @@ impl RepositoryZtocs {
 }
 
 #[async_trait]
-impl KnownZtocs for RepositoryZtocs {
+impl ZtocSource for RepositoryZtocs {
     async fn candidates(
         &self,
         layer: &Descriptor,

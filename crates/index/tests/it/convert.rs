@@ -31,7 +31,7 @@ pub(crate) async fn converted(
     target: &Descriptor,
     options: &ConvertOptions,
 ) -> ImageIndex {
-    let result = convert(&images.means(), target, options)
+    let result = convert(&images.context(), target, options)
         .await
         .unwrap()
         .image;
@@ -44,7 +44,9 @@ pub(crate) async fn refused(
     target: &Descriptor,
     options: &ConvertOptions,
 ) -> ConvertError {
-    convert(&images.means(), target, options).await.unwrap_err()
+    convert(&images.context(), target, options)
+        .await
+        .unwrap_err()
 }
 
 /// An image for two platforms with an attestation, as BuildKit creates it.
@@ -127,11 +129,14 @@ async fn a_layer_that_platforms_share_is_read_once() {
 async fn converting_again_changes_nothing() {
     let images = Images::new();
     let (target, _) = two_platforms(&images).await;
-    let once = convert(&images.means(), &target, &all())
+    let once = convert(&images.context(), &target, &all())
         .await
         .unwrap()
         .image;
-    let twice = convert(&images.means(), &once, &all()).await.unwrap().image;
+    let twice = convert(&images.context(), &once, &all())
+        .await
+        .unwrap()
+        .image;
     assert_eq!(once, twice);
 }
 
@@ -139,7 +144,7 @@ async fn converting_again_changes_nothing() {
 async fn an_old_index_that_is_not_replaced_is_left_alone() {
     let images = Images::new();
     let (target, _) = two_platforms(&images).await;
-    let once = convert(&images.means(), &target, &all())
+    let once = convert(&images.context(), &target, &all())
         .await
         .unwrap()
         .image;
@@ -381,6 +386,6 @@ async fn manifests_that_are_too_large_together_are_refused() {
         panic!("{error:?}");
     };
     assert_eq!(image, target.digest);
-    let image = convert(&images.means(), &target, &listed(&["linux/a3"])).await;
+    let image = convert(&images.context(), &target, &listed(&["linux/a3"])).await;
     assert!(image.is_ok(), "one of them is not too large");
 }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use soci_index::{
-    Artifacts, BuildError, ConvertError, ConvertOptions, CreateOptions, Creation, Means, Note,
-    Observer, Platforms, SociIndex, Stage, Version, convert, create,
+    Artifacts, BuildContext, BuildError, ConvertError, ConvertOptions, CreateOptions, Creation,
+    Note, Observer, Platforms, SociIndex, Stage, Version, convert, create,
 };
 use soci_oci::{Descriptor, Digest, ImageIndex, json, media_type};
 
@@ -35,7 +35,7 @@ async fn an_index_has_the_references_bytes() {
     let target = images.manifest("linux/amd64", vec![layer.clone()]).await;
     let mut options = options(Platforms::All);
     options.build.prefetch = ["a".to_owned()].into();
-    let creation = create(&images.means(), &target, &options).await;
+    let creation = create(&images.context(), &target, &options).await;
     let index = &creation.indexes[0].index;
     let bytes = images.store.read(&index.digest, 1 << 20).await.unwrap();
     let ztoc = creation.indexes[0].parts.layers[0].ztoc().unwrap();
@@ -82,7 +82,7 @@ async fn the_uppermost_indexed_layer_has_the_file() {
     let target = images.manifest("linux/amd64", layers).await;
     let mut options = options(Platforms::All);
     options.build.prefetch = ["etc/app".to_owned(), "none".to_owned()].into();
-    let creation = create(&images.means(), &target, &options).await;
+    let creation = create(&images.context(), &target, &options).await;
     let artifacts = &creation.indexes[0].parts.prefetch;
     assert_eq!(artifacts.len(), 1);
     assert_eq!(artifacts[0].layer, other.digest);
@@ -112,11 +112,11 @@ async fn a_platform_without_an_index_is_an_error_and_the_others_are_made() {
     let target = images
         .put(media_type::OCI_INDEX, json::to_vec(&index))
         .await;
-    let means = Means {
+    let context = BuildContext {
         records: Some(Artifacts::at(root.path())),
-        ..images.means()
+        ..images.context()
     };
-    let creation = create(&means, &target, &options(Platforms::All)).await;
+    let creation = create(&context, &target, &options(Platforms::All)).await;
     assert_eq!(creation.indexes.len(), 1);
     assert_eq!(creation.indexes[0].subject.digest, amd64.digest);
     assert!(creation.without.is_some());
@@ -137,13 +137,13 @@ async fn a_single_manifest_is_only_for_the_platform_of_its_configuration() {
     let target = images
         .manifest("linux/s390x", vec![images.layer("a").await])
         .await;
-    let creation = create(&images.means(), &target, &options(listed("linux/arm64"))).await;
+    let creation = create(&images.context(), &target, &options(listed("linux/arm64"))).await;
     assert_eq!(
         failure(creation),
         "image manifest for linux/arm64: not found; the image has linux/s390x (select with --platform or -p)"
     );
     for platforms in [listed("linux/s390x"), Platforms::Default] {
-        let creation = create(&images.means(), &target, &options(platforms)).await;
+        let creation = create(&images.context(), &target, &options(platforms)).await;
         assert_eq!(creation.indexes[0].platform.to_string(), "linux/s390x");
     }
 }
@@ -159,9 +159,14 @@ async fn indexes_of_a_converted_image_are_no_platforms_of_it() {
         build: build_options(),
         allow_empty: false,
     };
-    let converted = convert(&images.means(), &amd64, &all).await.unwrap();
+    let converted = convert(&images.context(), &amd64, &all).await.unwrap();
     images.notes();
-    let creation = create(&images.means(), &converted.image, &options(Platforms::All)).await;
+    let creation = create(
+        &images.context(),
+        &converted.image,
+        &options(Platforms::All),
+    )
+    .await;
     assert!(creation.failure.is_none(), "{:?}", creation.failure);
     assert_eq!((creation.indexes.len(), images.notes().len()), (1, 1));
 }
@@ -182,7 +187,7 @@ async fn a_layer_that_no_ztoc_can_describe_does_not_cost_the_others_theirs() {
     let odd = global_header(&images).await;
     let layers = vec![odd.clone(), images.layer("a").await];
     let target = images.manifest("linux/amd64", layers).await;
-    let creation = create(&images.means(), &target, &options(Platforms::All)).await;
+    let creation = create(&images.context(), &target, &options(Platforms::All)).await;
     assert!(creation.failure.is_none(), "{:?}", creation.failure);
     let parts = &creation.indexes[0].parts;
     assert!(parts.layers[0].is_left_out() && parts.layers[1].ztoc().is_some());
@@ -195,7 +200,7 @@ async fn a_layer_that_no_ztoc_can_describe_does_not_cost_the_others_theirs() {
 
     // If it is the only layer, no index is created. The message is that of the reference.
     let target = images.manifest("linux/amd64", vec![odd]).await;
-    let creation = create(&images.means(), &target, &options(Platforms::All)).await;
+    let creation = create(&images.context(), &target, &options(Platforms::All)).await;
     let text = failure(creation);
     let start = "errors encountered while building soci layers; layer sha256:";
     assert!(text.starts_with(start), "{text}");
@@ -205,7 +210,7 @@ async fn a_layer_that_no_ztoc_can_describe_does_not_cost_the_others_theirs() {
         build: build_options(),
         allow_empty: false,
     };
-    let error = convert(&images.means(), &target, &all).await.unwrap_err();
+    let error = convert(&images.context(), &target, &all).await.unwrap_err();
     assert!(matches!(error, ConvertError::Build(BuildError::Refused(_))));
 }
 
@@ -221,7 +226,7 @@ async fn an_image_without_anything_to_index_is_its_own_result_where_that_is_allo
         allow_empty: true,
     };
     all.build.min_layer_size = 1 << 20;
-    let converted = convert(&images.means(), &target, &all).await.unwrap();
+    let converted = convert(&images.context(), &target, &all).await.unwrap();
     assert_eq!(converted.image, target);
     assert!(converted.platforms[0].index.is_none());
     assert_eq!(images.notes().len(), 1);
@@ -267,11 +272,11 @@ async fn no_more_layers_than_asked_for_are_worked_on_at_once() {
         let mut options = options(Platforms::All);
         options.build.threads = NonZeroUsize::new(threads).unwrap();
         options.build.at_once = at_once.and_then(NonZeroUsize::new);
-        let means = Means {
+        let context = BuildContext {
             observer: crowd.clone(),
-            ..images.means()
+            ..images.context()
         };
-        let creation = create(&means, &target, &options).await;
+        let creation = create(&context, &target, &options).await;
         assert_eq!(creation.indexes.len(), 1);
         assert_eq!(crowd.most.load(Ordering::SeqCst), most, "{threads} threads");
     }

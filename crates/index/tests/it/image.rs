@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use soci_index::{BuildOptions, Means, Note, Observer, Stage};
+use soci_index::{BuildContext, BuildOptions, Note, Observer, Stage};
 use soci_oci::manifest::{Document, Kind};
 use soci_oci::{Annotations, Descriptor, Digest, ImageIndex, Manifest, json, media_type};
 use soci_store::layout::Layout;
@@ -47,8 +47,8 @@ impl Images {
     }
 
     /// Builds everything from scratch and stores no records.
-    pub(crate) fn means(&self) -> Means {
-        Means {
+    pub(crate) fn context(&self) -> BuildContext {
+        BuildContext {
             source: Arc::clone(&self.store),
             store: Arc::clone(&self.store),
             known: Vec::new(),

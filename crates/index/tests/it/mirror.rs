@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use soci_index::{CreateOptions, Means, Platforms, create};
+use soci_index::{BuildContext, CreateOptions, Platforms, create};
 use soci_oci::reference::ImageRef;
 use soci_oci::{Descriptor, media_type};
 use soci_registry::credentials::Anonymous;
@@ -85,22 +85,22 @@ async fn a_layer_that_a_mirror_has_wrong_is_read_from_the_registry() {
     scene.break_layer(&scene.mirror);
     let store = RegistryStore::new(scene.client.clone(), scene.image());
     store.root().await.unwrap();
-    let means = Means {
+    let context = BuildContext {
         source: Arc::new(store.clone()),
-        ..scene.images.means()
+        ..scene.images.context()
     };
     let options = CreateOptions {
         platforms: Platforms::All,
         build: build_options(),
     };
-    let creation = create(&means, &scene.root, &options).await;
+    let creation = create(&context, &scene.root, &options).await;
     assert!(creation.failure.is_none(), "{:?}", creation.failure);
     assert_eq!(creation.indexes.len(), 1);
     assert_eq!(scene.mirror.ranges(&scene.layer.digest).len(), 1);
     assert_eq!(scene.registry.ranges(&scene.layer.digest).len(), 1);
     // If no copy is correct, the result is an error.
     scene.break_layer(&scene.registry);
-    let creation = create(&means, &scene.root, &options).await;
+    let creation = create(&context, &scene.root, &options).await;
     assert!(creation.indexes.is_empty());
 }
 

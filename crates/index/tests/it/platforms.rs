@@ -14,7 +14,7 @@ async fn a_platform_that_is_not_there_is_answered_with_those_that_are() {
         "not found; the image has linux/amd64, linux/arm64/v8 (select with --platform or -p)";
     for target in [
         target.clone(),
-        convert(&images.means(), &target, &all())
+        convert(&images.context(), &target, &all())
             .await
             .unwrap()
             .image,
@@ -42,7 +42,7 @@ async fn of_two_manifests_of_a_platform_the_one_that_can_be_indexed_is() {
     for options in [all(), listed(&["linux/amd64"])] {
         let images = Images::new();
         let target = two_compressions(&images).await;
-        let first = convert(&images.means(), &target, &options).await.unwrap();
+        let first = convert(&images.context(), &target, &options).await.unwrap();
         assert_eq!(first.platforms.len(), 2);
         assert!(first.platforms[0].index.is_none());
         let index: ImageIndex = images.read(&first.image.digest).await;
@@ -56,7 +56,7 @@ async fn of_two_manifests_of_a_platform_the_one_that_can_be_indexed_is() {
             soci.annotation(MANIFEST_DIGEST),
             Some(&*named(&gzip.digest))
         );
-        let again = convert(&images.means(), &first.image, &options).await;
+        let again = convert(&images.context(), &first.image, &options).await;
         assert_eq!(again.unwrap().image, first.image);
     }
 }
@@ -72,7 +72,7 @@ async fn two_manifests_of_a_platform_each_have_their_index() {
     }
     let index = json::to_vec(&ImageIndex::new(members));
     let target = images.put(media_type::OCI_INDEX, index).await;
-    let first = convert(&images.means(), &target, &all())
+    let first = convert(&images.context(), &target, &all())
         .await
         .unwrap()
         .image;
@@ -84,7 +84,7 @@ async fn two_manifests_of_a_platform_each_have_their_index() {
         let named = manifest.digest.to_string();
         assert_eq!(soci.annotation(MANIFEST_DIGEST), Some(named.as_str()));
     }
-    let again = convert(&images.means(), &first, &all()).await.unwrap();
+    let again = convert(&images.context(), &first, &all()).await.unwrap();
     assert_eq!(again.image, first);
     let mut other = all();
     other.build.span_size = 1000;
@@ -100,7 +100,7 @@ async fn a_version_1_index_is_made_for_the_manifest_that_can_have_one() {
         platforms: Platforms::All,
         build: build_options(),
     };
-    let creation = create(&images.means(), &target, &options).await;
+    let creation = create(&images.context(), &target, &options).await;
     assert!(creation.failure.is_none(), "{creation:?}");
     let index: ImageIndex = images.read(&target.digest).await;
     let subjects: Vec<Digest> = creation

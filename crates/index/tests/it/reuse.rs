@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use soci_index::artifacts::{Entry, Kind};
 use soci_index::{
-    Artifacts, ConvertOptions, Converted, KnownError, KnownZtocs, Means, Outcome, Platforms,
-    RecordedZtocs, ZTOC_MEDIA_TYPE, convert,
+    Artifacts, BuildContext, ConvertOptions, Converted, KnownError, Outcome, Platforms,
+    RecordedZtocs, ZTOC_MEDIA_TYPE, ZtocSource, convert,
 };
 use soci_oci::{Descriptor, media_type};
 use soci_store::{Blob, StoreError};
@@ -31,7 +31,7 @@ struct Claims {
 }
 
 #[async_trait]
-impl KnownZtocs for Claims {
+impl ZtocSource for Claims {
     async fn candidates(&self, _: &Descriptor, _: u64) -> Result<Vec<Descriptor>, KnownError> {
         if self.ztocs.is_empty() {
             return Err("the registry is away".into());
@@ -60,7 +60,7 @@ async fn made_elsewhere(name: &str, span_size: u64) -> (Images, Descriptor) {
     let target = one_layer(&images, name).await;
     let mut options = options();
     options.build.span_size = span_size;
-    let converted = convert(&images.means(), &target, &options).await.unwrap();
+    let converted = convert(&images.context(), &target, &options).await.unwrap();
     let ztoc = converted.platforms[0].parts.layers[0].ztoc().unwrap();
     let ztoc = Descriptor::new(ZTOC_MEDIA_TYPE, ztoc.digest, ztoc.size);
     (images, ztoc)
@@ -74,11 +74,11 @@ async fn with_claims(images: Images, ztocs: Vec<Descriptor>) -> (Outcome, Vec<St
         ztocs,
         opened: AtomicUsize::new(0),
     });
-    let means = Means {
+    let context = BuildContext {
         known: vec![claims.clone()],
-        ..here.means()
+        ..here.context()
     };
-    let converted = convert(&means, &target, &options()).await.unwrap();
+    let converted = convert(&context, &target, &options()).await.unwrap();
     let ztoc = converted.platforms[0].parts.layers[0].ztoc().unwrap();
     // However the zTOC was obtained, it is in the store now.
     assert_eq!(
@@ -119,7 +119,9 @@ async fn a_ztoc_of_a_layer_of_another_size_does_not_fit() {
     large.extend([0; 512]);
     let layer = images.put(media_type::OCI_LAYER, large).await;
     let target = images.manifest("linux/amd64", vec![layer]).await;
-    let converted = convert(&images.means(), &target, &options()).await.unwrap();
+    let converted = convert(&images.context(), &target, &options())
+        .await
+        .unwrap();
     let ztoc = converted.platforms[0].parts.layers[0]
         .ztoc()
         .unwrap()
@@ -166,17 +168,17 @@ async fn what_was_recorded_is_taken_over_unless_it_is_gone_or_something_else() {
     let records = Artifacts::at(root.path());
     let images = Images::new();
     let target = one_layer(&images, "a").await;
-    let means = || Means {
+    let context = || BuildContext {
         known: vec![Arc::new(RecordedZtocs::new(
             records.clone(),
             images.store.clone(),
         ))],
         records: Some(records.clone()),
-        ..images.means()
+        ..images.context()
     };
-    let first = convert(&means(), &target, &options()).await.unwrap();
+    let first = convert(&context(), &target, &options()).await.unwrap();
     assert!(matches!(outcome(&first, 0), Outcome::Built(_)));
-    let second = convert(&means(), &target, &options()).await.unwrap();
+    let second = convert(&context(), &target, &options()).await.unwrap();
     assert!(matches!(outcome(&second, 0), Outcome::Reused(_)));
     assert_eq!(first.image, second.image);
 
@@ -200,7 +202,7 @@ async fn what_was_recorded_is_taken_over_unless_it_is_gone_or_something_else() {
         ..ztoc.clone()
     };
     records.put(&[found]).unwrap();
-    let again = convert(&means(), &target, &options()).await.unwrap();
+    let again = convert(&context(), &target, &options()).await.unwrap();
     assert!(matches!(outcome(&again, 0), Outcome::Built(_)));
     assert!(!records.get(&ztoc.digest).unwrap().is_found);
 
@@ -210,12 +212,12 @@ async fn what_was_recorded_is_taken_over_unless_it_is_gone_or_something_else() {
         ..ztoc.clone()
     };
     records.put(&[misfiled]).unwrap();
-    let third = convert(&means(), &target, &options()).await.unwrap();
+    let third = convert(&context(), &target, &options()).await.unwrap();
     assert!(matches!(outcome(&third, 0), Outcome::Built(_)));
     images.notes();
 
     std::fs::remove_file(images.layout.blob_path(&ztoc.digest)).unwrap();
-    let fourth = convert(&means(), &target, &options()).await.unwrap();
+    let fourth = convert(&context(), &target, &options()).await.unwrap();
     assert!(matches!(outcome(&fourth, 0), Outcome::Built(_)));
     assert_eq!(images.notes().len(), 1, "one line and no warning");
 }

@@ -77,7 +77,7 @@ async fn converted(images: &Images, layers: Vec<Descriptor>) -> Descriptor {
         build: build_options(),
         allow_empty: false,
     };
-    convert(&images.means(), &target, &options)
+    convert(&images.context(), &target, &options)
         .await
         .unwrap()
         .image

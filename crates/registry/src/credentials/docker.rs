@@ -29,7 +29,7 @@ pub struct DockerConfig {
     /// The document from the environment, which takes precedence over the file.
     document: Option<Secret>,
     /// Problems already logged. Without this, every token request would log them again.
-    told: Arc<Mutex<BTreeSet<String>>>,
+    reported: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl DockerConfig {
@@ -43,7 +43,7 @@ impl DockerConfig {
         DockerConfig {
             path: folder.map(|folder| folder.join("config.json")),
             document: std::env::var("DOCKER_AUTH_CONFIG").ok().map(Secret::new),
-            told: Arc::default(),
+            reported: Arc::default(),
         }
     }
 
@@ -52,7 +52,7 @@ impl DockerConfig {
         DockerConfig {
             path: Some(path.to_owned()),
             document: None,
-            told: Arc::default(),
+            reported: Arc::default(),
         }
     }
 
@@ -101,8 +101,8 @@ impl DockerConfig {
     }
 
     fn warn(&self, problem: String) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.insert(problem.clone()) {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.insert(problem.clone()) {
             tracing::warn!(
                 "{problem}; no credentials are taken from there; `docker login` writes it anew"
             );
@@ -288,7 +288,7 @@ mod tests {
         let config = DockerConfig {
             path: None,
             document: Some(Secret::new("hunter2")),
-            told: Arc::default(),
+            reported: Arc::default(),
         };
         assert!(!format!("{config:?}").contains("hunter2"));
     }

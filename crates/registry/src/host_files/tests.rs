@@ -9,27 +9,27 @@ fn write(path: &Path, text: &str) {
     fs::write(path, text).expect("write");
 }
 
-fn shown(places: &[Place]) -> Vec<String> {
+fn shown(entries: &[HostEntry]) -> Vec<String> {
     let letter = |yes: bool, letter| if yes { letter } else { '-' };
-    let show = |place: &Place| {
-        let Can {
+    let show = |entry: &HostEntry| {
+        let Capabilities {
             pull,
             resolve,
             push,
-        } = place.can;
-        let can: String = [letter(pull, 'P'), letter(resolve, 'R'), letter(push, 'U')]
+        } = entry.capabilities;
+        let letters: String = [letter(pull, 'P'), letter(resolve, 'R'), letter(push, 'U')]
             .iter()
             .collect();
-        let address = match &place.address {
+        let address = match &entry.address {
             Some((scheme, host, path)) => format!("{scheme:?} {host}{path}"),
             None => "itself".to_owned(),
         };
-        format!("{can} {address}")
+        format!("{letters} {address}")
     };
-    places.iter().map(show).collect()
+    entries.iter().map(show).collect()
 }
 
-fn places(text: &str) -> Vec<String> {
+fn entries(text: &str) -> Vec<String> {
     shown(&parse(Path::new("/d"), text).expect(text))
 }
 
@@ -48,7 +48,7 @@ server = "https://r.example"
   override_path = true
 "#;
     assert_eq!(
-        places(text),
+        entries(text),
         [
             "PR- Https z.example/v2",
             "--U Https a.example:5000/v2",
@@ -59,10 +59,10 @@ server = "https://r.example"
         ]
     );
     let without_server = "capabilities = ['pull']";
-    assert_eq!(places(without_server), ["PRU itself"]);
+    assert_eq!(entries(without_server), ["PRU itself"]);
     let with_server = "capabilities = ['pull']\nserver = 'a'";
-    assert_eq!(places(with_server), ["P-- Https a/v2"]);
-    assert_eq!(places("[plugins.other]\nx = 1"), ["PRU itself"]);
+    assert_eq!(entries(with_server), ["P-- Https a/v2"]);
+    assert_eq!(entries("[plugins.other]\nx = 1"), ["PRU itself"]);
 }
 
 #[test]
@@ -77,13 +77,13 @@ fn http_with_certificates_is_https_first() {
         for (host, scheme) in [("a", scheme), ("a:5000", scheme), ("a:80", "Http")] {
             let text = format!("[host.'http://{host}']\n{settings}");
             assert_eq!(
-                places(&text)[0],
+                entries(&text)[0],
                 format!("PR- {scheme} {host}/v2"),
                 "{text}"
             );
             let text = format!("server = 'http://{host}'\n{settings}");
             assert_eq!(
-                places(&text)[0],
+                entries(&text)[0],
                 format!("PRU {scheme} {host}/v2"),
                 "{text}"
             );

@@ -87,7 +87,7 @@ impl Shared {
         self.state().present.contains(digest)
     }
 
-    fn came(&self, digest: &Digest) {
+    fn mark_present(&self, digest: &Digest) {
         self.state().present.insert(*digest);
     }
 
@@ -104,7 +104,7 @@ impl Shared {
         let nobody: Sent = Arc::new(|_| {});
         let upload = registry.upload_blob(image, blob, others, source, nobody);
         self.unless_ended(&blob.digest, upload).await??;
-        self.came(&blob.digest);
+        self.mark_present(&blob.digest);
         Ok(())
     }
 
@@ -199,14 +199,14 @@ impl RegistryTarget {
             is_there = shared.unless_ended(&layer.digest, asked).await??;
         }
         if is_there {
-            shared.came(&layer.digest);
+            shared.mark_present(&layer.digest);
             return Ok(None);
         }
         for other in others {
             let mount = registry.mount_blob(image, &layer.digest, other);
             match shared.unless_ended(&layer.digest, mount).await? {
                 Ok(true) => {
-                    shared.came(&layer.digest);
+                    shared.mark_present(&layer.digest);
                     return Ok(None);
                 }
                 Ok(false) => {}
@@ -225,7 +225,7 @@ impl RegistryTarget {
             } = shared.as_ref();
             let bytes = stream::poll_fn(move |context| chunks.poll_recv(context));
             match registry.push_blob(image, &layer, bytes).await {
-                Ok(()) => shared.came(&layer.digest),
+                Ok(()) => shared.mark_present(&layer.digest),
                 // The reader stopped and knows the reason. In either case `finish` copies the layer
                 // again.
                 Err(error @ RegistryError::Source { .. }) => {

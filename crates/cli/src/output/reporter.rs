@@ -19,7 +19,7 @@ const MAX_WARNING: usize = 800;
 
 /// See the module documentation.
 #[derive(Debug)]
-pub(crate) struct Teller {
+pub(crate) struct Reporter {
     progress: Progress,
     /// Whether to print lines; false if one object is printed at the end.
     prints_lines: bool,
@@ -41,7 +41,7 @@ struct State {
     left_out: Vec<String>,
 }
 
-impl Teller {
+impl Reporter {
     pub(crate) fn new(progress: Progress, json: bool) -> Self {
         Self {
             progress,
@@ -153,7 +153,7 @@ impl Teller {
     }
 }
 
-impl Observer for Teller {
+impl Observer for Reporter {
     fn planned(&self, bytes: u64) {
         self.progress.phase("indexing", Some(bytes));
     }
@@ -204,7 +204,7 @@ impl Observer for Teller {
     }
 }
 
-impl ConversionObserver for Teller {
+impl ConversionObserver for Reporter {
     fn phase(&self, phase: Phase, bytes: Option<u64>) {
         self.progress.phase(phase.name(), bytes);
     }
