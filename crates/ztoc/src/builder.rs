@@ -27,7 +27,7 @@ mod pipeline;
 mod plain_pass;
 mod span_hash;
 
-use contents::Found;
+use contents::{Archive, Found};
 use gzip_pass::GzipBuild;
 use plain_pass::PlainBuild;
 
@@ -171,15 +171,29 @@ impl<'a> Builder<'a> {
     /// [`BuildError`] if the layer cannot be read or the reference would reject it.
     pub fn build(
         &self,
+        layer: impl Read,
+        compression: Compression,
+    ) -> Result<BuiltZtoc, BuildError> {
+        self.build_with(layer, compression, |_| {})
+    }
+
+    /// Like [`Self::build`]. Also passes the bytes of the archive to `archive`, in order and in
+    /// pieces of any size, on a thread of the build.
+    ///
+    /// # Errors
+    /// As for [`Self::build`]. The archive is then incomplete.
+    pub fn build_with(
+        &self,
         mut layer: impl Read,
         compression: Compression,
+        mut archive: impl FnMut(&[u8]) + Send,
     ) -> Result<BuiltZtoc, BuildError> {
         let span_size = self.options.span_size;
         let signed = i64::try_from(span_size).map_err(|_| BuildError::SpanSize(span_size))?;
         let (pass, zinfo) = match compression {
-            Compression::Gzip => self.gzip(&mut layer)?.finish(signed)?,
+            Compression::Gzip => self.gzip(&mut layer, &mut archive)?.finish(signed)?,
             Compression::Plain if span_size == 0 => return Err(BuildError::SpanSize(0)),
-            Compression::Plain => self.plain(&mut layer)?.finish()?,
+            Compression::Plain => self.plain(&mut layer, &mut archive)?.finish()?,
         };
         Ok(BuiltZtoc {
             tool: self.options.tool.to_owned(),
@@ -191,8 +205,12 @@ impl<'a> Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn gzip(&self, layer: &mut impl Read) -> Result<GzipBuild, BuildError> {
-        let mut build = GzipBuild::new(self.options.span_size, self.options.hash_spans)?;
+    fn gzip<'a>(
+        &self,
+        layer: &mut impl Read,
+        archive: &'a mut Archive<'a>,
+    ) -> Result<GzipBuild<'a>, BuildError> {
+        let mut build = GzipBuild::new(&self.options, archive)?;
         let BuildOptions { threads, ahead, .. } = self.options;
         let threads = threads.get();
         if threads == 1 || !pipeline::gzip(&mut build, layer, threads, ahead)? {
@@ -204,8 +222,12 @@ impl Builder<'_> {
         Ok(build)
     }
 
-    fn plain(&self, layer: &mut impl Read) -> Result<PlainBuild, BuildError> {
-        let mut build = PlainBuild::new(self.options.span_size, self.options.hash_spans);
+    fn plain<'a>(
+        &self,
+        layer: &mut impl Read,
+        archive: &'a mut Archive<'a>,
+    ) -> Result<PlainBuild<'a>, BuildError> {
+        let mut build = PlainBuild::new(&self.options, archive);
         if self.options.threads.get() == 1 || !pipeline::plain(&mut build, layer)? {
             let mut input = vec![0; READ_SIZE];
             while let Some(bytes) = read(layer, &mut input)? {
@@ -233,6 +255,7 @@ fn read<'b>(layer: &mut impl Read, into: &'b mut [u8]) -> Result<Option<&'b [u8]
 struct Pass {
     entries: EntryLog,
     warnings: Vec<Warning>,
+    foreign: Option<u64>,
     spans: Vec<Span>,
     digests: Vec<SpanDigest>,
     layer_size: u64,
@@ -346,6 +369,13 @@ impl BuiltZtoc {
         self.pass.archive_size
     }
 
+    /// Offset in the layer of the first member that is not gzip. It follows the end of the archive,
+    /// so the zTOC does not depend on it, but decompressing the whole layer fails there.
+    #[must_use]
+    pub fn foreign_member(&self) -> Option<u64> {
+        self.pass.foreign
+    }
+
     /// The first few warnings about the layer.
     #[must_use]
     pub fn warnings(&self) -> &[Warning] {
@@ -364,6 +394,7 @@ impl Pass {
         Self {
             entries: found.entries,
             warnings: found.warnings,
+            foreign: found.foreign,
             spans,
             digests,
             layer_size,

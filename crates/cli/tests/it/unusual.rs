@@ -201,6 +201,23 @@ fn a_gzip_layer_is_compared_unpacked() {
 }
 
 #[test]
+fn a_member_that_is_not_gzip_after_the_archive_cannot_be_unpacked() {
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (folder.path().join("in"), folder.path().join("out"));
+    let archive = layer(1, 200_000);
+    let mut gzip = stored_gzip(&archive);
+    let at = gzip.len();
+    // An empty zlib stream. The search for checkpoints accepts it.
+    gzip.extend(b"\x78\x01\x03\0\0\0\0\x01");
+    one_layer_with(&input, &gzip, true, &digest(&archive));
+    converted(&["--format", "oci-dir"], &input, &output);
+    let ran = verify(&["--deep"], output.to_str().unwrap());
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stdout.contains("cannot be unpacked"), "{ran:?}");
+    assert!(ran.stdout.contains(&at.to_string()), "{ran:?}");
+}
+
+#[test]
 fn a_configuration_that_is_missing_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let input = folder.path().join("in");

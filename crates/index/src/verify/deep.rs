@@ -1,5 +1,6 @@
 //! Compares a layer with its zTOC byte by byte. One pass hashes the layer and each span at its
-//! position in the zTOC, and builds a new zTOC to compare with the existing one.
+//! position in the zTOC, and builds a new zTOC to compare with the existing one. The archive that
+//! the builder decompresses is hashed for the comparison with the diff-IDs.
 
 use std::io::{self, Read, Write as _};
 use std::num::NonZeroUsize;
@@ -11,11 +12,12 @@ use soci_oci::digest::{Sha256Writer, Verifier};
 use soci_oci::{Descriptor, Digest};
 use soci_store::Blob;
 use soci_ztoc::{
-    BuildError, BuildOptions, Builder, BuiltZtoc, Checkpoint, SpanId, SpanMap, Ztoc, disagreement,
+    BuildError, BuildOptions, Builder, BuiltZtoc, Checkpoint, GzipError, SpanId, SpanMap, Ztoc,
+    disagreement,
 };
 
 use super::Problem;
-use super::unpacked::Unpacked;
+use super::unpacked::{ArchiveHash, Unpacked};
 
 /// Maximum number of wrong spans, and of wrong entries, to report individually per layer.
 const TOLD: usize = 5;
@@ -53,13 +55,14 @@ impl Job {
             .as_deref()
             .and_then(|bytes| Ztoc::parse(bytes).ok());
         let mut outcome = Outcome::default();
-        let unpacked = match self.diff_id.map(Unpacked::start).transpose() {
-            Ok(unpacked) => unpacked,
+        let hashes = match self.hashes(parsed.is_some()) {
+            Ok(hashes) => hashes,
             Err(error) => {
                 outcome.layer.push(Problem::Unread(error));
                 return outcome;
             }
         };
+        let (mut archive, unpacked) = hashes;
         let mut reader = Watched {
             inner: self.blob.reader,
             whole: Verifier::new(self.layer.digest),
@@ -78,12 +81,20 @@ impl Job {
                 hash_spans: false,
                 ..BuildOptions::default()
             };
-            Builder::new(options).build(&mut reader, ztoc.compression())
+            Builder::new(options).build_with(&mut reader, ztoc.compression(), |bytes| {
+                if let Some(archive) = &mut archive {
+                    archive.update(bytes);
+                }
+            })
         });
         // A failed builder has not read everything.
         let rest = io::copy(&mut reader, &mut io::sink());
         outcome.bytes = reader.whole.length();
-        let unpacked = reader.unpacked.take().map(Unpacked::finish);
+        let archive = archive.map(ArchiveHash::finish);
+        let unpacked = match reader.unpacked.take() {
+            Some(unpacked) => Some(unpacked.finish()),
+            None => archive.zip(built.as_ref()).and_then(of_archive),
+        };
         if let Some(error) = reader.failed.take().or(rest.err()) {
             outcome.layer.push(Problem::Unread(error));
             return outcome;
@@ -107,6 +118,27 @@ impl Job {
         }
         outcome
     }
+
+    /// What hashes the archive: given by the builder if there is a zTOC, else from the layer.
+    fn hashes(&self, has_ztoc: bool) -> io::Result<(Option<ArchiveHash>, Option<Unpacked>)> {
+        Ok(match self.diff_id {
+            None => (None, None),
+            Some(expected) if has_ztoc => (Some(ArchiveHash::start(expected, self.threads)?), None),
+            Some(expected) => (None, Some(Unpacked::start(expected)?)),
+        })
+    }
+}
+
+/// The digest of the archive that a builder passed on; `None` if the builder failed, because the
+/// archive is then incomplete.
+fn of_archive(
+    (digest, built): (Digest, &Result<BuiltZtoc, BuildError>),
+) -> Option<Result<Digest, GzipError>> {
+    let built = built.as_ref().ok()?;
+    Some(match built.foreign_member() {
+        Some(offset) => Err(GzipError::Data { offset }),
+        None => Ok(digest),
+    })
 }
 
 /// Adds the differences between the zTOC and the layer. If the layer itself is wrong, that has been

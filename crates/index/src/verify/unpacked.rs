@@ -1,9 +1,11 @@
 //! The digest of an unpacked layer, for comparison with the diff-IDs of configurations.
 //!
-//! A thread per layer decompresses and hashes the bytes that the reader of the layer passes on, so
-//! that the layer is read once. A bounded queue makes the reader wait if it is faster.
+//! [`ArchiveHash`] hashes an archive that a builder decompresses. [`Unpacked`] also decompresses, for
+//! a layer without a zTOC. Both can work on a thread of their own, so that the layer is read once
+//! and the reader does not wait. A bounded queue makes the reader wait if it is faster.
 
 use std::io;
+use std::num::NonZeroUsize;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
@@ -14,18 +16,12 @@ use soci_ztoc::{Compression, GzipError, LayerInflate};
 
 use crate::builder::is_encrypted;
 
-/// Number of pieces in the queue. A piece has at most 128 KiB.
+/// Number of pieces in the queue, and bytes of a piece.
 const QUEUED: usize = 16;
+const PIECE: usize = 256 << 10;
 
 /// Bytes that tell gzip from tar.
 const SNIFFED: usize = 3;
-
-/// A running thread. See the module documentation.
-pub(super) struct Unpacked {
-    /// `None` after the thread has failed.
-    pieces: Option<SyncSender<Vec<u8>>>,
-    thread: JoinHandle<Result<Digest, GzipError>>,
-}
 
 /// Whether layers of this type can be unpacked here.
 pub(super) fn can_unpack(media_type: &str) -> bool {
@@ -34,30 +30,99 @@ pub(super) fn can_unpack(media_type: &str) -> bool {
     matches!(compression, Ok(Gzip | Uncompressed | Unknown)) && !is_encrypted(media_type)
 }
 
-impl Unpacked {
-    /// Starts the thread. The digest has the algorithm of `expected`.
-    pub(super) fn start(expected: Digest) -> io::Result<Self> {
+/// A thread that receives bytes and returns a result.
+struct Worker<T> {
+    /// `None` after the thread has ended early.
+    pieces: Option<SyncSender<Vec<u8>>>,
+    thread: JoinHandle<T>,
+}
+
+impl<T: Send + 'static> Worker<T> {
+    fn start(work: impl FnOnce(Receiver<Vec<u8>>) -> T + Send + 'static) -> io::Result<Self> {
         let (pieces, queue) = sync_channel(QUEUED);
         let thread = thread::Builder::new().name("unpack".to_owned());
         Ok(Self {
             pieces: Some(pieces),
-            thread: thread.spawn(move || digest(&queue, expected))?,
+            thread: thread.spawn(move || work(queue))?,
         })
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        for piece in bytes.chunks(PIECE) {
+            let is_lost = |pieces: &SyncSender<Vec<u8>>| pieces.send(piece.to_vec()).is_err();
+            if self.pieces.as_ref().is_some_and(is_lost) {
+                self.pieces = None;
+            }
+        }
+    }
+
+    fn finish(self) -> T {
+        drop(self.pieces);
+        let done = self.thread.join();
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+/// The digest of an archive. Takes the bytes of the archive.
+pub(super) struct ArchiveHash {
+    expected: Digest,
+    hash: Hash,
+}
+
+enum Hash {
+    Here(Box<Verifier>),
+    Apart(Worker<Digest>),
+}
+
+impl ArchiveHash {
+    /// The digest has the algorithm of `expected`. With one thread, the caller's thread hashes.
+    pub(super) fn start(expected: Digest, threads: NonZeroUsize) -> io::Result<Self> {
+        let mut hash = Verifier::new(expected);
+        let hash = if threads == NonZeroUsize::MIN {
+            Hash::Here(Box::new(hash))
+        } else {
+            Hash::Apart(Worker::start(move |pieces| {
+                pieces.iter().for_each(|piece| hash.update(&piece));
+                actual(hash, expected)
+            })?)
+        };
+        Ok(Self { expected, hash })
+    }
+
+    /// Takes the next bytes of the archive.
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        match &mut self.hash {
+            Hash::Here(hash) => hash.update(bytes),
+            Hash::Apart(worker) => worker.update(bytes),
+        }
+    }
+
+    /// Returns the digest of all bytes.
+    pub(super) fn finish(self) -> Digest {
+        match self.hash {
+            Hash::Here(hash) => actual(*hash, self.expected),
+            Hash::Apart(worker) => worker.finish(),
+        }
+    }
+}
+
+/// The digest of an archive. Takes the bytes of a layer and decompresses them on its own thread.
+pub(super) struct Unpacked(Worker<Result<Digest, GzipError>>);
+
+impl Unpacked {
+    /// Starts the thread. The digest has the algorithm of `expected`.
+    pub(super) fn start(expected: Digest) -> io::Result<Self> {
+        Worker::start(move |pieces| digest(&pieces, expected)).map(Self)
     }
 
     /// Passes on the next bytes of the layer.
     pub(super) fn update(&mut self, bytes: &[u8]) {
-        let is_lost = |pieces: &SyncSender<Vec<u8>>| pieces.send(bytes.to_vec()).is_err();
-        if self.pieces.as_ref().is_some_and(is_lost) {
-            self.pieces = None;
-        }
+        self.0.update(bytes);
     }
 
     /// Waits for the digest of the unpacked layer.
     pub(super) fn finish(self) -> Result<Digest, GzipError> {
-        drop(self.pieces);
-        let done = self.thread.join();
-        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        self.0.finish()
     }
 }
 
@@ -75,10 +140,14 @@ fn digest(pieces: &Receiver<Vec<u8>>, expected: Digest) -> Result<Digest, GzipEr
         inflate.push(&piece, |bytes| hash.update(bytes))?;
     }
     inflate.finish()?;
-    Ok(match hash.finish() {
+    Ok(actual(hash, expected))
+}
+
+fn actual(hash: Verifier, expected: Digest) -> Digest {
+    match hash.finish() {
         Ok(()) => expected,
         Err(mismatch) => *mismatch.actual,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -105,6 +174,18 @@ mod tests {
         assert_eq!(unpacked(&[&twice]), Ok(Digest::sha256(b"hellohello")));
         assert_eq!(unpacked(&[b"he", b"llo"]), hello);
         assert_eq!(unpacked(&[]), Ok(Digest::sha256(b"")));
+    }
+
+    #[test]
+    fn an_archive_has_the_same_digest_on_any_number_of_threads() {
+        let archive = vec![7; 3 * PIECE + 1];
+        for threads in [1, 4].into_iter().filter_map(NonZeroUsize::new) {
+            let mut hash = ArchiveHash::start(Digest::sha256(b""), threads).unwrap();
+            let (start, rest) = archive.split_at(5);
+            hash.update(start);
+            hash.update(rest);
+            assert_eq!(hash.finish(), Digest::sha256(&archive), "{threads}");
+        }
     }
 
     #[test]

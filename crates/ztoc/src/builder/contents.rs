@@ -9,17 +9,23 @@ use crate::toc::{BLOCK, Entry, EntryLog, FileKind};
 ///
 /// A rejected archive does not end the pass: if the stream turns out to be damaged, that is the
 /// cause, and the error that the reference reports.
-#[derive(Debug)]
-pub(super) struct Contents {
+pub(super) struct Contents<'a> {
     scanner: TarScanner,
     found: Found,
     refused: Option<TarError>,
+    /// Receives the bytes of the archive, in order.
+    archive: &'a mut Archive<'a>,
 }
+
+/// A caller's receiver of an archive.
+pub(super) type Archive<'a> = dyn FnMut(&[u8]) + Send + 'a;
 
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) entries: EntryLog,
     pub(super) warnings: Vec<Warning>,
+    /// Compressed offset of the first member that is not gzip.
+    pub(super) foreign: Option<u64>,
 }
 
 impl TarSink for Found {
@@ -43,27 +49,31 @@ impl TarSink for Found {
     }
 }
 
-impl Contents {
-    pub(super) fn new() -> Self {
+impl<'a> Contents<'a> {
+    pub(super) fn new(archive: &'a mut Archive<'a>) -> Self {
         Self {
             scanner: TarScanner::new(Policy::Ztoc),
             found: Found {
                 entries: EntryLog::new(MAX_ZTOC_SIZE),
                 warnings: Vec::new(),
+                foreign: None,
             },
             refused: None,
+            archive,
         }
     }
 
     pub(super) fn feed(&mut self, bytes: &[u8]) {
+        (self.archive)(bytes);
         if self.refused.is_none() {
             self.refused = self.scanner.feed(bytes, &mut self.found).err();
         }
     }
 
-    /// Handles a member that is not gzip. The checkpoint search accepts a zlib stream, but the
+    /// Handles a member that is not gzip, at this offset of the layer. The checkpoint search accepts a zlib stream, but the
     /// archive reader rejects its bytes.
-    pub(super) fn refuse_foreign(&mut self) {
+    pub(super) fn refuse_foreign(&mut self, at: u64) {
+        self.found.foreign.get_or_insert(at);
         if self.refused.is_none() && !self.scanner.has_ended() {
             let offset = self.scanner.position() / BLOCK * BLOCK;
             self.refused = Some(TarError::InvalidHeader { offset });

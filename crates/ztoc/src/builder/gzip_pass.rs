@@ -4,23 +4,23 @@ use std::io::Write;
 
 use tempfile::SpooledTempFile;
 
-use super::contents::Contents;
+use super::contents::{Archive, Contents};
 use super::span_hash::{SpanHasher, SpanStart};
-use super::{BuildError, MAX_CHECKPOINTS, Pass, SPOOL_SIZE, Zinfo};
+use super::{BuildError, BuildOptions, MAX_CHECKPOINTS, Pass, SPOOL_SIZE, Zinfo};
 use crate::gzip::walk::{Mark, Walk, WalkSink};
 use crate::span::Span;
 use crate::zinfo::{self, RECORD_SIZE};
 
 /// A pass over a gzip layer.
-pub(super) struct GzipBuild {
+pub(super) struct GzipBuild<'a> {
     pub(super) walk: Walk,
-    pub(super) sink: GzipSink,
+    pub(super) sink: GzipSink<'a>,
     pub(super) hasher: SpanHasher,
 }
 
 /// Receives the results of the walk.
-pub(super) struct GzipSink {
-    contents: Contents,
+pub(super) struct GzipSink<'a> {
+    contents: Contents<'a>,
     records: SpooledTempFile,
     /// The starts of the spans; `digest` is filled in at the end.
     spans: Vec<Span>,
@@ -28,7 +28,7 @@ pub(super) struct GzipSink {
     unhashed: usize,
 }
 
-impl WalkSink for GzipSink {
+impl WalkSink for GzipSink<'_> {
     type Error = BuildError;
 
     fn output(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
@@ -54,12 +54,12 @@ impl WalkSink for GzipSink {
         Ok(())
     }
 
-    fn foreign_member(&mut self) {
-        self.contents.refuse_foreign();
+    fn foreign_member(&mut self, at: u64) {
+        self.contents.refuse_foreign(at);
     }
 }
 
-impl GzipSink {
+impl GzipSink<'_> {
     /// The spans that begin at or before `end` and have not been returned yet.
     pub(super) fn starts(&mut self, end: u64) -> impl Iterator<Item = SpanStart> + use<'_> {
         let new = self.spans.get(self.unhashed..).unwrap_or_default();
@@ -72,17 +72,20 @@ impl GzipSink {
     }
 }
 
-impl GzipBuild {
-    pub(super) fn new(span_size: u64, hash_spans: bool) -> Result<Self, BuildError> {
+impl<'a> GzipBuild<'a> {
+    pub(super) fn new(
+        options: &BuildOptions<'_>,
+        archive: &'a mut Archive<'a>,
+    ) -> Result<Self, BuildError> {
         Ok(Self {
-            walk: Walk::new(span_size)?,
+            walk: Walk::new(options.span_size)?,
             sink: GzipSink {
-                contents: Contents::new(),
+                contents: Contents::new(archive),
                 records: SpooledTempFile::new(SPOOL_SIZE),
                 spans: Vec::new(),
                 unhashed: 0,
             },
-            hasher: SpanHasher::new(hash_spans),
+            hasher: SpanHasher::new(options.hash_spans),
         })
     }
 

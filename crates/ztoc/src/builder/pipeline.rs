@@ -34,7 +34,7 @@ type Walked = (Piece, Vec<SpanStart>);
 /// Processes a gzip layer with up to `threads` threads and `memory` bytes for inflating ahead.
 /// Returns false, without having read anything, if threads cannot be started.
 pub(super) fn gzip(
-    build: &mut GzipBuild,
+    build: &mut GzipBuild<'_>,
     layer: &mut impl Read,
     threads: usize,
     memory: usize,
@@ -62,7 +62,7 @@ pub(super) fn gzip(
 }
 
 /// Processes an uncompressed layer; reading overlaps with the rest. Returns the same as [`gzip`].
-pub(super) fn plain(build: &mut PlainBuild, layer: &mut impl Read) -> Result<bool, BuildError> {
+pub(super) fn plain(build: &mut PlainBuild<'_>, layer: &mut impl Read) -> Result<bool, BuildError> {
     thread::scope(|scope| {
         let (pieces_in, pieces) = sync_channel::<Piece>(QUEUE);
         let (buffers_in, buffers) = channel();
@@ -143,9 +143,9 @@ fn reuse(piece: Piece, buffers: &Sender<Vec<u8>>) {
 }
 
 /// Walks through the layer.
-struct Walker<'b> {
+struct Walker<'b, 'a> {
     walk: &'b mut Walk,
-    sink: &'b mut GzipSink,
+    sink: &'b mut GzipSink<'a>,
     pieces: Receiver<Piece>,
     walked: SyncSender<Walked>,
     /// Bytes that were read but not walked yet.
@@ -153,10 +153,10 @@ struct Walker<'b> {
     has_ended: bool,
 }
 
-impl<'b> Walker<'b> {
+impl<'b, 'a> Walker<'b, 'a> {
     fn new(
         walk: &'b mut Walk,
-        sink: &'b mut GzipSink,
+        sink: &'b mut GzipSink<'a>,
         pieces: Receiver<Piece>,
         walked: SyncSender<Walked>,
     ) -> Self {

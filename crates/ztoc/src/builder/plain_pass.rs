@@ -2,14 +2,14 @@
 
 use sha2::{Digest, Sha256};
 
-use super::contents::Contents;
-use super::{BuildError, Pass, Zinfo};
+use super::contents::{Archive, Contents};
+use super::{BuildError, BuildOptions, Pass, Zinfo};
 use crate::plain::Slices;
 use crate::span::{Span, SpanDigest};
 
 /// A pass over an uncompressed layer.
-pub(super) struct PlainBuild {
-    contents: Contents,
+pub(super) struct PlainBuild<'a> {
+    contents: Contents<'a>,
     slices: Slices,
     hasher: Sha256,
     /// Whether to hash the bytes; if not, every digest is that of an empty input.
@@ -17,13 +17,13 @@ pub(super) struct PlainBuild {
     digests: Vec<SpanDigest>,
 }
 
-impl PlainBuild {
-    pub(super) fn new(span_size: u64, hash_spans: bool) -> Self {
+impl<'a> PlainBuild<'a> {
+    pub(super) fn new(options: &BuildOptions<'_>, archive: &'a mut Archive<'a>) -> Self {
         Self {
-            contents: Contents::new(),
-            slices: Slices::new(span_size),
+            contents: Contents::new(archive),
+            slices: Slices::new(options.span_size),
             hasher: Sha256::new(),
-            hash_spans,
+            hash_spans: options.hash_spans,
             digests: Vec::new(),
         }
     }

@@ -42,8 +42,8 @@ pub(crate) trait WalkSink {
     fn output(&mut self, bytes: &[u8]) -> Result<(), Self::Error>;
     /// A checkpoint after all output so far.
     fn checkpoint(&mut self, mark: Mark<'_>) -> Result<(), Self::Error>;
-    /// The next member is not gzip, but may be zlib.
-    fn foreign_member(&mut self);
+    /// The next member, at this offset of the layer, is not gzip, but may be zlib.
+    fn foreign_member(&mut self, at: u64);
 }
 
 /// The compression ratio of a layer.
@@ -137,7 +137,7 @@ impl Walk {
             }
             self.member = Member::Inside;
             if first != 0x1f {
-                sink.foreign_member();
+                sink.foreign_member(self.consumed);
             }
         }
         let mut taken = 0;
