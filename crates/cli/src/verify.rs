@@ -125,6 +125,12 @@ fn summary_line(summary: &Summary) -> String {
             of(summary.absent, "manifest is", "manifests are")
         );
     }
+    if summary.not_unpacked > 0 {
+        text += &format!(
+            "; {} not compared (zstd, encrypted, or unknown compression)",
+            of(summary.not_unpacked, "diff-ID is", "diff-IDs are")
+        );
+    }
     let verdict = match summary.problems {
         0 => "all is well".to_owned(),
         count => of(count, "problem", "problems"),

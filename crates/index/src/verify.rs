@@ -70,6 +70,9 @@ pub struct Summary {
     pub prefetches: usize,
     /// Bytes of layers that were read.
     pub bytes: u64,
+    /// Layers that were read but not compared with a diff-ID: they are compressed with zstd,
+    /// encrypted, or of an unknown compression, and cannot be unpacked here.
+    pub not_unpacked: usize,
     /// Problems found.
     #[serde(skip)]
     pub problems: usize,

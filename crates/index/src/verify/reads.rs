@@ -75,11 +75,17 @@ impl Walk<'_> {
     /// Reads the queued layers.
     pub(super) async fn read_layers(&mut self) -> Result<(), StoreError> {
         let mut queue = std::mem::take(&mut self.queue);
+        let mut not_unpacked = BTreeSet::new();
         for queued in &mut queue {
             let stated = self.diff_ids.get(&queued.layer.digest);
             let (_, diff_id) = stated.and_then(BTreeSet::first).copied().unzip();
-            queued.diff_id = diff_id.filter(|_| can_unpack(&queued.layer.media_type));
+            if can_unpack(&queued.layer.media_type) {
+                queued.diff_id = diff_id;
+            } else if diff_id.is_some() {
+                not_unpacked.insert(queued.layer.digest);
+            }
         }
+        self.summary.not_unpacked += not_unpacked.len();
         let reads = Reads {
             store: Arc::clone(&self.options.store),
             progress: Arc::clone(&self.options.progress),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use soci_index::verify::{Finding, Part, Summary, Verification};
 use soci_index::{ConvertOptions, Platforms, convert};
-use soci_oci::{Descriptor, Digest};
+use soci_oci::{Descriptor, Digest, media_type};
 use soci_store::{Blob, Content, ContentStore, Labels, Put, StoreError};
 
 use crate::image::{Images, build_options, tar};
@@ -114,6 +114,18 @@ async fn layers_are_read_at_once() {
     let (summary, found) = verify(Arc::new(store), &image).await;
     assert!(found.is_empty(), "{found:?}");
     assert_eq!((summary.bytes, summary.layers), (bytes, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_cannot_be_unpacked_are_counted_and_not_reported() {
+    let images = Images::new();
+    let zstd = images.put(media_type::DOCKER_LAYER_ZSTD, "zstd").await;
+    let encrypted = format!("{}+encrypted", media_type::OCI_LAYER_GZIP);
+    let encrypted = images.put(&encrypted, "encrypted").await;
+    let image = converted(&images, vec![images.layer("a").await, zstd, encrypted]).await;
+    let (summary, found) = verify(images.store.clone(), &image).await;
+    assert!(found.is_empty(), "{found:?}");
+    assert_eq!((summary.layers, summary.not_unpacked), (3, 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]
