@@ -1,4 +1,7 @@
 //! File times, and the text form in which a zTOC stores them (RFC 3339).
+//!
+//! The rules are those of Go's `time` package. The crate `jiff` differs: it ends on 9999-12-30,
+//! rejects a tenth digit of the fraction, and accepts a second of 60 and lowercase letters.
 
 /// A point in time: seconds since 1970-01-01T00:00:00Z and additional nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
