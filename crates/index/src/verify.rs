@@ -149,19 +149,27 @@ impl Walk<'_> {
     }
 
     /// Returns the bytes of a blob if they match its descriptor.
+    async fn read(
+        &self,
+        from: &Descriptor,
+        limit: u64,
+    ) -> Result<Result<Bytes, Problem>, StoreError> {
+        Ok(match self.options.store.read(&from.digest, limit).await {
+            Ok(bytes) if bytes.len() as u64 == from.size => Ok(bytes),
+            Ok(bytes) => Err(Problem::Size(from.size, bytes.len() as u64)),
+            Err(error) => Err(blob_problem(error)?),
+        })
+    }
+
+    /// Like [`Self::read`], and reports the problem.
     async fn bytes(
         &mut self,
         part: Part,
         from: &Descriptor,
         limit: u64,
     ) -> Result<Option<Bytes>, StoreError> {
-        let problem = match self.options.store.read(&from.digest, limit).await {
-            Ok(bytes) if bytes.len() as u64 == from.size => return Ok(Some(bytes)),
-            Ok(bytes) => Problem::Size(from.size, bytes.len() as u64),
-            Err(error) => blob_problem(error)?,
-        };
-        self.tell(part, from.digest, problem);
-        Ok(None)
+        let read = self.read(from, limit).await?;
+        Ok(self.report(part, from, read))
     }
 
     /// Returns a document if it matches its descriptor.
@@ -170,16 +178,21 @@ impl Walk<'_> {
         part: Part,
         from: &Descriptor,
     ) -> Result<Option<T>, StoreError> {
-        let Some(bytes) = self.bytes(part, from, MAX_DOCUMENT_BYTES).await? else {
-            return Ok(None);
-        };
-        match manifest::parse(&bytes, &from.media_type) {
-            Ok(document) => Ok(Some(document)),
-            Err(error) => {
-                self.tell(part, from.digest, Problem::Document(Box::new(error)));
-                Ok(None)
-            }
-        }
+        let bytes = self.bytes(part, from, MAX_DOCUMENT_BYTES).await?;
+        Ok(bytes.and_then(|bytes| self.parse(part, from, &bytes)))
+    }
+
+    fn parse<T: Kind>(&mut self, part: Part, from: &Descriptor, bytes: &[u8]) -> Option<T> {
+        let parsed = manifest::parse(bytes, &from.media_type);
+        let parsed = parsed.map_err(|error| Problem::Document(Box::new(error)));
+        self.report(part, from, parsed)
+    }
+
+    /// Reports the problem, if there is one.
+    fn report<T>(&mut self, part: Part, from: &Descriptor, found: Result<T, Problem>) -> Option<T> {
+        found
+            .map_err(|problem| self.tell(part, from.digest, problem))
+            .ok()
     }
 
     /// Checks that a blob is present and has the size in its descriptor. Does not read it.

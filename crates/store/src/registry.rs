@@ -69,6 +69,7 @@ struct Known {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Document,
+    Config,
     Layer,
     Other,
 }
@@ -150,6 +151,7 @@ impl RegistryStore {
                 text if media_type::is_index(text) || media_type::is_manifest(text) => {
                     Kind::Document
                 }
+                text if media_type::is_config(text) => Kind::Config,
                 text if media_type::is_layer(text) => Kind::Layer,
                 _ => Kind::Other,
             };
@@ -203,13 +205,20 @@ impl RegistryStore {
         } else {
             registry.blob(image, &blob)?
         };
-        let (image, what) = (image.to_string(), format!("blobs/{digest}"));
+        let (image, digest, of) = (image.to_string(), *digest, known.kind);
         let explain = move |error| {
-            let kind = match error {
-                FetchError::Status { status: 404, .. } => io::ErrorKind::NotFound,
-                _ => io::ErrorKind::Other,
+            let is_missing = matches!(error, FetchError::Status { status: 404, .. });
+            let kind = if is_missing {
+                io::ErrorKind::NotFound
+            } else {
+                io::ErrorKind::Other
             };
-            let (image, what) = (image.clone(), what.clone());
+            let what = if is_missing && of == Kind::Config {
+                format!("the registry does not have the image configuration {digest}")
+            } else {
+                format!("blobs/{digest}")
+            };
+            let image = image.clone();
             let source = Box::new(error);
             let error = RegistryError::Fetch {
                 image,

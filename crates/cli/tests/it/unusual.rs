@@ -231,14 +231,11 @@ fn a_configuration_that_is_missing_is_named() {
     let output = output.display().to_string();
     let named = format!("config {config} of manifest {digest}: not found");
     let other = docker(&registry, "in:2");
+    let missing = format!("in:1: the registry does not have the image configuration {config}");
     for (from, to, wanted) in [
         (input.display().to_string(), &output, &named),
         (docker(&registry, "in:1"), &other, &named),
-        (
-            docker(&registry, "in:1"),
-            &output,
-            &"BLOB_UNKNOWN".to_owned(),
-        ),
+        (docker(&registry, "in:1"), &output, &missing),
     ] {
         let ran = site::convert(&["--platform", "linux/amd64"], &from, to);
         assert_eq!(ran.code, Some(1), "{ran:?}");
@@ -246,4 +243,9 @@ fn a_configuration_that_is_missing_is_named() {
         assert!(ran.stderr.contains(wanted), "{ran:?}");
         assert!(!folder.path().join("out.tar").exists());
     }
+    let ran = verify(&["--plain-http"], &docker(&registry, "in:1"));
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let named =
+        format!("config {config}: not found; it is the image configuration of manifest {digest}");
+    assert!(ran.stdout.contains(&named), "{ran:?}");
 }

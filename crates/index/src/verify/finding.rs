@@ -90,6 +90,9 @@ pub enum Problem {
     /// The blob is missing.
     #[error("not found")]
     Missing,
+    /// The configuration of this manifest is missing.
+    #[error("not found; it is the image configuration of manifest {0}")]
+    NoConfig(Digest),
     /// Its size differs from its descriptor: expected, actual.
     #[error("has {1} bytes, its descriptor says {0}")]
     Size(u64, u64),

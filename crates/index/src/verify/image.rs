@@ -1,5 +1,6 @@
 //! Checks the image: its index, its manifests, and the SOCI index of each manifest.
 
+use soci_oci::manifest::MAX_DOCUMENT_BYTES;
 use soci_oci::{Descriptor, Digest, ImageConfig, ImageIndex, Manifest, Platform, media_type};
 use soci_store::StoreError;
 
@@ -168,7 +169,7 @@ impl Walk<'_> {
             return Ok(());
         };
         self.summary.manifests += 1;
-        self.config(&manifest).await?;
+        self.config(from, &manifest).await?;
         for layer in manifest.layers() {
             let may_be_elsewhere =
                 self.options.may_lack_layers || media_type::is_nondistributable(&layer.media_type);
@@ -201,12 +202,18 @@ impl Walk<'_> {
     }
 
     /// Checks the configuration, and records what it says about the layers.
-    async fn config(&mut self, manifest: &Manifest) -> Result<(), StoreError> {
+    async fn config(&mut self, of: &Descriptor, manifest: &Manifest) -> Result<(), StoreError> {
         let from = &manifest.config;
         if !media_type::is_config(&from.media_type) {
             return self.presence(Part::Config, from).await;
         }
-        let Some(config) = self.document::<ImageConfig>(Part::Config, from).await? else {
+        let read = match self.read(from, MAX_DOCUMENT_BYTES).await? {
+            Err(Problem::Missing) => Err(Problem::NoConfig(of.digest)),
+            read => read,
+        };
+        let bytes = self.report(Part::Config, from, read);
+        let config = bytes.and_then(|bytes| self.parse(Part::Config, from, &bytes));
+        let Some(config): Option<ImageConfig> = config else {
             return Ok(());
         };
         let (layers, diff_ids) = (manifest.layers(), config.rootfs.diff_ids);
