@@ -43,22 +43,22 @@ const DEFAULT_ADDRESS: &str = "/run/containerd/containerd.sock";
 const DEFAULT_NAMESPACE: &str = "default";
 const DEFAULT_ROOT: &str = "/var/lib/soci-snapshotter-grpc/";
 
-const ABOUT: &str = "Makes container images start before they are pulled";
+const ABOUT: &str = "Builds indexes that let containers start before their image is downloaded";
 const EXAMPLES: &str = "\
 Examples:
-  Convert an image in containerd and push it; nodes with the SOCI snapshotter then start it lazily:
+  Convert an image in containerd and push it. Nodes with the SOCI snapshotter then load it lazily:
     nerdctl pull registry.example/app:1
     soci convert registry.example/app:1 registry.example/app:1-soci
     nerdctl push registry.example/app:1-soci
 
-  The same without containerd, in a registry or in files:
+  Convert an image in a registry or in files, without containerd:
     soci convert --standalone docker://registry.example/app:1 docker://registry.example/app:1-soci
     soci convert --standalone app.tar app-soci.tar
 
-  Ask whether an image and its index fit each other:
+  Check that an image and its index are consistent:
     soci verify docker://registry.example/app:1-soci
 
-`soci help <command>` explains a command.";
+Run `soci help <command>` for the help of a command.";
 
 /// The grammar of the program.
 pub(crate) fn grammar() -> Command {
@@ -118,7 +118,7 @@ fn accept_surplus(command: Command) -> Command {
 
 /// A command was given more operands than it takes.
 #[derive(Debug, thiserror::Error)]
-#[error("unexpected argument {:?}: {command} takes {takes}", .surplus.to_string_lossy())]
+#[error("unexpected argument {:?}: {command} takes {takes}; see `soci {command} --help`", .surplus.to_string_lossy())]
 pub(crate) struct TooManyOperands {
     command: String,
     takes: String,
@@ -156,38 +156,38 @@ fn global_flags() -> [Arg; 8] {
             .value_name("SOCKET")
             .value_hint(ValueHint::FilePath)
             .default_value(DEFAULT_ADDRESS)
-            .help("Socket of containerd"),
+            .help("containerd socket"),
         text("namespace")
             .short('n')
             .env("CONTAINERD_NAMESPACE")
             .value_name("NAME")
             .default_value(DEFAULT_NAMESPACE)
-            .help("Namespace of containerd to work in"),
+            .help("containerd namespace"),
         Arg::new("timeout")
             .long("timeout")
             .value_parser(soci_flags::duration())
             .value_name("DURATION")
             .default_value("0s")
-            .help("Give up after this time, for instance 90s or 5m; 0s: never"),
-        switch("debug").help("Print the requests that go to registries (push on standard output, others on standard error)"),
-        switch("verbose").help("Print on standard error what is tried, and what does not work"),
+            .help("Stop after this time, for example 90s or 5m; 0s means no limit"),
+        switch("debug").help("Print the requests to registries (push: on standard output, other commands: on standard error)"),
+        switch("verbose").help("Print on standard error what is tried and what fails"),
         text("content-store")
             .value_name("STORE")
             .value_parser(known(&["containerd", "soci"], StringValueParser::new()))
             .default_value("containerd")
-            .help("Where artifacts are kept: containerd or soci (a folder below --root)"),
+            .help("Content store for artifacts: containerd, or soci (a folder below --root)"),
         Arg::new("root")
             .long("root")
             .value_parser(clap::value_parser!(OsString))
             .value_name("FOLDER")
             .value_hint(ValueHint::DirPath)
             .default_value(DEFAULT_ROOT)
-            .help("Folder for the state of soci"),
+            .help("State folder of soci"),
         text("progress")
             .value_parser(known(&["auto", "plain", "none"], parse_progress))
             .value_name("KIND")
             .default_value("auto")
-            .help("How to tell what long work is at: auto (bars on a terminal, else nothing), plain (lines) or none"),
+            .help("Progress display: auto (bars if standard error is a terminal), plain (lines) or none"),
     ]
 }
 

@@ -11,19 +11,19 @@ const EXIT_STATUS: &str = "\
 .SH EXIT STATUS
 .TP
 .B 0
-What was asked for is done.
+Success.
 .TP
 .B 1
-It is not; standard error says why. Of \\fBsoci verify\\fR also: something is wrong with the image.
+Failure; standard error gives the reason. For \\fBsoci verify\\fR also: the image has problems.
 .TP
 .B 3
-There is no such command.
+Unknown command.
 .TP
 .B 4
-With \\fB\\-\\-strict\\fR: a layer that should have a zTOC has none.
+With \\fB\\-\\-strict\\fR: a layer of at least \\fB\\-\\-min\\-layer\\-size\\fR has no zTOC.
 .TP
 .B 128+n
-Ended by signal n.
+Terminated by signal n.
 ";
 
 /// Runs the command: writes one page per command into a folder.

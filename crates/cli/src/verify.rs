@@ -121,7 +121,7 @@ fn summary_line(summary: &Summary) -> String {
     }
     if summary.absent > 0 {
         text += &format!(
-            "; {} not there",
+            "; {} not present",
             of(summary.absent, "manifest is", "manifests are")
         );
     }
@@ -132,7 +132,7 @@ fn summary_line(summary: &Summary) -> String {
         );
     }
     let verdict = match summary.problems {
-        0 => "all is well".to_owned(),
+        0 => "no problems found".to_owned(),
         count => of(count, "problem", "problems"),
     };
     format!("{text}: {verdict}")

@@ -13,27 +13,29 @@ use super::groups::{
 use super::{Values, json_flag, positional};
 
 const CONVERT_LONG: &str = "\
-Makes a copy of an image that nodes with the SOCI snapshotter can start at once.
+Copies an image and adds a SOCI index to the copy. Nodes with the SOCI snapshotter can start containers
+from the copy before its layers are downloaded.
 
-The copy has the same layers and, for each platform, an index of them: what files they hold and where
-in the compressed layer each can be read. Only manifests are rewritten, so the copy runs everywhere the
-original does. The same image and flags always give the same digests.
+The copy has the same layers. For each platform, the index lists the files of each layer and where they
+are in the compressed layer. Only manifests are rewritten, so the copy also runs on nodes without the
+snapshotter. The same image and flags always give the same digests.
 
-With containerd (the default), <image> is the name of an image in containerd and <destination> the name
-to give to the copy; it needs a tag and may be the same name. Nothing is pulled or pushed.
+With containerd (the default), <image> is the name of an image in containerd and <destination> is the
+name of the copy. It needs a tag, and both names may be the same. Nothing is pulled or pushed.
 
-With --standalone, containerd, root rights and room for the image are not needed: layers are read once
-and not kept. <image> and <destination> are then one of
+With --standalone, neither containerd nor root is needed. Between registries, layers are read once and
+not stored on this machine. <image> and <destination> are one of
 
-  docker://registry/repository:tag       an image in a registry; @digest may follow
+  docker://registry/repository:tag        an image in a registry; @digest may follow
   oci:PATH[:tag], oci-archive:PATH[:tag]  an OCI image layout, as a folder or as a tar
-  docker-archive:PATH[:name]             what `docker save` writes; only to be read
-  -                                      an archive on standard input or output
-  PATH                                   a layout, folder or tar; --format says which to write
+  docker-archive:PATH[:name]              an archive of `docker save`; only as <image>
+  -                                       an archive on standard input or output
+  PATH                                    a layout as a folder or tar; --format selects which one to write
 
-Every layer is read and its zTOC built, unless this machine built it before and recorded it (with containerd),
-or --reuse-from names an image whose zTOCs are to be copied. Copied zTOCs are not compared with the layers:
-someone who can push to that image can make nodes show wrong or missing files, also from your new image.";
+The command reads every layer and builds its zTOC. It skips layers whose zTOC was built and recorded on
+this machine before (with containerd), or is copied from an image that --reuse-from names. Copied zTOCs
+are not compared with the layers: someone who can push to that image can make nodes show wrong or missing
+files, also in the new image.";
 
 const CONVERT_EXAMPLES: &str = "\
 Examples:
@@ -44,9 +46,9 @@ Examples:
   soci convert --standalone --format oci-dir --platform linux/amd64,linux/arm64 app/ app-soci/
   docker save app | soci convert --standalone - oci-archive:app-soci.tar
 
-Layers below --min-layer-size are not indexed: they are pulled whole, which is quicker for small ones. So is a
-layer that cannot be indexed (zstd, encrypted, odd entries), which a line says; with --strict the exit code
-is then 4.";
+Layers smaller than --min-layer-size are not indexed; nodes download them whole, which is faster for small
+layers. Layers that cannot be indexed (zstd, encrypted, unusual entries) are also downloaded whole. A line
+names each of them, and with --strict the exit code is then 4.";
 
 pub(super) fn command() -> Command {
     let format = Arg::new("format")
@@ -54,25 +56,25 @@ pub(super) fn command() -> Command {
         .value_parser(soci_flags::known(&["oci-archive", "oci-dir"], parse_format))
         .value_name("FORMAT")
         .default_value("oci-archive")
-        .help("With --standalone and a PATH: write a tar (oci-archive) or a folder (oci-dir)");
+        .help("With --standalone, if <destination> is a PATH: write a tar (oci-archive) or a folder (oci-dir)");
     let image = positional("image")
-        .help("The image: a name in containerd, or with --standalone a path or transport");
+        .help("Image to copy: a name in containerd; with --standalone a transport or PATH");
     let destination = positional("destination")
-        .help("The copy: a name with a tag, or with --standalone a path or transport");
+        .help("The copy: a name with a tag; with --standalone a transport or PATH");
     Command::new("convert")
-        .about("Make a copy of an image that starts lazily")
+        .about("Copy an image and add a SOCI index to the copy")
         .long_about(CONVERT_LONG)
         .after_help(CONVERT_EXAMPLES)
         .arg(image)
         .arg(destination)
-        .arg(switch("standalone").help("Work on registries and files, without containerd"))
+        .arg(switch("standalone").help("Use registries and files instead of containerd"))
         .arg(format)
         .arg(switch("allow-empty").help(
-            "With --standalone: an image without a layer to index is copied as it is, not an error",
+            "With --standalone: if no layer is indexed, copy the image unchanged instead of failing",
         ))
         .arg(follow_links_flag())
         .arg(reuse_flag())
-        .arg(switch("strict").help("Exit with code 4 if a layer that should have a zTOC has none"))
+        .arg(switch("strict").help("Exit with code 4 if a layer of at least --min-layer-size has no zTOC"))
         .arg(json_flag(
             "Print one JSON object at the end instead of lines",
         ))

@@ -10,14 +10,15 @@ use super::groups::{platform_flags, prefetch_flags, registry_flags, reuse_flag, 
 use super::{Values, json_flag, positional};
 
 const LONG: &str = "\
-Builds a version 1 index of an image: an artifact beside the image that refers to it. The image itself
-stays as it is. The index is kept with the image in containerd; `soci push` sends it to the registry.
+Builds a version 1 index of an image: a separate artifact that refers to the image. The image does not
+change. The index is stored in containerd with the image; `soci push` pushes it to the registry.
 
-Version 1 indexes are found by asking the registry for what refers to an image, which must be switched
-on in the snapshotter. `soci convert` makes images that carry their index, and is the better choice.
+To find a version 1 index, a node asks the registry for artifacts that refer to the image. The
+snapshotter does this only if it is enabled in its configuration. Prefer `soci convert`: its images
+contain their index.
 
-With --standalone, <image> is docker://registry/repository:tag; the index is pushed to the same
-repository. containerd and root rights are not needed. --reuse-from copies zTOCs without comparing them with
+With --standalone, <image> is docker://registry/repository:tag, and the index is pushed to the same
+repository. Neither containerd nor root is needed. zTOCs that --reuse-from copies are not compared with
 the layers: someone who can push to that image can make nodes show wrong or missing files.";
 
 const EXAMPLES: &str = "\
@@ -27,16 +28,16 @@ Examples:
 
 pub(super) fn command() -> Command {
     Command::new("create")
-        .about("Build an index beside an image")
+        .about("Build a version 1 index of an image")
         .long_about(LONG)
         .after_help(EXAMPLES)
         .arg(
             positional("image")
-                .help("The image: a name in containerd, or with --standalone docker://..."),
+                .help("Image to index: a name in containerd; with --standalone docker://registry/repository:tag"),
         )
-        .arg(switch("standalone").help("Work on a registry, without containerd"))
+        .arg(switch("standalone").help("Use a registry instead of containerd"))
         .arg(reuse_flag())
-        .arg(switch("strict").help("Exit with code 4 if a layer that should have a zTOC has none"))
+        .arg(switch("strict").help("Exit with code 4 if a layer of at least --min-layer-size has no zTOC"))
         .arg(json_flag(
             "Print one JSON object at the end instead of lines",
         ))

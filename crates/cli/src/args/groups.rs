@@ -10,9 +10,9 @@ use super::Values;
 /// Flags that select platforms of an image.
 pub(super) fn platform_flags() -> [Arg; 2] {
     [
-        switch("all-platforms").help("Take every platform of the image"),
+        switch("all-platforms").help("Select all platforms of the image"),
         list("platform").short('p').value_name("PLATFORM").help(
-            "Take this platform, for instance linux/arm64; may be repeated (default: the host's)",
+            "Select this platform, for example linux/arm64; may be repeated (default: the host's)",
         ),
     ]
 }
@@ -44,33 +44,32 @@ pub(super) fn ztoc_flags() -> [Arg; 4] {
     };
     [
         number("span-size").default_value("4194304").help(
-            "Uncompressed bytes that can be read on their own; smaller is finer and costs more",
+            "Size of a span in uncompressed bytes. Smaller spans make reads smaller and zTOCs larger",
         ),
         number("min-layer-size")
             .default_value("10485760")
-            .help("Do not index layers of fewer bytes"),
+            .help("Do not index layers that are smaller than this"),
         list("optimizations")
             .value_name("NAME")
             .value_parser(soci_flags::known(&["xattr"], soci_flags::trimmed()))
             .help("Optional optimization; may be repeated (known: xattr)"),
         switch("force")
             .short('f')
-            .help("Build every zTOC, also those that were built on this machine before"),
+            .help("Build every zTOC, even if this machine has already built it"),
     ]
 }
 
 /// The flag that allows links out of a layout.
 pub(super) fn follow_links_flag() -> Arg {
-    switch("follow-links").help(
-        "Also read blobs of a layout that are links to files outside of it, as Bazel makes them",
-    )
+    switch("follow-links")
+        .help("Follow links from a layout to files outside of it, as Bazel creates them")
 }
 
 /// The flag that names the images whose zTOCs are reused.
 pub(super) fn reuse_flag() -> Arg {
     list("reuse-from").value_name("IMAGE").help(
         "With --standalone: copy the zTOCs of this image in a registry instead of reading the layers. They are not \
-         verified: trust everyone who can push to it. May be repeated",
+         verified, so use only images that you trust; may be repeated",
     )
 }
 
@@ -100,13 +99,13 @@ pub(super) fn prefetch_flags() -> [Arg; 2] {
     [
         list("prefetch-file")
             .value_name("PATH")
-            .help("Have nodes fetch this file of the image first; may be repeated"),
+            .help("File of the image that nodes download first; may be repeated"),
         Arg::new("prefetch-files-json")
             .long("prefetch-files-json")
             .value_parser(clap::value_parser!(PathBuf))
             .value_name("FILE")
             .value_hint(ValueHint::FilePath)
-            .help("Also the files in this JSON array of paths"),
+            .help("Read more such files from this JSON file, an array of paths"),
     ]
 }
 
@@ -136,31 +135,31 @@ pub(super) fn registry_flags() -> [Arg; 9] {
             .short('u')
             .value_name("NAME")
             .help(
-                "User at the registry (default: what docker's configuration says); give the password with \
-                 --password-stdin: every user of the machine can read NAME:PASSWORD",
+                "User name for the registry (default: from Docker's configuration). NAME:PASSWORD also works, but \
+                 is visible to other users of the machine; use --password-stdin",
             ),
         switch("password-stdin").help("Read the password of --user from standard input"),
-        switch("plain-http").help("Speak HTTP without TLS"),
+        switch("plain-http").help("Use HTTP without TLS"),
         switch("skip-verify")
             .short('k')
-            .help("Do not check the registry's certificate"),
+            .help("Do not verify the registry's TLS certificate"),
         text("hosts-dir")
             .value_name("FOLDERS")
             .value_hint(ValueHint::DirPath)
             .default_value("/etc/containerd/certs.d,/etc/docker/certs.d")
-            .help("Folders with containerd's <host>/hosts.toml, separated by commas"),
+            .help("Folders that contain <host>/hosts.toml, as for containerd; separated by commas"),
         text("tlscacert")
             .value_name("FILE")
             .value_hint(ValueHint::FilePath)
-            .help("Trust this certificate authority as well"),
+            .help("File with additional certificate authorities"),
         text("tlscert")
             .value_name("FILE")
             .value_hint(ValueHint::FilePath)
-            .help("Certificate to show to the registry"),
+            .help("Client certificate for the registry"),
         text("tlskey")
             .value_name("FILE")
             .value_hint(ValueHint::FilePath)
-            .help("Its key"),
+            .help("Private key of --tlscert"),
         text("refresh")
             .value_name("TOKEN")
             .help("Refresh token for the registry's token server"),

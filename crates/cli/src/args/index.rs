@@ -13,7 +13,7 @@ Examples:
 
 pub(super) fn command() -> Command {
     Command::new("index")
-        .about("List, show and remove indexes")
+        .about("List, print and remove indexes")
         .after_help(EXAMPLES)
         .subcommand_required(true)
         .subcommand_value_name("command")
@@ -23,22 +23,22 @@ pub(super) fn command() -> Command {
 fn list_command() -> Command {
     Command::new("list")
         .visible_alias("ls")
-        .about("List the indexes that were built here, newest first")
+        .about("List the indexes that were built on this machine, newest first")
         .after_help("Examples:\n  soci index list\n  soci index list --ref registry.example/app:1 --platform linux/arm64\n  soci index list -q")
-        .arg(text("ref").value_name("IMAGE").help("Only those of this image in containerd"))
+        .arg(text("ref").value_name("IMAGE").help("List only indexes of this image in containerd"))
         .arg(switch("quiet").short('q').help("Print digests only"))
         .arg(json_flag("Print one JSON object instead of a table"))
         .arg(
             list("platform")
                 .short('p')
                 .value_name("PLATFORM")
-                .help("Only those for this platform; may be repeated"),
+                .help("List only indexes for this platform, for example linux/arm64; may be repeated"),
         )
 }
 
 fn info_command() -> Command {
     Command::new("info")
-        .about("Print an index")
+        .about("Print an index as JSON")
         .after_help("Example:\n  soci index info sha256:...")
         .arg(positional("digest").help("Digest of the index"))
         .arg(json_flag("Print the JSON on one line"))
@@ -50,7 +50,7 @@ fn remove_command() -> Command {
         .about("Remove indexes")
         .after_help("Examples:\n  soci index remove sha256:... sha256:...\n  soci index remove --ref registry.example/app:1")
         .arg(positional("digest").num_args(0..).help("Digests of the indexes"))
-        .arg(text("ref").value_name("IMAGE").help("All indexes of this image in containerd"))
+        .arg(text("ref").value_name("IMAGE").help("Remove all indexes of this image in containerd"))
 }
 
 /// Values of `index list`.

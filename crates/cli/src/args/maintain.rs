@@ -9,24 +9,24 @@ use soci_flags::known;
 use super::{Values, positional};
 
 const REBUILD_LONG: &str = "\
-Makes the records of what was built agree with what the content store has: records of what is gone are
-dropped, indexes without a record are recorded.";
+Updates the records of indexes from the content store. It removes the records of indexes that the store
+no longer has, and adds records for indexes without one.";
 
 pub(super) fn rebuild_db_command() -> Command {
     Command::new("rebuild-db")
-        .about("Make the records of indexes agree with the content store")
+        .about("Update the records of indexes from the content store")
         .long_about(REBUILD_LONG)
         .after_help("Example:\n  soci rebuild-db")
 }
 
 pub(super) fn completion_command() -> Command {
     Command::new("completion")
-        .about("Print a script that completes commands and flags in a shell")
+        .about("Print a completion script for a shell")
         .after_help("Examples:\n  source <(soci completion bash)\n  soci completion zsh > ~/.zfunc/_soci\n  soci completion fish > ~/.config/fish/completions/soci.fish")
         .arg(
             positional("shell")
                 .value_parser(known(&["bash", "zsh", "fish"], OsStringValueParser::new()))
-                .help("bash, zsh or fish"),
+                .help("Name of the shell: bash, zsh or fish"),
         )
 }
 
@@ -35,7 +35,7 @@ pub(super) fn man_command() -> Command {
     Command::new("man")
         .hide(true)
         .about("Write manual pages")
-        .arg(positional("folder").help("Where to write them"))
+        .arg(positional("folder").help("Folder for the pages"))
 }
 
 /// Values of `man`.

@@ -6,7 +6,7 @@ use super::{Values, json_flag, positional};
 
 pub(super) fn command() -> Command {
     Command::new("prefetch")
-        .about("List and show prefetch artifacts: what nodes fetch first")
+        .about("List and print prefetch artifacts, which name what nodes download first")
         .after_help("Examples:\n  soci prefetch list\n  soci prefetch info sha256:...")
         .subcommand_required(true)
         .subcommand_value_name("command")
@@ -16,18 +16,18 @@ pub(super) fn command() -> Command {
 fn list_command() -> Command {
     Command::new("list")
         .visible_alias("ls")
-        .about("List the prefetch artifacts that were made here")
+        .about("List the prefetch artifacts that were built on this machine")
         .after_help("Example:\n  soci prefetch list --json")
         .arg(json_flag("Print a JSON array instead of a table"))
 }
 
 fn info_command() -> Command {
     Command::new("info")
-        .about("Print which spans a prefetch artifact asks for")
+        .about("Print the spans of a prefetch artifact")
         .after_help("Example:\n  soci prefetch info sha256:...")
-        .arg(positional("digest").help("Digest of the artifact"))
+        .arg(positional("digest").help("Digest of the prefetch artifact"))
         .arg(json_flag(
-            "Print the artifact itself, which is JSON, after the summary",
+            "After the summary, also print the artifact, which is JSON",
         ))
 }
 

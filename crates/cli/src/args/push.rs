@@ -9,8 +9,8 @@ use super::groups::{Platforms, RegistryAccess, platform_flags, registry_flags};
 use super::{Values, json_flag, positional};
 
 const LONG: &str = "\
-Sends the newest version 1 index of an image, made by `soci create`, to the registry that the image's
-name says. What the registry has already is not sent again.";
+Pushes the newest version 1 index of an image, which `soci create` built, to the registry in the image's
+name. Blobs that the registry already has are not sent.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,17 +20,17 @@ Examples:
 
 pub(super) fn command() -> Command {
     Command::new("push")
-        .about("Send the index of an image to its registry")
+        .about("Push the version 1 index of an image to its registry")
         .long_about(LONG)
         .after_help(EXAMPLES)
-        .arg(positional("image").help("Name of the image in containerd"))
+        .arg(positional("image").help("Image: a name in containerd"))
         .args(platform_flags())
         .arg(
             text("existing-index")
                 .value_parser(known(&["warn", "skip", "allow"], StringValueParser::new()))
                 .value_name("WHAT")
                 .default_value("warn")
-                .help("If the registry has an index of the image: warn, skip or allow"),
+                .help("If the registry already has an index of the image: warn (push and warn), skip (do not push) or allow (push)"),
         )
         .arg(
             Arg::new("max-concurrent-uploads")
@@ -38,7 +38,7 @@ pub(super) fn command() -> Command {
                 .value_parser(soci_flags::unsigned())
                 .value_name("NUMBER")
                 .default_value("3")
-                .help("Uploads at once"),
+                .help("Maximum number of concurrent uploads"),
         )
         .arg(switch("quiet").short('q').help("Print digests only"))
         .arg(json_flag(
@@ -49,10 +49,10 @@ pub(super) fn command() -> Command {
             text("snapshotter")
                 .env("CONTAINERD_SNAPSHOTTER")
                 .value_name("NAME")
-                .help("Without effect"),
+                .help("Has no effect; accepted for compatibility"),
         )
-        .arg(switch("http-dump").help("Print HTTP requests and answers"))
-        .arg(switch("http-trace").help("Print HTTP requests and answers"))
+        .arg(switch("http-dump").help("Same as --debug"))
+        .arg(switch("http-trace").help("Same as --debug"))
 }
 
 /// An invalid value of `--existing-index`.

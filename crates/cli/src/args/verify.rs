@@ -7,13 +7,14 @@ use super::groups::{RegistryAccess, follow_links_flag, registry_flags};
 use super::{Values, json_flag, positional};
 
 const LONG: &str = "\
-Checks an image and its index against each other and says in one line each what is wrong: digests and
-sizes, that every zTOC fits its layer, that its files lie one behind the other, and with --deep that
-every span of every layer has its digest and every file its tar header. Exit code 1 if anything is.
+Checks that an image and its SOCI indexes are consistent, and prints one line per problem. It checks
+digests and sizes, the links between manifests and indexes, and each zTOC against its layer. With --deep
+it reads every layer and also checks each span, each checkpoint, the tar header of each file, and the
+diff-IDs. The exit code is 1 if there are problems.
 
-The image is docker://registry/repository:tag, a path or one of the other transports of
-`soci convert --standalone`, or else the name of an image in containerd. Version 1 indexes are checked,
-too: those that refer to the image in the registry, or were recorded on this machine.";
+<image> is docker://registry/repository:tag, another transport or a PATH (see `soci convert --help`), or
+the name of an image in containerd. Version 1 indexes are checked too: those that refer to the image in
+the registry, or that are recorded on this machine.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,17 +23,17 @@ Examples:
 
 pub(super) fn command() -> Command {
     Command::new("verify")
-        .about("Check an image and its index against each other")
+        .about("Check that an image and its index are consistent")
         .long_about(LONG)
         .after_help(EXAMPLES)
-        .arg(positional("image").help("The image"))
+        .arg(positional("image").help("Image to check: a transport, a PATH, or a name in containerd"))
         .arg(
             positional("more")
                 .num_args(0..)
                 .hide(true)
-                .help("Images that would not be checked"),
+                .help("Surplus images, which are rejected"),
         )
-        .arg(switch("deep").help("Read every layer"))
+        .arg(switch("deep").help("Read every layer and compare it with its zTOC and diff-ID"))
         .arg(follow_links_flag())
         .arg(json_flag(
             "Print one JSON object at the end instead of lines",
@@ -41,7 +42,7 @@ pub(super) fn command() -> Command {
             list("platform")
                 .short('p')
                 .value_name("PLATFORM")
-                .help("Only this platform; may be repeated (default: all that are there)"),
+                .help("Check only this platform, for example linux/arm64; may be repeated (default: all that are present)"),
         )
         .args(registry_flags())
 }

@@ -16,7 +16,7 @@ Examples:
 
 pub(super) fn command() -> Command {
     Command::new("ztoc")
-        .about("List and show zTOCs, and read files with them")
+        .about("List and print zTOCs, and read files with them")
         .after_help(EXAMPLES)
         .subcommand_required(true)
         .subcommand_value_name("command")
@@ -26,19 +26,19 @@ pub(super) fn command() -> Command {
 fn list_command() -> Command {
     Command::new("list")
         .visible_alias("ls")
-        .about("List the zTOCs that were built here")
+        .about("List the zTOCs that were built on this machine")
         .after_help(
             "Examples:\n  soci ztoc list\n  soci ztoc list --image-ref registry.example/app:1 -q",
         )
         .arg(
             text("ztoc-digest")
                 .value_name("DIGEST")
-                .help("Only this one"),
+                .help("List only this zTOC"),
         )
         .arg(
             text("image-ref")
                 .value_name("IMAGE")
-                .help("Only those of this image in containerd"),
+                .help("List only zTOCs of this image in containerd"),
         )
         .arg(switch("quiet").short('q').help("Print digests only"))
         .arg(json_flag("Print one JSON object instead of a table"))
@@ -46,7 +46,7 @@ fn list_command() -> Command {
 
 fn info_command() -> Command {
     Command::new("info")
-        .about("Print what a zTOC knows of its layer: spans and files")
+        .about("Print the spans and files of a layer as JSON")
         .after_help("Example:\n  soci ztoc info sha256:... | jq '.files[].filename'")
         .arg(positional("digest").help("Digest of the zTOC"))
         .arg(json_flag("Print the JSON on one line"))
@@ -54,10 +54,10 @@ fn info_command() -> Command {
 
 fn get_file_command() -> Command {
     Command::new("get-file")
-        .about("Read one file of a layer")
+        .about("Print one file of a layer")
         .after_help("Examples:\n  soci ztoc get-file sha256:... etc/os-release\n  soci ztoc get-file -o sh sha256:... bin/sh")
         .arg(positional("digest").help("Digest of the zTOC"))
-        .arg(positional("file").help("Name of the file as `soci ztoc info` shows it"))
+        .arg(positional("file").help("Name of the file, as `soci ztoc info` prints it"))
         // This command rejects surplus arguments itself, with the reference's message.
         .arg(positional("extra").num_args(0..).hide(true))
         .arg(
@@ -67,7 +67,7 @@ fn get_file_command() -> Command {
                 .value_parser(clap::value_parser!(OsString))
                 .value_name("FILE")
                 .value_hint(ValueHint::FilePath)
-                .help("Write there (default: standard output, and a newline behind)"),
+                .help("Write to this file (default: standard output, followed by a newline)"),
         )
 }
 

@@ -73,7 +73,10 @@ fn operands_that_no_command_would_use_are_refused() {
     ] {
         let line = [&root].map(String::as_str).into_iter();
         let ran = run(line.chain(words.iter().copied()));
-        assert_eq!(ran, failed(&format!("unexpected argument {message}")));
+        let command = message.split_once(": ").unwrap().1;
+        let command = command.split_once(" takes").unwrap().0;
+        let message = format!("unexpected argument {message}; see `soci {command} --help`");
+        assert_eq!(ran, failed(&message));
     }
     assert!(!folder.path().join("root").exists());
 }

@@ -120,7 +120,7 @@ fn there_is_a_manual_page_for_every_command() {
     let page = fs::read_to_string(pages.join("soci-convert.1")).unwrap();
     for part in [
         ".TH SOCI-CONVERT 1",
-        "soci\\-convert \\- Make a copy",
+        "soci\\-convert \\- Copy an image",
         ".B \\-\\-format FORMAT",
         ".SH EXAMPLES",
         ".SH EXIT STATUS",
