@@ -3,7 +3,7 @@
 use super::StoreError;
 use soci_oci::digest::Digest;
 
-/// Indexes nested deeper than this are not followed.
+/// Indexes nested deeper than this are not followed. Published images have at most two levels.
 pub const MAX_DEPTH: usize = 8;
 
 /// Total size in bytes of the manifests and indexes of one image that are held in memory together:
@@ -14,16 +14,23 @@ pub const MAX_IMAGE_DOCUMENTS: u64 = 64 << 20;
 #[derive(Debug)]
 pub struct DocumentBudget {
     image: Digest,
+    limit: u64,
     left: u64,
 }
 
 impl DocumentBudget {
-    /// Creates an empty budget for the image with this root.
+    /// Creates the budget of [`MAX_IMAGE_DOCUMENTS`] for the image with this root.
     #[must_use]
     pub fn new(image: Digest) -> Self {
+        Self::with_limit(image, MAX_IMAGE_DOCUMENTS)
+    }
+
+    /// Creates a budget of `limit` bytes.
+    pub(crate) fn with_limit(image: Digest, limit: u64) -> Self {
         Self {
             image,
-            left: MAX_IMAGE_DOCUMENTS,
+            limit,
+            left: limit,
         }
     }
 
@@ -35,7 +42,7 @@ impl DocumentBudget {
         let left = self.left.checked_sub(bytes);
         self.left = left.ok_or(StoreError::TooManyDocuments {
             image: self.image,
-            limit: MAX_IMAGE_DOCUMENTS,
+            limit: self.limit,
         })?;
         Ok(())
     }

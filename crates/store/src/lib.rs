@@ -13,6 +13,7 @@ mod budget;
 pub mod containerd;
 pub mod docker_archive;
 pub mod durable;
+mod graph;
 mod ingest;
 pub mod layout;
 pub mod local;
@@ -34,7 +35,8 @@ use bytes::Bytes;
 
 pub use archive_writer::write_archive;
 pub use budget::{DocumentBudget, MAX_DEPTH, MAX_IMAGE_DOCUMENTS};
-pub use reachable::{ReachableError, reachable};
+pub use graph::{Document, Limits, ReachableError, Traversal};
+pub use reachable::reachable;
 pub use stacked::Stacked;
 pub use upload::FromStore;
 

@@ -1,78 +1,36 @@
 //! Lists the blobs of an image.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use super::{ContentStore, MAX_DEPTH, StoreError};
+use super::{ContentStore, Limits, ReachableError, Traversal};
 use soci_oci::descriptor::Descriptor;
 use soci_oci::digest::Digest;
-use soci_oci::manifest::{self, DocumentError, ImageIndex, MAX_DOCUMENT_BYTES, Manifest};
-use soci_oci::media_type;
-
-/// Why the blobs of an image cannot be listed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ReachableError {
-    /// The store failed to return a blob.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A manifest or index is invalid.
-    #[error("{digest}")]
-    Document {
-        /// The document.
-        digest: Digest,
-        /// Why it is invalid.
-        #[source]
-        source: Box<DocumentError>,
-    },
-}
+use soci_oci::manifest::MAX_DOCUMENT_BYTES;
 
 /// Returns every blob that is reachable from `root` and present in the store, with its size in
 /// bytes. Blobs that the source never had are omitted: layers of other platforms, and layers that
 /// are stored elsewhere.
+///
+/// # Errors
+/// [`ReachableError`] if a document cannot be read or is invalid, or if the documents are too many,
+/// too deeply nested or too large in total.
 pub async fn reachable(
     store: &dyn ContentStore,
     root: &Descriptor,
 ) -> Result<BTreeMap<Digest, u64>, ReachableError> {
     let mut found = BTreeMap::new();
-    let mut depths: HashMap<Digest, usize> = HashMap::new();
-    let mut queue = vec![(root.clone(), 0)];
-    while let Some((descriptor, depth)) = queue.pop() {
-        let Descriptor {
-            digest, media_type, ..
-        } = &descriptor;
-        // A shorter path from the root leaves more depth to follow, so visit the blob again.
-        let is_known = depths.get(digest).is_some_and(|&known| known <= depth);
-        if is_known || depth > MAX_DEPTH {
-            continue;
-        }
-        let Some(size) = store.size(digest).await? else {
+    let mut traversal = Traversal::new(root.digest, root, Limits::DROPPED);
+    while let Some(document) = traversal.next_document() {
+        let digest = document.descriptor.digest;
+        let Some(size) = store.size(&digest).await? else {
             continue;
         };
-        found.insert(*digest, size);
-        depths.insert(*digest, depth);
-        let document = |source| ReachableError::Document {
-            digest: *digest,
-            source: Box::new(source),
-        };
-        if media_type::is_index(media_type) {
-            let bytes = store.read(digest, MAX_DOCUMENT_BYTES).await?;
-            let index: ImageIndex = manifest::parse(&bytes, media_type).map_err(document)?;
-            queue.extend(
-                index
-                    .manifests()
-                    .iter()
-                    .map(|member| (member.clone(), depth + 1)),
-            );
-        } else if media_type::is_manifest(media_type) {
-            let bytes = store.read(digest, MAX_DOCUMENT_BYTES).await?;
-            let manifest: Manifest = manifest::parse(&bytes, media_type).map_err(document)?;
-            queue.push((manifest.config.clone(), depth + 1));
-            queue.extend(
-                manifest
-                    .layers()
-                    .iter()
-                    .map(|layer| (layer.clone(), depth + 1)),
-            );
+        found.insert(digest, size);
+        let bytes = store.read(&digest, MAX_DOCUMENT_BYTES).await?;
+        for blob in traversal.enter(&document, &bytes)? {
+            if let Some(size) = store.size(&blob.digest).await? {
+                found.insert(blob.digest, size);
+            }
         }
     }
     Ok(found)
@@ -81,9 +39,10 @@ pub async fn reachable(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Content;
     use crate::layout::Layout;
-    use soci_oci::json;
+    use crate::{Content, MAX_DEPTH};
+    use soci_oci::manifest::ImageIndex;
+    use soci_oci::{json, media_type};
 
     fn index(layout: &Layout, members: Vec<Descriptor>) -> Descriptor {
         let bytes = json::to_vec(&ImageIndex::new(members));
@@ -109,5 +68,40 @@ mod tests {
             assert!(found.contains_key(&leaf.digest));
             assert_eq!(found.len(), MAX_DEPTH + 2);
         }
+    }
+
+    #[tokio::test]
+    async fn what_the_store_lacks_is_omitted_with_what_only_it_refers_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path()).unwrap().unsynced();
+        let inner = index(&layout, Vec::new());
+        let lost = index(&layout, vec![inner]);
+        std::fs::remove_file(layout.blob_path(&lost.digest)).unwrap();
+        let foreign = |bytes: &'static [u8]| Descriptor {
+            urls: vec!["https://elsewhere/".to_owned()],
+            ..Descriptor::of(media_type::DOCKER_FOREIGN_LAYER, bytes)
+        };
+        let (kept, elsewhere) = (foreign(b"kept"), foreign(b"elsewhere"));
+        let content = Content::Bytes(b"kept".as_slice().into());
+        layout.store(&kept, content).unwrap();
+        let root = index(&layout, vec![lost, kept.clone(), elsewhere]);
+        let found = reachable(&layout, &root).await.unwrap();
+        let expected = [(root.digest, root.size), (kept.digest, kept.size)];
+        assert_eq!(found, BTreeMap::from(expected));
+    }
+
+    #[tokio::test]
+    async fn an_image_that_is_nested_too_deeply_is_not_listed_in_part() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path()).unwrap().unsynced();
+        let mut root = index(&layout, Vec::new());
+        for _ in 0..=MAX_DEPTH {
+            root = index(&layout, vec![root]);
+        }
+        let error = reachable(&layout, &root).await.unwrap_err();
+        assert!(matches!(
+            error,
+            ReachableError::Store(crate::StoreError::TooDeep(_))
+        ));
     }
 }

@@ -1,22 +1,19 @@
 //! The graph of an image: its documents and the blobs that they refer to.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::{ContentStore, DocumentBudget, MAX_DEPTH, ReachableError, StoreError};
+use crate::{ContentStore, Limits, ReachableError, StoreError, Traversal};
 use soci_oci::descriptor::Descriptor;
 use soci_oci::digest::Digest;
-use soci_oci::manifest::{self, ImageIndex, MAX_DOCUMENT_BYTES, Manifest};
+use soci_oci::manifest::MAX_DOCUMENT_BYTES;
 use soci_oci::media_type;
-
-/// Maximum number of documents in one image.
-const MAX_DOCUMENTS: usize = 10_000;
 
 /// A document of the graph.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// The descriptor that refers to it.
+    /// Its media type, digest and size.
     pub descriptor: Descriptor,
     /// Its bytes.
     pub bytes: Bytes,
@@ -40,47 +37,27 @@ pub struct Graph {
 /// deeply nested or too large in total.
 pub async fn graph(store: &dyn ContentStore, root: &Descriptor) -> Result<Graph, ReachableError> {
     let mut graph = Graph::default();
-    let mut numbers: HashMap<Digest, usize> = HashMap::new();
-    let mut budget = DocumentBudget::new(root.digest);
-    let mut queue = vec![(root.clone(), 0)];
-    while let Some((descriptor, depth)) = queue.pop() {
-        let known = numbers.get(&descriptor.digest).copied();
-        if known.is_some_and(|number| graph.documents[number].depth >= depth) {
-            continue;
-        }
-        if depth > MAX_DEPTH {
-            return Err(StoreError::TooDeep(descriptor.digest).into());
-        }
-        if graph.documents.len() >= MAX_DOCUMENTS {
-            let text = "an image with more than 10000 manifests and indexes";
-            return Err(StoreError::Archive(text).into());
-        }
-        let number = match known {
-            // A longer path than before: its descendants are deeper too, so visit them again.
-            Some(number) => number,
-            None => {
-                let node = read(store, descriptor, &mut budget).await?;
-                numbers.insert(node.descriptor.digest, graph.documents.len());
-                graph.documents.push(node);
-                graph.documents.len() - 1
-            }
-        };
-        graph.documents[number].depth = depth;
-        let (documents, blobs) = named(&graph.documents[number])?;
-        queue.extend(documents.into_iter().map(|named| (named, depth + 1)));
-        graph
-            .blobs
-            .extend(blobs.into_iter().map(|blob| (blob.digest, blob)));
+    let mut traversal = Traversal::new(root.digest, root, Limits::KEPT);
+    while let Some(document) = traversal.next_document() {
+        let bytes = read(store, &document.descriptor).await?;
+        let mut blobs = traversal.enter(&document, &bytes)?;
+        blobs.retain(|blob| !is_elsewhere(blob));
+        let blobs = blobs.into_iter().map(|blob| (blob.digest, blob));
+        graph.blobs.extend(blobs);
+        graph.documents.push(Node {
+            descriptor: document.descriptor,
+            bytes,
+            depth: 0,
+        });
+    }
+    let depths = traversal.depths();
+    for node in &mut graph.documents {
+        node.depth = depths[&node.descriptor.digest];
     }
     Ok(graph)
 }
 
-async fn read(
-    store: &dyn ContentStore,
-    descriptor: Descriptor,
-    budget: &mut DocumentBudget,
-) -> Result<Node, StoreError> {
-    budget.take(descriptor.size)?;
+async fn read(store: &dyn ContentStore, descriptor: &Descriptor) -> Result<Bytes, StoreError> {
     let bytes = store.read(&descriptor.digest, MAX_DOCUMENT_BYTES).await?;
     if bytes.len() as u64 != descriptor.size {
         return Err(StoreError::Size {
@@ -89,38 +66,7 @@ async fn read(
             actual: bytes.len() as u64,
         });
     }
-    Ok(Node {
-        descriptor,
-        bytes,
-        depth: 0,
-    })
-}
-
-/// The documents and the other blobs that a document refers to, without layers that are stored
-/// elsewhere.
-fn named(node: &Node) -> Result<(Vec<Descriptor>, Vec<Descriptor>), ReachableError> {
-    let Descriptor {
-        digest, media_type, ..
-    } = &node.descriptor;
-    let document = |source| ReachableError::Document {
-        digest: *digest,
-        source: Box::new(source),
-    };
-    if media_type::is_index(media_type) {
-        let index: ImageIndex = manifest::parse(&node.bytes, media_type).map_err(document)?;
-        let members = index.manifests.unwrap_or_default();
-        return Ok(members.into_iter().partition(is_document));
-    }
-    let manifest: Manifest = manifest::parse(&node.bytes, media_type).map_err(document)?;
-    let mut blobs = manifest.layers.unwrap_or_default();
-    blobs.retain(|layer| !is_elsewhere(layer));
-    blobs.push(manifest.config);
-    Ok((Vec::new(), blobs))
-}
-
-fn is_document(descriptor: &Descriptor) -> bool {
-    let media_type = &descriptor.media_type;
-    media_type::is_index(media_type) || media_type::is_manifest(media_type)
+    Ok(bytes)
 }
 
 /// Whether the layer is not stored in registries; clients download it from the URLs in its
@@ -131,11 +77,14 @@ fn is_elsewhere(layer: &Descriptor) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
-    use crate::Content;
     use crate::layout::Layout;
+    use crate::{Content, MAX_DEPTH};
     use soci_oci::descriptor::Annotations;
     use soci_oci::json;
+    use soci_oci::manifest::ImageIndex;
 
     struct Images {
         _folder: tempfile::TempDir,
