@@ -259,14 +259,7 @@ pub async fn push(
     let listed =
         options.existing == Existing::Allow || pushed.existing.contains(&selected.index.digest);
     let index = &selected.index;
-    let graph = Graph::new(
-        registry,
-        image,
-        store,
-        observer,
-        options.uploads,
-        &index.digest,
-    );
+    let graph = Graph::new(registry, image, store, observer, options.uploads);
     let (listing, blobs) = graph.push_index(index, listed).await?;
     pushed.listing = listing;
     pushed.blobs = blobs;

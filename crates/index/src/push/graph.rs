@@ -1,20 +1,22 @@
 //! Copies an index and everything that it refers to, children before parents.
 //!
-//! Each digest is copied once; concurrent requests for it wait for the first. An upload slot is
-//! held while a blob or manifest is queried or sent, but never while its children are copied.
+//! The documents that the registry lacks are found first ([`Traversal`]). Each blob is copied once,
+//! all blobs before the documents. An upload slot is held while a blob or document is queried or
+//! sent.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, try_join_all};
-use soci_oci::manifest::{self, ImageIndex, Manifest};
+use futures_util::future::{try_join, try_join_all};
+use soci_oci::manifest::{self, Manifest};
 use soci_oci::reference::ImageRef;
-use soci_oci::{Descriptor, Digest, media_type};
+use soci_oci::{Descriptor, Digest};
 use soci_registry::{Listing, MAX_MANIFEST, Registry, Sent, Uploaded};
-use soci_store::FromStore;
-use soci_store::{ContentStore, DocumentBudget, MAX_DEPTH, StoreError};
-use tokio::sync::{OnceCell, Semaphore};
+use soci_store::{
+    ContentStore, Document, FromStore, Limits, ReachableError, StoreError, Traversal,
+};
+use tokio::sync::Semaphore;
 
 use super::{CopiedBlob, GraphError, Note, Outcome, PushObserver};
 use crate::model::LAYER_DIGEST;
@@ -24,27 +26,30 @@ const CREATE_AGAIN: &str = "`soci create` makes it again";
 /// The remedy if a part of the image is missing.
 const PUSH_IMAGE: &str = "push the image first, or pull all of it";
 
-type Done = Arc<OnceCell<()>>;
-
 pub(super) struct Graph<'a> {
     registry: &'a Registry,
     image: &'a ImageRef,
     store: &'a Arc<dyn ContentStore>,
     observer: &'a Arc<dyn PushObserver>,
     places: Semaphore,
-    /// Parents stay in memory while they wait for their children.
-    budget: Mutex<DocumentBudget>,
-    begun: Mutex<HashMap<Digest, Done>>,
     copied: Mutex<Vec<CopiedBlob>>,
 }
 
-/// A blob or manifest to copy, and its role in the index.
-#[derive(Clone)]
-struct Item {
-    blob: Descriptor,
-    of_index: bool,
-    /// Number of enclosing indexes.
-    depth: usize,
+/// The parts of an image that the registry may lack.
+#[derive(Default)]
+struct Image {
+    /// The manifests and indexes that it lacks.
+    documents: Vec<(Descriptor, Bytes)>,
+    /// The length of the longest path from the subject to each document.
+    depths: HashMap<Digest, usize>,
+    blobs: Vec<Descriptor>,
+}
+
+/// Whose part a blob or document is.
+#[derive(Clone, Copy)]
+enum Of {
+    Index,
+    Image,
 }
 
 impl<'a> Graph<'a> {
@@ -54,7 +59,6 @@ impl<'a> Graph<'a> {
         store: &'a Arc<dyn ContentStore>,
         observer: &'a Arc<dyn PushObserver>,
         uploads: usize,
-        index: &Digest,
     ) -> Self {
         Self {
             registry,
@@ -62,8 +66,6 @@ impl<'a> Graph<'a> {
             store,
             observer,
             places: Semaphore::new(uploads.clamp(1, Semaphore::MAX_PERMITS)),
-            budget: Mutex::new(DocumentBudget::new(*index)),
-            begun: Mutex::default(),
             copied: Mutex::default(),
         }
     }
@@ -90,22 +92,22 @@ impl<'a> Graph<'a> {
     }
 
     async fn copy_index(&self, index: &Descriptor) -> Result<Listing, GraphError> {
-        let root = Item {
-            blob: index.clone(),
-            of_index: true,
-            depth: 0,
-        };
-        let bytes = self.read(&root, "index").await?;
+        let bytes = self.read(index, "index", Of::Index).await?;
         let manifest: Manifest = parse(index, &bytes)?;
         self.observer.note(&Note::Pushing(index.digest));
-        let subject = manifest.subject.as_ref().map(|it| of_image(it, 0));
         let parts = std::iter::once(&manifest.config).chain(manifest.layers());
-        let parts = parts.map(|part| Item {
-            blob: part.clone(),
-            of_index: true,
-            depth: 0,
-        });
-        self.copy_all(subject.into_iter().chain(parts)).await?;
+        let parts: Vec<Descriptor> = parts.cloned().collect();
+        // The registry is asked about the image first, but the zTOCs do not wait for its answers.
+        let mut copied = HashSet::new();
+        let copies = self.copy_blobs(&parts, Of::Index, &mut copied);
+        match &manifest.subject {
+            Some(subject) => {
+                let image = self.missing_image(index.digest, subject);
+                let (image, ()) = try_join(image, copies).await?;
+                self.copy_image(image, copied).await?;
+            }
+            None => copies.await?,
+        }
         let place = self.place().await;
         let listing = self
             .registry
@@ -116,66 +118,76 @@ impl<'a> Graph<'a> {
         Ok(listing)
     }
 
-    async fn copy_all(&self, items: impl Iterator<Item = Item>) -> Result<(), GraphError> {
-        try_join_all(items.map(|item| self.copy(item)))
-            .await
-            .map(drop)
+    /// Reads the documents that the registry lacks. What the registry has is complete.
+    async fn missing_image(
+        &self,
+        index: Digest,
+        subject: &Descriptor,
+    ) -> Result<Image, GraphError> {
+        let mut image = Image::default();
+        let mut traversal = Traversal::new(index, subject, Limits::KEPT);
+        while let Some(document) = traversal.next_document() {
+            let Document { descriptor, .. } = &document;
+            let place = self.place().await;
+            let digest = &descriptor.digest;
+            if self.registry.has_manifest(self.image, digest).await? {
+                self.skipped(descriptor);
+                continue;
+            }
+            drop(place);
+            let bytes = self.read(descriptor, "image manifest", Of::Image).await?;
+            let blobs = traversal.enter(&document, &bytes)?;
+            self.observer.note(&Note::Pushing(descriptor.digest));
+            image.blobs.extend(blobs);
+            image.documents.push((document.descriptor, bytes));
+        }
+        image.depths = traversal.depths();
+        Ok(image)
     }
 
-    /// Copies an item unless it was copied or started before.
-    fn copy(&self, item: Item) -> BoxFuture<'_, Result<(), GraphError>> {
-        Box::pin(async move {
-            let done = {
-                let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
-                Arc::clone(begun.entry(item.blob.digest).or_default())
-            };
-            let copied = done.get_or_try_init(|| async {
-                if is_document(&item.blob) {
-                    self.copy_manifest(&item).await
-                } else {
-                    self.copy_blob(&item).await
-                }
-            });
-            copied.await.map(drop)
-        })
-    }
-
-    /// Copies a manifest or index of the image, with its content.
-    async fn copy_manifest(&self, item: &Item) -> Result<(), GraphError> {
-        let blob = &item.blob;
-        if item.depth > MAX_DEPTH {
-            return Err(StoreError::TooDeep(blob.digest).into());
+    /// Copies the parts of an image, except the blobs in `copied`.
+    async fn copy_image(
+        &self,
+        image: Image,
+        mut copied: HashSet<Digest>,
+    ) -> Result<(), GraphError> {
+        let copies = self.copy_blobs(&image.blobs, Of::Image, &mut copied);
+        copies.await?;
+        let mut levels: BTreeMap<usize, Vec<_>> = BTreeMap::new();
+        for (document, bytes) in &image.documents {
+            let level = levels.entry(image.depths[&document.digest]).or_default();
+            level.push(self.copy_document(document, bytes));
         }
-        let place = self.place().await;
-        if self.registry.has_manifest(self.image, &blob.digest).await? {
-            self.skipped(blob);
-            return Ok(());
+        for level in levels.into_values().rev() {
+            try_join_all(level).await?;
         }
-        let bytes = self.read(item, "image manifest").await?;
-        drop(place);
-        self.observer.note(&Note::Pushing(blob.digest));
-        let part = |it| of_image(it, item.depth + 1);
-        let parts: Vec<Item> = if media_type::is_index(&blob.media_type) {
-            let index: ImageIndex = parse(blob, &bytes)?;
-            index.manifests().iter().map(part).collect()
-        } else {
-            let manifest: Manifest = parse(blob, &bytes)?;
-            let config = std::iter::once(&manifest.config);
-            config.chain(manifest.layers()).map(part).collect()
-        };
-        self.copy_all(parts.into_iter()).await?;
-        let place = self.place().await;
-        let object = blob.digest.to_string();
-        self.registry
-            .push_manifest(self.image, &object, &blob.media_type, bytes)
-            .await?;
-        drop(place);
-        self.pushed(blob, Outcome::Pushed);
         Ok(())
     }
 
-    async fn copy_blob(&self, item: &Item) -> Result<(), GraphError> {
-        let blob = &item.blob;
+    /// Copies each blob once, and adds it to `copied`.
+    async fn copy_blobs(
+        &self,
+        blobs: &[Descriptor],
+        of: Of,
+        copied: &mut HashSet<Digest>,
+    ) -> Result<(), GraphError> {
+        let new = blobs.iter().filter(|blob| copied.insert(blob.digest));
+        let copies = new.map(|blob| self.copy_blob(blob, of));
+        try_join_all(copies).await.map(drop)
+    }
+
+    async fn copy_document(&self, document: &Descriptor, bytes: &Bytes) -> Result<(), GraphError> {
+        let place = self.place().await;
+        let object = document.digest.to_string();
+        self.registry
+            .push_manifest(self.image, &object, &document.media_type, bytes.clone())
+            .await?;
+        drop(place);
+        self.pushed(document, Outcome::Pushed);
+        Ok(())
+    }
+
+    async fn copy_blob(&self, blob: &Descriptor, of: Of) -> Result<(), GraphError> {
         let place = self.place().await;
         if self.registry.has_blob(self.image, &blob.digest).await? {
             self.skipped(blob);
@@ -186,7 +198,11 @@ impl<'a> Graph<'a> {
                 // The layer is stored elsewhere and does not have to be in the registry.
                 return Ok(());
             }
-            return Err(item.missing("blob"));
+            let what = match of {
+                Of::Index => "zTOC",
+                Of::Image => "blob",
+            };
+            return Err(of.missing(what, blob.digest));
         }
         self.observer.note(&Note::Pushing(blob.digest));
         let others = self.known_repositories(blob).await?;
@@ -222,15 +238,15 @@ impl<'a> Graph<'a> {
         Ok(known)
     }
 
-    async fn read(&self, item: &Item, what: &'static str) -> Result<Bytes, GraphError> {
-        match self.store.read(&item.blob.digest, MAX_MANIFEST).await {
-            Err(StoreError::NotFound(_)) => Err(item.missing(what)),
-            read => {
-                let bytes = read?;
-                let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
-                budget.take(bytes.len() as u64)?;
-                Ok(bytes)
-            }
+    async fn read(
+        &self,
+        document: &Descriptor,
+        what: &'static str,
+        of: Of,
+    ) -> Result<Bytes, GraphError> {
+        match self.store.read(&document.digest, MAX_MANIFEST).await {
+            Err(StoreError::NotFound(_)) => Err(of.missing(what, document.digest)),
+            read => Ok(read?),
         }
     }
 
@@ -258,39 +274,32 @@ impl<'a> Graph<'a> {
     }
 }
 
-impl Item {
-    fn missing(&self, what: &'static str) -> GraphError {
+impl Of {
+    fn missing(self, what: &'static str, digest: Digest) -> GraphError {
+        let remedy = match self {
+            Self::Index => CREATE_AGAIN,
+            Self::Image => PUSH_IMAGE,
+        };
         GraphError::Missing {
-            what: if self.of_index && what == "blob" {
-                "zTOC"
-            } else {
-                what
-            },
-            digest: self.blob.digest,
-            remedy: if self.of_index {
-                CREATE_AGAIN
-            } else {
-                PUSH_IMAGE
-            },
+            what,
+            digest,
+            remedy,
         }
     }
 }
 
-fn of_image(blob: &Descriptor, depth: usize) -> Item {
-    Item {
-        blob: blob.clone(),
-        of_index: false,
-        depth,
+impl From<ReachableError> for GraphError {
+    fn from(error: ReachableError) -> Self {
+        match error {
+            ReachableError::Store(error) => Self::Store(error),
+            ReachableError::Document { digest, source } => Self::Document { digest, source },
+        }
     }
 }
 
-fn is_document(blob: &Descriptor) -> bool {
-    media_type::is_manifest(&blob.media_type) || media_type::is_index(&blob.media_type)
-}
-
-fn parse<T: manifest::Kind>(blob: &Descriptor, bytes: &[u8]) -> Result<T, GraphError> {
-    manifest::parse(bytes, &blob.media_type).map_err(|source| GraphError::Document {
-        digest: blob.digest,
+fn parse(index: &Descriptor, bytes: &[u8]) -> Result<Manifest, GraphError> {
+    manifest::parse(bytes, &index.media_type).map_err(|source| GraphError::Document {
+        digest: index.digest,
         source: Box::new(source),
     })
 }

@@ -232,6 +232,45 @@ async fn an_image_that_the_registry_lacks_is_copied_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_two_indexes_refer_to_is_copied_once_and_first() {
+    let mut scene = Scene::new(Setup::default()).await;
+    let manifest = scene.subject.clone();
+    let mut indexes = Vec::new();
+    for members in [vec![], vec![manifest.clone()]] {
+        let members = indexes.iter().cloned().chain(members).collect();
+        let nested = json::to_vec(&ImageIndex::new(members));
+        indexes.push(scene.images.put(media_type::OCI_INDEX, nested).await);
+    }
+    indexes.insert(0, manifest);
+    let root = json::to_vec(&ImageIndex::new(indexes.clone()));
+    scene.subject = scene.images.put(media_type::OCI_INDEX, root).await;
+    indexes.push(scene.subject.clone());
+    let index = scene.index(&["one"]).await;
+    indexes.push(index.index.clone());
+    let pushed = scene.push(&index).await;
+    let position = |digest| {
+        let mut places = pushed.blobs.iter().enumerate();
+        let of_it = places.by_ref().filter(|(_, it)| it.blob.digest == digest);
+        let of_it: Vec<usize> = of_it.map(|(place, _)| place).collect();
+        let [only] = of_it[..] else {
+            panic!("{of_it:?}");
+        };
+        only
+    };
+    let [leaf, empty, between, root, index] = &indexes[..] else {
+        panic!("{indexes:?}");
+    };
+    for (before, after) in [
+        (leaf, between),
+        (empty, between),
+        (between, root),
+        (root, index),
+    ] {
+        assert!(position(before.digest) < position(after.digest));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_has_is_named_with_a_remedy() {
     type Gone = fn(&Scene, &Selected) -> Digest;
     let cases: [(Gone, &str, &str); 4] = [
