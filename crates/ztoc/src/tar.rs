@@ -80,7 +80,7 @@ pub enum TarError {
     },
 }
 
-/// How to handle entries that the two users of the scanner treat differently.
+/// How to handle entries that the users of the scanner treat differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {
     /// For building zTOCs: a global PAX header is an unsupported entry. Sparse files are accepted,
@@ -89,6 +89,9 @@ pub enum Policy {
     /// For unpacking: global PAX headers are ignored, or rejected if their name has an effect.
     /// Sparse files are rejected, because their map is part of the data.
     Unpack,
+    /// For finding files in an archive that is not a layer: global PAX headers and entries of
+    /// unknown types are skipped, contiguous files are regular, and sparse files are rejected.
+    Find,
 }
 
 /// Receives the results of the scanner. Methods cannot fail: a sink that writes keeps its first
@@ -216,6 +219,25 @@ impl TarScanner {
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.state == State::Ended
+    }
+
+    /// Bytes of content of the last reported entry that were not fed yet.
+    #[must_use]
+    pub fn content_left(&self) -> u64 {
+        match self.state {
+            State::Data { left } => left,
+            _ => 0,
+        }
+    }
+
+    /// Continues after the content and its padding without their bytes, for a caller that can seek.
+    /// The caller checks that the archive has the content.
+    pub fn skip_content(&mut self) {
+        if let State::Data { left } = self.state {
+            let end = self.pos.saturating_add(left);
+            self.pos = end.saturating_add(self.padding);
+            self.state = State::Header;
+        }
     }
 
     /// Processes the next bytes of the stream.
@@ -374,11 +396,15 @@ impl TarScanner {
 
     /// Checks the global header in the current block.
     fn check_global(&mut self) -> Result<(), TarError> {
-        if self.policy == Policy::Ztoc {
-            return Err(TarError::Unsupported {
-                flag: b'g',
-                name: Vec::new(),
-            });
+        match self.policy {
+            Policy::Unpack => {}
+            Policy::Find => return Ok(()),
+            Policy::Ztoc => {
+                return Err(TarError::Unsupported {
+                    flag: b'g',
+                    name: Vec::new(),
+                });
+            }
         }
         let header = header::parse(&self.block).ok_or_else(|| self.invalid())?;
         header::name(&self.block, header.format, &mut self.name);
@@ -426,10 +452,8 @@ impl TarScanner {
             None => {}
             Some(_) if header.is_header_only() => return Err(self.invalid()),
             Some(version) => {
-                if self.policy == Policy::Unpack {
-                    return Err(TarError::Sparse {
-                        name: self.name.clone(),
-                    });
+                if self.policy != Policy::Ztoc {
+                    return Err(self.refused_sparse());
                 }
                 self.apply_sparse_names(&mut header)?;
                 if version == SparseVersion::InData {
@@ -509,6 +533,12 @@ impl TarScanner {
             b'4' => FileKind::Block,
             b'5' => FileKind::Directory,
             b'6' => FileKind::Fifo,
+            b'7' if self.policy == Policy::Find => FileKind::Regular,
+            b'S' if self.policy == Policy::Find => return Err(self.refused_sparse()),
+            _ if self.policy == Policy::Find => {
+                self.end_entry(stored);
+                return Ok(());
+            }
             flag => {
                 return Err(TarError::Unsupported {
                     flag,
@@ -538,15 +568,20 @@ impl TarScanner {
             self.roots.note(&entry);
         }
         sink.entry(&entry);
-        self.pending.clear();
         self.entries = self.entries.saturating_add(1);
+        self.end_entry(stored);
+        Ok(())
+    }
+
+    /// Continues with the content of an entry whose header is complete.
+    fn end_entry(&mut self, stored: u64) {
+        self.pending.clear();
         let end = self.pos.saturating_add(stored);
         self.header_start = end.saturating_add(self.padding);
         self.state = State::Data { left: stored };
         if stored == 0 {
             self.go_to_padding();
         }
-        Ok(())
     }
 
     fn go_to_padding(&mut self) {
@@ -560,6 +595,12 @@ impl TarScanner {
     /// Offset of the block that was just read.
     fn block_start(&self) -> u64 {
         self.pos.saturating_sub(BLOCK)
+    }
+
+    fn refused_sparse(&self) -> TarError {
+        TarError::Sparse {
+            name: self.name.clone(),
+        }
     }
 
     fn invalid(&self) -> TarError {

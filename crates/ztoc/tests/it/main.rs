@@ -10,6 +10,7 @@ mod archive;
 mod arriving;
 mod blocks;
 mod dialects;
+mod finding;
 mod fuzz;
 mod golden;
 mod hostile;
