@@ -47,7 +47,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("oci", &[]),
     ("flags", &[]),
     ("registry", &["oci"]),
-    ("store", &["oci", "registry"]),
+    ("store", &["oci", "registry", "ztoc"]),
     ("index", &["oci", "registry", "store", "ztoc"]),
 ];
 

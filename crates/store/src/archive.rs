@@ -1,10 +1,8 @@
 //! Reads an OCI image layout from an uncompressed tar.
 //!
-//! Opening an archive scans its headers once and builds an index of names and offsets. Nothing is
-//! extracted; blobs are read from their offset in the archive. This is not a general tar reader: it
-//! supports only what is needed to find regular files by name. The tar dialects that zTOCs depend
-//! on are implemented in `soci-ztoc`. Links are resolved within the archive; names that point
-//! outside of it do not exist.
+//! Opening an archive scans its headers once ([`TarScanner`]) and builds an index of names and
+//! offsets. Nothing is extracted; content is skipped, and blobs are read from their offset in the
+//! archive. Links are resolved within the archive; names that point outside of it do not exist.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,17 +17,17 @@ use bytes::Bytes;
 use super::{Blob, Content, ContentStore, Labels, Put, StoreError};
 use soci_oci::descriptor::Descriptor;
 use soci_oci::digest::Digest;
+use soci_ztoc::{Entry, FileKind, Policy, TarError, TarScanner, TarSink};
 
 pub(super) const BLOCK: usize = 512;
-const BLOCK_BYTES: u64 = 512;
 /// An archive with more members is not an image.
 const MAX_MEMBERS: usize = 1 << 20;
-/// Maximum size of a long name or extended header, in bytes. Same as Go's limit.
-const MAX_META: u64 = 1 << 20;
+/// Maximum total size of the names of all members and of their link targets, in bytes. The names of
+/// that many blobs fit.
+const MAX_NAMES: usize = 256 << 20;
 /// A chain of more links is treated as a loop.
 const MAX_LINKS: usize = 16;
 
-const INVALID_HEADER: StoreError = StoreError::Archive("archive/tar: invalid tar header");
 pub(super) const TRUNCATED: StoreError = StoreError::Archive("unexpected EOF");
 
 /// The location of a member's data in the archive, in bytes.
@@ -65,20 +63,11 @@ impl Archive {
 
     /// Reads the headers of an open archive. The path is used in messages only.
     pub fn of(file: File, path: &Path) -> Result<Self, StoreError> {
-        let length = file.metadata().map_err(StoreError::io("stat", path))?.len();
-        let mut scan = Scan {
-            file: &file,
-            path,
-            length,
-            at: 0,
-            members: BTreeMap::new(),
-        };
-        scan.run()?;
-        let members = Arc::new(scan.members);
+        let members = scan(&file, path)?;
         Ok(Self {
             path: path.to_owned(),
             file: Arc::new(file),
-            members,
+            members: Arc::new(members),
         })
     }
 
@@ -199,235 +188,89 @@ impl Read for Section {
     }
 }
 
-/// The state of the header scan.
-struct Scan<'a> {
-    file: &'a File,
-    path: &'a Path,
-    length: u64,
-    at: u64,
-    members: BTreeMap<String, Member>,
+/// Reads the headers of an archive and skips the content.
+fn scan(file: &File, path: &Path) -> Result<BTreeMap<String, Member>, StoreError> {
+    let length = file.metadata().map_err(StoreError::io("stat", path))?.len();
+    let mut scanner = TarScanner::new(Policy::Find);
+    let mut found = Found::default();
+    let mut block = [0; BLOCK];
+    while !scanner.has_ended() {
+        let left = scanner.content_left();
+        if left > length.saturating_sub(scanner.position()) {
+            return Err(TRUNCATED);
+        }
+        scanner.skip_content();
+        let read = match file.read_at(&mut block, scanner.position()) {
+            Ok(0) => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read.map_err(StoreError::io("read", path))?,
+        };
+        scanner.feed(&block[..read], &mut found).map_err(invalid)?;
+        if found.is_too_large {
+            return Err(StoreError::Archive("too many members for an image"));
+        }
+    }
+    scanner.finish().map_err(invalid)?;
+    Ok(found.members)
 }
 
-/// The values of extended headers that apply to the next member.
+/// The message of the reference, which has no offset.
+fn invalid(error: TarError) -> StoreError {
+    match error {
+        TarError::UnexpectedEof { .. } => TRUNCATED,
+        TarError::FieldTooLong { .. } => StoreError::Archive("archive/tar: header field too long"),
+        TarError::Sparse { .. } => StoreError::Archive("a sparse file in the archive of an image"),
+        _ => StoreError::Archive("archive/tar: invalid tar header"),
+    }
+}
+
+/// The members found so far.
 #[derive(Default)]
-struct Extended {
-    name: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    size: Option<u64>,
+struct Found {
+    members: BTreeMap<String, Member>,
+    /// Bytes of names and link targets, including those of replaced members.
+    names: usize,
+    is_too_large: bool,
 }
 
-impl Scan<'_> {
-    fn run(&mut self) -> Result<(), StoreError> {
-        let mut extended = Extended::default();
-        while let Some(header) = self.header()? {
-            let size = number(&header[124..136]).ok_or(INVALID_HEADER)?;
-            match header[156] {
-                b'x' => self.pax(size, &mut extended)?,
-                b'L' => extended.name = Some(until_nul(&self.meta(size)?).to_owned()),
-                b'K' => extended.link = Some(until_nul(&self.meta(size)?).to_owned()),
-                b'g' => drop(self.meta(size)?),
-                kind => self.member(kind, &header, size, std::mem::take(&mut extended))?,
-            }
-        }
-        Ok(())
-    }
-
-    fn member(
-        &mut self,
-        kind: u8,
-        header: &[u8; BLOCK],
-        size: u64,
-        extended: Extended,
-    ) -> Result<(), StoreError> {
-        let name = extended.name.unwrap_or_else(|| header_name(header));
-        let link = extended
-            .link
-            .unwrap_or_else(|| until_nul(&header[157..257]).to_owned());
-        let is_file = matches!(kind, 0 | b'0' | b'7') && !name.ends_with(b"/");
-        let size = extended.size.unwrap_or(size);
-        // Links, directories and devices have no data, regardless of their size field.
-        let has_data = !matches!(kind, b'1'..=b'6');
-        let extent = Extent {
-            offset: self.at,
-            size,
+impl TarSink for Found {
+    fn entry(&mut self, entry: &Entry<'_>) {
+        let Some(name) = clean("", entry.name) else {
+            return;
         };
-        if has_data {
-            self.skip(size)?;
-        }
-        let Some(name) = clean("", &name) else {
-            return Ok(());
+        // The last member with a name wins, even if it is not a file.
+        let Some(member) = member(&name, entry) else {
+            self.members.remove(&name);
+            return;
         };
-        let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let target = match kind {
-            b'1' => clean("", &link),
-            b'2' if !link.starts_with(b"/") => clean(folder, &link),
-            _ => None,
-        };
-        let outside = || Member::Outside(String::from_utf8_lossy(&link).into_owned());
-        let member = match kind {
-            _ if is_file => Some(Member::File(extent)),
-            b'1' | b'2' => Some(target.map_or_else(outside, Member::Link)),
-            _ => None,
-        };
-        match member {
-            Some(member) if self.members.len() < MAX_MEMBERS => {
-                self.members.insert(name, member);
-                Ok(())
-            }
-            Some(_) => Err(StoreError::Archive("too many members for an image")),
-            // The last member with a name wins, even if it is not a file.
-            None => {
-                self.members.remove(&name);
-                Ok(())
-            }
+        self.names += name.len() + entry.link.len();
+        if self.members.len() >= MAX_MEMBERS || self.names > MAX_NAMES {
+            self.is_too_large = true;
+            return;
         }
-    }
-
-    /// Reads the next header. Returns `None` at the end of the archive.
-    fn header(&mut self) -> Result<Option<[u8; BLOCK]>, StoreError> {
-        let Some(block) = self.block()? else {
-            return Ok(None);
-        };
-        if block == [0; BLOCK] {
-            return match self.block()? {
-                Some(second) if second != [0; BLOCK] => Err(INVALID_HEADER),
-                _ => Ok(None),
-            };
-        }
-        let stated = number(&block[148..156]).ok_or(INVALID_HEADER)?;
-        let sum = |as_number: fn(u8) -> i64| -> i64 {
-            let blanks = 8 * i64::from(b' ');
-            let outside = block[..148].iter().chain(&block[156..]);
-            outside.map(|&byte| as_number(byte)).sum::<i64>() + blanks
-        };
-        let sums = [sum(i64::from), sum(|byte| i64::from(byte.cast_signed()))];
-        if !sums.iter().any(|&sum| u64::try_from(sum) == Ok(stated)) {
-            return Err(INVALID_HEADER);
-        }
-        Ok(Some(block))
-    }
-
-    /// Reads the next block. Returns `None` at the end of the file.
-    fn block(&mut self) -> Result<Option<[u8; BLOCK]>, StoreError> {
-        if self.at >= self.length {
-            return Ok(None);
-        }
-        let mut block = [0; BLOCK];
-        self.read(&mut block)?;
-        self.at += BLOCK_BYTES;
-        Ok(Some(block))
-    }
-
-    fn read(&self, buffer: &mut [u8]) -> Result<(), StoreError> {
-        self.file
-            .read_exact_at(buffer, self.at)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => TRUNCATED,
-                _ => StoreError::io("read", self.path)(error),
-            })
-    }
-
-    /// Skips data and its padding. Like Go, accepts missing padding at the end of the file.
-    fn skip(&mut self, size: u64) -> Result<(), StoreError> {
-        let end = self
-            .at
-            .checked_add(size)
-            .filter(|&end| end <= self.length)
-            .ok_or(TRUNCATED)?;
-        self.at = end.next_multiple_of(BLOCK_BYTES);
-        Ok(())
-    }
-
-    fn meta(&mut self, size: u64) -> Result<Vec<u8>, StoreError> {
-        if size > MAX_META {
-            return Err(StoreError::Archive("archive/tar: header field too long"));
-        }
-        let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
-        self.read(&mut bytes)?;
-        self.skip(size)?;
-        Ok(bytes)
-    }
-
-    fn pax(&mut self, size: u64, extended: &mut Extended) -> Result<(), StoreError> {
-        let bytes = self.meta(size)?;
-        let mut rest = bytes.as_slice();
-        while !rest.is_empty() {
-            let (key, value, behind) = pax_record(rest).ok_or(INVALID_HEADER)?;
-            match key {
-                b"path" if !value.is_empty() => extended.name = Some(value.to_owned()),
-                b"linkpath" if !value.is_empty() => extended.link = Some(value.to_owned()),
-                b"size" if !value.is_empty() => {
-                    let text = std::str::from_utf8(value).ok();
-                    extended.size = Some(
-                        text.and_then(|text| text.parse().ok())
-                            .ok_or(INVALID_HEADER)?,
-                    );
-                }
-                _ => {}
-            }
-            rest = behind;
-        }
-        Ok(())
+        self.members.insert(name, member);
     }
 }
 
-/// Splits off one record `<length> <key>=<value>\n`.
-fn pax_record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    let blank = bytes.iter().position(|&byte| byte == b' ')?;
-    let length: usize = std::str::from_utf8(&bytes[..blank]).ok()?.parse().ok()?;
-    if length <= blank + 1 {
-        return None;
-    }
-    let (record, rest) = bytes.split_at_checked(length)?;
-    let body = record[blank + 1..].strip_suffix(b"\n")?;
-    let equals = body.iter().position(|&byte| byte == b'=')?;
-    Some((&body[..equals], &body[equals + 1..], rest))
-}
-
-fn until_nul(bytes: &[u8]) -> &[u8] {
-    bytes.split(|&byte| byte == 0).next().unwrap_or_default()
-}
-
-fn header_name(header: &[u8; BLOCK]) -> Vec<u8> {
-    let name = until_nul(&header[..100]);
-    let prefix = if &header[257..263] == b"ustar\0" {
-        until_nul(&header[345..500])
-    } else {
-        b""
+/// Returns `None` for directories and devices.
+fn member(name: &str, entry: &Entry<'_>) -> Option<Member> {
+    let target = match entry.kind {
+        FileKind::Regular if !entry.name.ends_with(b"/") => {
+            return Some(Member::File(Extent {
+                offset: entry.offset,
+                size: entry.size,
+            }));
+        }
+        FileKind::Hardlink => clean("", entry.link),
+        FileKind::Symlink if entry.link.starts_with(b"/") => None,
+        FileKind::Symlink => {
+            let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+            clean(folder, entry.link)
+        }
+        _ => return None,
     };
-    if prefix.is_empty() {
-        name.to_owned()
-    } else {
-        [prefix, b"/", name].concat()
-    }
-}
-
-/// Parses an unsigned header field: octal, or base 256 if the top bit is set.
-fn number(field: &[u8]) -> Option<u64> {
-    if field[0] & 0x80 != 0 {
-        let negative = field[0] & 0x40 != 0;
-        let bytes = field.iter().enumerate();
-        let value = |value: Option<u64>, (at, &byte): (usize, &u8)| {
-            let byte = if at == 0 { byte & 0x3f } else { byte };
-            value?.checked_mul(256)?.checked_add(u64::from(byte))
-        };
-        return if negative {
-            None
-        } else {
-            bytes.fold(Some(0), value)
-        };
-    }
-    let is_padding = |byte: &u8| matches!(byte, b' ' | 0);
-    let digits: Vec<u8> = field
-        .iter()
-        .copied()
-        .skip_while(|byte| is_padding(byte))
-        .take_while(|byte| !is_padding(byte))
-        .collect();
-    digits.iter().try_fold(0_u64, |value, &digit| match digit {
-        b'0'..=b'7' => value.checked_mul(8)?.checked_add(u64::from(digit - b'0')),
-        _ => None,
-    })
+    let outside = || Member::Outside(String::from_utf8_lossy(entry.link).into_owned());
+    Some(target.map_or_else(outside, Member::Link))
 }
 
 /// Resolves a name relative to a directory of the archive. Returns `None` if the result is outside

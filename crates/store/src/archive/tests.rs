@@ -122,16 +122,22 @@ fn broken_archives_are_errors() {
     let good = tar(&[(&file_header("a", 600), &[1; 600])]);
     let mut bad_sum = good.clone();
     bad_sum[0] ^= 1;
-    let mut huge = header("a", b'0', 0, 0);
-    huge[124..136].copy_from_slice(b"\x80\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff");
-    seal(&mut huge);
-    let mut overflow = huge;
-    overflow[124..136].fill(0xbf);
-    seal(&mut overflow);
+    let of_size = |size: [u8; 12]| {
+        let mut block = header("a", b'0', 0, 0);
+        block[124..136].copy_from_slice(&size);
+        seal(&mut block);
+        block
+    };
+    let huge = of_size(*b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff");
+    let too_huge = of_size(*b"\x80\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff");
+    let overflow = of_size([0xbf; 12]);
     let big_meta = header("a", b'x', 0, 1 << 30);
     let mut second = vec![0; 512];
     second.extend(header("a", b'0', 0, 0));
-    let bad_pax = |text: &'static [u8]| tar(&[(&header("p", b'x', 0, text.len() as u64), text)]);
+    let bad_pax = |text: &'static [u8]| {
+        let records = header("p", b'x', 0, text.len() as u64);
+        tar(&[(&records, text), (&file_header("a", 0), b"")])
+    };
     for (bytes, message) in [
         (
             &b"\x1f\x8b\x08 something compressed, longer than one block"[..],
@@ -142,6 +148,7 @@ fn broken_archives_are_errors() {
         (&good[..700], "unexpected EOF"),
         (&good[..100], "unexpected EOF"),
         (&huge, "unexpected EOF"),
+        (&too_huge, "archive/tar: invalid tar header"),
         (&overflow, "archive/tar: invalid tar header"),
         (&big_meta, "archive/tar: header field too long"),
         (&second, "archive/tar: invalid tar header"),
@@ -151,6 +158,63 @@ fn broken_archives_are_errors() {
     ] {
         assert_eq!(opened(bytes).unwrap_err().to_string(), message, "{bytes:?}");
     }
+}
+
+#[test]
+fn sparse_files_are_refused() {
+    let mut pax = pax_line("GNU.sparse.major", "1");
+    pax.extend(pax_line("GNU.sparse.minor", "0"));
+    let records = header("p", b'x', 0, pax.len() as u64);
+    for sparse in [
+        tar(&[(&header("a", b'S', 0, 0), b"")]),
+        tar(&[(&records, &pax), (&file_header("a", 0), b"")]),
+    ] {
+        let error = opened(&sparse).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "a sparse file in the archive of an image"
+        );
+    }
+}
+
+#[test]
+fn content_is_skipped_however_large_it_is() {
+    const LARGE: u64 = 9 << 30;
+    let pax = pax_line("size", &LARGE.to_string());
+    let mut bytes = header("p", b'x', 0, pax.len() as u64).to_vec();
+    bytes.extend(&pax);
+    bytes.resize(1024, 0);
+    bytes.extend(header("large", b'0', 0o644, 0));
+    let mut file = tempfile::tempfile().unwrap();
+    let behind = tar(&[(&file_header("behind", 3), b"one")]);
+    file.write_all_at(&bytes, 0).unwrap();
+    file.write_all_at(&behind, bytes.len() as u64 + LARGE)
+        .unwrap();
+    file.rewind().unwrap();
+    let cut = file.try_clone().unwrap();
+    let archive = Archive::of(file, Path::new("large.tar")).unwrap();
+    assert_eq!(archive.member("large").unwrap().size, LARGE);
+    assert_eq!(content(&archive, "behind").as_deref(), Some("one"));
+    cut.set_len(bytes.len() as u64 + LARGE - 1).unwrap();
+    let error = Archive::of(cut, Path::new("large.tar")).unwrap_err();
+    assert_eq!(error.to_string(), "unexpected EOF");
+}
+
+#[test]
+fn names_are_limited_in_total() {
+    let mut found = Found {
+        names: MAX_NAMES - 8,
+        ..Found::default()
+    };
+    let mut scanner = TarScanner::new(Policy::Find);
+    let archive = tar(&[
+        (&link_header("1234", b'2', "5678"), b""),
+        (&file_header("9", 0), b""),
+    ]);
+    scanner.feed(&archive[..512], &mut found).unwrap();
+    assert!(!found.is_too_large);
+    scanner.feed(&archive[512..], &mut found).unwrap();
+    assert!(found.is_too_large && found.members.len() == 1);
 }
 
 #[test]
