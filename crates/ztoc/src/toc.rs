@@ -2,9 +2,9 @@
 //!
 //! An [`Entry`] is a small `Copy` view. Its strings are bytes, never text: real archives contain
 //! names and attribute values that are not UTF-8, and rewriting them would change a zTOC's digest.
-//! Entries are borrowed from the bytes of a zTOC or from a [`Toc`], a packed table that users of
-//! the tar scanner fill. Neither needs a heap object per entry. Builders keep entries in a [`log`],
-//! which moves to a temporary file when it is long.
+//! Entries are borrowed from the bytes of a zTOC or from a [`record`]. Users of the tar scanner keep
+//! records in a [`Toc`], which needs no heap object per entry. Builders keep them in a [`log`], which
+//! moves to a temporary file when it is long.
 
 use std::fmt;
 use std::ops::Range;
@@ -13,11 +13,12 @@ use crate::flat;
 
 mod log;
 mod packed;
+mod record;
 mod time;
 
 pub(crate) use log::EntryLog;
 pub use packed::{Entries, Toc};
-pub(crate) use packed::{end_of, pack};
+pub(crate) use record::{end_of, pack};
 pub use time::Time;
 
 /// Prefix of the PAX records that contain extended attributes.
@@ -207,7 +208,7 @@ impl<'a> Pax<'a> {
         let flat = flat
             .into_iter()
             .flat_map(|vector| (0..vector.len()).map(move |i| vector.table(i)));
-        packed::unpack(packed).chain(flat.map(|record| (record.bytes(0), record.bytes(1))))
+        record::unpack(packed).chain(flat.map(|record| (record.bytes(0), record.bytes(1))))
     }
 
     /// The value of one record.

@@ -8,24 +8,14 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use tempfile::SpooledTempFile;
 
-use super::packed::{end_of, pack};
-use super::{Entry, FileKind, Pax, Time};
+use super::Entry;
+use super::record::{self, end_of};
 
 /// Bytes that stay in memory, enough for about 6,000 entries.
 const SPOOL_SIZE: usize = 1 << 20;
 
 /// Bytes written or read at a time.
 const BLOCK: usize = 64 * 1024;
-
-const KINDS: [FileKind; 7] = [
-    FileKind::Regular,
-    FileKind::Directory,
-    FileKind::Hardlink,
-    FileKind::Symlink,
-    FileKind::Char,
-    FileKind::Block,
-    FileKind::Fifo,
-];
 
 /// The log of entries.
 #[derive(Debug)]
@@ -73,7 +63,7 @@ impl EntryLog {
     /// Appends an entry. Its `header_start` is not stored, but derived from the previous entry.
     pub(crate) fn push(&mut self, entry: &Entry<'_>) {
         let start = self.recent.len();
-        write_record(entry, &mut self.recent);
+        append(entry, &mut self.recent);
         self.count += 1;
         self.size += (self.recent.len() - start) as u64;
         if self.size > self.max_size || self.error.is_some() {
@@ -97,8 +87,7 @@ impl EntryLog {
         let mut reader = self.reader()?;
         let (mut at, mut header_start) = (0, 0);
         while at < reader.end {
-            let (mut entry, next) = reader.next(at)?;
-            entry.header_start = header_start;
+            let (entry, next) = reader.next(at, header_start)?;
             header_start = end_of(entry.offset, entry.size);
             take(&entry);
             at = next;
@@ -151,10 +140,10 @@ struct Reader<'l> {
 
 impl Reader<'_> {
     /// The record at `at`, and the offset of the next one.
-    fn next(&mut self, at: u64) -> io::Result<(Entry<'_>, u64)> {
+    fn next(&mut self, at: u64, header_start: u64) -> io::Result<(Entry<'_>, u64)> {
         let len = self.length(at, Toward::End)?;
         let record = self.get(at + 4, len, Toward::End)?;
-        let entry = read_record(record).ok_or(io::ErrorKind::InvalidData)?;
+        let entry = record::read(record, header_start).ok_or(io::ErrorKind::InvalidData)?;
         Ok((entry, at + 8 + len))
     }
 
@@ -165,7 +154,7 @@ impl Reader<'_> {
         let len = self.length(last, Toward::Start)?;
         let start = before(last, len)?;
         let record = self.get(start, len, Toward::Start)?;
-        let entry = read_record(record).ok_or(io::ErrorKind::InvalidData)?;
+        let entry = record::read(record, 0).ok_or(io::ErrorKind::InvalidData)?;
         Ok((entry, before(start, 4)?))
     }
 
@@ -198,93 +187,18 @@ impl Reader<'_> {
     }
 }
 
-/// Appends a record: length, numbers, lengths of strings, strings, length again.
-fn write_record(entry: &Entry<'_>, into: &mut Vec<u8>) {
-    let len_at = into.len();
+/// Appends a record between its length and its length again.
+fn append(entry: &Entry<'_>, into: &mut Vec<u8>) {
+    let start = into.len();
     into.extend([0; 4]);
-    into.push(entry.kind as u8);
-    for word in [entry.uid, entry.gid, entry.mtime.nanos] {
-        into.extend(word.to_le_bytes());
-    }
-    for word in [entry.offset, entry.size] {
-        into.extend(word.to_le_bytes());
-    }
-    for word in [
-        entry.mode,
-        entry.mtime.secs,
-        entry.dev_major,
-        entry.dev_minor,
-    ] {
-        into.extend(word.to_le_bytes());
-    }
-    for text in [entry.name, entry.link, entry.uname, entry.gname] {
-        into.extend(length(text.len()).to_le_bytes());
-        into.extend_from_slice(text);
-    }
-    for (key, value) in entry.pax.iter() {
-        pack(into, key, value);
-    }
-    let len = length(into.len() - len_at - 4).to_le_bytes();
-    if let Some(front) = into
-        .get_mut(len_at..)
-        .and_then(|rest| rest.first_chunk_mut())
-    {
+    record::write(entry, into);
+    let len = into.len() - start - 4;
+    let len = u32::try_from(len).expect("the strings of a tar entry are at most a few MiB");
+    let len = len.to_le_bytes();
+    if let Some(front) = into.get_mut(start..).and_then(<[u8]>::first_chunk_mut) {
         *front = len;
     }
     into.extend(len);
-}
-
-fn length(len: usize) -> u32 {
-    u32::try_from(len).expect("the strings of a tar entry are at most a few MiB")
-}
-
-fn read_record(mut bytes: &[u8]) -> Option<Entry<'_>> {
-    fn take<'r, const N: usize>(bytes: &mut &'r [u8]) -> Option<&'r [u8; N]> {
-        let (head, rest) = bytes.split_first_chunk()?;
-        *bytes = rest;
-        Some(head)
-    }
-    fn text<'r>(bytes: &mut &'r [u8]) -> Option<&'r [u8]> {
-        let len = u32::from_le_bytes(*take(bytes)?) as usize;
-        let (head, rest) = bytes.split_at_checked(len)?;
-        *bytes = rest;
-        Some(head)
-    }
-    let bytes = &mut bytes;
-    let [kind] = *take(bytes)?;
-    let kind = *KINDS.get(usize::from(kind))?;
-    let (uid, gid) = (
-        u32::from_le_bytes(*take(bytes)?),
-        u32::from_le_bytes(*take(bytes)?),
-    );
-    let nanos = u32::from_le_bytes(*take(bytes)?);
-    let (offset, size) = (
-        u64::from_le_bytes(*take(bytes)?),
-        u64::from_le_bytes(*take(bytes)?),
-    );
-    let mode = i64::from_le_bytes(*take(bytes)?);
-    let secs = i64::from_le_bytes(*take(bytes)?);
-    let (dev_major, dev_minor) = (
-        i64::from_le_bytes(*take(bytes)?),
-        i64::from_le_bytes(*take(bytes)?),
-    );
-    Some(Entry {
-        kind,
-        header_start: 0,
-        offset,
-        size,
-        mode,
-        uid,
-        gid,
-        mtime: Time { secs, nanos },
-        dev_major,
-        dev_minor,
-        name: text(bytes)?,
-        link: text(bytes)?,
-        uname: text(bytes)?,
-        gname: text(bytes)?,
-        pax: Pax::packed(bytes),
-    })
 }
 
 #[cfg(test)]
@@ -292,6 +206,8 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
     use super::*;
+    use crate::toc::record::KINDS;
+    use crate::toc::{Pax, Time, pack};
 
     /// Calls `see` with an entry made from this number.
     fn with_entry(number: u64, see: impl FnOnce(&Entry<'_>)) {
