@@ -163,6 +163,14 @@ impl SociIndex {
             })
     }
 
+    /// The prefetch artifacts whose descriptor names a layer, with the digest of the layer.
+    pub fn prefetch_artifacts(&self) -> impl Iterator<Item = (Digest, &Descriptor)> {
+        self.blobs()
+            .iter()
+            .filter(|blob| blob.media_type == PREFETCH_MEDIA_TYPE)
+            .filter_map(|blob| Some((blob.annotation(LAYER_DIGEST)?.parse().ok()?, blob)))
+    }
+
     /// The zTOC of a layer. If there are several, the last one is used, as in the reference.
     #[must_use]
     pub fn ztoc_of(&self, layer: &Digest) -> Option<&Descriptor> {

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-pub use self::fs::{BackgroundFetch, Cache, Fuse};
+pub use self::fs::{BackgroundFetch, Cache, Fuse, Prefetch};
 pub use self::http::{Blob, Http};
 pub use self::pull_modes::{Mode, PullModes};
 pub use self::resolver::{Host, Mirror, Resolver};
@@ -52,6 +52,8 @@ pub struct Config {
     pub content_store: ContentStore,
     /// Where to look for an index.
     pub pull_modes: PullModes,
+    /// Spans to download first.
+    pub prefetch: Prefetch,
     /// Registry hosts.
     pub resolver: Resolver,
     /// Snapshots.
@@ -152,6 +154,7 @@ fn fold_keys(table: &mut Table) {
         ("background_fetch", fs::BACKGROUND_KEYS),
         ("cache", fs::CACHE_KEYS),
         ("content_store", service::CONTENT_STORE_KEYS),
+        ("prefetch", fs::PREFETCH_KEYS),
         ("pull_modes", pull_modes::KEYS),
         ("resolver", resolver::KEYS),
         ("snapshotter", service::SNAPSHOTTER_KEYS),
@@ -177,6 +180,7 @@ const TABLES: &[&str] = &[
     "background_fetch",
     "cache",
     "content_store",
+    "prefetch",
     "pull_modes",
     "resolver",
     "snapshotter",

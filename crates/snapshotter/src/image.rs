@@ -21,6 +21,7 @@ mod line;
 mod mounts;
 mod name;
 mod open;
+mod prefetch;
 mod restore;
 mod room;
 mod scrub;
@@ -187,6 +188,8 @@ pub struct Options {
     pub ahead: usize,
     /// Download bytes in the background that no container has read.
     pub background: bool,
+    /// Download the spans that prefetch artifacts list before the rest.
+    pub prefetch: bool,
     /// Layers are mounted in a user namespace.
     pub user_namespace: bool,
 }

@@ -218,6 +218,14 @@ impl Layer {
         }
     }
 
+    /// Downloads the spans of these ranges before the rest, in this order. Does nothing if the layer
+    /// is complete or has no zTOC.
+    pub fn prefetch(&self, ranges: impl IntoIterator<Item = Range<u64>>) {
+        if !self.is_complete() {
+            self.spans.set_first(ranges);
+        }
+    }
+
     /// Reads bytes of `data`. `done` is called exactly once: on this thread before this returns if
     /// everything is in memory and verified, otherwise later on the pool. Waits neither for the
     /// network nor for the disk. The head and tail of `data` are always available.

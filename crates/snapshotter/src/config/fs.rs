@@ -10,6 +10,8 @@ pub(super) const FUSE_KEYS: &[&str] = &[
 ];
 pub(super) const BACKGROUND_KEYS: &[&str] = &["disable"];
 
+pub(super) const PREFETCH_KEYS: &[&str] = &["enable", "max_concurrency"];
+
 pub(super) const CACHE_KEYS: &[&str] = &["max_bytes", "min_free_bytes"];
 
 /// `[fuse]`. The keys have no effect, because the kernel handles the metadata of layers. They are
@@ -33,6 +35,16 @@ pub struct Fuse {
 pub struct BackgroundFetch {
     /// Whether to fetch only what is read.
     pub disable: bool,
+}
+
+/// `[prefetch]`: the spans that an index says to download first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Prefetch {
+    /// Whether to read the prefetch artifacts of indexes.
+    pub enable: bool,
+    /// Has no effect: a layer prefetches a few spans at a time, and the limits of downloads apply.
+    pub max_concurrency: i64,
 }
 
 /// `[cache]`: limits for data that no container has read yet. Reads are always served.

@@ -291,6 +291,7 @@ fn image_options(config: &Config) -> image::Options {
         // Negative means no limit.
         ahead: usize::try_from(config.service.max_concurrency).unwrap_or(usize::MAX),
         background: !config.background_fetch.disable || config.snapshotter.trust == Trust::Verified,
+        prefetch: config.prefetch.enable,
         user_namespace: snapshots::needs_userxattr(),
     }
 }

@@ -203,6 +203,7 @@ mod tests {
                 .into_iter()
                 .zip(sizes.map(ztoc))
                 .collect(),
+            prefetch: [].into(),
         };
         let ahead = |sizes| {
             let index = index(sizes);

@@ -105,8 +105,8 @@ pub(crate) struct Place<'a> {
 pub(crate) enum Document {
     /// Image manifest or SOCI index.
     Manifest,
-    /// Image configuration.
-    Config,
+    /// Image configuration or prefetch artifact.
+    Blob,
 }
 
 /// Maps a file that is no longer modified: it is unnamed, or named by its digest.
@@ -169,7 +169,7 @@ impl Content {
         }
         let bytes = match what {
             Document::Manifest => self.registry.manifest(place.image, digest).await?.bytes,
-            Document::Config => {
+            Document::Blob => {
                 self.registry
                     .blob_bytes(place.image, wanted, MAX_DOCUMENT_BYTES)
                     .await?

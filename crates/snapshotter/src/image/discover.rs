@@ -43,6 +43,8 @@ pub(crate) struct Index {
     pub(crate) found: &'static str,
     /// The zTOCs, by layer digest.
     pub(crate) ztocs: BTreeMap<Digest, Descriptor>,
+    /// The prefetch artifacts, by layer digest.
+    pub(crate) prefetch: BTreeMap<Digest, Descriptor>,
 }
 
 /// Finds and reads the index of an image.
@@ -90,10 +92,13 @@ pub(crate) async fn discover(
         .ztocs()
         .map(|pair| (pair.layer, pair.ztoc.clone()))
         .collect();
+    let prefetch = index.prefetch_artifacts();
+    let prefetch = prefetch.map(|(layer, artifact)| (layer, artifact.clone()));
     Ok(Discovery::Found(Index {
         digest,
         found,
         ztocs,
+        prefetch: prefetch.collect(),
     }))
 }
 

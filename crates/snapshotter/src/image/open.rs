@@ -307,6 +307,7 @@ impl Images {
                 }
                 // The store has its own copy now.
                 image.ztocs.lock().remove(&digest);
+                self.prefetch(&request.image, index.as_ref(), &layer);
                 let verdict = Verdict {
                     way: Way::Lazy,
                     why: format!("{why}; {standing}"),
@@ -403,9 +404,7 @@ impl Images {
             .map_err(|error| explain(&error))?;
         let content = &self.0.parts.content;
         let wanted = &manifest.config;
-        let bytes = content
-            .document(name.place(), Document::Config, wanted)
-            .await;
+        let bytes = content.document(name.place(), Document::Blob, wanted).await;
         let bytes = bytes.map_err(|error| explain(&error))?;
         let config: ImageConfig =
             manifest::parse(&bytes, &wanted.media_type).map_err(|error| explain(&error))?;

@@ -101,8 +101,9 @@ impl Completion {
         *self.begun.lock() = fetches.then(Instant::now);
         while !self.is_complete() && !self.spans.is_closed() {
             let fetches = fetches && !self.rests.load(Ordering::Acquire);
-            let until = if fetches || self.data.misses_no_content() {
-                self.top_up()
+            let downloads = fetches || self.data.misses_no_content();
+            let until = if downloads || self.spans.has_first() {
+                self.top_up(downloads)
             } else {
                 Instant::now() + LOOK
             };
@@ -128,8 +129,9 @@ impl Completion {
         }
     }
 
-    /// Requests missing spans up to the window. Returns when to check again at the latest.
-    fn top_up(&self) -> Instant {
+    /// Requests missing spans up to the window: those of a prefetch artifact first, and all if
+    /// `downloads`. Returns when to check again at the latest.
+    fn top_up(&self, downloads: bool) -> Instant {
         // statvfs does no I/O.
         let free = || self.context.store.disk().ok().map(|disk| disk.free);
         if let Some(until) = self.trouble.held_until(free, LOOK_FOR_ROOM) {
@@ -143,8 +145,11 @@ impl Completion {
             return until;
         }
         self.spans.store_kept();
-        for span in self.spans.next_absent(WINDOW, room) {
-            self.spans.want(span);
+        self.spans.want_first();
+        if downloads && !self.spans.has_first() {
+            for span in self.spans.next_absent(WINDOW, room) {
+                self.spans.want(span);
+            }
         }
         now + LOOK
     }

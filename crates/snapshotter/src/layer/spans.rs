@@ -31,6 +31,7 @@ mod decoded;
 mod demand;
 mod early;
 mod fill;
+mod first;
 mod kept;
 mod leave;
 mod read;
@@ -51,6 +52,7 @@ pub use trace::{ReadWait, SpanWait};
 
 use early::Early;
 use fill::Arrived;
+use first::First;
 use read::Read;
 use state::{Demander, Effect, Event, Span};
 use states::States;
@@ -74,6 +76,7 @@ pub(super) struct Spans {
     /// Timestamps of spans in progress.
     times: Times,
     ahead: Mutex<Readahead>,
+    first: Mutex<First>,
     fetched: Fetched,
     /// Wakes completion: a span changed, a source was added, or the layer was closed.
     changed: Notify,
@@ -115,6 +118,7 @@ impl Spans {
             early: Mutex::default(),
             times: Times::default(),
             ahead: Mutex::new(Readahead::new(ahead)),
+            first: Mutex::default(),
             fetched: Fetched::default(),
             changed: Notify::new(),
             leaving: Mutex::default(),

@@ -10,14 +10,6 @@ use tonic::Code;
 use crate::image::{Image, REPOSITORY, Shape, file, tar};
 use crate::server::Server;
 
-const REFERS: Shape = Shape {
-    unnamed: true,
-    refers: true,
-    without: None,
-    rubbish: None,
-    span: None,
-};
-
 fn registry(referrers: Referrers) -> TestRegistry {
     TestRegistry::with(Setup {
         referrers,
@@ -26,7 +18,11 @@ fn registry(referrers: Referrers) -> TestRegistry {
 }
 
 fn publish(registry: &TestRegistry) -> Image {
-    Image::publish(registry, &[tar(&[file("a", b"one")])], REFERS)
+    let shape = Shape {
+        refers: true,
+        ..Shape::default()
+    };
+    Image::publish(registry, &[tar(&[file("a", b"one")])], shape)
 }
 
 async fn daemon(v1: bool) -> Server {

@@ -1,6 +1,6 @@
 //! Images for tests: plain tars as layers, and an index with zTOCs, in a registry of this process.
 
-use soci_index::{INDEX_DIGEST, LAYER_DIGEST, SociIndex, Version};
+use soci_index::{INDEX_DIGEST, LAYER_DIGEST, PREFETCH_MEDIA_TYPE, SociIndex, Version};
 use soci_oci::descriptor::Descriptor;
 use soci_oci::digest::Digest;
 use soci_oci::{json, media_type};
@@ -57,6 +57,8 @@ pub(crate) struct Shape {
     pub(crate) without: Option<usize>,
     /// A layer with an invalid zTOC.
     pub(crate) rubbish: Option<usize>,
+    /// The prefetch artifact of the lowest layer.
+    pub(crate) prefetch: Option<&'static str>,
     /// Span size of the zTOCs; the default is small.
     pub(crate) span: Option<u64>,
 }
@@ -90,6 +92,13 @@ impl Image {
             blobs.push(named);
         }
         let ztocs = blobs.iter().map(|blob| blob.digest).collect();
+        if let (Some(artifact), Some(tar)) = (shape.prefetch, tars.first()) {
+            let mut named = Descriptor::of(PREFETCH_MEDIA_TYPE, artifact.as_bytes());
+            let layer = Digest::sha256(tar).to_string();
+            named.annotations.insert(LAYER_DIGEST.to_owned(), layer);
+            registry.add_blob(REPOSITORY, artifact.as_bytes().to_vec());
+            blobs.push(named);
+        }
         let add_index = |index: SociIndex| {
             let bytes = index.to_bytes();
             let index = registry.add_manifest(REPOSITORY, None, media_type::OCI_MANIFEST, bytes);

@@ -11,6 +11,7 @@ mod image;
 mod layers;
 mod logs;
 mod metrics;
+mod prefetch;
 mod process;
 mod registries;
 mod server;

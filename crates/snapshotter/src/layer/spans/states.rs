@@ -29,6 +29,11 @@ impl<W> States<W> {
         span.map_or(Effect::None, |span| span.step(event))
     }
 
+    /// `None` if there is no such span.
+    pub(super) fn get(&self, span: u32) -> Option<&Span<W>> {
+        self.spans.get(span as usize)
+    }
+
     /// Whether a span is present.
     pub(super) fn is_present(&self, span: u32) -> bool {
         matches!(self.spans.get(span as usize), Some(Span::Present))
