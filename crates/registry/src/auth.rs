@@ -284,8 +284,11 @@ pub(crate) struct Access {
 
 #[derive(Clone)]
 enum Known {
-    /// A header that does not change.
-    Fixed(Secret),
+    /// The header with a password.
+    Basic(Secret),
+    /// The header with a token from the source of credentials.
+    Token(Secret),
+    /// Tokens from a token endpoint.
     Bearer(Arc<Cell>),
 }
 
@@ -318,7 +321,9 @@ impl Access {
         let known = self.known().clone();
         match known {
             None => Ok(None),
-            Some(Known::Fixed(value)) => self.usable(secret_header(value.reveal())),
+            Some(Known::Basic(value) | Known::Token(value)) => {
+                self.usable(secret_header(value.reveal()))
+            }
             Some(Known::Bearer(cell)) => {
                 let token = auth.token(&cell, None).await?;
                 self.usable(secret_header(&format!("Bearer {}", token.value.reveal())))
@@ -327,26 +332,41 @@ impl Access {
     }
 
     /// Asks the source of credentials again after a rejection without a challenge. Returns whether
-    /// it has another credential than before, which later requests use.
-    pub(crate) async fn look_again(&self, auth: &Auth, sent: Option<&HeaderValue>) -> bool {
+    /// it has another credential than before, which later requests use. A credential that does not
+    /// fit the previous challenge waits for the next one. `plain`: the registry uses no TLS.
+    pub(crate) async fn look_again(
+        &self,
+        auth: &Auth,
+        plain: bool,
+        sent: Option<&HeaderValue>,
+    ) -> bool {
         let known = self.known().clone();
         let (Some(known), false, Some(_)) = (known, self.is_stranger, sent) else {
             return false;
         };
         let credential = auth.credentials.get(&self.host, &self.image).await;
         let now = match (&known, credential) {
-            (Known::Fixed(_), Some(Credential::Password { user, password })) => {
-                Known::Fixed(basic(&user, &password))
+            (Known::Basic(_), Some(Credential::Password { user, password })) => {
+                Known::Basic(basic(&user, &password))
             }
-            (_, Some(Credential::Bearer(token))) => Known::Fixed(bearer_value(&token)),
+            (Known::Token(_) | Known::Bearer(_), Some(Credential::Bearer(token))) => {
+                Known::Token(bearer_value(&token))
+            }
             (Known::Bearer(cell), Some(credential)) => {
-                let exchange = cell.exchange.with(Some(credential));
-                Known::Bearer(auth.cell(exchange))
+                match self.with_credential(&cell.exchange, Some(credential), plain) {
+                    Ok(exchange) => Known::Bearer(auth.cell(exchange)),
+                    Err(error) => {
+                        tracing::debug!(%error, "new credentials are not sent");
+                        return false;
+                    }
+                }
             }
-            (Known::Fixed(_), Some(Credential::Identity(_))) | (_, None) => return false,
+            (Known::Basic(_) | Known::Token(_), Some(_)) | (_, None) => return false,
         };
         let is_new = match (&known, &now) {
-            (Known::Fixed(old), Known::Fixed(new)) => old.reveal() != new.reveal(),
+            (Known::Basic(old), Known::Basic(new)) | (Known::Token(old), Known::Token(new)) => {
+                old.reveal() != new.reveal()
+            }
             (Known::Bearer(old), Known::Bearer(new)) => !Arc::ptr_eq(old, new),
             _ => true,
         };
@@ -386,7 +406,7 @@ impl Access {
                 false => auth.credentials.get(&self.host, &self.image).await,
             };
             match credential {
-                Some(Credential::Bearer(token)) => Known::Fixed(bearer_value(&token)),
+                Some(Credential::Bearer(token)) => Known::Token(bearer_value(&token)),
                 credential => {
                     let exchange = self.exchange(transport, bearer, plain, credential)?;
                     Known::Bearer(auth.cell(exchange))
@@ -395,7 +415,7 @@ impl Access {
         } else if by_scheme("basic").is_some() {
             match auth.credentials.get(&self.host, &self.image).await {
                 Some(Credential::Password { user, password }) => {
-                    Known::Fixed(basic(&user, &password))
+                    Known::Basic(basic(&user, &password))
                 }
                 Some(Credential::Identity(_) | Credential::Bearer(_)) => {
                     return Err(self.refusal("it wants a password, and we have a token"));
@@ -432,18 +452,30 @@ impl Access {
         let Some(realm) = realm else {
             return Err(self.refusal("it names no address to get a token from"));
         };
-        if credential.is_some() && realm.scheme() == "http" && !plain {
-            return Err(self.refusal("it wants our credentials sent without TLS"));
-        }
-        Ok(Exchange {
+        let anonymous = Exchange {
             transport: Arc::clone(transport),
             realm,
             service: bearer.param("service").unwrap_or_default().to_owned(),
             scope: self.scope.with(bearer.param("scope").unwrap_or_default()),
-            credential,
+            credential: None,
             host: self.host.clone(),
             repository: self.image.repository().to_owned(),
-        })
+        };
+        self.with_credential(&anonymous, credential, plain)
+    }
+
+    /// The same exchange with this credential, which is not sent to a realm without TLS unless the
+    /// registry has none either.
+    fn with_credential(
+        &self,
+        exchange: &Exchange,
+        credential: Option<Credential>,
+        plain: bool,
+    ) -> Result<Exchange, FetchError> {
+        if credential.is_some() && exchange.realm.scheme() == "http" && !plain {
+            return Err(self.refusal("it wants our credentials sent without TLS"));
+        }
+        Ok(exchange.with(credential))
     }
 
     /// The error for denied access, with its reason.
@@ -482,7 +514,93 @@ pub(super) fn authorize(headers: &mut HeaderMap, value: HeaderValue) {
 
 #[cfg(test)]
 mod tests {
+    use async_trait::async_trait;
+
     use super::*;
+    use crate::Options;
+
+    #[derive(Debug)]
+    struct Only(Option<Credential>);
+
+    #[async_trait]
+    impl Credentials for Only {
+        async fn get(&self, _host: &str, _image: &ImageRef) -> Option<Credential> {
+            self.0.clone()
+        }
+    }
+
+    fn password(password: &str) -> Credential {
+        Credential::new("me", password)
+    }
+
+    fn token(token: &str) -> Credential {
+        Credential::Bearer(Secret::new(token))
+    }
+
+    fn identity(token: &str) -> Credential {
+        Credential::Identity(Secret::new(token))
+    }
+
+    /// What a registry with one of three kinds of challenge got before.
+    fn before(kind: &str, auth: &Auth, access: &Access, realm: &str) -> Known {
+        match kind {
+            "basic" => Known::Basic(basic("me", &Secret::new("old"))),
+            "token" => Known::Token(bearer_value(&Secret::new("old"))),
+            _ => {
+                let transport = Arc::new(Transport::new(&Options::default()).unwrap());
+                let challenge = Challenge::new("bearer", &[("realm", realm)]);
+                let exchange = access.exchange(&transport, &challenge, false, None);
+                Known::Bearer(auth.cell(exchange.unwrap()))
+            }
+        }
+    }
+
+    async fn looked_again(kind: &str, realm: &str, plain: bool, now: Option<Credential>) -> bool {
+        let auth = Auth::new(Arc::new(Only(now)), RetryPolicy::default());
+        let image: ImageRef = "registry.example/app:1".parse().unwrap();
+        let access = Access::new("registry.example".to_owned(), image, Scope::pull("app"));
+        *access.known() = Some(before(kind, &auth, &access, realm));
+        let sent = HeaderValue::from_static("what was refused");
+        access.look_again(&auth, plain, Some(&sent)).await
+    }
+
+    #[tokio::test]
+    async fn a_new_credential_is_used_if_it_fits_the_challenge() {
+        for (kind, now, is_used) in [
+            ("basic", Some(password("old")), false),
+            ("basic", Some(password("new")), true),
+            ("basic", Some(token("new")), false),
+            ("basic", Some(identity("new")), false),
+            ("basic", None, false),
+            ("token", Some(token("old")), false),
+            ("token", Some(token("new")), true),
+            ("token", Some(password("new")), false),
+            ("token", Some(identity("new")), false),
+            ("token", None, false),
+            ("bearer", Some(password("new")), true),
+            ("bearer", Some(token("new")), true),
+            ("bearer", Some(identity("new")), true),
+            ("bearer", None, false),
+        ] {
+            let shown = format!("{kind} {now:?}");
+            let realm = "https://tokens.example/";
+            assert_eq!(
+                looked_again(kind, realm, false, now).await,
+                is_used,
+                "{shown}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_new_credential_is_not_sent_without_tls_to_please_a_registry_with_tls() {
+        let realm = "http://tokens.example/";
+        for credential in [password("new"), identity("new")] {
+            let now = || Some(credential.clone());
+            assert!(!looked_again("bearer", realm, false, now()).await);
+            assert!(looked_again("bearer", realm, true, now()).await);
+        }
+    }
 
     #[test]
     fn a_token_is_renewed_before_it_runs_out() {

@@ -45,7 +45,9 @@ impl Endpoint {
             .as_ref()
             .is_some_and(|sent| sent.as_bytes().starts_with(b"Bearer "));
         if refusal.challenges.is_empty()
-            && !access.look_again(&self.auth, sent.as_ref()).await
+            && !access
+                .look_again(&self.auth, self.is_plain(), sent.as_ref())
+                .await
             && !had_token
         {
             return Err(match refusal.status.as_u16() {
