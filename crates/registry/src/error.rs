@@ -95,7 +95,7 @@ pub enum RegistryError {
 }
 
 impl RegistryError {
-    /// Whether the same request may succeed later without any change.
+    /// Whether the same request may succeed later.
     pub fn is_transient(&self) -> bool {
         matches!(self, RegistryError::Fetch { source, .. } if source.is_transient())
     }

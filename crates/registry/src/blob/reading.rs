@@ -91,7 +91,7 @@ impl Reading {
 
     /// Waits before the next request, or returns the failure.
     async fn resume(&mut self, error: FetchError) -> Result<(), FetchError> {
-        if error.is_denied() || !error.is_transient() {
+        if !error.is_transient() {
             return Err(error);
         }
         tracing::debug!(

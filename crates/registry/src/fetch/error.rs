@@ -243,8 +243,8 @@ impl FetchError {
         }
     }
 
-    /// Whether the same request may succeed later without any change: after network problems,
-    /// overload or an outage. Bad ranges, refusals and malformed responses are permanent.
+    /// Whether the same request may succeed later: after network problems, overload or an outage.
+    /// Bad ranges and malformed responses are permanent.
     ///
     /// Rejected credentials and denied access (403) count as transient: some registries return 403
     /// for expired credentials. New ones become available when the registry or the keychain
@@ -289,9 +289,13 @@ impl FetchError {
         }
     }
 
-    /// Whether the server denied access with the credentials that it got.
+    /// Whether the server, or its token endpoint, denied access with the credentials that it got.
     pub(crate) fn is_denied(&self) -> bool {
-        matches!(self, FetchError::Status { status: 403, .. })
+        match self {
+            FetchError::Status { status, .. } => *status == 403,
+            FetchError::Token { source, .. } => source.is_denied(),
+            _ => false,
+        }
     }
 
     /// Whether to retry within the same operation: only transient failures that are not about
@@ -422,5 +426,14 @@ mod tests {
         };
         assert_eq!(token.concern(), Concern::Repository);
         assert!(token.is_transient() && !token.is_worth_repeating());
+        let denied = FetchError::Redirected {
+            url: url(),
+            source: Box::new(FetchError::Token {
+                host: "storage.example".to_owned(),
+                repository: "app".to_owned(),
+                source: Box::new(status(403, None)),
+            }),
+        };
+        assert!(!denied.is_transient() && denied.is_refusal());
     }
 }
