@@ -74,6 +74,12 @@ pub enum RegistryError {
         /// The address that responded.
         url: RedactedUrl,
     },
+    /// The upload was canceled while it began.
+    #[error("{image}: the upload was canceled")]
+    Canceled {
+        /// The reference.
+        image: String,
+    },
     /// The bytes to push could not be read.
     #[error("read the bytes to push")]
     Source {

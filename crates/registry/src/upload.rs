@@ -115,12 +115,13 @@ impl Registry {
     ) -> Result<bool, RegistryError> {
         let what = format!("blobs/{digest} from {from}");
         let endpoint = self.origin(image)?;
+        let round = self.sessions.round();
         let answer = mount(&endpoint, image, digest, from).await;
         let answer = answer.map_err(|error| failed(image, &what, error))?;
         let is_there = answer.status().as_u16() == 201;
         // 202 means that the registry started an upload instead.
         if !is_there && let Ok(url) = redirect_target(answer.url(), &answer) {
-            self.sessions.began(image, &url);
+            self.began(round, image, &url)?;
         }
         Ok(is_there)
     }
@@ -152,6 +153,7 @@ impl Registry {
     ) -> Result<Uploaded, RegistryError> {
         let what = format!("blobs/{}", blob.digest);
         let endpoint = self.origin(image)?;
+        let round = self.sessions.round();
         let mut begun = None;
         let others = mount_from.iter().filter(|from| *from != image.repository());
         for from in others.take(MAX_MOUNTS) {
@@ -176,6 +178,7 @@ impl Registry {
         loop {
             let attempt = Attempt {
                 registry: self,
+                round,
                 image,
                 endpoint: &endpoint,
                 scope: &scope,
@@ -219,10 +222,11 @@ impl Registry {
         let what = format!("blobs/{}", blob.digest);
         let scope = Scope::push(image.repository(), None);
         let endpoint = self.origin(image)?;
+        let round = self.sessions.round();
         let begun = begin(&endpoint, endpoint.url("blobs/uploads/"), &scope).await;
         let begun = begun.map_err(|error| failed(image, &what, error))?;
         let url = upload_url(&begun, &blob.digest)?;
-        let session = self.sessions.began(image, &url);
+        let session = self.began(round, image, &url)?;
         let (body, progress) = watched(bytes, blob.size, None);
         let answer = self
             .put(&endpoint, &scope, url, blob.size, (body, progress))
@@ -268,6 +272,8 @@ impl Registry {
 /// One attempt at an upload that can be retried.
 struct Attempt<'a> {
     registry: &'a Registry,
+    /// The round of uploads that the first attempt belongs to.
+    round: u64,
     image: &'a ImageRef,
     endpoint: &'a Endpoint,
     scope: &'a Scope,
@@ -306,7 +312,8 @@ impl Attempt<'_> {
         };
         let mut url = upload_url(&begun, &self.blob.digest).map_err(Broken::Registry)?;
         drop(begun);
-        let session = self.registry.sessions.began(self.image, &url);
+        let session = self.registry.began(self.round, self.image, &url);
+        let session = session.map_err(Broken::Registry)?;
         for _ in 0..=MAX_REDIRECTS {
             let bytes = source.open().await.map_err(|error| {
                 let source = Arc::new(error);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use reqwest::{Method, Url};
 
-use super::super::{Registry, auth::Scope, endpoint::Call};
+use super::super::{Registry, RegistryError, auth::Scope, endpoint::Call};
 use soci_oci::reference::ImageRef;
 
 /// Timeout for canceling all uploads together. A user may be waiting for the program to exit.
@@ -21,6 +21,8 @@ pub(crate) struct Sessions(Mutex<Open>);
 #[derive(Debug, Default)]
 struct Open {
     next: u64,
+    /// Number of times that the uploads were canceled.
+    round: u64,
     uploads: BTreeMap<u64, (ImageRef, Url)>,
 }
 
@@ -29,16 +31,24 @@ impl Sessions {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records an upload. Pass the returned number to [`Sessions::ended`].
-    pub(super) fn began(&self, image: &ImageRef, url: &Url) -> u64 {
+    /// The state before an upload, for [`Registry::began`].
+    pub(super) fn round(&self) -> u64 {
+        self.open().round
+    }
+
+    /// Records an upload. Returns `None` if the uploads of this round were canceled.
+    fn began(&self, round: u64, image: &ImageRef, url: &Url) -> Option<u64> {
         let mut open = self.open();
+        if open.round != round {
+            return None;
+        }
         open.next += 1;
         let number = open.next;
         open.uploads.insert(number, (image.clone(), url.clone()));
         if open.uploads.len() > MANY {
             open.uploads.pop_first();
         }
-        number
+        Some(number)
     }
 
     /// Removes an upload that has become a blob.
@@ -58,10 +68,15 @@ impl Registry {
         }
     }
 
-    /// Cancels all unfinished uploads. If the registry does not respond, it cleans them up itself
+    /// Cancels all unfinished uploads, including those whose first request is not answered yet.
+    /// Later uploads are not affected. If the registry does not respond, it cleans them up itself
     /// later.
     pub async fn cancel_uploads(&self) {
-        let left = std::mem::take(&mut self.sessions.open().uploads);
+        let left = {
+            let mut open = self.sessions.open();
+            open.round += 1;
+            std::mem::take(&mut open.uploads)
+        };
         let farewells = left.into_values();
         let farewells =
             farewells.map(|(image, url)| async move { self.take_back(&image, url).await });
@@ -69,6 +84,23 @@ impl Registry {
         if tokio::time::timeout(PATIENCE, all).await.is_err() {
             tracing::debug!("uploads are left to the registry");
         }
+    }
+
+    /// Records an upload. Pass the returned number to [`Sessions::ended`]. If the uploads were
+    /// canceled since `round`, cancels it in the background, because the caller may be dropped.
+    pub(super) fn began(
+        &self,
+        round: u64,
+        image: &ImageRef,
+        url: &Url,
+    ) -> Result<u64, RegistryError> {
+        self.sessions.began(round, image, url).ok_or_else(|| {
+            let (client, owned, url) = (self.clone(), image.clone(), url.clone());
+            tokio::spawn(async move { client.take_back(&owned, url).await });
+            RegistryError::Canceled {
+                image: image.to_string(),
+            }
+        })
     }
 
     /// Cancels one upload. Failures are only logged, because nothing depends on the result.

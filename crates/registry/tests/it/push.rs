@@ -151,3 +151,36 @@ async fn a_stalled_upload_is_given_up() {
         .expect_err("stalled");
     assert!(error.is_transient(), "{error:?}");
 }
+
+#[tokio::test]
+async fn an_upload_that_begins_too_late_is_taken_back() {
+    let registry = TestRegistry::start();
+    let client = client(quick());
+    let image = registry.reference("app", "v1");
+    let slow = Wrong::Delay(Duration::from_millis(300));
+    registry.fault(Fault::once(On::Path("uploads".to_owned()), slow));
+    let canceled = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        client.cancel_uploads().await;
+    };
+    let blob = layer(b"abc");
+    let pushed = client.push_blob(&image, &blob, chunks(b"abc"));
+    let (pushed, ()) = tokio::join!(pushed, canceled);
+    assert!(
+        matches!(pushed, Err(RegistryError::Canceled { .. })),
+        "{pushed:?}"
+    );
+    let methods = || -> Vec<String> {
+        let seen = registry.seen().into_iter();
+        seen.map(|seen| seen.method.to_string()).collect()
+    };
+    for _ in 0..200 {
+        if methods().len() > 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(methods(), ["POST", "DELETE"]);
+    let pushed = client.push_blob(&image, &blob, chunks(b"abc")).await;
+    pushed.expect("later uploads are not affected");
+}
