@@ -4,10 +4,10 @@
 //! rules, a lazy layer could show files that unpacking does not create.
 //!
 //! The caller passes bytes in any portions ([`TarScanner::feed`]); a [`TarSink`] receives the
-//! result. Every byte up to the end of the archive is reported once and in order, as
-//! [`TarSink::data`] (content of a regular file) or [`TarSink::head`] (headers, PAX records, long
-//! names, padding, the end marker). An entry is reported after the last byte of its header and
-//! before its content. Bytes after the end marker are not reported.
+//! result. Every byte that is fed, up to the end of the archive, is reported once and in order: the
+//! content of reported entries as [`TarSink::data`], everything else as [`TarSink::head`]. An entry
+//! is reported after the last byte of its header and before its content. Bytes after the end marker
+//! are not reported.
 
 #![warn(
     clippy::indexing_slicing,
@@ -97,7 +97,7 @@ pub enum Policy {
 /// Receives the results of the scanner. Methods cannot fail: a sink that writes keeps its first
 /// error for its owner.
 pub trait TarSink {
-    /// Bytes that are not file content, at their offset in the stream.
+    /// Bytes that are not content of a reported entry, at their offset in the stream.
     fn head(&mut self, offset: u64, bytes: &[u8]) {
         let _ = (offset, bytes);
     }
@@ -139,8 +139,8 @@ enum State {
     Meta { flag: u8, left: u64 },
     /// Blocks of a sparse map before the content.
     SparseMap,
-    /// Content.
-    Data { left: u64 },
+    /// Content of the last reported entry, or of one that is skipped.
+    Data { left: u64, is_reported: bool },
     /// Padding up to the next block.
     Padding,
     /// After the end marker.
@@ -221,11 +221,12 @@ impl TarScanner {
         self.state == State::Ended
     }
 
-    /// Bytes of content of the last reported entry that were not fed yet.
+    /// Bytes of content of the current entry that were not fed yet. The entry may be one that the
+    /// policy does not report.
     #[must_use]
     pub fn content_left(&self) -> u64 {
         match self.state {
-            State::Data { left } => left,
+            State::Data { left, .. } => left,
             _ => 0,
         }
     }
@@ -233,7 +234,7 @@ impl TarScanner {
     /// Continues after the content and its padding without their bytes, for a caller that can seek.
     /// The caller checks that the archive has the content.
     pub fn skip_content(&mut self) {
-        if let State::Data { left } = self.state {
+        if let State::Data { left, .. } = self.state {
             let end = self.pos.saturating_add(left);
             self.pos = end.saturating_add(self.padding);
             self.state = State::Header;
@@ -251,7 +252,7 @@ impl TarScanner {
                 State::Header | State::SecondZero | State::SparseMap => {
                     (BLOCK_SIZE.saturating_sub(self.filled)) as u64
                 }
-                State::Meta { left, .. } | State::Data { left } => left,
+                State::Meta { left, .. } | State::Data { left, .. } => left,
                 State::Padding => self.padding,
             };
             let take =
@@ -272,7 +273,7 @@ impl TarScanner {
     pub fn finish(self) -> Result<TarEnd, TarError> {
         let inside = match self.state {
             State::Header | State::SecondZero => self.filled != 0,
-            State::Meta { left, .. } | State::Data { left } => left != 0,
+            State::Meta { left, .. } | State::Data { left, .. } => left != 0,
             State::SparseMap => true,
             State::Padding | State::Ended => false,
         };
@@ -291,10 +292,14 @@ impl TarScanner {
         let len = bytes.len() as u64;
         self.pos = self.pos.saturating_add(len);
         match &mut self.state {
-            State::Data { left } => {
+            State::Data { left, is_reported } => {
                 *left = left.saturating_sub(len);
                 let done = *left == 0;
-                sink.data(offset, bytes);
+                if *is_reported {
+                    sink.data(offset, bytes);
+                } else {
+                    sink.head(offset, bytes);
+                }
                 if done {
                     self.go_to_padding();
                 }
@@ -536,7 +541,7 @@ impl TarScanner {
             b'7' if self.policy == Policy::Find => FileKind::Regular,
             b'S' if self.policy == Policy::Find => return Err(self.refused_sparse()),
             _ if self.policy == Policy::Find => {
-                self.end_entry(stored);
+                self.end_entry(stored, false);
                 return Ok(());
             }
             flag => {
@@ -569,16 +574,19 @@ impl TarScanner {
         }
         sink.entry(&entry);
         self.entries = self.entries.saturating_add(1);
-        self.end_entry(stored);
+        self.end_entry(stored, true);
         Ok(())
     }
 
     /// Continues with the content of an entry whose header is complete.
-    fn end_entry(&mut self, stored: u64) {
+    fn end_entry(&mut self, stored: u64, is_reported: bool) {
         self.pending.clear();
         let end = self.pos.saturating_add(stored);
         self.header_start = end.saturating_add(self.padding);
-        self.state = State::Data { left: stored };
+        self.state = State::Data {
+            left: stored,
+            is_reported,
+        };
         if stored == 0 {
             self.go_to_padding();
         }

@@ -106,6 +106,33 @@ fn other_types_of_entries_are_skipped_with_their_content() {
 }
 
 #[test]
+fn content_of_skipped_entries_is_not_that_of_the_entry_before() {
+    #[derive(Default)]
+    struct Bytes {
+        heads: Vec<u8>,
+        data: Vec<u8>,
+    }
+    impl TarSink for Bytes {
+        fn head(&mut self, _: u64, bytes: &[u8]) {
+            self.heads.extend(bytes);
+        }
+        fn entry(&mut self, _: &Entry<'_>) {}
+        fn data(&mut self, _: u64, bytes: &[u8]) {
+            self.data.extend(bytes);
+        }
+    }
+    let mut tar = Tar::default();
+    tar.file(&File::regular("first", b"first"), Dialect::Ustar);
+    tar.raw(&mut Header::new(USTAR, b"skipped", b'V', 3), b"abc");
+    tar.file(&File::regular("next", b"next"), Dialect::Ustar);
+    let tar = tar.end();
+    let (mut bytes, mut scanner) = (Bytes::default(), TarScanner::new(Policy::Find));
+    scanner.feed(&tar, &mut bytes).unwrap();
+    assert_eq!(bytes.data, b"firstnext");
+    assert_eq!(bytes.heads.len() + bytes.data.len(), tar.len());
+}
+
+#[test]
 fn sparse_files_are_refused() {
     let old = read(&one(b'S')).unwrap_err();
     let mut tar = Tar::default();
