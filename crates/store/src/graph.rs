@@ -150,8 +150,7 @@ impl Traversal {
         for member in members {
             let child = self.number(&member, of.depth + 1);
             if self.documents.len() > self.limits.documents {
-                let text = "an image with more than 10000 manifests and indexes";
-                return Err(StoreError::Archive(text));
+                return Err(StoreError::ManyMembers(self.limits.documents));
             }
             self.references.push((parent, child));
         }

@@ -87,6 +87,9 @@ pub enum StoreError {
         /// The limit in bytes.
         limit: u64,
     },
+    /// The image has too many manifests and indexes.
+    #[error("an image with more than {0} manifests and indexes")]
+    ManyMembers(usize),
     /// A manifest or index is nested in too many indexes.
     #[error(
         "{0} is nested more than {MAX_DEPTH} indexes deep; use an image with fewer levels of indexes"

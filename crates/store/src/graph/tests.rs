@@ -134,7 +134,7 @@ fn documents_are_limited_in_number_and_in_bytes() {
     let error = images.visit(&root, fewer).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "an image with more than 10000 manifests and indexes"
+        "an image with more than 9 manifests and indexes"
     );
     let smaller = Limits {
         bytes: bytes - 1,
