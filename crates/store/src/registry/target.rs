@@ -149,7 +149,7 @@ impl RegistryTarget {
             others: names,
             state: Mutex::default(),
             at_once,
-            slots: Arc::new(Semaphore::new(at_once.get())),
+            slots: Arc::new(Semaphore::new(at_once.get().min(Semaphore::MAX_PERMITS))),
             ended: Semaphore::new(0),
         });
         Self {

@@ -1,6 +1,6 @@
 //! Uploads of blobs that are in a store, and stores that upload.
 
-use std::{io::Write as _, sync::Arc, time::Duration};
+use std::{io::Write as _, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use soci_registry::{
     RegistryError, Uploaded,
@@ -139,4 +139,16 @@ async fn an_upload_that_a_thread_waits_for_ends_with_its_target() {
         .await
         .expect("the upload does not go on");
     put.expect_err("given up");
+}
+
+#[tokio::test]
+async fn any_number_of_uploads_at_once_is_accepted() {
+    let registry = TestRegistry::start();
+    let image = registry.reference("app", "1");
+    let target = RegistryTarget::new(client(), image, &[], NonZeroUsize::MAX);
+    let blob = layer(b"abc");
+    let content = Content::Bytes(b"abc".as_slice().into());
+    target.put(&blob, content).await.expect("an upload");
+    target.settle().await.expect("the upload");
+    assert!(registry.has_blob("app", &blob.digest));
 }
