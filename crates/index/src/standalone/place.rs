@@ -118,6 +118,13 @@ impl Temporary {
     }
 }
 
+impl Temporary {
+    /// Leaves what is at the path.
+    fn keep(&mut self) -> PathBuf {
+        std::mem::take(&mut self.path)
+    }
+}
+
 impl Drop for Temporary {
     fn drop(&mut self) {
         let removed = match fs::symlink_metadata(&self.path) {

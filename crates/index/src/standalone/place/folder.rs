@@ -226,14 +226,25 @@ impl NewFolder {
             // The temporary name now refers to the previous content, which is removed with it.
             Ok(()) => named(),
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-                let old = Temporary::beside(&place)?;
-                fs::rename(&place, &old.path).map_err(failed)?;
-                fs::rename(&temporary.path, &place).map_err(failed)?;
+                replace_in_steps(&temporary.path, &place, Temporary::beside(&place)?)
+                    .map_err(failed)?;
                 named()
             }
             Err(error) => Err(failed(error.into())),
         }
     }
+}
+
+/// Replaces a folder on a file system that cannot exchange names. If the new folder cannot be
+/// renamed, the previous one gets its name back.
+fn replace_in_steps(new: &Path, place: &Path, mut old: Temporary) -> io::Result<()> {
+    fs::rename(place, &old.path)?;
+    fs::rename(new, place).inspect_err(|_| {
+        if let Err(error) = fs::rename(&old.path, place) {
+            let path = old.keep();
+            tracing::error!("{} is now at {}: {error}", place.display(), path.display());
+        }
+    })
 }
 
 /// Copies files until it is stopped.
@@ -274,4 +285,27 @@ fn is_replaced(name: &Path) -> bool {
         .iter()
         .any(|own| name == Path::new(own))
         || name.starts_with("ingest")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_cannot_be_replaced_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("layout");
+        fs::create_dir(&place).unwrap();
+        fs::write(place.join("old"), "old").unwrap();
+        let absent = folder.path().join("absent");
+        let old = Temporary::beside(&place).unwrap();
+        replace_in_steps(&absent, &place, old).unwrap_err();
+        assert!(place.join("old").is_file());
+        let new = folder.path().join("new");
+        fs::create_dir(&new).unwrap();
+        let old = Temporary::beside(&place).unwrap();
+        replace_in_steps(&new, &place, old).unwrap();
+        assert!(!place.join("old").exists());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }
