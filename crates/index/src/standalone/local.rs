@@ -191,7 +191,8 @@ impl LocalImage {
     /// # Errors
     /// As [`open`](Self::open), and [`SourceError::Folder`] or [`SourceError::Docker`].
     pub async fn open_docker(path: &Path, name: Option<&str>) -> Result<Self, SourceError> {
-        match Self::open(path)?.form {
+        let owned = path.to_owned();
+        match blocking(move || Self::open(&owned)).await?.form {
             Form::Archive(archive) => Self::of_docker(path, archive, name.map(str::to_owned)).await,
             Form::Folder(_) | Form::Docker(_) => Err(SourceError::Folder(path.to_owned())),
         }
@@ -234,7 +235,9 @@ impl LocalImage {
         let file = blocking(move || spool(reader, file))
             .await
             .map_err(failed)?;
-        let archive = Archive::of(file, name).map_err(unreadable(name))?;
+        let path = name.to_owned();
+        let archive = blocking(move || Archive::of(file, &path)).await;
+        let archive = archive.map_err(unreadable(name))?;
         let has = |member: &str| archive.member(member).is_some();
         if has(docker_archive::MANIFEST_NAME) && !has(INDEX_NAME) && !has(LAYOUT_NAME) {
             return Self::of_docker(name, archive, None).await;
