@@ -24,8 +24,17 @@ pub(super) async fn to_registry(
     }
     let target = RegistryTarget::new(to.registry, to.image, mount_from, job.copies);
     let work = Box::pin(upload(job, input, &target));
-    let _target = AbortOnDrop(target.clone());
-    Uploading { _target, work }.await
+    let guard = AbortOnDrop(target.clone());
+    let uploading = Uploading {
+        _target: guard,
+        work,
+    };
+    let done = uploading.await;
+    if done.is_err() {
+        // The caller may cancel the upload sessions now.
+        target.cancel().await;
+    }
+    done
 }
 
 async fn upload(job: &Job, input: Input, target: &RegistryTarget) -> Result<Converted, Error> {
