@@ -96,7 +96,12 @@ pub(super) async fn to_archive(
     let written = written.map_err(IntoInnerError::into_error);
     let written = written.map_err(OutputError::WriteArchive)?;
     if let Some(place) = place {
-        blocking(move || place.finish(&written)).await?;
+        let flag = stop.flag();
+        let finish = move || {
+            flag.check().map_err(OutputError::WriteArchive)?;
+            place.finish(&written)
+        };
+        blocking(finish).await?;
     }
     Ok(converted)
 }

@@ -14,7 +14,7 @@ use super::error::{Error, OutputError};
 use super::local::{Form, LocalImage};
 use super::observer::{ConversionObserver, Phase};
 use super::place::{Copier, NewFolder, lock};
-use super::stop::{StopOnDrop, blocking};
+use super::stop::{Stop, StopOnDrop, blocking};
 use super::{Input, Job, REF_NAME, counter};
 use crate::convert::Converted;
 
@@ -51,7 +51,9 @@ pub(super) async fn to_folder(job: &Job, input: Input, path: &Path) -> Result<Co
         if let Some(source) = rest {
             output.copy(&source.form, &copier)?;
         }
+        still_needed(&copier.stop, output.layout.root())?;
         output.layout.write_index(&index)?;
+        still_needed(&copier.stop, output.layout.root())?;
         output.finish()
     });
     copied.await?;
@@ -88,21 +90,33 @@ pub(super) async fn to_layout(
         }
     };
     let (place, member) = (path.to_owned(), named(&converted.image, name));
+    let stop = StopOnDrop::default();
+    let flag = stop.flag();
     let done = blocking(move || {
+        still_needed(&flag, &place)?;
         if let Some(new) = new {
             layout.write_index(&json::to_vec(&ImageIndex::new(vec![member.clone()])))?;
+            still_needed(&flag, &place)?;
             if new.finish_or_join()? {
                 return Ok(());
             }
         }
-        enlist(&place, member)
+        enlist(&place, member, &flag)
     });
     done.await?;
     Ok(converted)
 }
 
+/// Fails if the image is no longer needed. Called before each step that changes the destination.
+fn still_needed(stop: &Stop, path: &Path) -> Result<(), OutputError> {
+    stop.check().map_err(|source| OutputError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// Adds an image to the index of an existing layout.
-fn enlist(layout: &Path, member: Descriptor) -> Result<(), OutputError> {
+fn enlist(layout: &Path, member: Descriptor, stop: &Stop) -> Result<(), OutputError> {
     let _lock = lock(layout)?;
     let failed = |source| OutputError::Write {
         path: layout.to_owned(),
@@ -115,6 +129,8 @@ fn enlist(layout: &Path, member: Descriptor) -> Result<(), OutputError> {
         path: layout.to_owned(),
         source,
     })?;
+    // Another process may have held the lock for long.
+    still_needed(stop, layout)?;
     Layout::at(layout).write_index(&json::to_vec(&with(index, member)))?;
     sync_name(&layout.join(INDEX_NAME)).map_err(failed)
 }
@@ -153,4 +169,27 @@ pub(super) fn stacked(work: &Layout, source: &LocalImage) -> Arc<dyn ContentStor
         upper: Arc::new(work.clone()),
         lower: source.store(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_that_is_no_longer_needed_is_not_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path()).unwrap();
+        let index = folder.path().join(INDEX_NAME);
+        layout.write_index(br#"{"manifests":[]}"#).unwrap();
+        let before = std::fs::read(&index).unwrap();
+        let member = Descriptor::of("image", b"image");
+        let stop = StopOnDrop::default();
+        let flag = stop.flag();
+        drop(stop);
+        enlist(folder.path(), member.clone(), &flag).unwrap_err();
+        assert_eq!(std::fs::read(&index).unwrap(), before);
+        let stop = StopOnDrop::default();
+        enlist(folder.path(), member, &stop.flag()).unwrap();
+        assert_ne!(std::fs::read(&index).unwrap(), before);
+    }
 }

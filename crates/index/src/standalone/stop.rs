@@ -9,9 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(super) struct StopOnDrop(Arc<AtomicBool>);
 
 impl StopOnDrop {
-    /// True when the results of the work are no longer needed.
-    pub(super) fn flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.0)
+    pub(super) fn flag(&self) -> Stop {
+        Stop(Arc::clone(&self.0))
     }
 }
 
@@ -21,42 +20,50 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// A reader or writer that fails when the work is stopped.
-pub(super) struct Stoppable<T> {
-    inner: T,
-    stop: Arc<AtomicBool>,
-}
+/// Tells the work whether its results are still needed.
+#[derive(Debug, Clone)]
+pub(super) struct Stop(Arc<AtomicBool>);
 
-impl<T> Stoppable<T> {
-    pub(super) fn new(inner: T, stop: &StopOnDrop) -> Self {
-        Self {
-            inner,
-            stop: stop.flag(),
-        }
-    }
-
-    pub(super) fn into_inner(self) -> T {
-        self.inner
-    }
-
-    fn check(&self) -> io::Result<()> {
-        if self.stop.load(Ordering::Relaxed) {
+impl Stop {
+    /// Fails when the work is stopped. Nobody receives the error.
+    pub(super) fn check(&self) -> io::Result<()> {
+        if self.0.load(Ordering::Relaxed) {
             return Err(io::Error::other("given up"));
         }
         Ok(())
     }
 }
 
+/// A reader or writer that fails when the work is stopped.
+pub(super) struct Stoppable<T> {
+    inner: T,
+    stop: Stop,
+}
+
+impl<T> Stoppable<T> {
+    pub(super) fn new(inner: T, stop: &StopOnDrop) -> Self {
+        Self::of(inner, stop.flag())
+    }
+
+    pub(super) fn of(inner: T, stop: Stop) -> Self {
+        Self { inner, stop }
+    }
+
+    pub(super) fn into_inner(self) -> T {
+        self.inner
+    }
+}
+
 impl<R: Read> Read for Stoppable<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.check()?;
+        self.stop.check()?;
         self.inner.read(buffer)
     }
 }
 
 impl<W: Write> Write for Stoppable<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.check()?;
+        self.stop.check()?;
         self.inner.write(bytes)
     }
 

@@ -4,12 +4,9 @@ use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use soci_oci::Descriptor;
-use soci_store::Content;
 use soci_store::archive::Archive;
 use soci_store::durable::{sync_name, sync_names};
 use soci_store::layout::{INDEX_NAME, LAYOUT_NAME, Layout};
@@ -17,6 +14,7 @@ use soci_store::layout::{INDEX_NAME, LAYOUT_NAME, Layout};
 use super::Temporary;
 use crate::standalone::error::OutputError;
 use crate::standalone::local::Form;
+use crate::standalone::stop::{Stop, Stoppable};
 
 /// A layout folder that is renamed to its destination when it is complete.
 #[derive(Debug)]
@@ -98,7 +96,7 @@ impl NewFolder {
                 let mode = file.metadata().map_err(failed)?.permissions();
                 copier.copy(file, &place, mode).map_err(failed)?;
             } else if kind.is_symlink() && name.starts_with("blobs") {
-                self.copy_linked(from, &name)?;
+                self.copy_linked(from, &name, copier)?;
             } else if kind.is_symlink() && fs::symlink_metadata(&place).is_err() {
                 let target = fs::read_link(entry.path()).map_err(failed)?;
                 std::os::unix::fs::symlink(target, &place).map_err(failed)?;
@@ -110,18 +108,20 @@ impl NewFolder {
     /// Copies blobs that are reached through a link (to one blob, a folder of blobs, or all of
     /// them). A link may point anywhere, so only content that matches the digest in its name is
     /// copied.
-    fn copy_linked(&self, from: &Layout, name: &Path) -> Result<(), OutputError> {
+    fn copy_linked(&self, from: &Layout, name: &Path, copier: &Copier) -> Result<(), OutputError> {
         let path = from.root().join(name);
         let failed = |source| OutputError::ReadLinked {
             path: path.clone(),
             source,
         };
+        copier.stop.check().map_err(failed)?;
         if path.is_dir() {
             if name.components().count() > 2 {
                 return Ok(());
             }
             for entry in fs::read_dir(&path).map_err(failed)? {
-                self.copy_linked(from, &name.join(entry.map_err(failed)?.file_name()))?;
+                let name = name.join(entry.map_err(failed)?.file_name());
+                self.copy_linked(from, &name, copier)?;
             }
             return Ok(());
         }
@@ -135,7 +135,8 @@ impl NewFolder {
         };
         let file = from.open_file(&digest)?;
         let blob = Descriptor::new("", digest, file.metadata().map_err(failed)?.len());
-        self.layout.store(&blob, Content::File(file))?;
+        let reader = Stoppable::of(file, copier.stop.clone());
+        self.layout.receive(&blob, reader, &copier.count)?;
         Ok(())
     }
 
@@ -250,7 +251,7 @@ fn replace_in_steps(new: &Path, place: &Path, mut old: Temporary) -> io::Result<
 /// Copies files until it is stopped.
 pub(in crate::standalone) struct Copier {
     /// Set when the copies are no longer needed.
-    pub(in crate::standalone) stop: Arc<AtomicBool>,
+    pub(in crate::standalone) stop: Stop,
     /// Called with the number of bytes copied.
     pub(in crate::standalone) count: Box<dyn Fn(u64) + Send>,
 }
@@ -261,9 +262,7 @@ impl Copier {
         const STEP: u64 = 32 << 20;
         let mut file = File::create(to)?;
         loop {
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
+            self.stop.check()?;
             let copied = io::copy(&mut from.by_ref().take(STEP), &mut file)?;
             if copied == 0 {
                 file.set_permissions(mode)?;
@@ -290,6 +289,7 @@ fn is_replaced(name: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::standalone::stop::StopOnDrop;
 
     #[test]
     fn a_folder_that_cannot_be_replaced_stays() {
@@ -307,5 +307,32 @@ mod tests {
         replace_in_steps(&new, &place, old).unwrap();
         assert!(!place.join("old").exists());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_stopped_copy_of_linked_blobs_stores_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let digest = soci_oci::Digest::sha256(b"blob");
+        let source = Layout::create(folder.path().join("from")).unwrap();
+        fs::write(folder.path().join("elsewhere"), "blob").unwrap();
+        let link = source.blob_path(&digest);
+        std::os::unix::fs::symlink(folder.path().join("elsewhere"), link).unwrap();
+        let output = NewFolder::create(&folder.path().join("to")).unwrap();
+        let stop = StopOnDrop::default();
+        let copier = Copier {
+            stop: stop.flag(),
+            count: Box::new(|_| {}),
+        };
+        let form = Form::Folder(source);
+        drop(stop);
+        output.copy(&form, &copier).unwrap_err();
+        assert!(!output.layout.blob_path(&digest).exists());
+        let stop = StopOnDrop::default();
+        let copier = Copier {
+            stop: stop.flag(),
+            ..copier
+        };
+        output.copy(&form, &copier).unwrap();
+        assert!(output.layout.blob_path(&digest).is_file());
     }
 }
