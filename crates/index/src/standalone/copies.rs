@@ -8,9 +8,9 @@ use soci_store::registry::{RegistryStore, graph};
 use soci_store::{Content, ContentStore, Stacked, reachable};
 use tokio::task::JoinSet;
 
-use super::error::Error;
+use super::error::{Error, OutputError};
 use super::observer::{ConversionObserver, Phase};
-use super::stop::{StopOnDrop, Stoppable, blocking};
+use super::stop::{Stop, StopOnDrop, Stoppable, blocking};
 use super::{Job, counter};
 use crate::convert::Converted;
 
@@ -63,12 +63,15 @@ async fn receive(
     mut blobs: impl Iterator<Item = Descriptor>,
 ) -> Result<(), Error> {
     let mut copies = JoinSet::new();
+    // The tasks of the set are dropped later than this future and the caller's temporary folder.
+    let stop = StopOnDrop::default();
     loop {
         while copies.len() < job.copies.get()
             && let Some(blob) = blobs.next()
         {
             let count = counter(&job.observer);
-            copies.spawn(copy_one(Arc::clone(from), to.clone(), blob, count));
+            let (from, to) = (Arc::clone(from), to.clone());
+            copies.spawn(copy_one(from, to, blob, stop.flag(), count));
         }
         match copies.join_next().await {
             // The tasks are never aborted, so an error is a panic: propagate it.
@@ -84,11 +87,12 @@ async fn copy_one(
     from: Arc<dyn ContentStore>,
     to: Layout,
     blob: Descriptor,
+    stop: Stop,
     count: impl Fn(u64) + Clone + Send + 'static,
 ) -> Result<(), Error> {
-    match copy_from(&from, to.clone(), blob.clone(), count.clone()).await {
+    match copy_from(&from, to.clone(), blob.clone(), stop.clone(), count.clone()).await {
         Err(error) if error.is_about_bytes() && from.distrust(&blob.digest) => {
-            copy_from(&from, to, blob, count).await
+            copy_from(&from, to, blob, stop, count).await
         }
         done => done,
     }
@@ -98,10 +102,44 @@ async fn copy_from(
     from: &Arc<dyn ContentStore>,
     to: Layout,
     blob: Descriptor,
+    stop: Stop,
     count: impl Fn(u64) + Send + 'static,
 ) -> Result<(), Error> {
-    let stop = StopOnDrop::default();
-    let reader = Stoppable::new(from.open(&blob.digest).await?.reader, &stop);
-    blocking(move || to.receive(&blob, reader, &count)).await?;
-    Ok(())
+    let reader = from.open(&blob.digest).await?.reader;
+    let received = blocking(move || {
+        // The thread may start late, and must not create the folder again.
+        stop.check().map_err(|source| OutputError::Write {
+            path: to.root().to_owned(),
+            source,
+        })?;
+        to.receive(&blob, Stoppable::of(reader, stop), &count)?;
+        Ok(())
+    });
+    received.await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_copy_that_starts_late_creates_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = Layout::create(folder.path().join("from")).unwrap();
+        let blob = Descriptor::of("blob", b"blob");
+        let content = Content::Bytes(b"blob".as_slice().into());
+        source.store(&blob, content).unwrap();
+        let source: Arc<dyn ContentStore> = Arc::new(source);
+        let to = Layout::at(folder.path().join("removed"));
+        let stop = StopOnDrop::default();
+        let flag = stop.flag();
+        drop(stop);
+        let copied = copy_from(&source, to.clone(), blob.clone(), flag, |_| {});
+        copied.await.unwrap_err();
+        assert!(!to.root().exists());
+        let stop = StopOnDrop::default();
+        let copied = copy_from(&source, to.clone(), blob.clone(), stop.flag(), |_| {});
+        copied.await.unwrap();
+        assert!(to.blob_path(&blob.digest).is_file());
+    }
 }
