@@ -146,14 +146,20 @@ pub struct Report {
 /// The same image and options always give the same digests, whatever the source and destination.
 ///
 /// # Cancellation
-/// If the future is dropped, the destination stays as it was, temporary files are removed, and all
-/// uploads are aborted. The drop waits up to 2 seconds for threads that index layers. Unfinished
-/// uploads stay in the registry, which removes them some day; [`Registry::cancel_uploads`] removes
-/// them at once, after success or failure too. [`Registry::with_own_uploads`] separates the uploads
-/// of conversions that share a client.
+/// If the future is dropped, the destination stays as it was (see below), temporary files are
+/// removed, and all uploads are aborted. The last step, the rename to the destination or the write
+/// of its index, is not interrupted once it has begun. The drop waits up to 2 seconds for threads
+/// that index layers.
+///
+/// Unfinished uploads stay in the registry, which removes them some day;
+/// [`Registry::cancel_uploads`] removes them at once, after success or failure too. It applies to
+/// all conversions that share a client, unless each has its own
+/// [uploads](Registry::with_own_uploads).
 ///
 /// # Errors
-/// See [`Error`]. The destination then stays as it was, except for blobs that nothing refers to.
+/// See [`Error`]. The destination then stays as it was, with three exceptions: a layout or registry
+/// may have new blobs that nothing refers to, a registry may have new manifests without a tag, and
+/// a pipe, device or stream may have a part of the archive. Missing parent folders may be created.
 pub async fn convert(
     request: Request,
     observer: Arc<dyn ConversionObserver>,
