@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures_util::future::{try_join, try_join_all};
+use futures_util::future::try_join;
+use futures_util::{TryStreamExt as _, stream};
 use soci_oci::manifest::{self, Manifest};
 use soci_oci::reference::ImageRef;
 use soci_oci::{Descriptor, Digest};
@@ -32,6 +33,8 @@ pub(super) struct Graph<'a> {
     store: &'a Arc<dyn ContentStore>,
     observer: &'a Arc<dyn PushObserver>,
     places: Semaphore,
+    /// Number of futures that wait for a place. More would only take memory.
+    at_once: usize,
     copied: Mutex<Vec<CopiedBlob>>,
 }
 
@@ -60,12 +63,14 @@ impl<'a> Graph<'a> {
         observer: &'a Arc<dyn PushObserver>,
         uploads: usize,
     ) -> Self {
+        let at_once = uploads.clamp(1, Semaphore::MAX_PERMITS);
         Self {
             registry,
             image,
             store,
             observer,
-            places: Semaphore::new(uploads.clamp(1, Semaphore::MAX_PERMITS)),
+            places: Semaphore::new(at_once),
+            at_once,
             copied: Mutex::default(),
         }
     }
@@ -156,10 +161,14 @@ impl<'a> Graph<'a> {
         let mut levels: BTreeMap<usize, Vec<_>> = BTreeMap::new();
         for (document, bytes) in &image.documents {
             let level = levels.entry(image.depths[&document.digest]).or_default();
-            level.push(self.copy_document(document, bytes));
+            level.push(Ok((document, bytes)));
         }
         for level in levels.into_values().rev() {
-            try_join_all(level).await?;
+            stream::iter(level)
+                .try_for_each_concurrent(self.at_once, |(document, bytes)| {
+                    self.copy_document(document, bytes)
+                })
+                .await?;
         }
         Ok(())
     }
@@ -172,8 +181,9 @@ impl<'a> Graph<'a> {
         copied: &mut HashSet<Digest>,
     ) -> Result<(), GraphError> {
         let new = blobs.iter().filter(|blob| copied.insert(blob.digest));
-        let copies = new.map(|blob| self.copy_blob(blob, of));
-        try_join_all(copies).await.map(drop)
+        stream::iter(new.map(Ok))
+            .try_for_each_concurrent(self.at_once, |blob| self.copy_blob(blob, of))
+            .await
     }
 
     async fn copy_document(&self, document: &Descriptor, bytes: &Bytes) -> Result<(), GraphError> {
