@@ -26,6 +26,8 @@ const TOLD: usize = 5;
 #[derive(Default)]
 pub(super) struct Outcome {
     pub(super) bytes: u64,
+    /// Whether the layer was read to its end.
+    pub(super) is_read: bool,
     pub(super) layer: Vec<Problem>,
     pub(super) ztoc: Vec<Problem>,
     /// The digest of the unpacked layer, if it was computed.
@@ -55,14 +57,7 @@ impl Job {
             .as_deref()
             .and_then(|bytes| Ztoc::parse(bytes).ok());
         let mut outcome = Outcome::default();
-        let hashes = match self.hashes(parsed.is_some()) {
-            Ok(hashes) => hashes,
-            Err(error) => {
-                outcome.layer.push(Problem::Unread(error));
-                return outcome;
-            }
-        };
-        let (mut archive, unpacked) = hashes;
+        let (mut archive, unpacked) = self.hashes(parsed.is_some());
         let mut reader = Watched {
             inner: self.blob.reader,
             whole: Verifier::new(self.layer.digest),
@@ -99,6 +94,7 @@ impl Job {
             outcome.layer.push(Problem::Unread(error));
             return outcome;
         }
+        outcome.is_read = true;
         if outcome.bytes != self.layer.size {
             let problem = Problem::Size(self.layer.size, outcome.bytes);
             outcome.layer.push(problem);
@@ -120,12 +116,12 @@ impl Job {
     }
 
     /// What hashes the archive: given by the builder if there is a zTOC, else from the layer.
-    fn hashes(&self, has_ztoc: bool) -> io::Result<(Option<ArchiveHash>, Option<Unpacked>)> {
-        Ok(match self.diff_id {
+    fn hashes(&self, has_ztoc: bool) -> (Option<ArchiveHash>, Option<Unpacked>) {
+        match self.diff_id {
             None => (None, None),
-            Some(expected) if has_ztoc => (Some(ArchiveHash::start(expected, self.threads)?), None),
-            Some(expected) => (None, Some(Unpacked::start(expected)?)),
-        })
+            Some(expected) if has_ztoc => (Some(ArchiveHash::start(expected, self.threads)), None),
+            Some(expected) => (None, Some(Unpacked::start(expected))),
+        }
     }
 }
 

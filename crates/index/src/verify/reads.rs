@@ -81,11 +81,8 @@ impl Walk<'_> {
             let (_, diff_id) = stated.and_then(BTreeSet::first).copied().unzip();
             if can_unpack(&queued.layer.media_type) {
                 queued.diff_id = diff_id;
-            } else if diff_id.is_some() {
-                not_unpacked.insert(queued.layer.digest);
             }
         }
-        self.summary.not_unpacked += not_unpacked.len();
         let reads = Reads {
             store: Arc::clone(&self.options.store),
             progress: Arc::clone(&self.options.progress),
@@ -107,10 +104,16 @@ impl Walk<'_> {
         while let Some((number, outcome)) = outcomes.next().await {
             waiting.insert(number, outcome?);
             while let Some(outcome) = waiting.remove(&next) {
+                let layer = &queue[next].layer;
+                let is_stated = self.diff_ids.contains_key(&layer.digest);
+                if is_stated && !can_unpack(&layer.media_type) && outcome.is_read {
+                    not_unpacked.insert(layer.digest);
+                }
                 self.tell_outcome(&queue[next], outcome);
                 next += 1;
             }
         }
+        self.summary.not_unpacked += not_unpacked.len();
         Ok(())
     }
 

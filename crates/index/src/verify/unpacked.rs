@@ -1,8 +1,8 @@
 //! The digest of an unpacked layer, for comparison with the diff-IDs of configurations.
 //!
 //! [`ArchiveHash`] hashes an archive that a builder decompresses. [`Unpacked`] also decompresses, for
-//! a layer without a zTOC. Both can work on a thread of their own, so that the layer is read once
-//! and the reader does not wait. A bounded queue makes the reader wait if it is faster.
+//! a layer without a zTOC. Both work on a thread of their own if there is one, so that the layer is
+//! read once and the reader does not wait. A bounded queue makes the reader wait if it is faster.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -31,7 +31,7 @@ pub(super) fn can_unpack(media_type: &str) -> bool {
 }
 
 /// A thread that receives bytes and returns a result.
-struct Worker<T> {
+pub(super) struct Worker<T> {
     /// `None` after the thread has ended early.
     pieces: Option<SyncSender<Vec<u8>>>,
     thread: JoinHandle<T>,
@@ -75,18 +75,20 @@ enum Hash {
 }
 
 impl ArchiveHash {
-    /// The digest has the algorithm of `expected`. With one thread, the caller's thread hashes.
-    pub(super) fn start(expected: Digest, threads: NonZeroUsize) -> io::Result<Self> {
-        let mut hash = Verifier::new(expected);
-        let hash = if threads == NonZeroUsize::MIN {
-            Hash::Here(Box::new(hash))
-        } else {
-            Hash::Apart(Worker::start(move |pieces| {
-                pieces.iter().for_each(|piece| hash.update(&piece));
-                actual(hash, expected)
-            })?)
+    /// The digest has the algorithm of `expected`. With one thread, or if no thread can be started,
+    /// the caller's thread hashes.
+    pub(super) fn start(expected: Digest, threads: NonZeroUsize) -> Self {
+        let work = move |pieces: Receiver<Vec<u8>>| {
+            let mut hash = Verifier::new(expected);
+            pieces.iter().for_each(|piece| hash.update(&piece));
+            actual(hash, expected)
         };
-        Ok(Self { expected, hash })
+        let worker = (threads > NonZeroUsize::MIN).then(|| Worker::start(work));
+        let hash = match worker.and_then(or_here) {
+            Some(worker) => Hash::Apart(worker),
+            None => Hash::Here(Box::new(Verifier::new(expected))),
+        };
+        Self { expected, hash }
     }
 
     /// Takes the next bytes of the archive.
@@ -106,41 +108,105 @@ impl ArchiveHash {
     }
 }
 
-/// The digest of an archive. Takes the bytes of a layer and decompresses them on its own thread.
-pub(super) struct Unpacked(Worker<Result<Digest, GzipError>>);
+/// The digest of an archive. Takes the bytes of a layer and decompresses them, if possible on a
+/// thread of its own.
+pub(super) enum Unpacked {
+    Here(Result<Box<Inflating>, GzipError>),
+    Apart(Worker<Result<Digest, GzipError>>),
+}
 
 impl Unpacked {
-    /// Starts the thread. The digest has the algorithm of `expected`.
-    pub(super) fn start(expected: Digest) -> io::Result<Self> {
-        Worker::start(move |pieces| digest(&pieces, expected)).map(Self)
+    /// The digest has the algorithm of `expected`.
+    pub(super) fn start(expected: Digest) -> Self {
+        let worker = Worker::start(move |pieces| {
+            let mut inflating = Inflating::new(expected);
+            for piece in pieces {
+                inflating.push(&piece)?;
+            }
+            inflating.finish()
+        });
+        or_here(worker).map_or_else(|| Self::here(expected), Self::Apart)
     }
 
-    /// Passes on the next bytes of the layer.
+    fn here(expected: Digest) -> Self {
+        Self::Here(Ok(Box::new(Inflating::new(expected))))
+    }
+
+    /// Takes the next bytes of the layer.
     pub(super) fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+        match self {
+            Self::Here(state) => {
+                if let Ok(inflating) = state
+                    && let Err(error) = inflating.push(bytes)
+                {
+                    *state = Err(error);
+                }
+            }
+            Self::Apart(worker) => worker.update(bytes),
+        }
     }
 
-    /// Waits for the digest of the unpacked layer.
+    /// Returns the digest of the unpacked layer.
     pub(super) fn finish(self) -> Result<Digest, GzipError> {
-        self.0.finish()
+        match self {
+            Self::Here(state) => state?.finish(),
+            Self::Apart(worker) => worker.finish(),
+        }
     }
 }
 
-fn digest(pieces: &Receiver<Vec<u8>>, expected: Digest) -> Result<Digest, GzipError> {
-    let mut hash = Verifier::new(expected);
-    let mut start = Vec::new();
-    while start.len() < SNIFFED
-        && let Ok(piece) = pieces.recv()
-    {
-        start.extend(piece);
+/// A layer that is decompressed and hashed as it arrives.
+pub(super) struct Inflating {
+    expected: Digest,
+    hash: Verifier,
+    /// The first bytes, until there are enough of them to tell the compression.
+    start: Vec<u8>,
+    inflate: Option<LayerInflate>,
+}
+
+impl Inflating {
+    fn new(expected: Digest) -> Self {
+        Self {
+            expected,
+            hash: Verifier::new(expected),
+            start: Vec::new(),
+            inflate: None,
+        }
     }
-    let mut inflate = LayerInflate::new(Compression::sniff(&start))?;
-    inflate.push(&start, |bytes| hash.update(bytes))?;
-    for piece in pieces {
-        inflate.push(&piece, |bytes| hash.update(bytes))?;
+
+    fn push(&mut self, bytes: &[u8]) -> Result<(), GzipError> {
+        if let Some(inflate) = &mut self.inflate {
+            return inflate.push(bytes, |bytes| self.hash.update(bytes));
+        }
+        self.start.extend(bytes);
+        if self.start.len() >= SNIFFED {
+            self.inflate = Some(self.begin()?);
+        }
+        Ok(())
     }
-    inflate.finish()?;
-    Ok(actual(hash, expected))
+
+    fn begin(&mut self) -> Result<LayerInflate, GzipError> {
+        let start = std::mem::take(&mut self.start);
+        let mut inflate = LayerInflate::new(Compression::sniff(&start))?;
+        inflate.push(&start, |bytes| self.hash.update(bytes))?;
+        Ok(inflate)
+    }
+
+    fn finish(mut self) -> Result<Digest, GzipError> {
+        let inflate = match self.inflate.take() {
+            Some(inflate) => inflate,
+            None => self.begin()?,
+        };
+        inflate.finish()?;
+        Ok(actual(self.hash, self.expected))
+    }
+}
+
+/// The worker, or `None` if the system has no thread for it.
+fn or_here<T>(worker: io::Result<Worker<T>>) -> Option<Worker<T>> {
+    worker
+        .inspect_err(|error| tracing::debug!(%error, "no thread for a hash"))
+        .ok()
 }
 
 fn actual(hash: Verifier, expected: Digest) -> Digest {
@@ -158,10 +224,15 @@ mod tests {
     const HELLO: &[u8] =
         b"\x1f\x8b\x08\0\0\0\0\0\0\xff\x01\x05\0\xfa\xffhello\x86\xa6\x10\x36\x05\0\0\0";
 
+    /// The result on a thread, which must be the same without one.
     fn unpacked(pieces: &[&[u8]]) -> Result<Digest, GzipError> {
-        let mut unpacked = Unpacked::start(Digest::sha256(b"")).unwrap();
-        pieces.iter().for_each(|piece| unpacked.update(piece));
-        unpacked.finish()
+        let expected = Digest::sha256(b"");
+        let [apart, here] = [Unpacked::start(expected), Unpacked::here(expected)].map(|mut it| {
+            pieces.iter().for_each(|piece| it.update(piece));
+            it.finish()
+        });
+        assert_eq!(apart, here);
+        apart
     }
 
     #[test]
@@ -180,7 +251,7 @@ mod tests {
     fn an_archive_has_the_same_digest_on_any_number_of_threads() {
         let archive = vec![7; 3 * PIECE + 1];
         for threads in [1, 4].into_iter().filter_map(NonZeroUsize::new) {
-            let mut hash = ArchiveHash::start(Digest::sha256(b""), threads).unwrap();
+            let mut hash = ArchiveHash::start(Digest::sha256(b""), threads);
             let (start, rest) = archive.split_at(5);
             hash.update(start);
             hash.update(rest);

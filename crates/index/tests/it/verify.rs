@@ -120,12 +120,16 @@ async fn layers_are_read_at_once() {
 async fn layers_that_cannot_be_unpacked_are_counted_and_not_reported() {
     let images = Images::new();
     let zstd = images.put(media_type::DOCKER_LAYER_ZSTD, "zstd").await;
+    let zstd_digest = zstd.digest;
     let encrypted = format!("{}+encrypted", media_type::OCI_LAYER_GZIP);
     let encrypted = images.put(&encrypted, "encrypted").await;
     let image = converted(&images, vec![images.layer("a").await, zstd, encrypted]).await;
     let (summary, found) = verify(images.store.clone(), &image).await;
     assert!(found.is_empty(), "{found:?}");
     assert_eq!((summary.layers, summary.not_unpacked), (3, 2));
+    std::fs::remove_file(images.layout.blob_path(&zstd_digest)).unwrap();
+    let (summary, _) = verify(images.store.clone(), &image).await;
+    assert_eq!(summary.not_unpacked, 1, "a missing layer is not read");
 }
 
 #[tokio::test(flavor = "multi_thread")]
