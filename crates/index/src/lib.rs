@@ -4,12 +4,9 @@
 //! image's manifest as its subject and is found among the manifest's referrers. A version 2 index
 //! is named by an annotation of the manifest, and one OCI index lists both. See [`discover`].
 //!
-//! [`builder`] creates zTOCs of layers, reuses existing ones ([`reuse`]), and creates [`prefetch`]
-//! artifacts. [`create`](mod@create) creates an index for an unchanged image, and
-//! [`convert`](mod@convert) an image that contains its own index, both in a content store.
-//! [`standalone`] converts images in registries and on disk. [`artifacts`] records what was built on
-//! this machine. [`push`] uploads created indexes to a registry. [`verify`] checks an image and its
-//! indexes.
+//! [`builder`] makes zTOCs, [`create`](mod@create) an index for an unchanged image, and
+//! [`convert`](mod@convert) an image with its own index, all in a content store. [`standalone`]
+//! converts images in registries and on disk. [`push`] uploads indexes, and [`verify`] checks them.
 
 #![warn(missing_docs)]
 

@@ -114,7 +114,8 @@ impl Layout {
             .map_err(StoreError::io("open", &folder))
     }
 
-    /// The path to read a file of the layout from. Fails if it leads out of the layout and must not.
+    /// The path to read a file of the layout from. Fails if it leads out of the layout and must
+    /// not.
     fn readable(&self, path: PathBuf) -> Result<PathBuf, StoreError> {
         if !self.is_contained {
             return Ok(path);

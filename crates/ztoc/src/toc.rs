@@ -2,9 +2,9 @@
 //!
 //! An [`Entry`] is a small `Copy` view. Its strings are bytes, never text: real archives contain
 //! names and attribute values that are not UTF-8, and rewriting them would change a zTOC's digest.
-//! Entries are borrowed from the bytes of a zTOC or from a [`record`]. Users of the tar scanner keep
-//! records in a [`Toc`], which needs no heap object per entry. Builders keep them in a [`log`], which
-//! moves to a temporary file when it is long.
+//! Entries are borrowed from the bytes of a zTOC or from a [`record`]. Users of the tar scanner
+//! keep records in a [`Toc`], which needs no heap object per entry. Builders keep them in a
+//! [`log`], which moves to a temporary file when it is long.
 
 use std::fmt;
 use std::ops::Range;

@@ -60,8 +60,8 @@ impl Walk<'_> {
         }
     }
 
-    /// Queues the layers without a zTOC, if all layers are to be read. Non-distributable ones may be
-    /// stored elsewhere.
+    /// Queues the layers without a zTOC, if all layers are to be read. Non-distributable ones may
+    /// be stored elsewhere.
     pub(super) fn queue_rest(&mut self, manifest: &Manifest) {
         for layer in manifest.layers() {
             let is_here = !media_type::is_nondistributable(&layer.media_type);

@@ -1,8 +1,8 @@
 //! The digest of an unpacked layer, for comparison with the diff-IDs of configurations.
 //!
-//! [`ArchiveHash`] hashes an archive that a builder decompresses. [`Unpacked`] also decompresses, for
-//! a layer without a zTOC. Both work on a thread of their own if there is one, so that the layer is
-//! read once and the reader does not wait. A bounded queue makes the reader wait if it is faster.
+//! [`ArchiveHash`] hashes an archive that a builder decompresses. [`Unpacked`] also decompresses,
+//! for a layer without a zTOC. Both work on a thread of their own if there is one, so that the layer
+//! is read once and the reader does not wait. A bounded queue makes the reader wait if it is faster.
 
 use std::io;
 use std::num::NonZeroUsize;

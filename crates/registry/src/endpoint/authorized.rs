@@ -75,8 +75,8 @@ impl Endpoint {
         }
     }
 
-    /// Called if the realm that was named for a rejected token gives none: sends the request without
-    /// a token. The challenge in the response may name another realm.
+    /// Called if the realm that was named for a rejected token gives none: sends the request
+    /// without a token. The challenge in the response may name another realm.
     async fn send_anew(
         &self,
         call: &Call,

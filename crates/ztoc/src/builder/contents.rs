@@ -70,8 +70,8 @@ impl<'a> Contents<'a> {
         }
     }
 
-    /// Handles a member that is not gzip, at this offset of the layer. The checkpoint search accepts a zlib stream, but the
-    /// archive reader rejects its bytes.
+    /// Handles a member that is not gzip, at this offset of the layer. The checkpoint search accepts
+    /// a zlib stream, but the archive reader rejects its bytes.
     pub(super) fn refuse_foreign(&mut self, at: u64) {
         self.found.foreign.get_or_insert(at);
         if self.refused.is_none() && !self.scanner.has_ended() {

@@ -1,7 +1,7 @@
 //! The stored form of an entry: numbers, lengths of strings, strings, and PAX records.
 //!
-//! It is the only form besides a zTOC in which entries are kept, in memory ([`Toc`](super::Toc)) and
-//! in temporary files ([`EntryLog`](super::EntryLog)). A record does not contain its own length.
+//! It is the only form besides a zTOC in which entries are kept, in memory ([`Toc`](super::Toc))
+//! and in temporary files ([`EntryLog`](super::EntryLog)). A record does not contain its own length.
 //! Numbers are little-endian. `header_start` is not stored; it is the end of the previous entry.
 
 #![warn(
