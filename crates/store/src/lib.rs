@@ -10,6 +10,7 @@
 pub mod archive;
 mod archive_writer;
 mod budget;
+mod checked;
 pub mod containerd;
 pub mod docker_archive;
 pub mod durable;
@@ -22,19 +23,19 @@ pub mod registry;
 mod stacked;
 mod upload;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use archive_writer::write_archive;
 pub use budget::{DocumentBudget, MAX_DEPTH, MAX_IMAGE_DOCUMENTS};
+pub use checked::Checked;
 pub use graph::{Document, Limits, ReachableError, Traversal};
 pub use reachable::reachable;
 pub use stacked::Stacked;
@@ -400,8 +401,8 @@ pub(crate) fn is_blob(reader: impl Read, blob: &Descriptor) -> bool {
     io::copy(&mut reader, &mut io::sink()).is_ok()
 }
 
-/// Runs file I/O on the runtime's blocking threads.
-pub(crate) async fn blocking<T, F>(work: F) -> T
+/// Runs file I/O on the runtime's blocking threads. A panic of the work is passed on.
+pub async fn blocking<T, F>(work: F) -> T
 where
     T: Send + 'static,
     F: FnOnce() -> T + Send + 'static,
@@ -410,47 +411,5 @@ where
         Ok(value) => value,
         // The task is never aborted, so this is a panic: propagate it.
         Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
-}
-
-/// A store whose content may be wrong. Blobs that are not in `trusted` are verified while they are
-/// read to their end.
-#[derive(Debug, Clone)]
-pub struct Checked {
-    /// The underlying store.
-    pub store: Arc<dyn ContentStore>,
-    /// Blobs that an earlier read has verified.
-    pub trusted: Arc<HashSet<Digest>>,
-}
-
-#[async_trait]
-impl ContentStore for Checked {
-    async fn size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        self.store.size(digest).await
-    }
-
-    async fn open(&self, digest: &Digest) -> Result<Blob, StoreError> {
-        let blob = self.store.open(digest).await?;
-        if self.trusted.contains(digest) {
-            return Ok(blob);
-        }
-        let size = blob.size;
-        let reader = blob.verified(&Descriptor::new("", *digest, size))?;
-        Ok(Blob {
-            size,
-            reader: Box::new(reader),
-        })
-    }
-
-    async fn put(&self, descriptor: &Descriptor, content: Content) -> Result<Put, StoreError> {
-        self.store.put(descriptor, content).await
-    }
-
-    fn distrust(&self, digest: &Digest) -> bool {
-        self.store.distrust(digest)
-    }
-
-    async fn label(&self, digest: &Digest, labels: &Labels) -> Result<(), StoreError> {
-        self.store.label(digest, labels).await
     }
 }

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use soci_oci::Digest;
 use soci_store::durable::folder_of;
 use soci_store::layout::Layout;
-use soci_store::{Checked, ContentStore, reachable, write_archive};
+use soci_store::{Checked, ContentStore, blocking, reachable, write_archive};
 
 use super::copies::fetch;
 use super::error::{Error, OutputError};
 use super::layout::{index_json, stacked};
 use super::observer::{ConversionObserver, Phase};
 use super::place::NewFile;
-use super::stop::{StopOnDrop, Stoppable, blocking};
+use super::stop::{StopOnDrop, Stoppable};
 use super::{Input, Job, counter};
 use crate::builder::Outcome;
 use crate::convert::Converted;

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use soci_oci::Descriptor;
 use soci_store::layout::Layout;
 use soci_store::registry::{RegistryStore, graph};
-use soci_store::{Content, ContentStore, Stacked, reachable};
+use soci_store::{Content, ContentStore, Stacked, blocking, reachable};
 use tokio::task::JoinSet;
 
 use super::error::{Error, OutputError};
 use super::observer::{ConversionObserver, Phase};
-use super::stop::{Stop, StopOnDrop, Stoppable, blocking};
+use super::stop::{Stop, StopOnDrop, Stoppable};
 use super::{Job, counter};
 use crate::convert::Converted;
 

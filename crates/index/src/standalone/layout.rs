@@ -7,14 +7,14 @@ use soci_oci::manifest::MAX_DOCUMENT_BYTES;
 use soci_oci::{Descriptor, ImageIndex, json};
 use soci_store::durable::{sync_name, sync_names};
 use soci_store::layout::{INDEX_NAME, LAYOUT_NAME, Layout, read_root_file};
-use soci_store::{ContentStore, Stacked};
+use soci_store::{ContentStore, Stacked, blocking};
 
 use super::copies::{copy, fetch};
 use super::error::{Error, OutputError};
 use super::local::{Form, LocalImage};
 use super::observer::{ConversionObserver, Phase};
 use super::place::{Copier, NewFolder, lock};
-use super::stop::{Stop, StopOnDrop, blocking};
+use super::stop::{Stop, StopOnDrop};
 use super::{Input, Job, REF_NAME, counter};
 use crate::convert::Converted;
 

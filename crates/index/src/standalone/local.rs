@@ -12,10 +12,10 @@ use soci_oci::{Descriptor, ImageIndex, json, media_type};
 use soci_store::archive::Archive;
 use soci_store::docker_archive::{self, DockerArchive, DockerArchiveError};
 use soci_store::layout::{INDEX_NAME, LAYOUT_NAME, Layout};
-use soci_store::{Content, ContentStore, StoreError, errno};
+use soci_store::{Content, ContentStore, StoreError, blocking, errno};
 
 use super::REF_NAME;
-use super::stop::{StopOnDrop, Stoppable, blocking};
+use super::stop::{StopOnDrop, Stoppable};
 
 /// Most names to list in an error message.
 const MANY_NAMES: usize = 10;

@@ -71,14 +71,3 @@ impl<W: Write> Write for Stoppable<W> {
         self.inner.flush()
     }
 }
-
-/// Runs file I/O on the runtime's blocking threads.
-pub(super) async fn blocking<T, F>(work: F) -> T
-where
-    T: Send + 'static,
-    F: FnOnce() -> T + Send + 'static,
-{
-    let done = tokio::task::spawn_blocking(work).await;
-    // The task is never aborted, so this is a panic: propagate it.
-    done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
-}

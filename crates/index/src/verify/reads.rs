@@ -9,7 +9,7 @@ use std::thread;
 
 use futures_util::{StreamExt as _, stream};
 use soci_oci::{Descriptor, Digest, Manifest, media_type};
-use soci_store::{ContentStore, StoreError};
+use soci_store::{ContentStore, StoreError, blocking};
 use soci_ztoc::{DEFAULT_AHEAD, MAX_ZTOC_SIZE};
 
 use super::deep::{Job, Outcome};
@@ -175,8 +175,7 @@ impl Reads {
             ahead: part(size, self.all, DEFAULT_AHEAD, |bytes, all| bytes / all),
             stop: Arc::clone(&self.stop),
         };
-        let done = tokio::task::spawn_blocking(move || job.run()).await;
-        let done = done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        let done = blocking(move || job.run()).await;
         outcome.ztoc.extend(done.ztoc);
         Ok(Outcome {
             ztoc: outcome.ztoc,
