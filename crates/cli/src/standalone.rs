@@ -245,10 +245,12 @@ fn check(from: &Transport, to: &Transport, args: &Convert) -> Result<()> {
     if args.registry.password_stdin && *from == Transport::Pipe {
         bail!("standard input cannot be both the image and the password of --password-stdin");
     }
-    if to.image().is_some_and(|image| image.digest().is_some()) {
-        bail!("{written}: the copy gets a digest of its own; name a tag only");
+    match to.image() {
+        Some(image) if image.digest().is_some() => {
+            Err(standalone::Error::Pinned(Box::new(image.clone())).into())
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// The folder for an archive from standard input: next to the result, where there should be space
