@@ -6,7 +6,7 @@
 //! whether the blob must be sent, and retries broken uploads. [`Registry::push_blob`] sends a
 //! source that can be read only once.
 
-use std::{io, sync::Arc};
+use std::{io, ops::ControlFlow, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -154,23 +154,10 @@ impl Registry {
         let what = format!("blobs/{}", blob.digest);
         let endpoint = self.origin(image)?;
         let round = self.sessions.round();
-        let mut begun = None;
-        let others = mount_from.iter().filter(|from| *from != image.repository());
-        for from in others.take(MAX_MOUNTS) {
-            match mount(&endpoint, image, &blob.digest, from).await {
-                Ok(answer) if answer.status().as_u16() == 201 => return Ok(Uploaded::Mounted),
-                // The registry started an upload instead, which the next step uses. Only one is
-                // needed.
-                Ok(answer) => {
-                    if let Some(before) = begun.replace(answer)
-                        && let Ok(url) = redirect_target(before.url(), &before)
-                    {
-                        self.take_back(image, url).await;
-                    }
-                }
-                Err(error) => tracing::debug!(%error, from, "blob not mounted"),
-            }
-        }
+        let mounted = self.mount_any(&endpoint, image, &blob.digest, mount_from);
+        let ControlFlow::Continue(mut begun) = mounted.await else {
+            return Ok(Uploaded::Mounted);
+        };
         let tally = Arc::new(Tally::new(sent));
         let scope = Scope::push(image.repository(), None);
         let mut attempts = Attempts::new(self.options.retry);
@@ -209,6 +196,34 @@ impl Registry {
                 return Ok(Uploaded::Sent);
             }
         }
+    }
+
+    /// Tries to mount a blob. Breaks if it is mounted. Otherwise returns the response with the
+    /// upload that the registry has started instead, if any.
+    async fn mount_any(
+        &self,
+        endpoint: &Endpoint,
+        image: &ImageRef,
+        digest: &Digest,
+        mount_from: &[String],
+    ) -> ControlFlow<(), Option<Response>> {
+        let mut begun = None;
+        let others = mount_from.iter().filter(|from| *from != image.repository());
+        for from in others.take(MAX_MOUNTS) {
+            match mount(endpoint, image, digest, from).await {
+                Ok(answer) if answer.status().as_u16() == 201 => return ControlFlow::Break(()),
+                // Only one upload is needed.
+                Ok(answer) => {
+                    if let Some(before) = begun.replace(answer)
+                        && let Ok(url) = redirect_target(before.url(), &before)
+                    {
+                        self.take_back(image, url).await;
+                    }
+                }
+                Err(error) => tracing::debug!(%error, from, "blob not mounted"),
+            }
+        }
+        ControlFlow::Continue(begun)
     }
 
     /// Uploads a blob of known size and digest in one request, as its bytes arrive. The source can

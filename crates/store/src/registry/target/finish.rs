@@ -33,29 +33,7 @@ impl RegistryTarget {
         let missing = graph.blobs.values();
         let missing = missing.filter(|blob| !self.shared.has(&blob.digest));
         stream::iter(missing.cloned().map(Ok))
-            .try_for_each_concurrent(at_once, |blob| {
-                let store = Arc::clone(&source);
-                let broken = self.state().broken.remove(&blob.digest);
-                if let Some(error) = broken {
-                    let layer = blob.digest;
-                    tracing::warn!(%error, %layer, "upload failed; the layer is read and sent again");
-                }
-                async move {
-                    let from = FromStore {
-                        store,
-                        blob: blob.clone(),
-                    };
-                    match self.shared.upload(&blob, &from).await {
-                        Err(StoreError::Registry(error))
-                            if matches!(*error, RegistryError::Source { .. })
-                                && from.store.distrust(&blob.digest) =>
-                        {
-                            self.shared.upload(&blob, &from).await
-                        }
-                        done => done,
-                    }
-                }
-            })
+            .try_for_each_concurrent(at_once, |blob| self.copy(Arc::clone(&source), blob))
             .await?;
         let mut documents = graph.documents;
         // The root has depth 0 and is written last; the deepest documents are written first.
@@ -81,6 +59,28 @@ impl RegistryTarget {
             pushed.await.map_err(StoreError::from)?;
         }
         Ok(())
+    }
+
+    /// Copies a blob that the repository lacks.
+    async fn copy(&self, store: Arc<dyn ContentStore>, blob: Descriptor) -> Result<(), StoreError> {
+        let broken = self.state().broken.remove(&blob.digest);
+        if let Some(error) = broken {
+            let layer = blob.digest;
+            tracing::warn!(%error, %layer, "upload failed; the layer is read and sent again");
+        }
+        let from = FromStore {
+            store,
+            blob: blob.clone(),
+        };
+        match self.shared.upload(&blob, &from).await {
+            Err(StoreError::Registry(error))
+                if matches!(*error, RegistryError::Source { .. })
+                    && from.store.distrust(&blob.digest) =>
+            {
+                self.shared.upload(&blob, &from).await
+            }
+            done => done,
+        }
     }
 
     async fn write(&self, node: &Node) -> Result<(), StoreError> {
