@@ -103,7 +103,10 @@ impl Shared {
             Class::Now | Class::Next | Class::Pull => self.options.urgent_request_bytes,
         };
         loop {
-            let ahead = state.may_ask(held_back, now);
+            let (ahead, stalls) = state.may_ask(held_back, now);
+            if let Some(at) = stalls {
+                round.wake_at = sooner(round.wake_at, at);
+            }
             let (running, health) = (&state.running, &state.health);
             // An estimate that avoids taking pieces that cannot start. `judge` decides.
             let fits = |piece: &Piece<Waiter>| {
@@ -163,18 +166,24 @@ impl Slow {
 
 impl State {
     /// How many more bytes the background may request. Unlimited if no background request is in
-    /// flight. Requests that deliver nothing do not count.
-    fn may_ask(&self, held_back: bool, now: Instant) -> u64 {
-        let mut on_the_way = None;
+    /// flight. Requests that deliver nothing do not count. Also returns when the next of them could
+    /// become one that does not count.
+    fn may_ask(&self, held_back: bool, now: Instant) -> (u64, Option<Instant>) {
+        let (mut on_the_way, mut stalls) = (None, None);
         for (&id, aloft) in &self.flights {
-            let comes = aloft.paused || aloft.silent_for(now) < STALLED;
+            let silent = aloft.silent_for(now);
+            let comes = aloft.paused || silent < STALLED;
             if comes && self.queue.flight_class(id) == Some(Class::All) {
                 *on_the_way.get_or_insert(0) += aloft.rest();
+                if !aloft.paused {
+                    stalls = sooner(stalls, now + (STALLED - silent));
+                }
             }
         }
-        on_the_way.map_or(u64::MAX, |rest: u64| {
+        let ahead = on_the_way.map_or(u64::MAX, |rest: u64| {
             self.meter.ahead(held_back, now).saturating_sub(rest)
-        })
+        });
+        (ahead, stalls)
     }
 
     /// The requests that have delivered nothing for too long, and when the next reader's request

@@ -474,6 +474,24 @@ async fn readers_of_a_host_that_hangs_do_not_limit_the_background_of_others() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_background_that_hangs_delays_that_of_another_host_for_half_a_second() {
+    let bytes = noise(1, 8 << 20);
+    let hung = Other::new(bytes.clone(), Does::Hangs);
+    let good = Other::new(bytes, Does::Gives);
+    let mut asker = Asker::new(Options::default(), Digest::sha256(b""), vec![]);
+    // More than may be outstanding before the first measurement.
+    aim(&mut asker, 1, vec![at("a", "app", &hung)]);
+    asker.ask(0..4 << 20, Class::All, Patience::Forever);
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    aim(&mut asker, 2, vec![at("b", "app", &good)]);
+    let begun = Instant::now();
+    asker.ask(0..1 << 20, Class::All, Patience::Forever);
+    asker.hear().await.1.expect("bytes");
+    let took = begun.elapsed();
+    assert!(took < Duration::from_millis(600), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_would_occupy_the_link_is_closed_and_resumed() {
     let (bytes, _) = blob();
     let background = Arc::new(Ranges {
