@@ -1,7 +1,7 @@
 //! A start of the daemon that ends before it is complete, while readers wait.
 
 use std::future::poll_fn;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use soci_registry::testing::{TestRegistry, noise};
 use soci_snapshotter::config::Config;
 use soci_snapshotter::daemon::{Daemon, Root};
 use soci_snapshotter::device::KeptDevice;
+use soci_snapshotter::store::FOLDER;
 use tempfile::TempDir;
 
 use crate::image::{Image, Shape, file, tar};
@@ -104,4 +105,43 @@ async fn a_start_that_ends_early_fails_no_read() {
     assert!(waits > tars.len(), "the start waits only {waits} times");
     drop(view);
     daemon.unmount().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_is_not_a_use_of_the_layers() {
+    let registry = TestRegistry::start();
+    let image = Image::publish(&registry, &[tar(&[file("a", b"one")])], Shape::default());
+    let server = Server::daemon_on(TempDir::new().unwrap(), &Config::default()).await;
+    pull_all(&server, &image).await;
+    let root = server.stop().await;
+    let data = data_of(root.path());
+    let used = |data: &Path| {
+        let mut text = [0; 32];
+        let length = rustix::fs::getxattr(data, "user.soci.used", &mut text).unwrap();
+        String::from_utf8(text[..length].to_vec()).unwrap()
+    };
+    assert_ne!(used(&data), "1000");
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(&data, "user.soci.used", b"1000", flags).unwrap();
+    let server = Server::daemon_on(root, &Config::default()).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(used(&data), "1000", "the layer is still mounted");
+    server.interrupt().await;
+}
+
+/// The contents of the only layer.
+fn data_of(root: &Path) -> PathBuf {
+    let mut folders = vec![root.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            let is_layer = entry.path().iter().any(|part| part == FOLDER);
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path());
+            } else if entry.file_name() == "data" && is_layer {
+                return entry.path();
+            }
+        }
+    }
+    panic!("no layer is stored");
 }
