@@ -56,10 +56,10 @@ use self::open::Opened;
 pub use self::restore::RestoreError;
 pub(crate) use self::restore::Wanted;
 pub(crate) use self::trust::Standing;
-use self::verdict::{Subject, Verdict};
+use self::verdict::{Reason, Subject, Verdict};
 use crate::cpu::{Cpu, Lane};
 use crate::layer::{Expected, Layer, Layers};
-use crate::metrics::{self, NodeEvent, Timed};
+use crate::metrics::{self, Timed};
 use crate::mount::MountError;
 use crate::store::LayerKey;
 use crate::store::space::Taken;
@@ -163,8 +163,8 @@ pub(crate) enum Attempt {
     Left {
         /// The reason.
         why: String,
-        /// Whether the image has an index that could not be used.
-        indexed: bool,
+        /// What it means for the operator.
+        reason: Reason,
     },
 }
 
@@ -302,11 +302,7 @@ impl Images {
             Ok(opened) => opened,
             Err(left) => return left.into_attempt(&request),
         };
-        let Opened {
-            layer,
-            verdict,
-            indexed,
-        } = opened;
+        let Opened { layer, verdict } = opened;
         match self.show(&layer, &request.at, &request.parents).await {
             Ok(patch) => {
                 debug!(
@@ -325,12 +321,11 @@ impl Images {
                 }))
             }
             Err(error) => {
-                if verdict.way == verdict::Way::Lazy {
-                    let operations = &metrics::global().operations;
-                    operations.node_event(NodeEvent::MountFailure);
-                }
                 let why = explain(&error);
-                open::Left { why, indexed }.into_attempt(&request)
+                if verdict.way == verdict::Way::Lazy {
+                    request.subject.not_remote(&why);
+                }
+                open::Left::failed(why).into_attempt(&request)
             }
         }
     }
@@ -394,13 +389,13 @@ impl Images {
         let began = Instant::now();
         mounts.mount(layer, patch, copy, meta, at).await?;
         took(Timed::FuseMount, layer.digest(), began);
+        self.0.parts.layers.note_use(&layer.key());
         self.finish_behind(layer);
         Ok(())
     }
 
     /// Starts completing a layer, in the background if enabled, and moving it to `data` afterwards.
     fn finish_behind(&self, layer: &Arc<Layer>) {
-        self.0.parts.layers.note_use(&layer.key());
         if !self.0.watched.lock().insert(layer.number().0) {
             return;
         }

@@ -283,7 +283,8 @@ impl Layer {
 
     /// Why the background downloads nothing of the layer now, although it is incomplete.
     pub(crate) fn paused(&self) -> Option<Pause> {
-        self.trouble.paused().filter(|_| !self.is_complete())
+        let downloads = !self.is_complete() && !self.completion.rests();
+        self.trouble.paused().filter(|_| downloads)
     }
 
     /// The content of the file `sources`.

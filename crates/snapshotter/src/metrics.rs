@@ -1,7 +1,7 @@
 //! What the daemon counts, for Prometheus.
 //!
-//! Any part of the daemon adds to the counters of [`global`] with a relaxed atomic operation, and
-//! never waits. State that a part holds anyway is not counted here: `daemon` collects it as
+//! Any part of the daemon adds to the counters of [`global`]: on the path of reads with a relaxed
+//! atomic operation, elsewhere also under a short lock. State that a part holds anyway is not counted here: `daemon` collects it as
 //! [`Figures`] for each scrape. [`DEFINITIONS`] lists every series; `docs/metrics.md` is
 //! [`document`].
 
@@ -100,12 +100,10 @@ impl Metrics {
         self.operations.is_served()
     }
 
-    /// Reads of a layer failed. The layer is unknown if the daemon does not have it.
+    /// Reads failed. The layer is unknown if the daemon does not have it.
     pub fn reads_failed(&self, cause: ReadFailure, layer: Option<&Digest>, count: usize) {
         self.failures.add(cause, count as u64);
-        if let Some(layer) = layer {
-            self.operations.read_failed(layer);
-        }
+        self.operations.read_failed(layer);
     }
 
     /// Everything for one scrape, by name. Reads `/proc`, and no other file.

@@ -45,7 +45,7 @@ use self::plan::{Facts, First};
 pub use self::support::Unsupported;
 use crate::cpu::{Cpu, Lane, Lost};
 use crate::image::labels;
-use crate::image::verdict::Subject;
+use crate::image::verdict::{Reason, Subject};
 use crate::mount;
 use crate::mount::thread::MountThread;
 use crate::store::LayerKey;
@@ -273,7 +273,7 @@ impl Snapshotter {
             }),
             First::Plain => wanted.plain(self).await,
             First::Defer(why) => {
-                wanted.subject.deferred(&why.to_string());
+                wanted.subject.left(Reason::Unknown, &why.to_string());
                 wanted.plain(self).await
             }
             First::Lazy | First::Small => {

@@ -1,11 +1,13 @@
 //! Serves metrics over HTTP, at `/metrics`.
 //!
-//! A scrape takes short locks only, so neither readers nor a registry can delay it. It is encoded
-//! one family at a time, so that other tasks of its thread run in between.
+//! A scrape takes short locks only, so neither readers nor a registry can delay it. Other tasks of
+//! its thread run between the encoding of two families.
 
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -14,9 +16,9 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
@@ -33,8 +35,8 @@ const PATH: &str = "/metrics";
 const PLAIN: &str = "text/plain; charset=utf-8";
 /// Maximum number of connections. Further ones wait.
 const CONNECTIONS: usize = 16;
-/// How long a connection may be idle between two scrapes.
-const IDLE: Duration = Duration::from_secs(120);
+/// How long a scrape may take, from the connection to the end of the answer.
+const LONGEST: Duration = Duration::from_secs(30);
 /// How often to try again to listen, or to accept a connection.
 const AGAIN: Duration = Duration::from_secs(2);
 /// How often series of removed layers are forgotten.
@@ -163,6 +165,7 @@ impl Endpoint {
 
 async fn listen(network: &str, address: &str) -> anyhow::Result<Socket> {
     if network == "unix" {
+        check_free(address.as_ref()).await?;
         let path = Address::Path(address.into());
         let path = Listener::open(&path, &mut Inherited::default())?;
         return Ok(Socket::Unix {
@@ -183,6 +186,21 @@ async fn listen(network: &str, address: &str) -> anyhow::Result<Socket> {
     }
 }
 
+/// Refuses a path with a file, or with a socket that another process serves.
+async fn check_free(path: &Path) -> anyhow::Result<()> {
+    let found = match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    if !found.file_type().is_socket() {
+        bail!("the path exists and is not a socket");
+    }
+    if UnixStream::connect(path).await.is_ok() {
+        bail!("another process serves this socket");
+    }
+    Ok(())
+}
+
 /// The socket addresses to try, in order. An empty host means all addresses of the machine.
 async fn resolve(network: &str, address: &str) -> anyhow::Result<Vec<SocketAddr>> {
     let (four, six) = match network {
@@ -194,7 +212,7 @@ async fn resolve(network: &str, address: &str) -> anyhow::Result<Vec<SocketAddr>
     let (host, port) = address.rsplit_once(':').context("no port")?;
     let port: u16 = port.parse().context("the port is not a number")?;
     let mut found = if host.is_empty() {
-        // A socket of the second version accepts the first one as well.
+        // An IPv6 socket accepts IPv4 too, unless the system is set up otherwise.
         let all = [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
         all.map(|all| SocketAddr::new(all, port)).to_vec()
     } else {
@@ -228,9 +246,14 @@ impl Drop for InFlight {
 async fn answer(stream: Box<dyn Stream>, observer: Weak<Observer>) {
     let service = service_fn(move |request| respond(request, Weak::clone(&observer)));
     let mut server = hyper::server::conn::http1::Builder::new();
-    let server = server.timer(TokioTimer::new()).header_read_timeout(IDLE);
-    if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
-        tracing::debug!(%error, "a scrape ended early");
+    // One scrape per connection, so that the deadline of the connection is that of the scrape.
+    let connection = server
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(LONGEST, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a scrape ended early"),
+        Err(_) => tracing::debug!("a scrape took too long"),
     }
 }
 
@@ -329,6 +352,22 @@ mod tests {
                 .await
                 .starts_with("the port is not a number")
         );
+    }
+
+    #[tokio::test]
+    async fn a_path_that_is_in_use_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("file"), "kept").unwrap();
+        let _other = UnixListener::bind(path("live")).unwrap();
+        for (name, said) in [("file", "not a socket"), ("live", "another process")] {
+            let error = listen("unix", path(name).to_str().unwrap()).await;
+            let error = format!("{:#}", error.unwrap_err());
+            assert!(error.contains(said), "{error}");
+        }
+        assert_eq!(std::fs::read(path("file")).unwrap(), b"kept");
+        drop(UnixListener::bind(path("dead")).unwrap());
+        assert!(listen("unix", path("dead").to_str().unwrap()).await.is_ok());
     }
 
     #[tokio::test]

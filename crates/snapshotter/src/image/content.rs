@@ -85,6 +85,8 @@ impl ContentError {
                 RegistryError::NotFound { .. }
                     | RegistryError::TooLarge { .. }
                     | RegistryError::WrongBytes { .. }
+                    | RegistryError::BadDocument { .. }
+                    | RegistryError::BrokenList { .. }
                     | RegistryError::Host(_)
             ),
             Self::TooLarge { .. } => true,

@@ -26,6 +26,10 @@ pub struct Modes {
     pub v2: bool,
 }
 
+/// Begins and ends with the words that the reference logs.
+const NO_REFERRERS: &str =
+    "no valid SOCI index found: the manifest names none: no existing referrers";
+
 /// What is known about the index of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Discovery {
@@ -148,22 +152,20 @@ async fn referred(
     let referrers = content
         .referrers(image.place(), &image.manifest, wanted)
         .await;
-    let first = match referrers {
-        Ok(referrers) => referrers.into_iter().next(),
-        Err(error) if error.is_final() => None,
+    let referrers = match referrers {
+        Ok(referrers) => referrers,
+        Err(error) if error.is_final() => return Ok(Err(explain(&error))),
         Err(error) => return Err(error),
     };
-    Ok(match first {
+    Ok(match referrers.first() {
         Some(first) => {
             debug!(
                 digest = first.digest.to_string(),
-                "using soci v1 index among the referrers"
+                "using soci v1 index via referrers API"
             );
             Ok((first.digest, "among the referrers of the manifest"))
         }
-        None => Err(
-            "no valid SOCI index found: the manifest names none, and none refers to it".to_owned(),
-        ),
+        None => Err(NO_REFERRERS.to_owned()),
     })
 }
 

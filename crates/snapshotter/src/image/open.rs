@@ -13,7 +13,7 @@ use super::content::Document;
 use super::discover::{Index, discover};
 use super::source::{compression, refusal, source_at};
 use super::trust::Standing;
-use super::verdict::{Verdict, Way};
+use super::verdict::{Reason, Verdict, Way};
 use super::{
     Arc, Attempt, ContentError, Discovery, Image, ImageName, Images, Instant, Request, Timed,
     explain, line, took,
@@ -26,25 +26,35 @@ use crate::store::{LayerKey, StoreError};
 pub(super) struct Opened {
     pub(super) layer: Arc<Layer>,
     pub(super) verdict: Verdict,
-    /// The image has an index.
-    pub(super) indexed: bool,
 }
 
 /// Why containerd must unpack a layer.
 #[derive(Debug)]
 pub(super) struct Left {
     pub(super) why: String,
-    /// The image has an index.
-    pub(super) indexed: bool,
+    pub(super) reason: Reason,
 }
 
 impl Left {
+    pub(super) fn failed(why: String) -> Self {
+        let reason = Reason::Failed;
+        Self { why, reason }
+    }
+
     /// Converts this to the response, which names the image and the layer.
     pub(super) fn into_attempt(self, request: &Request) -> Attempt {
-        let Self { why, indexed } = self;
+        let Self { why, reason } = self;
         let why = format!("{}: layer {}: {why}", request.image.text, request.layer);
-        Attempt::Left { why, indexed }
+        Attempt::Left { why, reason }
     }
+}
+
+/// Why a layer with a zTOC is not mounted lazily.
+enum NotLazy {
+    /// The zTOC cannot be used. The layer can be downloaded whole.
+    Whole(String),
+    /// The layer cannot be read from the registry or kept on the disk.
+    Left(String),
 }
 
 /// What the image says about the layer.
@@ -78,11 +88,15 @@ impl Images {
         let asked = self.ask(image, request).await;
         match after(asked.found) {
             After::Defer => {
-                request.subject.not_remote(&asked.why);
-                Err(Left {
-                    why: asked.why,
-                    indexed: false,
-                })
+                let why = asked.why;
+                let reason = if asked.found == Found::NoIndex {
+                    request.subject.not_indexed(&why);
+                    Reason::NoIndex
+                } else {
+                    request.subject.not_remote(&why);
+                    Reason::Unknown
+                };
+                Err(Left { why, reason })
             }
             After::Whole => {
                 match asked.found {
@@ -92,7 +106,23 @@ impl Images {
                 self.whole(image, request, asked.index.as_ref(), &asked.why)
                     .await
             }
-            After::Lazy => self.lazy(image, request, asked).await,
+            After::Lazy => {
+                let index = asked.index.clone();
+                let not_lazy = match self.lazy(image, request, asked).await {
+                    Ok(opened) => return Ok(opened),
+                    Err(not_lazy) => not_lazy,
+                };
+                match not_lazy {
+                    NotLazy::Whole(why) => {
+                        request.subject.not_remote(&why);
+                        self.whole(image, request, index.as_ref(), &why).await
+                    }
+                    NotLazy::Left(why) => {
+                        request.subject.not_remote(&why);
+                        Err(Left::failed(why))
+                    }
+                }
+            }
         }
     }
 
@@ -271,11 +301,11 @@ impl Images {
         image: &Arc<Image>,
         request: &Request,
         asked: Asked,
-    ) -> Result<Opened, Left> {
+    ) -> Result<Opened, NotLazy> {
         let Asked {
             why, index, ztoc, ..
         } = asked;
-        let left = |why| Left { why, indexed: true };
+        let left = NotLazy::Left;
         let Some((ztoc, bytes)) = ztoc else {
             return Err(left(why));
         };
@@ -283,10 +313,7 @@ impl Images {
         match &standing {
             Standing::Verified | Standing::Claimed => {}
             Standing::Foreign(why) => return Err(left(why.clone())),
-            Standing::False(why) => {
-                request.subject.not_remote(why);
-                return self.whole(image, request, index.as_ref(), why).await;
-            }
+            Standing::False(why) => return Err(NotLazy::Whole(why.clone())),
         }
         let (layer, _) = self.layer(image, request).await.map_err(left)?;
         let registry = &self.0.parts.registry;
@@ -312,19 +339,13 @@ impl Images {
                     way: Way::Lazy,
                     why: format!("{why}; {standing}"),
                 };
-                Ok(Opened {
-                    layer,
-                    verdict,
-                    indexed: true,
-                })
+                Ok(Opened { layer, verdict })
             }
             Err(error) if is_bad_ztoc(&error) => {
                 // The bytes may have been damaged in transit: the next request downloads them
                 // again.
                 image.ztocs.lock().remove(&digest);
-                let why = explain(&error);
-                request.subject.not_remote(&why);
-                self.whole(image, request, index.as_ref(), &why).await
+                Err(NotLazy::Whole(explain(&error)))
             }
             Err(error) => Err(left(explain(&error))),
         }
@@ -338,8 +359,7 @@ impl Images {
         index: Option<&Index>,
         why: &str,
     ) -> Result<Opened, Left> {
-        let indexed = index.is_some();
-        let left = |why: String| Left { why, indexed };
+        let left = Left::failed;
         let mountpoint = request.at.display();
         info!("preparing snapshot as local snapshot");
         debug!("preparing local filesystem at mountpoint={mountpoint}");
@@ -364,11 +384,7 @@ impl Images {
             way: Way::Whole,
             why: why.to_owned(),
         };
-        Ok(Opened {
-            layer,
-            verdict,
-            indexed,
-        })
+        Ok(Opened { layer, verdict })
     }
 
     /// The layer's descriptor in the manifest, and its position.

@@ -25,6 +25,18 @@ pub struct Verdict {
     pub why: String,
 }
 
+/// Why a layer is left to containerd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// The image has no usable index.
+    NoIndex,
+    /// Whether the image has an index is not known, or the request or this machine does not allow a
+    /// mount.
+    Unknown,
+    /// The layer could not be mounted.
+    Failed,
+}
+
 /// The request that a log line is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Subject {
@@ -61,7 +73,8 @@ impl Subject {
         self.not_indexed(error);
     }
 
-    /// As [`Self::not_remote`], because the index has no zTOC of the layer. That is no failure.
+    /// Like [`Self::not_remote`], but not a failure: the image has no index, or the index has no
+    /// zTOC of the layer.
     pub(crate) fn not_indexed(&self, error: &str) {
         let Self { key, parent } = self;
         warn!(
@@ -70,9 +83,19 @@ impl Subject {
         );
     }
 
-    /// Logs that containerd unpacks the layer because the image has no usable index.
-    pub(crate) fn deferred(&self, error: &str) {
-        metrics().prepared.inc(Prepared::NoIndex);
+    /// Logs that containerd unpacks the layer, and why.
+    pub(crate) fn left(&self, reason: Reason, error: &str) {
+        metrics().prepared.inc(match reason {
+            Reason::NoIndex => Prepared::NoIndex,
+            Reason::Unknown | Reason::Failed => Prepared::Failed,
+        });
+        match reason {
+            Reason::NoIndex | Reason::Unknown => self.deferred(error),
+            Reason::Failed => self.deferred_local(error),
+        }
+    }
+
+    fn deferred(&self, error: &str) {
         let Self { key, parent } = self;
         warn!(
             "defer-snapshot-runtime" = "true",
@@ -80,12 +103,9 @@ impl Subject {
         );
     }
 
-    /// Logs that containerd unpacks the layer although the image has an index.
-    pub(crate) fn deferred_local(&self, error: &str) {
-        metrics().prepared.inc(Prepared::Failed);
-        metrics()
-            .operations
-            .node_event(NodeEvent::LocalMountFailure);
+    fn deferred_local(&self, error: &str) {
+        let operations = &metrics().operations;
+        operations.node_event(NodeEvent::LocalMountFailure);
         let Self { key, parent } = self;
         warn!(
             "defer-snapshot-runtime" = "true",

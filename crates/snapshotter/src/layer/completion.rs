@@ -50,7 +50,7 @@ pub(super) struct Completion {
     /// When its bytes may leave the page cache. `None` if it was already complete when it was
     /// opened.
     settles: Mutex<Option<Instant>>,
-    /// When the background download began.
+    /// When the background requested the first span since the layer was last complete.
     begun: Mutex<Option<Instant>>,
 }
 
@@ -98,9 +98,8 @@ impl Completion {
         if self.runs.swap(true, Ordering::AcqRel) {
             return;
         }
-        *self.begun.lock() = fetches.then(Instant::now);
         while !self.is_complete() && !self.spans.is_closed() {
-            let fetches = fetches && !self.rests.load(Ordering::Acquire);
+            let fetches = fetches && !self.rests();
             let downloads = fetches || self.data.misses_no_content();
             let until = if downloads || self.spans.has_first() {
                 self.top_up(downloads)
@@ -115,6 +114,11 @@ impl Completion {
             drop(wait.await);
         }
         self.runs.store(false, Ordering::Release);
+    }
+
+    /// Whether background downloads are stopped until the layer is used again.
+    pub(super) fn rests(&self) -> bool {
+        self.rests.load(Ordering::Acquire)
     }
 
     /// Stops background downloads until the layer is used again.
@@ -148,6 +152,7 @@ impl Completion {
         self.spans.want_first();
         if downloads && !self.spans.has_first() {
             for span in self.spans.next_absent(WINDOW, room) {
+                self.begun.lock().get_or_insert(now);
                 self.spans.want(span);
             }
         }

@@ -156,7 +156,7 @@ const MOUNTED: &[&str] = &["digest", "mountpoint"];
 
 pub(super) const PREPARED: Definition = counter(
     "soci_prepared_layers_total",
-    "Layers of requests by containerd, by how they were provided.",
+    "Layers that containerd requested, by how they were provided.",
 )
 .by(&["result"]);
 pub(super) const MOUNTED_LAYERS: Definition = gauge(

@@ -24,19 +24,25 @@ metrics_address = \"127.0.0.1:9900\"
 | `metrics_network` | `tcp` | `tcp`, `tcp4`, `tcp6` or `unix` |
 | `no_prometheus` | `false` | `true`: not served, whatever the address |
 
-The daemon does not start if it cannot listen at the address. There is no authentication, so use an address that only
-the scraper reaches. The series contain digests of layers and paths of mount points, and no credentials.
+The daemon does not start if it cannot listen at the address, or if the path is a file or a socket in use. There is no
+authentication, so use an address that only the scraper reaches. The series contain digests of layers and paths of mount points, and no credentials.
 
 The worker process counts. When the keeper replaces it, counters start at 0 again, as after any restart of a program
 (`rate()` and `increase()` handle this), and `soci_worker_restarts_total` rises. A worker that replaces another one and
-cannot listen at the address starts anyway, logs an error, and tries again every few seconds.
+cannot listen at the address starts anyway, logs an error, and tries again every few seconds. So does a daemon that takes
+over mounts from systemd.
+
+In `soci_registry_requests_total`, `denied` includes the 401 with which a registry answers the first request before it
+names its token server. In `soci_prepared_layers_total`, `failed` includes layers of images whose registry did not
+answer when the daemon asked for an index.
 ";
 
 const REFERENCE: &str = "
 ## Series of the reference implementation
 
 Names, types, labels, buckets and help are those of the reference implementation, so its dashboards work. A series with
-the label `layer` exists while the layer is in the state directory, and for an hour after its last event. The label is
+the label `layer` exists from the layer's first event in this process until the layer leaves the state directory, and for
+an hour after its last event. The label is
 the digest of the layer, or of the index for `soci_index_fetch`. It is empty for events of the node.
 ";
 

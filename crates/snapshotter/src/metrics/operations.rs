@@ -222,9 +222,11 @@ impl Operations {
         self.node(event).inc();
     }
 
-    /// A read of a layer failed.
-    pub(super) fn read_failed(&self, layer: &Digest) {
-        self.event(LayerEvent::ReadFailure, layer);
+    /// A read failed.
+    pub(super) fn read_failed(&self, layer: Option<&Digest>) {
+        if let Some(layer) = layer {
+            self.event(LayerEvent::ReadFailure, layer);
+        }
         let now = Instant::now();
         let mut failed = self.failed.lock();
         if failed.is_none_or(|last| now.duration_since(last) >= FAILURE_STATE) {
@@ -240,7 +242,9 @@ impl Operations {
 
     fn forget_before(&self, stored: &HashSet<String>, before: Option<Instant>) {
         let mut old = Vec::new();
-        self.labels.lock().retain(|label, used| {
+        // Locked to the end, so that no series of a label is made while it is removed.
+        let mut labels = self.labels.lock();
+        labels.retain(|label, used| {
             let keep = stored.contains(label) || before.is_none_or(|before| *used > before);
             if !keep {
                 old.push(label.clone());
@@ -320,7 +324,7 @@ mod tests {
         operations.serve();
         let layer = Digest::sha256(b"layer");
         for _ in 0..3 {
-            operations.read_failed(&layer);
+            operations.read_failed(Some(&layer));
         }
         assert_eq!(operations.node(NodeEvent::FailureState).get(), 1);
         let name = LayerEvent::ReadFailure.name();

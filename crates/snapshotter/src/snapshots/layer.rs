@@ -7,7 +7,7 @@ use tracing::{info, warn};
 use super::metadata::{Commit, Info, Kind, Labels, Lasts, MetadataError, SnapshotId, Usage};
 use super::{Caller, Mount, SnapshotError, Snapshotter};
 use crate::image::labels;
-use crate::image::verdict::{Subject, Way};
+use crate::image::verdict::{Reason, Subject, Way};
 use crate::image::{Attempt, ImageName, Mounted, Request, layer_of};
 use crate::layer::Expected;
 
@@ -75,10 +75,8 @@ impl Snapshotter {
             },
             Err(why) => {
                 wanted.subject.not_remote(&why);
-                Attempt::Left {
-                    why,
-                    indexed: false,
-                }
+                let reason = Reason::Unknown;
+                Attempt::Left { why, reason }
             }
         };
         let done = match prepared {
@@ -103,12 +101,8 @@ impl Snapshotter {
                     target: wanted.target,
                 }))
             }
-            Attempt::Left { why, indexed } => {
-                if indexed {
-                    wanted.subject.deferred_local(&why);
-                } else {
-                    wanted.subject.deferred(&why);
-                }
+            Attempt::Left { why, reason } => {
+                wanted.subject.left(reason, &why);
                 // Unpacking takes long, so the record must be on disk first.
                 let lasts = self.shared.metadata.sync().await;
                 let mounts = match caller.is_gone() {

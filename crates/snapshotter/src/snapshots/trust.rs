@@ -104,7 +104,6 @@ impl Snapshotter {
             Vec::new()
         });
         for (info, why) in wrong {
-            metrics::global().quarantined.inc();
             let label = |name| labels::value(&info.record.labels, name).unwrap_or_default();
             error!(
                 image = label(labels::IMAGE_REFERENCE),
@@ -114,9 +113,11 @@ impl Snapshotter {
                 why,
                 "the layer does not match its image: running containers continue, but no new container starts from it; remove the image"
             );
+            // A snapshot without the label was found earlier.
             if !info.record.labels.contains_key(labels::TARGET) {
                 continue;
             }
+            metrics::global().quarantined.inc();
             let keys = LabelUpdate::Keys(vec![labels::TARGET.to_owned()]);
             let metadata = &self.shared.metadata;
             if let Err(failed) = metadata.update(&info.name, &[].into(), &keys).await {

@@ -159,8 +159,10 @@ impl Layers {
         let data = Arc::clone(&layer.data);
         let punched = cpu.run(Lane::FilesBehind, move || {
             let punched = data.punch(&leaving.spans);
-            let spans = leaving.spans.len() as u64;
-            metrics::global().evicted_spans.inc_by(spans);
+            if punched.is_ok() {
+                let spans = leaving.spans.len() as u64;
+                metrics::global().evicted_spans.inc_by(spans);
+            }
             // The spans may be stored again only from here on.
             drop(leaving);
             punched
