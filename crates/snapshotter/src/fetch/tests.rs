@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::*;
 
+mod behind;
 mod fair;
 mod follow;
 

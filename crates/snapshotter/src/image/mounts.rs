@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tracing::warn;
 
+mod known;
+
+use self::known::{Known, Shown};
 use super::discover::explain;
 use super::layer_use::LayerUse;
 use crate::device::Device;
@@ -20,64 +23,6 @@ use crate::mount::thread::Unfinished;
 use crate::mount::{LayerImage, LayerSource, MountError, Mounter, Supply, SwitchedLayer, Way};
 use crate::store::LayerKey;
 use crate::sync::{Arc, Mutex};
-
-/// One image of a layer. All mounts of it share a file system.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Shown {
-    layer: LayerKey,
-    patch: String,
-    copy: usize,
-}
-
-#[derive(Debug)]
-struct Places {
-    at: BTreeSet<PathBuf>,
-    meta: PathBuf,
-}
-
-#[derive(Debug, Default)]
-struct Known {
-    shown: HashMap<Shown, Places>,
-    by_path: HashMap<PathBuf, Shown>,
-}
-
-impl Known {
-    fn add(&mut self, shown: Shown, meta: PathBuf, at: &Path) {
-        self.forget(at);
-        self.by_path.insert(at.to_owned(), shown.clone());
-        let places = self.shown.entry(shown).or_insert_with(|| Places {
-            at: BTreeSet::new(),
-            meta,
-        });
-        places.at.insert(at.to_owned());
-    }
-
-    fn forget(&mut self, at: &Path) {
-        if let Some(shown) = self.by_path.remove(at)
-            && let Some(places) = self.shown.get_mut(&shown)
-        {
-            places.at.remove(at);
-            if places.at.is_empty() {
-                self.shown.remove(&shown);
-            }
-        }
-    }
-
-    /// Whether only the mount at `at` shows its layer.
-    fn is_last(&self, at: &Path) -> Option<LayerKey> {
-        let layer = self.by_path.get(at)?.layer;
-        let mut others = self.by_path.iter().filter(|(other, _)| *other != at);
-        (!others.any(|(_, shown)| shown.layer == layer)).then_some(layer)
-    }
-
-    /// The images of a layer, with their mount points.
-    fn of(&self, layer: LayerKey) -> Vec<(PathBuf, Vec<PathBuf>)> {
-        let of_layer = self.shown.iter().filter(|(shown, _)| shown.layer == layer);
-        of_layer
-            .map(|(_, places)| (places.meta.clone(), places.at.iter().cloned().collect()))
-            .collect()
-    }
-}
 
 /// Maximum number of layers that move or settle in one turn, so that a mount does not wait long.
 const AT_ONCE: usize = 16;

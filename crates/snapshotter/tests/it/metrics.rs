@@ -225,36 +225,6 @@ async fn figures_agree_with_what_was_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_layer_that_is_not_what_its_image_says_is_counted_and_logged() {
-    let registry = TestRegistry::start();
-    let image = published(&registry);
-    let (place, address) = place_with_metrics("");
-    let mut running = Running::start(place.command());
-    pull_as(
-        &place,
-        &image,
-        "key",
-        0,
-        Some(Digest::sha256(b"another tar")),
-    )
-    .await;
-    let scrape = until(&address, "soci_quarantined_layers_total", 1.0);
-    assert_eq!(scrape.get(r#"soci_mounted_layers{state="complete"}"#), 1.0);
-    let background = scrape.get(r#"soci_fetched_bytes_total{purpose="background"}"#);
-    assert!(background >= SIZE as f64, "{background}");
-    assert_eq!(running.end(Signal::INT).code(), Some(0));
-    let line = running
-        .said
-        .iter()
-        .find(|line| line["msg"].starts_with("the layer does not match"));
-    let line = line.expect("a line in the log");
-    for key in ["image", "layer", "index", "why"] {
-        assert!(line.contains_key(key), "{line:?}");
-    }
-    assert_eq!(line["layer"], image.layers[0].to_string());
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn scrapes_are_answered_while_a_registry_hangs() {
     let registry = TestRegistry::start();
     let image = published(&registry);
