@@ -1,10 +1,12 @@
 //! Tracks unfinished uploads, so that they can be canceled.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reqwest::{Method, Url};
+use tokio::task::JoinSet;
 
 use super::super::{Registry, RegistryError, auth::Scope, endpoint::Call};
 use soci_oci::reference::ImageRef;
@@ -16,7 +18,11 @@ const MANY: usize = 64;
 
 /// The uploads of a client, in order of their start.
 #[derive(Debug, Default)]
-pub(crate) struct Sessions(Mutex<Open>);
+pub(crate) struct Sessions {
+    open: Mutex<Open>,
+    /// Takes back uploads that began too late. Dropping this value stops that.
+    late: Mutex<JoinSet<()>>,
+}
 
 #[derive(Debug, Default)]
 struct Open {
@@ -28,7 +34,11 @@ struct Open {
 
 impl Sessions {
     fn open(&self) -> MutexGuard<'_, Open> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn late(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The state before an upload, for [`Registry::began`].
@@ -80,7 +90,11 @@ impl Registry {
         let farewells = left.into_values();
         let farewells =
             farewells.map(|(image, url)| async move { self.take_back(&image, url).await });
-        let all = futures_util::future::join_all(farewells);
+        let all = async {
+            futures_util::future::join_all(farewells).await;
+            let next = || poll_fn(|context| self.sessions.late().poll_join_next(context));
+            while next().await.is_some() {}
+        };
         if tokio::time::timeout(PATIENCE, all).await.is_err() {
             tracing::debug!("uploads are left to the registry");
         }
@@ -95,8 +109,12 @@ impl Registry {
         url: &Url,
     ) -> Result<u64, RegistryError> {
         self.sessions.began(round, image, url).ok_or_else(|| {
-            let (client, owned, url) = (self.clone(), image.clone(), url.clone());
-            tokio::spawn(async move { client.take_back(&owned, url).await });
+            // The client of the task must not own the task.
+            let client = self.with_own_uploads();
+            let (owned, url) = (image.clone(), url.clone());
+            let mut late = self.sessions.late();
+            while late.try_join_next().is_some() {}
+            late.spawn(async move { client.take_back(&owned, url).await });
             RegistryError::Canceled {
                 image: image.to_string(),
             }
