@@ -262,8 +262,8 @@ async fn failed_reads_are_counted_by_cause() {
     let mut running = Running::start(place.command());
     pull(&place, &image).await;
     let on = On::Blob(image.layers[0]);
-    registry.fault(Fault::always(on, Wrong::status(403)));
-    read(&place).join().unwrap().expect_err("access is denied");
+    registry.fault(Fault::always(on, Wrong::status(404)));
+    read(&place).join().unwrap().expect_err("the layer is gone");
     let scrape = Scrape::of(&address);
     let failed = scrape.get(r#"soci_read_failures_total{cause="download"}"#);
     assert!(failed >= 1.0, "{failed}");
@@ -276,7 +276,8 @@ async fn failed_reads_are_counted_by_cause() {
     assert_eq!(of_layer, failed);
     let state = r#"soci_fs_operation_count{layer="",operation_type="fuse_failure_state"}"#;
     assert_eq!(scrape.get(state), 1.0);
-    assert!(scrape.get(r#"soci_registry_requests_total{result="denied"}"#) >= 1.0);
+    let refused = scrape.get(r#"soci_registry_requests_total{result="client_error"}"#);
+    assert!(refused >= 1.0, "{refused}");
     assert_eq!(running.end(Signal::INT).code(), Some(0));
 }
 
