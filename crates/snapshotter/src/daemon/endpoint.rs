@@ -113,7 +113,10 @@ impl Endpoint {
             Err(error) if must => return Err(error),
             Err(error) => {
                 let error = format!("{error:#}");
-                error!(error, "metrics are not served, trying again");
+                error!(
+                    error,
+                    "metrics are not served; trying again every few seconds"
+                );
             }
             Ok(socket) => endpoint.socket = Some(socket),
         }
@@ -138,7 +141,10 @@ impl Endpoint {
                 break socket;
             }
             tokio::time::sleep(AGAIN).await;
-            self.socket = self.listen().await.ok();
+            match self.listen().await {
+                Ok(socket) => self.socket = Some(socket),
+                Err(error) => tracing::debug!(error = format!("{error:#}"), "still not served"),
+            }
         };
         info!(address = self.address, "serving metrics");
         // Connections must not keep the parts, because the end of the device is their drop.

@@ -42,7 +42,7 @@ impl Images {
                     let (layer, error) = (layer.digest().to_string(), explain(&error));
                     warn!(
                         layer,
-                        error, "the prefetch artifact of a layer cannot be used"
+                        error, "the prefetch artifact of a layer cannot be used; the layer is downloaded in the usual order"
                     );
                 }
             }
