@@ -7,6 +7,7 @@ mod device_erofs;
 mod discovery;
 mod drain;
 mod ending;
+mod faults;
 mod image;
 mod layers;
 mod logs;
