@@ -4,6 +4,7 @@
 mod choice;
 mod convert;
 mod create;
+mod deployments;
 mod direct;
 mod equality;
 mod harness;

@@ -69,10 +69,13 @@ impl Series {
                 let unpack = unpack(options.oracle_only);
                 format!("version = 3\n{common}{exports}{unpack}{pods}")
             }
-            Self::V1_7 => format!(
-                "version = 2\n{common}[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n\
-                 snapshotter = \"{SOCI}\"\ndisable_snapshot_annotations = false\n"
-            ),
+            Self::V1_7 => {
+                let pods = options.sandbox.as_deref().map(pods_1_7).unwrap_or_default();
+                format!(
+                    "version = 2\n{common}{pods}[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n\
+                     snapshotter = \"{SOCI}\"\ndisable_snapshot_annotations = false\n"
+                )
+            }
         }
     }
 
@@ -115,5 +118,13 @@ fn pods(sandbox: &str) -> String {
         "[plugins.\"io.containerd.cri.v1.images\"]\nsnapshotter = \"{SOCI}\"\n\
          [plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"{sandbox}\"\n\
          [plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n"
+    )
+}
+
+/// The same for containerd 1.7.
+fn pods_1_7(sandbox: &str) -> String {
+    format!(
+        "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{sandbox}\"\n\
+         restrict_oom_score_adj = true\n"
     )
 }

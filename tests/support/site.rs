@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
+use crate::containerd::Series;
 use crate::image::{self, Image};
 use crate::node::{Node, NodeOptions, SOCI, View};
 use crate::process::Program;
@@ -52,6 +53,11 @@ impl Site {
 
     /// A node for pods: containerd has its CRI, and the registry a sandbox image.
     pub fn for_pods(config: &str) -> Result<Self> {
+        Self::for_pods_of(Series::Current, config)
+    }
+
+    /// The same with this series of containerd.
+    pub fn for_pods_of(series: Series, config: &str) -> Result<Self> {
         let folder = tempfile::tempdir().context("a folder for the test")?;
         let (pause, layout) = ("pause:1", folder.path().join("pause"));
         Image::pause()?.write_layout(&layout)?;
@@ -61,6 +67,7 @@ impl Site {
             Ok(NodeOptions {
                 config: config.to_owned(),
                 sandbox: Some(sandbox),
+                series,
                 ..NodeOptions::default()
             })
         })

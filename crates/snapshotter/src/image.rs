@@ -39,6 +39,7 @@ use soci_oci::digest::Digest;
 use soci_oci::manifest::Manifest;
 use soci_registry::Registry;
 use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
@@ -152,6 +153,8 @@ pub(crate) struct Request {
     pub(crate) subject: Subject,
     /// Skip the index, because the layer is smaller than the minimum size.
     pub(crate) small: bool,
+    /// Cancelled when nobody waits for the answer any longer.
+    pub(crate) gone: CancellationToken,
 }
 
 /// The result of a request.

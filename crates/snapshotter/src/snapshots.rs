@@ -30,6 +30,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
@@ -49,7 +50,7 @@ use crate::image::verdict::{Reason, Subject};
 use crate::mount;
 use crate::mount::thread::MountThread;
 use crate::store::LayerKey;
-use crate::sync::{Arc, Weak};
+use crate::sync::Arc;
 
 /// How long the end of the process waits for pending changes of the records.
 const LAST_SYNC: Duration = Duration::from_secs(10);
@@ -79,13 +80,13 @@ pub struct Parts {
 }
 
 /// The caller that waits for the answer to a request.
-#[derive(Debug)]
-struct Caller(Weak<()>);
+#[derive(Clone, Debug)]
+struct Caller(CancellationToken);
 
 impl Caller {
     /// Whether the caller is gone. What the request makes then belongs to nobody.
     fn is_gone(&self) -> bool {
-        self.0.strong_count() == 0
+        self.0.is_cancelled()
     }
 }
 
@@ -173,10 +174,11 @@ impl Snapshotter {
     where
         F: Future<Output = Result<T, SnapshotError>> + Send + 'static,
     {
-        let here = Arc::new(());
-        let work = work(Caller(Arc::downgrade(&here)));
+        let gone = CancellationToken::new();
+        let work = work(Caller(gone.clone()));
+        let here = gone.drop_guard();
         let done = self.shared.tasks.spawn(work).await;
-        drop(here);
+        drop(here.disarm());
         done.map_err(|error| SnapshotError::Lost(Lost::Panicked(error.to_string())))?
     }
 

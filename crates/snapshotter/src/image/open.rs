@@ -378,7 +378,11 @@ impl Images {
             origin: origin(&request.image, index),
             sources: vec![source],
         };
-        let opened = self.0.parts.layers.stream_whole(whole).await;
+        // A pull that was cancelled does not download the rest of the layer.
+        let opened = tokio::select! {
+            opened = self.0.parts.layers.stream_whole(whole) => opened,
+            () = request.gone.cancelled() => return Err(left("the client went away".to_owned())),
+        };
         let layer = opened.map_err(|error| left(explain(&error)))?;
         let verdict = Verdict {
             way: Way::Whole,

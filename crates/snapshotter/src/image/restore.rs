@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::discover::explain;
@@ -273,6 +274,7 @@ impl Images {
             expected: wanted.expected,
             subject: Subject::default(),
             small: wanted.layer.layer.ztoc.is_none(),
+            gone: CancellationToken::new(),
         };
         let image = self.image(&request.image);
         let opened = self.open(&image, &request).await;

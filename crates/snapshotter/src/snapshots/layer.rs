@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::metadata::{Commit, Info, Kind, Labels, Lasts, MetadataError, SnapshotId, Usage};
@@ -66,7 +67,13 @@ impl Snapshotter {
             Ok(request) => match self.ensure(&mut chain[1..]).await {
                 Ok(()) => {
                     let parents = self.parents(&chain[1..]);
-                    images.prepare(Request { parents, ..request }).await
+                    let gone = caller.0.clone();
+                    let request = Request {
+                        parents,
+                        gone,
+                        ..request
+                    };
+                    images.prepare(request).await
                 }
                 Err(error) => {
                     self.take_back(&chain).await;
@@ -101,6 +108,10 @@ impl Snapshotter {
                     target: wanted.target,
                 }))
             }
+            Attempt::Left { .. } if caller.is_gone() => {
+                info!("the client cancelled the pull of this layer");
+                Err(SnapshotError::CallerGone)
+            }
             Attempt::Left { why, reason } => {
                 wanted.subject.left(reason, &why);
                 // Unpacking takes long, so the record must be on disk first.
@@ -126,6 +137,7 @@ impl Snapshotter {
             at,
             // Determined when the layer is mounted.
             parents: Vec::new(),
+            gone: CancellationToken::new(),
             expected: Expected::by_names(&wanted.target, wanted.parent().as_deref()),
             subject: wanted.subject.clone(),
             small: wanted.small,
