@@ -1,14 +1,22 @@
 //! The configuration file: one struct per table, with the keys and defaults of the reference.
 //!
-//! Unknown keys and tables are ignored, because files for other versions and for the reference must
-//! load. A key with a wrong type is fatal. Keys are matched without regard to case if there is no
-//! exact match. Defaults are applied before and after parsing, so for most numbers `0` means
-//! "default", as in the reference. `daemon` converts these structs into the options of each part of
-//! the daemon.
+//! [`declare`] makes everything about a key from its declaration: parsing, default, `config dump`
+//! and `docs/config.md`. [`SECTIONS`] lists the tables in the order of the reference's file.
+//!
+//! Unknown keys and tables are ignored with a warning, because files for other versions and for the
+//! reference must load. A key with a wrong type is fatal. Defaults are applied before and after
+//! parsing, so for most numbers `0` means "default", as in the reference. `daemon` converts these
+//! structs into the options of each part of the daemon.
 
+mod declare;
+mod document;
+mod dump;
 mod fs;
 mod http;
+mod keychain;
 mod pull_modes;
+mod read;
+mod remarks;
 mod resolver;
 mod service;
 
@@ -17,11 +25,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use toml::{Table, Value};
+use toml::Table;
 
-pub use self::fs::{BackgroundFetch, Cache, Fuse, Prefetch};
+use self::declare::{Declared, Key};
+pub use self::document::document;
+pub use self::dump::dump;
+pub use self::fs::{BackgroundFetch, Cache, DirectoryCache, Fuse, Prefetch};
 pub use self::http::{Blob, Http};
-pub use self::pull_modes::{Mode, PullModes};
+pub use self::keychain::{CriKeychain, KubeconfigKeychain};
+pub use self::pull_modes::{Parallel, ParallelError, PullModes, SociV1, SociV2, Stream};
+use self::remarks::Remarks;
 pub use self::resolver::{Host, Mirror, Resolver};
 pub use self::service::{
     ContentStore, ContentStoreKind, MountChoice, Service, SnapshotterTable, Trust,
@@ -43,21 +56,119 @@ pub struct Config {
     /// Downloads of layers.
     pub blob: Blob,
     /// Accepted without effect.
+    pub directory_cache: DirectoryCache,
+    /// Accepted without effect.
     pub fuse: Fuse,
     /// Background downloads.
     pub background_fetch: BackgroundFetch,
-    /// Disk space for layers.
-    pub cache: Cache,
     /// Where indexes and zTOCs are stored.
     pub content_store: ContentStore,
-    /// Where to look for an index.
-    pub pull_modes: PullModes,
     /// Spans to download first.
     pub prefetch: Prefetch,
+    /// Where to look for an index.
+    pub pull_modes: PullModes,
+    /// Credentials from Kubernetes.
+    pub kubeconfig_keychain: KubeconfigKeychain,
+    /// Credentials from the kubelet.
+    pub cri_keychain: CriKeychain,
     /// Registry hosts.
     pub resolver: Resolver,
     /// Snapshots.
     pub snapshotter: SnapshotterTable,
+    /// Disk space for layers.
+    pub cache: Cache,
+}
+
+/// A table of the file.
+struct Section {
+    /// Steps separated by dots. `*` stands for any name; it also covers every table of a list.
+    path: &'static str,
+    about: &'static [&'static str],
+    keys: &'static [Key],
+    /// The values of the keys as they are printed. For a path with `*`, those of a new table.
+    values: fn(&Config) -> Vec<String>,
+    fill: fn(&mut Config),
+}
+
+/// A row of [`SECTIONS`]: a path with the field and type of its values, or only with the type.
+macro_rules! section {
+    ($path:literal, $table:ty, $($field:ident).+) => {
+        Section {
+            path: $path,
+            about: <$table>::ABOUT,
+            keys: <$table>::KEYS,
+            values: |config| config.$($field).+.values(),
+            fill: |config| config.$($field).+.fill(),
+        }
+    };
+    ($path:literal, $table:ty) => {
+        Section {
+            path: $path,
+            about: <$table>::ABOUT,
+            keys: <$table>::KEYS,
+            values: |_| <$table>::default().values(),
+            fill: |_| {},
+        }
+    };
+    ($path:literal) => {
+        Section {
+            path: $path,
+            about: &[],
+            keys: &[],
+            values: |_| Vec::new(),
+            fill: |_| {},
+        }
+    };
+}
+
+/// Every table, in the order of the reference's file. Tables of our own follow.
+const SECTIONS: &[Section] = &[
+    section!("", Service, service),
+    section!("http", Http, http),
+    section!("blob", Blob, blob),
+    section!("directory_cache", DirectoryCache, directory_cache),
+    section!("fuse", Fuse, fuse),
+    section!("background_fetch", BackgroundFetch, background_fetch),
+    section!("content_store", ContentStore, content_store),
+    section!("prefetch", Prefetch, prefetch),
+    section!("pull_modes"),
+    section!("pull_modes.soci_v1", SociV1, pull_modes.soci_v1),
+    section!("pull_modes.soci_v2", SociV2, pull_modes.soci_v2),
+    section!(
+        "pull_modes.parallel_pull_unpack",
+        Parallel,
+        pull_modes.parallel_pull_unpack
+    ),
+    section!(
+        "pull_modes.parallel_pull_unpack.decompress_streams.*",
+        Stream
+    ),
+    section!(
+        "kubeconfig_keychain",
+        KubeconfigKeychain,
+        kubeconfig_keychain
+    ),
+    section!("cri_keychain", CriKeychain, cri_keychain),
+    section!("resolver", Resolver, resolver),
+    section!("resolver.host.*", Host),
+    section!("resolver.host.*.mirrors", Mirror),
+    section!("snapshotter", SnapshotterTable, snapshotter),
+    section!("cache", Cache, cache),
+];
+
+impl Section {
+    /// Whether the path stands for any number of tables.
+    fn is_pattern(&self) -> bool {
+        self.path.contains('*')
+    }
+
+    /// The path of one of its keys.
+    fn path_of(&self, key: &Key) -> String {
+        match self.path {
+            "" => key.name.to_owned(),
+            path => format!("{path}.{}", key.name),
+        }
+    }
 }
 
 /// Why the configuration cannot be loaded.
@@ -97,13 +208,31 @@ pub enum ValueError {
     /// `[content_store] type` is unknown.
     #[error("unknown content store type {0:?}")]
     ContentStore(String),
+    /// `metadata_store` is unknown.
+    #[error("unknown metadata store type {0:?}: use \"db\" or \"db-multi\"")]
+    MetadataStore(String),
+    /// `[background_fetch] drop_policy` is unknown.
+    #[error("unknown drop policy {0:?} of the background fetch: use \"newest\" or \"oldest\"")]
+    DropPolicy(String),
+    /// The parallel mode cannot keep the layers.
+    #[error(
+        "[pull_modes.parallel_pull_unpack] needs [content_store] type = \"containerd\", or discard_unpacked_layers = true"
+    )]
+    ParallelStore,
+    /// A value of the parallel mode is not allowed.
+    #[error("[pull_modes.parallel_pull_unpack]: {0}")]
+    Parallel(#[from] ParallelError),
 }
 
 impl Config {
-    /// Reads the file. A missing default file gives the defaults.
+    /// Reads the file and logs what is odd about it. A missing default file gives the defaults.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         match read_to_string(path) {
-            Ok(text) => Self::parse(path, &text),
+            Ok(text) => {
+                let (config, remarks) = Self::parse(path, &text)?;
+                remarks.log();
+                Ok(config)
+            }
             Err(error)
                 if error.kind() == io::ErrorKind::NotFound && path == Path::new(DEFAULT_PATH) =>
             {
@@ -116,95 +245,49 @@ impl Config {
         }
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+    fn parse(path: &Path, text: &str) -> Result<(Self, Remarks), ConfigError> {
         let load = |source| ConfigError::Load {
             path: path.to_owned(),
             source: Box::new(source),
         };
         let mut table: Table = toml::from_str(text).map_err(load)?;
-        fold_keys(&mut table);
+        let mut remarks = Remarks {
+            unknown: read::fold(&mut table),
+            ..Remarks::default()
+        };
+        remarks.moved = read::take_limits(&mut table);
         let service = table.clone().try_into().map_err(load)?;
         let mut config = Self {
             service,
             ..table.try_into().map_err(load)?
         };
-        config.fill().map_err(|source| ConfigError::Value {
+        config.settle().map_err(|source| ConfigError::Value {
             path: path.to_owned(),
             source,
         })?;
-        Ok(config)
+        remarks.add_values(&config);
+        Ok((config, remarks))
     }
 
-    /// Applies defaults again and checks values.
-    fn fill(&mut self) -> Result<(), ValueError> {
-        self.service.fill();
-        self.http.fill();
-        self.blob.fill();
-        self.content_store.fill()
-    }
-}
-
-/// Changes the known keys of every table to their canonical case. An exact match takes precedence.
-fn fold_keys(table: &mut Table) {
-    fold_table(table, &[service::KEYS, TABLES].concat());
-    for (name, keys) in [
-        ("http", http::HTTP_KEYS),
-        ("blob", http::BLOB_KEYS),
-        ("fuse", fs::FUSE_KEYS),
-        ("background_fetch", fs::BACKGROUND_KEYS),
-        ("cache", fs::CACHE_KEYS),
-        ("content_store", service::CONTENT_STORE_KEYS),
-        ("prefetch", fs::PREFETCH_KEYS),
-        ("pull_modes", pull_modes::KEYS),
-        ("resolver", resolver::KEYS),
-        ("snapshotter", service::SNAPSHOTTER_KEYS),
-    ] {
-        let Some(Value::Table(table)) = table.get_mut(name) else {
-            continue;
-        };
-        fold_table(table, keys);
-        if name == "pull_modes" {
-            for mode in pull_modes::KEYS {
-                if let Some(Value::Table(mode)) = table.get_mut(*mode) {
-                    fold_table(mode, pull_modes::MODE_KEYS);
-                }
-            }
+    /// Applies defaults again, brings values into their effective form and checks them.
+    fn settle(&mut self) -> Result<(), ValueError> {
+        for section in SECTIONS {
+            (section.fill)(self);
         }
-    }
-}
-
-const TABLES: &[&str] = &[
-    "http",
-    "blob",
-    "fuse",
-    "background_fetch",
-    "cache",
-    "content_store",
-    "prefetch",
-    "pull_modes",
-    "resolver",
-    "snapshotter",
-];
-
-fn fold_table(table: &mut Table, known: &[&str]) {
-    for &key in known {
-        if table.contains_key(key) {
-            continue;
+        self.service.settle();
+        self.blob.settle();
+        self.prefetch.settle();
+        self.content_store.settle();
+        self.service.check()?;
+        self.content_store.check()?;
+        self.background_fetch.check()?;
+        let parallel = &self.pull_modes.parallel_pull_unpack;
+        parallel.check()?;
+        let keeps = parallel.is_on() && !parallel.discard_unpacked_layers;
+        match self.content_store.kind() {
+            ContentStoreKind::Soci if keeps => Err(ValueError::ParallelStore),
+            _ => Ok(()),
         }
-        let other = table
-            .keys()
-            .find(|found| found.eq_ignore_ascii_case(key))
-            .cloned();
-        if let Some(value) = other.and_then(|other| table.remove(&other)) {
-            table.insert(key.to_owned(), value);
-        }
-    }
-}
-
-/// Replaces `0` with the default.
-fn or_default(value: &mut i64, default: i64) {
-    if *value == 0 {
-        *value = default;
     }
 }
 

@@ -118,9 +118,6 @@ pub fn run(args: &Args, outside: Outside) -> anyhow::Result<()> {
     if args.worker {
         metrics::global().restarts.inc_by(keeper::restarts());
     }
-    if !config.service.debug_address.is_empty() {
-        warn!("debug_address has no effect: it serves profiles of the Go runtime");
-    }
     listen::raise_open_files().context("cannot raise the limit on open files")?;
     let (root, listener, kept, outside) = match outside {
         Outside::Keeper(keeping) => {

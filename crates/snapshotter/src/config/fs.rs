@@ -1,59 +1,89 @@
-//! Keys of FUSE, background downloads and the cache.
+//! Keys of FUSE, background downloads and the caches.
 
-use serde::Deserialize;
+use super::ValueError;
+use super::declare::table;
 
-pub(super) const FUSE_KEYS: &[&str] = &[
-    "attr_timeout",
-    "entry_timeout",
-    "negative_timeout",
-    "log_fuse_operations",
-];
-pub(super) const BACKGROUND_KEYS: &[&str] = &["disable"];
-
-pub(super) const PREFETCH_KEYS: &[&str] = &["enable", "max_concurrency"];
-
-pub(super) const CACHE_KEYS: &[&str] = &["max_bytes", "min_free_bytes"];
-
-/// `[fuse]`. The keys have no effect, because the kernel handles the metadata of layers. They are
-/// parsed so that a wrong type is an error, as in the reference.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Fuse {
-    /// Seconds.
-    pub attr_timeout: i64,
-    /// Seconds.
-    pub entry_timeout: i64,
-    /// Seconds.
-    pub negative_timeout: i64,
-    /// Log every operation.
-    pub log_fuse_operations: bool,
+table! {
+    /// A cache of files that soci-rs does not have.
+    pub struct DirectoryCache {
+        /// Number of files in memory.
+        max_lru_cache_entry: i64 = 0, unused;
+        /// Number of open files.
+        max_cache_fds: i64 = 0, unused;
+        /// Waits for the disk.
+        sync_add: bool = false, unused;
+        /// Writes without the cache in memory.
+        direct: bool = true, unused;
+    }
 }
 
-/// `[background_fetch]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct BackgroundFetch {
-    /// Whether to fetch only what is read.
-    pub disable: bool,
+table! {
+    /// The kernel handles names and attributes of layers itself, so no such request arrives.
+    pub struct Fuse {
+        /// Seconds for which the kernel keeps attributes.
+        attr_timeout: i64 = 1, zero_is_default, unused;
+        /// Seconds for which the kernel keeps names.
+        entry_timeout: i64 = 1, zero_is_default, unused;
+        /// Seconds for which the kernel remembers that a name does not exist.
+        negative_timeout: i64 = 1, zero_is_default, unused;
+        /// Logs every operation.
+        log_fuse_operations: bool = false, unused;
+    }
 }
 
-/// `[prefetch]`: the spans that an index says to download first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Prefetch {
-    /// Whether to read the prefetch artifacts of indexes.
-    pub enable: bool,
-    /// Has no effect: a layer prefetches a few spans at a time, and the limits of downloads apply.
-    pub max_concurrency: i64,
+table! {
+    /// Downloads of what no container has read yet.
+    pub struct BackgroundFetch {
+        /// Downloads only what is read.
+        disable: bool = false;
+        /// Pause after the first mount of a new image, in milliseconds.
+        silence_period_msec: i64 = 30_000, zero_is_default, unused;
+        /// Milliseconds per span, for all layers together.
+        fetch_period_msec: i64 = 500, zero_is_default, unused;
+        /// Number of waiting layers; negative means no limit.
+        max_queue_size: i64 = 300, zero_is_default, unused;
+        /// Which layer a full queue drops: `newest` or `oldest`. Another word is an error.
+        drop_policy: String = "newest".to_owned(), zero_is_default, unused;
+        /// Seconds between updates of the metric `background_fetch_work_queue_size`, which is always
+        /// current.
+        emit_metric_period_sec: i64 = 10, zero_is_default, unused;
+    }
 }
 
-/// `[cache]`: limits for data that no container has read yet. Reads are always served.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Cache {
-    /// Maximum number of bytes on disk for all layers; 0 means no limit.
-    pub max_bytes: i64,
-    /// Bytes to keep free on the file system; 0 means the smaller of 5 % and 2 GiB, negative means
-    /// none.
-    pub min_free_bytes: i64,
+impl BackgroundFetch {
+    pub(super) fn check(&self) -> Result<(), ValueError> {
+        match self.drop_policy.as_str() {
+            "newest" | "oldest" => Ok(()),
+            other => Err(ValueError::DropPolicy(other.to_owned())),
+        }
+    }
+}
+
+table! {
+    /// Spans that an index says to download first.
+    pub struct Prefetch {
+        /// Reads the prefetch artifacts of indexes.
+        enable: bool = false;
+        /// Layers that prefetch at the same time; 0 means no limit. A layer prefetches a few spans at
+        /// a time, and the limits of downloads apply.
+        max_concurrency: i64 = 0, unused;
+    }
+}
+
+impl Prefetch {
+    /// Brings values into their effective form.
+    pub(super) fn settle(&mut self) {
+        self.max_concurrency = self.max_concurrency.max(0);
+    }
+}
+
+table! {
+    /// Disk space for data that no container has read yet. Reads are always served.
+    pub struct Cache {
+        /// Maximum number of bytes on disk for all layers; 0 means no limit.
+        max_bytes: i64 = 0, ours;
+        /// Bytes to keep free on the file system; 0 means the smaller of 5 % and 2 GiB, negative means
+        /// none.
+        min_free_bytes: i64 = 0, ours;
+    }
 }

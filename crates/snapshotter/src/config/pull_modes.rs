@@ -1,36 +1,38 @@
-//! Keys that select where to look for an index.
+//! Keys that select where to look for an index, and the parallel mode.
+
+mod parallel;
 
 use serde::Deserialize;
 
-pub(super) const KEYS: &[&str] = &["soci_v1", "soci_v2"];
-pub(super) const MODE_KEYS: &[&str] = &["enable"];
+use super::declare::table;
+
+pub(super) use self::parallel::LIMITS;
+pub use self::parallel::{Parallel, ParallelError, Stream};
 
 /// `[pull_modes]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct PullModes {
-    /// Indexes among the referrers of an image; see [`PullModes::v1`].
-    pub soci_v1: Mode,
-    /// Indexes named in the manifest of an image; see [`PullModes::v2`].
-    pub soci_v2: Mode,
+    /// Indexes among the referrers of an image.
+    pub soci_v1: SociV1,
+    /// Indexes named in the manifest of an image.
+    pub soci_v2: SociV2,
+    /// Download and unpacking of whole layers.
+    pub parallel_pull_unpack: Parallel,
 }
 
-/// One mode.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Mode {
-    /// Whether the mode is enabled, if set.
-    pub enable: Option<bool>,
-}
-
-impl PullModes {
-    /// Whether to look for an index among the referrers of an image. Off by default.
-    pub fn v1(&self) -> bool {
-        self.soci_v1.enable.unwrap_or(false)
+table! {
+    /// Indexes of version 1.
+    pub struct SociV1 {
+        /// Looks for an index among the referrers of an image.
+        enable: bool = false;
     }
+}
 
-    /// Whether to use an index named in an image's manifest. On by default.
-    pub fn v2(&self) -> bool {
-        self.soci_v2.enable.unwrap_or(true)
+table! {
+    /// Indexes of version 2.
+    pub struct SociV2 {
+        /// Uses the index that the manifest of an image names.
+        enable: bool = true;
     }
 }

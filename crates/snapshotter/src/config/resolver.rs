@@ -2,34 +2,53 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use super::declare::{TABLE, Value, table};
 
-pub(super) const KEYS: &[&str] = &["host"];
-
-/// `[resolver]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Resolver {
-    /// Settings per registry, by host name as in image references.
-    pub host: BTreeMap<String, Host>,
+table! {
+    /// Registry hosts and the sharing of tokens.
+    pub struct Resolver {
+        /// Seconds for which a client of a registry is kept; negative means for ever.
+        auth_client_ttl_sec: i64 = 3_600, zero_is_default, unused;
+        /// Shares clients between images of a registry.
+        enable_auth_client_sharing: bool = false, unused;
+        /// Settings per registry, by host name as in image references.
+        host: BTreeMap<String, Host> = BTreeMap::new();
+    }
 }
 
-/// `[resolver.host."<registry>"]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Host {
-    /// Hosts to try before the registry itself, in order.
-    pub mirrors: Vec<Mirror>,
+table! {
+    /// Settings of one registry.
+    pub struct Host {
+        /// Hosts to ask before the registry itself, in order.
+        mirrors: Vec<Mirror> = Vec::new();
+    }
 }
 
-/// One mirror.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Mirror {
-    /// `host[:port][/path]`, with or without a scheme.
-    pub host: String,
-    /// Whether to use plain HTTP.
-    pub insecure: bool,
-    /// Timeout in seconds; 0 means that of `[http]`, negative means none.
-    pub request_timeout_sec: i64,
+table! {
+    /// One mirror.
+    pub struct Mirror {
+        /// `host[:port][/path]`, with or without a scheme.
+        host: String = String::new();
+        /// Uses plain HTTP for this mirror.
+        insecure: bool = false;
+        /// Time limit in seconds for an answer to begin and for more data; 0 means that of `[http]`,
+        /// negative means none.
+        request_timeout_sec: i64 = 0;
+    }
+}
+
+impl Value for BTreeMap<String, Host> {
+    const KIND: &'static str = TABLE;
+
+    fn toml(&self) -> String {
+        String::new()
+    }
+}
+
+impl Value for Vec<Mirror> {
+    const KIND: &'static str = TABLE;
+
+    fn toml(&self) -> String {
+        String::new()
+    }
 }

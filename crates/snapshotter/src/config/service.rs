@@ -1,79 +1,71 @@
 //! Keys of the daemon, its content store and its snapshots.
 
-use serde::Deserialize;
+use super::ValueError;
+use super::declare::{table, words};
 
-use super::{ValueError, or_default};
-
-pub(super) const KEYS: &[&str] = &[
-    "disable_verification",
-    "max_concurrency",
-    "mount_timeout_sec",
-    "no_prometheus",
-    "metrics_address",
-    "metrics_network",
-    "debug_address",
-    "skip_check_snapshotter_supported",
-];
-pub(super) const CONTENT_STORE_KEYS: &[&str] = &["type", "containerd_address"];
-pub(super) const SNAPSHOTTER_KEYS: &[&str] = &[
-    "min_layer_size",
-    "allow_invalid_mounts_on_restart",
-    "mount",
-    "scrub_interval_sec",
-    "scrub_bytes_per_sec",
-    "trust",
-];
-
-/// Default number of zTOCs of an image to fetch in parallel.
-const MAX_CONCURRENCY: i64 = 100;
-/// Default number of seconds that a Prepare waits for index and zTOC.
-const MOUNT_TIMEOUT_SEC: i64 = 30;
-const METRICS_NETWORK: &str = "tcp";
-const CONTAINERD_ADDRESS: &str = "/run/containerd/containerd.sock";
-
-/// Top-level keys.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Service {
-    /// Do not compare tar headers with zTOC entries. Spans are verified anyway.
-    pub disable_verification: bool,
-    /// zTOCs to fetch ahead in parallel; negative means no limit.
-    pub max_concurrency: i64,
-    /// Seconds that a Prepare waits for index and zTOC before it leaves the layer to containerd.
-    pub mount_timeout_sec: i64,
-    /// Do not try an overlay mount at start.
-    pub skip_check_snapshotter_supported: bool,
-    /// Do not serve metrics.
-    pub no_prometheus: bool,
-    /// Where to serve metrics; empty means nowhere.
-    pub metrics_address: String,
-    /// `tcp`, `tcp4`, `tcp6` or `unix`.
-    pub metrics_network: String,
-    /// In the reference: where to serve profiles of its runtime. Has no effect.
-    pub debug_address: String,
-}
-
-impl Default for Service {
-    fn default() -> Self {
-        Self {
-            disable_verification: false,
-            max_concurrency: MAX_CONCURRENCY,
-            mount_timeout_sec: MOUNT_TIMEOUT_SEC,
-            skip_check_snapshotter_supported: false,
-            no_prometheus: false,
-            metrics_address: String::new(),
-            metrics_network: METRICS_NETWORK.to_owned(),
-            debug_address: String::new(),
-        }
+table! {
+    /// Keys before the first table.
+    pub struct Service {
+        /// The kind of a cache that does not exist.
+        http_cache_type: String = String::new(), unused;
+        /// `memory` for a cache of spans in memory. Layers are always stored on disk.
+        filesystem_cache_type: String = String::new(), unused;
+        /// Number of layers to remember after their last use; 0 means 30. Mounted layers are kept, and
+        /// others are opened from disk.
+        resolve_result_entry: i64 = 0, unused;
+        /// Logs the FUSE protocol at the level `trace`.
+        debug: bool = false, unused;
+        /// Does not compare the headers of a tar with the entries of its zTOC. Spans are verified
+        /// anyway.
+        disable_verification: bool = false;
+        /// zTOCs to fetch ahead in parallel; negative means no limit.
+        max_concurrency: i64 = 100, zero_is_default;
+        /// Does not serve metrics.
+        no_prometheus: bool = false;
+        /// Seconds that a Prepare waits for index and zTOC before it leaves the layer to containerd;
+        /// negative means that it does not wait.
+        mount_timeout_sec: i64 = 30, zero_is_default;
+        /// Seconds until the number of FUSE operations of an image is counted. The kernel does not
+        /// send these operations.
+        fuse_metrics_emit_wait_duration_sec: i64 = 60, zero_is_default, unused;
+        /// Where to serve [metrics](metrics.md); empty means nowhere.
+        metrics_address: String = String::new();
+        /// `tcp`, `tcp4`, `tcp6` or `unix`.
+        metrics_network: String = "tcp".to_owned(), zero_is_default;
+        /// Where to serve profiles of the Go runtime. `soci-snapshotter-grpc reads` shows what reads
+        /// wait for.
+        debug_address: String = String::new(), unused;
+        /// The database for file metadata: `db` or `db-multi`. Another word is an error. soci-rs has no
+        /// such database.
+        metadata_store: String = "db".to_owned(), zero_is_default, unused;
+        /// Does not sync that database.
+        metadata_db_no_sync: bool = false, unused;
+        /// Entries per transaction of that database; 0 means 5000.
+        metadata_insertion_chunk_size: i64 = 0, unused;
+        /// Does not try an overlay mount at the start.
+        skip_check_snapshotter_supported: bool = false;
     }
 }
 
 impl Service {
-    pub(super) fn fill(&mut self) {
-        or_default(&mut self.max_concurrency, MAX_CONCURRENCY);
-        or_default(&mut self.mount_timeout_sec, MOUNT_TIMEOUT_SEC);
-        if self.metrics_network.is_empty() {
-            METRICS_NETWORK.clone_into(&mut self.metrics_network);
+    /// Brings values into their effective form.
+    pub(super) fn settle(&mut self) {
+        // As in the reference: "no limit" is dumped as 0, although 0 in a file means the default.
+        self.max_concurrency = self.max_concurrency.max(0);
+    }
+
+    pub(super) fn check(&self) -> Result<(), ValueError> {
+        match self.metadata_store.as_str() {
+            "db" | "db-multi" => Ok(()),
+            other => Err(ValueError::MetadataStore(other.to_owned())),
+        }
+    }
+
+    /// zTOCs to fetch ahead in parallel.
+    pub fn ahead(&self) -> usize {
+        match usize::try_from(self.max_concurrency) {
+            Ok(0) | Err(_) => usize::MAX,
+            Ok(count) => count,
         }
     }
 
@@ -83,14 +75,15 @@ impl Service {
     }
 }
 
-/// `[content_store]`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct ContentStore {
-    /// `soci` or `containerd`; see [`ContentStore::kind`].
-    pub r#type: String,
-    /// Socket of containerd, used for image manifests whatever the type.
-    pub containerd_address: String,
+table! {
+    /// Where indexes and zTOCs are stored.
+    pub struct ContentStore {
+        /// `soci` for a directory of the daemon, or `containerd`. Another word is an error.
+        r#type as "type": String = "soci".to_owned(), zero_is_default;
+        /// Socket of containerd, also with `unix://`. The manifests of images are read from it whatever
+        /// the type is.
+        containerd_address: String = "/run/containerd/containerd.sock".to_owned(), zero_is_default;
+    }
 }
 
 /// Where indexes and zTOCs are stored.
@@ -102,27 +95,15 @@ pub enum ContentStoreKind {
     Containerd,
 }
 
-impl Default for ContentStore {
-    fn default() -> Self {
-        Self {
-            r#type: "soci".to_owned(),
-            containerd_address: CONTAINERD_ADDRESS.to_owned(),
-        }
-    }
-}
-
 impl ContentStore {
-    pub(super) fn fill(&mut self) -> Result<(), ValueError> {
-        let defaults = Self::default();
-        if self.r#type.is_empty() {
-            self.r#type = defaults.r#type;
-        }
-        if self.containerd_address.is_empty() {
-            self.containerd_address = defaults.containerd_address;
-        }
+    /// Brings values into their effective form.
+    pub(super) fn settle(&mut self) {
         if let Some(path) = self.containerd_address.strip_prefix("unix://") {
             self.containerd_address = path.to_owned();
         }
+    }
+
+    pub(super) fn check(&self) -> Result<(), ValueError> {
         match self.r#type.as_str() {
             "soci" | "containerd" => Ok(()),
             other => Err(ValueError::ContentStore(other.to_owned())),
@@ -138,48 +119,47 @@ impl ContentStore {
     }
 }
 
-/// `[snapshotter]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct SnapshotterTable {
-    /// Layers smaller than this many bytes are downloaded whole; 0 disables this.
-    pub min_layer_size: i64,
-    /// In the reference: start even if layers cannot be mounted. Here a failing layer never
-    /// prevents a start, so the key has no effect.
-    pub allow_invalid_mounts_on_restart: bool,
-    /// The mount mode: `auto` (the first that works), `loop`, `file`, or `none`.
-    pub mount: MountChoice,
-    /// Seconds between scrubs of a layer; 0 means one week, negative disables scrubs.
-    pub scrub_interval_sec: i64,
-    /// Bytes per second that a scrub reads; 0 means 8 MiB, negative means no limit.
-    pub scrub_bytes_per_sec: i64,
-    /// Which layers containers may start from: `claimed` (immediately, by their index) or
-    /// `verified`.
-    pub trust: Trust,
+table! {
+    /// Snapshots and the mounts of layers.
+    pub struct SnapshotterTable {
+        /// Layers smaller than this many bytes are downloaded whole; 0 disables this.
+        min_layer_size: i64 = 0;
+        /// Starts even if layers cannot be mounted. A layer never prevents a start.
+        allow_invalid_mounts_on_restart: bool = false, unused;
+        /// The mount mode: `auto` for the first that works, or only `loop` devices, `file` mounts, or
+        /// `none`, which leaves every layer to containerd.
+        mount: MountChoice = MountChoice::Auto, ours;
+        /// Seconds between scrubs of a layer; 0 means one week, negative disables scrubs.
+        scrub_interval_sec: i64 = 0, ours;
+        /// Bytes per second that a scrub reads; 0 means 8 MiB, negative means no limit.
+        scrub_bytes_per_sec: i64 = 0, ours;
+        /// Which layers containers may start from: `claimed` (immediately, by their index) or
+        /// `verified` (complete and compared with the image's configuration). See
+        /// [security](security.md).
+        trust: Trust = Trust::Claimed, ours;
+    }
 }
 
-/// `[snapshotter] trust`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Trust {
-    /// A layer is trusted to match its index until it is complete.
-    #[default]
-    Claimed,
-    /// Containers wait until the complete layer is verified against the image's configuration.
-    Verified,
+words! {
+    /// `[snapshotter] trust`.
+    pub enum Trust {
+        /// A layer is trusted to match its index until it is complete.
+        Claimed = "claimed",
+        /// Containers wait until the complete layer is verified against the image's configuration.
+        Verified = "verified",
+    }
 }
 
-/// `[snapshotter] mount`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MountChoice {
-    /// The first mount mode that works.
-    #[default]
-    Auto,
-    /// Loop devices, or nothing.
-    Loop,
-    /// Files, or nothing.
-    File,
-    /// Leave every layer to containerd.
-    None,
+words! {
+    /// `[snapshotter] mount`.
+    pub enum MountChoice {
+        /// The first mount mode that works.
+        Auto = "auto",
+        /// Loop devices, or nothing.
+        Loop = "loop",
+        /// Files, or nothing.
+        File = "file",
+        /// Leave every layer to containerd.
+        None = "none",
+    }
 }

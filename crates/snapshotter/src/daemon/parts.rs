@@ -283,13 +283,12 @@ fn limits(cache: &Cache) -> Limits {
 fn image_options(config: &Config) -> image::Options {
     image::Options {
         modes: Modes {
-            v1: config.pull_modes.v1(),
-            v2: config.pull_modes.v2(),
+            v1: config.pull_modes.soci_v1.enable,
+            v2: config.pull_modes.soci_v2.enable,
         },
         // A negative time means no wait.
         patience: seconds(config.service.mount_timeout_sec),
-        // Negative means no limit.
-        ahead: usize::try_from(config.service.max_concurrency).unwrap_or(usize::MAX),
+        ahead: config.service.ahead(),
         background: !config.background_fetch.disable || config.snapshotter.trust == Trust::Verified,
         prefetch: config.prefetch.enable,
         user_namespace: snapshots::needs_userxattr(),
@@ -329,6 +328,7 @@ fn registry_options(config: &Config) -> soci_registry::Options {
     let Http {
         dial_timeout_msec,
         response_header_timeout_msec,
+        request_timeout_msec,
         ..
     } = config.http;
     let defaults = soci_registry::Options::default();
@@ -339,7 +339,8 @@ fn registry_options(config: &Config) -> soci_registry::Options {
         // they limit the time without data, and can only lower the default.
         idle_timeout: defaults
             .idle_timeout
-            .min(seconds(config.blob.fetching_timeout_sec)),
+            .min(seconds(config.blob.fetching_timeout_sec))
+            .min(millis(request_timeout_msec)),
         retry: retry(
             config.http.max_retries,
             config.http.min_wait_msec,

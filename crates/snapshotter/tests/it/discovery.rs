@@ -27,7 +27,7 @@ fn publish(registry: &TestRegistry) -> Image {
 
 async fn daemon(v1: bool) -> Server {
     let mut config = Config::default();
-    config.pull_modes.soci_v1.enable = Some(v1);
+    config.pull_modes.soci_v1.enable = v1;
     Server::daemon_on(TempDir::new().unwrap(), &config).await
 }
 
