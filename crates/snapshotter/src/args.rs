@@ -17,6 +17,8 @@ pub const NAME: &str = "soci-snapshotter-grpc";
 pub const DEFAULT_ADDRESS: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
 const SCRUB: &str = "scrub";
 const READS: &str = "reads";
+const CONFIG: &str = "config";
+const DUMP: &str = "dump";
 const DEFAULT_ROOT: &str = "/var/lib/soci-snapshotter-grpc/";
 /// The output of `git describe` at build time; set for release builds.
 pub const VERSION: &str = match option_env!("SOCI_VERSION") {
@@ -56,6 +58,10 @@ pub enum Asked {
     /// Print recent reads that waited for bytes in the daemon of this state directory; true for
     /// JSON output.
     Reads(PathBuf, bool),
+    /// Print the configuration that this file gives.
+    Dump(PathBuf),
+    /// Print the configuration without a file.
+    Default,
     /// Print this text on standard output and succeed.
     Show(String),
     /// Print the message of the refusal and exit with its code.
@@ -76,6 +82,10 @@ where
             Some((READS, reads)) => {
                 Asked::Reads(resolve(&matches).root, reads.get_one("json") == Some(&true))
             }
+            Some((CONFIG, config)) => match config.subcommand_name() {
+                Some(DUMP) => Asked::Dump(resolve(&matches).config),
+                _ => Asked::Default,
+            },
             _ => Asked::Serve(resolve(&matches)),
         },
         Parsed::Show(text) => Asked::Show(text),
@@ -109,18 +119,31 @@ fn grammar() -> Command {
                 .about("Print the most recent container reads that waited for data, and what each one waited for")
                 .arg(soci_flags::switch("json").help("print one line of JSON per read")),
         )
+        .subcommand(
+            Command::new(CONFIG)
+                .about("Print the configuration")
+                .subcommand_required(true)
+                .subcommand_value_name("command")
+                .subcommand(Command::new(DUMP).about(
+                    "Print the configuration in effect: the file, the defaults, and what the daemon makes of them",
+                ))
+                .subcommand(Command::new("default").about("Print the defaults")),
+        )
         .arg(flag(
             "address",
             "SOCI_SNAPSHOTTER_ADDRESS",
             DEFAULT_ADDRESS,
             "address for the GRPC server",
         ))
-        .arg(flag(
-            "config",
-            "SOCI_SNAPSHOTTER_CONFIG",
-            config::DEFAULT_PATH,
-            "path to the configuration file",
-        ))
+        .arg(
+            flag(
+                CONFIG,
+                "SOCI_SNAPSHOTTER_CONFIG",
+                config::DEFAULT_PATH,
+                "path to the configuration file",
+            )
+            .global(true),
+        )
         .arg(flag(
             "log-level",
             "SOCI_SNAPSHOTTER_LOG_LEVEL",
@@ -158,7 +181,7 @@ fn resolve(matches: &ArgMatches) -> Args {
     let switch = |name| matches.get_one::<bool>(name).copied().unwrap_or_default();
     Args {
         address: text("address"),
-        config: text("config").into(),
+        config: text(CONFIG).into(),
         log_level: text("log-level"),
         root: text("root").into(),
         no_keeper: switch("no-keeper"),
@@ -236,6 +259,57 @@ mod tests {
                 "{asked:?}"
             );
         }
+    }
+
+    #[test]
+    fn the_configuration_to_print_is_that_of_a_file() {
+        for line in [
+            ["--config=/c", "config", "dump"],
+            ["config", "--config=/c", "dump"],
+            ["config", "dump", "-config=/c"],
+        ] {
+            let asked = parse([&[NAME], &line[..]].concat());
+            assert!(
+                matches!(&asked, Asked::Dump(path) if path.as_os_str() == "/c"),
+                "{asked:?}"
+            );
+        }
+        let asked = parse([NAME, "config", "default"]);
+        assert!(matches!(asked, Asked::Default), "{asked:?}");
+        let Asked::Show(help) = parse([NAME, "config"]) else {
+            panic!("help")
+        };
+        assert!(help.contains("dump") && help.contains("default"), "{help}");
+        let asked = parse([NAME, "config", "other"]);
+        assert!(
+            matches!(&asked, Asked::Refused(refusal) if refusal.code != 0),
+            "{asked:?}"
+        );
+    }
+
+    #[test]
+    fn the_help_names_every_flag_and_command() {
+        let Asked::Show(help) = parse([NAME, "-h"]) else {
+            panic!("help")
+        };
+        for word in [
+            "--address",
+            "SOCI_SNAPSHOTTER_ADDRESS",
+            "--config",
+            "SOCI_SNAPSHOTTER_CONFIG",
+            "--log-level",
+            "SOCI_SNAPSHOTTER_LOG_LEVEL",
+            "--root",
+            "SOCI_SNAPSHOTTER_ROOT",
+            "--version",
+            "-v",
+            "scrub",
+            "reads",
+            "config",
+        ] {
+            assert!(help.contains(word), "{word}: {help}");
+        }
+        assert!(!help.contains("--worker"), "{help}");
     }
 
     #[test]

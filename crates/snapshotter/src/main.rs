@@ -11,6 +11,7 @@
 use std::process::ExitCode;
 
 use soci_snapshotter::args::{self, Asked, NAME};
+use soci_snapshotter::config::{self, Config};
 use soci_snapshotter::daemon::Outside;
 use soci_snapshotter::keeper::{self, Keeping};
 use soci_snapshotter::{daemon, listen, logging};
@@ -53,6 +54,20 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Asked::Dump(path) => match Config::load(&path) {
+            Ok(config) => {
+                print!("{}", config::dump(&config));
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("{NAME}: {:#}", anyhow::Error::new(error));
+                ExitCode::FAILURE
+            }
+        },
+        Asked::Default => {
+            print!("{}", config::dump(&Config::default()));
+            ExitCode::SUCCESS
+        }
         Asked::Serve(args) => match serve(&args) {
             Ok(code) => {
                 logging::finish();

@@ -3,6 +3,7 @@
 #[path = "../support/archive.rs"]
 #[expect(dead_code, reason = "the tests beside the tree's code use more of it")]
 mod archive;
+mod configuration;
 mod device_erofs;
 mod discovery;
 mod drain;

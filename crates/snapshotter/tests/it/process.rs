@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use crate::image::{Image, Shape, file, tar};
 use crate::server::{connect, prepare_request};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_soci-snapshotter-grpc");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_soci-snapshotter-grpc");
 
 /// Time limit of each step; longer means that it hangs.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
@@ -371,13 +371,13 @@ fn the_next_daemon_adopts_the_descriptors_that_systemd_stored() {
 }
 
 /// Acts as systemd: receives notifications and stores descriptors.
-struct Systemd {
-    notices: UnixDatagram,
+pub(crate) struct Systemd {
+    pub(crate) notices: UnixDatagram,
     path: PathBuf,
 }
 
 impl Systemd {
-    fn new(place: &Place) -> Self {
+    pub(crate) fn new(place: &Place) -> Self {
         let path = place.path("notify");
         let notices = UnixDatagram::bind(&path).unwrap();
         notices.set_read_timeout(Some(LONG)).unwrap();
@@ -385,7 +385,7 @@ impl Systemd {
     }
 
     /// Starts a daemon with these descriptors.
-    fn command(&self, place: &Place, form: &str, kept: &[(&str, &OwnedFd)]) -> Command {
+    pub(crate) fn command(&self, place: &Place, form: &str, kept: &[(&str, &OwnedFd)]) -> Command {
         let mut shell = Command::new("/bin/sh");
         // LISTEN_PID must be the process ID of the daemon, which only the shell that becomes the
         // daemon knows. At most two descriptors: standard input and output are moved to where
@@ -414,7 +414,7 @@ impl Systemd {
     }
 
     /// The descriptors that were stored before the daemon reported that it is ready.
-    fn until_ready(&self) -> BTreeMap<String, OwnedFd> {
+    pub(crate) fn until_ready(&self) -> BTreeMap<String, OwnedFd> {
         let mut kept = BTreeMap::new();
         loop {
             let (text, descriptors) = receive(&self.notices);
