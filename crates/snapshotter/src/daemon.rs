@@ -16,6 +16,7 @@ mod parts;
 mod reads;
 mod root;
 mod scrub;
+mod watchdog;
 mod way;
 
 pub use self::control::{reads, scrub};
@@ -93,6 +94,23 @@ impl Surroundings {
             Self::Systemd | Self::Nobody => listen::notify_ready(),
         }
         Ok(())
+    }
+
+    /// How often someone must hear that this process answers, if at all.
+    fn watchdog(&self) -> Option<Duration> {
+        match self {
+            Self::Keeper(_) => keeper::watchdog(),
+            Self::Systemd => listen::watchdog(),
+            Self::Nobody => None,
+        }
+    }
+
+    fn alive(&self) {
+        match self {
+            // If it has ended, this process ends too.
+            Self::Keeper(keeping) => drop(keeping.alive()),
+            Self::Systemd | Self::Nobody => listen::notify_alive(),
+        }
     }
 
     fn stopping(&self) {
@@ -228,6 +246,13 @@ async fn serve_parts(
         address = args.address,
         "soci-snapshotter-grpc successfully started"
     );
+    let watching = async {
+        match (outside.watchdog(), listener.path()) {
+            (Some(limit), Some(socket)) => watchdog::watch(socket, limit, || outside.alive()).await,
+            _ => std::future::pending().await,
+        }
+    };
+    let mut watching = std::pin::pin!(watching);
     let mut devices = daemon.devices();
     let end = loop {
         tokio::select! {
@@ -235,6 +260,7 @@ async fn serve_parts(
                 failed.context("the listener failed")?;
                 anyhow::bail!("the listener ended unexpectedly");
             }
+            never = &mut watching => match never {},
             end = signals.next() => break end,
             // Layers could not be mounted at the start, but now they can.
             Ok(()) = devices.changed() => {

@@ -7,7 +7,8 @@
 //!
 //! They use a socket on the worker's standard input. The worker sends `hello` once it has read its
 //! configuration, and gets `hand` with the descriptors. It sends `keep` with those of a new device,
-//! and `ready` when it serves. The end of the stream means that the other process has ended.
+//! `ready` when it serves, and `alive` whenever it has answered a call if systemd has a watchdog. The
+//! end of the stream means that the other process has ended.
 
 mod child;
 mod link;
@@ -36,6 +37,7 @@ const HELLO: &str = "hello-1";
 const HAND: &str = "hand";
 const KEEP: &str = "keep";
 const READY: &str = "ready";
+const ALIVE: &str = "alive";
 
 /// Names of the descriptors. systemd keeps those of the device under the same names.
 const SOCKET: &str = "socket";
@@ -46,6 +48,9 @@ const KEPT: [&str; 2] = [FUSE, JOURNAL];
 /// Environment variable with the number of earlier workers. An argument would end a worker of an
 /// older version.
 const RESTARTS: &str = "SOCI_WORKER_RESTARTS";
+/// Environment variable with systemd's `WATCHDOG_USEC`. A keeper that does not set it does not know
+/// `alive`.
+const WATCHDOG: &str = "SOCI_WATCHDOG_USEC";
 
 /// Time limit for a worker to end. It gives requests in progress 5 s, then syncs or unmounts.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -86,6 +91,12 @@ pub fn run(args: &Args, inherited: Inherited) -> anyhow::Result<ExitCode> {
 pub(crate) fn restarts() -> u64 {
     let count = std::env::var(RESTARTS).ok();
     count.and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+/// How often the keeper must hear that this worker is alive, if at all.
+pub(crate) fn watchdog() -> Option<Duration> {
+    let micros = std::env::var(WATCHDOG).ok()?.parse().ok()?;
+    Some(Duration::from_micros(micros))
 }
 
 /// What must survive a worker.
@@ -267,6 +278,7 @@ impl Keeper {
                 }
                 return Ok(true);
             }
+            ALIVE => listen::notify_alive(),
             word => {
                 error!(
                     word,
@@ -421,6 +433,11 @@ impl Keeping {
             .chain(journal)
             .collect();
         self.0.send(KEEP, &named)
+    }
+
+    /// Reports that a call was answered.
+    pub fn alive(&self) -> std::io::Result<()> {
+        self.0.send(ALIVE, &[])
     }
 
     /// Reports that requests are served.

@@ -18,6 +18,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener as StdListener};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use rustix::fs::FileType;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -175,6 +176,12 @@ impl Listener {
         })
     }
 
+    /// The path to connect to.
+    pub fn path(&self) -> Option<PathBuf> {
+        let address = self.socket.local_addr().ok()?;
+        address.as_pathname().map(Path::to_owned)
+    }
+
     /// Registers the socket with the tokio runtime. Must be called within it.
     pub fn for_runtime(&self) -> io::Result<tokio::net::UnixListener> {
         tokio::net::UnixListener::from_std(self.socket.try_clone()?)
@@ -237,6 +244,17 @@ pub fn notify_ready() {
 /// Tells systemd that the daemon is stopping.
 pub fn notify_stopping() {
     notify(&NotifyState::Stopping, "SdNotifyStopping");
+}
+
+/// Tells systemd that the daemon answers.
+pub fn notify_alive() {
+    notify(&NotifyState::Watchdog, "SdNotifyWatchdog");
+}
+
+/// How often systemd expects to hear from this process at least, if it does.
+#[must_use]
+pub fn watchdog() -> Option<Duration> {
+    sd_notify::watchdog_enabled().filter(|limit| has_systemd() && !limit.is_zero())
 }
 
 /// Whether systemd started this process and accepts notifications.

@@ -12,9 +12,10 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
 
-use super::RESTARTS;
 use super::link::{Link, Message};
+use super::{RESTARTS, WATCHDOG};
 use crate::args::WORKER;
+use crate::listen;
 use crate::sync::Arc;
 
 /// The running program, even if its file was replaced or removed.
@@ -89,6 +90,10 @@ impl Program {
         for name in NOT_INHERITED {
             command.env_remove(name);
         }
+        match listen::watchdog() {
+            Some(limit) => command.env(WATCHDOG, limit.as_micros().to_string()),
+            None => command.env_remove(WATCHDOG),
+        };
         let child = command.spawn()?;
         if let Some(score) = &self.oom_score {
             // It may have ended already.

@@ -19,4 +19,5 @@ mod registries;
 mod server;
 mod starting;
 mod suite;
+mod supervision;
 mod tree;
