@@ -1,6 +1,5 @@
 //! Configures registry access from the flags.
 
-use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use soci_registry::credentials::{
     Chain, Credential, Credentials, DockerConfig, ForRegistry, Secret,
 };
 use soci_registry::retry::RetryPolicy;
-use soci_registry::{Hosts, Identity, Options, Registry, Tls, Trace};
+use soci_registry::{HostFolders, Hosts, Identity, Options, Registry, Tls, Trace};
 use soci_store::registry::RegistryTarget;
 
 use crate::args::{Global, RegistryAccess};
@@ -32,14 +31,11 @@ pub(crate) fn registry(
     images: &[&ImageRef],
     trace: Option<Trace>,
 ) -> Result<Registry> {
-    let mut hosts = Hosts {
+    let hosts = Hosts {
         plain_http: flags.plain_http,
+        folders: HostFolders::new(flags.hosts_dirs.clone()),
         ..Hosts::default()
     };
-    let names: BTreeSet<&str> = images.iter().map(|image| image.host()).collect();
-    for name in names {
-        hosts.read_folders(&flags.hosts_dirs, name);
-    }
     let mut sources: Vec<Arc<dyn Credentials>> = Vec::new();
     let credential = credential(flags, io::stdin().lock())?;
     if let (Some(credential), Some(image)) = (credential, images.first()) {

@@ -45,6 +45,7 @@ mod range;
 mod referrers;
 pub mod retry;
 mod rounds;
+mod stamp;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod tls;
@@ -59,14 +60,15 @@ use blob::{Patience, RemoteBlob};
 use endpoint::{Call, Endpoint};
 pub use error::RegistryError;
 use error::failed;
+pub use host_files::HostFolders;
 use hosts::Operation;
-pub use hosts::{Configured, HostError, Hosts, Mirror};
+pub use hosts::{HostError, Hosts, Mirror};
 pub use referrers::Listing;
 use retry::{Attempts, RetryPolicy};
 use rounds::Rounds;
 pub use tls::{Identity, Tls, TlsError};
 pub use trace::{Trace, Traffic};
-use transport::{Transport, refused};
+use transport::{Settings, Transport, refused};
 pub use upload::{BlobSource, BlobStream, Sent, Uploaded};
 
 /// Size limit in bytes for a manifest or index. Registries and the Go snapshotter use the same
@@ -366,21 +368,41 @@ impl Registry {
         blob.fetch(0..blob.size()).await?.collect().await
     }
 
+    /// The hosts for an operation in order of preference. A mirror whose certificates cannot be read
+    /// is logged and skipped, because it must not make the registry unreachable.
     fn endpoints(
         &self,
         image: &ImageRef,
         operation: Operation,
     ) -> Result<Vec<Arc<Endpoint>>, RegistryError> {
-        let hosts = self.options.hosts.of(image, operation)?.into_iter();
-        hosts
-            .map(|host| Ok(Arc::new(self.endpoint(host, image)?)))
-            .collect()
+        let mut hosts = self.options.hosts.of(image, operation)?;
+        let Some(last) = hosts.pop() else {
+            return Ok(Vec::new());
+        };
+        let mut endpoints = Vec::with_capacity(hosts.len() + 1);
+        for host in hosts {
+            let mirror = host.authority.clone();
+            match self.endpoint(host, image) {
+                Ok(endpoint) => endpoints.push(Arc::new(endpoint)),
+                Err(error) => tracing::warn!(
+                    mirror,
+                    error = &error as &dyn std::error::Error,
+                    "mirror left out"
+                ),
+            }
+        }
+        endpoints.push(Arc::new(self.endpoint(last, image)?));
+        Ok(endpoints)
     }
 
     fn endpoint(&self, host: hosts::Host, image: &ImageRef) -> Result<Endpoint, RegistryError> {
-        let transport = match host.tls.of(&self.options.tls) {
-            None => Arc::clone(&self.transport),
-            Some(tls) => Arc::new(self.transport.with_tls(&tls)?),
+        let tls = host.tls.of(&self.options.tls);
+        let transport = if tls.is_none() && host.dial_timeout.is_none() {
+            Arc::clone(&self.transport)
+        } else {
+            let tls = tls.unwrap_or_else(|| self.options.tls.clone());
+            let dial_timeout = host.dial_timeout;
+            Arc::new(self.transport.with(&Settings { tls, dial_timeout })?)
         };
         let auth = Arc::clone(&self.auth);
         Ok(Endpoint::new(host, image.clone(), transport, auth)?)

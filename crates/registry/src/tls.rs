@@ -47,6 +47,16 @@ pub struct Identity {
     pub key: Option<PathBuf>,
 }
 
+impl Tls {
+    /// The certificate and key files.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        let identity = self.identity.iter();
+        let own = identity.flat_map(|it| [Some(&it.certificate), it.key.as_ref()]);
+        let all = self.authorities.iter().chain(own.flatten());
+        all.map(PathBuf::as_path)
+    }
+}
+
 /// Why TLS cannot be configured.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -18,9 +18,11 @@ use reqwest::{Client, Method, RequestBuilder, Response, Url, header::HeaderMap};
 use rustls::RootCertStore;
 
 use super::{
-    Options, RegistryError, hosts,
+    Options, RegistryError,
+    hosts,
     limit::Limit,
     retry::retry_after,
+    stamp::Stamp,
     tls::{Roots, Tls, client_config, is_about_certificates},
     trace::{Trace, Traffic},
 };
@@ -36,6 +38,8 @@ const POOL_IDLE: Duration = Duration::from_secs(90);
 const TURN: Duration = Duration::from_secs(1);
 /// How long a host that failed to respond is asked last.
 const SHUN: Duration = Duration::from_secs(30);
+/// Above this number of settings, all are dropped and made again when they are needed.
+const MANY_VARIANTS: usize = 64;
 /// Above this number of hosts, unused ones are dropped. Redirects lead to many different storage
 /// hosts.
 const MANY_PEERS: usize = 256;
@@ -84,8 +88,23 @@ struct Shared {
     trace: Option<Trace>,
     roots: RootCertStore,
     peers: Mutex<HashMap<String, Arc<Peer>>>,
-    /// One entry per distinct TLS settings in the configuration, so the size is bounded.
-    variants: Mutex<HashMap<Tls, Arc<Clients>>>,
+    /// One entry per distinct settings of a host in the configuration.
+    variants: Mutex<HashMap<Settings, Variant>>,
+}
+
+/// How a host is connected to, if it has settings of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Settings {
+    pub(crate) tls: Tls,
+    /// Timeout for connecting, in place of the general one.
+    pub(crate) dial_timeout: Option<Duration>,
+}
+
+/// The connections with such settings, and the certificates that they were made with.
+#[derive(Debug)]
+struct Variant {
+    certificates: Vec<Option<Stamp>>,
+    clients: Arc<Clients>,
 }
 
 impl Transport {
@@ -101,33 +120,37 @@ impl Transport {
             variants: Mutex::default(),
         };
         Ok(Transport {
-            clients: Arc::new(shared.clients(&options.tls)?),
+            clients: Arc::new(shared.clients(&options.tls, options.connect_timeout)?),
             shared: Arc::new(shared),
         })
     }
 
-    /// A transport with other TLS settings.
-    pub(crate) fn with_tls(&self, tls: &Tls) -> Result<Transport, RegistryError> {
+    /// A transport with other settings. Replaced certificate files are noticed.
+    pub(crate) fn with(&self, settings: &Settings) -> Result<Transport, RegistryError> {
         let shared = Arc::clone(&self.shared);
-        let variants = || {
-            shared
-                .variants
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
+        let certificates = settings.tls.files().map(|file| Stamp::of(file)).collect();
+        if let Some(known) = shared.variants().get(settings)
+            && known.certificates == certificates
+        {
+            let clients = Arc::clone(&known.clients);
+            return Ok(Transport {
+                clients,
+                shared: Arc::clone(&shared),
+            });
+        }
+        let dial = settings.dial_timeout.unwrap_or(shared.connect_timeout);
+        let clients = Arc::new(shared.clients(&settings.tls, dial)?);
+        let variant = Variant {
+            certificates,
+            clients: Arc::clone(&clients),
         };
-        let known = variants().get(tls).cloned();
-        let clients = match known {
-            Some(clients) => clients,
-            None => {
-                let clients = Arc::new(shared.clients(tls)?);
-                variants().insert(tls.clone(), Arc::clone(&clients));
-                clients
-            }
-        };
-        Ok(Transport {
-            clients,
-            shared: Arc::clone(&shared),
-        })
+        let mut variants = shared.variants();
+        if variants.len() >= MANY_VARIANTS {
+            variants.clear();
+        }
+        variants.insert(settings.clone(), variant);
+        drop(variants);
+        Ok(Transport { clients, shared })
     }
 
     /// Sends a request and waits for the response headers, whatever the status. `timeout` replaces
@@ -278,7 +301,11 @@ impl Transport {
 }
 
 impl Shared {
-    fn clients(&self, tls: &Tls) -> Result<Clients, RegistryError> {
+    fn variants(&self) -> MutexGuard<'_, HashMap<Settings, Variant>> {
+        self.variants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn clients(&self, tls: &Tls, connect_timeout: Duration) -> Result<Clients, RegistryError> {
         let tls = client_config(&self.roots, tls)?;
         let builder = || {
             Client::builder()
@@ -286,7 +313,7 @@ impl Shared {
                 .user_agent(self.user_agent.clone())
                 .redirect(reqwest::redirect::Policy::none())
                 .referer(false)
-                .connect_timeout(self.connect_timeout)
+                .connect_timeout(connect_timeout)
                 .pool_idle_timeout(POOL_IDLE)
                 .http1_only()
         };

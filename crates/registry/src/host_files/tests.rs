@@ -1,4 +1,6 @@
-use super::*;
+use std::{fs, sync::Arc};
+
+use super::{parse::parse, *};
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
@@ -9,17 +11,21 @@ fn write(path: &Path, text: &str) {
     fs::write(path, text).expect("write");
 }
 
+fn load(folders: &[PathBuf], registry: &str) -> Option<Arc<[HostEntry]>> {
+    HostFolders::new(folders.to_vec()).entries(registry)
+}
+
 fn shown(entries: &[HostEntry]) -> Vec<String> {
     let letter = |yes: bool, letter| if yes { letter } else { '-' };
     let show = |entry: &HostEntry| {
         let Capabilities {
             pull,
             resolve,
+            referrers,
             push,
         } = entry.capabilities;
-        let letters: String = [letter(pull, 'P'), letter(resolve, 'R'), letter(push, 'U')]
-            .iter()
-            .collect();
+        let letters = [(pull, 'P'), (resolve, 'R'), (referrers, 'L'), (push, 'U')];
+        let letters: String = letters.iter().map(|&(yes, of)| letter(yes, of)).collect();
         let address = match &entry.address {
             Some((scheme, host, path)) => format!("{scheme:?} {host}{path}"),
             None => "itself".to_owned(),
@@ -50,19 +56,19 @@ server = "https://r.example"
     assert_eq!(
         entries(text),
         [
-            "PR- Https z.example/v2",
-            "--U Https a.example:5000/v2",
-            "PR- Http b.example/some/path/v2",
-            "PR- Https c.example/api",
-            "PR- Https d.example",
-            "PRU Https r.example/v2",
+            "PR-- Https z.example/v2",
+            "---U Https a.example:5000/v2",
+            "PRL- Http b.example/some/path/v2",
+            "PRL- Https c.example/api",
+            "PRL- Https d.example",
+            "PRLU Https r.example/v2",
         ]
     );
     let without_server = "capabilities = ['pull']";
-    assert_eq!(entries(without_server), ["PRU itself"]);
+    assert_eq!(entries(without_server), ["PRLU itself"]);
     let with_server = "capabilities = ['pull']\nserver = 'a'";
-    assert_eq!(entries(with_server), ["P-- Https a/v2"]);
-    assert_eq!(entries("[plugins.other]\nx = 1"), ["PRU itself"]);
+    assert_eq!(entries(with_server), ["P--- Https a/v2"]);
+    assert_eq!(entries("[plugins.other]\nx = 1"), ["PRLU itself"]);
 }
 
 #[test]
@@ -78,13 +84,13 @@ fn http_with_certificates_is_https_first() {
             let text = format!("[host.'http://{host}']\n{settings}");
             assert_eq!(
                 entries(&text)[0],
-                format!("PR- {scheme} {host}/v2"),
+                format!("PRL- {scheme} {host}/v2"),
                 "{text}"
             );
             let text = format!("server = 'http://{host}'\n{settings}");
             assert_eq!(
                 entries(&text)[0],
-                format!("PRU {scheme} {host}/v2"),
+                format!("PRLU {scheme} {host}/v2"),
                 "{text}"
             );
         }
@@ -166,7 +172,7 @@ fn what_cannot_be_understood_is_no_setting() {
         let root = folder();
         write(&root.path().join("r.example/hosts.toml"), text);
         let found = load(&[root.path().to_owned()], "r.example").expect("the folder is there");
-        assert_eq!(shown(&found), ["PRU itself"], "{text}");
+        assert_eq!(shown(&found), ["PRLU itself"], "{text}");
     }
 }
 
@@ -214,7 +220,7 @@ fn without_a_file_certificates_are_where_docker_has_them() {
         write(&own.join(name), "x");
     }
     let found = load(&[root.path().to_owned()], "r.example").expect("the folder is there");
-    assert_eq!(shown(&found), ["PRU itself"]);
+    assert_eq!(shown(&found), ["PRLU itself"]);
     let tls = found[0].tls.of(&Tls::default()).expect("changes");
     assert_eq!(tls.authorities, [own.join("b.crt"), own.join("ca.crt")]);
     assert_eq!(
@@ -224,4 +230,66 @@ fn without_a_file_certificates_are_where_docker_has_them() {
             key: Some(own.join("client.key")),
         })
     );
+}
+
+#[test]
+fn changed_settings_apply_the_next_time() {
+    let root = folder();
+    let folders = HostFolders::new(vec![root.path().to_owned()]);
+    let now = |registry: &str| folders.entries(registry).map(|entries| shown(&entries));
+    assert_eq!(now("r.example"), None);
+    let file = root.path().join("r.example/hosts.toml");
+    write(&file, "[host.'a']\n");
+    let a = Some(vec!["PRL- Https a/v2".to_owned(), "PRLU itself".to_owned()]);
+    assert_eq!(now("r.example"), a);
+    let kept = folders.entries("r.example").expect("settings");
+    let again = folders.entries("r.example").expect("settings");
+    assert!(Arc::ptr_eq(&kept, &again), "read once");
+    // The same number of bytes, as when one digit of an address changes.
+    write(&file, "[host.'b']\n");
+    assert_eq!(now("r.example").expect("settings")[0], "PRL- Https b/v2");
+    let other = root.path().join("new");
+    write(&other, "[host.'c']\n");
+    fs::rename(other, &file).expect("replaced as a whole");
+    assert_eq!(now("r.example").expect("settings")[0], "PRL- Https c/v2");
+    fs::remove_file(&file).expect("removed");
+    assert_eq!(now("r.example"), Some(vec!["PRLU itself".to_owned()]));
+    write(&root.path().join("r.example/ca.crt"), "x");
+    let entries = folders.entries("r.example").expect("settings");
+    assert!(entries[0].tls.of(&Tls::default()).is_some());
+    fs::remove_dir_all(root.path().join("r.example")).expect("removed");
+    assert_eq!(now("r.example"), None);
+}
+
+#[test]
+fn a_timeout_for_connecting_is_written_as_in_go() {
+    let of = |text: &str| {
+        let text = format!("[host.a]\ndial_timeout = '{text}'\n");
+        let entries = parse(Path::new("/d"), &text)?;
+        Ok::<_, String>(entries[0].dial_timeout)
+    };
+    for (text, milliseconds) in [
+        ("200ms", 200),
+        ("3s", 3_000),
+        ("1.5s", 1_500),
+        ("1m30s", 90_000),
+        ("1h", 3_600_000),
+    ] {
+        assert_eq!(of(text), Ok(Some(Duration::from_millis(milliseconds))));
+    }
+    for text in [
+        "",
+        "3",
+        "s",
+        "3 s",
+        "-3s",
+        "3s4",
+        "0s",
+        "1e9s",
+        "99999999999999999999h",
+    ] {
+        assert!(of(text).is_err(), "{text}");
+    }
+    let entries = parse(Path::new("/d"), "[host.a]\n").expect("fine");
+    assert_eq!(entries[0].dial_timeout, None);
 }

@@ -8,7 +8,7 @@ use std::{
 
 use soci_oci::media_type;
 use soci_registry::{
-    Hosts, Identity, Options, Registry, RegistryError, Tls,
+    HostFolders, Hosts, Identity, Options, Registry, RegistryError, Tls,
     credentials::{Credential, ForRegistry},
     testing::{Access, Setup, TestRegistry},
 };
@@ -147,9 +147,12 @@ async fn a_file_that_is_no_use_is_named() {
     }
 }
 
-fn hosts(folder: &Path, name: &str) -> Options {
-    let mut hosts = Hosts::default();
-    hosts.read_folders(&[PathBuf::from("/no/such"), folder.to_owned()], name);
+fn hosts(folder: &Path) -> Options {
+    let folders = vec![PathBuf::from("/no/such"), folder.to_owned()];
+    let hosts = Hosts {
+        folders: HostFolders::new(folders),
+        ..Hosts::default()
+    };
     Options { hosts, ..quick() }
 }
 
@@ -165,7 +168,7 @@ async fn hosts_are_asked_for_what_they_are_good_for() {
     );
     files.write("r.example_443_/ca.pem", TestRegistry::ca_pem());
     files.write("r.example_443_/hosts.toml", &text);
-    let client = client(hosts(files.0.path(), "r.example:443"));
+    let client = client(hosts(files.0.path()));
     let image = soci_oci::reference::ImageRef::parse("r.example:443/app:v1").expect("a name");
     let found = client.resolve(&image).await.expect("the mirror has it");
     assert_eq!((mirror.requests(), origin.requests()), (1, 0));
@@ -196,7 +199,7 @@ async fn pushes_and_the_password_go_to_no_host_that_is_not_named_for_them() {
             mirror.host()
         );
         files.write("r.example/hosts.toml", &text);
-        let options = hosts(files.0.path(), "r.example");
+        let options = hosts(files.0.path());
         let image = soci_oci::reference::ImageRef::parse("r.example/app:v1").expect("a name");
         let credentials = ForRegistry {
             registry: "r.example".to_owned(),
@@ -226,7 +229,7 @@ async fn http_with_certificates_is_tried_with_tls_first() {
         let text = format!("server = 'http://{}'\nca = 'ca.pem'\n", registry.host());
         files.write("r.example/ca.pem", TestRegistry::ca_pem());
         files.write("r.example/hosts.toml", &text);
-        let client = client(hosts(files.0.path(), "r.example"));
+        let client = client(hosts(files.0.path()));
         let image = soci_oci::reference::ImageRef::parse("r.example/app:v1").expect("a name");
         for _ in 0..2 {
             client.resolve(&image).await.expect("reached");
@@ -248,7 +251,7 @@ async fn a_registry_of_this_machine_needs_no_known_certificate_where_files_speak
             Files::new(),
         );
         files.write("_default/hosts.toml", "[host.'https://127.0.0.1:1']\n");
-        let client = client(hosts(files.0.path(), &registry.host()));
+        let client = client(hosts(files.0.path()));
         reach(&client, &registry).await.expect("reached");
     }
 }
@@ -261,7 +264,7 @@ async fn the_registry_of_this_name_may_be_reached_with_certificates_alone() {
     files.write(&format!("{folder}/ca.crt"), TestRegistry::ca_pem());
     files.write(&format!("{folder}/client.cert"), certificate);
     files.write(&format!("{folder}/client.key"), key);
-    let client = client(hosts(files.0.path(), &folder));
+    let client = client(hosts(files.0.path()));
     reach(&client, &registry).await.expect("let in");
 }
 

@@ -5,6 +5,7 @@ mod auth;
 mod blob;
 mod crowd;
 mod documents;
+mod mirrors;
 mod push;
 mod referrers;
 mod tls;
