@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 use super::{
     auth::Scope,
+    breaker::{Breaker, Failure},
     endpoint::{Call, Endpoint, set_referer},
     retry::{Attempts, RetryPolicy},
     rounds::Rounds,
@@ -49,6 +50,8 @@ use reading::Reading;
 /// and age. Their senders are blocked meanwhile.
 const MOST_KEPT: usize = 4;
 const KEPT: Duration = Duration::from_secs(20);
+/// Longest pause within a body from a mirror. Another host can continue at the same byte.
+const MIRROR_IDLE: Duration = Duration::from_secs(5);
 
 /// A blob in a registry.
 pub(crate) struct RemoteBlob(Arc<Inner>);
@@ -59,8 +62,8 @@ struct Inner {
     scope: Scope,
     sources: Vec<Source>,
     patience: Patience,
-    /// Wrong bytes arrived, so the origin is asked before the mirrors.
-    origin_first: AtomicBool,
+    /// Opens when wrong bytes arrive. The origin is then asked before the mirrors.
+    mirrors: Mutex<Breaker>,
 }
 
 /// Retries and timeouts for a range.
@@ -79,6 +82,8 @@ struct Source {
     location: Mutex<Option<Url>>,
     /// Partly read bodies of the whole blob, and when each was stored.
     kept: Mutex<Vec<(Open, Instant)>>,
+    /// Bytes of it were used since the last complaint.
+    served: AtomicBool,
 }
 
 impl RemoteBlob {
@@ -94,6 +99,7 @@ impl RemoteBlob {
             endpoint,
             location: Mutex::default(),
             kept: Mutex::default(),
+            served: AtomicBool::new(false),
         };
         let sources = endpoints.into_iter().map(source).collect();
         RemoteBlob(Arc::new(Inner {
@@ -102,7 +108,7 @@ impl RemoteBlob {
             scope,
             sources,
             patience,
-            origin_first: AtomicBool::new(false),
+            mirrors: Mutex::default(),
         }))
     }
 }
@@ -130,8 +136,9 @@ impl Fetcher for RemoteBlob {
         self.fetch_by(Way::Behind, range).await
     }
 
-    fn distrust(&self) {
-        self.0.origin_first.store(true, Ordering::Relaxed);
+    fn distrust(&self) -> bool {
+        self.0.doubt();
+        self.0.sources.len() > 1
     }
 }
 
@@ -196,16 +203,46 @@ impl Inner {
             }
             match self.ask(source, (position, way), range).await {
                 Ok(open) => return Ok(open),
-                Err(error) => rounds.failed(position, error),
+                Err(error) => {
+                    source.endpoint.note(&error);
+                    rounds.failed(position, error);
+                }
             }
         }
         Err(rounds.end())
     }
 
+    /// Prefers the origin for a growing time, and avoids the mirrors that have sent bytes since the
+    /// last complaint.
+    fn doubt(&self) {
+        let now = std::time::Instant::now();
+        self.mirrors().failed(Failure::Broken, now);
+        for source in &self.sources {
+            if source.served.swap(false, Ordering::Relaxed) {
+                source.endpoint.broke(&FetchError::WrongBytes {
+                    url: RedactedUrl::from(&self.url_at(source)),
+                });
+            }
+        }
+    }
+
+    fn mirrors(&self) -> MutexGuard<'_, Breaker> {
+        self.mirrors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Longest pause within a body from this source.
+    fn idle_of(&self, source: usize) -> Duration {
+        let is_mirror = |source: &Source| source.endpoint.is_mirror();
+        match self.sources.get(source).is_some_and(is_mirror) {
+            true => self.patience.idle.min(MIRROR_IDLE),
+            false => self.patience.idle,
+        }
+    }
+
     /// The hosts to ask in this round.
     fn order(&self, rounds: &Rounds) -> Vec<usize> {
-        let mut order = rounds.order(|host| self.sources[host].endpoint.is_shunned());
-        if self.origin_first.load(Ordering::Relaxed) {
+        let mut order = rounds.order(|host| self.sources[host].endpoint.admits());
+        if !self.mirrors().admits(std::time::Instant::now()) {
             let origin = self.sources.len().saturating_sub(1);
             order.sort_by_key(|&host| host != origin);
         }

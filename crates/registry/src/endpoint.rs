@@ -9,14 +9,17 @@ use reqwest::{
 
 mod authorized;
 mod elsewhere;
+mod waiting;
 
 use super::{
     auth::{Auth, Scope, authorize},
+    breaker::Failure,
     hosts::{Host, HostError, Scheme},
     transport::{Peer, Transport, Way, beginning, detail},
 };
 use crate::{fetch::FetchError, url::RedactedUrl};
 use soci_oci::reference::ImageRef;
+use waiting::Waiting;
 
 /// Maximum number of redirects; same value as the Go snapshotter.
 pub(crate) const MAX_REDIRECTS: usize = 10;
@@ -39,6 +42,7 @@ pub(crate) struct Endpoint {
     transport: Arc<Transport>,
     auth: Arc<Auth>,
     peer: Arc<Peer>,
+    is_mirror: bool,
 }
 
 /// A request whose body, if any, can be sent again.
@@ -90,16 +94,58 @@ impl Endpoint {
             transport,
             auth,
             peer,
+            is_mirror: false,
         })
     }
 
-    pub(crate) fn is_shunned(&self) -> bool {
-        self.peer.is_shunned()
+    /// Marks it as one that others can replace.
+    pub(crate) fn as_mirror(self) -> Endpoint {
+        Endpoint {
+            is_mirror: true,
+            ..self
+        }
     }
 
-    /// Prefers other hosts for a while.
-    pub(crate) fn shun(&self) {
-        self.peer.answered(false);
+    /// Whether to ask this host in its turn. If not, ask it after all others.
+    pub(crate) fn admits(&self) -> bool {
+        self.peer.admits()
+    }
+
+    /// Whether this is a mirror, not the last host of its image.
+    pub(crate) fn is_mirror(&self) -> bool {
+        self.is_mirror
+    }
+
+    /// Records a failed attempt, so that other hosts are preferred for a while.
+    pub(crate) fn note(&self, error: &FetchError) {
+        match error.failure() {
+            // Nothing is gained by avoiding the origin, except if it is not there at all.
+            Some(Failure::Silent) if self.is_mirror || !error.is_answer() => {
+                self.avoid(Failure::Silent, error);
+            }
+            Some(Failure::Broken) => self.broke(error),
+            _ => {}
+        }
+    }
+
+    /// Records that the bytes of this host are of no use: they are wrong, or break off.
+    pub(crate) fn broke(&self, error: &FetchError) {
+        if self.is_mirror {
+            self.avoid(Failure::Broken, error);
+        }
+    }
+
+    fn avoid(&self, failure: Failure, error: &FetchError) {
+        if let Some(pause) = self.peer.failed(failure)
+            && self.is_mirror
+        {
+            tracing::warn!(
+                mirror = self.host.authority,
+                error = error as &dyn std::error::Error,
+                seconds = pause.as_secs(),
+                "a mirror fails; other hosts are asked first for a while"
+            );
+        }
     }
 
     fn is_plain(&self) -> bool {
@@ -257,9 +303,13 @@ impl Endpoint {
         }
         let body = call.body.clone().map(reqwest::Body::from);
         let (method, url) = (call.method.clone(), call.url.clone());
-        self.transport
+        let waiting = Waiting::for_answer(self);
+        let answer = self
+            .transport
             .send_by(call.way, method, url, headers, body, self.host.timeout)
-            .await
+            .await;
+        waiting.over();
+        answer
     }
 
     /// Sends a request whose body can be sent only once, with the known credentials and without a
@@ -371,8 +421,8 @@ mod tests {
             let (transport, auth) = (Arc::clone(&transport), Arc::clone(&auth));
             let endpoint = Endpoint::new(host, image, Arc::clone(&transport), auth).expect(name);
             let url = endpoint.url("manifests/v1");
-            transport.peer(url.authority()).answered(false);
-            assert!(endpoint.is_shunned(), "{url}");
+            transport.peer(url.authority()).failed(Failure::Silent);
+            assert!(!endpoint.admits(), "{url}");
         }
     }
 }

@@ -123,8 +123,10 @@ pub trait Fetcher: fmt::Debug + Send + Sync {
     }
 
     /// The source sent bytes that the caller found to be wrong. A source with several hosts asks
-    /// the registry itself first from now on.
-    fn distrust(&self) {}
+    /// the registry itself first for a while, which grows each time. Returns whether it has several.
+    fn distrust(&self) -> bool {
+        false
+    }
 }
 
 type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, FetchError>> + Send>>;

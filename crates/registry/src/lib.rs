@@ -32,6 +32,7 @@ use soci_oci::{descriptor::Descriptor, digest::Digest, media_type, reference::Im
 mod answer;
 mod auth;
 mod blob;
+mod breaker;
 mod challenge;
 pub mod credentials;
 mod endpoint;
@@ -332,18 +333,20 @@ impl Registry {
             });
         }
         let endpoints = self.endpoints(image, Operation::Pull)?;
-        let read = self.whole(endpoints.clone(), image, blob).await;
+        let first = self.blob_at(endpoints.clone(), image, blob);
+        let read = whole(&first).await;
         let bytes = read.map_err(|error| failed(image, &what, error))?;
         if blob.digest.matches(&bytes) {
             return Ok(bytes);
         }
+        first.distrust();
         let others = match endpoints.len() {
             1 => &[],
             _ => endpoints.as_slice(),
         };
         for endpoint in others.iter().rev() {
-            let read = self.whole(vec![Arc::clone(endpoint)], image, blob).await;
-            match read {
+            let one = self.blob_at(vec![Arc::clone(endpoint)], image, blob);
+            match whole(&one).await {
                 Ok(bytes) if blob.digest.matches(&bytes) => return Ok(bytes),
                 Ok(_) => tracing::debug!(%image, what, "wrong bytes"),
                 Err(error) => tracing::debug!(%image, what, %error, "host passed over"),
@@ -352,20 +355,6 @@ impl Registry {
         Err(RegistryError::WrongBytes {
             what: format!("{image}: {what}"),
         })
-    }
-
-    /// Downloads a complete blob from these hosts, without verifying it.
-    async fn whole(
-        &self,
-        endpoints: Vec<Arc<Endpoint>>,
-        image: &ImageRef,
-        blob: &Descriptor,
-    ) -> Result<Bytes, FetchError> {
-        if blob.size == 0 {
-            return Ok(Bytes::new());
-        }
-        let blob = self.blob_at(endpoints, image, blob);
-        blob.fetch(0..blob.size()).await?.collect().await
     }
 
     /// The hosts for an operation in order of preference. A mirror whose certificates cannot be read
@@ -383,7 +372,7 @@ impl Registry {
         for host in hosts {
             let mirror = host.authority.clone();
             match self.endpoint(host, image) {
-                Ok(endpoint) => endpoints.push(Arc::new(endpoint)),
+                Ok(endpoint) => endpoints.push(Arc::new(endpoint.as_mirror())),
                 Err(error) => tracing::warn!(
                     mirror,
                     error = &error as &dyn std::error::Error,
@@ -409,6 +398,14 @@ impl Registry {
     }
 }
 
+/// Downloads a complete blob, without verifying it.
+async fn whole(blob: &RemoteBlob) -> Result<Bytes, FetchError> {
+    if blob.size() == 0 {
+        return Ok(Bytes::new());
+    }
+    blob.fetch(0..blob.size()).await?.collect().await
+}
+
 /// The operation that requests a manifest by this name.
 fn operation(object: &str) -> Operation {
     if object.parse::<Digest>().is_ok() {
@@ -428,10 +425,13 @@ async fn over_hosts<T>(
     let mut attempts = Attempts::new(retry);
     let mut rounds = Rounds::over(endpoints.len());
     loop {
-        for host in rounds.order(|host| endpoints[host].is_shunned()) {
+        for host in rounds.order(|host| endpoints[host].admits()) {
             match attempt(Arc::clone(&endpoints[host])).await {
                 Ok(done) => return Ok(done),
-                Err(error) => rounds.failed(host, error),
+                Err(error) => {
+                    endpoints[host].note(&error);
+                    rounds.failed(host, error);
+                }
             }
         }
         let error = rounds.end();

@@ -28,17 +28,18 @@ impl Rounds {
         }
     }
 
-    /// The hosts to ask in this round. Hosts that recently failed to respond come last.
-    pub(crate) fn order(&self, is_shunned: impl Fn(usize) -> bool) -> Vec<usize> {
-        let (shunned, mut order): (Vec<_>, Vec<_>) =
-            self.left.iter().partition(|&&host| is_shunned(host));
-        order.extend(shunned);
+    /// The hosts to ask in this round. Hosts that are not admitted, because they have failed lately,
+    /// come last.
+    pub(crate) fn order(&self, admits: impl Fn(usize) -> bool) -> Vec<usize> {
+        let (mut order, avoided): (Vec<_>, Vec<_>) =
+            self.left.iter().partition(|&&host| admits(host));
+        order.extend(avoided);
         order
     }
 
     /// Records the failure of a host.
     pub(crate) fn failed(&mut self, host: usize, error: FetchError) {
-        tracing::debug!(%error, "host passed over");
+        tracing::debug!(error = &error as &dyn std::error::Error, "host passed over");
         if host == self.origin && matches!(error, FetchError::Status { status: 404, .. }) {
             self.not_there = Some(error);
             return;
@@ -82,7 +83,7 @@ mod tests {
     /// Runs one round with these responses. Returns the reported status and the hosts of the next
     /// round.
     fn round(rounds: &mut Rounds, answers: &[u16]) -> (u16, Vec<usize>) {
-        for (host, &answer) in rounds.order(|_| false).into_iter().zip(answers) {
+        for (host, &answer) in rounds.order(|_| true).into_iter().zip(answers) {
             rounds.failed(host, status(answer));
         }
         match rounds.end() {
@@ -113,7 +114,7 @@ mod tests {
             (500, vec![0, 2, 3])
         );
         assert_eq!(round(&mut rounds, &[403, 503, 503]), (503, vec![2, 3]));
-        assert_eq!(rounds.order(|host| host == 2), [3, 2]);
+        assert_eq!(rounds.order(|host| host != 2), [3, 2]);
         assert_eq!(round(&mut rounds, &[503, 404]).0, 404);
     }
 

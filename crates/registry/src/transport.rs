@@ -19,6 +19,7 @@ use rustls::RootCertStore;
 
 use super::{
     Options, RegistryError,
+    breaker::{Breaker, Failure},
     hosts,
     limit::Limit,
     retry::retry_after,
@@ -36,8 +37,6 @@ const POOL_IDLE: Duration = Duration::from_secs(90);
 /// A read that waits longer than this for its response gives up its permit, so that a stalled blob
 /// does not delay other requests to the host.
 const TURN: Duration = Duration::from_secs(1);
-/// How long a host that failed to respond is asked last.
-const SHUN: Duration = Duration::from_secs(30);
 /// Above this number of settings, all are dropped and made again when they are needed.
 const MANY_VARIANTS: usize = 64;
 /// Above this number of hosts, unused ones are dropped. Redirects lead to many different storage
@@ -123,6 +122,11 @@ impl Transport {
             clients: Arc::new(shared.clients(&options.tls, options.connect_timeout)?),
             shared: Arc::new(shared),
         })
+    }
+
+    /// The general timeout for the response headers, including the time to connect.
+    pub(crate) fn patience(&self) -> Duration {
+        self.shared.head_timeout
     }
 
     /// A transport with other settings. Replaced certificate files are noticed.
@@ -274,7 +278,12 @@ impl Transport {
             Err(FetchError::Silent { .. }) => drop(permit),
             Err(_) => permit.overloaded(),
         }
-        peer.answered(answer.is_ok());
+        if let Ok(answer) = &answer
+            && !is_transient_status(answer.status().as_u16())
+            && peer.answered()
+        {
+            tracing::info!(url = %shown, "a mirror answers again and is asked in its turn");
+        }
         answer
     }
 
@@ -343,8 +352,8 @@ pub(crate) struct Peer {
     wants_tls: AtomicBool,
     /// A host that has responded without TLS.
     speaks_plain: AtomicBool,
-    /// Until when other hosts are asked first.
-    shunned: Mutex<Option<Instant>>,
+    /// Whether other hosts are asked first.
+    breaker: Mutex<Breaker>,
 }
 
 impl Peer {
@@ -353,7 +362,7 @@ impl Peer {
             limit: Limit::new(most_requests),
             wants_tls: AtomicBool::new(false),
             speaks_plain: AtomicBool::new(false),
-            shunned: Mutex::default(),
+            breaker: Mutex::default(),
         }
     }
 
@@ -373,20 +382,23 @@ impl Peer {
         self.speaks_plain.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the host recently failed to respond, so that other hosts should be asked first.
-    pub(crate) fn is_shunned(&self) -> bool {
-        let shunned = self.shunned.lock().unwrap_or_else(PoisonError::into_inner);
-        shunned.is_some_and(|until| Instant::now() < until)
+    /// Whether to ask the host in its turn, because it has not failed lately. See [`Breaker`].
+    pub(crate) fn admits(&self) -> bool {
+        self.breaker().admits(Instant::now())
     }
 
-    /// Records whether the host responded as it should.
-    pub(crate) fn answered(&self, did: bool) {
-        let until = if did {
-            None
-        } else {
-            Instant::now().checked_add(SHUN)
-        };
-        *self.shunned.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    /// Records a failure of the host. Returns how long it is asked last, if that starts now.
+    pub(crate) fn failed(&self, failure: Failure) -> Option<Duration> {
+        self.breaker().failed(failure, Instant::now())
+    }
+
+    /// Records a good answer. Returns true if that ends an outage.
+    fn answered(&self) -> bool {
+        self.breaker().answered()
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,6 +1,9 @@
 //! A range that is read to its end, over as many responses as it takes.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use bytes::Bytes;
 
@@ -46,9 +49,12 @@ impl Reading {
                     .open
                     .insert(self.inner.open(self.way, rest, &mut self.attempts).await?),
             };
-            let idle = self.inner.patience.idle;
+            let idle = self.inner.idle_of(open.source);
             let error = match open.next(rest, idle, &self.skipped).await {
                 Ok(Some(chunk)) => {
+                    if let Some(source) = self.inner.sources.get(open.source) {
+                        source.served.store(true, Ordering::Relaxed);
+                    }
                     self.took(chunk.len() as u64);
                     self.keep_what_goes_on();
                     return Ok(Some(chunk));
@@ -63,7 +69,7 @@ impl Reading {
             if let Some(open) = self.open.take()
                 && let Some(source) = self.inner.sources.get(open.source)
             {
-                source.endpoint.shun();
+                source.endpoint.broke(&error);
             }
             self.resume(error).await?;
         }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::ByteRange;
-use crate::url::RedactedUrl;
+use crate::{breaker::Failure, url::RedactedUrl};
 
 /// Why a download failed. Cheap to clone, because several waiters may receive the same failure.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -306,6 +306,45 @@ impl FetchError {
             FetchError::Unauthorized { .. } | FetchError::Token { .. } | FetchError::GaveUp { .. }
         );
         self.is_transient() && !had_its_attempts && !self.is_denied()
+    }
+
+    /// How a host that fails like this is avoided. `None` if it works and only has not what was
+    /// asked for, or does not give it to us.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        match self {
+            FetchError::Transport { .. } | FetchError::Silent { .. } => Some(Failure::Silent),
+            FetchError::Status { status, .. } => {
+                is_transient_status(*status).then_some(Failure::Silent)
+            }
+            FetchError::GaveUp { last, .. } => last.failure(),
+            // The host itself answers, so its answers do not show that the other end recovers.
+            FetchError::Redirected { source, .. } | FetchError::Token { source, .. } => {
+                source.failure().map(|_| Failure::Broken)
+            }
+            FetchError::Short { .. }
+            | FetchError::Stalled { .. }
+            | FetchError::TooSlow { .. }
+            | FetchError::TooLong { .. }
+            | FetchError::WrongRange { .. }
+            | FetchError::WrongBytes { .. }
+            | FetchError::Oversized { .. }
+            | FetchError::Redirects { .. }
+            | FetchError::BadRedirect { .. }
+            | FetchError::WebPage { .. } => Some(Failure::Broken),
+            FetchError::OutsideBlob { .. }
+            | FetchError::Unauthorized { .. }
+            | FetchError::NoHost
+            | FetchError::Io { .. } => None,
+        }
+    }
+
+    /// Whether the host answered with a status.
+    pub(crate) fn is_answer(&self) -> bool {
+        match self {
+            FetchError::Status { .. } => true,
+            FetchError::GaveUp { last, .. } => last.is_answer(),
+            _ => false,
+        }
     }
 
     /// Number of requests that this failure took.

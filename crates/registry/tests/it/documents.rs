@@ -198,6 +198,9 @@ async fn wrong_bytes_of_a_mirror_are_asked_for_at_the_registry() {
     mirror.fault(Fault::always(On::Any, Wrong::Flip(3)));
     let manifest = client.manifest(&image, &manifests[0].digest).await;
     assert_eq!(&manifest.expect("the registry's").bytes[..], MANIFEST);
+    assert_eq!((mirror.requests(), registry.requests()), (1, 1));
+    // Another client, because this one leaves the mirror alone now.
+    let client = mirrored(&registry, &mirror);
     let bytes = client.blob_bytes(&image, &blob, 100).await;
     assert_eq!(bytes.expect("the registry's"), "a small blob");
     assert_eq!((mirror.requests(), registry.requests()), (2, 2));

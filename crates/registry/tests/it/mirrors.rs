@@ -1,16 +1,178 @@
-//! Mirrors, and settings that change.
+//! Mirrors that are dead, mute, wrong or incomplete, and settings that change.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use soci_oci::{media_type, reference::ImageRef};
 use soci_registry::{
-    HostFolders, Hosts, Options,
-    testing::{Setup, TestRegistry},
+    HostFolders, Hosts, Mirror, Options, Registry,
+    testing::{Fault, On, Setup, TestRegistry, Wrong, noise},
 };
 
-use crate::{client, quick};
+use crate::{client, layer, quick};
 
 const MANIFEST: &[u8] = b"{}";
+
+/// A registry with one mirror.
+struct Pair {
+    origin: TestRegistry,
+    mirror: TestRegistry,
+    image: ImageRef,
+}
+
+impl Pair {
+    fn new() -> Pair {
+        Pair::with(Setup::default(), Setup::default())
+    }
+
+    fn with(origin: Setup, mirror: Setup) -> Pair {
+        let (origin, mirror) = (TestRegistry::with(origin), TestRegistry::with(mirror));
+        let image = origin.reference("app", "v1");
+        let pair = Pair {
+            origin,
+            mirror,
+            image,
+        };
+        for site in pair.both() {
+            site.add_manifest("app", Some("v1"), media_type::OCI_MANIFEST, MANIFEST);
+        }
+        pair
+    }
+
+    fn both(&self) -> [&TestRegistry; 2] {
+        [&self.mirror, &self.origin]
+    }
+
+    fn client(&self, options: Options) -> Registry {
+        self.patient_client(options, None)
+    }
+
+    fn patient_client(&self, options: Options, timeout: Option<Duration>) -> Registry {
+        let mirrors = vec![Mirror {
+            host: self.mirror.host(),
+            insecure: true,
+            timeout,
+        }];
+        let hosts = Hosts {
+            mirrors: [(self.origin.host(), mirrors)].into(),
+            ..Hosts::default()
+        };
+        client(Options { hosts, ..options })
+    }
+
+    /// Numbers of requests to the mirror and to the origin since the last call.
+    fn asked(&self) -> (usize, usize) {
+        let [mirror, origin] = self.both().map(|site| {
+            let asked = site.requests();
+            site.forget_seen();
+            asked
+        });
+        (mirror, origin)
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_that_fails_is_left_alone_for_a_while() {
+    let mute = Wrong::Delay(Duration::from_secs(600));
+    for wrong in [
+        mute,
+        Wrong::Hangup,
+        Wrong::status(502),
+        Wrong::too_many("1"),
+    ] {
+        let pair = Pair::new();
+        let mut options = quick();
+        (options.connect_timeout, options.head_timeout) =
+            (Duration::from_millis(100), Duration::from_millis(100));
+        let client = pair.client(options);
+        client.resolve(&pair.image).await.expect("from the mirror");
+        assert_eq!(pair.asked(), (1, 0));
+        pair.mirror.fault(Fault::always(On::Any, wrong.clone()));
+        client.resolve(&pair.image).await.expect("from the origin");
+        let (mirror, origin) = pair.asked();
+        assert!(mirror > 0 && origin > 0, "{wrong:?}");
+        for _ in 0..3 {
+            client.resolve(&pair.image).await.expect("from the origin");
+        }
+        assert_eq!(pair.asked(), (0, 3), "{wrong:?}");
+        // If the origin fails, a mirror is better than nothing, and its answer counts.
+        pair.mirror.clear_faults();
+        pair.origin.set_online(false);
+        client.resolve(&pair.image).await.expect("from the mirror");
+        pair.origin.set_online(true);
+        pair.asked();
+        client.resolve(&pair.image).await.expect("from the mirror");
+        assert_eq!(pair.asked(), (1, 0), "{wrong:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_that_a_reader_gives_up_waiting_for_is_left_alone() {
+    let pair = Pair::new();
+    let bytes = noise(1, 1000);
+    for site in pair.both() {
+        site.add_blob("app", bytes.clone());
+    }
+    let mute = Wrong::Delay(Duration::from_secs(600));
+    pair.mirror.fault(Fault::always(On::Any, mute));
+    let mut options = quick();
+    (options.connect_timeout, options.head_timeout) =
+        (Duration::from_millis(50), Duration::from_millis(50));
+    let client = pair.patient_client(options, Some(Duration::from_secs(600)));
+    let blob = client.blob(&pair.image, &layer(&bytes)).expect("a blob");
+    let patience = Duration::from_millis(500);
+    let read = tokio::time::timeout(patience, blob.fetch(0..10)).await;
+    assert!(read.is_err(), "the mirror is waited for");
+    blob.fetch(0..10).await.expect("the registry answers");
+}
+
+#[tokio::test]
+async fn a_mirror_that_only_lacks_something_is_asked_for_other_things() {
+    let pair = Pair::new();
+    let client = pair.client(quick());
+    let add = |site: &TestRegistry, byte: u8| {
+        let bytes = vec![byte; 100];
+        site.add_blob("app", bytes.clone());
+        layer(&bytes)
+    };
+    let absent = add(&pair.origin, 1);
+    let present = add(&pair.origin, 2);
+    add(&pair.mirror, 2);
+    for (blob, asked) in [(&absent, (1, 1)), (&present, (1, 0))] {
+        let bytes = client.blob_bytes(&pair.image, blob, 100).await;
+        assert_eq!(bytes.expect("all there").len(), 100);
+        assert_eq!(pair.asked(), asked);
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_that_lies_about_one_blob_is_not_believed_for_others() {
+    let pair = Pair::new();
+    let client = pair.client(quick());
+    let blobs = [1, 2].map(|seed| {
+        let bytes = noise(seed, 10_000);
+        for site in pair.both() {
+            site.add_blob("app", bytes.clone());
+        }
+        bytes
+    });
+    let [lie, other] = &blobs;
+    let blob = client.blob(&pair.image, &layer(lie)).expect("a blob");
+    let read = async || blob.fetch(0..100).await.expect("begins").collect().await;
+    read().await.expect("a range");
+    assert_eq!(pair.asked(), (1, 0));
+    assert!(blob.distrust(), "there is another host");
+    assert!(read().await.expect("a range") == lie[..100]);
+    let bytes = client.blob_bytes(&pair.image, &layer(other), 10_000).await;
+    assert!(bytes.expect("a blob") == other[..]);
+    assert_eq!(pair.asked(), (0, 2));
+    // An answer proves nothing about bytes.
+    pair.origin.set_online(false);
+    read().await.expect("better than nothing");
+    pair.origin.set_online(true);
+    pair.asked();
+    read().await.expect("a range");
+    assert_eq!(pair.asked(), (0, 1));
+}
 
 #[tokio::test]
 async fn a_mirror_with_unusable_certificates_is_left_out() {
