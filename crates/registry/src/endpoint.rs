@@ -173,7 +173,14 @@ impl Endpoint {
             self.host.path,
             self.image.repository()
         ));
-        if let Some(registry) = &self.host.stands_for {
+        self.naming_registry(url)
+    }
+
+    /// Adds the registry that a mirror is asked for, as containerd does for every request to it.
+    pub(crate) fn naming_registry(&self, mut url: Url) -> Url {
+        if let Some(registry) = &self.host.stands_for
+            && !url.query_pairs().any(|(key, _)| key == "ns")
+        {
             url.query_pairs_mut().append_pair("ns", registry);
         }
         url

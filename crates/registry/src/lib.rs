@@ -135,6 +135,12 @@ pub struct RawManifest {
     pub bytes: Bytes,
 }
 
+/// The hosts to ask, in order of preference, and how often.
+struct At {
+    hosts: Vec<Arc<Endpoint>>,
+    retry: RetryPolicy,
+}
+
 /// The registry client. Cheap to clone; clones share all state.
 #[derive(Clone)]
 pub struct Registry {
@@ -226,21 +232,24 @@ impl Registry {
         image: &ImageRef,
         object: &str,
     ) -> Result<RawManifest, RegistryError> {
-        let endpoints = self.endpoints(image, operation(object))?;
+        let at = At {
+            hosts: self.endpoints(image, operation(object))?,
+            retry: self.options.retry,
+        };
         let scope = Scope::pull(image.repository());
-        self.get_manifest_at(&endpoints, image, object, scope).await
+        self.get_manifest_at(&at, image, object, scope).await
     }
 
     async fn get_manifest_at(
         &self,
-        endpoints: &[Arc<Endpoint>],
+        at: &At,
         image: &ImageRef,
         object: &str,
         scope: Scope,
     ) -> Result<RawManifest, RegistryError> {
         let what = format!("manifests/{object}");
         let expected = object.parse::<Digest>().ok();
-        let (media_type, bytes) = over_hosts(endpoints, self.options.retry, |endpoint| {
+        let (media_type, bytes) = over_hosts(&at.hosts, at.retry, |endpoint| {
             let (what, scope) = (what.clone(), scope.clone());
             Box::pin(async move {
                 let mut call = Call::new(Method::GET, endpoint.url(&what));

@@ -5,7 +5,9 @@
 //! subject, which clients maintain. The client detects once per repository which of the two applies
 //! ([`Listing`]) and remembers it.
 //!
-//! All requests go to the origin, because a mirror may not have recently pushed manifests.
+//! Lists are read from mirrors first. A mirror counts only if it lists something, because it may not
+//! know the API or recent pushes: what the origin lists is final. Lists are written, and looked at
+//! for that, at the origin only.
 
 use std::{
     collections::HashMap,
@@ -16,7 +18,13 @@ use bytes::Bytes;
 use reqwest::Method;
 
 use super::{
-    MAX_MANIFEST, Registry, RegistryError, auth::Scope, endpoint::Call, failed, over_hosts,
+    At, MAX_MANIFEST, Registry, RegistryError,
+    auth::Scope,
+    endpoint::{Call, Endpoint},
+    failed,
+    hosts::Operation,
+    over_hosts,
+    retry::RetryPolicy,
     transport::refused,
 };
 use crate::url::RedactedUrl;
@@ -69,6 +77,13 @@ impl Known {
     }
 }
 
+/// A list of referrers that a caller wants. An empty artifact type means all of them.
+struct Wanted<'a> {
+    image: &'a ImageRef,
+    subject: &'a Digest,
+    artifact_type: &'a str,
+}
+
 fn key(image: &ImageRef) -> (String, String) {
     (image.host().to_owned(), image.repository().to_owned())
 }
@@ -91,18 +106,86 @@ impl Registry {
         subject: &Digest,
         artifact_type: &str,
     ) -> Result<Vec<Descriptor>, RegistryError> {
-        if self.listing.get(image) == Some(Listing::Tag) {
-            return self.referrers_by_tag(image, subject, artifact_type).await;
+        let mut mirrors = self.endpoints(image, Operation::Referrers)?;
+        let Some(origin) = mirrors.pop() else {
+            return Ok(Vec::new());
+        };
+        let (good, avoided): (Vec<_>, Vec<_>) =
+            mirrors.into_iter().partition(|mirror| mirror.admits());
+        let wanted = Wanted {
+            image,
+            subject,
+            artifact_type,
+        };
+        if let Some(listed) = self.listed_by_mirrors(&good, &wanted).await {
+            return Ok(listed);
         }
-        match self.referrers_by_api(image, subject, artifact_type).await? {
+        let listed = self.referrers_of_origin(origin, &wanted).await;
+        match listed {
+            Err(error) if error.is_transient() => {
+                let listed = self.listed_by_mirrors(&avoided, &wanted).await;
+                listed.ok_or(error)
+            }
+            listed => listed,
+        }
+    }
+
+    /// The first list of a mirror that is not empty. Each mirror is asked once.
+    async fn listed_by_mirrors(
+        &self,
+        mirrors: &[Arc<Endpoint>],
+        wanted: &Wanted<'_>,
+    ) -> Option<Vec<Descriptor>> {
+        for mirror in mirrors {
+            let once = At {
+                hosts: vec![Arc::clone(mirror)],
+                retry: RetryPolicy::ONCE,
+            };
+            let listed = match self.referrers_by_api(&once, wanted).await {
+                Ok(Some(listed)) => Ok(listed),
+                Ok(None) => self.referrers_by_tag(&once, wanted).await,
+                Err(error) => Err(error),
+            };
+            match listed {
+                Ok(listed) if listed.is_empty() => {}
+                Ok(listed) => return Some(listed),
+                Err(error) => {
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error,
+                        "mirror passed over"
+                    );
+                }
+            }
+        }
+        None
+    }
+
+    async fn referrers_of_origin(
+        &self,
+        origin: Arc<Endpoint>,
+        wanted: &Wanted<'_>,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        let image = wanted.image;
+        let at = self.at(origin);
+        if self.listing.get(image) == Some(Listing::Tag) {
+            return self.referrers_by_tag(&at, wanted).await;
+        }
+        match self.referrers_by_api(&at, wanted).await? {
             Some(referrers) => {
                 self.listing.set(image, Listing::Api);
                 Ok(referrers)
             }
             None => {
                 self.listing.set(image, Listing::Tag);
-                self.referrers_by_tag(image, subject, artifact_type).await
+                self.referrers_by_tag(&at, wanted).await
             }
+        }
+    }
+
+    fn at(&self, host: Arc<Endpoint>) -> At {
+        At {
+            hosts: vec![host],
+            retry: self.options.retry,
         }
     }
 
@@ -148,7 +231,13 @@ impl Registry {
         if let Some(listing) = self.listing.get(image) {
             return Ok(listing == Listing::Api);
         }
-        let listed = match self.referrers_by_api(image, subject, "").await {
+        let wanted = Wanted {
+            image,
+            subject,
+            artifact_type: "",
+        };
+        let at = self.at(Arc::new(self.origin(image)?));
+        let listed = match self.referrers_by_api(&at, &wanted).await {
             // A manifest was just pushed to this repository. A registry that reports it as unknown
             // does not list its referrers.
             Err(RegistryError::NotFound { .. }) => false,
@@ -159,16 +248,22 @@ impl Registry {
         Ok(listed)
     }
 
-    /// `None` if the registry does not support the referrers API.
+    /// `None` if the host does not support the referrers API.
     async fn referrers_by_api(
         &self,
-        image: &ImageRef,
-        subject: &Digest,
-        artifact_type: &str,
+        at: &At,
+        wanted: &Wanted<'_>,
     ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
+        let Wanted {
+            image,
+            subject,
+            artifact_type,
+        } = *wanted;
         let what = format!("referrers/{subject}");
-        let origin = [Arc::new(self.origin(image)?)];
-        let mut url = origin[0].url(&what);
+        let Some(host) = at.hosts.first() else {
+            return Ok(None);
+        };
+        let mut url = host.url(&what);
         if !artifact_type.is_empty() {
             url.query_pairs_mut().append_pair(FILTER, artifact_type);
         }
@@ -179,7 +274,7 @@ impl Registry {
             };
             let scope = Scope::pull(image.repository());
             let wanted = artifact_type.to_owned();
-            let page = over_hosts(&origin, self.options.retry, |endpoint| {
+            let page = over_hosts(&at.hosts, at.retry, |endpoint| {
                 let (url, scope, wanted) = (url.clone(), scope.clone(), wanted.clone());
                 Box::pin(async move { page(&endpoint, url, &scope, &wanted).await })
             });
@@ -196,7 +291,7 @@ impl Registry {
             };
             bytes += page.bytes;
             all.extend(page.referrers);
-            next = page.next;
+            next = page.next.map(|url| host.naming_registry(url));
             if bytes > MAX_LIST {
                 break;
             }
@@ -209,29 +304,29 @@ impl Registry {
 
     async fn referrers_by_tag(
         &self,
-        image: &ImageRef,
-        subject: &Digest,
-        artifact_type: &str,
+        at: &At,
+        wanted: &Wanted<'_>,
     ) -> Result<Vec<Descriptor>, RegistryError> {
+        let Wanted { image, subject, .. } = *wanted;
         let scope = Scope::pull(image.repository());
-        let Some((_, index)) = self.tagged_list(image, subject, scope).await? else {
+        let Some((_, index)) = self.tagged_list(at, image, subject, scope).await? else {
             return Ok(Vec::new());
         };
         let mut referrers = index.manifests.unwrap_or_default();
-        referrers.retain(|referrer| referrer.artifact_type == artifact_type);
+        referrers.retain(|referrer| referrer.artifact_type == wanted.artifact_type);
         Ok(referrers)
     }
 
     /// The index under the subject's tag, and its digest.
     async fn tagged_list(
         &self,
+        at: &At,
         image: &ImageRef,
         subject: &Digest,
         scope: Scope,
     ) -> Result<Option<(Digest, ImageIndex)>, RegistryError> {
         let tag = tag_of(subject);
-        let origin = [Arc::new(self.origin(image)?)];
-        let raw = match self.get_manifest_at(&origin, image, &tag, scope).await {
+        let raw = match self.get_manifest_at(at, image, &tag, scope).await {
             Err(RegistryError::NotFound { .. }) => return Ok(None),
             raw => raw?,
         };
@@ -248,7 +343,8 @@ impl Registry {
         entry: Descriptor,
     ) -> Result<(), RegistryError> {
         let scope = Scope::push(image.repository(), None);
-        let (old, mut index) = match self.tagged_list(image, subject, scope).await? {
+        let at = self.at(Arc::new(self.origin(image)?));
+        let (old, mut index) = match self.tagged_list(&at, image, subject, scope).await? {
             Some((digest, index)) => (Some(digest), index),
             None => (None, ImageIndex::new(Vec::new())),
         };

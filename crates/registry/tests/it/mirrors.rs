@@ -2,15 +2,17 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use soci_oci::{media_type, reference::ImageRef};
+use bytes::Bytes;
+use soci_oci::{Descriptor, Digest, ImageIndex, Manifest, json, media_type, reference::ImageRef};
 use soci_registry::{
-    HostFolders, Hosts, Mirror, Options, Registry,
-    testing::{Fault, On, Setup, TestRegistry, Wrong, noise},
+    HostFolders, Hosts, Mirror, Options, Registry, RegistryError,
+    testing::{Fault, On, Referrers, Setup, TestRegistry, Wrong, noise},
 };
 
 use crate::{client, layer, quick};
 
 const MANIFEST: &[u8] = b"{}";
+const KIND: &str = "application/vnd.test.kind+json";
 
 /// A registry with one mirror.
 struct Pair {
@@ -228,4 +230,129 @@ fn configured(folder: &Path, text: &str) -> Options {
         ..Hosts::default()
     };
     Options { hosts, ..quick() }
+}
+
+fn referrer(subject: &Digest) -> Bytes {
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: media_type::OCI_MANIFEST.to_owned(),
+        artifact_type: String::new(),
+        config: Descriptor::of(KIND, MANIFEST),
+        layers: Some(Vec::new()),
+        subject: Some(Descriptor::new(
+            media_type::OCI_MANIFEST,
+            *subject,
+            MANIFEST.len() as u64,
+        )),
+        annotations: std::collections::BTreeMap::default(),
+    };
+    json::to_vec(&manifest).into()
+}
+
+fn refer(site: &TestRegistry) -> Descriptor {
+    let bytes = referrer(&Digest::sha256(MANIFEST));
+    site.add_manifest("app", None, media_type::OCI_MANIFEST, bytes)
+}
+
+/// Lists a referrer under the tag, for registries without the API.
+fn refer_by_tag(site: &TestRegistry) {
+    let subject = Digest::sha256(MANIFEST);
+    let entry = Descriptor {
+        artifact_type: KIND.to_owned(),
+        ..Descriptor::of(media_type::OCI_MANIFEST, &referrer(&subject))
+    };
+    let list = json::to_vec(&ImageIndex::new(vec![entry]));
+    let tag = subject.to_string().replace(':', "-");
+    site.add_manifest("app", Some(&tag), media_type::OCI_INDEX, list);
+}
+
+fn without_api() -> Setup {
+    Setup {
+        referrers: Referrers::Missing,
+        ..Setup::default()
+    }
+}
+
+async fn listed(pair: &Pair, client: &Registry) -> Result<usize, RegistryError> {
+    let subject = Digest::sha256(MANIFEST);
+    let listed = client.referrers(&pair.image, &subject, KIND).await?;
+    Ok(listed.len())
+}
+
+#[tokio::test]
+async fn referrers_come_from_a_mirror_that_lists_them() {
+    let paged = || Setup {
+        referrers: Referrers::Api {
+            page: 1,
+            filters: false,
+        },
+        ..Setup::default()
+    };
+    let pair = Pair::with(Setup::default(), paged());
+    refer(&pair.mirror);
+    let other = json::to_vec(&Manifest {
+        config: Descriptor::of("other", MANIFEST),
+        ..serde_json_manifest()
+    });
+    pair.mirror
+        .add_manifest("app", None, media_type::OCI_MANIFEST, other);
+    pair.origin.set_online(false);
+    let client = pair.client(quick());
+    assert_eq!(listed(&pair, &client).await.expect("a list"), 1);
+    let seen = pair.mirror.seen();
+    assert_eq!(seen.len(), 2, "{seen:?}");
+    for seen in seen {
+        assert!(seen.query.contains("ns=127.0.0.1"), "{}", seen.query);
+    }
+    // A tag that clients maintain is as good.
+    let pair = Pair::with(Setup::default(), without_api());
+    refer_by_tag(&pair.mirror);
+    pair.origin.set_online(false);
+    let client = pair.client(quick());
+    assert_eq!(listed(&pair, &client).await.expect("a list"), 1);
+}
+
+fn serde_json_manifest() -> Manifest {
+    json::from_slice(&referrer(&Digest::sha256(MANIFEST))).expect("a manifest")
+}
+
+#[tokio::test]
+async fn what_a_mirror_does_not_list_is_asked_for_at_the_registry() {
+    for (setup, fault) in [
+        (Setup::default(), None),
+        (without_api(), None),
+        (Setup::default(), Some(Wrong::status(404))),
+        (Setup::default(), Some(Wrong::status(500))),
+        (Setup::default(), Some(Wrong::Hangup)),
+    ] {
+        for by_tag in [false, true] {
+            let origin = if by_tag {
+                without_api()
+            } else {
+                Setup::default()
+            };
+            let pair = Pair::with(origin, setup.clone());
+            match by_tag {
+                false => drop(refer(&pair.origin)),
+                true => refer_by_tag(&pair.origin),
+            }
+            if let Some(wrong) = &fault {
+                pair.mirror.fault(Fault::always(On::Any, wrong.clone()));
+            }
+            let client = pair.client(quick());
+            let what = format!("{:?} {fault:?} {by_tag}", setup.referrers);
+            assert_eq!(listed(&pair, &client).await.expect(&what), 1, "{what}");
+            assert!(pair.asked().0 > 0, "the mirror was asked first: {what}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_empty_list_of_a_mirror_is_no_answer() {
+    let pair = Pair::new();
+    let client = pair.client(quick());
+    assert_eq!(listed(&pair, &client).await.expect("nothing there"), 0);
+    pair.origin.set_online(false);
+    let error = listed(&pair, &client).await.expect_err("nobody knows");
+    assert!(error.is_transient(), "{error:?}");
 }
