@@ -42,6 +42,7 @@ pub mod fetch;
 mod host_files;
 mod hosts;
 mod limit;
+mod no_proxy;
 mod range;
 mod referrers;
 pub mod retry;

@@ -20,8 +20,8 @@ use rustls::RootCertStore;
 use super::{
     Options, RegistryError,
     breaker::{Breaker, Failure},
-    hosts,
     limit::Limit,
+    no_proxy::NoProxy,
     retry::retry_after,
     stamp::Stamp,
     tls::{Roots, Tls, client_config, is_about_certificates},
@@ -65,7 +65,7 @@ struct Clients {
 #[derive(Debug)]
 struct Pool {
     proxied: Client,
-    /// For registries on this machine, which are never contacted through a proxy.
+    /// For addresses that are never contacted through a proxy, see [`NoProxy`].
     direct: Client,
 }
 
@@ -86,6 +86,7 @@ struct Shared {
     most_requests: usize,
     trace: Option<Trace>,
     roots: RootCertStore,
+    no_proxy: NoProxy,
     peers: Mutex<HashMap<String, Arc<Peer>>>,
     /// One entry per distinct settings of a host in the configuration.
     variants: Mutex<HashMap<Settings, Variant>>,
@@ -115,6 +116,7 @@ impl Transport {
             most_requests: options.most_requests,
             trace: options.trace.clone(),
             roots: Roots::from_env().load(),
+            no_proxy: NoProxy::from_env(),
             peers: Mutex::default(),
             variants: Mutex::default(),
         };
@@ -205,7 +207,7 @@ impl Transport {
             Way::Front => &self.clients.front,
             Way::Behind => &self.clients.behind,
         };
-        let client = match hosts::is_this_machine(&url) {
+        let client = match self.shared.no_proxy.includes(&url) {
             true => &pool.direct,
             false => &pool.proxied,
         };
