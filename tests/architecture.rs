@@ -44,11 +44,12 @@ fn modules_of_the_daemon_use_only_what_lies_further_in() {
 const LIBRARIES: &[(&str, &[&str])] = &[
     ("ztoc", &[]),
     ("erofs", &[]),
+    ("bolt", &[]),
     ("oci", &[]),
     ("flags", &[]),
     ("registry", &["oci"]),
     ("store", &["oci", "registry", "ztoc"]),
-    ("index", &["oci", "registry", "store", "ztoc"]),
+    ("index", &["bolt", "oci", "registry", "store", "ztoc"]),
 ];
 
 #[test]

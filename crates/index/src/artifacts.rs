@@ -9,7 +9,6 @@
 //! If that file is unreadable, operations other than a rebuild fail: starting empty would look like
 //! data loss.
 
-mod bolt;
 mod file;
 mod import;
 pub mod rebuild;
@@ -19,9 +18,9 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-pub use bolt::BoltError;
 pub use import::{Imported, parse_reference};
 use serde::{Deserialize, Serialize};
+pub use soci_bolt::BoltError;
 use soci_oci::Digest;
 use soci_ztoc::Time;
 

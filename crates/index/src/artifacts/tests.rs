@@ -1,6 +1,5 @@
 mod import;
 mod rebuild;
-mod writer;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

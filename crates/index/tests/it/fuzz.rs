@@ -2,12 +2,10 @@
 
 use proptest::prelude::*;
 
-use writer::{Item, Layout, Tree, write};
+use soci_bolt::testing::{Item, Layout, Tree, write};
 
 #[path = "../../../../fuzz/bodies/bolt_read.rs"]
 mod bolt_read;
-#[path = "../../src/artifacts/tests/writer.rs"]
-mod writer;
 
 /// Records that are stored inline or on their own pages, below branches.
 fn file() -> Vec<u8> {

@@ -1,4 +1,5 @@
-//! Writes bbolt files independently of the reader, from the documentation of the page format.
+//! Writes bbolt files for tests, independently of the reader: from the documentation of the page
+//! format. Requires the feature `testing`; never part of a release.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -11,25 +12,31 @@ use std::collections::BTreeMap;
 
 /// The value of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Item {
+pub enum Item {
+    /// Plain bytes.
     Bytes(Vec<u8>),
+    /// A bucket.
     Bucket(Tree),
+    /// A bucket with a sequence number.
+    Counted(Tree, u64),
 }
 
-pub(super) type Tree = BTreeMap<Vec<u8>, Item>;
+/// The content of a bucket, by key.
+pub type Tree = BTreeMap<Vec<u8>, Item>;
 
 /// The layout of a file.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Layout {
-    pub(super) page_size: usize,
+pub struct Layout {
+    /// Size of a page in bytes.
+    pub page_size: usize,
     /// Maximum number of elements per page. Small values give deep trees.
-    pub(super) fanout: usize,
+    pub fanout: usize,
     /// Buckets of at most this many bytes are stored inline in their parent's page.
-    pub(super) inline: usize,
+    pub inline: usize,
 }
 
-#[allow(dead_code, reason = "not every test that includes this file needs it")]
-pub(super) const PLAIN: Layout = Layout {
+/// The layout that bbolt uses on most machines.
+pub const PLAIN: Layout = Layout {
     page_size: 4096,
     fanout: 60,
     inline: 1024,
@@ -41,7 +48,7 @@ struct Writer {
 }
 
 /// Creates a file with this content. The older of its two meta pages has no records.
-pub(super) fn write(tree: &Tree, layout: Layout) -> Vec<u8> {
+pub fn write(tree: &Tree, layout: Layout) -> Vec<u8> {
     let mut writer = Writer {
         layout,
         file: vec![0; 3 * layout.page_size],
@@ -58,7 +65,7 @@ pub(super) fn write(tree: &Tree, layout: Layout) -> Vec<u8> {
 }
 
 /// The used part of a meta page.
-pub(super) fn meta(page: u64, root: u64, pages: u64, transaction: u64, size: usize) -> Vec<u8> {
+pub fn meta(page: u64, root: u64, pages: u64, transaction: u64, size: usize) -> Vec<u8> {
     let mut bytes = header(page, 4, 0, 0);
     let body = bytes.len();
     bytes.extend(0xED0C_DAED_u32.to_le_bytes());
@@ -138,12 +145,13 @@ impl Writer {
     fn elements(&mut self, tree: &Tree) -> Vec<(u32, Vec<u8>, Vec<u8>)> {
         let element = |(key, item): (&Vec<u8>, &Item)| match item {
             Item::Bytes(value) => (0, key.clone(), value.clone()),
-            Item::Bucket(tree) => (1, key.clone(), self.bucket(tree)),
+            Item::Bucket(tree) => (1, key.clone(), self.bucket(tree, 0)),
+            Item::Counted(tree, sequence) => (1, key.clone(), self.bucket(tree, *sequence)),
         };
         tree.iter().map(element).collect()
     }
 
-    fn bucket(&mut self, tree: &Tree) -> Vec<u8> {
+    fn bucket(&mut self, tree: &Tree, sequence: u64) -> Vec<u8> {
         let flat = tree.values().all(|item| matches!(item, Item::Bytes(_)));
         let mut inline = header(0, 2, tree.len(), 0);
         if flat {
@@ -153,7 +161,7 @@ impl Writer {
         let is_inline = flat && inline.len() <= self.layout.inline;
         let root = if is_inline { 0 } else { self.tree(tree) };
         let mut value = root.to_le_bytes().to_vec();
-        value.extend(0_u64.to_le_bytes());
+        value.extend(sequence.to_le_bytes());
         if is_inline {
             value.extend(inline);
         }

@@ -1,8 +1,7 @@
-//! Reads bbolt files, the format of the reference's records: pages, B+ trees and nested buckets.
+//! Pages, B+ trees and nested buckets.
 //!
-//! The file comes from another program and may be damaged, so its content is not trusted. A page
-//! belongs to exactly one tree, and an element takes at least sixteen bytes of it. Counting both
-//! rules out cycles and bounds the work by the size of the file.
+//! The content is not trusted. A page belongs to exactly one tree, and an element takes at least
+//! sixteen bytes of it. Counting both rules out cycles and bounds the work by the size of the file.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -40,9 +39,24 @@ pub enum BoltError {
     },
 }
 
+/// A bucket whose entries were not read yet.
+#[derive(Debug, Clone, Copy)]
+pub struct Bucket<'a> {
+    root: Root<'a>,
+    sequence: u64,
+}
+
+impl Bucket<'_> {
+    /// The last number that was taken from the bucket's sequence.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+}
+
 /// The root of a bucket's tree.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Bucket<'a> {
+enum Root<'a> {
     /// A page of the file.
     Page(u64),
     /// A page inside its parent's page, and the number of the parent's page.
@@ -51,14 +65,16 @@ pub(super) enum Bucket<'a> {
 
 /// The value of a key.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Value<'a> {
+pub enum Value<'a> {
+    /// Plain bytes.
     Bytes(&'a [u8]),
+    /// A nested bucket.
     Bucket(Bucket<'a>),
 }
 
 /// A file that is traversed once.
 #[derive(Debug)]
-pub(super) struct Bolt<'a> {
+pub struct Bolt<'a> {
     file: &'a [u8],
     page_size: usize,
     /// Pages from this number on are unused.
@@ -77,7 +93,11 @@ struct Meta {
 
 impl<'a> Bolt<'a> {
     /// Finds the meta page of the latest transaction.
-    pub(super) fn open(file: &'a [u8]) -> Result<Self, BoltError> {
+    ///
+    /// # Errors
+    ///
+    /// When neither meta page is valid.
+    pub fn open(file: &'a [u8]) -> Result<Self, BoltError> {
         let first = meta(file, 0);
         let second = match &first {
             Some(first) => meta(file, first.page_size),
@@ -108,25 +128,30 @@ impl<'a> Bolt<'a> {
     }
 
     /// Returns the root bucket, which contains the other buckets.
-    pub(super) fn root(&self) -> Bucket<'a> {
-        Bucket::Page(self.root)
+    #[must_use]
+    pub fn root(&self) -> Bucket<'a> {
+        Bucket {
+            root: Root::Page(self.root),
+            sequence: 0,
+        }
     }
 
     /// Returns the keys and values of a bucket, by key. Each bucket can be read only once.
-    pub(super) fn entries(
-        &mut self,
-        bucket: Bucket<'a>,
-    ) -> Result<Vec<(&'a [u8], Value<'a>)>, BoltError> {
+    ///
+    /// # Errors
+    ///
+    /// When a page of the bucket is damaged.
+    pub fn entries(&mut self, bucket: Bucket<'a>) -> Result<Vec<(&'a [u8], Value<'a>)>, BoltError> {
         let mut found = Vec::new();
-        match bucket {
-            Bucket::Inline(bytes, page) => {
+        match bucket.root {
+            Root::Inline(bytes, page) => {
                 let page = Page::new(bytes, page)?;
                 if page.kind != LEAF {
                     return Err(page.wrong("an inline page that is no leaf"));
                 }
                 self.leaf(&page, &mut found)?;
             }
-            Bucket::Page(root) => {
+            Root::Page(root) => {
                 let mut queue = vec![(root, 0)];
                 while let Some((number, depth)) = queue.pop() {
                     let page = self.page(number)?;
@@ -264,11 +289,15 @@ impl<'a> Page<'a> {
     }
 
     fn bucket(&self, value: &'a [u8]) -> Result<Bucket<'a>, BoltError> {
-        match (u64_at(value, 0), value.get(HEADER..)) {
-            (Some(0), Some(inline)) => Ok(Bucket::Inline(inline, self.number)),
-            (Some(root), Some(_)) => Ok(Bucket::Page(root)),
-            _ => Err(self.wrong("a bucket that is too short")),
-        }
+        let header = (u64_at(value, 0), u64_at(value, 8), value.get(HEADER..));
+        let (Some(root), Some(sequence), Some(inline)) = header else {
+            return Err(self.wrong("a bucket that is too short"));
+        };
+        let root = match root {
+            0 => Root::Inline(inline, self.number),
+            page => Root::Page(page),
+        };
+        Ok(Bucket { root, sequence })
     }
 }
 
@@ -308,3 +337,6 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     let word = bytes.get(at..)?.first_chunk()?;
     Some(u64::from_le_bytes(*word))
 }
+
+#[cfg(test)]
+mod tests;
