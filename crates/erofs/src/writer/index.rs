@@ -2,6 +2,9 @@
 //!
 //! The keys are the links in their arena, so each name costs only 8 to 16 bytes here. Links are
 //! never removed: a removed name keeps its link.
+//!
+//! `hashbrown` reads two cache lines per new name where this table reads one. With it, a tree of a
+//! million files took 0.40 s to build instead of 0.22 s (`examples/scale.rs`).
 
 use std::hash::{BuildHasher, RandomState};
 
