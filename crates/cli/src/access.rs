@@ -11,7 +11,6 @@ use soci_registry::credentials::{
 };
 use soci_registry::retry::RetryPolicy;
 use soci_registry::{HostFolders, Hosts, Identity, Options, Registry, Tls, Trace};
-use soci_store::registry::RegistryTarget;
 
 use crate::args::{Global, RegistryAccess};
 use crate::output::{self, Progress};
@@ -72,13 +71,9 @@ pub(crate) fn debugged(global: &Global, progress: &Progress) -> Option<Trace> {
 pub(crate) async fn uploading<T>(
     global: &Global,
     registry: Option<&Registry>,
-    target: Option<&RegistryTarget>,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
     let result = crate::unless_interrupted(crate::limited(global.timeout, work)).await;
-    if let Some(target) = target {
-        target.cancel().await;
-    }
     if let Some(registry) = registry {
         registry.cancel_uploads().await;
     }

@@ -57,7 +57,7 @@ pub(crate) async fn run(global: &Global, args: &Push) -> Result<()> {
         }
         Ok(report)
     };
-    let report = access::uploading(global, Some(&registry), None, all).await;
+    let report = access::uploading(global, Some(&registry), all).await;
     reporter.progress.finish();
     let report = report?.took(reporter.progress.elapsed());
     if reporter.how == How::Json {

@@ -7,16 +7,12 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use soci_index::standalone::{
-    self, Destination, LAYERS_AT_ONCE, LocalImage, RemoteImage, Request, Source,
+    self, CreateRequest, Destination, LocalImage, RemoteImage, Request, Source,
 };
-use soci_index::{
-    BuildContext, ConvertOptions, Converted, CreateOptions, Creation, RepositoryZtocs, ZtocSource,
-    create,
-};
+use soci_index::{ConvertOptions, Converted, CreateOptions, Creation, RepositoryZtocs, ZtocSource};
 use soci_oci::reference::ImageRef;
 use soci_registry::{Registry, Trace};
 use soci_store::durable::folder_of;
-use soci_store::registry::{RegistryStore, RegistryTarget, UPLOADS_AT_ONCE};
 
 use crate::access;
 use crate::args::{self, Convert, Create, Format, Global};
@@ -37,7 +33,7 @@ pub(crate) async fn convert_image(
     let job = Job::new(global, args, &reporter)?;
     let registry = job.registry.clone();
     let work = job.run(args, options);
-    let result = access::uploading(global, registry.as_ref(), None, work).await;
+    let result = access::uploading(global, registry.as_ref(), work).await;
     if let Ok(converted) = &result
         && converted.platforms.iter().all(|it| it.index.is_none())
     {
@@ -62,30 +58,23 @@ pub(crate) async fn create_index(
     let trace = access::debugged(global, reporter.progress());
     let registry = reached(&args.registry, [Some(&image), None], &reuse, trace)?;
     let registry = registry.context("an image in a registry has a registry")?;
-    let others: Vec<&ImageRef> = reuse.iter().collect();
-    let target = RegistryTarget::new(registry.clone(), image.clone(), &others, UPLOADS_AT_ONCE);
+    let remote = RemoteImage {
+        registry: registry.clone(),
+        image,
+    };
+    let request = CreateRequest {
+        known: known(Some(&registry), &reuse, args.ztocs.force),
+        mount_from: reuse,
+        ..CreateRequest::new(remote, options.clone())
+    };
     let work = async {
-        let source = RegistryStore::new(registry.clone(), image.clone());
-        let root = source.root().await?;
-        let means = BuildContext {
-            source: Arc::new(source),
-            store: Arc::new(target.clone()),
-            known: known(Some(&registry), &reuse, args.ztocs.force),
-            records: None,
-            observer: reporter.clone(),
-        };
-        let mut options = options.clone();
-        options.build.at_once = Some(LAYERS_AT_ONCE);
-        let mut creation = create(&means, &root, &options).await;
-        for made in &creation.indexes {
-            target.write_referrer(&made.index.digest).await?;
-        }
+        let mut creation = standalone::create(request, reporter.clone()).await?;
         match creation.failure.take() {
             Some(error) => Err(error.into()),
             None => Ok(creation),
         }
     };
-    access::uploading(global, Some(&registry), Some(&target), work).await
+    access::uploading(global, Some(&registry), work).await
 }
 
 /// Parses the images from `--reuse-from`.

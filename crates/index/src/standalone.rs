@@ -1,7 +1,7 @@
-//! Converts images without containerd: in registries and on disk.
+//! Works without containerd, on images in registries and on disk.
 //!
 //! [`convert`] reads an image from a [`Source`] and writes the converted image to a
-//! [`Destination`]. From registry to registry nothing is stored on disk except zTOCs: layers are
+//! [`Destination`]. [`create`] pushes indexes for an image in a registry. From registry to registry nothing is stored on disk except zTOCs: layers are
 //! indexed while they are copied to the target. For a destination on disk the image is downloaded
 //! first, because an archive has its members in a different order.
 //!
@@ -24,6 +24,7 @@ use crate::reuse::ZtocSource;
 
 mod archive;
 mod copies;
+mod create;
 mod error;
 mod layout;
 mod local;
@@ -32,6 +33,7 @@ mod place;
 mod registry;
 mod stop;
 
+pub use create::{CreateRequest, create};
 pub use error::{DiskError, Error, OutputError};
 pub use local::{LocalImage, SourceError};
 pub use observer::{ConversionObserver, Phase};

@@ -23,11 +23,18 @@ pub(super) async fn to_registry(
         return Err(Error::Pinned(Box::new(to.image)));
     }
     let target = RegistryTarget::new(to.registry, to.image, mount_from, job.copies);
-    let work = Box::pin(upload(job, input, &target));
-    let guard = AbortOnDrop(target.clone());
+    let work = upload(job, input, &target);
+    uploading(&target, work).await
+}
+
+/// Runs work that uploads to the target. If it fails or is dropped, its uploads end.
+pub(super) async fn uploading<T>(
+    target: &RegistryTarget,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
     let uploading = Uploading {
-        _target: guard,
-        work,
+        _target: AbortOnDrop(target.clone()),
+        work: Box::pin(work),
     };
     let done = uploading.await;
     if done.is_err() {

@@ -7,6 +7,7 @@ mod image;
 mod mirror;
 mod platforms;
 mod push;
+mod referrers;
 mod reuse;
 mod select;
 mod standalone;

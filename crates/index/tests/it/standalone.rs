@@ -22,7 +22,7 @@ use soci_store::{Content, ContentStore};
 use crate::image::{Images, build_options, tar};
 
 /// A layout with one image, which its index lists.
-async fn listed(images: &Images, layers: Vec<Descriptor>) -> Source {
+pub(crate) async fn listed(images: &Images, layers: Vec<Descriptor>) -> Source {
     let root = images.manifest("linux/amd64", layers).await;
     let index = ImageIndex::new(vec![root]);
     images.layout.write_index(&json::to_vec(&index)).unwrap();
@@ -43,11 +43,11 @@ fn layout(path: PathBuf) -> Destination {
     Destination::Layout { path, name: None }
 }
 
-fn client() -> Registry {
+pub(crate) fn client() -> Registry {
     Registry::new(Options::default(), Arc::new(Anonymous)).unwrap()
 }
 
-fn remote(registry: &TestRegistry, repository: &str, tag: &str) -> RemoteImage {
+pub(crate) fn remote(registry: &TestRegistry, repository: &str, tag: &str) -> RemoteImage {
     RemoteImage {
         registry: client(),
         image: registry.reference(repository, tag),
