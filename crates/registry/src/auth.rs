@@ -297,6 +297,7 @@ impl Access {
         let (Some(known), false, Some(_)) = (known, self.is_stranger, sent) else {
             return false;
         };
+        self.was_refused(auth);
         let credential = auth.credentials.get(&self.host, &self.image).await;
         let now = match (&known, credential) {
             (Known::Basic(_), Some(Credential::Password { user, password })) => {
@@ -353,18 +354,17 @@ impl Access {
             cell.forget(refused);
         }
         let by_scheme = |scheme: &str| challenges.iter().find(|c| c.scheme == scheme);
+        // An expired token is no reason to doubt the credential, but a refused exchange is.
+        let is_refused = match &no_token {
+            Some(error) => matches!(error, FetchError::Unauthorized { .. }),
+            None => refused.is_none() && sent.is_some(),
+        };
+        if is_refused {
+            self.was_refused(auth);
+        }
         let known = if let Some(bearer) = by_scheme("bearer") {
-            let credential = match self.is_stranger {
-                true => None,
-                false => auth.credentials.get(&self.host, &self.image).await,
-            };
-            match credential {
-                Some(Credential::Bearer(token)) => Known::Token(bearer_value(&token)),
-                credential => {
-                    let exchange = self.exchange(transport, bearer, plain, credential)?;
-                    Known::Bearer(auth.cell(exchange))
-                }
-            }
+            let credential = self.credential(auth).await;
+            self.bearer(auth, transport, bearer, plain, credential)?
         } else if by_scheme("basic").is_some() {
             match auth.credentials.get(&self.host, &self.image).await {
                 Some(Credential::Password { user, password }) => {
@@ -379,16 +379,69 @@ impl Access {
             let known = self.known().clone();
             known.ok_or_else(|| self.refusal("it does not say what it wants to see"))?
         };
-        if let Known::Bearer(cell) = &known {
-            if let (Some(error), Some(Known::Bearer(before))) = (no_token, self.known().as_ref())
-                && Arc::ptr_eq(before, cell)
-            {
-                return Err(error);
-            }
-            auth.token(cell, refused).await?;
+        let Known::Bearer(cell) = &known else {
+            *self.known() = Some(known);
+            return Ok(());
+        };
+        if let (Some(error), Some(Known::Bearer(before))) = (no_token, self.known().as_ref())
+            && Arc::ptr_eq(before, cell)
+        {
+            return Err(error);
         }
-        *self.known() = Some(known);
+        match auth.token(cell, refused).await {
+            Ok(_) => *self.known() = Some(known),
+            Err(error @ FetchError::Unauthorized { .. }) => {
+                *self.known() = Some(self.second(auth, cell, plain).await.ok_or(error)?);
+            }
+            Err(error) => return Err(error),
+        }
         Ok(())
+    }
+
+    /// After a refused exchange: one with the credential that the source has now, if it is another.
+    async fn second(&self, auth: &Auth, before: &Arc<Cell>, plain: bool) -> Option<Known> {
+        let old = before.exchange.credential.as_ref()?;
+        self.was_refused(auth);
+        let new = self.credential(auth).await.filter(|new| new != old)?;
+        if let Credential::Bearer(token) = &new {
+            return Some(Known::Token(bearer_value(token)));
+        }
+        let exchange = self.with_credential(&before.exchange, Some(new), plain);
+        let cell = auth.cell(exchange.ok()?);
+        auth.token(&cell, None).await.ok()?;
+        Some(Known::Bearer(cell))
+    }
+
+    /// Tells the source of credentials that access is denied.
+    pub(crate) fn was_refused(&self, auth: &Auth) {
+        if !self.is_stranger {
+            auth.credentials.refused(&self.host, &self.image);
+        }
+    }
+
+    async fn credential(&self, auth: &Auth) -> Option<Credential> {
+        match self.is_stranger {
+            true => None,
+            false => auth.credentials.get(&self.host, &self.image).await,
+        }
+    }
+
+    /// What a Bearer challenge asks for: the token that the source has, or an exchange.
+    fn bearer(
+        &self,
+        auth: &Auth,
+        transport: &Arc<Transport>,
+        challenge: &Challenge,
+        plain: bool,
+        credential: Option<Credential>,
+    ) -> Result<Known, FetchError> {
+        match credential {
+            Some(Credential::Bearer(token)) => Ok(Known::Token(bearer_value(&token))),
+            credential => {
+                let exchange = self.exchange(transport, challenge, plain, credential)?;
+                Ok(Known::Bearer(auth.cell(exchange)))
+            }
+        }
     }
 
     fn exchange(

@@ -91,6 +91,11 @@ pub trait Credentials: fmt::Debug + Send + Sync {
     /// has none. For a mirror, `host` is the mirror's own name. Called for every challenge, so that
     /// a changed password takes effect.
     async fn get(&self, host: &str, image: &ImageRef) -> Option<Credential>;
+
+    /// Says that the registry refuses access with what [`Credentials::get`] returned last, or
+    /// without a credential if it returned none. A source that answers from memory asks anew for
+    /// the next request.
+    fn refused(&self, _host: &str, _image: &ImageRef) {}
 }
 
 /// Has no credentials.
@@ -152,6 +157,12 @@ impl Credentials for Chain {
             }
         }
         None
+    }
+
+    fn refused(&self, host: &str, image: &ImageRef) {
+        for source in &self.0 {
+            source.refused(host, image);
+        }
     }
 }
 

@@ -25,6 +25,15 @@ impl Endpoint {
             return self.send_elsewhere(call, scope).await;
         }
         let access = self.auth.access(&self.host.authority, &self.image, scope);
+        let answer = self.send_as(call, &access).await;
+        if answer.as_ref().is_err_and(wants_login) {
+            access.was_refused(&self.auth);
+        }
+        answer
+    }
+
+    /// Sends a request to this host.
+    async fn send_as(&self, call: &Call, access: &Access) -> Result<Response, FetchError> {
         // If the token endpoint failed, send the request without a token: the challenge in the
         // response names the current token endpoint.
         let (sent, no_token) = match access.header(&self.auth).await {
@@ -67,9 +76,9 @@ impl Endpoint {
             .renew(&self.auth, transport, challenges, plain, sent, no_token)
             .await
         {
-            Ok(()) => self.send_renewed(call, &access).await,
+            Ok(()) => self.send_renewed(call, access).await,
             Err(error @ FetchError::Unauthorized { .. }) if had_token => {
-                self.send_anew(call, &access, &refusal, error).await
+                self.send_anew(call, access, &refusal, error).await
             }
             Err(error) => Err(error),
         }
@@ -145,6 +154,14 @@ impl Endpoint {
             challenges,
             error,
         })
+    }
+}
+
+fn wants_login(error: &FetchError) -> bool {
+    match error {
+        FetchError::Unauthorized { .. } => true,
+        FetchError::Status { status, .. } => matches!(status, 401 | 403),
+        _ => false,
     }
 }
 

@@ -458,6 +458,56 @@ async fn credentials_are_read_again_when_access_is_denied_without_a_challenge() 
     }
 }
 
+/// Answers from memory until it hears that the answer was refused.
+#[derive(Debug, Default)]
+struct Remembering {
+    refused: std::sync::atomic::AtomicUsize,
+}
+
+#[async_trait]
+impl Credentials for Remembering {
+    async fn get(&self, _host: &str, _image: &ImageRef) -> Option<Credential> {
+        let is_refused = self.refused.load(std::sync::atomic::Ordering::SeqCst) > 0;
+        Some(Credential::Password {
+            user: "me".to_owned(),
+            password: Secret::new(if is_refused { "a new one" } else { SECRET }),
+        })
+    }
+
+    fn refused(&self, _host: &str, _image: &ImageRef) {
+        self.refused
+            .fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_answers_from_memory_hears_that_its_answer_is_refused() {
+    for tokens_of in [None, Some(false), Some(true)] {
+        let registry = match tokens_of {
+            None => TestRegistry::with(Setup {
+                access: Access::Basic {
+                    user: "me".to_owned(),
+                    password: SECRET.to_owned(),
+                },
+                ..Setup::default()
+            }),
+            Some(post) => tokens(Some(("me", SECRET)), Duration::from_secs(300), post),
+        };
+        let site = Site::of(registry);
+        let source = Arc::new(Remembering::default());
+        let blob = site.blob_as(Arc::clone(&source) as _);
+        let heard = || source.refused.load(std::sync::atomic::Ordering::SeqCst);
+        site.read(&blob).await.expect("the first password");
+        site.registry.revoke_tokens();
+        site.read(&blob).await.expect("a new token");
+        assert_eq!(heard(), 0, "a token that is over is no bad credential");
+        site.registry.change_password("a new one");
+        site.registry.revoke_tokens();
+        site.read(&blob).await.expect("the new password");
+        assert!(heard() > 0);
+    }
+}
+
 #[tokio::test]
 async fn passwords_work_by_basic_by_post_and_by_get() {
     let basic = Access::Basic {
