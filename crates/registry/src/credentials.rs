@@ -11,8 +11,11 @@ use sha2::{Digest as _, Sha256};
 
 mod docker;
 mod helper;
+mod kubelet;
+mod program;
 
 pub use docker::DockerConfig;
+pub use kubelet::{KubeletPlugins, PluginOptions};
 
 use soci_oci::reference::ImageRef;
 

@@ -4,25 +4,17 @@
 //! output. The user `<token>` means that the secret is an identity token. If the helper has no
 //! credential, it prints a fixed message to standard output and exits with an error status.
 
-use std::{
-    ffi::OsString,
-    io::{self, Write as _},
-    os::fd::OwnedFd,
-    process::{Child, Command, ExitStatus, Stdio},
-    time::Duration,
-};
+use std::{ffi::OsString, process::Command, time::Duration};
 
 use serde::Deserialize;
-use tokio::{io::AsyncReadExt as _, net::unix::pipe, time::Instant};
 
-use super::{Credential, Secret};
+use super::{
+    Credential, Secret,
+    program::{self, Group, ProgramError},
+};
 
 /// Timeout for a helper. Some ask the user to unlock a keychain, and some contact a cloud service.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Size limit in bytes for the output.
-const MAX_ANSWER: u64 = 64 << 10;
-/// Poll interval for the exit of a helper that has closed its output.
-const LOOK: Duration = Duration::from_millis(5);
 /// The message of helpers that have no credential for the server.
 const NOT_FOUND: &str = "credentials not found in native keychain";
 /// The user name that marks the secret as an identity token.
@@ -33,25 +25,8 @@ const TOKEN_USER: &str = "<token>";
 pub(super) enum HelperError {
     #[error("{name:?} is no name of a credential helper")]
     Name { name: String },
-    #[error("run {program:?}")]
-    Start {
-        program: OsString,
-        #[source]
-        source: io::Error,
-    },
-    #[error("talk to {program:?}")]
-    Talk {
-        program: OsString,
-        #[source]
-        source: io::Error,
-    },
-    #[error("{program:?} has not answered for {} s", PATIENCE.as_secs())]
-    Slow { program: OsString },
-    #[error("{program:?} ended with {status}")]
-    Failed {
-        program: OsString,
-        status: ExitStatus,
-    },
+    #[error(transparent)]
+    Program(#[from] ProgramError),
     #[error("{program:?} answered with what is no credential")]
     Answer { program: OsString },
 }
@@ -76,31 +51,14 @@ pub(super) async fn ask(name: &str, server: &str) -> Result<Option<Credential>, 
 }
 
 async fn ask_program(program: OsString, server: &str) -> Result<Option<Credential>, HelperError> {
-    let patience = Instant::now() + PATIENCE;
-    let talk = |source| HelperError::Talk {
-        program: program.clone(),
-        source,
+    let mut command = Command::new(&program);
+    command.arg("get");
+    let answer = match program::run(command, Group::Shared, server.as_bytes(), PATIENCE).await {
+        Ok(answer) => answer,
+        Err(ProgramError::Failed { output, .. }) if output.is(NOT_FOUND) => return Ok(None),
+        Err(error) => return Err(error.into()),
     };
-    let slow = |_| HelperError::Slow {
-        program: program.clone(),
-    };
-    let mut running = Running::start(&program)?;
-    let mut out = running.say(server).map_err(talk)?.take(MAX_ANSWER);
-    let mut answer = Vec::new();
-    let read = tokio::time::timeout_at(patience, out.read_to_end(&mut answer)).await;
-    read.map_err(slow)?.map_err(talk)?;
-    // Close the pipe, so that a helper with more output ends.
-    drop(out);
-    let ended = tokio::time::timeout_at(patience, running.end()).await;
-    let status = ended.map_err(slow)?.map_err(talk)?;
-    if !status.success() {
-        let said = String::from_utf8_lossy(&answer);
-        return match said.trim() {
-            NOT_FOUND => Ok(None),
-            _ => Err(HelperError::Failed { program, status }),
-        };
-    }
-    let Ok(Answer { username, secret }) = serde_json::from_slice(&answer) else {
+    let Ok(Answer { username, secret }) = serde_json::from_slice(answer.reveal()) else {
         return Err(HelperError::Answer { program });
     };
     Ok(match username.as_str() {
@@ -110,59 +68,9 @@ async fn ask_program(program: OsString, server: &str) -> Result<Option<Credentia
     })
 }
 
-/// A running helper, killed on drop.
-struct Running(Child);
-
-impl Running {
-    fn start(program: &OsString) -> Result<Running, HelperError> {
-        let child = Command::new(program)
-            .arg("get")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn();
-        let child = child.map_err(|source| HelperError::Start {
-            program: program.clone(),
-            source,
-        })?;
-        Ok(Running(child))
-    }
-
-    /// Writes the server name and returns the pipe with the output.
-    fn say(&mut self, server: &str) -> io::Result<pipe::Receiver> {
-        if let Some(mut input) = self.0.stdin.take() {
-            // This does not block, because a server name fits into the pipe's buffer. A helper that
-            // does not read its input may still respond, so a broken pipe is not an error.
-            match input.write_all(server.as_bytes()) {
-                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
-                _ => {}
-            }
-        }
-        let out = self.0.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        pipe::Receiver::from_owned_fd(OwnedFd::from(out))
-    }
-
-    async fn end(&mut self) -> io::Result<ExitStatus> {
-        loop {
-            if let Some(status) = self.0.try_wait()? {
-                return Ok(status);
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Both fail only if the helper has exited and was waited for.
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{io, os::unix::fs::PermissionsExt as _};
 
     use super::*;
 
@@ -174,7 +82,7 @@ mod tests {
         loop {
             match ask_program(path.clone().into(), "r.example:5000").await {
                 // A concurrent test's fork may hold the script open for writing for a moment.
-                Err(HelperError::Start { source, .. })
+                Err(HelperError::Program(ProgramError::Start { source, .. }))
                     if source.kind() == io::ErrorKind::ExecutableFileBusy => {}
                 other => return other,
             }
@@ -227,7 +135,7 @@ printf '{"ServerURL":"%s","Username":"me","Secret":"for %s"}' "$server" "$server
         }
         assert!(matches!(
             ask("no-such-helper", "h").await,
-            Err(HelperError::Start { .. })
+            Err(HelperError::Program(ProgramError::Start { .. }))
         ));
         assert!(matches!(
             ask("../../bin/sh", "h").await,
@@ -240,7 +148,7 @@ printf '{"ServerURL":"%s","Username":"me","Secret":"for %s"}' "$server" "$server
         let started = std::time::Instant::now();
         assert!(matches!(
             answer_of("exec sleep 100").await,
-            Err(HelperError::Slow { .. })
+            Err(HelperError::Program(ProgramError::Slow { .. }))
         ));
         assert!(started.elapsed() < Duration::from_secs(20));
     }
