@@ -9,6 +9,7 @@ use soci_tests::process::repository;
 /// From the outside in. A module may use its own group and those after it, never those before.
 const ORDER: &[&[&str]] = &[
     &["main"],
+    &["check"],
     &["daemon", "keeper"],
     &["listen", "grpc", "args"],
     &["snapshots"],

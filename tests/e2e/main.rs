@@ -1,6 +1,7 @@
 //! The built programs with a real containerd, runc and a registry behind TLS. Each test has its own
 //! node; see `soci_tests` for the parts. Run them with `make e2e` (or `make e2e T=part-of-a-name`).
 
+mod check;
 mod choice;
 mod convert;
 mod create;

@@ -1,12 +1,15 @@
 //! Command line of the daemon. A flag overrides its environment variable, which overrides the
 //! default.
 
+mod check;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use soci_flags::{Parsed, Refusal};
 
+pub use self::check::{Change, CheckArgs, Part};
 use crate::config;
 
 /// Flag for a process that a keeper starts.
@@ -62,6 +65,8 @@ pub enum Asked {
     Dump(PathBuf),
     /// Print the configuration without a file.
     Default,
+    /// Check whether this node can load layers lazily.
+    Check(Box<CheckArgs>),
     /// Print this text on standard output and succeed.
     Show(String),
     /// Print the message of the refusal and exit with its code.
@@ -86,6 +91,9 @@ where
                 Some(DUMP) => Asked::Dump(resolve(&matches).config),
                 _ => Asked::Default,
             },
+            Some((check::NAME, check)) => {
+                Asked::Check(Box::new(CheckArgs::of(resolve(&matches), check)))
+            }
             _ => Asked::Serve(resolve(&matches)),
         },
         Parsed::Show(text) => Asked::Show(text),
@@ -129,12 +137,13 @@ fn grammar() -> Command {
                 ))
                 .subcommand(Command::new("default").about("Print the defaults")),
         )
+        .subcommand(check::command())
         .arg(flag(
             "address",
             "SOCI_SNAPSHOTTER_ADDRESS",
             DEFAULT_ADDRESS,
             "address for the GRPC server",
-        ))
+        ).global(true))
         .arg(
             flag(
                 CONFIG,

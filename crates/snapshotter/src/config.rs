@@ -79,6 +79,14 @@ pub struct Config {
     pub cache: Cache,
 }
 
+/// The keys of the file that the daemon does not know, with their tables. Of an unknown table, only
+/// its name. Empty if the text is not TOML.
+#[must_use]
+pub fn unknown_keys(text: &str) -> Vec<String> {
+    let table = toml::from_str(text);
+    table.map_or_else(|_| Vec::new(), |mut table| read::fold(&mut table))
+}
+
 /// A table of the file.
 struct Section {
     /// Steps separated by dots. `*` stands for any name; it also covers every table of a list.

@@ -21,7 +21,7 @@ mod way;
 
 pub use self::control::{reads, scrub};
 use self::endpoint::Endpoint;
-pub use self::parts::Daemon;
+pub use self::parts::{Daemon, registry};
 pub use self::root::{Claim, Root};
 
 use std::io;

@@ -27,11 +27,13 @@
 //! **The rest** of a layer is one more demand, of the lowest class. When it has arrived,
 //! `image::mounts` switches the layer's loop device to the data file.
 //!
-//! A module uses only modules after it in this order: `keeper` and `daemon`; `listen`, `grpc`,
-//! `args`; `snapshots`; `image`; `mount`; `device`; `layer`; `store`, `tree`, `places`, `fetch`.
+//! A module uses only modules after it in this order: `check`; `keeper` and `daemon`; `listen`,
+//! `grpc`, `args`; `snapshots`; `image`; `mount`; `device`; `layer`; `store`, `tree`, `places`,
+//! `fetch`.
 //! All use `config` (their own part of it), `metrics`, `cpu` and `sync`.
 
 pub mod args;
+pub mod check;
 pub mod config;
 pub mod cpu;
 pub mod daemon;

@@ -14,7 +14,7 @@ use soci_snapshotter::args::{self, Asked, NAME};
 use soci_snapshotter::config::{self, Config};
 use soci_snapshotter::daemon::Outside;
 use soci_snapshotter::keeper::{self, Keeping};
-use soci_snapshotter::{daemon, listen, logging};
+use soci_snapshotter::{check, daemon, listen, logging};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -68,6 +68,14 @@ fn main() -> ExitCode {
             print!("{}", config::dump(&Config::default()));
             ExitCode::SUCCESS
         }
+        Asked::Check(args) => match check::run(&args, &mut std::io::stdout()) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("{NAME}: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
         Asked::Serve(args) => match serve(&args) {
             Ok(code) => {
                 logging::finish();

@@ -216,14 +216,12 @@ pub(super) fn images(
     mounts: Mounts,
     way: Way,
 ) -> anyhow::Result<Images> {
-    let options = registry_options(config);
-    let credentials = Arc::new(DockerConfig::from_env());
-    let registry = Registry::new(options.clone(), credentials)?;
+    let registry = registry(config)?;
     let runtime = Handle::current();
     let scheduler = Scheduler::start(
         fetch::Options {
             read_budget: read_budget(&config.blob),
-            first_byte: first_byte(&options),
+            first_byte: first_byte(&registry_options(config)),
             ..fetch::Options::default()
         },
         &runtime,
@@ -270,6 +268,12 @@ pub(super) fn images(
         info!("constructing background fetcher");
     }
     Ok(Images::new(parts, image_options(config)))
+}
+
+/// The registry client, with the hosts and credentials of this configuration.
+pub fn registry(config: &Config) -> anyhow::Result<Registry> {
+    let credentials = Arc::new(DockerConfig::from_env());
+    Ok(Registry::new(registry_options(config), credentials)?)
 }
 
 fn limits(cache: &Cache) -> Limits {
