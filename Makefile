@@ -3,7 +3,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO ?= cargo
 
-.PHONY: help demo test check e2e kernels systemd soak fuzz bench build man install tools clean
+.PHONY: help demo test check e2e kernels systemd soak fuzz bench build man install deb rpm tools clean
 
 help:     ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -45,6 +45,12 @@ install:  man  ## install programs, manual pages and the udev rule below $(DESTD
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin target/release/soci target/release/soci-snapshotter-grpc
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man1 target/man/*.1
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/udev/rules.d packaging/udev/*.rules
+
+deb:      build  ## build a Debian package in target/packages
+	@scripts/package deb
+
+rpm:      build  ## build an RPM package in target/packages (needs rpmbuild)
+	@scripts/package rpm
 
 tools:    ## download containerd, registry, crane and erofs-utils to target/tools (root)
 	@scripts/tools

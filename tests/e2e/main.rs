@@ -15,6 +15,7 @@ mod keeper;
 mod loops;
 mod nerdctl;
 mod outage;
+mod packages;
 mod pods;
 mod power;
 mod probes;
