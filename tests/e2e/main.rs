@@ -10,6 +10,7 @@ mod direct;
 mod equality;
 mod harness;
 mod hung;
+mod installer;
 mod integrity;
 mod keeper;
 mod loops;
