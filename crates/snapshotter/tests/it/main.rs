@@ -11,6 +11,7 @@ mod ending;
 mod faults;
 mod image;
 mod layers;
+mod lines;
 mod logs;
 mod metrics;
 mod prefetch;
