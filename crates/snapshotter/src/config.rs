@@ -34,6 +34,7 @@ pub use self::fs::{BackgroundFetch, Cache, DirectoryCache, Fuse, Prefetch};
 pub use self::http::{Blob, Http};
 pub use self::keychain::{CriKeychain, KubeconfigKeychain};
 pub use self::pull_modes::{Parallel, ParallelError, PullModes, SociV1, SociV2, Stream};
+pub use self::read::unknown_keys;
 use self::remarks::Remarks;
 pub use self::resolver::{Host, Mirror, Resolver};
 pub use self::service::{
@@ -77,14 +78,6 @@ pub struct Config {
     pub snapshotter: SnapshotterTable,
     /// Disk space for layers.
     pub cache: Cache,
-}
-
-/// The keys of the file that the daemon does not know, with their tables. Of an unknown table, only
-/// its name. Empty if the text is not TOML.
-#[must_use]
-pub fn unknown_keys(text: &str) -> Vec<String> {
-    let table = toml::from_str(text);
-    table.map_or_else(|_| Vec::new(), |mut table| read::fold(&mut table))
 }
 
 /// A table of the file.
@@ -286,6 +279,7 @@ impl Config {
         self.blob.settle();
         self.prefetch.settle();
         self.content_store.settle();
+        self.cri_keychain.settle();
         self.service.check()?;
         self.content_store.check()?;
         self.background_fetch.check()?;

@@ -249,7 +249,13 @@ async fn serve_parts(
     let watching = async {
         match (outside.watchdog(), listener.path()) {
             (Some(limit), Some(socket)) => watchdog::watch(socket, limit, || outside.alive()).await,
-            _ => std::future::pending().await,
+            (Some(_), None) => {
+                warn!(
+                    "the socket has no path: systemd's watchdog will end the daemon, remove WatchdogSec= from the unit"
+                );
+                std::future::pending().await
+            }
+            (None, _) => std::future::pending().await,
         }
     };
     let mut watching = std::pin::pin!(watching);

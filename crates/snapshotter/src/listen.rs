@@ -176,10 +176,10 @@ impl Listener {
         })
     }
 
-    /// The path to connect to.
+    /// The absolute path to connect to.
     pub fn path(&self) -> Option<PathBuf> {
         let address = self.socket.local_addr().ok()?;
-        address.as_pathname().map(Path::to_owned)
+        std::path::absolute(address.as_pathname()?).ok()
     }
 
     /// Registers the socket with the tokio runtime. Must be called within it.

@@ -11,6 +11,16 @@ const PARALLEL: [&str; 2] = ["pull_modes", "parallel_pull_unpack"];
 /// A step of a path that stands for any name.
 const ANY: &str = "*";
 
+/// The paths of the keys and tables in a file that nobody knows, sorted. Of an unknown table, only its
+/// own. Empty if the text is not TOML.
+#[must_use]
+pub fn unknown_keys(text: &str) -> Vec<String> {
+    let mut unknown =
+        toml::from_str(text).map_or_else(|_| Vec::new(), |mut table| fold(&mut table));
+    unknown.sort();
+    unknown
+}
+
 /// Changes known keys to their canonical case, where an exact match takes precedence. Returns the
 /// paths of unknown keys and tables.
 pub(super) fn fold(table: &mut Table) -> Vec<String> {

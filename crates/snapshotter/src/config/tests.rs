@@ -116,6 +116,10 @@ fn values_are_printed_in_their_effective_form() {
             "[content_store]\ncontainerd_address = 'unix:///c.sock'",
             "\n  containerd_address = '/c.sock'\n",
         ),
+        (
+            "[cri_keychain]\nimage_service_path = 'unix:///c.sock'",
+            "\n  image_service_path = '/c.sock'\n",
+        ),
         ("[http]\nMaxRetries = -1\n", "\n  MaxRetries = -1\n"),
     ] {
         let found = dump(&parse(text));
@@ -231,20 +235,18 @@ fn set_keys_without_effect_are_named() {
 
 #[test]
 fn unknown_keys_and_tables_are_ignored_and_named() {
-    let (config, remarks) = parse_with_remarks(
-        "nobody_knows = 1\n[http]\nother = 'x'\nDIALTIMEOUTMSEC = 3000\n[directory_cache]\ndirect = true\n\
+    let text = "nobody_knows = 1\n[http]\nother = 'x'\nDIALTIMEOUTMSEC = 3000\n[directory_cache]\ndirect = true\n\
          [registries.configs.\"h\".auth]\nusername = 'u'\n[pull_modes.parallel_pull_unpack]\nenable = false\nfast = 1\n\
-         [content_store]\nnamespace = 'x'\n[[resolver.host.\"docker.io\".mirrors]]\nhots = 'y'\n[Mirror]\nendpoint = {}\n",
-    );
+         [content_store]\nnamespace = 'x'\n[[resolver.host.\"docker.io\".mirrors]]\nhots = 'y'\n[Mirror]\nendpoint = {}\n";
+    let (config, remarks) = parse_with_remarks(text);
     let wanted = Config {
         resolver: config.resolver.clone(),
         ..Config::default()
     };
     assert_eq!(config, wanted);
-    let mut unknown = remarks.unknown;
-    unknown.sort();
+    assert_eq!(remarks.unknown.len(), 7);
     assert_eq!(
-        unknown,
+        unknown_keys(text),
         [
             "Mirror",
             "content_store.namespace",
