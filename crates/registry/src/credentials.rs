@@ -13,9 +13,11 @@ mod docker;
 mod helper;
 mod kubelet;
 mod program;
+mod pulls;
 
 pub use docker::DockerConfig;
 pub use kubelet::{KubeletPlugins, PluginOptions};
+pub use pulls::{Pull, PullKeychain, PullLogin};
 
 use soci_oci::reference::ImageRef;
 
