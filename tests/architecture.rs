@@ -11,7 +11,7 @@ const ORDER: &[&[&str]] = &[
     &["main"],
     &["check"],
     &["daemon", "keeper"],
-    &["listen", "grpc", "args"],
+    &["listen", "grpc", "cri", "args"],
     &["snapshots"],
     &["image"],
     &["mount"],

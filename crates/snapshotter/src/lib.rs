@@ -36,6 +36,7 @@ pub mod args;
 pub mod check;
 pub mod config;
 pub mod cpu;
+pub mod cri;
 pub mod daemon;
 pub mod device;
 pub mod fetch;
