@@ -12,11 +12,13 @@ use sha2::{Digest as _, Sha256};
 mod docker;
 mod helper;
 mod kubelet;
+mod kubernetes;
 mod program;
 mod pulls;
 
 pub use docker::DockerConfig;
 pub use kubelet::{KubeletPlugins, PluginOptions};
+pub use kubernetes::ClusterSecrets;
 pub use pulls::{Pull, PullKeychain, PullLogin};
 
 use soci_oci::reference::ImageRef;

@@ -10,8 +10,11 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::{
+        WantsClientCert,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem, pem::PemObject},
 };
@@ -94,26 +97,13 @@ pub enum TlsError {
 
 /// Builds the configuration from the system's authorities and the caller's settings.
 pub(super) fn client_config(roots: &RootCertStore, tls: &Tls) -> Result<ClientConfig, TlsError> {
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    // Fails if a provider is already installed; then it is the same one. With a second provider,
-    // the default would depend on run-time order.
-    drop(provider.clone().install_default());
-    let provider = Arc::new(provider);
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| TlsError::Versions(Arc::new(error)))?;
-    let builder = if tls.skip_verify {
-        let verifier = Arc::new(NoVerifier(provider));
-        builder
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-    } else {
-        let mut roots = roots.clone();
+    let mut roots = roots.clone();
+    if !tls.skip_verify {
         for path in &tls.authorities {
-            add_authorities(&mut roots, path)?;
+            add_authorities(&mut roots, &certificates(path)?, path)?;
         }
-        builder.with_root_certificates(roots)
-    };
+    }
+    let builder = builder(roots, tls.skip_verify)?;
     let Some(identity) = &tls.identity else {
         return Ok(builder.with_no_client_auth());
     };
@@ -122,9 +112,62 @@ pub(super) fn client_config(roots: &RootCertStore, tls: &Tls) -> Result<ClientCo
     config.map_err(|error| unusable(&identity.certificate)(error))
 }
 
-fn add_authorities(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
-    for certificate in certificates(path)? {
-        roots.add(certificate).map_err(unusable(path))?;
+/// TLS settings as PEM text.
+pub(super) struct PemTls<'a> {
+    /// The only authorities to trust; `None` means the system's.
+    pub(super) authorities: Option<&'a [u8]>,
+    /// Certificate and key.
+    pub(super) identity: Option<(&'a [u8], &'a [u8])>,
+    pub(super) skip_verify: bool,
+}
+
+/// Builds the configuration from text. `origin` names where the text is from, for errors.
+pub(super) fn pem_config(tls: &PemTls<'_>, origin: &Path) -> Result<ClientConfig, TlsError> {
+    let roots = match tls.authorities {
+        None => Roots::from_env().load(),
+        Some(text) => {
+            let mut roots = RootCertStore::empty();
+            add_authorities(&mut roots, &certificates_of(text, origin)?, origin)?;
+            roots
+        }
+    };
+    let builder = builder(roots, tls.skip_verify)?;
+    let Some((certificate, key)) = tls.identity else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let chain = certificates_of(certificate, origin)?;
+    let config = builder.with_client_auth_cert(chain, key_of(key, origin)?);
+    config.map_err(|error| unusable(origin)(error))
+}
+
+fn builder(
+    roots: RootCertStore,
+    skip_verify: bool,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TlsError> {
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    // Fails if a provider is already installed; then it is the same one. With a second provider,
+    // the default would depend on run-time order.
+    drop(provider.clone().install_default());
+    let provider = Arc::new(provider);
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TlsError::Versions(Arc::new(error)))?;
+    if !skip_verify {
+        return Ok(builder.with_root_certificates(roots));
+    }
+    let verifier = Arc::new(NoVerifier(provider));
+    Ok(builder
+        .dangerous()
+        .with_custom_certificate_verifier(verifier))
+}
+
+fn add_authorities(
+    roots: &mut RootCertStore,
+    authorities: &[CertificateDer<'static>],
+    origin: &Path,
+) -> Result<(), TlsError> {
+    for certificate in authorities {
+        roots.add(certificate.clone()).map_err(unusable(origin))?;
     }
     Ok(())
 }
@@ -133,23 +176,30 @@ impl Identity {
     fn load(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
         let chain = certificates(&self.certificate)?;
         let path = self.key.as_ref().unwrap_or(&self.certificate);
-        let key = PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| match error {
-            pem::Error::NoItemsFound => TlsError::Nothing {
-                path: path.clone(),
-                what: "private key",
-            },
-            error => unusable(path)(error),
-        })?;
-        Ok((chain, key))
+        Ok((chain, key_of(&read(path)?, path)?))
     }
 }
 
+fn key_of(text: &[u8], origin: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(text).map_err(|error| match error {
+        pem::Error::NoItemsFound => TlsError::Nothing {
+            path: origin.to_owned(),
+            what: "private key",
+        },
+        error => unusable(origin)(error),
+    })
+}
+
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
-    let found = found.map_err(unusable(path))?;
+    certificates_of(&read(path)?, path)
+}
+
+fn certificates_of(text: &[u8], origin: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
+    let found = found.map_err(unusable(origin))?;
     if found.is_empty() {
         return Err(TlsError::Nothing {
-            path: path.to_owned(),
+            path: origin.to_owned(),
             what: "certificate",
         });
     }

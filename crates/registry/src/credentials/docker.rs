@@ -19,7 +19,9 @@ use soci_oci::reference::ImageRef;
 
 mod file;
 
-use file::{BadAuth, ConfigFile};
+use file::BadAuth;
+
+pub(super) use file::ConfigFile;
 
 /// Docker's configuration file and the credential helpers that it names. The file is read again for
 /// every request, so that a new `docker login` takes effect.

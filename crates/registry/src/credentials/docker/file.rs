@@ -22,7 +22,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// The parts of the file that concern credentials.
 #[derive(Default)]
-pub(super) struct ConfigFile {
+pub(in crate::credentials) struct ConfigFile {
     auths: HashMap<String, AuthEntry>,
     helpers: HashMap<String, String>,
     store: String,
@@ -38,12 +38,12 @@ struct AuthEntry {
 }
 
 /// An `auth` value that cannot be decoded.
-pub(super) struct BadAuth;
+pub(in crate::credentials) struct BadAuth;
 
 impl ConfigFile {
     /// Reads the document as docker does: the case of names does not matter, and null means absent.
     /// A value of another type is left out and returned as a problem.
-    pub(super) fn of(object: &Map<String, Value>) -> (ConfigFile, Vec<String>) {
+    pub(in crate::credentials) fn of(object: &Map<String, Value>) -> (ConfigFile, Vec<String>) {
         let (mut file, mut problems) = (ConfigFile::default(), Vec::new());
         for (host, entry) in entries(object, "auths", &mut problems) {
             match AuthEntry::of(entry) {
@@ -64,16 +64,33 @@ impl ConfigFile {
         (file, problems)
     }
 
+    /// Reads the older form, which has nothing but entries. Those that are invalid are left out.
+    pub(in crate::credentials) fn of_auths(object: &Map<String, Value>) -> ConfigFile {
+        let entries = object.iter().filter_map(|(host, entry)| {
+            let entry = AuthEntry::of(entry).ok()?;
+            Some((host.clone(), entry))
+        });
+        ConfigFile {
+            auths: entries.collect(),
+            ..ConfigFile::default()
+        }
+    }
+
+    /// The same without helper programs, for a file whose author may run none.
+    pub(in crate::credentials) fn without_programs(self) -> ConfigFile {
+        ConfigFile {
+            auths: self.auths,
+            ..ConfigFile::default()
+        }
+    }
+
     /// The credential for a repository of a host.
     pub(super) async fn look_up(
         &self,
         host: &str,
         repository: &str,
     ) -> Option<Result<Credential, BadAuth>> {
-        let key = match host {
-            "docker.io" | "registry-1.docker.io" | "index.docker.io" => DOCKER_HUB_KEY,
-            host => host,
-        };
+        let key = key_of(host);
         let own = entry_of(&self.helpers, key, repository);
         let own = own.filter(|(_, name)| !name.is_empty());
         let general = Some((key, &self.store)).filter(|(_, name)| !name.is_empty());
@@ -88,8 +105,25 @@ impl ConfigFile {
                 }
             }
         }
-        let (_, entry) = entry_of(&self.auths, key, repository)?;
+        self.entry(host, repository)
+    }
+
+    /// The credential that the file itself has.
+    pub(in crate::credentials) fn entry(
+        &self,
+        host: &str,
+        repository: &str,
+    ) -> Option<Result<Credential, BadAuth>> {
+        let (_, entry) = entry_of(&self.auths, key_of(host), repository)?;
         entry.credential().transpose()
+    }
+}
+
+/// The name of a host in the file.
+fn key_of(host: &str) -> &str {
+    match host {
+        "docker.io" | "registry-1.docker.io" | "index.docker.io" => DOCKER_HUB_KEY,
+        host => host,
     }
 }
 
