@@ -32,7 +32,7 @@ pub use self::document::document;
 pub use self::dump::dump;
 pub use self::fs::{BackgroundFetch, Cache, DirectoryCache, Fuse, Prefetch};
 pub use self::http::{Blob, Http};
-pub use self::keychain::{CriKeychain, KubeconfigKeychain};
+pub use self::keychain::{CredentialProviders, CriKeychain, KubeconfigKeychain};
 pub use self::pull_modes::{Parallel, ParallelError, PullModes, SociV1, SociV2, Stream};
 pub use self::read::unknown_keys;
 use self::remarks::Remarks;
@@ -78,6 +78,8 @@ pub struct Config {
     pub snapshotter: SnapshotterTable,
     /// Disk space for layers.
     pub cache: Cache,
+    /// Credentials from the kubelet's plugins.
+    pub credential_providers: CredentialProviders,
 }
 
 /// A table of the file.
@@ -155,6 +157,11 @@ const SECTIONS: &[Section] = &[
     section!("resolver.host.*.mirrors", Mirror),
     section!("snapshotter", SnapshotterTable, snapshotter),
     section!("cache", Cache, cache),
+    section!(
+        "credential_providers",
+        CredentialProviders,
+        credential_providers
+    ),
 ];
 
 impl Section {

@@ -16,6 +16,7 @@ mod parts;
 mod reads;
 mod root;
 mod scrub;
+mod sources;
 mod watchdog;
 mod way;
 
@@ -234,8 +235,11 @@ async fn serve_parts(
     let (drain, draining) = oneshot::channel::<()>();
     let give_up = CancellationToken::new();
     let server = grpc::server(daemon.snapshotter.clone());
+    let images = daemon.image_service.clone();
+    let images = images.map(|images| grpc::Drained::new(images, give_up.clone()));
     let serving = tonic::transport::Server::builder()
         .add_service(grpc::Drained::new(server, give_up.clone()))
+        .add_optional_service(images)
         .serve_with_incoming_shutdown(connections, async {
             // A dropped sender requests the same.
             let _ = draining.await;

@@ -344,3 +344,22 @@ fn only_the_default_file_may_be_missing() {
         );
     }
 }
+
+#[test]
+fn keychains_and_plugins_are_off_and_empty_values_mean_the_defaults() {
+    let config = parse("");
+    assert!(!config.credential_providers.is_set());
+    assert!(!config.cri_keychain.enable_keychain);
+    assert!(!config.kubeconfig_keychain.enable_keychain);
+    let config =
+        parse("[credential_providers]\ntimeout_sec = 0\n[cri_keychain]\nimage_service_path = ''\n");
+    assert_eq!(config, Config::default());
+    let config = parse(
+        "[credential_providers]\nconfig = '/c'\nBin_Dir = '/b'\n[cri_keychain]\n\
+         enable_keychain = true\nimage_service_path = 'unix:///r/c.sock'\n",
+    );
+    assert!(config.credential_providers.is_set());
+    assert_eq!(config.credential_providers.bin_dir, "/b");
+    assert_eq!(config.cri_keychain.image_service_path, "/r/c.sock");
+    refused("[cri_keychain]\nenable_keychain = 'yes'");
+}

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use soci_registry::credentials::Credentials;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{debug, error, info, warn};
@@ -27,6 +28,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Attempts {
     pub(super) root: PathBuf,
     pub(super) config: Config,
+    pub(super) credentials: Arc<dyn Credentials>,
     pub(super) cpu: Arc<Cpu>,
     pub(super) thread: MountThread,
     /// The device of an earlier process, for the first attempt.
@@ -46,7 +48,15 @@ impl Attempts {
             }
         };
         let mounts = Mounts::new(Arc::clone(&way.mounter), Arc::clone(&way.device));
-        let images = parts::images(&self.root, &self.config, &self.cpu, mounts, way.chosen.way);
+        let credentials = Arc::clone(&self.credentials);
+        let images = parts::images(
+            &self.root,
+            &self.config,
+            credentials,
+            &self.cpu,
+            mounts,
+            way.chosen.way,
+        );
         self.way = Some(way);
         images.map_err(|error| NotNow {
             reason: format!("cannot store layers: {error:#}"),

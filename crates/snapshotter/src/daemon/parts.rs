@@ -6,7 +6,7 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use anyhow::Context;
-use soci_registry::credentials::DockerConfig;
+use soci_registry::credentials::Credentials;
 use soci_registry::retry::RetryPolicy;
 use soci_registry::{Hosts, Mirror, Registry, Trace, Traffic};
 use soci_store::layout::Layout;
@@ -20,8 +20,10 @@ use super::control;
 use super::endpoint::Observer;
 use super::root::Root;
 use super::scrub::{Background, Scrubber};
+use super::sources::Sources;
 use crate::config::{Blob, Cache, Config, ContentStoreKind, Http, Resolver, Trust};
 use crate::cpu::Cpu;
+use crate::cri::ImageService;
 use crate::device::{self, Device, KeptDevice};
 use crate::fetch::{self, Scheduler};
 use crate::image::{self, Content, Images, Modes, Mounts};
@@ -41,6 +43,8 @@ pub struct Daemon {
     devices: Devices,
     /// The service for containerd.
     pub snapshotter: Snapshotter,
+    /// The service for the kubelet, if it is enabled.
+    pub image_service: Option<ImageService>,
     late: Late,
     /// Ended on drop: scrubs, the control socket, and attempts to make layers available.
     _tasks: JoinSet<()>,
@@ -79,9 +83,12 @@ impl Daemon {
         let cores = available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let cpu = Cpu::with_idle(cores, drop_scratch).context("cannot start the thread pool")?;
         let thread = MountThread::start().context("cannot start the mount thread")?;
+        let sources = Sources::of(config);
+        let image_service = sources.image_service(config);
         let mut attempts = Attempts {
             root: root.clone(),
             config: config.clone(),
+            credentials: Arc::new(sources),
             cpu: Arc::clone(&cpu),
             thread: thread.clone(),
             kept,
@@ -129,6 +136,7 @@ impl Daemon {
         Ok(Self {
             devices,
             snapshotter,
+            image_service,
             late,
             _tasks: tasks,
             _root: lock,
@@ -212,11 +220,12 @@ async fn sweep(thread: &MountThread, root: &Path) {
 pub(super) fn images(
     root: &Path,
     config: &Config,
+    credentials: Arc<dyn Credentials>,
     cpu: &Arc<Cpu>,
     mounts: Mounts,
     way: Way,
 ) -> anyhow::Result<Images> {
-    let registry = registry(config)?;
+    let registry = Registry::new(registry_options(config), credentials)?;
     let runtime = Handle::current();
     let scheduler = Scheduler::start(
         fetch::Options {
@@ -270,9 +279,10 @@ pub(super) fn images(
     Ok(Images::new(parts, image_options(config)))
 }
 
-/// The registry client, with the hosts and credentials of this configuration.
+/// The registry client, with the hosts and credentials of this configuration. Must be called within
+/// a tokio runtime.
 pub fn registry(config: &Config) -> anyhow::Result<Registry> {
-    let credentials = Arc::new(DockerConfig::from_env());
+    let credentials = Arc::new(Sources::of(config));
     Ok(Registry::new(registry_options(config), credentials)?)
 }
 

@@ -4,6 +4,7 @@
 #[expect(dead_code, reason = "the tests beside the tree's code use more of it")]
 mod archive;
 mod configuration;
+mod credentials;
 mod device_erofs;
 mod discovery;
 mod drain;
