@@ -3,7 +3,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO ?= cargo
 
-.PHONY: help demo test check e2e kernels systemd soak fuzz bench build man install deb rpm tools clean
+.PHONY: help demo test check e2e kernels systemd soak fuzz bench build static man install deb rpm tools clean
 
 help:     ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -37,6 +37,9 @@ bench:    ## run all benchmarks (root, long); see benchmark/README.md
 
 build:    ## build release binaries in target/release
 	$(CARGO) build --release --locked -p soci-cli -p soci-snapshotter
+
+static:   ## build static programs (musl) in target/static; T="amd64 arm64" selects architectures
+	@scripts/static $(T)
 
 man:      build  ## write manual pages for every command to target/man
 	target/release/soci man target/man

@@ -253,12 +253,12 @@ mod abi {
 
     use super::{AsRawFd, CStr, Errno, File};
 
-    const CLEAR_FD: u64 = 0x4C01;
-    const GET_STATUS64: u64 = 0x4C05;
-    const CHANGE_FD: u64 = 0x4C06;
-    const SET_DIRECT_IO: u64 = 0x4C08;
-    const CONFIGURE: u64 = 0x4C0A;
-    const CONTROL_GET_FREE: u64 = 0x4C82;
+    const CLEAR_FD: libc::Ioctl = 0x4C01;
+    const GET_STATUS64: libc::Ioctl = 0x4C05;
+    const CHANGE_FD: libc::Ioctl = 0x4C06;
+    const SET_DIRECT_IO: libc::Ioctl = 0x4C08;
+    const CONFIGURE: libc::Ioctl = 0x4C0A;
+    const CONTROL_GET_FREE: libc::Ioctl = 0x4C82;
 
     const READ_ONLY: u32 = 1;
     const AUTOCLEAR: u32 = 4;
@@ -337,7 +337,7 @@ mod abi {
         }
     }
 
-    fn call(file: &File, request: u64, argument: u64) -> Result<i32, Errno> {
+    fn call(file: &File, request: libc::Ioctl, argument: u64) -> Result<i32, Errno> {
         // SAFETY: see the module; callers pass a pointer only for requests that expect one.
         let result = unsafe { libc::ioctl(file.as_raw_fd(), request, argument) };
         if result < 0 {
