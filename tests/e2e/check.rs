@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use soci_tests::process::Program;
 use soci_tests::tar::file;
 use soci_tests::{Image, Site};
+
+const LIMIT: Duration = Duration::from_secs(15);
 
 /// The program's answer and whether it found no problem.
 fn checked(site: &Site, arguments: &[&str]) -> Result<(Vec<Value>, bool)> {
@@ -73,11 +76,21 @@ fn a_node_that_serves_pods_is_ready_and_one_without_its_daemon_is_not() -> Resul
     );
     let (rows, ok) = checked(&site, &["--only=image", "--image", &site.reference("no:1")])?;
     ensure!(!ok && rows.len() == 1, "{rows:#?}");
-    site.node
-        .snapshotter()?
-        .kill_all(std::time::Duration::from_secs(10))?;
+    let mut watch = Program::ours("soci-snapshotter-grpc")?
+        .args(["check", "--only", "socket", "--watch", "1s", "--address"])
+        .args([site.node.snapshotter_socket()])
+        .spawn(&site.folder().join("watch.log"))?;
+    watch.wait_until("ok", LIMIT, |log| log.contains("ok       socket"))?;
+    site.node.snapshotter()?.kill_all(LIMIT)?;
     let (rows, ok) = checked(&site, &["--only", "socket"])?;
     ensure!(!ok && rows.len() == 1, "{rows:#?}");
+    watch.wait_until("alarmed", LIMIT, |log| log.contains("problem  socket"))?;
+    ensure!(
+        watch.log().matches("socket  ").count() == 2,
+        "{}",
+        watch.log()
+    );
+    ensure!(watch.terminate(LIMIT)? == Some(0), "{}", watch.log());
     Ok(())
 }
 

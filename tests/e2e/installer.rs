@@ -307,5 +307,13 @@ fn the_plain_manifest_is_that_of_the_chart() -> Result<()> {
         manifest.lines().any(|line| line == named),
         "run scripts/chart --write"
     );
+    let version = format!(
+        "image: registry.example/soci-snapshotter:{}\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    ensure!(
+        manifest.contains(&version),
+        "set the version in Chart.yaml, then run scripts/chart --write"
+    );
     Ok(())
 }

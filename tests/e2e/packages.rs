@@ -39,6 +39,11 @@ impl Machine {
         let machine = Self { folder };
         Program::at(Path::new("tar"))
             .args([Path::new("-xzf"), &layer, Path::new("-C"), machine.root()])
+            // Half of its bytes, which nothing here reads.
+            .args(
+                ["python3*", "usr/share/locale", "usr/share/doc"]
+                    .map(|path| format!("--exclude={path}")),
+            )
             .succeed()?;
         // What systemd makes at boot.
         fs::create_dir_all(machine.root().join("run/systemd/system"))?;
