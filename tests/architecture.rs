@@ -48,6 +48,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("bolt", &[]),
     ("oci", &[]),
     ("flags", &[]),
+    ("status", &[]),
     ("registry", &["oci"]),
     ("store", &["oci", "registry", "ztoc"]),
     ("index", &["bolt", "oci", "registry", "store", "ztoc"]),

@@ -336,7 +336,7 @@ fn status(error: SnapshotError) -> Status {
         | S::Folder { .. }
         | S::Mount(_)
         | S::Lost(_) => Status::unknown(text),
-        S::Untrusted { .. } => Status::failed_precondition(text),
+        S::Untrusted { .. } | S::Strict { .. } => Status::failed_precondition(text),
         S::Unverified { .. } => Status::unavailable(text),
     }
 }

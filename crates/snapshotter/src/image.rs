@@ -9,7 +9,6 @@
 //! its client disconnects, and the result serves the next request. After a restart,
 //! `Images::ensure` mounts layers from the store on first use, without registry or credentials.
 
-mod after;
 mod ahead;
 mod content;
 mod discover;
@@ -21,6 +20,7 @@ mod line;
 mod mounts;
 mod name;
 mod open;
+pub(crate) mod plan;
 mod prefetch;
 mod restore;
 mod room;
@@ -54,10 +54,12 @@ pub use self::mounts::Mounts;
 use self::name::ImageKey;
 pub(crate) use self::name::{ImageName, layer_of};
 use self::open::Opened;
+pub use self::plan::Rules;
+use self::plan::{Facts, Tried};
 pub use self::restore::RestoreError;
 pub(crate) use self::restore::Wanted;
 pub(crate) use self::trust::Standing;
-use self::verdict::{Reason, Subject, Verdict};
+use self::verdict::{Subject, Way};
 use crate::cpu::{Cpu, Lane};
 use crate::layer::{Expected, Layer, Layers};
 use crate::metrics::{self, Timed};
@@ -114,7 +116,7 @@ impl Image {
     /// Expires "no index" sooner than other results.
     fn is_stale(&self) -> bool {
         let lasts = match self.discovery.get() {
-            Some(Discovery::None(_)) => NO_INDEX_LASTS,
+            Some(Discovery::None(_) | Discovery::Unusable(_)) => NO_INDEX_LASTS,
             Some(Discovery::Found(_)) | None => PULL_LASTS,
         };
         self.since.elapsed() > lasts
@@ -151,8 +153,10 @@ pub(crate) struct Request {
     /// What is known about the layer's tar.
     pub(crate) expected: Expected,
     pub(crate) subject: Subject,
-    /// Skip the index, because the layer is smaller than the minimum size.
-    pub(crate) small: bool,
+    /// What is known about the request.
+    pub(crate) facts: Facts,
+    /// How to decide.
+    pub(crate) rules: Rules,
     /// Cancelled when nobody waits for the answer any longer.
     pub(crate) gone: CancellationToken,
 }
@@ -162,12 +166,12 @@ pub(crate) struct Request {
 pub(crate) enum Attempt {
     /// The layer is mounted.
     Mounted(Box<Mounted>),
-    /// containerd must unpack the layer.
+    /// The layer is not mounted.
     Left {
         /// The reason.
         why: String,
-        /// What it means for the operator.
-        reason: Reason,
+        /// What is known now.
+        facts: Facts,
     },
 }
 
@@ -175,7 +179,12 @@ pub(crate) enum Attempt {
 #[derive(Debug)]
 pub(crate) struct Mounted {
     pub(crate) layer: LayerUse,
-    pub(crate) verdict: Verdict,
+    /// How the layer was provided.
+    pub(crate) way: Way,
+    /// The reason.
+    pub(crate) why: String,
+    /// What is known now.
+    pub(crate) facts: Facts,
     /// Keeps the layer until a record names its user.
     pub(crate) hold: Hold,
 }
@@ -295,7 +304,8 @@ impl Images {
         Arc::clone(images.entry(key).or_insert_with(Image::new))
     }
 
-    /// Opens a layer and mounts it, or returns why containerd must unpack it.
+    /// Opens a layer and mounts it, or returns why it is not mounted. The caller decides what
+    /// follows from that, and logs it.
     pub(crate) async fn prepare(&self, request: Request) -> Attempt {
         let began = Instant::now();
         let hold = self.0.holds.hold(request.layer).await;
@@ -305,7 +315,20 @@ impl Images {
             Ok(opened) => opened,
             Err(left) => return left.into_attempt(&request),
         };
-        let Opened { layer, verdict } = opened;
+        let Opened {
+            layer,
+            way,
+            why,
+            facts,
+        } = opened;
+        let (done, failed) = match way {
+            Way::Lazy => (Tried::Lazy, Tried::NotLazy),
+            Way::Whole => (Tried::Whole, Tried::NotWhole),
+        };
+        let facts = |tried| Facts {
+            tried: Some(tried),
+            ..facts
+        };
         match self.show(&layer, &request.at, &request.parents).await {
             Ok(patch) => {
                 debug!(
@@ -319,17 +342,17 @@ impl Images {
                 };
                 Attempt::Mounted(Box::new(Mounted {
                     layer,
-                    verdict,
+                    way,
+                    why,
+                    facts: facts(done),
                     hold,
                 }))
             }
-            Err(error) => {
-                let why = explain(&error);
-                if verdict.way == verdict::Way::Lazy {
-                    request.subject.not_remote(&why);
-                }
-                open::Left::failed(why).into_attempt(&request)
+            Err(error) => open::Left {
+                why: explain(&error),
+                facts: facts(failed),
             }
+            .into_attempt(&request),
         }
     }
 

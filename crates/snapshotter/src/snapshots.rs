@@ -1,6 +1,6 @@
 //! Snapshots: prepare, view, mounts, commit, remove, usage, walk, cleanup, independent of gRPC.
 //!
-//! `plan` decides, `metadata` stores the records, `directories` and `overlay` are the files and
+//! `image::plan` decides, `metadata` stores the records, `directories` and `overlay` are the files and
 //! mounts, `create`, `mounts` and `measure` use them. Layers are handled by `image`.
 //!
 //! A creation makes the directory before the record, so whatever has a record is usable. `cleanup`
@@ -20,7 +20,6 @@ mod measure;
 pub mod metadata;
 mod mounts;
 pub(crate) mod overlay;
-pub(crate) mod plan;
 mod record;
 mod room;
 mod support;
@@ -42,11 +41,11 @@ use self::metadata::{
     Commit, Info, Kind, LabelUpdate, Labels, Metadata, MetadataError, Record, SnapshotId,
 };
 pub use self::overlay::{Mount, needs_userxattr};
-use self::plan::{Facts, First};
 pub use self::support::Unsupported;
 use crate::cpu::{Cpu, Lane, Lost};
-use crate::image::labels;
-use crate::image::verdict::{Reason, Subject};
+use crate::image::plan::{self, Facts, Step};
+use crate::image::verdict::Subject;
+use crate::image::{Rules, labels};
 use crate::mount;
 use crate::mount::thread::MountThread;
 use crate::store::LayerKey;
@@ -62,8 +61,8 @@ pub struct Options {
     pub userxattr: bool,
     /// Whether to skip the trial overlay mount at start.
     pub skip_support_check: bool,
-    /// Layers smaller than this many bytes are downloaded whole. 0 disables this.
-    pub min_layer_size: u64,
+    /// How to decide about layers.
+    pub rules: Rules,
     /// Whether containers start only if all of their layers are verified.
     pub verified_only: bool,
 }
@@ -243,21 +242,14 @@ impl Snapshotter {
         parent: Option<String>,
         labels: Labels,
     ) -> Result<Vec<Mount>, SnapshotError> {
-        let Some(target) = labels::value(&labels, labels::TARGET).map(str::to_owned) else {
-            return self.plain(Kind::Active, key, parent, labels).await;
-        };
-        let known = self.is_known(target.clone(), parent.clone()).await?;
-        let size = labels::value(&labels, labels::LAYER_SIZE).and_then(|size| size.parse().ok());
-        let facts = Facts {
-            target: Some(&target),
-            namespace: namespace.as_deref(),
-            known,
-            named: labels::names_a_layer(&labels),
-            able: self.shared.parts.images.wanted().await.is_some(),
-            size,
-            min_layer_size: self.shared.options.min_layer_size,
-        };
-        let first = plan::first(&facts);
+        let mut facts = Facts::of(namespace.as_deref(), &labels);
+        let target = labels::value(&labels, labels::TARGET).unwrap_or_default();
+        let target = target.to_owned();
+        if facts.target && facts.namespace {
+            facts.known = self.is_known(target.clone(), parent.clone()).await?;
+            facts.able = facts.known || self.shared.parts.images.wanted().await.is_some();
+        }
+        let decision = plan::decide(&facts, &self.shared.options.rules);
         let wanted = LayerWanted {
             target,
             namespace: namespace.unwrap_or_default(),
@@ -266,19 +258,24 @@ impl Snapshotter {
                 parent: parent.unwrap_or_default(),
             },
             labels,
-            small: first == First::Small,
+            facts,
         };
-        match first {
-            First::NoNamespace => Err(SnapshotError::NoNamespace),
-            First::Known => Err(SnapshotError::TargetExists {
+        match decision.step {
+            Step::Plain => wanted.plain(self).await,
+            Step::NoNamespace => Err(SnapshotError::NoNamespace),
+            Step::Known => Err(SnapshotError::TargetExists {
                 target: wanted.target,
             }),
-            First::Plain => wanted.plain(self).await,
-            First::Defer(why) => {
-                wanted.subject.left(Reason::Unknown, &why.to_string());
+            Step::Defer => {
+                self.conclude(&wanted, &decision, &wanted.why());
                 wanted.plain(self).await
             }
-            First::Lazy | First::Small => {
+            Step::Refuse => {
+                let why = wanted.why();
+                self.conclude(&wanted, &decision, &why);
+                Err(SnapshotError::Strict { why })
+            }
+            Step::Ask | Step::Lazy | Step::Whole | Step::Commit => {
                 let snapshotter = self.clone();
                 self.owned(|caller| async move { snapshotter.prepare_layer(wanted, caller).await })
                     .await

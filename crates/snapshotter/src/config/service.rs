@@ -137,6 +137,9 @@ table! {
         /// `verified` (complete and compared with the image's configuration). See
         /// [security](security.md).
         trust: Trust = Trust::Claimed, ours;
+        /// Fails the pull of an image with an index that cannot be loaded lazily, instead of
+        /// falling back to another way.
+        strict: bool = false, ours;
     }
 }
 

@@ -26,7 +26,7 @@ use crate::cpu::Cpu;
 use crate::cri::ImageService;
 use crate::device::{self, Device, KeptDevice};
 use crate::fetch::{self, Scheduler};
-use crate::image::{self, Content, Images, Modes, Mounts};
+use crate::image::{self, Content, Images, Modes, Mounts, Rules};
 use crate::layer::{self, Layers, drop_scratch};
 use crate::metrics::{self, Answer};
 use crate::mount::thread::MountThread;
@@ -101,7 +101,10 @@ impl Daemon {
         let options = snapshots::Options {
             userxattr: snapshots::needs_userxattr(),
             skip_support_check: config.service.skip_check_snapshotter_supported,
-            min_layer_size: u64::try_from(config.snapshotter.min_layer_size).unwrap_or(0),
+            rules: Rules {
+                min_layer_size: u64::try_from(config.snapshotter.min_layer_size).unwrap_or(0),
+                strict: config.snapshotter.strict,
+            },
             verified_only: config.snapshotter.trust == Trust::Verified,
         };
         let (late, asked) = Late::new();

@@ -35,8 +35,10 @@ const NO_REFERRERS: &str =
 pub(crate) enum Discovery {
     /// The image has this index.
     Found(Index),
-    /// The image has no usable index, for this reason.
+    /// The image has no index, for this reason.
     None(String),
+    /// The image names an index that is missing or invalid, for this reason.
+    Unusable(String),
 }
 
 /// The index of an image.
@@ -61,8 +63,26 @@ pub(crate) async fn discover(
     mountpoint: &str,
 ) -> Result<Discovery, ContentError> {
     let named = match named(image, manifest, modes) {
-        Ok(Some(named)) => Ok(named),
-        Ok(None) => referred(image, content, modes).await?,
+        Ok(Some((digest, Named::ByClient))) => {
+            debug!(
+                digest = digest.to_string(),
+                "using provided soci index digest"
+            );
+            Ok((digest, "given by the client"))
+        }
+        Ok(Some((digest, Named::ByManifest))) => {
+            debug!(
+                digest = digest.to_string(),
+                "using soci v2 index annotation"
+            );
+            Ok((digest, "named by the manifest"))
+        }
+        Ok(None) => {
+            if !modes.v2 {
+                info!("soci v2 is disabled");
+            }
+            referred(image, content, modes).await?
+        }
         Err(why) => Err(why),
     };
     let (digest, found) = match named {
@@ -80,16 +100,14 @@ pub(crate) async fn discover(
         .await
     {
         Ok(bytes) => bytes,
-        Err(error) if error.is_final() => return Ok(Discovery::None(explain(&error))),
+        Err(error) if error.is_final() => return Ok(Discovery::Unusable(explain(&error))),
         Err(error) => return Err(error),
     };
     let index = match SociIndex::parse(&bytes) {
         Ok(index) => index,
         Err(error) => {
-            return Ok(Discovery::None(format!(
-                "index {digest}: {}",
-                explain(&error)
-            )));
+            let why = format!("index {digest}: {}", explain(&error));
+            return Ok(Discovery::Unusable(why));
         }
     };
     let ztocs = index
@@ -106,35 +124,38 @@ pub(crate) async fn discover(
     }))
 }
 
-/// The digest of the index that the client or the manifest names and how it was found, or why there
-/// is none.
+/// Who names the index of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Named {
+    ByClient,
+    ByManifest,
+}
+
+/// The digest of the index that the client or the manifest names, or why there is none.
 fn named(
     image: &ImageName,
     manifest: &Manifest,
     modes: Modes,
-) -> Result<Option<(Digest, &'static str)>, String> {
+) -> Result<Option<(Digest, Named)>, String> {
     if let Some(digest) = image.index {
-        debug!(
-            digest = digest.to_string(),
-            "using provided soci index digest"
-        );
-        return Ok(Some((digest, "given by the client")));
+        return Ok(Some((digest, Named::ByClient)));
     }
     if !modes.v1 && !modes.v2 {
         return Err("all lazy pull modes are disabled".to_owned());
     }
-    if !modes.v2 {
-        info!("soci v2 is disabled");
-    } else if let discover::Discovery::Found(digest, How::Annotation | How::Stated) =
-        discover::annotated(manifest).map_err(|error| explain(&error))?
+    if modes.v2
+        && let discover::Discovery::Found(digest, How::Annotation | How::Stated) =
+            discover::annotated(manifest).map_err(|error| explain(&error))?
     {
-        debug!(
-            digest = digest.to_string(),
-            "using soci v2 index annotation"
-        );
-        return Ok(Some((digest, "named by the manifest")));
+        return Ok(Some((digest, Named::ByManifest)));
     }
     Ok(None)
+}
+
+/// Whether the client or the manifest, as far as it is known, names an index.
+pub(super) fn names_index(image: &ImageName, manifest: Option<&Manifest>, modes: Modes) -> bool {
+    let by_manifest = |manifest| matches!(named(image, manifest, modes), Ok(Some(_)));
+    image.index.is_some() || manifest.is_some_and(by_manifest)
 }
 
 /// The first index in the registry's list of referrers, or why there is none.

@@ -8,12 +8,12 @@ use soci_oci::media_type;
 use soci_ztoc::MAX_ZTOC_SIZE;
 use tracing::{debug, info};
 
-use super::after::{After, Found, after};
 use super::content::Document;
-use super::discover::{Index, discover};
+use super::discover::{Index, discover, names_index};
+use super::plan::{Facts, Found, Step, Tried, decide};
 use super::source::{compression, refusal, source_at};
 use super::trust::Standing;
-use super::verdict::{Reason, Verdict, Way};
+use super::verdict::Way;
 use super::{
     Arc, Attempt, ContentError, Discovery, Image, ImageName, Images, Instant, Request, Timed,
     explain, line, took,
@@ -25,36 +25,33 @@ use crate::store::{LayerKey, StoreError};
 /// An open layer, and how it was opened.
 pub(super) struct Opened {
     pub(super) layer: Arc<Layer>,
-    pub(super) verdict: Verdict,
+    pub(super) way: Way,
+    pub(super) why: String,
+    pub(super) facts: Facts,
 }
 
-/// Why containerd must unpack a layer.
+/// Why a layer is not mounted, and what is known now.
 #[derive(Debug)]
 pub(super) struct Left {
     pub(super) why: String,
-    pub(super) reason: Reason,
+    pub(super) facts: Facts,
 }
 
 impl Left {
-    pub(super) fn failed(why: String) -> Self {
-        let reason = Reason::Failed;
-        Self { why, reason }
-    }
-
     /// Converts this to the response, which names the image and the layer.
     pub(super) fn into_attempt(self, request: &Request) -> Attempt {
-        let Self { why, reason } = self;
+        let Self { why, facts } = self;
         let why = format!("{}: layer {}: {why}", request.image.text, request.layer);
-        Attempt::Left { why, reason }
+        Attempt::Left { why, facts }
     }
 }
 
 /// Why a layer with a zTOC is not mounted lazily.
 enum NotLazy {
     /// The zTOC cannot be used. The layer can be downloaded whole.
-    Whole(String),
+    BadZtoc(String),
     /// The layer cannot be read from the registry or kept on the disk.
-    Left(String),
+    Failed(String),
 }
 
 /// What the image says about the layer.
@@ -78,50 +75,72 @@ impl Asked {
 }
 
 impl Images {
-    /// Opens the layer of a request as [`after`] decides.
+    /// Opens the layer of a request, step by step, as [`decide`] says.
     pub(super) async fn open(&self, image: &Arc<Image>, request: &Request) -> Result<Opened, Left> {
-        if request.small {
-            return self
-                .whole(image, request, None, "smaller than min_layer_size")
-                .await;
-        }
-        let asked = self.ask(image, request).await;
-        match after(asked.found) {
-            After::Defer => {
-                let why = asked.why;
-                let reason = if asked.found == Found::NoIndex {
-                    request.subject.not_indexed(&why);
-                    Reason::NoIndex
-                } else {
-                    request.subject.not_remote(&why);
-                    Reason::Unknown
-                };
-                Err(Left { why, reason })
-            }
-            After::Whole => {
-                match asked.found {
-                    Found::NoZtoc => request.subject.not_indexed(&asked.why),
-                    _ => request.subject.not_remote(&asked.why),
+        let mut facts = request.facts;
+        let mut why = match facts.found {
+            None => "smaller than min_layer_size".to_owned(),
+            Some(_) => "it was downloaded whole before".to_owned(),
+        };
+        let mut index = None;
+        let mut ztoc = None;
+        loop {
+            let decision = decide(&facts, &request.rules);
+            match decision.step {
+                Step::Ask => {
+                    request.subject.say(&decision, "");
+                    let asked = self.ask(image, request).await;
+                    let modes = self.0.options.modes;
+                    facts.names_index |= names_index(&request.image, image.manifest.get(), modes)
+                        || asked.index.is_some();
+                    facts.found = Some(asked.found);
+                    Asked {
+                        why,
+                        index,
+                        ztoc,
+                        ..
+                    } = asked;
                 }
-                self.whole(image, request, asked.index.as_ref(), &asked.why)
-                    .await
-            }
-            After::Lazy => {
-                let index = asked.index.clone();
-                let not_lazy = match self.lazy(image, request, asked).await {
-                    Ok(opened) => return Ok(opened),
-                    Err(not_lazy) => not_lazy,
-                };
-                match not_lazy {
-                    NotLazy::Whole(why) => {
-                        request.subject.not_remote(&why);
-                        self.whole(image, request, index.as_ref(), &why).await
-                    }
-                    NotLazy::Left(why) => {
-                        request.subject.not_remote(&why);
-                        Err(Left::failed(why))
+                Step::Lazy => {
+                    let opened = self.lazy(image, request, &why, index.as_ref(), ztoc.take());
+                    match opened.await {
+                        Ok((layer, why)) => {
+                            return Ok(Opened {
+                                layer,
+                                way: Way::Lazy,
+                                why,
+                                facts,
+                            });
+                        }
+                        Err(NotLazy::BadZtoc(reason)) => {
+                            facts.found = Some(Found::BadZtoc);
+                            why = reason;
+                        }
+                        Err(NotLazy::Failed(reason)) => {
+                            facts.tried = Some(Tried::NotLazy);
+                            why = reason;
+                        }
                     }
                 }
+                Step::Whole => {
+                    request.subject.say(&decision, &why);
+                    match self.whole(image, request, index.as_ref()).await {
+                        Ok(layer) => {
+                            return Ok(Opened {
+                                layer,
+                                way: Way::Whole,
+                                why,
+                                facts,
+                            });
+                        }
+                        Err(reason) => {
+                            facts.tried = Some(Tried::NotWhole);
+                            why = reason;
+                        }
+                    }
+                }
+                // The caller logs and takes these steps.
+                _ => return Err(Left { why, facts }),
             }
         }
     }
@@ -141,6 +160,7 @@ impl Images {
                         images.find_ztoc(&image, &name, layer, index).await
                     }
                     Ok(Discovery::None(why)) => Asked::unindexed(Found::NoIndex, why),
+                    Ok(Discovery::Unusable(why)) => Asked::unindexed(Found::BadIndex, why),
                     Err(error) => {
                         let why = format!("unable to fetch SOCI artifacts: {}", explain(&error));
                         Asked::unindexed(Found::Unreachable, why)
@@ -161,7 +181,7 @@ impl Images {
                     "timeout waiting for layer to resolve"
                 );
                 let why = format!("timeout waiting for layer {layer} to resolve");
-                Asked::unindexed(Found::Unreachable, why)
+                Asked::unindexed(Found::Late, why)
             }
         }
     }
@@ -296,58 +316,54 @@ impl Images {
         self.0.parts.layers.store().number(&key).is_some()
     }
 
+    /// Opens a layer with its zTOC. Also returns why this is possible.
     async fn lazy(
         &self,
         image: &Arc<Image>,
         request: &Request,
-        asked: Asked,
-    ) -> Result<Opened, NotLazy> {
-        let Asked {
-            why, index, ztoc, ..
-        } = asked;
-        let left = NotLazy::Left;
+        why: &str,
+        index: Option<&Index>,
+        ztoc: Option<(Descriptor, Option<Bytes>)>,
+    ) -> Result<(Arc<Layer>, String), NotLazy> {
+        let failed = NotLazy::Failed;
         let Some((ztoc, bytes)) = ztoc else {
-            return Err(left(why));
+            return Err(failed(why.to_owned()));
         };
         let standing = self.standing(request.layer, Some(ztoc.digest), &request.expected);
         match &standing {
             Standing::Verified | Standing::Claimed => {}
-            Standing::Foreign(why) => return Err(left(why.clone())),
-            Standing::False(why) => return Err(NotLazy::Whole(why.clone())),
+            Standing::Foreign(why) => return Err(failed(why.clone())),
+            Standing::False(why) => return Err(NotLazy::BadZtoc(why.clone())),
         }
-        let (layer, _) = self.layer(image, request).await.map_err(left)?;
+        let (layer, _) = self.layer(image, request).await.map_err(failed)?;
         let registry = &self.0.parts.registry;
-        let source = source_at(registry, &request.image.reference, &layer).map_err(left)?;
+        let source = source_at(registry, &request.image.reference, &layer).map_err(failed)?;
         let digest = ztoc.digest;
         let lazy = Lazy {
             layer,
             ztoc,
             bytes,
             expected: request.expected,
-            origin: origin(&request.image, index.as_ref()),
+            origin: origin(&request.image, index),
             source: source.clone(),
         };
         match self.0.parts.layers.open_lazy(lazy).await {
             Ok(layer) => {
                 if let Some(refusal) = refusal(image, &layer, &source).await {
-                    return Err(left(refusal));
+                    return Err(failed(refusal));
                 }
                 // The store has its own copy now.
                 image.ztocs.lock().remove(&digest);
-                self.prefetch(&request.image, index.as_ref(), &layer);
-                let verdict = Verdict {
-                    way: Way::Lazy,
-                    why: format!("{why}; {standing}"),
-                };
-                Ok(Opened { layer, verdict })
+                self.prefetch(&request.image, index, &layer);
+                Ok((layer, format!("{why}; {standing}")))
             }
             Err(error) if is_bad_ztoc(&error) => {
                 // The bytes may have been damaged in transit: the next request downloads them
                 // again.
                 image.ztocs.lock().remove(&digest);
-                Err(NotLazy::Whole(explain(&error)))
+                Err(NotLazy::BadZtoc(explain(&error)))
             }
-            Err(error) => Err(left(explain(&error))),
+            Err(error) => Err(failed(explain(&error))),
         }
     }
 
@@ -357,20 +373,14 @@ impl Images {
         image: &Arc<Image>,
         request: &Request,
         index: Option<&Index>,
-        why: &str,
-    ) -> Result<Opened, Left> {
-        let left = Left::failed;
+    ) -> Result<Arc<Layer>, String> {
         let mountpoint = request.at.display();
-        info!("preparing snapshot as local snapshot");
         debug!("preparing local filesystem at mountpoint={mountpoint}");
-        let (layer, position) = self.layer(image, request).await.map_err(left)?;
-        let diff_id = self
-            .diff_id(image, &request.image, position)
-            .await
-            .map_err(left)?;
+        let (layer, position) = self.layer(image, request).await?;
+        let diff_id = self.diff_id(image, &request.image, position).await?;
         let registry = &self.0.parts.registry;
-        let source = source_at(registry, &request.image.reference, &layer).map_err(left)?;
-        let compression = compression(&layer, &source).await.map_err(left)?;
+        let source = source_at(registry, &request.image.reference, &layer)?;
+        let compression = compression(&layer, &source).await?;
         let whole = Whole {
             layer,
             diff_id,
@@ -381,14 +391,9 @@ impl Images {
         // A pull that was cancelled does not download the rest of the layer.
         let opened = tokio::select! {
             opened = self.0.parts.layers.stream_whole(whole) => opened,
-            () = request.gone.cancelled() => return Err(left("the client went away".to_owned())),
+            () = request.gone.cancelled() => return Err("the client went away".to_owned()),
         };
-        let layer = opened.map_err(|error| left(explain(&error)))?;
-        let verdict = Verdict {
-            way: Way::Whole,
-            why: why.to_owned(),
-        };
-        Ok(Opened { layer, verdict })
+        opened.map_err(|error| explain(&error))
     }
 
     /// The layer's descriptor in the manifest, and its position.

@@ -10,6 +10,7 @@ use tracing::{debug, info, warn};
 use super::discover::explain;
 use super::labels::{self, Labels};
 use super::name::ImageName;
+use super::plan::{Facts, Found, Rules};
 use super::verdict::Subject;
 use super::{Images, LayerUse, Parent, Request, show, source};
 use crate::cpu::Lane;
@@ -266,6 +267,12 @@ impl Images {
         let namespace = labels::value(&wanted.labels, labels::NAMESPACE).unwrap_or_default();
         let image =
             ImageName::from_labels(namespace, &wanted.labels).map_err(RestoreError::Gone)?;
+        let whole = wanted.layer.layer.ztoc.is_none();
+        let facts = Facts {
+            target: true,
+            found: whole.then_some(Found::NoZtoc),
+            ..Facts::of(Some(namespace), &wanted.labels)
+        };
         let request = Request {
             image,
             layer: wanted.layer.layer.layer,
@@ -273,7 +280,8 @@ impl Images {
             parents: wanted.parents.clone(),
             expected: wanted.expected,
             subject: Subject::default(),
-            small: wanted.layer.layer.ztoc.is_none(),
+            facts,
+            rules: Rules::default(),
             gone: CancellationToken::new(),
         };
         let image = self.image(&request.image);

@@ -63,6 +63,14 @@ pub enum SnapshotError {
     /// The owners that the labels request are not possible.
     #[error(transparent)]
     Owners(#[from] OwnersError),
+    /// The image has an index, and the layer cannot be loaded lazily.
+    #[error(
+        "{why}: the image has an index and cannot be loaded lazily; [snapshotter] strict forbids to fall back"
+    )]
+    Strict {
+        /// What failed, for which image and layer.
+        why: String,
+    },
     /// The caller is gone. What the request made is removed.
     #[error("the client went away")]
     CallerGone,

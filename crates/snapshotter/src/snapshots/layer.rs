@@ -8,7 +8,8 @@ use tracing::{info, warn};
 use super::metadata::{Commit, Info, Kind, Labels, Lasts, MetadataError, SnapshotId, Usage};
 use super::{Caller, Mount, SnapshotError, Snapshotter};
 use crate::image::labels;
-use crate::image::verdict::{Reason, Subject, Way};
+use crate::image::plan::{self, Decision, Facts, Step, decide};
+use crate::image::verdict::{Subject, Way};
 use crate::image::{Attempt, ImageName, Mounted, Request, layer_of};
 use crate::layer::Expected;
 
@@ -19,14 +20,19 @@ pub(super) struct LayerWanted {
     pub(super) namespace: String,
     pub(super) subject: Subject,
     pub(super) labels: Labels,
-    /// Too small to look for an index.
-    pub(super) small: bool,
+    /// What the request says.
+    pub(super) facts: Facts,
 }
 
 impl LayerWanted {
     fn parent(&self) -> Option<String> {
         let parent = &self.subject.parent;
         (!parent.is_empty()).then(|| parent.clone())
+    }
+
+    /// Why the image is not even asked.
+    pub(super) fn why(&self) -> String {
+        plan::unnamed(&self.namespace, &self.labels).unwrap_or_else(|| plan::UNABLE.to_owned())
     }
 
     /// Creates a plain snapshot for containerd to unpack into.
@@ -81,9 +87,11 @@ impl Snapshotter {
                 }
             },
             Err(why) => {
-                wanted.subject.not_remote(&why);
-                let reason = Reason::Unknown;
-                Attempt::Left { why, reason }
+                let facts = Facts {
+                    named: false,
+                    ..wanted.facts
+                };
+                Attempt::Left { why, facts }
             }
         };
         let done = match prepared {
@@ -112,8 +120,13 @@ impl Snapshotter {
                 info!("the client cancelled the pull of this layer");
                 Err(SnapshotError::CallerGone)
             }
-            Attempt::Left { why, reason } => {
-                wanted.subject.left(reason, &why);
+            Attempt::Left { why, facts } => {
+                let decision = decide(&facts, &self.shared.options.rules);
+                self.conclude(&wanted, &decision, &why);
+                if decision.step == Step::Refuse {
+                    self.take_back(&chain).await;
+                    return Err(SnapshotError::Strict { why });
+                }
                 // Unpacking takes long, so the record must be on disk first.
                 let lasts = self.shared.metadata.sync().await;
                 let mounts = match caller.is_gone() {
@@ -140,8 +153,14 @@ impl Snapshotter {
             gone: CancellationToken::new(),
             expected: Expected::by_names(&wanted.target, wanted.parent().as_deref()),
             subject: wanted.subject.clone(),
-            small: wanted.small,
+            facts: wanted.facts,
+            rules: self.shared.options.rules,
         })
+    }
+
+    /// Logs a decision that ends a request.
+    pub(super) fn conclude(&self, wanted: &LayerWanted, decision: &Decision, why: &str) {
+        wanted.subject.say(decision, why);
     }
 
     /// Commits a mounted layer under its target. Returns false if the target exists on the same
@@ -154,12 +173,14 @@ impl Snapshotter {
     ) -> Result<bool, SnapshotError> {
         let Mounted {
             layer,
-            verdict,
+            way,
+            why,
+            facts,
             hold,
         } = mounted;
         let mut labels = wanted.labels.clone();
         labels.insert(labels::NAMESPACE.to_owned(), wanted.namespace.clone());
-        if verdict.way == Way::Lazy {
+        if way == Way::Lazy {
             labels.insert(labels::REMOTE.to_owned(), labels::REMOTE_VALUE.to_owned());
         }
         labels.insert(labels::HAS_INDEX.to_owned(), "true".to_owned());
@@ -175,7 +196,8 @@ impl Snapshotter {
         // If the commit succeeded, the record holds the layer now.
         drop(hold);
         if matches!(committed, Ok(true)) {
-            wanted.subject.prepared(&verdict);
+            let decision = decide(&facts, &self.shared.options.rules);
+            self.conclude(wanted, &decision, &why);
         }
         committed
     }

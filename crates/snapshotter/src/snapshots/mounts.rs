@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::ids::IdMap;
 use super::metadata::{Info, Kind, MetadataError, Record};
-use super::{Mount, Shared, SnapshotError, Snapshotter, overlay, plan, trust};
+use super::{Mount, Shared, SnapshotError, Snapshotter, overlay, trust};
 use crate::cpu::Lost;
-use crate::image::{Parent, Wanted, explain, labels};
+use crate::image::{Parent, Wanted, explain, labels, plan};
 
 impl Snapshotter {
     /// Returns the mounts of the first snapshot of a chain, after mounting the layers below it.
@@ -62,7 +62,7 @@ impl Snapshotter {
             }
         };
         let Some(images) = self.shared.parts.images.wanted().await.cloned() else {
-            let why = plan::Why::Unable.to_string();
+            let why = plan::UNABLE.to_owned();
             return Err(unavailable(&wanted[0].at, why));
         };
         let snapshotter = self.clone();
