@@ -14,6 +14,7 @@
 //! passing     hashes the tar while its bytes are stored
 //! data        files, places, marks, headers: reads and writes, without network access
 //! trouble, named   recent failures; the images that name the layer, and its sources
+//! tally       counts of downloads and waits, which outlive the open layer
 //! ```
 //!
 //! [`Layers`] is the set of open layers on the node with their tasks. `stream` downloads a layer
@@ -43,7 +44,9 @@ mod named;
 mod passing;
 mod spans;
 mod sparse;
+mod state;
 mod stream;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -56,7 +59,9 @@ pub use error::{ReadError, Subject};
 pub use expected::Expected;
 pub use layers::{Layers, Lazy, OpenError, Pace, Repairs, Scrubbed, UseOrder, Whole};
 pub use spans::{ReadWait, SpanWait, drop_scratch};
+pub use state::LayerState;
 pub use stream::StreamError;
+pub use tally::{Counts, Fetched};
 
 use completion::Completion;
 use context::Context;
@@ -268,16 +273,34 @@ impl Layer {
 
     /// The progress of the layer.
     pub fn progress(&self) -> Progress {
-        let (on_demand, background) = self.spans.bytes_fetched();
+        let Counts {
+            on_demand,
+            background,
+            ..
+        } = self.spans.tally().counts();
         Progress {
             spans_present: self.data.files.present.count(),
             spans_total: self.data.files.present.len(),
-            bytes_fetched_on_demand: on_demand,
-            bytes_fetched_background: background,
+            bytes_fetched_on_demand: on_demand.bytes,
+            bytes_fetched_background: background.bytes,
             bytes_total: self.data.files.sources.layer.size,
             guesses: self.spans.guesses(),
             complete: self.is_complete(),
             last_error: self.trouble.last_error(),
+        }
+    }
+
+    /// The state of the layer.
+    fn state(&self) -> LayerState {
+        let counts = self.spans.tally().counts();
+        let last_error = self.trouble.last_error();
+        LayerState {
+            complete: self.is_complete(),
+            spans: self.data.files.present.len(),
+            spans_present: self.data.files.present.count(),
+            bytes: self.data.files.sources.layer.size,
+            last_error: last_error.or_else(|| counts.last_error.clone()),
+            counts,
         }
     }
 

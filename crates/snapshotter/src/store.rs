@@ -92,6 +92,19 @@ pub struct LayerKey {
     pub ztoc: Option<Digest>,
 }
 
+/// What the files of a layer say about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Size of the compressed layer in bytes.
+    pub size: u64,
+    /// Number of spans. 0 if the layer was downloaded whole.
+    pub spans: usize,
+    /// Spans that are stored.
+    pub spans_present: usize,
+    /// Every span is durable and every tar header matched.
+    pub complete: bool,
+}
+
 /// A layer that is being downloaded whole. It becomes visible with [`LayerStore::finish_whole`].
 /// Dropping it removes its files.
 #[derive(Debug)]
@@ -332,6 +345,20 @@ impl LayerStore {
         let sources = adopt::read_sources(&folder, number)?;
         let sources = sources.ok_or(StoreError::Damaged { number, file })?;
         files::open(folder, number, sources).map(Some)
+    }
+
+    /// Describes a layer without opening it. `None` if the store does not have it, or its files
+    /// cannot be read.
+    pub fn describe(&self, key: &LayerKey) -> Option<Stored> {
+        let folder = self.layer_folder(self.number(key)?);
+        let sources = Sources::read(&folder).ok()??;
+        let marks = present::peek(&folder.file("present"), &self.boot).ok()??;
+        Some(Stored {
+            size: sources.layer.size,
+            spans: marks.spans,
+            spans_present: marks.present,
+            complete: marks.complete,
+        })
     }
 
     fn layer_folder(&self, number: LayerNumber) -> Folder {

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     spans::{Room, Spare, Waits},
+    tally::Tallies,
     writeback::Writeback,
 };
 use crate::{
@@ -73,6 +74,8 @@ pub(super) struct Context {
     pub(super) writeback: Arc<Writeback>,
     /// Reads that waited for bytes.
     pub(super) waits: Waits,
+    /// What each layer cost, open or not.
+    pub(super) tallies: Tallies,
     /// Bytes on disk of all layers, if that is limited or reported. Measured periodically.
     pub(super) used: AtomicU64,
 }

@@ -14,6 +14,7 @@ use super::{
     Context, Layer, Options, ReadWait,
     spans::{Room, Spare, Waits},
     stream,
+    tally::Tallies,
     writeback::{self, Writeback},
 };
 use crate::{
@@ -89,6 +90,7 @@ impl Layers {
             spare: Spare::default(),
             writeback: Arc::clone(&writeback),
             waits: Waits::default(),
+            tallies: Tallies::default(),
             used: AtomicU64::new(0),
         });
         Arc::new_cyclic(|layers: &Weak<Layers>| {
@@ -212,6 +214,7 @@ impl Layers {
         }
         let Some(number) = number else { return Ok(()) };
         self.uses.lock().forget(number);
+        self.context.tallies.forget(number);
         let store = Arc::clone(&self.context.store);
         Ok(self
             .context
@@ -231,6 +234,7 @@ impl Layers {
             && Arc::strong_count(&layer) == 2
             && layer.is_idle()
         {
+            layer.spans.tally().keep_error(layer.trouble.last_error());
             open.remove(&key);
         }
     }

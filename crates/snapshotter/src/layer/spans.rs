@@ -18,12 +18,14 @@ use std::{collections::HashMap, io};
 
 use tokio::sync::Notify;
 
-use super::{Context, ReadError, data::Data, named::Named, passing::Passing, trouble::Trouble};
+use super::{
+    Context, ReadError, data::Data, named::Named, passing::Passing, tally::Tally, trouble::Trouble,
+};
 use crate::{
     fetch::{Class, readahead::Readahead},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
 };
 
@@ -77,18 +79,11 @@ pub(super) struct Spans {
     times: Times,
     ahead: Mutex<Readahead>,
     first: Mutex<First>,
-    fetched: Fetched,
+    tally: Arc<Tally>,
     /// Wakes completion: a span changed, a source was added, or the layer was closed.
     changed: Notify,
     leaving: Mutex<leave::LeavingSpans>,
     closed: AtomicBool,
-}
-
-/// Compressed bytes received, by the reason for the request.
-#[derive(Debug, Default)]
-struct Fetched {
-    on_demand: AtomicU64,
-    background: AtomicU64,
 }
 
 impl Spans {
@@ -119,7 +114,7 @@ impl Spans {
             times: Times::default(),
             ahead: Mutex::new(Readahead::new(ahead)),
             first: Mutex::default(),
-            fetched: Fetched::default(),
+            tally: context.tallies.of(data.files.number),
             changed: Notify::new(),
             leaving: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -131,17 +126,9 @@ impl Spans {
         }
     }
 
-    /// Compressed bytes downloaded for readers and readahead, and those downloaded in the
-    /// background.
-    pub(super) fn bytes_fetched(&self) -> (u64, u64) {
-        let Fetched {
-            on_demand,
-            background,
-        } = &self.fetched;
-        (
-            on_demand.load(Ordering::Relaxed),
-            background.load(Ordering::Relaxed),
-        )
+    /// What was downloaded, and how long readers waited.
+    pub(super) fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Spans that readahead requested and that were then read, and those that were not.

@@ -31,6 +31,44 @@ const COMPLETE: usize = 56;
 const WRITTEN: u8 = 1;
 const DURABLE: u8 = 2;
 
+/// What the file says, without the marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Peek {
+    pub(super) spans: usize,
+    pub(super) present: usize,
+    pub(super) complete: bool,
+}
+
+/// Reads the file of a layer that is not open, and does not change it. `None` if it is missing or
+/// damaged.
+///
+/// # Errors
+/// The system's.
+pub(super) fn peek(path: &Path, boot: &str) -> io::Result<Option<Peek>> {
+    let Some(table) = missing_is_none(fs::read(path))? else {
+        return Ok(None);
+    };
+    if table.len() < HEADER || !table.starts_with(MAGIC) {
+        return Ok(None);
+    }
+    let (head, marks) = table.split_at(HEADER);
+    let is_of_boot = head[BOOT] == padded(boot);
+    let counts = |mark: &&u8| **mark >= DURABLE || (**mark == WRITTEN && is_of_boot);
+    Ok(Some(Peek {
+        spans: marks.len(),
+        present: marks.iter().filter(counts).count(),
+        complete: head[COMPLETE] == 1 && marks.iter().all(|mark| *mark == DURABLE),
+    }))
+}
+
+/// A boot id as in the header.
+fn padded(boot: &str) -> [u8; BOOT.end - BOOT.start] {
+    let mut name = [0; BOOT.end - BOOT.start];
+    let length = boot.len().min(name.len());
+    name[..length].copy_from_slice(&boot.as_bytes()[..length]);
+    name
+}
+
 /// The marks of one layer.
 #[derive(Debug)]
 pub struct Present {
@@ -53,9 +91,7 @@ impl Present {
         } else {
             vec![0; HEADER + spans]
         };
-        let mut name = [0; BOOT.end - BOOT.start];
-        let length = boot.len().min(name.len());
-        name[..length].copy_from_slice(&boot.as_bytes()[..length]);
+        let name = padded(boot);
         if !known || table[BOOT] != name {
             for mark in &mut table[HEADER..] {
                 *mark = if *mark == DURABLE { DURABLE } else { 0 };
@@ -273,6 +309,31 @@ mod tests {
         assert_eq!(present.forget_volatile(), [0, 2]);
         assert_eq!(present.count(), 1);
         assert_eq!(Present::open(&path, 3, "boot").expect("opened").count(), 1);
+    }
+
+    #[test]
+    fn the_marks_of_a_closed_layer_can_be_counted() {
+        let root = tempfile::tempdir().expect("a directory");
+        let path = root.path().join("present");
+        let peek = |boot| super::peek(&path, boot).expect("readable");
+        assert_eq!(peek("boot-1"), None);
+        let present = Present::open(&path, 3, "boot-1").expect("opened");
+        present.written(0).expect("marked");
+        present.durable(&[0]).expect("marked");
+        present.written(2).expect("marked");
+        let counted = |present, complete| {
+            Some(Peek {
+                spans: 3,
+                present,
+                complete,
+            })
+        };
+        assert_eq!(peek("boot-1"), counted(2, false));
+        assert_eq!(peek("boot-2"), counted(1, false));
+        present.written(1).expect("marked");
+        present.durable(&[1, 2]).expect("marked");
+        present.set_complete().expect("marked");
+        assert_eq!(peek("boot-2"), counted(3, true));
     }
 
     #[test]

@@ -162,6 +162,8 @@ impl Layers {
                 return Ok(found);
             }
             let files = stream::pull(&self.context, whole).await?;
+            let tally = self.context.tallies.of(files.number);
+            tally.background.add_bytes(files.sources.layer.size);
             Ok::<_, OpenError>(Layer::new(&self.context, files))
         });
         let opened = Arc::clone(opened.await?);

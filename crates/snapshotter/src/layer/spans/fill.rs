@@ -71,19 +71,19 @@ impl Spans {
         }
         let (counter, purpose, lane) = match delivery.class {
             Class::All => (
-                &self.fetched.background,
+                &self.tally.background,
                 Purpose::Background,
                 Lane::ComputeBehind,
             ),
-            Class::Now => (&self.fetched.on_demand, Purpose::OnDemand, Lane::Compute),
+            Class::Now => (&self.tally.on_demand, Purpose::OnDemand, Lane::Compute),
             Class::Next | Class::Pull => (
-                &self.fetched.on_demand,
+                &self.tally.on_demand,
                 Purpose::OnDemand,
                 Lane::ComputeBehind,
             ),
         };
         let bytes = delivery.bytes.len() as u64;
-        counter.fetch_add(bytes, Ordering::Relaxed);
+        counter.add(bytes);
         metrics::global().fetched.add(purpose, bytes);
         self.data.count(|series| match delivery.class {
             Class::All => series.background.inc(),

@@ -71,6 +71,8 @@ impl Read {
     /// Records the read and its waits after it was answered.
     fn note(&self, waits: Vec<SpanWait>, error: Option<&ReadError>) {
         let data = &self.spans.data;
+        let took_us = trace::micros(self.began.elapsed());
+        self.spans.tally.waited(took_us);
         self.spans.context.waits.keep(ReadWait {
             at_ms: trace::now_ms(),
             image: data.image().to_string(),
@@ -78,7 +80,7 @@ impl Read {
             number: data.files.number.0,
             offset: self.range.start,
             bytes: self.range.end - self.range.start,
-            took_us: trace::micros(self.began.elapsed()),
+            took_us,
             spans: waits,
             error: error.map(ToString::to_string),
         });
