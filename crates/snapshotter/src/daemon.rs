@@ -12,6 +12,7 @@
 mod attempts;
 mod control;
 mod endpoint;
+mod http;
 mod parts;
 mod reads;
 mod root;
@@ -21,7 +22,6 @@ mod watchdog;
 mod way;
 
 pub use self::control::{reads, scrub};
-use self::endpoint::Endpoint;
 pub use self::parts::{Daemon, registry};
 pub use self::root::{Claim, Root};
 
@@ -194,7 +194,7 @@ async fn serve(
     let Starting { root, config, kept } = starting;
     // Readers of an earlier process wait, so a later worker starts without the address.
     let must = metrics::global().restarts.get() == 0 && kept.is_none();
-    let endpoint = Endpoint::open(&config.service, must).await?;
+    let endpoint = endpoint::open(&config.service, must).await?;
     let daemon = tokio::select! {
         daemon = Daemon::start(root, config, kept) => daemon?,
         // No request has been served yet, and READs wait for the next process.
