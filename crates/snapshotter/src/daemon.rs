@@ -18,6 +18,7 @@ mod reads;
 mod root;
 mod scrub;
 mod sources;
+mod status;
 mod watchdog;
 mod way;
 
@@ -207,6 +208,8 @@ async fn serve(
     if let Some(endpoint) = endpoint {
         tasks.spawn(endpoint.serve(daemon.observer()));
     }
+    let described = status::Described(daemon.snapshotter.clone());
+    tasks.spawn(status::open(listener).await?.serve(described));
     let served = serve_parts(args, &daemon, listener, outside, &mut signals).await;
     // A task must not keep the device, because the device ends when it is dropped.
     tasks.shutdown().await;

@@ -25,7 +25,9 @@ pub use self::definitions::{DEFINITIONS, Definition, Kind, Origin};
 pub use self::document::document;
 pub use self::figures::{CacheFigures, Figures, LayerFigures};
 pub use self::operations::{LayerEvent, LayerSeries, NodeEvent, Operations, Timed};
-pub use self::values::{Answer, ByValue, Pause, Prepared, Purpose, ReadFailure, Scraped};
+pub use self::values::{
+    Answer, ByValue, ImageVerdicts, Pause, Prepared, Purpose, ReadFailure, Scraped,
+};
 use crate::sync::OnceLock;
 
 /// The content type of the text format.
@@ -45,6 +47,8 @@ pub struct Metrics {
     pub operations: Operations,
     /// Requests for layers.
     pub prepared: ByValue<Prepared>,
+    /// Verdicts on images.
+    pub verdicts: ImageVerdicts,
     /// Snapshots whose layer does not match their image.
     pub quarantined: IntCounter,
     /// Seconds that reads waited.
@@ -75,6 +79,7 @@ impl Metrics {
         Self {
             operations: Operations::register(of),
             prepared: ByValue::register(of, &all::PREPARED),
+            verdicts: ImageVerdicts::register(of, &all::IMAGE_VERDICTS),
             quarantined: counter(of, &all::QUARANTINED),
             read_wait: histogram(of, &all::READ_WAIT),
             failures: ByValue::register(of, &all::READ_FAILURES),

@@ -22,8 +22,10 @@ mod mounts;
 pub(crate) mod overlay;
 mod record;
 mod room;
+mod status;
 mod support;
 mod trust;
+mod verdicts;
 
 use std::io;
 use std::path::Path;
@@ -108,6 +110,8 @@ struct Shared {
     measuring: tokio::sync::Semaphore,
     /// Layers that are being prepared.
     tasks: TaskTracker,
+    /// What became of images.
+    verdicts: verdicts::Verdicts,
 }
 
 impl Snapshotter {
@@ -144,6 +148,7 @@ impl Snapshotter {
             cleaning,
             measuring,
             tasks,
+            verdicts: verdicts::Verdicts::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),

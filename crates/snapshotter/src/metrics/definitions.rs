@@ -159,6 +159,11 @@ pub(super) const PREPARED: Definition = counter(
     "Layers that containerd requested, by how they were provided.",
 )
 .by(&["result"]);
+pub(super) const IMAGE_VERDICTS: Definition = counter(
+    "soci_image_verdict_total",
+    "Verdicts on images: how an image is provided and why. Counted when the verdict is known, when it changes, and when the image is pulled again.",
+)
+.by(&["reason", "verdict"]);
 pub(super) const MOUNTED_LAYERS: Definition = gauge(
     "soci_mounted_layers",
     "Mounted layers, by whether every byte is on disk.",
@@ -279,6 +284,7 @@ pub(super) const START_TIME: Definition = gauge(
 /// Every series, in the order of the documentation.
 pub const DEFINITIONS: &[Definition] = &[
     PREPARED,
+    IMAGE_VERDICTS,
     MOUNTED_LAYERS,
     STORED_LAYERS,
     QUARANTINED,

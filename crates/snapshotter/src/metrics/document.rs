@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use soci_status::{Reason, Verdict};
+
 use super::definitions::{self as all, DEFINITIONS, Definition, Origin};
 use super::operations::{self, LayerEvent, NodeEvent, Timed};
 use super::values::{self, Answer, Pause, Prepared, Purpose, ReadFailure, State, Value};
@@ -35,6 +37,10 @@ over mounts from systemd.
 In `soci_registry_requests_total`, `denied` includes the 401 with which a registry answers the first request before it
 names its token server. In `soci_prepared_layers_total`, `failed` includes layers of images whose registry did not
 answer when the daemon asked for an index.
+
+The verdict in `soci_image_verdict_total` is that of the image as a whole: `refused` or `containerd` if that happened to
+one of its layers, else `lazy` if one of its layers is lazy, else `parallel` or `local`. [json.md](json.md#soci-status)
+describes each verdict and reason. `soci status` shows them for every image.
 ";
 
 const REFERENCE: &str = "
@@ -94,7 +100,7 @@ const READING: &str = "
 | do reads of containers fail? | `increase(soci_read_failures_total[10m]) > 0` |
 | how long do reads wait? | `histogram_quantile(0.99, rate(soci_read_wait_seconds_bucket[5m]))` |
 | is an image wrong? | `increase(soci_quarantined_layers_total[1h]) > 0`; the log names image, layer and index |
-| are images not loaded lazily? | `rate(soci_prepared_layers_total{result!=\"lazy\"}[1h])` |
+| are images not loaded lazily? | `increase(soci_image_verdict_total{verdict=~\"containerd\\|refused\"}[1h]) > 0`; `soci status` names them |
 | do registries answer? | `rate(soci_registry_requests_total{result=~\"no_answer\\|server_error\\|throttled\"}[5m])` |
 | is the disk too small? | `soci_background_paused_layers{reason=\"disk\"} > 0`, `rate(soci_evicted_bytes_total[1h])` |
 | does the worker crash? | `increase(soci_worker_restarts_total[1h]) > 0` |
@@ -147,6 +153,8 @@ fn table(page: &mut String, origin: Origin) {
 fn values_of(definition: &Definition, label: &str) -> Option<Vec<&'static str>> {
     match (definition.name, label) {
         (name, _) if name == all::PREPARED.name => Some(values::names::<Prepared>()),
+        (name, "reason") if name == all::IMAGE_VERDICTS.name => Some(reasons()),
+        (_, "verdict") => Some(Verdict::ALL.iter().map(|it| it.name()).collect()),
         (_, "cause") => Some(values::names::<ReadFailure>()),
         (_, "purpose") => Some(values::names::<Purpose>()),
         (_, "result") => Some(values::names::<Answer>()),
@@ -154,6 +162,13 @@ fn values_of(definition: &Definition, label: &str) -> Option<Vec<&'static str>> 
         (_, "reason") => Some(values::names::<Pause>()),
         _ => None,
     }
+}
+
+/// The reasons that are counted. An earlier process has counted its verdicts.
+fn reasons() -> Vec<&'static str> {
+    let all = Reason::ALL.iter();
+    let counted = all.filter(|reason| soci_status::POSSIBLE.iter().any(|(_, of)| of == *reason));
+    counted.map(|reason| reason.name()).collect()
 }
 
 /// The operation types that are counted.

@@ -1,7 +1,8 @@
 //! The values of the labels that have a fixed set of them. Each value is a counter from the start,
 //! so counting is one atomic addition.
 
-use prometheus::{IntCounter, Registry};
+use prometheus::{IntCounter, IntCounterVec, Registry};
+use soci_status::{Reason, Verdict};
 
 use super::definitions::Definition;
 
@@ -37,6 +38,29 @@ impl Value for Prepared {
         (Self::NoIndex, "no_index"),
         (Self::Failed, "failed"),
     ];
+}
+
+/// The counters of verdicts on images.
+#[derive(Debug)]
+pub struct ImageVerdicts(IntCounterVec);
+
+impl ImageVerdicts {
+    pub(super) fn register(registry: &Registry, definition: &Definition) -> Self {
+        let verdicts = Self(super::counters(registry, definition));
+        for (verdict, reason) in soci_status::POSSIBLE {
+            verdicts.of(*verdict, *reason);
+        }
+        verdicts
+    }
+
+    fn of(&self, verdict: Verdict, reason: Reason) -> IntCounter {
+        self.0.with_label_values(&[reason.name(), verdict.name()])
+    }
+
+    /// Adds one.
+    pub fn inc(&self, verdict: Verdict, reason: Reason) {
+        self.of(verdict, reason).inc();
+    }
 }
 
 /// Why a read failed.

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::metadata::{Commit, Info, Kind, Labels, Lasts, MetadataError, SnapshotId, Usage};
+use super::verdicts::Judged;
 use super::{Caller, Mount, SnapshotError, Snapshotter};
 use crate::image::labels;
 use crate::image::plan::{self, Decision, Facts, Step, decide};
@@ -158,9 +159,18 @@ impl Snapshotter {
         })
     }
 
-    /// Logs a decision that ends a request.
+    /// Logs a decision that ends a request, and records the verdict.
     pub(super) fn conclude(&self, wanted: &LayerWanted, decision: &Decision, why: &str) {
         wanted.subject.say(decision, why);
+        if let Some((verdict, reason)) = decision.verdict {
+            let judged = Judged {
+                verdict,
+                reason,
+                why: why.to_owned(),
+            };
+            let verdicts = &self.shared.verdicts;
+            verdicts.note(&wanted.namespace, &wanted.labels, judged);
+        }
     }
 
     /// Commits a mounted layer under its target. Returns false if the target exists on the same

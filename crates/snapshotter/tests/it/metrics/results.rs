@@ -10,7 +10,7 @@ const NO_INDEX: &str = r#"soci_prepared_layers_total{result="no_index"}"#;
 const FAILED: &str = r#"soci_prepared_layers_total{result="failed"}"#;
 
 /// Prepares a layer that is left to containerd.
-async fn left(place: &Place, image: &Image, key: &str) {
+pub(super) async fn left(place: &Place, image: &Image, key: &str) {
     let mut client = connect(place.path("s/s.sock")).await;
     let request = prepare_request("default", key, "", image.labels(0));
     client.prepare(request).await.expect("mounts to unpack to");
