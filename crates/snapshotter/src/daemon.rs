@@ -12,6 +12,7 @@
 mod attempts;
 mod control;
 mod endpoint;
+mod health;
 mod http;
 mod parts;
 mod reads;
@@ -23,6 +24,7 @@ mod watchdog;
 mod way;
 
 pub use self::control::{reads, scrub};
+use self::health::Health;
 pub use self::parts::{Daemon, registry};
 pub use self::root::{Claim, Root};
 
@@ -240,9 +242,13 @@ async fn serve_parts(
     let server = grpc::server(daemon.snapshotter.clone());
     let images = daemon.image_service.clone();
     let images = images.map(|images| grpc::Drained::new(images, give_up.clone()));
+    let (health, health_server) = Health::new().await;
+    let mut following = JoinSet::new();
+    following.spawn(health.clone().follow(daemon.snapshotter.clone()));
     let serving = tonic::transport::Server::builder()
         .add_service(grpc::Drained::new(server, give_up.clone()))
         .add_optional_service(images)
+        .add_service(health_server)
         .serve_with_incoming_shutdown(connections, async {
             // A dropped sender requests the same.
             let _ = draining.await;
@@ -287,6 +293,9 @@ async fn serve_parts(
         End::Interrupt => info!("Got interrupt"),
         End::Terminate => info!("Got terminated"),
     }
+    // Before the end waits for streams.
+    following.shutdown().await;
+    health.end().await;
     drop(drain);
     let ending = async {
         if tokio::time::timeout(DRAIN, &mut serving).await.is_err() {

@@ -8,6 +8,7 @@ use soci_status::{Image, Layer, Progress, Reads, Reason, SCHEMA_VERSION, Status,
 use super::metadata::{Info, Kind};
 use super::verdicts::{ImageId, Judged, of_image};
 use super::{SnapshotError, Snapshotter};
+use crate::cpu::Lane;
 use crate::image::{labels, layer_of};
 use crate::layer::{Counts, LayerState};
 use crate::store::LayerKey;
@@ -25,6 +26,14 @@ struct Shown {
 }
 
 impl Snapshotter {
+    /// Checks that the records can be read.
+    pub(crate) async fn check(&self) -> Result<(), SnapshotError> {
+        self.run(Lane::Files, |shared| {
+            Ok(shared.metadata.find("").map(drop)?)
+        })
+        .await
+    }
+
     /// Describes every image. `version` is that of the daemon.
     pub(crate) async fn status(&self, version: &str) -> Result<Status, SnapshotError> {
         let images = self.shared.parts.images.get().cloned();

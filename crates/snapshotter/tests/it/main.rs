@@ -10,6 +10,7 @@ mod discovery;
 mod drain;
 mod ending;
 mod faults;
+mod health;
 mod image;
 mod layers;
 mod lines;

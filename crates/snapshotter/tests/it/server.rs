@@ -36,11 +36,16 @@ pub(crate) fn labels(of: &[(&str, &str)]) -> Labels {
         .collect()
 }
 
-/// A client of the socket at `path`.
-pub(crate) async fn connect(path: PathBuf) -> Client {
+/// A connection to the socket at `path`.
+pub(crate) async fn channel(path: PathBuf) -> Channel {
     let connect = tower::service(path);
     let endpoint = Endpoint::from_static("http://socket");
-    Client::new(endpoint.connect_with_connector(connect).await.unwrap())
+    endpoint.connect_with_connector(connect).await.unwrap()
+}
+
+/// A client of the socket at `path`.
+pub(crate) async fn connect(path: PathBuf) -> Client {
+    Client::new(channel(path).await)
 }
 
 /// A Prepare request in a namespace of containerd.
