@@ -3,6 +3,7 @@
 use anyhow::Result;
 use soci_tests::image::{Compressor, noise};
 use soci_tests::node::{OVERLAYFS, SOCI};
+use soci_tests::process::Program;
 use soci_tests::tar::{self, directory, file};
 use soci_tests::{Image, Layer, Site, walk};
 
@@ -47,6 +48,59 @@ fn an_image_without_an_index_is_left_to_containerd() -> Result<()> {
     assert!(
         !mounts.iter().any(|line| line.contains(" - erofs ")),
         "{mounts:#?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_strict_node_fails_the_pull_and_says_why() -> Result<()> {
+    let site = Site::new("[snapshotter]\nstrict = true\n")?;
+    let image = Image::runnable(&[&[file("hello", "hello\n")]])?;
+    let reference = site.publish(&image, "refused:1")?;
+    let blob = site.registry.blob_file(&image.layers[0].digest())?;
+    let kept = std::fs::read(&blob)?;
+    std::fs::remove_file(&blob)?;
+    let status = || -> Result<String> {
+        let socket = site.node.snapshotter_socket();
+        let socket = socket.with_file_name("status.sock");
+        let words = ["status".as_ref(), "--socket".as_ref(), socket.as_os_str()];
+        Program::ours("soci")?.args(words).succeed()
+    };
+    let refused = site
+        .node
+        .pull(&reference, SOCI)
+        .expect_err("it cannot be lazy");
+    let refused = format!("{refused:#}");
+    assert!(
+        refused.contains("[snapshotter] strict") && refused.contains("refuses its layers"),
+        "{refused}"
+    );
+    let said = status()?;
+    assert!(
+        said.contains(&reference) && said.contains("refused"),
+        "{said}"
+    );
+    // Repair the registry.
+    std::fs::write(&blob, kept)?;
+    site.node.pull(&reference, SOCI)?;
+    let plain = Image::runnable(&[&[file("plain", "as always\n")]])?;
+    let plain = site.publish_plain(&plain, "plain:1")?;
+    site.node.pull(&plain, SOCI)?;
+    let said = status()?;
+    let verdict = |reference: &str| {
+        let line = said.lines().find(|line| line.starts_with(reference));
+        let words = line.map(|line| line.split_whitespace().collect::<Vec<_>>());
+        words.map(|words| words[1..4].join(" "))
+    };
+    assert_eq!(
+        verdict(&reference).as_deref(),
+        Some("default lazy index"),
+        "{said}"
+    );
+    assert_eq!(
+        verdict(&plain).as_deref(),
+        Some("default containerd no_index"),
+        "{said}"
     );
     Ok(())
 }

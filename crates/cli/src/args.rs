@@ -15,6 +15,7 @@ mod index;
 mod maintain;
 mod prefetch;
 mod push;
+mod status;
 mod verify;
 mod ztoc;
 
@@ -25,6 +26,7 @@ pub(crate) use index::{IndexInfo, IndexList, IndexRemove};
 pub(crate) use maintain::{Completion, Man};
 pub(crate) use prefetch::{PrefetchInfo, PrefetchList};
 pub(crate) use push::Push;
+pub(crate) use status::Status;
 pub(crate) use verify::Verify;
 pub(crate) use ztoc::{ZtocGetFile, ZtocInfo, ZtocList};
 
@@ -84,6 +86,7 @@ pub(crate) fn grammar() -> Command {
             ztoc::command(),
             prefetch::command(),
             verify::command(),
+            status::command(),
             maintain::rebuild_db_command(),
             maintain::completion_command(),
             maintain::man_command(),

@@ -16,6 +16,7 @@ mod rebuild_db;
 mod source;
 mod standalone;
 mod state;
+mod status;
 mod transport;
 mod verify;
 mod ztoc;
@@ -36,7 +37,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use args::{
     Completion, Convert, Create, Global, IndexInfo, IndexList, IndexRemove, Man, PrefetchInfo,
-    PrefetchList, Push, Verify, ZtocGetFile, ZtocInfo, ZtocList,
+    PrefetchList, Push, Status, Verify, ZtocGetFile, ZtocInfo, ZtocList,
 };
 
 /// Threads for network I/O; layers are read by other threads.
@@ -122,6 +123,7 @@ async fn dispatch(global: &Global, matches: &ArgMatches) -> Result<()> {
         "prefetch list" => prefetch::list(global, &PrefetchList::of(matches)).await,
         "prefetch info" => prefetch::info(global, &PrefetchInfo::of(matches)).await,
         "verify" => verify::run(global, &Verify::of(matches)).await,
+        "status" => status::run(&Status::of(matches)).await,
         "rebuild-db" => rebuild_db::run(global).await,
         "completion" => completion::run(&Completion::of(matches)),
         "man" => man::run(&Man::of(matches)),
@@ -145,7 +147,7 @@ fn needs_root(name: &str, matches: &ArgMatches) -> bool {
     let standalone = || matches.get_one("standalone") == Some(&true);
     match name {
         "create" | "convert" => !standalone(),
-        "verify" | "completion" | "man" => false,
+        "verify" | "status" | "completion" | "man" => false,
         _ => true,
     }
 }

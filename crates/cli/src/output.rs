@@ -56,8 +56,14 @@ impl<T> Versioned<T> {
 
 /// Prints on standard output. A closed pipe is not an error, because the work is done anyway.
 pub(crate) fn print(text: &str) {
+    drop(try_print(text));
+}
+
+/// Prints on standard output.
+pub(crate) fn try_print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }
 
 /// Prints a line on standard output.

@@ -61,6 +61,7 @@ fn operands_that_no_command_would_use_are_refused() {
             &["prefetch", "list", "a"],
             r#""a": prefetch list takes no arguments"#,
         ),
+        (&["status", "a", "b"], r#""b": status takes only <image>"#),
         (
             &["rebuild-db", "a"],
             r#""a": rebuild-db takes no arguments"#,

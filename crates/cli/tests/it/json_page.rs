@@ -154,6 +154,23 @@ fn verify() {
     check_all("soci verify", outputs);
 }
 
+#[test]
+fn status() {
+    let example = crate::status::example();
+    check_all("soci status", [crate::status::printed(&example)]);
+    // Every verdict and reason is on the page.
+    let mut schema = Schema::of("soci status");
+    for verdict in soci_status::Verdict::ALL {
+        for reason in soci_status::Reason::ALL {
+            let mut status = example.clone();
+            let layer = &mut status.images[0].layers[0];
+            layer.verdict = verdict.name().to_owned();
+            layer.reason = reason.name().to_owned();
+            schema.check(&serde_json::to_value(&status).unwrap());
+        }
+    }
+}
+
 /// An entry with a time, and one without.
 fn two(kind: Kind) -> [Entry; 2] {
     let timed = Entry {

@@ -24,6 +24,7 @@ mod seed;
 mod shells;
 mod site;
 mod soci;
+mod status;
 mod transports;
 mod unusual;
 mod verify;
