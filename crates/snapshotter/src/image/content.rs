@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use soci_oci::descriptor::Descriptor;
-use soci_oci::digest::Digest;
+use soci_oci::digest::{Digest, Verifier};
 use soci_oci::manifest::MAX_DOCUMENT_BYTES;
 use soci_oci::reference::ImageRef;
-use soci_registry::fetch::FetchError;
+use soci_registry::fetch::{FetchError, Fetcher};
 use soci_registry::{Registry, RegistryError};
 use soci_store::containerd::Containerd;
 use soci_store::layout::Layout;
@@ -266,7 +266,8 @@ impl Content {
         })
     }
 
-    /// Downloads a blob from the registry to an unnamed file.
+    /// Downloads a blob from the registry to an unnamed file. Wrong bytes of a mirror are downloaded
+    /// once more, from the registry itself.
     async fn fetch(
         &self,
         place: Place<'_>,
@@ -274,19 +275,40 @@ impl Content {
         came: impl Fn(),
     ) -> Result<File, ContentError> {
         let digest = wanted.digest;
+        let fetcher = self.registry.blob(place.image, wanted)?;
+        let (file, good) = self.fetch_once(&*fetcher, digest, &came).await?;
+        if good || !fetcher.distrust() {
+            return Ok(file);
+        }
+        warn!(
+            digest = %digest,
+            "a mirror sent bytes with the wrong digest; downloading them again from the registry itself"
+        );
+        let (file, _) = self.fetch_once(&*fetcher, digest, &came).await?;
+        Ok(file)
+    }
+
+    /// Downloads a blob, and says whether it has the right digest.
+    async fn fetch_once(
+        &self,
+        fetcher: &dyn Fetcher,
+        digest: Digest,
+        came: impl Fn(),
+    ) -> Result<(File, bool), ContentError> {
         let io = |source| ContentError::Io { digest, source };
         let fetch = |source| ContentError::Fetch { digest, source };
         let mut file = tokio::fs::File::from_std(self.temporary().map_err(io)?);
-        if wanted.size > 0 {
-            let fetcher = self.registry.blob(place.image, wanted)?;
-            let mut body = fetcher.fetch(0..wanted.size).await.map_err(fetch)?;
+        let mut verifier = Verifier::new(digest);
+        if fetcher.size() > 0 {
+            let mut body = fetcher.fetch(0..fetcher.size()).await.map_err(fetch)?;
             while let Some(chunk) = body.next().await.map_err(fetch)? {
                 came();
+                verifier.update(&chunk);
                 file.write_all(&chunk).await.map_err(io)?;
             }
         }
         file.flush().await.map_err(io)?;
-        Ok(file.into_std().await)
+        Ok((file.into_std().await, verifier.finish().is_ok()))
     }
 
     /// An unnamed file on the disk of the store. It is deleted when it is closed.

@@ -113,8 +113,38 @@ pub enum StreamError {
     Lost(#[from] Lost),
 }
 
+impl StreamError {
+    /// Whether other bytes than those of the layer may have arrived.
+    fn is_about_bytes(&self) -> bool {
+        matches!(
+            self,
+            StreamError::Layer { .. } | StreamError::Gzip { .. } | StreamError::Tar { .. }
+        )
+    }
+}
+
+/// Downloads a layer. Wrong bytes of a mirror are downloaded once more, from the registry itself.
+pub(super) async fn pull_from_any(
+    context: &Arc<Context>,
+    whole: Whole,
+) -> Result<LayerFiles, StreamError> {
+    let error = match pull(context, whole.clone()).await {
+        Err(error) if error.is_about_bytes() => error,
+        pulled => return pulled,
+    };
+    let has_others = |source: &Source| source.fetcher.distrust();
+    if whole.sources.iter().filter(|it| has_others(it)).count() == 0 {
+        return Err(error);
+    }
+    tracing::warn!(
+        error = &error as &dyn std::error::Error,
+        "a mirror may have sent wrong bytes; downloading the layer again from the registry itself"
+    );
+    pull(context, whole).await
+}
+
 /// Downloads a layer. Dropping the future removes its files.
-pub(super) async fn pull(context: &Arc<Context>, whole: Whole) -> Result<LayerFiles, StreamError> {
+async fn pull(context: &Arc<Context>, whole: Whole) -> Result<LayerFiles, StreamError> {
     let turn = context.passes.acquire().await;
     let store = Arc::clone(&context.store);
     let draft = context

@@ -37,7 +37,7 @@ pub struct Lazy {
 }
 
 /// A layer without a zTOC, to be downloaded whole.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Whole {
     /// The descriptor of the layer in its manifest.
     pub layer: Descriptor,
@@ -161,7 +161,7 @@ impl Layers {
             if let Some(found) = self.find_stored(key).await? {
                 return Ok(found);
             }
-            let files = stream::pull(&self.context, whole).await?;
+            let files = stream::pull_from_any(&self.context, whole).await?;
             let tally = self.context.tallies.of(files.number);
             tally.background.add_bytes(files.sources.layer.size);
             Ok::<_, OpenError>(Layer::new(&self.context, files))
