@@ -16,6 +16,7 @@ mod http;
 mod keychain;
 mod pull_modes;
 mod read;
+mod registry;
 mod remarks;
 mod resolver;
 mod service;
@@ -35,6 +36,7 @@ pub use self::http::{Blob, Http};
 pub use self::keychain::{CredentialProviders, CriKeychain, KubeconfigKeychain};
 pub use self::pull_modes::{Parallel, ParallelError, PullModes, SociV1, SociV2, Stream};
 pub use self::read::unknown_keys;
+pub use self::registry::RegistryTable;
 use self::remarks::Remarks;
 pub use self::resolver::{Host, Mirror, Resolver};
 pub use self::service::{
@@ -80,6 +82,8 @@ pub struct Config {
     pub cache: Cache,
     /// Credentials from the kubelet's plugins.
     pub credential_providers: CredentialProviders,
+    /// Registry settings that the node shares with containerd.
+    pub registry: RegistryTable,
 }
 
 /// A table of the file.
@@ -162,6 +166,7 @@ const SECTIONS: &[Section] = &[
         CredentialProviders,
         credential_providers
     ),
+    section!("registry", RegistryTable, registry),
 ];
 
 impl Section {

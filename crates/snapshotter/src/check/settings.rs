@@ -162,7 +162,7 @@ concurrent_download_chunk_size = ""
         assert_eq!(row.level, Level::Warning);
         assert!(
             row.found
-                .ends_with("3 keys without effect: registry, snapshotter.muont, typo"),
+                .ends_with("3 keys without effect: registry.configs, snapshotter.muont, typo"),
             "{row:?}"
         );
     }

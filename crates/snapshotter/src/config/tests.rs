@@ -363,3 +363,22 @@ fn keychains_and_plugins_are_off_and_empty_values_mean_the_defaults() {
     assert_eq!(config.cri_keychain.image_service_path, "/r/c.sock");
     refused("[cri_keychain]\nenable_keychain = 'yes'");
 }
+
+#[test]
+fn registry_settings_are_in_folders_separated_by_colons() {
+    for (text, folders) in [
+        ("", &["/etc/containerd/certs.d", "/etc/docker/certs.d"][..]),
+        ("[registry]\nconfig_path = '/a'", &["/a"]),
+        ("[registry]\nconfig_path = '/a::/b:'", &["/a", "/b"]),
+        ("[registry]\nConfig_Path = ''", &[]),
+        // Tables of old versions of the reference.
+        (
+            "[registry.mirrors.x]\nendpoint = 1\n[registry]\nconfig_path = '/a'",
+            &["/a"],
+        ),
+    ] {
+        let config = parse(text);
+        let expected: Vec<_> = folders.iter().map(std::path::PathBuf::from).collect();
+        assert_eq!(config.registry.folders(), expected, "{text}");
+    }
+}

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use soci_registry::credentials::Credentials;
 use soci_registry::retry::RetryPolicy;
-use soci_registry::{Hosts, Mirror, Registry, Trace, Traffic};
+use soci_registry::{HostFolders, Hosts, Mirror, Registry, Trace, Traffic};
 use soci_store::layout::Layout;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -21,7 +21,7 @@ use super::endpoint::Observer;
 use super::root::Root;
 use super::scrub::{Background, Scrubber};
 use super::sources::Sources;
-use crate::config::{Blob, Cache, Config, ContentStoreKind, Http, Resolver, Trust};
+use crate::config::{Blob, Cache, Config, ContentStoreKind, Http, Trust};
 use crate::cpu::Cpu;
 use crate::cri::ImageService;
 use crate::device::{self, Device, KeptDevice};
@@ -369,7 +369,7 @@ fn registry_options(config: &Config) -> soci_registry::Options {
             config.blob.max_wait_msec,
         ),
         blob_patience: fetch::ATTEMPTS,
-        hosts: hosts(&config.resolver),
+        hosts: hosts(config),
         trace: Some(Trace::new(count)),
         ..defaults
     }
@@ -394,8 +394,8 @@ fn retry(retries: i64, first_wait: i64, longest_wait: i64) -> RetryPolicy {
     }
 }
 
-fn hosts(resolver: &Resolver) -> Hosts {
-    let mirrors = resolver.host.iter().map(|(registry, host)| {
+fn hosts(config: &Config) -> Hosts {
+    let mirrors = config.resolver.host.iter().map(|(registry, host)| {
         let mirrors = host.mirrors.iter().map(|mirror| Mirror {
             host: mirror.host.clone(),
             insecure: mirror.insecure,
@@ -405,6 +405,7 @@ fn hosts(resolver: &Resolver) -> Hosts {
     });
     Hosts {
         mirrors: mirrors.collect(),
+        folders: HostFolders::new(config.registry.folders()),
         ..Hosts::default()
     }
 }

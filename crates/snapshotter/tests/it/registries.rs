@@ -1,10 +1,10 @@
-//! Layers from registries and mirrors that refuse, lie, ignore ranges or do not answer.
+//! Layers from registries that refuse, ignore ranges or do not answer.
 
 use std::fs;
 use std::time::Duration;
 
 use soci_registry::testing::{Fault, On, TestRegistry, Wrong, noise};
-use soci_snapshotter::config::{Config, Host, Mirror};
+use soci_snapshotter::config::Config;
 use tempfile::TempDir;
 use tonic::Code;
 
@@ -12,25 +12,25 @@ use crate::image::{Image, Shape, file, tar};
 use crate::server::{Mounted, Server};
 
 /// More than one span and more than the readahead of one read.
-const SIZE: usize = 3_000_000;
+pub(crate) const SIZE: usize = 3_000_000;
 
-fn tars() -> [Vec<u8>; 1] {
+pub(crate) fn tars() -> [Vec<u8>; 1] {
     [tar(&[file("a", b"one"), file("big", &noise(1, SIZE))])]
 }
 
 /// A configuration without background downloads, so that all requests are those of readers.
-fn nothing_behind() -> Config {
+pub(crate) fn nothing_behind() -> Config {
     let mut config = Config::default();
     config.background_fetch.disable = true;
     config
 }
 
-async fn daemon(config: &Config) -> Server {
+pub(crate) async fn daemon(config: &Config) -> Server {
     Server::daemon_on(TempDir::new().unwrap(), config).await
 }
 
 /// Whether the daemon provides the layer, instead of leaving it to containerd.
-async fn provides(server: &Server, image: &Image) -> bool {
+pub(crate) async fn provides(server: &Server, image: &Image) -> bool {
     let asked = server.prepare_in("default", "extract", "", image.labels(0));
     match asked.await {
         Ok(mounts) => {
@@ -44,7 +44,7 @@ async fn provides(server: &Server, image: &Image) -> bool {
     }
 }
 
-async fn read_big(view: &Mounted) -> std::io::Result<Vec<u8>> {
+pub(crate) async fn read_big(view: &Mounted) -> std::io::Result<Vec<u8>> {
     let path = view.path().join("big");
     tokio::task::spawn_blocking(move || fs::read(path))
         .await
@@ -123,85 +123,4 @@ async fn a_registry_that_ignores_ranges_is_read_all_the_same() {
         drop(view);
         server.interrupt().await;
     }
-}
-
-/// A registry and a mirror of it with the same image, and a daemon that uses both.
-struct Mirrored {
-    registry: TestRegistry,
-    mirror: TestRegistry,
-    image: Image,
-    config: Config,
-}
-
-impl Mirrored {
-    fn new() -> Self {
-        let (registry, mirror) = (TestRegistry::start(), TestRegistry::start());
-        let image = Image::publish(&registry, &tars(), Shape::default());
-        Image::publish(&mirror, &tars(), Shape::default());
-        let mut config = nothing_behind();
-        let first = Mirror {
-            host: mirror.host(),
-            insecure: true,
-            request_timeout_sec: 0,
-        };
-        let mirrors = vec![first];
-        let host = Host { mirrors };
-        config.resolver.host.insert(registry.host(), host);
-        Self {
-            registry,
-            mirror,
-            image,
-            config,
-        }
-    }
-
-    /// Pulls the image and reads everything in it.
-    async fn read(&self) {
-        let server = daemon(&self.config).await;
-        assert!(provides(&server, &self.image).await);
-        let view = server.viewed(&self.image.target(0)).await;
-        assert!(read_big(&view).await.unwrap() == noise(1, SIZE));
-        drop(view);
-        server.interrupt().await;
-    }
-
-    fn sent(&self) -> (u64, u64) {
-        let layer = &self.image.layers[0];
-        (
-            self.mirror.bytes_sent(layer),
-            self.registry.bytes_sent(layer),
-        )
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_mirror_of_the_configuration_is_asked_first() {
-    let case = Mirrored::new();
-    case.read().await;
-    assert_eq!(case.registry.requests(), 0, "{:?}", case.registry.seen());
-    assert!(case.sent().0 >= SIZE as u64);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn wrong_bytes_of_a_mirror_reach_no_reader() {
-    let case = Mirrored::new();
-    // Bytes of the second span and of one in the middle.
-    for at in [100_000, 1_500_000] {
-        let on = On::Blob(case.image.layers[0]);
-        case.mirror.fault(Fault::always(on, Wrong::Flip(at)));
-    }
-    case.read().await;
-    assert!(case.sent().1 > 0, "the registry has the right bytes");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_mirror_that_is_down_or_does_not_answer_does_not_fail_reads() {
-    let case = Mirrored::new();
-    case.mirror.set_online(false);
-    case.read().await;
-    let case = Mirrored::new();
-    let on = On::Blob(case.image.layers[0]);
-    case.mirror.fault(Fault::always(on, Wrong::Stall(0)));
-    case.read().await;
-    assert!(case.sent().1 >= SIZE as u64);
 }
