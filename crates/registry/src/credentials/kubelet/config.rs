@@ -99,12 +99,15 @@ pub(super) struct Place<'a> {
     pub(super) limit: Duration,
 }
 
+/// The providers of a file: each can be used, or has a name and the reason why not.
+pub(super) type Providers = Vec<Result<Plugin, (String, ProviderError)>>;
+
 /// Reads a file's providers, in its order. `names` are those of earlier files.
 pub(super) fn providers(
     text: &[u8],
     place: &Place<'_>,
     names: &mut BTreeSet<String>,
-) -> Result<Vec<Result<Plugin, (String, ProviderError)>>, ConfigError> {
+) -> Result<Providers, ConfigError> {
     let file = parse(text)?;
     if file.kind != KIND || !API_VERSIONS.contains(&file.api_version.as_str()) {
         return Err(ConfigError::Kind {
@@ -233,9 +236,7 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
 mod tests {
     use super::*;
 
-    type Read = Vec<Result<Plugin, (String, ProviderError)>>;
-
-    fn read(text: &str) -> Result<Read, ConfigError> {
+    fn read(text: &str) -> Result<Providers, ConfigError> {
         let place = Place {
             folder: Path::new("/plugins"),
             limit: Duration::from_secs(60),
