@@ -366,4 +366,28 @@ mod tests {
         assert_eq!(count(Some(path), &[folder.path()]), 1, "the same one twice");
         assert_eq!(count(Some(PathBuf::from("/no/such")), &[]), 0);
     }
+
+    #[test]
+    fn text_in_pem_form_configures_tls_and_other_text_is_refused() {
+        let (certificate, key) = TestRegistry::client_pem();
+        let good = TestRegistry::ca_pem().as_bytes();
+        let identity = (certificate.as_bytes(), key.as_bytes());
+        let of = |authorities, identity| {
+            let tls = PemTls {
+                authorities,
+                identity,
+                skip_verify: false,
+            };
+            pem_config(&tls, Path::new("a kubeconfig")).map(drop)
+        };
+        of(Some(good), Some(identity)).expect("usable");
+        for (authorities, identity) in [
+            (&b"hunter2"[..], None),
+            (good, Some((identity.0, &b"hunter2"[..]))),
+            (good, Some((&b"hunter2"[..], identity.1))),
+        ] {
+            let error = of(Some(authorities), identity).expect_err("not PEM");
+            assert!(matches!(error, TlsError::Nothing { .. }), "{error:?}");
+        }
+    }
 }
