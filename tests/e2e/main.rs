@@ -14,6 +14,7 @@ mod installer;
 mod integrity;
 mod keeper;
 mod loops;
+mod mirrors;
 mod nerdctl;
 mod outage;
 mod packages;
