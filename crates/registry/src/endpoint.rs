@@ -9,17 +9,16 @@ use reqwest::{
 
 mod authorized;
 mod elsewhere;
-mod waiting;
+mod mirror;
 
 use super::{
     auth::{Auth, Scope, authorize},
-    breaker::Failure,
     hosts::{Host, HostError, Scheme},
     transport::{Peer, Transport, Way, beginning, detail},
 };
 use crate::{fetch::FetchError, url::RedactedUrl};
+use mirror::Waiting;
 use soci_oci::reference::ImageRef;
-use waiting::Waiting;
 
 /// Maximum number of redirects; same value as the Go snapshotter.
 pub(crate) const MAX_REDIRECTS: usize = 10;
@@ -96,56 +95,6 @@ impl Endpoint {
             peer,
             is_mirror: false,
         })
-    }
-
-    /// Marks it as one that others can replace.
-    pub(crate) fn as_mirror(self) -> Endpoint {
-        Endpoint {
-            is_mirror: true,
-            ..self
-        }
-    }
-
-    /// Whether to ask this host in its turn. If not, ask it after all others.
-    pub(crate) fn admits(&self) -> bool {
-        self.peer.admits()
-    }
-
-    /// Whether this is a mirror, not the last host of its image.
-    pub(crate) fn is_mirror(&self) -> bool {
-        self.is_mirror
-    }
-
-    /// Records a failed attempt, so that other hosts are preferred for a while.
-    pub(crate) fn note(&self, error: &FetchError) {
-        match error.failure() {
-            // Nothing is gained by avoiding the origin, except if it is not there at all.
-            Some(Failure::Silent) if self.is_mirror || !error.is_answer() => {
-                self.avoid(Failure::Silent, error);
-            }
-            Some(Failure::Broken) => self.broke(error),
-            _ => {}
-        }
-    }
-
-    /// Records that the bytes of this host are of no use: they are wrong, or break off.
-    pub(crate) fn broke(&self, error: &FetchError) {
-        if self.is_mirror {
-            self.avoid(Failure::Broken, error);
-        }
-    }
-
-    fn avoid(&self, failure: Failure, error: &FetchError) {
-        if let Some(pause) = self.peer.failed(failure)
-            && self.is_mirror
-        {
-            tracing::warn!(
-                mirror = self.host.authority,
-                error = error as &dyn std::error::Error,
-                seconds = pause.as_secs(),
-                "a mirror fails; other hosts are asked first for a while"
-            );
-        }
     }
 
     fn is_plain(&self) -> bool {
@@ -407,7 +356,7 @@ pub(crate) fn redirect_target(from: &Url, answer: &Response) -> Result<Url, Fetc
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Hosts, Options, credentials::Anonymous, retry::RetryPolicy};
+    use crate::{Hosts, Options, breaker::Failure, credentials::Anonymous, retry::RetryPolicy};
 
     #[test]
     fn a_host_is_known_by_the_address_that_requests_go_to() {

@@ -16,7 +16,6 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use reqwest::{
     Method,
     header::{ACCEPT, HeaderMap, HeaderValue},
@@ -66,8 +65,8 @@ pub use host_files::HostFolders;
 use hosts::Operation;
 pub use hosts::{HostError, Hosts, Mirror};
 pub use referrers::Listing;
-use retry::{Attempts, RetryPolicy};
-use rounds::Rounds;
+use retry::RetryPolicy;
+use rounds::{At, over_hosts};
 pub use tls::{Identity, Tls, TlsError};
 pub use trace::{Trace, Traffic};
 use transport::{Settings, Transport, refused};
@@ -134,12 +133,6 @@ pub struct RawManifest {
     pub digest: Digest,
     /// The document.
     pub bytes: Bytes,
-}
-
-/// The hosts to ask, in order of preference, and how often.
-struct At {
-    hosts: Vec<Arc<Endpoint>>,
-    retry: RetryPolicy,
 }
 
 /// The registry client. Cheap to clone; clones share all state.
@@ -422,33 +415,6 @@ fn operation(object: &str) -> Operation {
         Operation::Pull
     } else {
         Operation::Resolve
-    }
-}
-
-/// Runs `attempt` on each host until one succeeds. Repeats this in rounds while a host may succeed
-/// later.
-async fn over_hosts<T>(
-    endpoints: &[Arc<Endpoint>],
-    retry: RetryPolicy,
-    attempt: impl Fn(Arc<Endpoint>) -> BoxFuture<'static, Result<T, FetchError>> + Send,
-) -> Result<T, FetchError> {
-    let mut attempts = Attempts::new(retry);
-    let mut rounds = Rounds::over(endpoints.len());
-    loop {
-        for host in rounds.order(|host| endpoints[host].admits()) {
-            match attempt(Arc::clone(&endpoints[host])).await {
-                Ok(done) => return Ok(done),
-                Err(error) => {
-                    endpoints[host].note(&error);
-                    rounds.failed(host, error);
-                }
-            }
-        }
-        let error = rounds.end();
-        if !error.is_worth_repeating() {
-            return Err(error);
-        }
-        attempts.wait(error).await?;
     }
 }
 

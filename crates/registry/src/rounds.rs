@@ -1,6 +1,20 @@
 //! Selects which of several hosts an operation asks, and which failure it reports.
 
-use crate::fetch::FetchError;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use crate::{
+    endpoint::Endpoint,
+    fetch::FetchError,
+    retry::{Attempts, RetryPolicy},
+};
+
+/// The hosts to ask, in order of preference, and how often.
+pub(crate) struct At {
+    pub(crate) hosts: Vec<Arc<Endpoint>>,
+    pub(crate) retry: RetryPolicy,
+}
 
 /// The hosts of an operation by index, in order of preference; the last one is the origin.
 ///
@@ -63,6 +77,33 @@ impl Rounds {
         let other = self.other.take();
         let reported = self.not_there.take().or(other);
         reported.unwrap_or(FetchError::NoHost)
+    }
+}
+
+/// Runs `attempt` on each host until one succeeds. Repeats this in rounds while a host may succeed
+/// later.
+pub(crate) async fn over_hosts<T>(
+    endpoints: &[Arc<Endpoint>],
+    retry: RetryPolicy,
+    attempt: impl Fn(Arc<Endpoint>) -> BoxFuture<'static, Result<T, FetchError>> + Send,
+) -> Result<T, FetchError> {
+    let mut attempts = Attempts::new(retry);
+    let mut rounds = Rounds::over(endpoints.len());
+    loop {
+        for host in rounds.order(|host| endpoints[host].admits()) {
+            match attempt(Arc::clone(&endpoints[host])).await {
+                Ok(done) => return Ok(done),
+                Err(error) => {
+                    endpoints[host].note(&error);
+                    rounds.failed(host, error);
+                }
+            }
+        }
+        let error = rounds.end();
+        if !error.is_worth_repeating() {
+            return Err(error);
+        }
+        attempts.wait(error).await?;
     }
 }
 

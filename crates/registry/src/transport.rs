@@ -7,11 +7,8 @@
 use std::{
     collections::HashMap,
     pin::pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant, SystemTime},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use reqwest::{Client, Method, RequestBuilder, Response, Url, header::HeaderMap};
@@ -19,8 +16,6 @@ use rustls::RootCertStore;
 
 use super::{
     Options, RegistryError,
-    breaker::{Breaker, Failure},
-    limit::Limit,
     no_proxy::NoProxy,
     retry::retry_after,
     stamp::Stamp,
@@ -31,6 +26,10 @@ use crate::{
     fetch::{FetchError, is_transient_status},
     url::RedactedUrl,
 };
+
+mod peer;
+
+pub(crate) use peer::Peer;
 
 /// How long idle connections are kept; same value as the Go snapshotter.
 const POOL_IDLE: Duration = Duration::from_secs(90);
@@ -343,64 +342,6 @@ impl Shared {
             front: pool()?,
             behind: pool()?,
         })
-    }
-}
-
-/// What is known about a host and port.
-#[derive(Debug)]
-pub(crate) struct Peer {
-    limit: Limit,
-    /// A registry on this machine that requires HTTPS.
-    wants_tls: AtomicBool,
-    /// A host that has responded without TLS.
-    speaks_plain: AtomicBool,
-    /// Whether other hosts are asked first.
-    breaker: Mutex<Breaker>,
-}
-
-impl Peer {
-    fn new(most_requests: usize) -> Peer {
-        Peer {
-            limit: Limit::new(most_requests),
-            wants_tls: AtomicBool::new(false),
-            speaks_plain: AtomicBool::new(false),
-            breaker: Mutex::default(),
-        }
-    }
-
-    pub(crate) fn wants_tls(&self) -> bool {
-        self.wants_tls.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_wants_tls(&self) {
-        self.wants_tls.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn speaks_plain(&self) -> bool {
-        self.speaks_plain.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_speaks_plain(&self) {
-        self.speaks_plain.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether to ask the host in its turn, because it has not failed lately. See [`Breaker`].
-    pub(crate) fn admits(&self) -> bool {
-        self.breaker().admits(Instant::now())
-    }
-
-    /// Records a failure of the host. Returns how long it is asked last, if that starts now.
-    pub(crate) fn failed(&self, failure: Failure) -> Option<Duration> {
-        self.breaker().failed(failure, Instant::now())
-    }
-
-    /// Records a good answer. Returns true if that ends an outage.
-    fn answered(&self) -> bool {
-        self.breaker().answered()
-    }
-
-    fn breaker(&self) -> MutexGuard<'_, Breaker> {
-        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
