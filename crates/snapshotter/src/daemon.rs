@@ -14,6 +14,7 @@ mod control;
 mod endpoint;
 mod health;
 mod http;
+mod leftovers;
 mod parts;
 mod reads;
 mod root;

@@ -38,6 +38,10 @@ use crate::device::Device;
 use table::{MountEntry, MountTable};
 use thread::{MountThread, Unfinished};
 
+/// File system type and source of the reference's mounts in the kernel's mount table.
+const REFERENCE_FS_TYPE: &str = "fuse.rawBridge";
+const REFERENCE_SOURCE: &str = "soci";
+
 /// How layers are given to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -325,6 +329,20 @@ pub async fn detach_all_under(thread: &MountThread, path: &Path) -> Result<usize
     let path = plain(path)?.to_path_buf();
     let is_layer = |entry: &MountEntry| entry.fs_type == place::FS_TYPE;
     thread.run(move || detach_below(&path, is_layer)).await?
+}
+
+/// Detaches the layer mounts of the reference implementation at and below the canonical `path`.
+/// Returns how many. Its process must have ended.
+///
+/// # Errors
+///
+/// When the mount table cannot be read or the kernel refuses an unmount.
+pub async fn detach_reference(thread: &MountThread, path: &Path) -> Result<usize, MountError> {
+    let path = plain(path)?.to_path_buf();
+    let is_its = |entry: &MountEntry| {
+        entry.fs_type == REFERENCE_FS_TYPE && entry.source == Path::new(REFERENCE_SOURCE)
+    };
+    thread.run(move || detach_below(&path, is_its)).await?
 }
 
 /// Removes the mounts and directories that killed probes left in `root`. Returns the number of

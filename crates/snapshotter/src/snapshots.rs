@@ -155,6 +155,13 @@ impl Snapshotter {
         })
     }
 
+    /// Whether the reference implementation runs on this state directory.
+    #[must_use]
+    pub fn is_reference_running(root: &Path) -> bool {
+        let directories = Directories::new(&root.join("snapshotter"));
+        metadata::is_reference_running(&directories.database())
+    }
+
     /// Runs `work` on a thread that may wait for the disk. It finishes even if the caller goes
     /// away.
     async fn run<T: Send + 'static>(

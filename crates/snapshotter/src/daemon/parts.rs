@@ -18,6 +18,7 @@ use tracing::{info, warn};
 use super::attempts::{Attempts, complain};
 use super::control;
 use super::endpoint::Observer;
+use super::leftovers;
 use super::root::Root;
 use super::scrub::{Background, Scrubber};
 use super::sources::Sources;
@@ -109,12 +110,21 @@ impl Daemon {
         };
         let (late, asked) = Late::new();
         let parts = snapshots::Parts {
-            cpu,
+            cpu: Arc::clone(&cpu),
             mounts: thread.clone(),
             images: late.clone(),
         };
         let snapshotter = Snapshotter::open(&root, parts, options)?;
         let mut tasks = JoinSet::new();
+        if Snapshotter::is_reference_running(&root) {
+            warn!(
+                root = root.display().to_string(),
+                "the SOCI snapshotter runs on the same root and damages its state: stop it and restart this daemon"
+            );
+        } else {
+            leftovers::detach(&thread, &root).await;
+            tasks.spawn(leftovers::remove(cpu, root.clone()));
+        }
         let devices = Devices(devices);
         let again = match &first {
             Ok(images) => {

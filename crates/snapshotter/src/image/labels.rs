@@ -34,6 +34,11 @@ pub(crate) fn value<'a>(labels: &'a Labels, key: &str) -> Option<&'a str> {
         .filter(|value| !value.is_empty())
 }
 
+/// Whether the labels are those of a layer whose bytes are downloaded on demand.
+pub(crate) fn is_lazy(labels: &Labels) -> bool {
+    value(labels, REMOTE).is_some()
+}
+
 /// Whether the labels name an image and a layer.
 pub(crate) fn names_a_layer(labels: &Labels) -> bool {
     [IMAGE_REFERENCE, MANIFEST_DIGEST, LAYER_DIGEST]

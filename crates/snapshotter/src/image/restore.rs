@@ -214,7 +214,7 @@ impl Images {
         }
         // `None` if this is another form, or a power failure damaged it. The image is then made
         // again.
-        let meta = match layer.key() == *key {
+        let meta = match layer.key() == *key && !patch.is_empty() {
             true => self.named_meta(&layer, patch).await?,
             false => None,
         };
@@ -227,11 +227,16 @@ impl Images {
             patch,
         };
         if shown != wanted.layer {
-            info!(
-                layer = layer.digest().to_string(),
-                path = %wanted.at.display(),
-                "the store has lost what a snapshot showed: another form of its layer takes its place"
-            );
+            let (layer, path) = (layer.digest().to_string(), wanted.at.display());
+            if wanted.layer.patch.is_empty() {
+                info!(layer, %path, "mounted a layer that the SOCI snapshotter had loaded lazily");
+            } else {
+                info!(
+                    layer,
+                    %path,
+                    "the store has lost what a snapshot showed: another form of its layer takes its place"
+                );
+            }
             let recorded = record(shown.clone()).await;
             recorded.map_err(|error| RestoreError::Record(Box::new(error)))?;
         }
@@ -262,12 +267,13 @@ impl Images {
         }
     }
 
-    /// Opens a lost layer like a newly requested one. Its form may differ from the recorded one.
+    /// Opens a lost layer, or one that the reference had loaded, like a newly requested one. Its
+    /// form may differ from the recorded one.
     async fn bring_back(&self, wanted: &Wanted) -> Result<Arc<Layer>, RestoreError> {
         let namespace = labels::value(&wanted.labels, labels::NAMESPACE).unwrap_or_default();
         let image =
             ImageName::from_labels(namespace, &wanted.labels).map_err(RestoreError::Gone)?;
-        let whole = wanted.layer.layer.ztoc.is_none();
+        let whole = !labels::is_lazy(&wanted.labels);
         let facts = Facts {
             target: true,
             found: whole.then_some(Found::NoZtoc),
@@ -285,8 +291,20 @@ impl Images {
             gone: CancellationToken::new(),
         };
         let image = self.image(&request.image);
-        let opened = self.open(&image, &request).await;
-        let opened = opened.map_err(|left| RestoreError::Gone(left.why))?;
-        Ok(opened.layer)
+        let left = match self.open(&image, &request).await {
+            Ok(opened) => return Ok(opened.layer),
+            Err(left) => left.why,
+        };
+        if whole {
+            return Err(RestoreError::Gone(left));
+        }
+        // A committed snapshot cannot be left to containerd, for example if its index is gone.
+        let facts = Facts {
+            found: Some(Found::NoZtoc),
+            ..request.facts
+        };
+        let whole = self.open(&image, &Request { facts, ..request }).await;
+        let whole = whole.map_err(|gone| RestoreError::Gone(format!("{left}; {}", gone.why)))?;
+        Ok(whole.layer)
     }
 }

@@ -6,12 +6,15 @@
 //! transaction only works in memory, because containerd calls us from inside its own transactions;
 //! the reference implementation deadlocked with it. A disk failure affects only the requests that
 //! encounter it: the file is reopened (`database`). Removals need no free space (`reserve`). A
-//! damaged or missing file is restored from the `copies` of its records.
+//! damaged or missing file is restored from the `copies` of its records. At the first start, the
+//! records of the `reference` implementation are imported.
 
 mod change;
 mod copies;
 mod database;
+mod import;
 mod open;
+mod reference;
 pub(crate) mod reserve;
 mod writer;
 
@@ -24,6 +27,7 @@ use redb::{ReadableTable, TableDefinition};
 
 use self::change::{Change, New};
 use self::database::{File, Reading};
+pub(crate) use self::import::is_running as is_reference_running;
 pub use self::open::OpenError;
 use self::writer::Writer;
 pub use super::record::{Info, Kind, Owner, Record, SnapshotId, Usage};

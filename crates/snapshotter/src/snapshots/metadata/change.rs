@@ -7,7 +7,7 @@ use redb::{ReadableTable, Table, WriteTransaction};
 
 use super::{
     Attempt, CHILDREN, COUNTERS, Commit, Kind, LabelUpdate, Labels, Lasts, LayerUse, MetadataError,
-    NEXT_ID, Record, SNAPSHOTS, SnapshotId, Snapshots, Usage,
+    NEXT_ID, Record, SCHEMA, SCHEMA_VERSION, SNAPSHOTS, SnapshotId, Snapshots, Usage,
 };
 
 use crate::snapshots::ids::is_remapping;
@@ -297,6 +297,16 @@ impl<'a> Tables<'a> {
     ) -> Result<(), MetadataError> {
         self.snapshots.put(name, record)?;
         below.map_or(Ok(()), |below| self.link(below.id, record.id, name))
+    }
+
+    /// Completes a new file: its first unused ID, and its version.
+    pub(super) fn begin(&mut self, next: u64) -> Result<(), MetadataError> {
+        for (counter, value) in [(NEXT_ID, next), (SCHEMA, SCHEMA_VERSION)] {
+            self.counters
+                .insert(counter, value)
+                .attempt("write the counters")?;
+        }
+        Ok(())
     }
 
     fn link(

@@ -13,8 +13,12 @@ use tracing::error;
 use super::change::Tables;
 use super::copies::Copies;
 use super::database::{File, Open};
+use super::import;
+use super::reference::Reference;
 use super::writer::Writer;
-use super::{Attempt, COUNTERS, Metadata, MetadataError, NEXT_ID, Record, SCHEMA, SCHEMA_VERSION};
+use super::{
+    Attempt, COUNTERS, Info, Metadata, MetadataError, NEXT_ID, Record, SCHEMA, SCHEMA_VERSION,
+};
 use crate::sync::Arc;
 
 /// Why the database cannot be opened.
@@ -34,6 +38,21 @@ pub enum OpenError {
         /// Its version.
         found: u64,
     },
+    /// The reference implementation uses the same state directory.
+    #[error("{} is locked: the SOCI snapshotter still runs on the same root, stop it first", path.display())]
+    ReferenceRuns {
+        /// Its file.
+        path: PathBuf,
+    },
+    /// The records of the reference implementation cannot be read now.
+    #[error("cannot read the records of the SOCI snapshotter in {}", path.display())]
+    Reference {
+        /// Its file.
+        path: PathBuf,
+        /// The error of the system call.
+        #[source]
+        source: io::Error,
+    },
     /// The file cannot be used.
     #[error("cannot open {}", path.display())]
     Unusable {
@@ -45,6 +64,12 @@ pub enum OpenError {
     },
 }
 
+/// The counters of a new file.
+const NEW: Counters = Counters {
+    schema: None,
+    next: 1,
+};
+
 /// The counters of an opened file.
 struct Counters {
     /// `None` if the file was empty.
@@ -54,7 +79,8 @@ struct Counters {
 
 impl Metadata {
     /// Opens or creates the file. No ID up to `used`, the highest number of a directory, is
-    /// assigned. An intact file is not modified.
+    /// assigned. An intact file is not modified. A new one gets the records of a lost file, else
+    /// those of the reference implementation.
     pub fn open(path: &Path, used: u64) -> Result<Self, OpenError> {
         let (open, counters) = match open_file(path) {
             Err(OpenError::Unusable { source, .. }) if is_damage(&source) => {
@@ -73,7 +99,8 @@ impl Metadata {
         let mut next = counters.next;
         let unusable = |error| unusable(path, error);
         if counters.schema.is_none() {
-            next = next.max(restore(&open, &copies).map_err(unusable)?);
+            let earlier = Earlier::find(path, &copies)?;
+            next = next.max(earlier.fill(&open).map_err(unusable)?);
         }
         let known = open
             .read()
@@ -95,7 +122,7 @@ impl Metadata {
 fn open_file(path: &Path) -> Result<(Open, Counters), OpenError> {
     let open = Open::file(path)?;
     let counters = counters(&open)
-        .and_then(|found| found.map_or_else(|| prepare_tables(&open), Ok))
+        .map(|found| found.unwrap_or(NEW))
         .map_err(|error| unusable(path, error))?;
     match counters.schema {
         Some(found) if found > SCHEMA_VERSION => Err(OpenError::Newer {
@@ -127,40 +154,52 @@ fn read_counters(
     Ok(Counters { schema, next })
 }
 
-/// Creates the tables of a new file.
-fn prepare_tables(open: &Open) -> Result<Counters, MetadataError> {
-    let tx = open.begin_write()?;
-    // Creates all three tables.
-    drop(Tables::open(&tx)?);
-    let mut counters = tx.open_table(COUNTERS).attempt("open counters")?;
-    let found = read_counters(&counters)?;
-    counters
-        .insert(SCHEMA, SCHEMA_VERSION)
-        .attempt("write the schema")?;
-    drop(counters);
-    tx.commit().attempt("prepare tables")?;
-    Ok(found)
+/// The records of an earlier file, by name.
+struct Earlier {
+    records: BTreeMap<String, Record>,
+    /// The highest ID that was assigned.
+    last: u64,
 }
 
-/// Fills an empty file from the copies. Returns the first unused ID.
-fn restore(open: &Open, copies: &Copies) -> Result<u64, MetadataError> {
-    // A kill may leave two copies with one name. The newer one is used.
-    let mut copies = copies.all();
-    copies.sort_by_key(|copy| copy.record.updated);
-    let copies: BTreeMap<String, Record> = copies
-        .into_iter()
-        .map(|copy| (copy.name, copy.record))
-        .collect();
-    let tx = open.begin_write()?;
-    let mut tables = Tables::open(&tx)?;
-    for (name, record) in &copies {
-        let below = record.parent.as_ref().and_then(|name| copies.get(name));
-        tables.restore(name, record, below)?;
+impl Earlier {
+    /// The copies of a lost file. Without any, this is the first start here.
+    fn find(path: &Path, copies: &Copies) -> Result<Self, OpenError> {
+        let mut copies = copies.all();
+        if copies.is_empty() {
+            let Reference { records, last, .. } = import::records(path)?;
+            return Ok(Self::of(records, last));
+        }
+        // A kill may leave two copies with one name. The newer one is used.
+        copies.sort_by_key(|copy| copy.record.updated);
+        Ok(Self::of(copies, 0))
     }
-    drop(tables);
-    tx.commit().attempt("restore the records")?;
-    let highest = copies.values().map(|record| record.id.0).max();
-    Ok(highest.unwrap_or(0).saturating_add(1))
+
+    fn of(infos: Vec<Info>, last: u64) -> Self {
+        let named = infos.into_iter().map(|info| (info.name, info.record));
+        let records: BTreeMap<_, _> = named.collect();
+        let highest = records.values().map(|record| record.id.0).max();
+        let last = last.max(highest.unwrap_or(0));
+        Self { records, last }
+    }
+
+    /// Fills an empty file in one transaction, so that a kill cannot leave a part. Returns the first
+    /// unused ID.
+    fn fill(&self, open: &Open) -> Result<u64, MetadataError> {
+        let next = self.last.saturating_add(1);
+        let tx = open.begin_write()?;
+        let mut tables = Tables::open(&tx)?;
+        for (name, record) in &self.records {
+            let below = record
+                .parent
+                .as_ref()
+                .and_then(|name| self.records.get(name));
+            tables.restore(name, record, below)?;
+        }
+        tables.begin(next)?;
+        drop(tables);
+        tx.commit().attempt("fill the database")?;
+        Ok(next)
+    }
 }
 
 fn io_error(path: &Path, error: io::Error) -> OpenError {

@@ -4,6 +4,7 @@ use super::*;
 
 mod disk;
 mod groups;
+mod import;
 
 /// Runs a future that the writer thread completes.
 fn wait<T>(work: impl Future<Output = T>) -> T {
