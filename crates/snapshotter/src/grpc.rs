@@ -327,7 +327,7 @@ fn status(error: SnapshotError) -> Status {
         }
         S::Unavailable { .. } => Status::unavailable(text),
         S::Metadata(M::Full { .. }) | S::Full { .. } => Status::resource_exhausted(text),
-        S::Owners(OwnersError::Mounted) => Status::failed_precondition(text),
+        S::Owners(OwnersError::Unsupported { .. }) => Status::failed_precondition(text),
         S::Owners(OwnersError::Bad { .. }) => Status::invalid_argument(text),
         S::CallerGone => Status::cancelled(text),
         S::Metadata(M::Storage { .. } | M::Damaged { .. } | M::Closed | M::Lost)

@@ -20,10 +20,12 @@
 mod file;
 mod looped;
 mod loops;
+pub(crate) mod mapped;
 mod place;
 mod probe;
 pub mod table;
 pub mod thread;
+pub(crate) mod userns;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -155,6 +157,18 @@ pub enum MountError {
         path: PathBuf,
         /// The kernel's own message, if any, with a leading colon.
         detail: String,
+        /// The error of the system call.
+        #[source]
+        source: Errno,
+    },
+    /// The kernel refused the ID map, or this process may not make one.
+    #[error("cannot create a user namespace with the ID map")]
+    Map(#[source] std::io::Error),
+    /// The kernel or the file system cannot show files with other owners.
+    #[error("cannot show the files of {} with other owners: the kernel does not support ID-mapped mounts of its file system", path.display())]
+    NotMapped {
+        /// The layer or directory.
+        path: PathBuf,
         /// The error of the system call.
         #[source]
         source: Errno,
@@ -319,16 +333,16 @@ pub async fn end_connection(thread: &MountThread, at: &Path) -> Result<(), Mount
     thread.run(job).await?
 }
 
-/// Detaches the layer mounts at and below the canonical `path`. Returns how many were detached. No
-/// READ of these layers may wait for the network.
+/// Detaches the layer mounts and their ID-mapped copies at and below the canonical `path`. Returns
+/// how many were detached. No READ of these layers may wait for the network.
 ///
 /// # Errors
 ///
 /// When the mount table cannot be read or the kernel refuses an unmount.
 pub async fn detach_all_under(thread: &MountThread, path: &Path) -> Result<usize, MountError> {
     let path = plain(path)?.to_path_buf();
-    let is_layer = |entry: &MountEntry| entry.fs_type == place::FS_TYPE;
-    thread.run(move || detach_below(&path, is_layer)).await?
+    let is_ours = |entry: &MountEntry| entry.fs_type == place::FS_TYPE || mapped::is_copy(entry);
+    thread.run(move || detach_below(&path, is_ours)).await?
 }
 
 /// Detaches the layer mounts of the reference implementation at and below the canonical `path`.

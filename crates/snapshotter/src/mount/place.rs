@@ -21,6 +21,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
 };
 
+use super::mapped::is_copy;
 use super::table::MountTable;
 use super::{MountError, detach, refused};
 
@@ -100,13 +101,13 @@ pub(super) fn bind(made: &Made, from: &Path, at: &Path) -> Result<(), MountError
     Ok(())
 }
 
-/// Detaches every layer mount at `at`.
+/// Detaches every layer mount and ID-mapped copy at `at`.
 pub(super) fn unmount(made: &Made, at: &Path) -> Result<(), MountError> {
     made.forget(at);
     loop {
         let table = MountTable::read().map_err(MountError::Table)?;
         match table.top(at) {
-            Some(top) if top.fs_type == FS_TYPE => detach(at)?,
+            Some(top) if top.fs_type == FS_TYPE || is_copy(top) => detach(at)?,
             _ => return Ok(()),
         }
     }
@@ -124,7 +125,7 @@ pub(super) fn replace(made: &Made, pair: Pair<'_>, places: &[PathBuf]) -> Result
 }
 
 /// A mount that is not attached anywhere. It ends when dropped.
-struct Detached {
+pub(super) struct Detached {
     fd: OwnedFd,
     id: MountId,
     what: PathBuf,
@@ -153,8 +154,8 @@ impl Detached {
         Detached::from_fd(fd, source).map(Some)
     }
 
-    /// Creates another mount of the file system mounted at `from`.
-    fn copy_of(from: &Path) -> Result<Detached, MountError> {
+    /// Creates another mount of what is at `from`: a file system or a directory.
+    pub(super) fn copy_of(from: &Path) -> Result<Detached, MountError> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_NO_AUTOMOUNT
@@ -173,6 +174,10 @@ impl Detached {
         })
     }
 
+    pub(super) fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
     fn move_to(&self, at: &Path, flags: MoveMountFlags) -> Result<(), Errno> {
         let flags = flags | MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         rustix::mount::move_mount(&self.fd, "", CWD, at, flags)
@@ -187,7 +192,7 @@ impl Detached {
     }
 
     /// Attaches the mount at `at`, above any existing mount.
-    fn place(self, at: &Path) -> Result<MountId, MountError> {
+    pub(super) fn place(self, at: &Path) -> Result<MountId, MountError> {
         self.move_to(at, MoveMountFlags::empty())
             .map_err(refused("cannot attach a mount at", at))?;
         Ok(self.id)

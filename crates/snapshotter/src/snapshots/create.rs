@@ -109,7 +109,7 @@ impl Shared {
         let first = below.first().map(|below| below.record.owner);
         let mut owner = first.unwrap_or_default();
         if let Some(map) = IdMap::wanted(labels, &below)? {
-            // The new directory is not seen through the ID map, so map its owner here.
+            // The new directory is not an ID-mapped copy, so map its owner here.
             owner = map.outside(owner);
         }
         let id = self.metadata.reserve_id();

@@ -119,15 +119,12 @@ impl Directories {
 
     /// Creates the mount point of a layer again if a crash lost it.
     pub(crate) fn restore(&self, id: SnapshotId) -> io::Result<PathBuf> {
-        let fs = self.fs(id);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(self.of(id))?;
-        match make_directory(&fs, 0o755) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => Ok(fs),
-        }
+        mount_point(&self.of(id))
+    }
+
+    /// Creates the mount point of the view that snapshot `id` has of `parent`, if it is missing.
+    pub(crate) fn mapped(&self, parent: SnapshotId, id: SnapshotId) -> io::Result<PathBuf> {
+        mount_point(&self.all().join(format!("{parent}_{id}")))
     }
 
     /// Owner of the root of a file tree that is a directory, not a mount.
@@ -233,6 +230,19 @@ fn owner_of(name: &str) -> Option<SnapshotId> {
         .split_once('_')
         .map_or(name, |(_, container)| container);
     number.parse().ok().map(SnapshotId)
+}
+
+/// Creates `fs` in the directory of a snapshot, unless both exist.
+fn mount_point(directory: &Path) -> io::Result<PathBuf> {
+    let fs = directory.join("fs");
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)?;
+    match make_directory(&fs, 0o755) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(fs),
+    }
 }
 
 /// Creates a directory with exactly this mode, whatever the umask.

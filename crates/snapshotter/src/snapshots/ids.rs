@@ -1,12 +1,13 @@
 //! Snapshots for containers in user namespaces, whose files must appear with other owners.
 //!
-//! containerd requests this by two labels. If its configuration gives this plugin the capability
-//! `remap-ids`, containerd expects mounts with the ID map and applies it to the directory of all
-//! lower directories, without the mounts in it. Mounted layers cannot be shown that way and are
-//! rejected. Without the capability, containerd changes the owners in a snapshot of its own (its
-//! key ends in `-remap`), and the container's snapshot on that must not be mapped again.
+//! containerd requests this by two labels, if its configuration gives this plugin the capability
+//! `remap-ids`. Each lower snapshot then gets an ID-mapped copy of its mount or directory
+//! (`mount::mapped`), and the overlay lies on the copies. Without the capability, containerd changes
+//! the owners in a snapshot of its own (its key ends in `-remap`), and the container's snapshot on
+//! that must not be mapped again.
 
 use super::metadata::{Info, Labels, Owner};
+use crate::mount::userns::{MAX_RANGES, Owners, Range};
 
 /// The labels.
 const UIDS: &str = "containerd.io/snapshot/uidmapping";
@@ -19,7 +20,7 @@ const REMAPS: &str = "-remap";
 pub enum OwnersError {
     /// The map is invalid.
     #[error(
-        "the label {label} is {value:?}, expected container:host:count with a count above 0 that maps the container's ID 0"
+        "the label {label} is {value:?}, expected up to {MAX_RANGES} ranges container:host:count that do not overlap and map the container's ID 0"
     )]
     Bad {
         /// The label.
@@ -27,11 +28,14 @@ pub enum OwnersError {
         /// Its value.
         value: String,
     },
-    /// One of the lower snapshots is a mounted layer.
+    /// The kernel cannot show the lower snapshots with other owners.
     #[error(
-        "mounted layers do not support user namespaces: remove \"remap-ids\" from the capabilities of this plugin in containerd's configuration, so that containerd makes a copy with the right owners"
+        "{why}: remove \"remap-ids\" from the capabilities of this plugin in containerd's configuration, so that containerd makes a copy with the right owners"
     )]
-    Mounted,
+    Unsupported {
+        /// The reason.
+        why: String,
+    },
 }
 
 /// A map from owners inside a container to owners outside.
@@ -43,9 +47,7 @@ pub(crate) struct IdMap {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Map {
-    written: String,
-    /// First ID inside, first ID outside, count.
-    ranges: Vec<(u32, u32, u32)>,
+    ranges: Vec<Range>,
 }
 
 impl Map {
@@ -54,26 +56,48 @@ impl Map {
             label,
             value: value.to_owned(),
         };
-        let range = |text: &str| -> Option<(u32, u32, u32)> {
+        let range = |text: &str| -> Option<Range> {
             let mut numbers = text.split(':').map(|number| number.parse().ok());
-            let range = (numbers.next()??, numbers.next()??, numbers.next()??);
-            (numbers.next().is_none() && range.2 > 0).then_some(range)
+            let range = Range {
+                inside: numbers.next()??,
+                outside: numbers.next()??,
+                count: numbers.next()??,
+            };
+            (numbers.next().is_none() && range.count > 0).then_some(range)
         };
         let ranges: Option<Vec<_>> = value.split(',').map(range).collect();
         let map = Self {
-            written: value.to_owned(),
             ranges: ranges.ok_or_else(bad)?,
         };
-        map.outside(0).ok_or_else(bad)?;
-        Ok(map)
+        let is_good = map.ranges.len() <= MAX_RANGES
+            && map.outside(0).is_some()
+            && are_apart(&map.ranges, |range| range.inside)
+            && are_apart(&map.ranges, |range| range.outside);
+        is_good.then_some(map).ok_or_else(bad)
     }
 
     fn outside(&self, inside: u32) -> Option<u32> {
-        self.ranges.iter().find_map(|&(first, host, count)| {
-            let offset = inside.checked_sub(first)?;
-            (offset < count).then(|| host.checked_add(offset))?
+        self.ranges.iter().find_map(|range| {
+            let offset = inside.checked_sub(range.inside)?;
+            (offset < range.count).then(|| range.outside.checked_add(offset))?
         })
     }
+}
+
+/// Whether ranges that begin at `first` end within the IDs and do not overlap. The last number is
+/// no ID.
+fn are_apart(ranges: &[Range], first: impl Fn(&Range) -> u32) -> bool {
+    let mut spans: Vec<_> = ranges
+        .iter()
+        .map(|range| (u64::from(first(range)), u64::from(range.count)))
+        .collect();
+    spans.sort_unstable();
+    let mut end = 0;
+    spans.into_iter().all(|(first, count)| {
+        let is_apart = first >= end;
+        end = first + count;
+        is_apart && end <= u64::from(u32::MAX)
+    })
 }
 
 impl IdMap {
@@ -92,9 +116,6 @@ impl IdMap {
         if below.first().is_none_or(|parent| parent.record.remapped) {
             return Ok(None);
         }
-        if below.iter().any(|info| info.record.layer.is_some()) {
-            return Err(OwnersError::Mounted);
-        }
         Ok(Some(Self {
             uids: Map::parse(UIDS, uids)?,
             gids: Map::parse(GIDS, gids)?,
@@ -110,12 +131,12 @@ impl IdMap {
         }
     }
 
-    /// The map as mount options for containerd.
-    pub(crate) fn options(&self) -> [String; 2] {
-        [
-            format!("uidmap={}", self.uids.written),
-            format!("gidmap={}", self.gids.written),
-        ]
+    /// The map for the kernel.
+    pub(crate) fn owners(&self) -> Owners {
+        Owners {
+            uids: self.uids.ranges.clone(),
+            gids: self.gids.ranges.clone(),
+        }
     }
 }
 
@@ -135,8 +156,20 @@ mod tests {
         assert_eq!(map.outside(999), Some(100_999));
         assert_eq!(map.outside(1000), None);
         assert_eq!(map.outside(5001), Some(8));
+        let many = vec!["0:1:1"; MAX_RANGES + 1].join(",");
         for bad in [
-            "", "0", "0:1", "0:1:0", "0:1:2:3", "a:1:2", "1:1:5", "0:-1:2",
+            "",
+            "0",
+            "0:1",
+            "0:1:0",
+            "0:1:2:3",
+            "a:1:2",
+            "1:1:5",
+            "0:-1:2",
+            "0:1:10,9:100:1",
+            "0:1:10,10:5:1",
+            "0:4294967290:10",
+            &many,
         ] {
             let error = Map::parse(GIDS, bad).unwrap_err();
             assert!(error.to_string().contains("gidmapping"), "{error}");

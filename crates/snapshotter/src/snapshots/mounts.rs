@@ -1,13 +1,29 @@
 //! Mounts of a snapshot. Mounts the layers below it and checks that a container may start from
 //! them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::ids::IdMap;
-use super::metadata::{Info, Kind, MetadataError, Record};
+use super::ids::{IdMap, OwnersError};
+use super::metadata::{Info, Kind, MetadataError, Record, SnapshotId};
 use super::{Mount, Shared, SnapshotError, Snapshotter, overlay, trust};
-use crate::cpu::Lost;
+use crate::cpu::{Lane, Lost};
 use crate::image::{Parent, Wanted, explain, labels, plan};
+use crate::mount::{MountError, mapped};
+
+impl Shared {
+    /// The ID-mapped copy of a parent for a snapshot, with its directory.
+    fn copy_of(
+        &self,
+        parent: SnapshotId,
+        is_layer: bool,
+        id: SnapshotId,
+    ) -> Result<mapped::Copy, SnapshotError> {
+        let at = self.directories.mapped(parent, id);
+        let at = at.map_err(|source| self.files("create a mount point", id, source))?;
+        let from = self.directories.fs(parent);
+        Ok(mapped::Copy { from, is_layer, at })
+    }
+}
 
 impl Snapshotter {
     /// Returns the mounts of the first snapshot of a chain, after mounting the layers below it.
@@ -27,24 +43,58 @@ impl Snapshotter {
         }
         let has_layers = parents.iter().any(|info| info.record.layer.is_some());
         let idmap = IdMap::wanted(&top.record.labels, &parents)?;
-        let parents: Vec<_> = parents.iter().map(|info| info.record.id).collect();
         let Shared {
             directories,
             options,
             ..
         } = &*self.shared;
         let Record { kind, id, .. } = top.record;
+        let parents = match idmap {
+            Some(idmap) => self.mapped(id, &parents, &idmap).await?,
+            None => parents
+                .iter()
+                .map(|info| directories.fs(info.record.id))
+                .collect(),
+        };
         Ok(vec![overlay::mount_of(
             directories,
             kind,
             id,
             &parents,
-            &overlay::Extra {
-                idmap,
+            overlay::Extra {
                 xino: has_layers && self.shared.parts.images.xino(),
                 userxattr: options.userxattr,
             },
         )])
+    }
+
+    /// Shows the parents of a snapshot with the owners of its user namespace. Returns where.
+    async fn mapped(
+        &self,
+        id: SnapshotId,
+        parents: &[Info],
+        idmap: &IdMap,
+    ) -> Result<Vec<PathBuf>, SnapshotError> {
+        let below: Vec<_> = parents
+            .iter()
+            .map(|info| (info.record.id, info.record.layer.is_some()))
+            .collect();
+        let copies = self
+            .run(Lane::Files, move |shared| {
+                let copy = |(parent, is_layer)| shared.copy_of(parent, is_layer, id);
+                below.into_iter().map(copy).collect::<Result<Vec<_>, _>>()
+            })
+            .await?;
+        let places = copies.iter().map(|copy| copy.at.clone()).collect();
+        let mounts = &self.shared.parts.mounts;
+        match mapped::copy_all(mounts, copies, idmap.owners()).await {
+            Ok(()) => Ok(places),
+            Err(error @ (MountError::NotMapped { .. } | MountError::Map(_))) => {
+                let why = explain(&error);
+                Err(OwnersError::Unsupported { why }.into())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Mounts every layer of a chain, and updates the chain and its records to what is mounted.

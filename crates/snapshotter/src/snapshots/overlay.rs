@@ -8,17 +8,16 @@
 //! | active | one or more | overlay: `workdir`, `upperdir`, `lowerdir`, in this order (tests depend on it) |
 //! | view | two or more | overlay: `lowerdir` |
 //!
-//! With an ID map (`ids`), a view of one parent is an overlay too, and overlays have `uidmap=` and
-//! `gidmap=`, which containerd removes and applies. With one of our layers among the parents and
-//! kernel support, `xino=on` gives the root file system a single `st_dev`. `userxattr` comes last,
+//! With an ID map (`ids`), the directories of the parents are their ID-mapped copies. With one of
+//! our layers among the parents and kernel support, `xino=on` gives the root file system a single
+//! `st_dev`. `userxattr` comes last,
 //! and only in a user namespace, where the kernel does not allow `trusted.*`. There is no
 //! `index=off`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::directories::Directories;
-use super::ids::IdMap;
 use super::metadata::{Kind, SnapshotId};
 
 /// One mount for containerd: the arguments of mount(2).
@@ -43,43 +42,35 @@ impl Mount {
 }
 
 /// Options that depend on the machine and on the parents.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Extra {
-    pub(crate) idmap: Option<IdMap>,
     pub(crate) xino: bool,
     pub(crate) userxattr: bool,
 }
 
-/// The mount of a snapshot with these parents, topmost first.
+/// The mount of a snapshot on these directories of its parents, topmost first.
 pub(crate) fn mount_of(
     directories: &Directories,
     kind: Kind,
     id: SnapshotId,
-    parents: &[SnapshotId],
-    extra: &Extra,
+    parents: &[PathBuf],
+    extra: Extra,
 ) -> Mount {
     match (kind, parents) {
         (Kind::Active, []) => Mount::bind(&directories.fs(id), "rw"),
         (_, []) => Mount::bind(&directories.fs(id), "ro"),
-        (Kind::View | Kind::Committed, [parent]) if extra.idmap.is_none() => {
-            Mount::bind(&directories.fs(*parent), "ro")
-        }
+        (Kind::View | Kind::Committed, [parent]) => Mount::bind(parent, "ro"),
         (_, parents) => {
-            let mut options = Vec::with_capacity(7);
+            let mut options = Vec::with_capacity(5);
             if kind == Kind::Active {
                 options.push(format!("workdir={}", directories.work(id).display()));
                 options.push(format!("upperdir={}", directories.fs(id).display()));
             }
-            let mut lower: Vec<_> = parents
+            let lower: Vec<_> = parents
                 .iter()
-                .map(|id| directories.fs(*id).display().to_string())
+                .map(|parent| parent.display().to_string())
                 .collect();
-            if kind != Kind::Active && lower.len() == 1 {
-                // overlayfs requires two lower directories. The snapshot's own is empty.
-                lower.push(directories.fs(id).display().to_string());
-            }
             options.push(format!("lowerdir={}", lower.join(":")));
-            options.extend(extra.idmap.iter().flat_map(IdMap::options));
             if extra.xino {
                 options.push("xino=on".to_owned());
             }
@@ -108,13 +99,15 @@ mod tests {
 
     fn options(kind: Kind, parents: &[u64], with_all: bool) -> Mount {
         let directories = Directories::new(Path::new("/r"));
-        let parents: Vec<_> = parents.iter().copied().map(SnapshotId).collect();
+        let parents: Vec<_> = parents
+            .iter()
+            .map(|id| directories.fs(SnapshotId(*id)))
+            .collect();
         let extra = Extra {
             xino: with_all,
             userxattr: with_all,
-            idmap: None,
         };
-        mount_of(&directories, kind, SnapshotId(9), &parents, &extra)
+        mount_of(&directories, kind, SnapshotId(9), &parents, extra)
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod lines;
 mod logs;
 mod metrics;
 mod mirrors;
+mod owners;
 mod prefetch;
 mod process;
 mod proxy;

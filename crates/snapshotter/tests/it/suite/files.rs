@@ -355,7 +355,10 @@ async fn usage_grows_with_what_is_written_and_stays_after_commit() {
 async fn labels_of_a_user_namespace_are_followed_once() {
     let server = Server::start().await;
     server
-        .layer("base", "", |at| write(&at.join("a"), "a", 0o644))
+        .layer("base", "", |at| {
+            write(&at.join("a"), "a", 0o644);
+            lchown(at.join("a"), Some(5), Some(7)).unwrap();
+        })
         .await;
     let map = |to: &str| {
         labels(&[
@@ -367,15 +370,23 @@ async fn labels_of_a_user_namespace_are_followed_once() {
         .prepare_with("container", "base", map("0:100000:65536"))
         .await
         .unwrap();
-    let options = &mounts[0].options;
-    for wanted in ["uidmap=0:100000:65536", "gidmap=0:100000:65536"] {
-        assert!(options.iter().any(|option| option == wanted), "{options:?}");
-    }
-    let upper = options
-        .iter()
-        .find_map(|option| option.strip_prefix("upperdir="));
-    let owner = fs::metadata(upper.unwrap()).unwrap();
-    assert_eq!((owner.uid(), owner.gid()), (100_000, 100_000));
+    let owner = |path: &Path| {
+        let found = fs::metadata(path).unwrap();
+        (found.uid(), found.gid())
+    };
+    let mounted = Mounted::new(&mounts);
+    assert_eq!(owner(mounted.path()), (100_000, 100_000));
+    assert_eq!(owner(&mounted.path().join("a")), (100_005, 100_007));
+    // What is changed is copied with its owner.
+    fs::set_permissions(mounted.path().join("a"), fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(owner(&mounted.path().join("a")), (100_005, 100_007));
+    drop(mounted);
+    // A view of one snapshot is its copy alone.
+    let view = server.view_with("seen", "base", map("0:7:1,1:200000:65535"));
+    let view = Mounted::new(&view.await.unwrap());
+    assert_eq!(owner(view.path()), (7, 7));
+    assert_eq!(owner(&view.path().join("a")), (200_004, 200_006));
+    drop(view);
     // Mounts returns the same as Prepare.
     assert_eq!(server.mounts("container").await.unwrap(), mounts);
 
@@ -386,13 +397,10 @@ async fn labels_of_a_user_namespace_are_followed_once() {
         .prepare_with("other", "mapped", map("0:100000:65536"))
         .await
         .unwrap();
-    let options = &mounts[0].options;
-    assert!(
-        !options.iter().any(|option| option.contains("idmap=")),
-        "{options:?}"
-    );
+    let mounted = Mounted::new(&mounts);
+    assert_eq!(owner(&mounted.path().join("a")), (5, 7));
 
-    for bad in ["", "1:2:3", "0:1:x"] {
+    for bad in ["", "1:2:3", "0:1:x", "0:1:10,5:20:10"] {
         let refused = server
             .prepare_with("bad", "base", map(bad))
             .await
