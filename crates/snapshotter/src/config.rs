@@ -31,7 +31,7 @@ use toml::Table;
 use self::declare::{Declared, Key};
 pub use self::document::document;
 pub use self::dump::dump;
-pub use self::fs::{BackgroundFetch, Cache, DirectoryCache, Fuse, Prefetch};
+pub use self::fs::{BackgroundFetch, Cache, DirectoryCache, FetchMode, Fuse, Prefetch};
 pub use self::http::{Blob, Http};
 pub use self::keychain::{CredentialProviders, CriKeychain, KubeconfigKeychain};
 pub use self::pull_modes::{Parallel, ParallelError, PullModes, SociV1, SociV2, Stream};
@@ -40,7 +40,7 @@ pub use self::registry::RegistryTable;
 use self::remarks::Remarks;
 pub use self::resolver::{Host, Mirror, Resolver};
 pub use self::service::{
-    ContentStore, ContentStoreKind, MountChoice, Service, SnapshotterTable, Trust,
+    ContentStore, ContentStoreKind, LazyUsage, MountChoice, Service, SnapshotterTable, Trust,
 };
 
 /// The default configuration file. Only this file may be missing.

@@ -66,7 +66,7 @@ use crate::metrics::{self, Timed};
 use crate::mount::MountError;
 use crate::store::LayerKey;
 use crate::store::space::Taken;
-use crate::sync::atomic::AtomicBool;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex};
 
 /// How long to remember that an image has no index. Longer than a pull of its layers takes, and
@@ -88,6 +88,8 @@ struct Image {
     discovery: OnceCell<Discovery>,
     /// Each zTOC is downloaded at most once at a time.
     ztocs: Mutex<HashMap<Digest, Arc<OnceCell<Bytes>>>>,
+    /// True once a layer was mounted.
+    mounted: AtomicBool,
     /// True once the other layers are being prepared ahead.
     ahead: AtomicBool,
     /// The layers that are prepared or were requested.
@@ -105,6 +107,7 @@ impl Image {
             manifest: OnceCell::new(),
             discovery: OnceCell::new(),
             ztocs: Mutex::default(),
+            mounted: AtomicBool::new(false),
             ahead: AtomicBool::new(false),
             ready: Mutex::default(),
             came: Notify::new(),
@@ -336,6 +339,9 @@ impl Images {
                     "checking mount point"
                 );
                 took(Timed::Mount, layer.digest(), began);
+                if !image.mounted.swap(true, Ordering::Relaxed) {
+                    self.0.parts.layers.image_mounted();
+                }
                 let layer = LayerUse {
                     layer: layer.key(),
                     patch,

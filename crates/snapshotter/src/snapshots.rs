@@ -65,6 +65,8 @@ pub struct Options {
     pub skip_support_check: bool,
     /// How to decide about layers.
     pub rules: Rules,
+    /// Whether lazily loaded layers have no disk usage, as in the reference.
+    pub zero_usage: bool,
     /// Whether containers start only if all of their layers are verified.
     pub verified_only: bool,
 }

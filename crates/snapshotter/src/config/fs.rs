@@ -1,7 +1,7 @@
 //! Keys of FUSE, background downloads and the caches.
 
 use super::ValueError;
-use super::declare::table;
+use super::declare::{table, words};
 
 table! {
     /// A cache of files that soci-rs does not have.
@@ -36,21 +36,40 @@ table! {
     pub struct BackgroundFetch {
         /// Downloads only what is read.
         disable: bool = false;
-        /// Pause after the first mount of a new image, in milliseconds.
-        silence_period_msec: i64 = 30_000, zero_is_default, unused;
-        /// Milliseconds per span, for all layers together.
-        fetch_period_msec: i64 = 500, zero_is_default, unused;
-        /// Number of waiting layers; negative means no limit.
-        max_queue_size: i64 = 300, zero_is_default, unused;
-        /// Which layer a full queue drops: `newest` or `oldest`. Another word is an error.
-        drop_policy: String = "newest".to_owned(), zero_is_default, unused;
+        /// How fast: `adaptive`, as fast as the network allows while no reader waits, or `paced`, as
+        /// the keys below say.
+        mode: FetchMode = FetchMode::Adaptive, ours;
+        /// Only `paced`: pause after the first mount of a new image, in milliseconds.
+        silence_period_msec: i64 = 30_000, zero_is_default;
+        /// Only `paced`: milliseconds per span, for all layers together.
+        fetch_period_msec: i64 = 500, zero_is_default;
+        /// Only `paced`: number of waiting layers; negative means no limit.
+        max_queue_size: i64 = 300, zero_is_default;
+        /// Only `paced`: which layer a full queue drops: `newest`, the one that comes, or `oldest`, the
+        /// one that is next. Another word is an error.
+        drop_policy: String = "newest".to_owned(), zero_is_default;
         /// Seconds between updates of the metric `background_fetch_work_queue_size`, which is always
         /// current.
         emit_metric_period_sec: i64 = 10, zero_is_default, unused;
     }
 }
 
+words! {
+    /// `[background_fetch] mode`.
+    pub enum FetchMode {
+        /// As fast as the network allows while no reader waits.
+        Adaptive = "adaptive",
+        /// One span per period, as the reference does.
+        Paced = "paced",
+    }
+}
+
 impl BackgroundFetch {
+    /// Whether a full queue drops the layer that is next, not the one that comes.
+    pub fn drops_oldest(&self) -> bool {
+        self.drop_policy == "oldest"
+    }
+
     pub(super) fn check(&self) -> Result<(), ValueError> {
         match self.drop_policy.as_str() {
             "newest" | "oldest" => Ok(()),

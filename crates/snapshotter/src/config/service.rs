@@ -140,6 +140,9 @@ table! {
         /// Fails the pull of an image with an index that cannot be loaded lazily, instead of
         /// falling back to another way.
         strict: bool = false, ours;
+        /// The disk usage of lazily loaded layers: `disk` for what they have on disk, or `zero`, which
+        /// the reference reports.
+        lazy_usage: LazyUsage = LazyUsage::Disk, ours;
     }
 }
 
@@ -164,5 +167,15 @@ words! {
         File = "file",
         /// Leave every layer to containerd.
         None = "none",
+    }
+}
+
+words! {
+    /// `[snapshotter] lazy_usage`.
+    pub enum LazyUsage {
+        /// What is on disk.
+        Disk = "disk",
+        /// Nothing.
+        Zero = "zero",
     }
 }

@@ -382,3 +382,24 @@ fn registry_settings_are_in_folders_separated_by_colons() {
         assert_eq!(config.registry.folders(), expected, "{text}");
     }
 }
+
+#[test]
+fn background_downloads_have_a_pace_on_request() {
+    let pace = parse(
+        "[background_fetch]\nmode = 'paced'\nsilence_period_msec = 7\nfetch_period_msec = 0\n\
+         max_queue_size = -1\ndrop_policy = 'oldest'\n",
+    );
+    let expected = BackgroundFetch {
+        mode: FetchMode::Paced,
+        silence_period_msec: 7,
+        max_queue_size: -1,
+        drop_policy: "oldest".to_owned(),
+        ..BackgroundFetch::default()
+    };
+    assert_eq!(pace.background_fetch, expected);
+    assert_eq!(expected.fetch_period_msec, 500);
+    let empty = parse("[background_fetch]\ndrop_policy = ''\nmax_queue_size = 0\n");
+    assert_eq!(empty, Config::default());
+    let zero = parse("[snapshotter]\nlazy_usage = 'zero'\n");
+    assert_eq!(zero.snapshotter.lazy_usage, LazyUsage::Zero);
+}

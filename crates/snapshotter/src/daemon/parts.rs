@@ -22,13 +22,15 @@ use super::leftovers;
 use super::root::Root;
 use super::scrub::{Background, Scrubber};
 use super::sources::Sources;
-use crate::config::{Blob, Cache, Config, ContentStoreKind, Http, Trust};
+use crate::config::{
+    BackgroundFetch, Blob, Cache, Config, ContentStoreKind, FetchMode, Http, LazyUsage, Trust,
+};
 use crate::cpu::Cpu;
 use crate::cri::ImageService;
 use crate::device::{self, Device, KeptDevice};
 use crate::fetch::{self, Scheduler};
 use crate::image::{self, Content, Images, Modes, Mounts, Rules};
-use crate::layer::{self, Layers, drop_scratch};
+use crate::layer::{self, Drops, Layers, Paced, drop_scratch};
 use crate::metrics::{self, Answer};
 use crate::mount::thread::MountThread;
 use crate::mount::{self, Way};
@@ -106,6 +108,7 @@ impl Daemon {
                 min_layer_size: u64::try_from(config.snapshotter.min_layer_size).unwrap_or(0),
                 strict: config.snapshotter.strict,
             },
+            zero_usage: config.snapshotter.lazy_usage == LazyUsage::Zero,
             verified_only: config.snapshotter.trust == Trust::Verified,
         };
         let (late, asked) = Late::new();
@@ -256,6 +259,7 @@ pub(super) fn images(
         span_fetches: retries.saturating_add(1).max(2),
         drops_copies: way == Way::File,
         limits: limits(&config.cache),
+        pace: pace(&config.background_fetch),
         ..layer::Options::default()
     };
     let layers = Layers::new(
@@ -297,6 +301,20 @@ pub(super) fn images(
 pub fn registry(config: &Config) -> anyhow::Result<Registry> {
     let credentials = Arc::new(Sources::of(config));
     Ok(Registry::new(registry_options(config), credentials)?)
+}
+
+/// The pace of background downloads, if it is configured.
+fn pace(background: &BackgroundFetch) -> Option<Paced> {
+    (background.mode == FetchMode::Paced).then(|| Paced {
+        period: millis(background.fetch_period_msec),
+        silence: millis(background.silence_period_msec),
+        // Negative means no limit.
+        queue: usize::try_from(background.max_queue_size).ok(),
+        drops: match background.drops_oldest() {
+            false => Drops::Newest,
+            true => Drops::Oldest,
+        },
+    })
 }
 
 fn limits(cache: &Cache) -> Limits {

@@ -9,7 +9,14 @@ use std::{io, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{Context, data::Data, passing::Passing, spans::Spans, trouble::Trouble};
+use super::{
+    Context,
+    data::Data,
+    paced::{Fetches, Next},
+    passing::Passing,
+    spans::Spans,
+    trouble::Trouble,
+};
 use crate::{
     cpu::Lane,
     metrics::{self, Timed},
@@ -136,18 +143,11 @@ impl Completion {
     /// Requests missing spans up to the window: those of a prefetch artifact first, and all if
     /// `downloads`. Returns when to check again at the latest.
     fn top_up(&self, downloads: bool) -> Instant {
-        // statvfs does no I/O.
-        let free = || self.context.store.disk().ok().map(|disk| disk.free);
-        if let Some(until) = self.trouble.held_until(free, LOOK_FOR_ROOM) {
-            return until;
-        }
         let now = Instant::now();
-        let room = self.room();
-        if room == 0 {
-            let until = now + LOOK_FOR_ROOM;
-            self.trouble.hold_until(until);
-            return until;
-        }
+        let room = match self.room_now() {
+            Ok(room) => room,
+            Err(until) => return until,
+        };
         self.spans.store_kept();
         self.spans.want_first();
         if downloads && !self.spans.has_first() {
@@ -157,6 +157,22 @@ impl Completion {
             }
         }
         now + LOOK
+    }
+
+    /// Bytes that the background may request now, or when to check again.
+    fn room_now(&self) -> Result<u64, Instant> {
+        // statvfs does no I/O.
+        let free = || self.context.store.disk().ok().map(|disk| disk.free);
+        if let Some(until) = self.trouble.held_until(free, LOOK_FOR_ROOM) {
+            return Err(until);
+        }
+        let room = self.room();
+        if room == 0 {
+            let until = Instant::now() + LOOK_FOR_ROOM;
+            self.trouble.hold_until(until);
+            return Err(until);
+        }
+        Ok(room)
     }
 
     /// Bytes that the background may still download. Logs once when there is no space, and once
@@ -311,5 +327,23 @@ impl Completion {
         let cleared = self.data.files.present.clear_complete();
         self.complete.send_replace(false);
         cleared
+    }
+}
+
+impl Fetches for Completion {
+    fn fetch_next(&self) -> Next {
+        if self.is_complete() || self.spans.is_closed() || self.data.has_all() {
+            return Next::Over;
+        }
+        // The spans of a prefetch artifact are requested without the pace.
+        if self.rests() || self.spans.has_first() || self.room_now().is_err() {
+            return Next::Later;
+        }
+        let Some(span) = self.spans.first_absent() else {
+            return Next::Later;
+        };
+        self.begun.lock().get_or_insert_with(Instant::now);
+        self.spans.want(span);
+        Next::Requested
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
+    paced::Paced,
     spans::{Room, Spare, Waits},
     tally::Tallies,
     writeback::Writeback,
@@ -36,6 +37,8 @@ pub struct Options {
     pub sync_every: std::time::Duration,
     /// Limits for background downloads.
     pub limits: Limits,
+    /// The pace of background downloads; `None` for the speed of the network.
+    pub pace: Option<Paced>,
     /// Drop the page cache of `data` regularly, because mounts read through it and keep their own
     /// copy.
     pub drops_copies: bool,
@@ -50,6 +53,7 @@ impl Default for Options {
             pause: (seconds(1), seconds(60)),
             sync_every: seconds(10),
             limits: Limits::default(),
+            pace: None,
             drops_copies: false,
         }
     }

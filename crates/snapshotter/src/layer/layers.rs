@@ -12,6 +12,8 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     Context, Layer, Options, ReadWait,
+    completion::Completion,
+    paced::Queue,
     spans::{Room, Spare, Waits},
     stream,
     tally::Tallies,
@@ -65,7 +67,9 @@ pub struct Layers {
     pub(super) open: Mutex<HashMap<LayerKey, Cell>>,
     tasks: TaskTracker,
     uses: Mutex<uses::Uses>,
-    tending: [tokio::task::AbortHandle; 2],
+    /// The layers whose rest is downloaded at a fixed pace, if that is configured.
+    paced: Option<Arc<Queue<Completion>>>,
+    tending: Vec<tokio::task::AbortHandle>,
 }
 
 impl Layers {
@@ -79,6 +83,7 @@ impl Layers {
     ) -> Arc<Layers> {
         let every = options.sync_every;
         let writeback = Arc::new(Writeback::default());
+        let paced = options.pace.map(|pace| Arc::new(Queue::new(pace)));
         let context = Arc::new(Context {
             cpu,
             fetch,
@@ -96,13 +101,19 @@ impl Layers {
         Arc::new_cyclic(|layers: &Weak<Layers>| {
             let syncer = runtime.spawn(upkeep::run(layers.clone(), every));
             let flusher = runtime.spawn(writeback::run(writeback, Arc::downgrade(&context)));
+            let mut tending = vec![syncer.abort_handle(), flusher.abort_handle()];
+            if let Some(queue) = paced.clone() {
+                let task = runtime.spawn(async move { queue.run().await });
+                tending.push(task.abort_handle());
+            }
             Layers {
                 context,
                 runtime: runtime.clone(),
                 open: Mutex::default(),
                 tasks: TaskTracker::new(),
                 uses: Mutex::default(),
-                tending: [syncer.abort_handle(), flusher.abort_handle()],
+                paced,
+                tending,
             }
         })
     }
@@ -135,12 +146,23 @@ impl Layers {
     /// numbers.
     pub fn complete(&self, layer: &Arc<Layer>) {
         layer.completion.wake();
-        self.run_completion(layer, true);
+        self.complete_later(layer);
     }
 
     /// Like [`Layers::complete`], but only when the layer is used again.
     pub fn complete_later(&self, layer: &Arc<Layer>) {
-        self.run_completion(layer, true);
+        self.run_completion(layer, self.paced.is_none());
+        if let Some(queue) = self.paced.as_ref().filter(|_| !layer.is_complete()) {
+            queue.add(Arc::clone(&layer.completion));
+        }
+    }
+
+    /// The first layer of an image was mounted. With a fixed pace, background downloads are silent
+    /// for a while.
+    pub fn image_mounted(&self) {
+        if let Some(queue) = &self.paced {
+            queue.be_silent();
+        }
     }
 
     /// Records a use of a layer and resumes its background download.

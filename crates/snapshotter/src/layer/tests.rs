@@ -31,6 +31,7 @@ mod full;
 mod lives;
 mod made;
 mod opened;
+mod paced;
 mod prove;
 mod reads;
 mod scrub;

@@ -79,10 +79,6 @@ const ABSENT: &[(&str, &str)] = &[
         "preresolve_queue_drop",
         "layers that are prepared ahead are bounded without a queue. Always 0",
     ),
-    (
-        "background_fetch_work_queue_evicted",
-        "no layer is dropped from the background download. Always 0",
-    ),
 ];
 
 const COMMON: &str = "
@@ -196,9 +192,8 @@ fn reported() -> [(&'static Definition, Vec<&'static str>); 5] {
 }
 
 fn counted_node_events() -> impl Iterator<Item = &'static str> {
-    let never = [NodeEvent::PreresolveDrop, NodeEvent::BackgroundEvicted];
     let all = NodeEvent::TABLE.iter();
-    all.filter(move |(event, _)| !never.contains(event))
+    all.filter(|(event, _)| *event != NodeEvent::PreresolveDrop)
         .map(|(_, name)| *name)
 }
 

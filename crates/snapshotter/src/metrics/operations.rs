@@ -87,7 +87,7 @@ pub enum NodeEvent {
     FailureState,
     /// Does not occur.
     PreresolveDrop,
-    /// Does not occur.
+    /// The queue of paced background downloads dropped a layer.
     BackgroundEvicted,
 }
 

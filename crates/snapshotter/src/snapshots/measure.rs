@@ -3,6 +3,7 @@
 use super::metadata::{Info, Kind, Record, Usage};
 use super::{Shared, SnapshotError, Snapshotter};
 use crate::cpu::Lane;
+use crate::image::labels;
 
 impl Snapshotter {
     /// Returns the usage of a snapshot: measured now if it is active or a layer of ours, otherwise
@@ -35,12 +36,16 @@ impl Shared {
             })
     }
 
-    /// The usage of a snapshot that is not measured. A layer that several snapshots show is counted
-    /// for the first of them, so that the sum is the actual usage.
+    /// The usage of a snapshot that is not measured. A layer has what is on disk now, unless it is
+    /// lazy and the configuration wants the zeros of the reference. One that several snapshots show
+    /// is counted for the first of them, so that the sum is the actual usage.
     fn taken(&self, record: &Record) -> Result<Usage, SnapshotError> {
         let (Some(used), Some(images)) = (&record.layer, self.parts.images.get()) else {
             return Ok(record.usage);
         };
+        if self.options.zero_usage && labels::is_lazy(&record.labels) {
+            return Ok(record.usage);
+        }
         let shows = |info: &Info| {
             let layer = info.record.layer.as_ref();
             layer.is_some_and(|layer| layer.layer == used.layer)

@@ -27,3 +27,4 @@ mod starting;
 mod suite;
 mod supervision;
 mod tree;
+mod usage;

@@ -7,6 +7,17 @@ use soci_ztoc::SpanId;
 use super::Spans;
 
 impl Spans {
+    /// The first absent span, in tar order.
+    pub(in crate::layer) fn first_absent(&self) -> Option<u32> {
+        self.data.ztoc()?;
+        let bad = self.trouble.bad_for_now();
+        let mut states = self.states.lock();
+        let mut missing = states.missing();
+        missing
+            .find(|(id, span)| span.is_absent() && !bad.contains(id))
+            .map(|(id, _)| id)
+    }
+
     /// The next absent spans, in tar order, such that at most `window` compressed bytes are in
     /// progress and they decompress to at most about `space` bytes. Empty while more than half of
     /// the window is in progress, so that neighboring spans share requests.
