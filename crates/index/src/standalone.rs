@@ -1,9 +1,10 @@
 //! Works without containerd, on images in registries and on disk.
 //!
 //! [`convert`] reads an image from a [`Source`] and writes the converted image to a
-//! [`Destination`]. [`create`] pushes indexes for an image in a registry. From registry to registry nothing is stored on disk except zTOCs: layers are
-//! indexed while they are copied to the target. For a destination on disk the image is downloaded
-//! first, because an archive has its members in a different order.
+//! [`Destination`]. [`create`] pushes indexes for an image in a registry. Layers of a registry are
+//! indexed while they are downloaded, and each is read once. From registry to registry nothing is
+//! stored on disk except zTOCs. An archive is written when its image is complete on disk, because
+//! it has its members in a different order.
 //!
 //! The result is complete or absent: manifests and names are written last.
 
@@ -26,6 +27,7 @@ mod archive;
 mod copies;
 mod create;
 mod error;
+mod fetch;
 mod layout;
 mod local;
 mod observer;

@@ -3,6 +3,7 @@
 //! New blobs are written to `ingest/` and renamed into place after their digest has been verified,
 //! so other processes never see a partial blob.
 
+mod keep;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,8 @@ use bytes::Bytes;
 use super::{Blob, Content, ContentStore, Labels, Put, StoreError, blocking, is_blob};
 use soci_oci::descriptor::Descriptor;
 use soci_oci::digest::{Digest, Verifier};
+
+pub use keep::Keeping;
 
 /// The content of the file `oci-layout`.
 pub const LAYOUT_FILE: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -147,8 +150,11 @@ impl Layout {
         }
     }
 
-    /// Whether the blob is present and intact. A blob that was modified on disk is stored again.
-    fn has(&self, blob: &Descriptor) -> Result<bool, StoreError> {
+    /// Whether the blob is present and intact. Reads the whole blob, so use it on plain threads.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] or [`StoreError::Outside`] if the file cannot be opened.
+    pub fn has(&self, blob: &Descriptor) -> Result<bool, StoreError> {
         if self.stored_size(&blob.digest)? != Some(blob.size) {
             return Ok(false);
         }
@@ -220,13 +226,12 @@ impl Layout {
         progress: &dyn Fn(u64),
     ) -> Result<Put, StoreError> {
         let Descriptor { digest, size, .. } = descriptor;
+        // A blob that was modified on disk is stored again.
         if self.has(descriptor)? {
             return Ok(Put::AlreadyThere);
         }
         let path = self.blob_path(digest);
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(StoreError::io("mkdir", folder))?;
-        }
+        create_parent(&path)?;
         let mut file = self.ingest(&digest.hex())?;
         let mut verifier = Verifier::new(*digest);
         let mut buffer = vec![0; 256 << 10];
@@ -292,6 +297,14 @@ fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>, StoreError> {
         }
     }
     Ok(found)
+}
+
+/// Creates the folder of a blob.
+fn create_parent(blob: &Path) -> Result<(), StoreError> {
+    match blob.parent() {
+        Some(folder) => fs::create_dir_all(folder).map_err(StoreError::io("mkdir", folder)),
+        None => Ok(()),
+    }
 }
 
 fn is_absent(error: &io::Error) -> bool {

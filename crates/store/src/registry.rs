@@ -196,10 +196,6 @@ impl RegistryStore {
             registry, image, ..
         } = self.shared.as_ref();
         let blob = Descriptor::new(media_type::OCTET_STREAM, *digest, size);
-        let tee = match &self.target {
-            Some(target) if known.kind == Kind::Layer => target.receive(&blob).await?,
-            _ => None,
-        };
         let fetcher = if self.known().distrusted.contains(digest) {
             registry.blob_of_origin(image, &blob)?
         } else {
@@ -227,9 +223,14 @@ impl RegistryStore {
             };
             io::Error::new(kind, error)
         };
+        let mut incoming = stream::Incoming::new(fetcher, explain);
+        // The download has begun and goes on while the target is asked whether it has the layer.
+        if let Some(target) = self.target.as_ref().filter(|_| known.kind == Kind::Layer) {
+            incoming.send_to(target.receive(&blob).await?);
+        }
         Ok(Blob {
             size,
-            reader: Box::new(stream::Incoming::new(fetcher, explain, tee)),
+            reader: Box::new(incoming),
         })
     }
 }

@@ -72,7 +72,7 @@ pub(super) fn index(work: &Work, job: &Job) -> Result<Made, LayerError> {
                 if is_about_bytes(&source) && work.context.source.distrust(&job.layer.digest) =>
             {
                 let layer = job.layer.digest;
-                tracing::warn!(%layer, error = %source, "a mirror gave wrong bytes; the layer is read again");
+                tracing::warn!(%layer, error = %source, "a mirror or file has wrong bytes; the layer is read from another source");
                 build(work, job)?
             }
             Err(error) if is_elsewhere(job, &error) => (Err(Skip::Elsewhere), Vec::new()),

@@ -11,14 +11,12 @@ use soci_store::durable::folder_of;
 use soci_store::layout::Layout;
 use soci_store::{Checked, ContentStore, blocking, reachable, write_archive};
 
-use super::copies::fetch;
 use super::error::{Error, OutputError};
 use super::layout::{index_json, stacked};
 use super::observer::{ConversionObserver, Phase};
 use super::place::NewFile;
 use super::stop::{StopOnDrop, Stoppable};
-use super::{Input, Job, counter};
-use crate::builder::Outcome;
+use super::{Input, Job, counter, fetch};
 use crate::convert::Converted;
 
 /// The destination of an archive.
@@ -68,19 +66,18 @@ pub(super) async fn to_archive(
     let work = Layout::create(folder.path())
         .map_err(|error| OutputError::Temporary(error.into()))?
         .unsynced();
-    let (root, store): (_, Arc<dyn ContentStore>) = match &input {
+    let (converted, store): (_, Arc<dyn ContentStore>) = match input {
         Input::Registry(source) => {
-            let root = fetch(job, source, &work).await?;
-            (root, Arc::new(work.clone()))
+            let converted = fetch::convert(job, source, &work).await?;
+            (converted, Arc::new(work.clone()))
         }
         Input::Local(source) => {
-            let store = stacked(&work, source);
-            (source.root(store.as_ref()).await?, store)
+            let store = stacked(&work, &source);
+            let root = source.root(store.as_ref()).await?;
+            let convert = job.convert(Arc::clone(&store), Arc::clone(&store), &root);
+            (convert.await?, store)
         }
     };
-    let converted = job
-        .convert(Arc::clone(&store), Arc::clone(&store), &root)
-        .await?;
     let blobs = reachable(store.as_ref(), &converted.image).await?;
     let store = Checked {
         trusted: Arc::new(trusted(&converted, &work, &blobs).await?),
@@ -113,9 +110,7 @@ async fn trusted(
     work: &Layout,
     blobs: &BTreeMap<Digest, u64>,
 ) -> Result<HashSet<Digest>, Error> {
-    let layers = converted.platforms.iter().flat_map(|it| &it.parts.layers);
-    let built = layers.filter(|layer| matches!(layer.outcome, Outcome::Built(_)));
-    let mut trusted: HashSet<Digest> = built.map(|layer| layer.layer.digest).collect();
+    let mut trusted: HashSet<Digest> = fetch::verified_layers(converted).collect();
     for digest in blobs.keys() {
         if work.size(digest).await?.is_some() {
             trusted.insert(*digest);

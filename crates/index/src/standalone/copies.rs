@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use soci_oci::Descriptor;
 use soci_store::layout::Layout;
-use soci_store::registry::{RegistryStore, graph};
-use soci_store::{Content, ContentStore, Stacked, blocking, reachable};
+use soci_store::{ContentStore, Stacked, blocking, reachable};
 use tokio::task::JoinSet;
 
 use super::error::{Error, OutputError};
@@ -13,24 +12,6 @@ use super::observer::{ConversionObserver, Phase};
 use super::stop::{Stop, StopOnDrop, Stoppable};
 use super::{Job, counter};
 use crate::convert::Converted;
-
-/// Downloads an image from a registry into a layout and verifies everything.
-pub(super) async fn fetch(
-    job: &Job,
-    source: &RegistryStore,
-    to: &Layout,
-) -> Result<Descriptor, Error> {
-    let root = source.root().await?;
-    let all = graph(source, &root).await?;
-    let bytes = all.blobs.values().map(|blob| blob.size).sum();
-    job.observer.phase(Phase::Fetching, Some(bytes));
-    for node in all.documents {
-        to.put(&node.descriptor, Content::Bytes(node.bytes)).await?;
-    }
-    let from: Arc<dyn ContentStore> = Arc::new(source.clone());
-    receive(job, &from, to, all.blobs.into_values()).await?;
-    Ok(root)
-}
 
 /// Copies the missing blobs of an image and verifies them.
 pub(super) async fn copy(
@@ -56,7 +37,7 @@ pub(super) async fn copy(
 }
 
 /// Copies a few blobs concurrently.
-async fn receive(
+pub(super) async fn receive(
     job: &Job,
     from: &Arc<dyn ContentStore>,
     to: &Layout,
@@ -120,6 +101,8 @@ async fn copy_from(
 
 #[cfg(test)]
 mod tests {
+    use soci_store::Content;
+
     use super::*;
 
     #[tokio::test]

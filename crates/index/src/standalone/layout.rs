@@ -9,25 +9,21 @@ use soci_store::durable::{sync_name, sync_names};
 use soci_store::layout::{INDEX_NAME, LAYOUT_NAME, Layout, read_root_file};
 use soci_store::{ContentStore, Stacked, blocking};
 
-use super::copies::{copy, fetch};
+use super::copies::copy;
 use super::error::{Error, OutputError};
 use super::local::{Form, LocalImage};
 use super::observer::{ConversionObserver, Phase};
 use super::place::{Copier, NewFolder, lock};
 use super::stop::{Stop, StopOnDrop};
-use super::{Input, Job, REF_NAME, counter};
+use super::{Input, Job, REF_NAME, counter, fetch};
 use crate::convert::Converted;
 
 /// Writes a folder in the reference's way: everything that the source contains, and the new blobs.
 pub(super) async fn to_folder(job: &Job, input: Input, path: &Path) -> Result<Converted, Error> {
     let output = NewFolder::create(path)?;
     let work = output.layout.clone();
-    let store: Arc<dyn ContentStore> = Arc::new(work.clone());
     let (converted, rest) = match input {
-        Input::Registry(source) => {
-            let root = fetch(job, &source, &work).await?;
-            (job.convert(Arc::clone(&store), store, &root).await?, None)
-        }
+        Input::Registry(source) => (fetch::convert(job, source, &work).await?, None),
         Input::Local(source) => {
             let store = stacked(&work, &source);
             let root = source.root(store.as_ref()).await?;
@@ -75,12 +71,8 @@ pub(super) async fn to_layout(
         let new = NewFolder::create(path)?;
         (new.layout.clone(), Some(new))
     };
-    let store: Arc<dyn ContentStore> = Arc::new(layout.clone());
     let converted = match input {
-        Input::Registry(source) => {
-            let root = fetch(job, &source, &layout).await?;
-            job.convert(Arc::clone(&store), store, &root).await?
-        }
+        Input::Registry(source) => fetch::convert(job, source, &layout).await?,
         Input::Local(source) => {
             let store = stacked(&layout, &source);
             let root = source.root(store.as_ref()).await?;

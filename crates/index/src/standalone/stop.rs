@@ -25,9 +25,14 @@ impl Drop for StopOnDrop {
 pub(super) struct Stop(Arc<AtomicBool>);
 
 impl Stop {
+    /// Whether the work is stopped.
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// Fails when the work is stopped. Nobody receives the error.
     pub(super) fn check(&self) -> io::Result<()> {
-        if self.0.load(Ordering::Relaxed) {
+        if self.is_set() {
             return Err(io::Error::other("given up"));
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 mod convert;
 mod create;
+mod downloads;
 mod fuzz;
 mod image;
 mod mirror;

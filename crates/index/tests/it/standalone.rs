@@ -33,13 +33,13 @@ fn local(path: &Path) -> Source {
     Source::Local(LocalImage::open(path).unwrap())
 }
 
-fn request(source: Source, destination: Destination) -> Request {
+pub(crate) fn request(source: Source, destination: Destination) -> Request {
     let mut request = Request::new(source, destination);
     request.options.build = build_options();
     request
 }
 
-fn layout(path: PathBuf) -> Destination {
+pub(crate) fn layout(path: PathBuf) -> Destination {
     Destination::Layout { path, name: None }
 }
 
@@ -287,7 +287,7 @@ async fn published(bytes: usize) -> (TestRegistry, Digest) {
     (registry, digest)
 }
 
-async fn until(what: impl Fn() -> bool) {
+pub(crate) async fn until(what: impl Fn() -> bool) {
     let wait = async {
         while !what() {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -42,7 +42,6 @@ impl Incoming {
     pub(super) fn new(
         fetcher: Arc<dyn Fetcher>,
         explain: impl Fn(FetchError) -> io::Error + Send + 'static,
-        tee: Option<Tee>,
     ) -> Self {
         let (sender, chunks) = mpsc::channel(MAX_CHUNKS);
         let mut task = JoinSet::new();
@@ -55,9 +54,14 @@ impl Incoming {
         Self {
             chunks,
             current: None,
-            tee,
+            tee: None,
             _task: task,
         }
+    }
+
+    /// Also sends the bytes to an upload. Must be called before the first read.
+    pub(super) fn send_to(&mut self, tee: Option<Tee>) {
+        self.tee = tee;
     }
 
     fn advance(&mut self) -> io::Result<bool> {
