@@ -8,101 +8,24 @@ mod emit;
 mod error;
 mod index;
 mod layout;
+mod links;
+mod node;
 mod xattrs;
 
 use std::io::Write;
 
 use crate::format::{
-    BLOCK_SIZE, MAX_MAJOR, MAX_MINOR, MAX_NAME, MAX_SYMLINK, NULL_BLOCK, S_IFBLK, S_IFCHR, S_IFDIR,
-    S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, decode_device, encode_device,
+    BLOCK_SIZE, MAX_MAJOR, MAX_MINOR, MAX_SYMLINK, NULL_BLOCK, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO,
+    S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, decode_device, encode_device,
 };
 pub use error::{ImageError, WriteError};
 use index::LinkIndex;
+use links::Link;
+pub use node::{Attributes, Inode, Kind, NodeId, Time};
 use xattrs::Xattr;
 
 /// "No node", "no link", "no attribute" in the arenas.
 const NONE: u32 = u32::MAX;
-
-/// A node of an [`Image`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeId(u32);
-
-impl NodeId {
-    /// The root directory.
-    pub const ROOT: Self = Self(0);
-
-    /// The node's ordinal: nodes are numbered from 0 in the order of their creation.
-    #[must_use]
-    pub fn index(self) -> usize {
-        self.0 as usize
-    }
-}
-
-/// A time in seconds since 1970 and nanoseconds below 10^9.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Time {
-    /// Seconds since 1970, possibly negative.
-    pub secs: i64,
-    /// Nanoseconds, below 10^9.
-    pub nanos: u32,
-}
-
-/// Attributes that every node has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Attributes {
-    /// Permissions, setuid, setgid and sticky: the low twelve bits of `st_mode`.
-    pub mode: u16,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Modification time.
-    pub mtime: Time,
-}
-
-/// The type of a node and the data specific to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind<'a> {
-    /// A file of `size` bytes that begins at block `data_block` of the device. The block is ignored
-    /// if the size is 0.
-    Regular {
-        /// Size in bytes.
-        size: u64,
-        /// First 4 KiB block on the device.
-        data_block: u64,
-    },
-    /// A directory.
-    Directory,
-    /// A symbolic link with its target.
-    Symlink(&'a [u8]),
-    /// A character device.
-    Char {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// A block device.
-    Block {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// A fifo.
-    Fifo,
-    /// A socket.
-    Socket,
-}
-
-/// The type and attributes of a node to create.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Inode<'a> {
-    /// Its type.
-    pub kind: Kind<'a>,
-    /// Its attributes.
-    pub attributes: Attributes,
-}
 
 /// A node in its arena. The meaning of `place` and `extra` depends on the type:
 ///
@@ -122,16 +45,6 @@ struct Node {
     mtime_nanos: u32,
     xattrs: u32,
     mode: u16,
-}
-
-/// A name in a directory. Its child is [`NONE`] after removal; the slot is reused.
-#[derive(Debug, Clone)]
-struct Link {
-    dir: u32,
-    child: u32,
-    name: u32,
-    next: u32,
-    name_len: u8,
 }
 
 /// A tree that can be written as an EROFS image.
@@ -296,134 +209,6 @@ impl Image {
         &self.bytes[offset as usize..][..len]
     }
 
-    /// Adds a name for a node to a directory. A node that is not a directory can have many names.
-    ///
-    /// # Errors
-    /// Fails if the name is invalid or already exists, if the parent is not a directory, or if the
-    /// child is a directory that is already linked.
-    ///
-    /// # Panics
-    /// If a node belongs to another image that has more nodes.
-    pub fn link(&mut self, dir: NodeId, name: &[u8], child: NodeId) -> Result<(), ImageError> {
-        check_name(name)?;
-        if !self.is_dir(dir) {
-            return Err(ImageError::NotADirectory(name.to_vec()));
-        }
-        if self.is_dir(child) && self.nodes[child.index()].extra != NONE {
-            return Err(ImageError::DirectoryLinkedTwice(name.to_vec()));
-        }
-        let hash = self.index.hash(dir.0, name);
-        match self.find(hash, dir, name) {
-            Some(link) if self.links[link as usize].child != NONE => {
-                return Err(ImageError::Duplicate(name.to_vec()));
-            }
-            Some(link) => self.links[link as usize].child = child.0,
-            None => self.new_link(hash, dir, name, child)?,
-        }
-        if self.is_dir(child) {
-            self.nodes[child.index()].extra = dir.0;
-        }
-        Ok(())
-    }
-
-    fn new_link(
-        &mut self,
-        hash: u32,
-        dir: NodeId,
-        name: &[u8],
-        child: NodeId,
-    ) -> Result<(), ImageError> {
-        let id = u32::try_from(self.links.len()).unwrap_or(NONE);
-        // The layout uses the last two numbers for `.` and `..`.
-        if id >= layout::DOT {
-            return Err(ImageError::TooMany("links"));
-        }
-        let offset = self.keep(name)?;
-        let first = &mut self.nodes[dir.index()].place;
-        let next = u32::try_from(*first).unwrap_or(NONE);
-        *first = u64::from(id);
-        let name_len = u8::try_from(name.len()).unwrap_or(u8::MAX);
-        self.links.push(Link {
-            dir: dir.0,
-            child: child.0,
-            name: offset,
-            next,
-            name_len,
-        });
-        self.index.insert(hash, id);
-        Ok(())
-    }
-
-    /// Removes a name from a directory and returns its node.
-    pub fn unlink(&mut self, dir: NodeId, name: &[u8]) -> Option<NodeId> {
-        let link = self.find(self.index.hash(dir.0, name), dir, name)?;
-        let child = std::mem::replace(&mut self.links[link as usize].child, NONE);
-        if child == NONE {
-            return None;
-        }
-        let child = NodeId(child);
-        if self.is_dir(child) {
-            self.nodes[child.index()].extra = NONE;
-        }
-        Some(child)
-    }
-
-    /// The node under a name in a directory.
-    #[must_use]
-    pub fn child(&self, dir: NodeId, name: &[u8]) -> Option<NodeId> {
-        let link = self.find(self.index.hash(dir.0, name), dir, name)?;
-        let child = self.links[link as usize].child;
-        (child != NONE).then_some(NodeId(child))
-    }
-
-    fn find(&self, hash: u32, dir: NodeId, name: &[u8]) -> Option<u32> {
-        self.index.find(hash, |id| {
-            let link = &self.links[id as usize];
-            link.dir == dir.0 && self.name(link) == name
-        })
-    }
-
-    fn name(&self, link: &Link) -> &[u8] {
-        self.kept(link.name, usize::from(link.name_len))
-    }
-
-    /// Names and nodes in a directory, the most recently added first. Empty if the node is not a
-    /// directory.
-    ///
-    /// # Panics
-    /// If a node belongs to another image that has more nodes.
-    pub fn children(&self, dir: NodeId) -> impl Iterator<Item = (&[u8], NodeId)> {
-        self.links_of(dir).map(|id| {
-            let link = &self.links[id as usize];
-            (self.name(link), NodeId(link.child))
-        })
-    }
-
-    fn links_of(&self, dir: NodeId) -> impl Iterator<Item = u32> {
-        let first = &self.nodes[dir.index()].place;
-        let mut next = if self.is_dir(dir) {
-            u32::try_from(*first).unwrap_or(NONE)
-        } else {
-            NONE
-        };
-        std::iter::from_fn(move || {
-            let link = self.links.get(next as usize)?;
-            Some(std::mem::replace(&mut next, link.next))
-        })
-        .filter(|&id| self.links[id as usize].child != NONE)
-    }
-
-    /// The parent of a directory: the root itself for the root, `None` if the directory is not
-    /// linked.
-    ///
-    /// # Panics
-    /// If a node belongs to another image that has more nodes.
-    #[must_use]
-    pub fn parent(&self, dir: NodeId) -> Option<NodeId> {
-        let parent = self.nodes[dir.index()].extra;
-        (self.is_dir(dir) && parent != NONE).then_some(NodeId(parent))
-    }
-
     /// Whether a node is a directory.
     ///
     /// # Panics
@@ -508,17 +293,6 @@ impl Image {
         let plan = layout::Plan::new(self)?;
         emit::emit(self, &plan, out)
     }
-}
-
-fn check_name(name: &[u8]) -> Result<(), ImageError> {
-    if name.len() > MAX_NAME {
-        return Err(ImageError::NameTooLong(name.len()));
-    }
-    let special = matches!(name, b"" | b"." | b"..");
-    if special || name.iter().any(|&byte| byte == 0 || byte == b'/') {
-        return Err(ImageError::BadName(name.to_vec()));
-    }
-    Ok(())
 }
 
 fn check_time(time: Time) -> Result<(), ImageError> {
