@@ -6,17 +6,18 @@
     clippy::arithmetic_side_effects
 )]
 
+mod spans;
+
 use std::sync::Arc;
+
+use spans::{check_spans, checkpoints, span_map};
 
 use super::{DecodeError, EntryProblem, MAX_ZTOC_SIZE, field, verify};
 use crate::checkpoint::{Checkpoint, Compression};
 use crate::flat;
-use crate::span::{Span, SpanDigest, SpanId, SpanMap};
+use crate::span::{SpanId, SpanMap};
 use crate::toc::{Entry, FileKind, Pax, Time, end_of};
-use crate::zinfo::{GzipTable, PlainTable};
-
-/// Most bytes of output per byte of deflate.
-const MAX_EXPANSION: u64 = 1032;
+use crate::zinfo::GzipTable;
 
 /// A verified view of a zTOC's bytes, usually a mapped file.
 ///
@@ -60,7 +61,9 @@ impl DetachedZtoc {
 }
 
 impl<'a> Ztoc<'a> {
-    /// Verifies `bytes` completely. The crate's documentation lists what is guaranteed afterwards.
+    /// Verifies `bytes` completely. Afterwards spans ascend and lie within the layer, each has a
+    /// digest and a checkpoint, and none claims more output than its bytes can give. Entries ascend
+    /// and do not overlap, and regular files lie within the archive.
     ///
     /// # Errors
     /// [`DecodeError`] names the invalid part.
@@ -308,147 +311,4 @@ fn order(files: flat::Vector<'_>) -> Option<Arc<[u32]>> {
     let mut places: Vec<u32> = (0..len).collect();
     places.sort_by_cached_key(|&place| offset(place));
     Some(places.into())
-}
-
-/// The start of a span, before its digest is known.
-struct Start {
-    compressed: u64,
-    uncompressed: u64,
-    bits: u8,
-}
-
-/// Reads the checkpoint table and checks each row on its own.
-fn checkpoints(
-    info: &flat::Table<'_>,
-    layer_size: u64,
-) -> Result<(Compression, u64, Vec<Start>), DecodeError> {
-    let bytes = info.bytes(field::COMPRESSION_CHECKPOINTS);
-    let digests = info.vector(field::COMPRESSION_SPAN_DIGESTS).len();
-    let max_span_id = info.i32(field::COMPRESSION_MAX_SPAN_ID);
-    let agree = |count: u64| {
-        let last = i64::from(max_span_id)
-            .checked_add(1)
-            .and_then(|n| u64::try_from(n).ok());
-        if last == Some(count) && digests as u64 == count {
-            return Ok(());
-        }
-        Err(DecodeError::SpanCount {
-            checkpoints: count,
-            digests,
-            max_span_id,
-        })
-    };
-    match info.i8(field::COMPRESSION_ALGORITHM, super::ALGORITHM_GZIP) {
-        super::ALGORITHM_GZIP => {
-            let table = GzipTable::parse(bytes)?;
-            agree(table.len() as u64)?;
-            let starts = (0..table.len())
-                .filter_map(|index| table.row(index))
-                .map(|row| Start {
-                    compressed: row.compressed,
-                    uncompressed: row.uncompressed,
-                    bits: row.bits,
-                });
-            let span_size =
-                u64::try_from(table.span_size()).map_err(|_| DecodeError::Negative {
-                    field: "span size",
-                    value: table.span_size(),
-                })?;
-            Ok((Compression::Gzip, span_size, starts.collect()))
-        }
-        super::ALGORITHM_UNCOMPRESSED => {
-            let table = PlainTable::parse(bytes)?;
-            if table.size != layer_size {
-                return Err(DecodeError::Span {
-                    span: 0,
-                    problem: "two sizes of the layer",
-                });
-            }
-            agree(table.spans())?;
-            let at = |index: u64| index.saturating_mul(table.span_size);
-            let starts = (0..table.spans()).map(|index| Start {
-                compressed: at(index),
-                uncompressed: at(index),
-                bits: 0,
-            });
-            Ok((Compression::Plain, table.span_size, starts.collect()))
-        }
-        other => Err(DecodeError::Algorithm(other)),
-    }
-}
-
-/// Combines starts and digests, and checks that spans ascend and lie within the layer.
-fn span_map(
-    info: &flat::Table<'_>,
-    starts: Vec<Start>,
-    layer_size: u64,
-    archive_size: u64,
-) -> Result<SpanMap, DecodeError> {
-    let digests = info.vector(field::COMPRESSION_SPAN_DIGESTS);
-    let mut spans: Vec<Span> = Vec::with_capacity(starts.len());
-    for (index, start) in starts.into_iter().enumerate() {
-        let span = u32::try_from(index).unwrap_or(u32::MAX);
-        let impossible = |problem| DecodeError::Span { span, problem };
-        let digest = parse_digest(digests.bytes(index)).ok_or(DecodeError::Digest { span })?;
-        if let Some(before) = spans.last()
-            && (start.compressed < before.compressed || start.uncompressed < before.uncompressed)
-        {
-            return Err(impossible("begins before the span in front of it"));
-        }
-        if index == 0 && start.uncompressed != 0 {
-            return Err(impossible("does not begin at the start of the archive"));
-        }
-        if start.compressed > layer_size {
-            return Err(impossible("begins behind the end of the layer"));
-        }
-        let Start {
-            compressed,
-            uncompressed,
-            bits,
-        } = start;
-        spans.push(Span {
-            compressed,
-            uncompressed,
-            bits,
-            digest,
-        });
-    }
-    Ok(SpanMap::new(spans, layer_size, archive_size))
-}
-
-/// Checks that no span claims more output than its input can give. This bounds a decoder's memory
-/// by the number of downloaded bytes.
-fn check_spans(spans: &SpanMap) -> Result<(), DecodeError> {
-    for id in spans.ids() {
-        let (compressed, uncompressed) = (spans.compressed(id), spans.uncompressed(id));
-        let len = |range: std::ops::Range<u64>| range.end.saturating_sub(range.start);
-        if len(uncompressed) > len(compressed).saturating_mul(MAX_EXPANSION) {
-            return Err(DecodeError::Span {
-                span: id.0,
-                problem: "too much output",
-            });
-        }
-    }
-    Ok(())
-}
-
-/// Parses `sha256:` and 64 lowercase hex digits.
-fn parse_digest(text: &[u8]) -> Option<SpanDigest> {
-    let hex = text.strip_prefix(b"sha256:")?;
-    let nibble = |c: &u8| match c {
-        b'0'..=b'9' => Some(c.wrapping_sub(b'0')),
-        b'a'..=b'f' => Some(c.wrapping_sub(b'a').wrapping_add(10)),
-        _ => None,
-    };
-    let (pairs, []) = hex.as_chunks::<2>() else {
-        return None;
-    };
-    let mut digest = [0; 32];
-    if pairs.len() != digest.len() {
-        return None;
-    }
-    for (byte, [high, low]) in digest.iter_mut().zip(pairs) {
-        *byte = (nibble(high)? << 4) | nibble(low)?;
-    }
-    Some(digest)
 }

@@ -7,6 +7,10 @@ use soci_ztoc::{
 
 use crate::archive::{Dialect, File, Header, Tar, assert_same, record};
 
+mod compared;
+mod global;
+mod sparse;
+
 #[derive(Debug, Default)]
 struct Sink {
     toc: Toc,
@@ -116,75 +120,6 @@ fn type_flags() {
     }
     let text = kind(b'7', b"name").unwrap_err().to_string();
     assert_eq!(text, "unsupported input tar entry '7' (name)");
-}
-
-#[test]
-fn a_global_header_ends_a_ztoc_but_not_unpacking() {
-    let mut tar = Tar::default();
-    tar.pax(&[(b"path".to_vec(), b"lost".to_vec())]);
-    tar.meta(b'g', b"global", &record(b"comment", b"hello"));
-    tar.file(&File::regular("kept", b"x"), Dialect::Ustar);
-    let tar = tar.end();
-    let error = scan(&tar).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .starts_with("unsupported input tar entry 'g'")
-    );
-    let (sink, _) = scan_as(Policy::Unpack, &tar).unwrap();
-    assert_eq!(sink.toc.get(0).unwrap().name, b"kept");
-    assert_eq!([sink.heads.len(), sink.data.len()], [tar.len() - 1, 1]);
-}
-
-#[test]
-fn a_global_header_whose_name_unpacking_acts_on_is_refused() {
-    let scanned = |before: &[(&[u8], u8, &[u8])], name: &[u8]| {
-        let mut tar = Tar::default();
-        for (name, kind, link) in before {
-            let mut header = header(USTAR, name, *kind, 0);
-            header.put(157, link);
-            tar.raw(&mut header, b"");
-        }
-        tar.meta(b'g', name, &record(b"comment", b"hello"));
-        scan_as(Policy::Unpack, &tar.end()).map(drop)
-    };
-    let file = |name: &'static [u8]| (name, b'0', &b""[..]);
-    let ignored: [(&[_], &[u8]); 7] = [
-        (&[], b"pax_global_header"),
-        (&[], b"d/"),
-        (&[file(b"d/g"), file(b"gg"), file(b"x/../d/y")], b"g"),
-        (&[file(b"d/x")], b"x"),
-        (&[file(b"a")], b"./"),
-        (&[file(b"a")], b".."),
-        (&[file(b"a")], b"/b/../c"),
-    ];
-    for (before, name) in ignored {
-        let name_text = name.escape_ascii();
-        assert_eq!(scanned(before, name), Ok(()), "{name_text}: {before:?}");
-    }
-    let refused: [(&[_], &[u8]); 8] = [
-        (&[], b"d/g"),
-        (&[], b".wh.g"),
-        (&[], b".wh..wh..opq"),
-        (&[file(b"g")], b"g"),
-        (&[file(b"/x/../g")], b"./g"),
-        (&[file(b"g/below")], b"g"),
-        (&[file(b".wh.g")], b"g"),
-        (&[(b"l", b'2', b"../g/below")], b"g"),
-    ];
-    for (before, name) in refused {
-        let wanted = Err(TarError::Global {
-            name: name.to_vec(),
-        });
-        let name_text = name.escape_ascii();
-        assert_eq!(scanned(before, name), wanted, "{name_text}: {before:?}");
-    }
-    let many: Vec<Vec<u8>> = (0..5000).map(|n| format!("f{n}").into_bytes()).collect();
-    let many: Vec<(&[u8], u8, &[u8])> = many
-        .iter()
-        .map(|name| (&name[..], b'0', &b""[..]))
-        .collect();
-    assert!(scanned(&many, b"g").is_err());
 }
 
 #[test]
@@ -357,81 +292,6 @@ fn a_negative_size_matters_where_content_follows() {
     assert_eq!(with(b'0'), Err(TarError::InvalidHeader { offset: 0 }));
 }
 
-/// A sparse file in the PAX formats, with records and stored content.
-fn sparse(records: &[(&str, &str)], stored: &[u8]) -> Vec<u8> {
-    let mut tar = Tar::default();
-    let records: Vec<_> = records
-        .iter()
-        .map(|(k, v)| (k.as_bytes().to_vec(), v.as_bytes().to_vec()))
-        .collect();
-    tar.pax(&records);
-    let mut stored_header = header(USTAR, b"stored-name", b'0', stored.len() as u64);
-    stored_header.put(265, b"owner");
-    stored_header.put(297, b"group");
-    tar.raw(&mut stored_header, stored);
-    tar.file(&File::regular("next", b"n"), Dialect::Ustar);
-    tar.end()
-}
-
-#[test]
-fn sparse_files_pass_with_a_warning() {
-    let in_records = sparse(
-        &[
-            ("GNU.sparse.major", "0"),
-            ("GNU.sparse.minor", "1"),
-            ("GNU.sparse.name", "real"),
-            ("GNU.sparse.size", "1000"),
-            ("GNU.sparse.numblocks", "1"),
-            ("GNU.sparse.map", "0,3"),
-        ],
-        b"abc",
-    );
-    let (sink, _) = scan(&in_records).unwrap();
-    let first = sink.toc.get(0).unwrap();
-    assert_eq!(
-        (first.name, first.size, first.is_sparse()),
-        (&b"real"[..], 1000, true)
-    );
-    assert_eq!(sink.data, b"abcn");
-    let refused = scan_as(Policy::Unpack, &in_records).unwrap_err();
-    assert!(matches!(refused, TarError::Sparse { .. }));
-
-    let mut stored = b"1\n0\n3\n".to_vec();
-    stored.resize(512, 0);
-    stored.extend(b"abc");
-    let in_data = sparse(
-        &[
-            ("GNU.sparse.major", "1"),
-            ("GNU.sparse.minor", "0"),
-            ("GNU.sparse.realsize", "9"),
-        ],
-        &stored,
-    );
-    let (sink, _) = scan(&in_data).unwrap();
-    let first = sink.toc.get(0).unwrap();
-    // The PAX header and its block, the file header, and the map.
-    assert_eq!((first.offset, first.size), (2048, 9));
-    // The strings are those of the header, even though the map follows it.
-    assert_eq!(
-        (first.name, first.uname),
-        (&b"stored-name"[..], &b"owner"[..])
-    );
-    assert_eq!(first.gname, b"group");
-    assert_eq!(sink.data, b"abcn");
-
-    let built = crate::build(&in_data, Compression::Plain, 4096);
-    assert_eq!(built.warnings()[0].kind, WarningKind::Sparse);
-    assert!(
-        scan(&sparse(&[("GNU.sparse.map", "0,3")], b"abc")).is_err(),
-        "no count"
-    );
-    let unknown = sparse(
-        &[("GNU.sparse.major", "2"), ("GNU.sparse.map", "0,3")],
-        b"abc",
-    );
-    assert!(!scan(&unknown).unwrap().0.toc.get(0).unwrap().is_sparse());
-}
-
 #[test]
 fn sizes_without_content_keep_the_references_bytes_and_warn() {
     let mut tar = Tar::default();
@@ -466,88 +326,6 @@ fn sizes_without_content_keep_the_references_bytes_and_warn() {
             .to_string()
             .starts_with("invalid toc entry 1 (next)")
     );
-}
-
-#[test]
-fn headers_are_compared_field_by_field() {
-    let mut file = File::regular("name", b"12345");
-    file.xattrs = vec![(b"user.a".to_vec(), b"1".to_vec())];
-    let tar = Tar::of(std::slice::from_ref(&file), Dialect::Pax);
-    let (sink, _) = scan(&tar).unwrap();
-    let entry = sink.toc.get(0).unwrap();
-    let bytes = &tar[..usize::try_from(entry.offset).unwrap()];
-    assert_eq!(verify_header(&entry, bytes), Ok(()));
-    let wrong = |entry: Entry<'_>| match verify_header(&entry, bytes) {
-        Err(HeaderMismatch::Field(field)) => field,
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(wrong(Entry { size: 6, ..entry }), "size");
-    assert_eq!(
-        wrong(Entry {
-            name: b"other",
-            ..entry
-        }),
-        "name"
-    );
-    assert_eq!(
-        wrong(Entry {
-            link: b"other",
-            ..entry
-        }),
-        "link name"
-    );
-    assert_eq!(
-        wrong(Entry {
-            mode: 0o4755,
-            ..entry
-        }),
-        "mode"
-    );
-    assert_eq!(wrong(Entry { uid: 1, ..entry }), "uid");
-    assert_eq!(wrong(Entry { gid: 1, ..entry }), "gid");
-    assert_eq!(
-        wrong(Entry {
-            dev_minor: 1,
-            ..entry
-        }),
-        "device number"
-    );
-    assert_eq!(
-        wrong(Entry {
-            kind: FileKind::Fifo,
-            ..entry
-        }),
-        "type"
-    );
-    assert_eq!(
-        wrong(Entry {
-            pax: soci_ztoc::Pax::EMPTY,
-            ..entry
-        }),
-        "extended attributes"
-    );
-    let later = Time { secs: 0, nanos: 1 };
-    assert_eq!(
-        wrong(Entry {
-            mtime: later,
-            ..entry
-        }),
-        "modification time"
-    );
-    // Neither the records nor the header alone are the complete header.
-    assert!(matches!(
-        verify_header(&entry, &bytes[..512]),
-        Err(HeaderMismatch::Unreadable(None))
-    ));
-    let alone = &bytes[bytes.len() - 512..];
-    assert!(verify_header(&entry, alone).is_err());
-    let too_long = &tar[..bytes.len() + 512];
-    assert!(matches!(
-        verify_header(&entry, too_long),
-        Err(HeaderMismatch::Length { .. })
-    ));
-    assert!(verify_header(&entry, &[7; 512]).is_err());
-    assert!(verify_header(&entry, &[]).is_err());
 }
 
 #[test]
