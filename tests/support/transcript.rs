@@ -1,18 +1,11 @@
-//! Transcripts: text files with command lines and their expected results.
+//! Transcripts: text files with command lines and their expected results. With `SOCI_RECORD=1`
+//! they are rewritten from the actual results; review the changes.
 //!
-//! ```text
-//! # A comment. A line that begins with `$` is run by bash.
-//! $ soci index info sha256:x
-//! ! soci: invalid checksum digest length
-//! = 1
-//! ```
-//!
-//! A command is followed by its standard output (two blanks before each line), its standard error
-//! (`! `) and its exit code (`= 1`; 0 is omitted). `¶` marks the end of a line with trailing
-//! blanks, and `~` output without a final newline. Values that differ between runs are replaced by
-//! names: `$T` (the directory of the transcript), `$SOCK`, `$REG`, `<time>`, `<age>`, `<n>`.
-//!
-//! With `SOCI_RECORD=1` the files are rewritten from the actual results. Review the changes.
+//! A line that begins with `$` is run by bash. Then follow its standard output (two blanks before
+//! each line), its standard error (`! `) and its exit code (`= 1`; 0 is omitted). `#` begins a
+//! comment, `¶` marks the end of a line with trailing blanks, and `~` output without a final
+//! newline. Values that differ between runs are replaced by names: `$T` (the directory of the
+//! transcript), `$SOCK`, `$REG`, `<time>`, `<age>`, `<n>`.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -1,28 +1,12 @@
 //! Command lines that behave like the reference's, built on clap.
 //!
-//! The grammar is a [`clap::Command`]: flags, defaults, help, completions. clap parses differently
-//! from the reference's parser, so two modules wrap it:
-//!
-//! * `normalise` runs first and rewrites the argument list so that clap reads it as the reference
-//!   does. Flags take one dash or two and may appear anywhere, also between positional arguments;
-//!   the root's flags may precede or follow a subcommand. A flag takes its value from the next
-//!   argument even if that begins with a dash; a switch takes a value only after `=`. Help requests
-//!   are detected here too.
-//! * `refusal` runs last and turns each kind of clap error into the message, streams and exit code
-//!   of the reference.
+//! The grammar is a [`clap::Command`]; [`parse`] reads a command line. clap parses differently from
+//! the reference's parser: `normalise` rewrites the arguments first, so that clap reads them as the
+//! reference does, and `refusal` turns errors of clap into the message, stream and exit code of the
+//! reference. The README of the crate has the rules.
 //!
 //! [`pages`] describes a grammar, for help, manual pages and completions. [`switch`], [`text`] and
-//! [`list`] make arguments that behave like the reference's types. [`integer`] and [`duration`]
-//! parse Go's syntax.
-//!
-//! ```
-//! let grammar = clap::Command::new("tool")
-//!     .subcommand(clap::Command::new("build").arg(soci_flags::switch("force").short('f')));
-//! let parsed = soci_flags::parse(grammar, ["tool", "build", "-force=false"]);
-//! let soci_flags::Parsed::Run(matches) = parsed else { panic!("a good command line") };
-//! let (_, build) = matches.subcommand().unwrap();
-//! assert_eq!(build.get_one("force"), Some(&false));
-//! ```
+//! [`list`] make arguments; [`integer`] and [`duration`] parse Go's syntax.
 
 #![warn(missing_docs)]
 
@@ -61,6 +45,15 @@ pub enum Parsed {
 /// refuses an unknown word as a missing help topic. Any other command takes words as positional
 /// arguments and ignores surplus ones. The version flag is the argument with
 /// [`clap::ArgAction::Version`], which the program defines (`-v` here, not clap's `-V`).
+///
+/// ```
+/// let grammar = clap::Command::new("tool")
+///     .subcommand(clap::Command::new("build").arg(soci_flags::switch("force").short('f')));
+/// let parsed = soci_flags::parse(grammar, ["tool", "build", "-force=false"]);
+/// let soci_flags::Parsed::Run(matches) = parsed else { panic!("a good command line") };
+/// let (_, build) = matches.subcommand().unwrap();
+/// assert_eq!(build.get_one("force"), Some(&false));
+/// ```
 pub fn parse<I>(grammar: Command, arguments: I) -> Parsed
 where
     I: IntoIterator,

@@ -1,14 +1,12 @@
-//! Builds zTOCs for the layers of manifests.
+//! Builds zTOCs for the layers of manifests. The results ([`LayerOutcome`]) are reported in
+//! manifest and layer order. Memory depends on the number of entries, not on the size of layers.
 //!
-//! `plan` decides what to do with each layer from its descriptor. The layers of all manifests
-//! form one list of `jobs` for a few plain threads, largest first; a shared layer is read once. A
-//! job (`layer`) reuses a suitable zTOC, or streams the layer through the zTOC builder into an
-//! unlinked temporary file and from there into the store. Memory depends on the number of entries,
-//! not on the layer's size. Results ([`LayerOutcome`]) are reported in manifest and layer order.
+//! `plan` decides what to do with each layer from its descriptor. The layers of all manifests form
+//! one list of `jobs` for a few plain threads, largest first; a shared layer is read once. A job
+//! (`layer`) reuses a suitable zTOC, or builds one in an unlinked temporary file and stores it.
 //!
-//! A layer with an entry that zTOCs cannot describe, such as a global PAX header, is left out. If
-//! its manifest has no zTOCs at all, such layers are the reason why there is no index. A
-//! non-distributable layer that the store does not have is left out, too.
+//! Layers that zTOCs cannot describe are left out, as are non-distributable layers that the store
+//! does not have. If a manifest has no zTOCs at all, they are the reason why it has no index.
 
 use std::fmt;
 use std::num::NonZeroUsize;

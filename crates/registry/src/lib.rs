@@ -1,15 +1,11 @@
 //! The registry client: resolves references, downloads documents and blobs, and pushes.
 //!
-//! ```text
-//! ImageRef ── hosts ──► Endpoint (one host, one image)  ── auth, exchange ──► Authorization
-//!                          │ follow redirects
-//!                          ▼
-//!                       transport (connections, TLS, limits, timeouts)
-//! ```
-//!
 //! All users of a [`Registry`] share its connections and tokens. Dropping the future of a request
 //! closes its connection. Errors and log lines contain no credentials, and URLs in them are
 //! [redacted](crate::url). Ranges of a blob are read through a [`fetch::Fetcher`].
+//!
+//! `hosts` gives the hosts of an image. An `endpoint` is one of them; it follows redirects, and
+//! gets its authorization from `auth` and `exchange`. `transport` sends a request.
 
 #![warn(missing_docs)]
 

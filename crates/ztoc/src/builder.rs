@@ -5,21 +5,18 @@
 //! Otherwise memory does not grow with the layer, except for a few bytes per entry. By default the
 //! calling thread does all the work; [`pipeline`] and [`crew`] use more cores on request.
 
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read};
 use std::num::NonZeroUsize;
 
-use tempfile::SpooledTempFile;
 use thiserror::Error;
 
 use crate::checkpoint::Compression;
 use crate::codec::MAX_ZTOC_SIZE;
-use crate::codec::encode::{EncodeError, Parts};
 use crate::gzip::GzipError;
-use crate::span::{Span, SpanDigest, SpanMap};
-use crate::tar::{TarEnd, TarError};
-use crate::toc::{Entry, EntryLog, FileKind};
-use crate::zinfo::{HEADER_SIZE, RECORD_SIZE};
+use crate::tar::TarError;
+use crate::zinfo::RECORD_SIZE;
 
+mod built;
 mod contents;
 mod crew;
 mod gzip_pass;
@@ -27,7 +24,9 @@ mod pipeline;
 mod plain_pass;
 mod span_hash;
 
-use contents::{Archive, Found};
+pub use built::BuiltZtoc;
+use built::{Pass, Zinfo};
+use contents::Archive;
 use gzip_pass::GzipBuild;
 use plain_pass::PlainBuild;
 
@@ -153,6 +152,18 @@ const MAX_CHECKPOINTS: usize = MAX_ZTOC_SIZE as usize / RECORD_SIZE;
 const MAX_WARNINGS: usize = 16;
 
 /// Builds zTOCs.
+///
+/// ```
+/// use soci_ztoc::{BuildOptions, Builder, Compression, Ztoc};
+///
+/// let layer = [0u8; 1024]; // an archive without entries, not compressed
+/// let mut built = Builder::new(BuildOptions::default()).build(&layer[..], Compression::Plain)?;
+/// let mut bytes = Vec::new();
+/// built.encode(&mut bytes)?;
+/// let ztoc = Ztoc::parse(&bytes)?;
+/// assert_eq!((ztoc.entry_count(), ztoc.spans().len()), (0, 1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Builder<'a> {
     options: BuildOptions<'a>,
@@ -246,159 +257,6 @@ fn read<'b>(layer: &mut impl Read, into: &'b mut [u8]) -> Result<Option<&'b [u8]
             Ok(len) => return Ok(into.get(..len)),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(BuildError::Read(error)),
-        }
-    }
-}
-
-/// The result of a pass, for any compression.
-#[derive(Debug)]
-struct Pass {
-    entries: EntryLog,
-    warnings: Vec<Warning>,
-    foreign: Option<u64>,
-    spans: Vec<Span>,
-    digests: Vec<SpanDigest>,
-    layer_size: u64,
-    archive_size: u64,
-}
-
-/// The checkpoint table of a built zTOC.
-#[derive(Debug)]
-enum Zinfo {
-    Gzip {
-        header: [u8; HEADER_SIZE],
-        records: SpooledTempFile,
-        len: u64,
-    },
-    Plain(Vec<u8>),
-}
-
-impl Zinfo {
-    fn len(&self) -> u64 {
-        match self {
-            Self::Gzip { len, .. } => HEADER_SIZE as u64 + len,
-            Self::Plain(bytes) => bytes.len() as u64,
-        }
-    }
-
-    fn write(&mut self, out: &mut impl Write) -> io::Result<()> {
-        match self {
-            Self::Plain(bytes) => out.write_all(bytes),
-            Self::Gzip {
-                header,
-                records,
-                len,
-            } => {
-                out.write_all(header)?;
-                records.seek(SeekFrom::Start(0))?;
-                let copied = io::copy(records, out)?;
-                if copied != *len {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                Ok(())
-            }
-        }
-    }
-}
-
-/// A zTOC that is ready to be written.
-#[derive(Debug)]
-pub struct BuiltZtoc {
-    tool: String,
-    compression: Compression,
-    pass: Pass,
-    zinfo: Zinfo,
-}
-
-impl BuiltZtoc {
-    /// Writes the zTOC and returns its size in bytes. Can be called more than once.
-    ///
-    /// # Errors
-    /// [`EncodeError`] if the zTOC is too large or cannot be written.
-    pub fn encode(&mut self, out: &mut impl Write) -> Result<u64, EncodeError> {
-        let count = self.pass.digests.len();
-        let max_span_id = i64::try_from(count).unwrap_or(i64::MAX) - 1;
-        let parts = Parts {
-            tool: &self.tool,
-            entries: &mut self.pass.entries,
-            layer_size: self.pass.layer_size,
-            archive_size: self.pass.archive_size,
-            digests: &self.pass.digests,
-            max_span_id: i32::try_from(max_span_id)
-                .map_err(|_| EncodeError::TooManyCheckpoints { count })?,
-            compression: Some(self.compression),
-            kind_word: FileKind::as_str,
-        };
-        let zinfo = &mut self.zinfo;
-        parts.encode(out, zinfo.len(), |out| zinfo.write(out))
-    }
-
-    /// Number of entries.
-    #[must_use]
-    pub fn entry_count(&self) -> usize {
-        self.pass.entries.len()
-    }
-
-    /// Calls `see` with all entries, in archive order.
-    ///
-    /// # Errors
-    /// An I/O error if the temporary file of entries cannot be read back.
-    pub fn each_entry(&mut self, see: impl FnMut(&Entry<'_>)) -> io::Result<()> {
-        self.pass.entries.each(see)
-    }
-
-    /// Offsets and digests of the spans.
-    #[must_use]
-    pub fn spans(&self) -> SpanMap {
-        SpanMap::new(
-            self.pass.spans.clone(),
-            self.pass.layer_size,
-            self.pass.archive_size,
-        )
-    }
-
-    /// Size of the layer in bytes.
-    #[must_use]
-    pub fn layer_size(&self) -> u64 {
-        self.pass.layer_size
-    }
-
-    /// Size of the archive in bytes.
-    #[must_use]
-    pub fn archive_size(&self) -> u64 {
-        self.pass.archive_size
-    }
-
-    /// Offset in the layer of the first member that is not gzip. It follows the end of the archive,
-    /// so the zTOC does not depend on it, but decompressing the whole layer fails there.
-    #[must_use]
-    pub fn foreign_member(&self) -> Option<u64> {
-        self.pass.foreign
-    }
-
-    /// The first few warnings about the layer.
-    #[must_use]
-    pub fn warnings(&self) -> &[Warning] {
-        &self.pass.warnings
-    }
-}
-
-impl Pass {
-    fn new(
-        found: Found,
-        end: TarEnd,
-        spans: Vec<Span>,
-        digests: Vec<SpanDigest>,
-        layer_size: u64,
-    ) -> Self {
-        Self {
-            entries: found.entries,
-            warnings: found.warnings,
-            foreign: found.foreign,
-            spans,
-            digests,
-            layer_size,
-            archive_size: end.archive_size,
         }
     }
 }

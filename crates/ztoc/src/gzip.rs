@@ -1,14 +1,11 @@
 //! Inflates layers: finds checkpoints, resumes at a checkpoint, or inflates a layer as a stream.
 //!
-//! * [`inflate`] is the only module with `unsafe`: the C-style functions of zlib-rs behind a safe
-//!   type.
-//! * [`walk`] reads a layer once and finds the positions at which a decoder can resume.
-//! * [`run`] inflates members of a layer ahead of the walk, which takes them over. [`pieces`] holds
-//!   the bytes that several threads read.
-//! * [`graft`] turns a span into a stream of its own, for a decoder that works on whole buffers.
-//! * [`decode`] decodes a span, by graft if possible, otherwise by streaming.
-//! * [`arriving`] decodes a span while its bytes arrive.
-//! * [`layer`] inflates a whole layer, without checkpoints.
+//! * [`inflate`]: zlib-rs behind a safe type, the only module with `unsafe`.
+//! * [`walk`]: reads a layer once and finds the positions at which a decoder can resume.
+//! * [`run`]: inflates members of a layer ahead of the walk. [`pieces`]: bytes that threads share.
+//! * [`graft`]: turns a span into a stream of its own, for a decoder that works on whole buffers.
+//! * [`decode`]: decodes a span. [`arriving`]: decodes a span while its bytes arrive.
+//! * [`layer`]: inflates a whole layer, without checkpoints.
 
 use thiserror::Error;
 

@@ -1,44 +1,12 @@
 //! The zTOC of an image layer: the entries of its tar, and the positions at which a decoder can
-//! start.
+//! start. [`Builder`] makes a zTOC in one pass over a layer.
 //!
-//! ```text
-//! layer blob     [header| deflate ......|.............|........... |trailer]
-//!                       ^               ^             ^
-//! checkpoints           0               1             2      (offset, bits, window of 32 KiB)
-//! spans                 |------ 0 ------|----- 1 -----|----- 2 ------------]   each with a SHA-256
-//!                       v               v             v
-//! archive (tar)         [hdr|file....|hdr|file|hdr|file...............|end]
-//! TOC                        a            b        c          (header range, offset, size, attributes)
-//! ```
+//! [`Ztoc`] is a verified view of a zTOC's bytes. A file is a range of the archive and needs the
+//! spans that cover it ([`SpanMap::covering`]). Download their bytes, verify them
+//! ([`VerifiedSpan`]) and decode each from its checkpoint ([`Decoder`]).
 //!
-//! Each span can be decoded on its own: download its compressed bytes, verify their digest
-//! ([`VerifiedSpan`]), and decode from its checkpoint ([`Decoder`]). [`ArrivingSpan`] decodes during
-//! the download and gives nothing before the digest is verified. A file is a range of the archive.
-//! It needs the spans that cover the range ([`SpanMap::covering`]), and its tar header must match
-//! the TOC ([`verify_header`]).
-//!
-//! * [`Builder`] makes a zTOC in one pass over a layer, byte for byte the same as the reference's.
-//! * [`Ztoc`] is a verified, borrowed view of a zTOC's bytes. It guarantees that spans ascend and
-//!   lie within the layer, that each has a digest and a checkpoint, and that none claims more
-//!   output than its bytes can give. Entries ascend, do not overlap, and regular files lie within
-//!   the archive.
-//! * [`TarScanner`] and [`LayerInflate`] are for callers that read a whole layer.
-//!
-//! ```
-//! use soci_ztoc::{BuildOptions, Builder, Compression, Ztoc};
-//!
-//! let layer = [0u8; 1024]; // an archive without entries, not compressed
-//! let mut built = Builder::new(BuildOptions::default()).build(&layer[..], Compression::Plain)?;
-//! let mut bytes = Vec::new();
-//! built.encode(&mut bytes)?;
-//! let ztoc = Ztoc::parse(&bytes)?;
-//! assert_eq!((ztoc.entry_count(), ztoc.spans().len()), (0, 1));
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
-//!
-//! The crate does no I/O except through `Read` and `Write` and temporary files, and takes no paths.
-//! It starts threads only if [`BuildOptions::threads`] asks for them; none outlives the call.
-//! Strings are bytes.
+//! I/O is only through `Read`, `Write` and temporary files. Threads start only if
+//! [`BuildOptions::threads`] asks for them, and none outlives the call. Strings are bytes.
 
 #![warn(missing_docs)]
 

@@ -1,16 +1,12 @@
-//! Threads that inflate members of a layer ahead of its walk.
+//! Threads that inflate members of a layer ahead of its walk, in runs that the walk takes over in
+//! order. If the walk does not reach the first member of a run exactly, the guess was wrong, and
+//! it inflates that member itself. After each consecutive wrong guess it inflates more members
+//! alone, so a layer with few members is as fast as without a crew.
 //!
 //! ```text
-//! layer      ....|=member=|=member=|==member==|=|=member=|====member====|=member=|..
-//!                ^ walk       ^ from(0)       ^ from(1)       ^ from(2)
-//! runs                        [   0         ] [   1        ]  [   2     ...
+//! layer  ....|=member=|=member=|==member==|=|=member=|====member====|=member=|..
+//! runs       ^ walk       ^ [   0         ] [   1        ]  [   2     ...
 //! ```
-//!
-//! The compressed bytes ahead of the walk are divided into orders. Each order produces a run, and
-//! the walk takes over the runs in order. If the walk does not reach the first member of a run
-//! exactly, the guess was wrong: the walk inflates that member itself and then checks again. After
-//! each consecutive wrong guess it inflates more members alone, so a layer with few large members,
-//! or with compressed files inside, is as fast as without a crew.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,16 +1,13 @@
-//! A pass with several threads, which reads, walks and hashes at the same time.
+//! A pass with several threads, which reads, walks and hashes at the same time. A single thread
+//! walks the bytes in order, so the result, including errors, is that of [`GzipBuild::push`]. All
+//! channels are bounded, or carry only data that came through a bounded one.
 //!
 //! ```text
 //! caller: read --pieces--> walk: inflate, scan --pieces, where spans begin--> hash
-//!    ^                        |     ^                                           |
-//!    |                     orders  runs                                         |
-//!    |                        v     |                                           |
-//!    |                        crew, for a layer of several members              |
-//!    +---------------------------- buffers -------------------------------------+
+//!    ^                  orders|   ^runs                                        |
+//!    |                        crew, for a layer of several members             |
+//!    +-------------------------- buffers --------------------------------------+
 //! ```
-//!
-//! All channels are bounded, or carry only data that came through a bounded one. A single thread
-//! walks the bytes in order, so the result, including errors, is that of [`GzipBuild::push`].
 
 use std::io::{self, Read};
 use std::sync::Arc;

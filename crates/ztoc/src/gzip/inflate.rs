@@ -1,14 +1,12 @@
 //! zlib-rs through its C-style functions, behind a safe type.
 //!
 //! JUSTIFICATION: the safe interface of zlib-rs can neither stop at the end of a block nor start
-//! inside a byte, and the crate depends on both. No other module uses `unsafe`. The functions are
-//! `extern "C"`, so a panic in them would abort the process. No input is known to cause one; the
-//! fuzz targets that inflate would find it.
+//! inside a byte, and the crate depends on both. The functions are `extern "C"`: a panic in them
+//! would abort the process. No input is known to cause one, and fuzz targets look for it.
 //!
-//! SAFETY, for the whole module: the stream is boxed (the library keeps a pointer back to it and
-//! checks it), is only accessed through `&mut self`, and lives from a successful `inflateInit2_` to
-//! `inflateEnd` in `drop`. Input and output are borrowed for one call; afterwards the pointers in
-//! the stream are null.
+//! SAFETY, for the whole module: the stream is boxed, because the library points back to it, is
+//! only accessed through `&mut self`, and lives from a successful `inflateInit2_` to `inflateEnd`
+//! in `drop`. Input and output are borrowed for one call; its pointers are null afterwards.
 
 #![allow(
     unsafe_code,
