@@ -1,4 +1,5 @@
-//! Runs the scripts of `docs/ci.md` unchanged, with a registry that requires a password.
+//! Runs the scripts of `docs/ci.md` unchanged, with a registry that requires a password and with the
+//! environment that the CI systems give to them.
 
 use std::fs;
 use std::path::Path;
@@ -59,26 +60,58 @@ fn registry() -> TestRegistry {
     registry
 }
 
+/// The environment that GitHub Actions gives to a job: what its `env:` block says. The registry of
+/// the page is replaced by that of the test.
+fn github(yaml: &str, registry: &TestRegistry, password: &str) -> Vec<(String, String)> {
+    let (_, block) = yaml.split_once("\n    env:\n").expect("an environment");
+    let lines = block.lines().take_while(|line| line.starts_with("      "));
+    let evaluate = |text: &str| {
+        let text = text
+            .replace("${{ github.repository }}", "team/app")
+            .replace("${{ github.ref_name }}", "1")
+            .replace("${{ github.actor }}", USER)
+            .replace("${{ secrets.GITHUB_TOKEN }}", password);
+        assert!(!text.contains("${{"), "this test does not know {text:?}");
+        text
+    };
+    let mut environment = Vec::new();
+    for line in lines {
+        let (name, value) = line.trim().split_once(": ").expect(line);
+        let value = evaluate(value).replace("ghcr.io/", &format!("{}/", registry.host()));
+        environment.push((name.to_owned(), value));
+    }
+    environment
+}
+
+/// The variables that GitLab sets for a job of a project with a container registry.
+fn gitlab(registry: &TestRegistry, password: &str) -> Vec<(String, String)> {
+    let host = registry.host();
+    let image = format!("{host}/team/app");
+    let variables = [
+        ("CI_REGISTRY", host.as_str()),
+        ("CI_REGISTRY_IMAGE", &image),
+        ("CI_REGISTRY_USER", USER),
+        ("CI_REGISTRY_PASSWORD", password),
+        ("CI_COMMIT_TAG", "1"),
+    ];
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    variables.map(owned).into()
+}
+
 /// Runs a script as a CI system does. Unset variables are errors.
-fn shell(script: &str, registry: &TestRegistry, password: &str, folder: &Path) -> Output {
+fn shell(script: &str, environment: &[(String, String)], folder: &Path) -> Output {
     let programs = Path::new(env!("CARGO_BIN_EXE_soci")).parent().unwrap();
-    let (ca, host) = (folder.join("ca.pem"), registry.host());
+    let ca = folder.join("ca.pem");
     fs::write(&ca, TestRegistry::ca_pem()).unwrap();
     Command::new("sh")
         .args(["-eu", "-c", script])
         .env_clear()
+        .env("CI", "true")
         .env("PATH", format!("{}:/usr/bin:/bin", programs.display()))
         .env("HOME", folder)
         .env("TMPDIR", folder)
         .env("SSL_CERT_FILE", ca)
-        .env("IMAGE", format!("{host}/team/app:1"))
-        .env("REGISTRY_USER", USER)
-        .env("REGISTRY_PASSWORD", password)
-        .env("CI_REGISTRY", &host)
-        .env("CI_REGISTRY_IMAGE", format!("{host}/team/app"))
-        .env("CI_REGISTRY_USER", USER)
-        .env("CI_REGISTRY_PASSWORD", password)
-        .env("CI_COMMIT_TAG", "1")
+        .envs(environment.iter().cloned())
         .output()
         .unwrap()
 }
@@ -86,8 +119,12 @@ fn shell(script: &str, registry: &TestRegistry, password: &str, folder: &Path) -
 /// Runs a job up to its first failure, which returns the script's output.
 fn job(yaml: &str, registry: &TestRegistry, password: &str) -> Result<(), String> {
     let folder = tempfile::tempdir().unwrap();
+    let environment = match yaml.contains("steps:") {
+        true => github(yaml, registry, password),
+        false => gitlab(registry, password),
+    };
     for script in scripts(yaml) {
-        let output = shell(&script, registry, password, folder.path());
+        let output = shell(&script, &environment, folder.path());
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8(said).unwrap();
         assert!(!said.contains("hunter2"), "{said}");
@@ -106,8 +143,12 @@ fn the_jobs_convert_an_image_with_a_password_from_the_environment() {
     for yaml in jobs {
         let registry = registry();
         assert_eq!(job(yaml, &registry, PASSWORD), Ok(()));
-        let converted = tagged(&registry, "team/app", "1-soci").expect("the copy");
-        assert_ne!(Some(converted), tagged(&registry, "team/app", "1"));
+        let converted = tagged(&registry, "team/app", "1-soci");
+        assert!(converted.is_some());
+        assert_ne!(converted, tagged(&registry, "team/app", "1"));
+        // The page says that a repeated job gives the same digest.
+        assert_eq!(job(yaml, &registry, PASSWORD), Ok(()));
+        assert_eq!(tagged(&registry, "team/app", "1-soci"), converted);
     }
 }
 
