@@ -212,17 +212,18 @@ impl Inner {
         Err(rounds.end())
     }
 
-    /// Prefers the origin for a growing time, and avoids the mirrors that have sent bytes since the
-    /// last complaint.
+    /// Avoids the mirrors that have sent bytes since the last complaint, and prefers the origin for a
+    /// growing time, unless all bytes came from it.
     fn doubt(&self) {
-        let now = std::time::Instant::now();
-        self.mirrors().failed(Failure::Broken, now);
-        for source in &self.sources {
-            if source.served.swap(false, Ordering::Relaxed) {
-                source.endpoint.broke(&FetchError::WrongBytes {
-                    url: RedactedUrl::from(&self.url_at(source)),
-                });
-            }
+        let took = |source: &&Source| source.served.swap(false, Ordering::Relaxed);
+        let served: Vec<_> = self.sources.iter().filter(took).collect();
+        if served.is_empty() || served.iter().any(|it| it.endpoint.is_mirror()) {
+            let now = std::time::Instant::now();
+            self.mirrors().failed(Failure::Broken, now);
+        }
+        for source in served {
+            let url = RedactedUrl::from(&self.url_at(source));
+            source.endpoint.broke(&FetchError::WrongBytes { url });
         }
     }
 

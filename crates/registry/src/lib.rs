@@ -371,7 +371,7 @@ impl Registry {
         for host in hosts {
             let mirror = host.authority.clone();
             match self.endpoint(host, image) {
-                Ok(endpoint) => endpoints.push(Arc::new(endpoint.as_mirror())),
+                Ok(endpoint) => endpoints.push(Arc::new(endpoint.into_mirror())),
                 Err(error) => tracing::warn!(
                     mirror,
                     error = &error as &dyn std::error::Error,

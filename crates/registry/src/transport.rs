@@ -133,7 +133,7 @@ impl Transport {
     /// A transport with other settings. Replaced certificate files are noticed.
     pub(crate) fn with(&self, settings: &Settings) -> Result<Transport, RegistryError> {
         let shared = Arc::clone(&self.shared);
-        let certificates = settings.tls.files().map(|file| Stamp::of(file)).collect();
+        let certificates = settings.tls.files().map(Stamp::of).collect();
         if let Some(known) = shared.variants().get(settings)
             && known.certificates == certificates
         {

@@ -11,7 +11,7 @@ use crate::{breaker::Failure, fetch::FetchError, url::RedactedUrl};
 
 impl Endpoint {
     /// Marks it as one that others can replace.
-    pub(crate) fn as_mirror(self) -> Endpoint {
+    pub(crate) fn into_mirror(self) -> Endpoint {
         Endpoint {
             is_mirror: true,
             ..self

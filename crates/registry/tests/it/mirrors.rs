@@ -177,6 +177,22 @@ async fn a_mirror_that_lies_about_one_blob_is_not_believed_for_others() {
 }
 
 #[tokio::test]
+async fn wrong_bytes_of_the_registry_are_not_blamed_on_its_mirror() {
+    let pair = Pair::new();
+    let client = pair.client(quick());
+    let bytes = noise(1, 1000);
+    pair.origin.add_blob("app", bytes.clone());
+    let blob = client.blob(&pair.image, &layer(&bytes)).expect("a blob");
+    let read = async || blob.fetch(0..100).await.expect("begins").collect().await;
+    read().await.expect("from the registry");
+    assert_eq!(pair.asked(), (1, 1));
+    assert!(blob.distrust());
+    pair.mirror.add_blob("app", bytes.clone());
+    read().await.expect("from the mirror");
+    assert_eq!(pair.asked(), (1, 0));
+}
+
+#[tokio::test]
 async fn a_mirror_with_unusable_certificates_is_left_out() {
     let (origin, folder) = (
         TestRegistry::start(),
