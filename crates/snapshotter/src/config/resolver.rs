@@ -31,8 +31,7 @@ table! {
         host: String = String::new();
         /// Uses plain HTTP for this mirror.
         insecure: bool = false;
-        /// Time limit in seconds for an answer to begin and for more data; 0 means that of `[http]`,
-        /// negative means none.
+        /// Time limit in seconds for the headers of an answer; 0 or negative means that of `[http]`.
         request_timeout_sec: i64 = 0;
     }
 }

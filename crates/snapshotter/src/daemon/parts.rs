@@ -445,3 +445,6 @@ fn seconds(count: i64) -> Duration {
 fn millis(count: i64) -> Duration {
     Duration::from_millis(u64::try_from(count).unwrap_or(0))
 }
+
+#[cfg(test)]
+mod tests;
