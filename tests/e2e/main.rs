@@ -31,5 +31,6 @@ mod run;
 mod scrub;
 mod series;
 mod space;
+mod takeover;
 mod trust;
 mod ways;

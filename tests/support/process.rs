@@ -183,6 +183,12 @@ impl Daemon {
         self.wait_for_end(limit)
     }
 
+    /// Sends SIGINT and returns the exit code.
+    pub fn interrupt(&mut self, limit: Duration) -> Result<Option<i32>> {
+        signal(self.pid(), rustix::process::Signal::INT)?;
+        self.wait_for_end(limit)
+    }
+
     /// Sends SIGKILL. Fails if it does not end within the limit.
     pub fn kill(&mut self, limit: Duration) -> Result<()> {
         signal(self.pid(), rustix::process::Signal::KILL)?;
