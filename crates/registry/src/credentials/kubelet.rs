@@ -2,8 +2,9 @@
 //!
 //! [`KubeletPlugins`] reads the kubelet's own configuration and runs the plugins as the kubelet
 //! does. Answers are kept in memory for as long as they say, and asked for anew if a registry
-//! refuses what they contain. Plugins for different images run at the same time; requests that one
-//! run can answer wait for that run. A plugin that fails is left out, and runs again after a pause.
+//! refuses what they contain. Plugins for different images run at the same time, as tasks of this
+//! module: a request that gives up does not end them, and requests that one run can answer wait for
+//! that run. A plugin that fails is left out, and runs again after a pause.
 
 use std::{
     collections::HashMap,
@@ -13,7 +14,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::{sync::OnceCell, time::Instant};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use super::{Credential, Credentials};
 use soci_oci::reference::ImageRef;
@@ -50,6 +51,8 @@ pub struct PluginOptions {
 pub struct KubeletPlugins {
     files: Files,
     providers: Mutex<Vec<Arc<Provider>>>,
+    /// Plugins that run. Dropping this value ends them.
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl KubeletPlugins {
@@ -58,6 +61,7 @@ impl KubeletPlugins {
         KubeletPlugins {
             files: Files::new(options),
             providers: Mutex::default(),
+            tasks: Mutex::default(),
         }
     }
 
@@ -83,7 +87,7 @@ impl Credentials for KubeletPlugins {
         let image = name_of(host, image);
         for provider in self.providers().await {
             if provider.plugin.is_for(&image)
-                && let Some(found) = provider.credential(&image).await
+                && let Some(found) = provider.credential(&image, &self.tasks).await
             {
                 return Some(found);
             }
@@ -144,7 +148,8 @@ struct Outcome {
     answer: Option<Arc<Answer>>,
 }
 
-type Run = Arc<OnceCell<Outcome>>;
+/// A run, which has an outcome when it has ended.
+type Run = watch::Receiver<Option<Arc<Outcome>>>;
 
 #[derive(Debug, Default)]
 struct State {
@@ -206,27 +211,32 @@ impl Provider {
     }
 
     /// The credential for an image, from memory or from the plugin.
-    async fn credential(&self, image: &str) -> Option<Credential> {
+    async fn credential(
+        self: &Arc<Self>,
+        image: &str,
+        tasks: &Mutex<JoinSet<()>>,
+    ) -> Option<Credential> {
         // A run for another image of the registry may turn out to answer for that image only.
         // Afterwards the type is known, so the second run is for this image.
         for _ in 0..3 {
-            let (key, run) = {
+            let mut run = {
                 let mut state = self.state();
                 if let Some(kept) = state.find(image) {
                     let answer = kept.answer.as_ref()?;
                     return answer.credential(image).cloned();
                 }
                 let key = Key::of(state.key_type.unwrap_or(KeyType::Registry), image);
-                let run = Arc::clone(state.runs.entry(key.clone()).or_default());
-                (key, run)
+                match state.runs.get(&key) {
+                    // A closed channel without an outcome means that the task died.
+                    Some(run) if run.has_changed().is_ok() => run.clone(),
+                    _ => self.start(&mut state, key, image, tasks),
+                }
             };
-            // If the future that runs the plugin is dropped, another one starts it again.
-            let outcome = run.get_or_init(|| self.run(image)).await;
-            let mut state = self.state();
-            if (state.runs.get(&key)).is_some_and(|current| Arc::ptr_eq(current, &run)) {
-                state.runs.remove(&key);
-            }
-            drop(state);
+            let Ok(ended) = run.wait_for(Option::is_some).await else {
+                continue;
+            };
+            let outcome = ended.clone()?;
+            drop(ended);
             let is_for = |answer: &Arc<Answer>| {
                 outcome.image == image
                     || Key::of(answer.key_type, &outcome.image) == Key::of(answer.key_type, image)
@@ -238,6 +248,27 @@ impl Provider {
             }
         }
         None
+    }
+
+    /// Starts a run for an image.
+    fn start(
+        self: &Arc<Self>,
+        state: &mut State,
+        key: Key,
+        image: &str,
+        tasks: &Mutex<JoinSet<()>>,
+    ) -> Run {
+        let (done, run) = watch::channel(None);
+        state.runs.insert(key.clone(), run.clone());
+        let (provider, image) = (Arc::clone(self), image.to_owned());
+        let mut tasks = tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            let outcome = provider.run(&image).await;
+            provider.state().runs.remove(&key);
+            done.send_replace(Some(Arc::new(outcome)));
+        });
+        run
     }
 
     /// Runs the plugin and keeps what it says.
