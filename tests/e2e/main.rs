@@ -13,6 +13,7 @@ mod hung;
 mod installer;
 mod integrity;
 mod keeper;
+mod keychain;
 mod loops;
 mod mirrors;
 mod nerdctl;

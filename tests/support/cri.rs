@@ -39,10 +39,31 @@ impl Cri {
         Ok(Self { runtime, channel })
     }
 
+    /// Whether the image service knows this image.
+    pub fn has(&self, reference: &str) -> Result<bool> {
+        let request = ImageStatusRequest {
+            image: Some(ImageSpec::of(reference)),
+        };
+        let method = "/runtime.v1.ImageService/ImageStatus";
+        let answer: ImageStatusResponse = self.call(method, request)?;
+        Ok(answer.image.is_some())
+    }
+
     /// Pulls an image with the snapshotter that the CRI is configured with.
     pub fn pull(&self, reference: &str) -> Result<()> {
+        self.pull_with(reference, None)
+    }
+
+    /// Pulls an image with a user name and a password.
+    pub fn pull_as(&self, reference: &str, (username, password): (&str, &str)) -> Result<()> {
+        let (username, password) = (username.to_owned(), password.to_owned());
+        self.pull_with(reference, Some(AuthConfig { username, password }))
+    }
+
+    fn pull_with(&self, reference: &str, auth: Option<AuthConfig>) -> Result<()> {
         let request = PullImageRequest {
             image: Some(ImageSpec::of(reference)),
+            auth,
         };
         let method = "/runtime.v1.ImageService/PullImage";
         self.call::<_, PullImageResponse>(method, request).map(drop)
@@ -205,15 +226,37 @@ struct ImageSpec {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+struct AuthConfig {
+    #[prost(string, tag = "1")]
+    username: String,
+    #[prost(string, tag = "2")]
+    password: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 struct PullImageRequest {
     #[prost(message, optional, tag = "1")]
     image: Option<ImageSpec>,
+    #[prost(message, optional, tag = "2")]
+    auth: Option<AuthConfig>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct PullImageResponse {
     #[prost(string, tag = "1")]
     image_ref: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ImageStatusRequest {
+    #[prost(message, optional, tag = "1")]
+    image: Option<ImageSpec>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ImageStatusResponse {
+    #[prost(message, optional, tag = "1")]
+    image: Option<Nothing>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

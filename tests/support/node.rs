@@ -23,7 +23,7 @@ const START: Duration = Duration::from_secs(30);
 /// Options of a node.
 #[derive(Debug, Clone, Default)]
 pub struct NodeOptions {
-    /// The daemon's configuration file.
+    /// The daemon's configuration file; `@containerd@` stands for containerd's socket.
     pub config: String,
     /// An additional certificate authority that both daemons trust.
     pub authority: Option<PathBuf>,
@@ -138,7 +138,9 @@ impl Node {
             "[content_store]\ncontainerd_address = \"{}\"\n",
             content.display()
         );
-        fs::write(&config, format!("{}{containerd}", self.options.config))?;
+        let socket = self.containerd_socket().display().to_string();
+        let own = self.options.config.replace("@containerd@", &socket);
+        fs::write(&config, format!("{own}{containerd}"))?;
         Ok(vec![
             "--log-level".into(),
             "debug".into(),
