@@ -675,12 +675,9 @@ async fn what_was_prepared_for_a_client_that_went_away_belongs_to_nobody_and_is_
     })
     .await;
     assert_eq!(mounts_below(&server), 0);
-    // The downloaded data serves the next client.
-    let sent = registry.bytes_sent(&image.layers[0]);
+    // The download has ended with the call. The next client gets one of its own.
     let again = server.prepare_in("default", "again", "", image.labels(0));
     assert_eq!(again.await.unwrap_err().code(), Code::AlreadyExists);
-    // Only the start of the layer is read, to detect the compression.
-    assert!(registry.bytes_sent(&image.layers[0]) < sent + 1000);
     assert_eq!(server.names(&[]).await, [image.target(0)]);
     server.interrupt().await;
 }
