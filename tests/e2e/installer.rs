@@ -17,7 +17,8 @@ const UNIT: &str = "etc/systemd/system/soci-snapshotter.service";
 const SETTINGS: &str = "etc/soci-snapshotter-grpc/config.toml";
 const SYSTEMCTL: &str = "#!/bin/sh\necho \"$*\" >>/calls\n\
     case \"$*\" in\n\
-    *is-active*containerd*) exit 0 ;;\n\
+    *is-active*containerd*)\n\
+    [ ! -e /refuses ] || [ ! -e /etc/containerd/conf.d/zz-soci-snapshotter.toml ] || exit 3 ;;\n\
     *is-active*) [ -e /active ] || exit 3 ;;\n\
     *disable*) rm -f /active ;;\n\
     *start*soci*) : >/active ;;\n\
@@ -189,6 +190,9 @@ fn a_host_gets_the_snapshotter_once_and_is_left_as_it_was() -> Result<()> {
     let host = Host::new()?;
     // The operator's own file, which is put aside.
     host.write(&format!("root/{SETTINGS}"), "max_concurrency = 7\n")?;
+    // Its target is a file of the host, which this process does not see.
+    fs::create_dir_all(host.path("root/usr/local/bin"))?;
+    symlink("/opt/soci-0.11/soci", host.path("root/usr/local/bin/soci"))?;
     let before = host.tree()?;
     let calls = host.succeed("install")?;
     for wanted in [
@@ -275,6 +279,27 @@ fn other_paths_are_used_and_containerd_is_not_restarted_against_the_will() -> Re
     ensure!(!host.calls()?.iter().any(|call| call.contains("containerd")));
     host.install("uninstall", &places)?;
     assert_same(&host.tree()?, &before)
+}
+
+#[test]
+fn settings_with_which_containerd_does_not_start_are_taken_back() -> Result<()> {
+    let host = Host::new()?;
+    host.write("root/refuses", "")?;
+    let finished = host.install("install", &[("PATIENCE", "0")])?;
+    ensure!(finished.code == Some(1), "{}", finished.stdout);
+    let named = "containerd.service does not start";
+    ensure!(finished.stderr.contains(named), "{}", finished.stderr);
+    ensure!(!host.path(&format!("root/{DROP_IN}")).exists());
+    let config = fs::read_to_string(host.path("root/etc/containerd/config.toml"))?;
+    ensure!(config == CONTAINERD, "{config}");
+    let calls = host.calls()?;
+    ensure!(
+        calls
+            .last()
+            .is_some_and(|call| call == "restart containerd.service"),
+        "{calls:#?}"
+    );
+    Ok(())
 }
 
 #[test]

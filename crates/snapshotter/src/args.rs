@@ -170,7 +170,7 @@ fn grammar() -> Command {
         )
         .arg(
             soci_flags::switch("no-keeper").help(
-                "run as one process; reads of data that is not on disk fail during a restart",
+                "run as one process; without systemd, reads of data that is not on disk fail during a restart",
             ),
         )
         .arg(soci_flags::switch(WORKER).hide(true))

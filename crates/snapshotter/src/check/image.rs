@@ -91,7 +91,7 @@ impl Look {
             IMAGE,
             found,
             format!(
-                "check the name, the network and the credentials for {host}: the daemon uses $DOCKER_CONFIG/config.json or ~/.docker/config.json of the user that runs it"
+                "check the name, the network and the credentials for {host}: docs/credentials.md lists where the daemon looks; what pulls brought to [cri_keychain] is known to the daemon only"
             ),
         )
     }

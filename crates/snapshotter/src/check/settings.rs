@@ -52,7 +52,7 @@ fn keys(path: &Path) -> Row {
         Part::Config,
         NAME,
         format!(
-            "{} has {count} keys without effect: {}",
+            "{} has {count} unknown keys: {}",
             path.display(),
             unknown.join(", ")
         ),
@@ -155,14 +155,14 @@ concurrent_download_chunk_size = ""
     }
 
     #[test]
-    fn keys_without_effect_are_named_with_their_tables() {
+    fn unknown_keys_are_named_with_their_tables() {
         let row = checked(
             "typo = 1\n[snapshotter]\nmuont = 'loop'\n[registry.configs.'a'.auth]\nusername = 'u'\n",
         );
         assert_eq!(row.level, Level::Warning);
         assert!(
             row.found
-                .ends_with("3 keys without effect: registry.configs, snapshotter.muont, typo"),
+                .ends_with("3 unknown keys: registry.configs, snapshotter.muont, typo"),
             "{row:?}"
         );
     }

@@ -97,7 +97,8 @@ impl Prefetch {
 }
 
 table! {
-    /// Disk space for data that no container has read yet. Reads are always served.
+    /// Disk space for layers. Beyond a limit, background downloads pause, and layers that no
+    /// container uses give back space. Reads are always served.
     pub struct Cache {
         /// Maximum number of bytes on disk for all layers; 0 means no limit.
         max_bytes: i64 = 0, ours;

@@ -122,7 +122,8 @@ impl ContentStore {
 table! {
     /// Snapshots and the mounts of layers.
     pub struct SnapshotterTable {
-        /// Layers smaller than this many bytes are downloaded whole; 0 disables this.
+        /// Layers smaller than this many bytes are downloaded whole; 0 disables this. Only for clients
+        /// that send the size of a layer; the kubelet does not.
         min_layer_size: i64 = 0;
         /// Starts even if layers cannot be mounted. A layer never prevents a start.
         allow_invalid_mounts_on_restart: bool = false, unused;

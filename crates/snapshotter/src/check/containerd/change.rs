@@ -61,6 +61,10 @@ pub(super) fn fix(config: &Path, wanted: &Wanted) -> Result<String, ChangeError>
     let (folder, imported) = match files.folder() {
         Some(folder) => (folder.to_owned(), None),
         None => {
+            // Replacing a link would cut it, and someone else may own what it points to.
+            if config.is_symlink() {
+                return Err(ChangeError::Imports(config.to_owned()));
+            }
             let folder = config.with_file_name(FOLDER);
             let text = with_import(config, &files.text, &folder)?;
             (folder, Some(text))
@@ -68,7 +72,10 @@ pub(super) fn fix(config: &Path, wanted: &Wanted) -> Result<String, ChangeError>
     };
     let path = folder.join(DROP_IN);
     fs::create_dir_all(&folder).map_err(|source| failed(&folder, source))?;
-    write(&path, &drop_in(&files, &missing), 0o644)?;
+    // It repeats sections of the main file, which may hold passwords.
+    let mode = fs::metadata(config).map_err(|source| failed(config, source))?;
+    let mode = mode.permissions().mode();
+    write(&path, &drop_in(&files, &missing), mode)?;
     let Some(text) = imported else {
         return Ok(format!("wrote {}; restart containerd", path.display()));
     };
@@ -76,8 +83,7 @@ pub(super) fn fix(config: &Path, wanted: &Wanted) -> Result<String, ChangeError>
     if !copy.exists() {
         fs::copy(config, &copy).map_err(|source| failed(&copy, source))?;
     }
-    let mode = fs::metadata(config).map_err(|source| failed(config, source))?;
-    write(config, &text, mode.permissions().mode())?;
+    write(config, &text, mode)?;
     Ok(format!(
         "wrote {} and imported it in {} (the earlier file is {}); restart containerd",
         path.display(),
@@ -326,6 +332,25 @@ mod tests {
         assert_eq!(options["SystemdCgroup"].as_bool(), Some(true));
         assert_eq!(kept["containerd"]["snapshotter"].as_str(), Some("soci"));
         assert!(own["plugins"].get("x").is_none(), "others are not touched");
+    }
+
+    #[test]
+    fn a_main_file_that_is_a_link_is_not_replaced() {
+        let (folder, target) = place("version = 2\n");
+        let config = folder.path().join("link.toml");
+        std::os::unix::fs::symlink(&target, &config).unwrap();
+        fix(&config, &wanted()).unwrap_err();
+        assert!(config.is_symlink());
+        assert_eq!(fs::read_to_string(&target).unwrap(), "version = 2\n");
+    }
+
+    #[test]
+    fn passwords_in_repeated_sections_stay_private() {
+        let (folder, config) = place("version = 2\nimports = ['conf.d/*.toml']\n");
+        fs::set_permissions(&config, fs::Permissions::from_mode(0o600)).unwrap();
+        fix(&config, &wanted()).unwrap();
+        let made = fs::metadata(folder.path().join("conf.d").join(DROP_IN)).unwrap();
+        assert_eq!(made.permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! containerd merges an imported file over what it has read so far. Up to configuration version 2
 //! (containerd 1.x), a plugin's section replaces the earlier section completely. From version 3 on,
-//! tables are merged key by key. Arrays are replaced in both.
+//! tables are merged key by key. Arrays are joined at the top level and replaced below it.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -151,6 +151,13 @@ fn merge(to: &mut Table, from: Table, version: i64) {
                     merge_keys(old, new);
                 }
             }
+            (Some(Value::Array(old)), Value::Array(new)) => {
+                for value in new {
+                    if !old.contains(&value) {
+                        old.push(value);
+                    }
+                }
+            }
             (_, value) => {
                 to.insert(name, value);
             }
@@ -185,11 +192,11 @@ mod tests {
         };
         let main = write(
             "config.toml",
-            "imports = ['conf.d/*.toml', 'none.d/*']\n[plugins.x]\na = 1\nb = 1\n[proxy_plugins.p]\nc = 1\n",
+            "imports = ['conf.d/*.toml', 'none.d/*']\ndisabled_plugins = ['a']\n[plugins.x]\na = 1\nb = 1\n[proxy_plugins.p]\nc = 1\n",
         );
         write(
             "conf.d/10.toml",
-            "[plugins.x]\nb = 2\n[proxy_plugins.p]\nd = 2\n",
+            "disabled_plugins = ['b', 'a']\n[plugins.x]\nb = 2\n[proxy_plugins.p]\nd = 2\n",
         );
         write(
             "conf.d/20.toml",
@@ -210,6 +217,7 @@ mod tests {
         assert_eq!(x.to_string(), "a = 1\nb = 3\n", "the section is merged");
         assert_eq!(new.merged["proxy_plugins"]["p"].to_string(), "{ d = 2 }");
         assert!(new.merged["plugins"]["y"]["z"].is_array());
+        assert_eq!(new.merged["disabled_plugins"].to_string(), "[\"a\", \"b\"]");
         assert_eq!(new.imported.len(), 3);
         assert_eq!(new.folder(), Some(folder.path().join("conf.d").as_path()));
     }
