@@ -259,7 +259,7 @@ impl Endpoint {
         }
         let body = call.body.clone().map(reqwest::Body::from);
         let (method, url) = (call.method.clone(), call.url.clone());
-        let waiting = Waiting::for_answer(self);
+        let waiting = Waiting::for_answer(self, &url);
         let answer = self
             .transport
             .send_by(call.way, method, url, headers, body, self.host.timeout)

@@ -1,8 +1,8 @@
 //! Credentials that came with pulls of images, kept in memory only.
 //!
 //! A pull's credential serves its repository, so that what one tag brought also helps the mounted
-//! layers of another. The newest wins. A pull that fails gives back what it replaced. The oldest
-//! are dropped when there are too many, and those of an image when the image is removed.
+//! layers of another. The newest wins. The login of a pull that fails is dropped. The oldest are
+//! dropped when there are too many, and those of an image when the image is removed.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -80,7 +80,10 @@ pub struct PullKeychain {
 struct State {
     /// The number of the next pull.
     next: u64,
-    /// In ascending order of their numbers.
+    /// Pulls without an outcome, in ascending order of their numbers. Kept apart, so that one that
+    /// fails leaves no trace.
+    running: Vec<Kept>,
+    /// Pulls that succeeded, one of each image, in ascending order of their numbers.
     pulls: Vec<Kept>,
 }
 
@@ -88,7 +91,7 @@ struct State {
 struct Kept {
     number: u64,
     image: ImageRef,
-    /// What the runtime calls the image, once it is pulled.
+    /// What the runtime calls the image; empty until it is pulled.
     id: String,
     /// The only host that may get the credential.
     host: String,
@@ -102,7 +105,6 @@ pub struct Pull {
     image: ImageRef,
     /// The number of the remembered pull, if it has a login.
     number: Option<u64>,
-    replaced: Option<Kept>,
 }
 
 impl PullKeychain {
@@ -113,7 +115,6 @@ impl PullKeychain {
             keychain: self.clone(),
             image: image.clone(),
             number: None,
-            replaced: None,
         };
         let Some(credential) = login.credential() else {
             return pull;
@@ -125,13 +126,11 @@ impl PullKeychain {
         let mut state = self.state();
         let number = state.next;
         state.next += 1;
-        let before = state.pulls.iter().position(|kept| kept.image == image);
-        pull.replaced = before.map(|at| state.pulls.remove(at));
         pull.number = Some(number);
-        if state.pulls.len() >= MANY {
-            state.pulls.remove(0);
+        if state.running.len() >= MANY {
+            state.running.remove(0);
         }
-        state.pulls.push(Kept {
+        state.running.push(Kept {
             number,
             image,
             id: String::new(),
@@ -155,17 +154,39 @@ impl PullKeychain {
     }
 }
 
+impl State {
+    /// Takes the login of a running pull.
+    fn take(&mut self, number: u64) -> Option<Kept> {
+        let at = (self.running.iter()).position(|kept| kept.number == number)?;
+        Some(self.running.remove(at))
+    }
+
+    /// Remembers a pull that succeeded, unless a later one of the same image has.
+    fn keep(&mut self, pull: Kept) {
+        let is_later = |kept: &Kept| kept.image == pull.image && kept.number > pull.number;
+        if self.pulls.iter().any(is_later) {
+            return;
+        }
+        self.pulls.retain(|kept| kept.image != pull.image);
+        if self.pulls.len() >= MANY {
+            self.pulls.remove(0);
+        }
+        let place = (self.pulls).partition_point(|kept| kept.number < pull.number);
+        self.pulls.insert(place, pull);
+    }
+}
+
 impl Pull {
     /// The image is pulled and has this ID.
-    pub fn succeed(mut self, id: &str) {
-        self.replaced = None;
+    pub fn succeed(self, id: &str) {
         let mut state = self.keychain.state();
         match self.number {
             Some(number) => {
-                if let Some(kept) = state.pulls.iter_mut().find(|kept| kept.number == number)
-                    && id.len() <= MAX_PART
-                {
-                    id.clone_into(&mut kept.id);
+                if let Some(mut pull) = state.take(number) {
+                    if id.len() <= MAX_PART {
+                        id.clone_into(&mut pull.id);
+                    }
+                    state.keep(pull);
                 }
             }
             // It needs no login, and an old one could be refused.
@@ -176,18 +197,9 @@ impl Pull {
 
 impl Drop for Pull {
     fn drop(&mut self) {
-        let Some(replaced) = self.replaced.take() else {
-            return;
-        };
-        let mut state = self.keychain.state();
-        let at = (state.pulls.iter()).position(|kept| Some(kept.number) == self.number);
-        // If it is gone, a later pull has replaced it.
-        if let Some(at) = at {
-            state.pulls.remove(at);
-            let place = state
-                .pulls
-                .partition_point(|kept| kept.number < replaced.number);
-            state.pulls.insert(place, replaced);
+        if let Some(number) = self.number {
+            // It is still there only if the pull has failed.
+            self.keychain.state().take(number);
         }
     }
 }
@@ -196,13 +208,18 @@ impl Drop for Pull {
 impl Credentials for PullKeychain {
     async fn get(&self, host: &str, image: &ImageRef) -> Option<Credential> {
         let host = canonical(host);
-        let state = self.state();
-        let mut newest = state.pulls.iter().rev();
-        let found = newest.find(|kept| {
+        let exact = normal(image);
+        let is_for = |kept: &&Kept| {
             kept.host == host
                 && canonical(kept.image.host()) == canonical(image.host())
                 && kept.image.repository() == image.repository()
-        });
+        };
+        let state = self.state();
+        let running = || state.running.iter().rev().filter(is_for);
+        let found = running()
+            .find(|kept| kept.image == exact)
+            .or_else(|| running().next())
+            .or_else(|| state.pulls.iter().rev().find(is_for));
         found.map(|kept| kept.credential.clone())
     }
 }
@@ -233,161 +250,4 @@ fn canonical(host: &str) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn image(name: &str) -> ImageRef {
-        ImageRef::parse(name).expect("a name")
-    }
-
-    fn login(user: &str) -> PullLogin {
-        PullLogin {
-            username: user.to_owned(),
-            password: "p".to_owned(),
-            ..PullLogin::default()
-        }
-    }
-
-    async fn user(keychain: &PullKeychain, host: &str, name: &str) -> Option<String> {
-        match keychain.get(host, &image(name)).await? {
-            Credential::Password { user, .. } => Some(user),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[tokio::test]
-    async fn the_newest_pull_of_a_repository_wins() {
-        let keychain = PullKeychain::default();
-        for (name, name_of_user) in [("r.io/a:1", "one"), ("r.io/a:2", "two"), ("r.io/b:1", "b")] {
-            keychain
-                .begin(&image(name), &login(name_of_user))
-                .succeed("id");
-        }
-        for (host, name, expected) in [
-            ("r.io", "r.io/a:1", Some("two")),
-            ("r.io", "r.io/b:9", Some("b")),
-            ("r.io", "r.io/c:1", None),
-            ("mirror.io", "r.io/a:1", None),
-            ("mirror.io", "mirror.io/a:1", None),
-        ] {
-            let found = user(&keychain, host, name).await;
-            assert_eq!(found.as_deref(), expected, "{host} {name}");
-        }
-        keychain
-            .begin(&image("r.io/a:1"), &login("three"))
-            .succeed("id");
-        let found = user(&keychain, "r.io", "r.io/a:2").await;
-        assert_eq!(found.as_deref(), Some("three"));
-    }
-
-    #[tokio::test]
-    async fn a_failed_pull_gives_back_what_it_replaced() {
-        let keychain = PullKeychain::default();
-        keychain
-            .begin(&image("r.io/a:1"), &login("good"))
-            .succeed("");
-        let running = keychain.begin(&image("r.io/a:1"), &login("bad"));
-        let found = user(&keychain, "r.io", "r.io/a:1").await;
-        assert_eq!(found.as_deref(), Some("bad"), "it runs");
-        drop(running);
-        let found = user(&keychain, "r.io", "r.io/a:1").await;
-        assert_eq!(found.as_deref(), Some("good"));
-        let first = keychain.begin(&image("r.io/a:1"), &login("first"));
-        keychain
-            .begin(&image("r.io/a:1"), &login("second"))
-            .succeed("");
-        drop(first);
-        let found = user(&keychain, "r.io", "r.io/a:1").await;
-        assert_eq!(found.as_deref(), Some("second"), "a later pull stays");
-    }
-
-    #[tokio::test]
-    async fn a_login_is_forgotten_with_its_image_or_when_it_is_not_needed() {
-        let keychain = PullKeychain::default();
-        for (name, id) in [
-            ("a:1", "sha256:a"),
-            ("b:1", "sha256:b"),
-            ("c:1", "sha256:c"),
-        ] {
-            keychain.begin(&image(name), &login("me")).succeed(id);
-        }
-        keychain.forget("docker.io/library/a:1");
-        keychain.forget("sha256:b");
-        keychain
-            .begin(&image("c:1"), &PullLogin::default())
-            .succeed("sha256:c");
-        keychain.forget("");
-        for name in ["a:1", "b:1", "c:1"] {
-            let found = user(&keychain, "registry-1.docker.io", name).await;
-            assert_eq!(found, None, "{name}");
-        }
-    }
-
-    #[tokio::test]
-    async fn the_server_address_says_who_may_get_the_login() {
-        for (address, host, expected) in [
-            ("", "r.io:5000", true),
-            ("https://r.io:5000/v2/", "r.io:5000", true),
-            ("r.io:5000", "r.io:5000", true),
-            ("https://r.io", "r.io:5000", false),
-            ("https://mirror.io", "mirror.io", true),
-            ("https://mirror.io", "r.io:5000", false),
-            ("", "mirror.io", false),
-        ] {
-            let keychain = PullKeychain::default();
-            let login = PullLogin {
-                server_address: address.to_owned(),
-                ..login("me")
-            };
-            keychain.begin(&image("r.io:5000/a:1"), &login).succeed("");
-            let found = user(&keychain, host, "r.io:5000/a:1").await;
-            assert_eq!(found.is_some(), expected, "{address:?} {host}");
-        }
-        let keychain = PullKeychain::default();
-        let hub = PullLogin {
-            server_address: "https://index.docker.io/v1/".to_owned(),
-            ..login("me")
-        };
-        keychain.begin(&image("a"), &hub).succeed("");
-        assert!(user(&keychain, "registry-1.docker.io", "a").await.is_some());
-    }
-
-    #[test]
-    fn the_parts_of_a_login_have_the_order_of_containerd() {
-        let of = |login: PullLogin| login.credential();
-        let auth = STANDARD.encode("me:secret\0\0");
-        let mut login = PullLogin {
-            username: "u".to_owned(),
-            password: "p".to_owned(),
-            auth,
-            identity_token: "i".to_owned(),
-            registry_token: "r".to_owned(),
-            ..PullLogin::default()
-        };
-        assert_eq!(of(login.clone()), Some(Credential::new("u", "p")));
-        login.username.clear();
-        assert_eq!(of(login.clone()), Some(Credential::new("", "i")));
-        login.identity_token.clear();
-        assert_eq!(of(login.clone()), Some(Credential::new("me", "secret")));
-        "hunter2".clone_into(&mut login.auth);
-        assert_eq!(of(login.clone()), None);
-        login.auth.clear();
-        let token = Credential::Bearer(Secret::new("r"));
-        assert_eq!(of(login.clone()), Some(token));
-        login.registry_token = "x".repeat(MAX_PART + 1);
-        assert_eq!(of(login.clone()), None);
-        assert!(!format!("{login:?}").contains('x'));
-    }
-
-    #[tokio::test]
-    async fn the_oldest_pulls_make_room() {
-        let keychain = PullKeychain::default();
-        for n in 0..=MANY {
-            let name = format!("r.io/{n}:1");
-            keychain.begin(&image(&name), &login("me")).succeed("");
-        }
-        assert_eq!(user(&keychain, "r.io", "r.io/0:1").await, None);
-        assert!(user(&keychain, "r.io", "r.io/1:1").await.is_some());
-        assert_eq!(keychain.state().pulls.len(), MANY);
-    }
-}
+mod tests;

@@ -6,6 +6,8 @@
 
 use std::time::Instant;
 
+use reqwest::Url;
+
 use super::Endpoint;
 use crate::{breaker::Failure, fetch::FetchError, url::RedactedUrl};
 
@@ -65,14 +67,20 @@ impl Endpoint {
 /// silence after the general timeout, whatever the mirror's own is.
 pub(super) struct Waiting<'a> {
     mirror: Option<&'a Endpoint>,
+    failure: Failure,
     since: Instant,
 }
 
 impl<'a> Waiting<'a> {
-    /// Begins to wait. Only mirrors are watched.
-    pub(super) fn for_answer(endpoint: &'a Endpoint) -> Waiting<'a> {
+    /// Begins to wait for this address. Only mirrors are watched.
+    pub(super) fn for_answer(endpoint: &'a Endpoint, url: &Url) -> Waiting<'a> {
         Waiting {
             mirror: Some(endpoint).filter(|endpoint| endpoint.is_mirror),
+            // The mirror itself answers, with a redirect, even while its target is silent.
+            failure: match endpoint.is_ours(url) {
+                true => Failure::Silent,
+                false => Failure::Broken,
+            },
             since: Instant::now(),
         }
     }
@@ -90,7 +98,43 @@ impl Drop for Waiting<'_> {
             && idle >= mirror.transport.patience()
         {
             let url = RedactedUrl::from(mirror.root());
-            mirror.avoid(Failure::Silent, &FetchError::Silent { url, idle });
+            mirror.avoid(self.failure, &FetchError::Silent { url, idle });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use super::*;
+    use crate::{
+        Hosts, Options, auth::Auth, credentials::Anonymous, retry::RetryPolicy,
+        transport::Transport,
+    };
+    use soci_oci::reference::ImageRef;
+
+    #[test]
+    fn an_answer_of_the_mirror_does_not_end_the_silence_of_its_target() {
+        for (address, ends) in [
+            ("https://mirror.example/v2/", true),
+            ("https://storage.example/", false),
+        ] {
+            let options = Options {
+                connect_timeout: Duration::ZERO,
+                head_timeout: Duration::ZERO,
+                ..Options::default()
+            };
+            let transport = Arc::new(Transport::new(&options).expect("a client"));
+            let auth = Arc::new(Auth::new(Arc::new(Anonymous), RetryPolicy::default()));
+            let image = ImageRef::parse("mirror.example/app:v1").expect("a name");
+            let host = Hosts::default().origin(&image).expect("a host");
+            let mirror = Endpoint::new(host, image, transport, auth).expect("an address");
+            let mirror = mirror.into_mirror();
+            let url = Url::parse(address).expect(address);
+            drop(Waiting::for_answer(&mirror, &url));
+            assert!(!mirror.admits(), "{address}");
+            assert_eq!(mirror.peer.answered(), ends, "{address}");
         }
     }
 }

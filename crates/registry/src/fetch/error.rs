@@ -227,19 +227,22 @@ impl FetchError {
         }
     }
 
-    /// Marks a failure of an address to which `url` redirected. Connection and access failures
-    /// there do not apply to the registry.
+    /// Marks a failure of an address to which `url` redirected. Outages and access failures there
+    /// do not apply to the registry.
     pub(crate) fn behind_redirect(self, url: &RedactedUrl) -> FetchError {
-        match self {
-            FetchError::Transport { .. }
-            | FetchError::Status {
-                status: 401 | 403 | 429 | 503,
-                ..
-            } => FetchError::Redirected {
-                url: url.clone(),
-                source: Box::new(self),
-            },
-            other => other,
+        let is_of_target = match &self {
+            FetchError::Transport { .. } | FetchError::Silent { .. } => true,
+            FetchError::Status { status, .. } => {
+                matches!(status, 401 | 403) || is_transient_status(*status)
+            }
+            _ => false,
+        };
+        if !is_of_target {
+            return self;
+        }
+        FetchError::Redirected {
+            url: url.clone(),
+            source: Box::new(self),
         }
     }
 

@@ -18,8 +18,6 @@ struct File {
     server: String,
     #[serde(default)]
     host: BTreeMap<String, Settings>,
-    #[serde(flatten)]
-    own: Settings,
 }
 
 #[derive(Deserialize, Default)]
@@ -78,11 +76,10 @@ enum Pair {
 }
 
 pub(super) fn parse(folder: &Path, text: &str) -> Result<Vec<HostEntry>, String> {
-    let File {
-        server,
-        mut host,
-        own,
-    } = toml::from_str(text).map_err(|error| error.message().to_owned())?;
+    let wrong = |error| unquoted(text, &error);
+    let File { server, mut host } = toml::from_str(text).map_err(wrong)?;
+    // Not flattened into the file, because an error in it would have no line then.
+    let own: Settings = toml::from_str(text).map_err(wrong)?;
     let mut entries = Vec::new();
     for name in in_order(text) {
         if let Some(settings) = host.remove(&name) {
@@ -96,6 +93,18 @@ pub(super) fn parse(folder: &Path, text: &str) -> Result<Vec<HostEntry>, String>
     }
     entries.push(last);
     Ok(entries)
+}
+
+/// Where the file is wrong. The error's own message quotes values, which may be secret.
+fn unquoted(text: &str, error: &toml::de::Error) -> String {
+    let start = error.span().map(|span| span.start);
+    match start.and_then(|start| text.get(..start)) {
+        Some(before) => {
+            let line = before.matches('\n').count() + 1;
+            format!("line {line} cannot be understood")
+        }
+        None => "it cannot be understood".to_owned(),
+    }
 }
 
 /// The names of the hosts in the order of the file, which is the order of preference.
@@ -193,7 +202,11 @@ fn address(server: &str, override_path: bool) -> Result<Option<(Scheme, String, 
     if server.is_empty() {
         return Ok(None);
     }
-    let bad = || format!("{server:?} is no address of a registry");
+    let bad = || match server.contains(['@', '?']) {
+        // It may have a password or a token.
+        true => "an address has a user or a query, or is none of a registry".to_owned(),
+        false => format!("{server:?} is no address of a registry"),
+    };
     let (scheme, rest) = match server.split_once("://") {
         Some(("https", rest)) => (Scheme::Https, rest),
         Some(("http", rest)) => (Scheme::Http, rest),
@@ -241,7 +254,10 @@ fn capabilities(names: &[String], unless_named: Capabilities) -> Result<Capabili
 fn headers(texts: BTreeMap<String, Texts>) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
     for (name, values) in texts {
-        let bad = || format!("header {name:?} cannot be sent");
+        // A whole header may have been written as the name.
+        let is_end = |c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '_');
+        let shown = name.split(is_end).next().unwrap_or_default();
+        let bad = || format!("header {shown:?} cannot be sent");
         let key = HeaderName::try_from(&name).map_err(|_| bad())?;
         for value in values.into_vec() {
             let mut value = HeaderValue::try_from(value).map_err(|_| bad())?;

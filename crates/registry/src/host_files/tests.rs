@@ -166,6 +166,15 @@ fn what_cannot_be_understood_is_no_setting() {
         "[host.a]\nca = 1",
         "[host.a]\nclient = [['a']]",
         "[host.a.header]\n'x y' = 'hunter2'",
+        "[host.a.header]\n'Authorization: Bearer hunter2' = ''",
+        "[host.a.header]\n'Authorization=hunter2' = ''",
+        "header = 'Authorization: Bearer hunter2'",
+        "[host.a]\nheader = 'Authorization: Bearer hunter2'",
+        "[host.a]\nheader.authorization = 'hunter2",
+        "[host.a]\nskip_verify = 'hunter2'",
+        "[host.'https://u:hunter2@a:port']",
+        "server = 'ftp://u:hunter2@a'",
+        "server = 'ftp://a?token=hunter2'",
     ] {
         let problem = parse(Path::new("/d"), text).expect_err(text);
         assert!(!problem.contains("hunter2"), "{problem}");
@@ -173,6 +182,20 @@ fn what_cannot_be_understood_is_no_setting() {
         write(&root.path().join("r.example/hosts.toml"), text);
         let found = load(&[root.path().to_owned()], "r.example").expect("the folder is there");
         assert_eq!(shown(&found), ["PRLU itself"], "{text}");
+    }
+}
+
+#[test]
+fn a_problem_names_the_line_of_what_is_wrong() {
+    for (text, line) in [
+        ("server = 'a'\n\nheader = 'x: y'\n", 3),
+        ("server = 'a'\n[host.a]\nheader = 'x: y'\n", 3),
+        ("server = 1", 1),
+        ("ca = 1\n[host.a]\n", 1),
+        ("[host.a]\n[host.a\n", 2),
+    ] {
+        let problem = parse(Path::new("/d"), text).expect_err(text);
+        assert_eq!(problem, format!("line {line} cannot be understood"));
     }
 }
 

@@ -62,7 +62,7 @@ impl Peer {
     }
 
     /// Records a good answer. Returns true if that ends an outage.
-    pub(super) fn answered(&self) -> bool {
+    pub(crate) fn answered(&self) -> bool {
         self.breaker().answered()
     }
 

@@ -59,6 +59,13 @@ impl Pattern {
         Ok(pattern)
     }
 
+    /// The pattern as the kubelet orders the keys of an answer: without a scheme or API version.
+    pub(super) fn text(&self) -> String {
+        let colon = if self.port.is_empty() { "" } else { ":" };
+        let host = self.labels.join(".");
+        format!("{host}{colon}{}{}", self.port, self.path)
+    }
+
     /// Whether the pattern means this image, given as `host[:port]/repository`.
     pub(super) fn matches(&self, image: &str) -> bool {
         let (authority, path) = match image.find('/') {

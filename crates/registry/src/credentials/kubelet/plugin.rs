@@ -1,6 +1,6 @@
 //! One plugin: its question, its answer, and how long the answer holds.
 
-use std::{ffi::OsString, path::PathBuf, process::Command, time::Duration};
+use std::{cmp::Reverse, ffi::OsString, path::PathBuf, process::Command, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -174,16 +174,18 @@ impl Plugin {
         if auth.len() > MANY {
             return Err(PluginError::Many);
         }
-        // In descending order of the keys, as in the kubelet, so that longer paths come first.
         let entries = auth.into_iter().rev().filter_map(|(key, auth)| {
             let AuthConfig { username, password } = auth;
             let pattern = Pattern::parse_key(&key).ok()?;
             (!username.is_empty()).then(|| (pattern, Credential::new(&username, &password)))
         });
+        let mut entries: Vec<_> = entries.collect();
+        // In descending order, as in the kubelet, so that longer paths come first.
+        entries.sort_by_cached_key(|(pattern, _)| Reverse(pattern.text()));
         Ok(Answer {
             key_type,
             holds,
-            entries: entries.collect(),
+            entries,
         })
     }
 }
@@ -234,6 +236,25 @@ mod tests {
         ] {
             let expected = user.map(|user| Credential::new(user, "p"));
             assert_eq!(answer.credential(image), expected.as_ref(), "{image}");
+        }
+    }
+
+    #[test]
+    fn entries_are_compared_without_scheme_and_api_version() {
+        for (host, team) in [
+            ("r.example.io", "https://r.example.io/team"),
+            ("r.example.io/v2/", "r.example.io/team"),
+            ("http://r.example.io/v1/", "https://r.example.io/v2/team"),
+        ] {
+            let text = response(&format!(
+                r#","cacheKeyType":"Registry","auth":{{
+                "{host}":{{"username":"host","password":"p"}},
+                "{team}":{{"username":"team","password":"p"}}}}"#
+            ));
+            let answer = plugin().answer(text.as_bytes()).expect("an answer");
+            let expected = Credential::new("team", "p");
+            let found = answer.credential("r.example.io/team/app");
+            assert_eq!(found, Some(&expected), "{host} {team}");
         }
     }
 

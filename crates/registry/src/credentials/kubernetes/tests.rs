@@ -17,6 +17,8 @@ struct ApiServer {
 
 struct Shared {
     lists: Mutex<BTreeMap<&'static str, String>>,
+    /// A pause in the middle of each list.
+    pause: Mutex<Duration>,
     seen: Mutex<Vec<String>>,
     events: Mutex<mpsc::Receiver<String>>,
 }
@@ -36,6 +38,7 @@ impl ApiServer {
         let (sender, events) = mpsc::channel();
         let shared = Arc::new(Shared {
             lists: Mutex::default(),
+            pause: Mutex::default(),
             seen: Mutex::default(),
             events: Mutex::new(events),
         });
@@ -104,7 +107,10 @@ fn serve(shared: &Shared, connection: TcpStream) {
         let lists = shared.lists.lock().unwrap();
         let list = lists.get(kind).cloned();
         let list = list.unwrap_or_else(|| r#"{"metadata":{},"items":null}"#.to_owned());
-        let _ = out.write_all(list.as_bytes());
+        let (begin, end) = list.as_bytes().split_at(list.len() / 2);
+        let _ = out.write_all(begin);
+        thread::sleep(*shared.pause.lock().unwrap());
+        let _ = out.write_all(end);
     } else if is_old {
         // Nothing changes.
         thread::sleep(Duration::from_secs(3600));
@@ -188,6 +194,32 @@ async fn changes_are_followed_and_a_watch_that_ends_begins_with_a_list() {
     server.list("dockerconfigjson", &[pull_secret("b", "r.io", "third")]);
     server.event("ERROR", r#"{"code":410}"#);
     becomes(&secrets, "r.io/x", Some("third")).await;
+}
+
+#[tokio::test]
+async fn a_list_that_comes_slowly_is_read_to_its_end() {
+    let server = ApiServer::start();
+    *server.shared.pause.lock().unwrap() = Duration::from_millis(2100);
+    server.list("dockerconfigjson", &[pull_secret("a", "r.io", "me")]);
+    let secrets = server.secrets();
+    becomes(&secrets, "r.io/x", Some("me")).await;
+}
+
+#[test]
+fn a_server_on_this_machine_is_asked_without_the_proxy_of_the_environment() {
+    // A process of its own, because the environment belongs to all tests.
+    let program = std::env::current_exe().expect("this test");
+    let test = "credentials::kubernetes::tests::a_secret_cannot_run_a_program";
+    let output = std::process::Command::new(program)
+        .args(["--exact", test])
+        .env("http_proxy", "http://127.0.0.1:1")
+        .env_remove("NO_PROXY")
+        .env_remove("no_proxy")
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "{said}");
 }
 
 #[tokio::test]

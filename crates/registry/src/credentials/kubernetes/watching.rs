@@ -19,8 +19,8 @@ use super::{
     kubeconfig::{self, Access, KubeconfigError, Login},
 };
 use crate::{
+    no_proxy::NoProxy,
     tls::{PemTls, TlsError, pem_config},
-    transport::beginning,
 };
 
 /// Secrets in one page of a list. Each has at most 1 MiB.
@@ -219,9 +219,12 @@ impl Server {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(PATIENCE)
             .http1_only();
-        if let Some(proxy) = proxy {
-            builder = builder.proxy(reqwest::Proxy::all(proxy)?);
-        }
+        builder = match proxy {
+            Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy)?),
+            // The HTTP library would ask the environment's proxy even for this machine.
+            None if NoProxy::from_env().includes(&server) => builder.no_proxy(),
+            None => builder,
+        };
         let mut url = server;
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty().extend(["api", "v1", "secrets"]);
@@ -265,8 +268,8 @@ impl Server {
                 query.push(("continue", &next));
             }
             let answer = self.get(kind, &query).await?;
-            let page = tokio::time::timeout(PATIENCE, beginning(answer, MAX_PAGE)).await;
-            let page = page.map_err(|_| WatchError::Silent)?;
+            let page = tokio::time::timeout(PATIENCE, whole_page(answer)).await;
+            let page = page.map_err(|_| WatchError::Silent)??;
             let list: List = serde_json::from_slice(&page).map_err(|_| WatchError::Form)?;
             let items = list.items.unwrap_or_default();
             secrets.extend(items.into_iter().map(|item| item.secret(kind)));
@@ -313,6 +316,17 @@ impl Server {
             }
         }
     }
+}
+
+async fn whole_page(mut answer: Response) -> Result<Vec<u8>, WatchError> {
+    let mut page = Vec::new();
+    while let Some(chunk) = answer.chunk().await? {
+        if page.len() + chunk.len() > MAX_PAGE {
+            return Err(WatchError::Large);
+        }
+        page.extend_from_slice(&chunk);
+    }
+    Ok(page)
 }
 
 /// Applies one change. Returns whether the watch goes on.

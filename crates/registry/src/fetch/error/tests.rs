@@ -78,3 +78,30 @@ fn a_failure_says_what_it_is_about() {
     };
     assert!(!denied.is_transient() && denied.is_refusal());
 }
+
+#[test]
+fn an_outage_behind_a_redirect_is_not_over_when_the_host_redirects_again() {
+    let url = || RedactedUrl::new("https://mirror.example/v2/");
+    let status = |status| FetchError::Status {
+        status,
+        detail: String::new(),
+        retry_after: None,
+        url: url(),
+    };
+    let silent = FetchError::Silent {
+        url: url(),
+        idle: Duration::from_secs(1),
+    };
+    for error in [silent]
+        .into_iter()
+        .chain([429, 500, 502, 503, 504].map(status))
+    {
+        assert_eq!(error.failure(), Some(Failure::Silent), "{error}");
+        let error = error.behind_redirect(&url());
+        assert_eq!(error.failure(), Some(Failure::Broken), "{error:?}");
+        assert!(error.is_worth_repeating(), "{error:?}");
+    }
+    for error in [404, 416].map(status) {
+        assert_eq!(error.behind_redirect(&url()).failure(), None);
+    }
+}
