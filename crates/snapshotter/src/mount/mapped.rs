@@ -69,13 +69,35 @@ fn make(copies: &[Copy], owners: &Owners) -> Result<(), MountError> {
             detach(at)?;
         }
         let copy = Detached::copy_of(from)?;
-        attributes::set_map(copy.fd(), &map).map_err(|source| MountError::NotMapped {
-            path: from.clone(),
-            source,
-        })?;
+        attributes::set_map(copy.fd(), &map).map_err(|source| not_mapped(from, source))?;
         copy.place(at)?;
     }
     Ok(())
+}
+
+/// Whether the error means that the kernel or a file system cannot do this, as opposed to a failure
+/// that may pass.
+pub(crate) fn is_unsupported(error: &MountError) -> bool {
+    match error {
+        MountError::NotMapped { .. } => true,
+        MountError::Map(source) => Errno::from_io_error(source).is_some_and(is_inability),
+        _ => false,
+    }
+}
+
+fn is_inability(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM
+    )
+}
+
+fn not_mapped(path: &Path, source: Errno) -> MountError {
+    if is_inability(source) {
+        let path = path.to_owned();
+        return MountError::NotMapped { path, source };
+    }
+    refused("cannot show with other owners", path)(source)
 }
 
 /// Whether the copy is missing.
@@ -90,20 +112,20 @@ fn is_needed(table: &MountTable, copy: &Copy) -> Result<bool, MountError> {
     let Some(shown) = table.top(at).filter(|shown| is_copy(shown)) else {
         return Ok(true);
     };
-    let device = match original {
-        Some(original) => original.device,
-        None => device(from).map_err(refused("cannot examine", from))?,
+    let is_right = match original {
+        Some(original) if *is_layer => shown.device == original.device,
+        // Compare paths: the device numbers of stat and of the table differ on btrfs.
+        _ => shown.root.ends_with(last_two(from)),
     };
-    Ok(shown.device != device)
+    Ok(!is_right)
 }
 
-fn device(path: &Path) -> Result<(u32, u32), Errno> {
-    let found = rustix::fs::lstat(path)?;
-    let (major, minor) = (
-        rustix::fs::major(found.st_dev),
-        rustix::fs::minor(found.st_dev),
-    );
-    Ok((major, minor))
+/// `<parent>/fs` of a directory of files. It is also in the mount table if the directory of all
+/// snapshots has a file system of its own.
+fn last_two(from: &Path) -> PathBuf {
+    let parent = from.parent().and_then(Path::file_name);
+    let names = [parent, from.file_name()];
+    names.into_iter().flatten().collect()
 }
 
 /// JUSTIFICATION: rustix has no `mount_setattr`. SAFETY of the module: one system call that reads
@@ -137,6 +159,51 @@ mod attributes {
         match result {
             0 => Ok(()),
             _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_of_a_directory_is_known_by_its_path() {
+        let copy = Copy {
+            from: PathBuf::from("/r/snapshots/3/fs"),
+            is_layer: false,
+            at: PathBuf::from("/r/snapshots/3_5/fs"),
+        };
+        let is_needed = |root: &str, option: &str| {
+            let line =
+                format!("40 30 0:35 {root} /r/snapshots/3_5/fs rw{option} - btrfs /dev/sda rw\n");
+            is_needed(&MountTable::parse(line.as_bytes()), &copy).unwrap()
+        };
+        assert!(!is_needed("/subvolume/r/snapshots/3/fs", ",idmapped"));
+        assert!(!is_needed("/3/fs", ",idmapped"));
+        assert!(is_needed("/subvolume/r/snapshots/3/fs", ""));
+        assert!(is_needed("/subvolume/r/snapshots/13/fs", ",idmapped"));
+        assert!(is_needed("/r/snapshots/3/fs//deleted", ",idmapped"));
+    }
+
+    #[test]
+    fn only_some_errors_mean_that_the_kernel_cannot() {
+        for (error, cannot) in [
+            (Errno::INVAL, true),
+            (Errno::NOSYS, true),
+            (Errno::OPNOTSUPP, true),
+            (Errno::PERM, true),
+            (Errno::AGAIN, false),
+            (Errno::NOMEM, false),
+            (Errno::MFILE, false),
+            (Errno::NOSPC, false),
+        ] {
+            for found in [
+                MountError::Map(error.into()),
+                not_mapped(Path::new("/at"), error),
+            ] {
+                assert_eq!(is_unsupported(&found), cannot, "{found:?}");
+            }
         }
     }
 }

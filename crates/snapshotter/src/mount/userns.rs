@@ -40,7 +40,9 @@ pub(super) fn with_map(owners: &Owners) -> io::Result<OwnedFd> {
     std::thread::scope(|scope| {
         let held = release.as_raw_fd();
         // Returns when the child has ended.
-        let child = scope.spawn(move || child::wait_in_namespace(report, wait, held));
+        let child = std::thread::Builder::new()
+            .name("soci-userns".to_owned())
+            .spawn_scoped(scope, move || child::wait_in_namespace(report, wait, held))?;
         let mut pid = [0; 4];
         let opened = match born.read_exact(&mut pid) {
             Ok(()) => open(u32::from_le_bytes(pid), owners),

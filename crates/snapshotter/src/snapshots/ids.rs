@@ -107,13 +107,12 @@ impl IdMap {
     ///
     /// When the labels are invalid or cannot be followed.
     pub(crate) fn wanted(labels: &Labels, below: &[Info]) -> Result<Option<Self>, OwnersError> {
-        let of = |label| labels.get(label).map(String::as_str);
-        let (uids, gids) = match (of(UIDS), of(GIDS)) {
-            (None, None) => return Ok(None),
-            (uids, gids) => (uids.unwrap_or_default(), gids.unwrap_or_default()),
+        // Like containerd, ignore one label without the other.
+        let (Some(uids), Some(gids)) = (labels.get(UIDS), labels.get(GIDS)) else {
+            return Ok(None);
         };
-        // There is no lower snapshot, or containerd has already changed the owners in it.
-        if below.first().is_none_or(|parent| parent.record.remapped) {
+        // containerd has already changed the owners in the lower snapshot.
+        if below.first().is_some_and(|parent| parent.record.remapped) {
             return Ok(None);
         }
         Ok(Some(Self {
@@ -148,6 +147,20 @@ pub(crate) fn is_remapping(key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_labels_map_a_snapshot_with_or_without_a_parent() {
+        let labels = |keys: &[&str]| -> Labels {
+            let map = |key: &&str| ((*key).to_owned(), "0:100000:10".to_owned());
+            keys.iter().map(map).collect()
+        };
+        let map = IdMap::wanted(&labels(&[UIDS, GIDS]), &[]).unwrap().unwrap();
+        let (uid, gid) = (100_000, 100_000);
+        assert_eq!(map.outside(Owner::default()), Owner { uid, gid });
+        for one in [UIDS, GIDS] {
+            assert_eq!(IdMap::wanted(&labels(&[one]), &[]), Ok(None));
+        }
+    }
 
     #[test]
     fn maps_are_parsed_as_containerd_writes_them() {

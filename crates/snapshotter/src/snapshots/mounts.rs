@@ -8,7 +8,7 @@ use super::metadata::{Info, Kind, MetadataError, Record, SnapshotId};
 use super::{Mount, Shared, SnapshotError, Snapshotter, overlay, trust};
 use crate::cpu::{Lane, Lost};
 use crate::image::{Parent, Wanted, explain, labels, plan};
-use crate::mount::{MountError, mapped};
+use crate::mount::mapped;
 
 impl Shared {
     /// The ID-mapped copy of a parent for a snapshot, with its directory.
@@ -50,8 +50,8 @@ impl Snapshotter {
         } = &*self.shared;
         let Record { kind, id, .. } = top.record;
         let parents = match idmap {
-            Some(idmap) => self.mapped(id, &parents, &idmap).await?,
-            None => parents
+            Some(idmap) if !parents.is_empty() => self.mapped(id, &parents, &idmap).await?,
+            _ => parents
                 .iter()
                 .map(|info| directories.fs(info.record.id))
                 .collect(),
@@ -89,7 +89,7 @@ impl Snapshotter {
         let mounts = &self.shared.parts.mounts;
         match mapped::copy_all(mounts, copies, idmap.owners()).await {
             Ok(()) => Ok(places),
-            Err(error @ (MountError::NotMapped { .. } | MountError::Map(_))) => {
+            Err(error) if mapped::is_unsupported(&error) => {
                 let why = explain(&error);
                 Err(OwnersError::Unsupported { why }.into())
             }

@@ -44,10 +44,19 @@ pub enum OpenError {
         /// Its file.
         path: PathBuf,
     },
-    /// The records of the reference implementation cannot be read now.
-    #[error("cannot read the records of the SOCI snapshotter in {}", path.display())]
+    /// The records of the reference implementation cannot be read.
+    #[error("cannot read the records of the SOCI snapshotter in {}: make the file readable; or, to start without them, remove the containers and images of the snapshotter, and move this file and the directory snapshots beside it away", path.display())]
     Reference {
         /// Its file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: soci_bolt::ReadError,
+    },
+    /// Snapshots without a readable record cannot be moved out of the reach of cleanups.
+    #[error("cannot move snapshots aside whose records in the SOCI snapshotter's metadata.db are damaged: move the directories out of {} yourself", path.display())]
+    Aside {
+        /// The directory of the snapshots.
         path: PathBuf,
         /// The error of the system call.
         #[source]

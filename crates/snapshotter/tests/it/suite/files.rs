@@ -387,6 +387,17 @@ async fn labels_of_a_user_namespace_are_followed_once() {
     assert_eq!(owner(view.path()), (7, 7));
     assert_eq!(owner(&view.path().join("a")), (200_004, 200_006));
     drop(view);
+    // A snapshot without a parent belongs to the container's root.
+    let mounts_of_root = server.prepare_with("root", "", map("0:100000:65536")).await;
+    let mounted = Mounted::new(&mounts_of_root.unwrap());
+    assert_eq!(owner(mounted.path()), (100_000, 100_000));
+    drop(mounted);
+    // One label without the other is ignored.
+    let one = labels(&[("containerd.io/snapshot/uidmapping", "0:100000:65536")]);
+    let mounts_of_one = server.prepare_with("one", "base", one).await;
+    let mounted = Mounted::new(&mounts_of_one.unwrap());
+    assert_eq!(owner(mounted.path()), (0, 0));
+    drop(mounted);
     // Mounts returns the same as Prepare.
     assert_eq!(server.mounts("container").await.unwrap(), mounts);
 
