@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use hyper::StatusCode;
+use tracing::error;
 
 use super::http::{Answer, Endpoint, PLAIN, Place, Site, ending, not_found, response};
 use crate::args::VERSION;
@@ -49,13 +50,61 @@ fn path(listener: &Listener) -> PathBuf {
     path.unwrap_or_else(|| soci_status::DEFAULT_SOCKET.into())
 }
 
+/// Where the status is served, if anywhere.
+#[derive(Debug)]
+pub(super) struct Opened(Option<Endpoint>);
+
+impl Opened {
+    pub(super) async fn serve(self, described: Described) {
+        if let Some(endpoint) = self.0 {
+            endpoint.serve(described).await;
+        }
+    }
+}
+
 /// Listens next to the socket of the daemon. A failure is logged and tried again later.
-pub(super) async fn open(listener: &Listener) -> anyhow::Result<Endpoint> {
+pub(super) async fn open(listener: &Listener) -> anyhow::Result<Opened> {
+    let path = path(listener);
+    if listener.path().as_ref() == Some(&path) {
+        // Listening would replace the daemon's own socket.
+        let address = path.display().to_string();
+        error!(
+            address,
+            "status is not served: the daemon's own socket has the name of the status socket; choose another name in --address"
+        );
+        return Ok(Opened(None));
+    }
     let place = Place {
         network: "unix".to_owned(),
-        address: path(listener).display().to_string(),
+        address: path.display().to_string(),
         replaces: true,
         set_by: "in the directory of --address",
     };
-    Endpoint::open(Described::WHAT, place, false).await
+    let endpoint = Endpoint::open(Described::WHAT, place, false).await?;
+    Ok(Opened(Some(endpoint)))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::listen::{Address, Inherited};
+
+    #[tokio::test]
+    async fn the_socket_of_the_daemon_is_never_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, serves) in [(soci_status::SOCKET, false), ("daemon.sock", true)] {
+            let path = folder.path().join(name);
+            let address = Address::Path(path.clone());
+            let listener = Listener::open(&address, &mut Inherited::default()).unwrap();
+            let opened = open(&listener).await.unwrap();
+            assert_eq!(opened.0.is_some(), serves, "{name}");
+            let _client = UnixStream::connect(&path).await.unwrap();
+            let accepting = listener.for_runtime().unwrap();
+            let accepted =
+                tokio::time::timeout(std::time::Duration::from_secs(5), accepting.accept());
+            assert!(accepted.await.is_ok(), "{name}: the daemon is called");
+        }
+    }
 }

@@ -83,7 +83,8 @@ pub(crate) async fn discover(
             }
             referred(image, content, modes).await?
         }
-        Err(why) => Err(why),
+        Err(Unnamed::Disabled) => Err("all lazy pull modes are disabled".to_owned()),
+        Err(Unnamed::Invalid(why)) => return Ok(Discovery::Unusable(why)),
     };
     let (digest, found) = match named {
         Ok(found) => found,
@@ -131,30 +132,45 @@ enum Named {
     ByManifest,
 }
 
-/// The digest of the index that the client or the manifest names, or why there is none.
+/// Why no index can be looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Unnamed {
+    /// The configuration disables it.
+    Disabled,
+    /// The manifest names an index, but not by a digest.
+    Invalid(String),
+}
+
+/// The digest of the index that the client or the manifest names.
 fn named(
     image: &ImageName,
     manifest: &Manifest,
     modes: Modes,
-) -> Result<Option<(Digest, Named)>, String> {
+) -> Result<Option<(Digest, Named)>, Unnamed> {
     if let Some(digest) = image.index {
         return Ok(Some((digest, Named::ByClient)));
     }
     if !modes.v1 && !modes.v2 {
-        return Err("all lazy pull modes are disabled".to_owned());
+        return Err(Unnamed::Disabled);
     }
-    if modes.v2
-        && let discover::Discovery::Found(digest, How::Annotation | How::Stated) =
-            discover::annotated(manifest).map_err(|error| explain(&error))?
-    {
-        return Ok(Some((digest, Named::ByManifest)));
+    if !modes.v2 {
+        return Ok(None);
     }
-    Ok(None)
+    match discover::annotated(manifest) {
+        Ok(discover::Discovery::Found(digest, How::Annotation | How::Stated)) => {
+            Ok(Some((digest, Named::ByManifest)))
+        }
+        Ok(discover::Discovery::NoIndex) => Ok(None),
+        Err(error) => Err(Unnamed::Invalid(explain(&error))),
+    }
 }
 
-/// Whether the client or the manifest, as far as it is known, names an index.
+/// Whether the client or the manifest, as far as it is known, names an index, even an invalid one.
 pub(super) fn names_index(image: &ImageName, manifest: Option<&Manifest>, modes: Modes) -> bool {
-    let by_manifest = |manifest| matches!(named(image, manifest, modes), Ok(Some(_)));
+    let by_manifest = |manifest| {
+        let named = named(image, manifest, modes);
+        matches!(named, Ok(Some(_)) | Err(Unnamed::Invalid(_)))
+    };
     image.index.is_some() || manifest.is_some_and(by_manifest)
 }
 
@@ -200,4 +216,72 @@ pub(crate) fn explain(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::labels::{self, Labels};
+    use super::*;
+
+    fn image() -> ImageName {
+        let manifest = Digest::sha256(b"manifest").to_string();
+        let labels: Labels = [
+            (labels::IMAGE_REFERENCE, "registry.example/app:1"),
+            (labels::MANIFEST_DIGEST, &manifest),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
+        ImageName::from_labels("default", &labels).unwrap()
+    }
+
+    fn manifest(annotation: Option<&str>) -> Manifest {
+        let named = |text: &str| (soci_index::INDEX_DIGEST.to_owned(), text.to_owned());
+        Manifest {
+            schema_version: 2,
+            media_type: media_type::OCI_MANIFEST.to_owned(),
+            artifact_type: String::new(),
+            config: Descriptor::of(media_type::OCI_CONFIG, b"{}"),
+            layers: Some(Vec::new()),
+            subject: None,
+            annotations: annotation.map(named).into_iter().collect(),
+        }
+    }
+
+    #[test]
+    fn an_annotation_that_is_no_digest_names_an_unusable_index() {
+        let (v1, v2) = (
+            Modes {
+                v1: true,
+                v2: false,
+            },
+            Modes { v1: true, v2: true },
+        );
+        let none = Modes {
+            v1: false,
+            v2: false,
+        };
+        let digest = Digest::sha256(b"index");
+        let good = digest.to_string();
+        let image = image();
+        for (annotation, modes, names) in [
+            (None, v2, false),
+            (Some(&*good), v2, true),
+            (Some("sha256:abc"), v2, true),
+            (Some("sha256:abc"), v1, false),
+            (Some("sha256:abc"), none, false),
+        ] {
+            let manifest = manifest(annotation);
+            let named_index = names_index(&image, Some(&manifest), modes);
+            assert_eq!(named_index, names, "{annotation:?} {modes:?}");
+        }
+        let found = |annotation, modes| named(&image, &manifest(annotation), modes);
+        assert_eq!(
+            found(Some(&*good), v2),
+            Ok(Some((digest, Named::ByManifest)))
+        );
+        assert_eq!(found(None, v2), Ok(None));
+        let bad = found(Some("sha256:abc"), v2);
+        assert!(matches!(bad, Err(Unnamed::Invalid(_))), "{bad:?}");
+        assert_eq!(found(None, none), Err(Unnamed::Disabled));
+    }
 }

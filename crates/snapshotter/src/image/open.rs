@@ -207,6 +207,8 @@ impl Images {
                         }
                     }),
                 Err(Unread::Content(error)) if !error.is_final() => Err(error),
+                // The client says that there is an index.
+                Err(error) if name.index.is_some() => Ok(Discovery::Unusable(explain(&error))),
                 Err(error) => Ok(Discovery::None(explain(&error))),
             }
         });

@@ -54,6 +54,8 @@ pub(super) struct Completion {
     runs: AtomicBool,
     /// The layer is unused and space is needed, so it is not downloaded in the background.
     rests: AtomicBool,
+    /// The queue of the paced downloads has it, or gets it when it no longer rests.
+    queued: AtomicBool,
     /// When its bytes may leave the page cache. `None` if it was already complete when it was
     /// opened.
     settles: Mutex<Option<Instant>>,
@@ -73,6 +75,7 @@ impl Completion {
             complete: watch::Sender::new(data.files.present.is_complete()),
             runs: AtomicBool::new(false),
             rests: AtomicBool::new(false),
+            queued: AtomicBool::new(false),
             settles: Mutex::default(),
             begun: Mutex::default(),
             context,
@@ -125,19 +128,34 @@ impl Completion {
 
     /// Whether background downloads are stopped until the layer is used again.
     pub(super) fn rests(&self) -> bool {
-        self.rests.load(Ordering::Acquire)
+        self.rests.load(Ordering::SeqCst)
     }
 
     /// Stops background downloads until the layer is used again.
     pub(super) fn rest(&self) {
-        self.rests.store(true, Ordering::Release);
+        self.rests.store(true, Ordering::SeqCst);
     }
 
-    /// Resumes background downloads, because the layer is used.
-    pub(super) fn wake(&self) {
-        if self.rests.swap(false, Ordering::AcqRel) {
+    /// Resumes background downloads, because the layer is used. Returns whether they were stopped.
+    pub(super) fn wake(&self) -> bool {
+        let rested = self.rests.swap(false, Ordering::SeqCst);
+        if rested {
             self.spans.look_again();
         }
+        rested
+    }
+
+    /// Notes that the layer belongs in the queue of the paced downloads. Returns whether to add it
+    /// now, because it does not rest.
+    pub(super) fn enqueue(&self) -> bool {
+        // In one total order with `wake`: one of the two sees what the other did, and adds it.
+        self.queued.store(true, Ordering::SeqCst);
+        !self.rests()
+    }
+
+    /// Like [`Completion::wake`]. Returns whether to add the layer to the queue again.
+    pub(super) fn wake_queued(&self) -> bool {
+        self.wake() && self.queued.load(Ordering::SeqCst)
     }
 
     /// Requests missing spans up to the window: those of a prefetch artifact first, and all if
@@ -332,11 +350,19 @@ impl Completion {
 
 impl Fetches for Completion {
     fn fetch_next(&self) -> Next {
-        if self.is_complete() || self.spans.is_closed() || self.data.has_all() {
+        // A resting layer comes back when it is used.
+        if self.is_complete() || self.spans.is_closed() || self.rests() {
             return Next::Over;
         }
+        if self.data.has_all() {
+            // The sync can fail, and then spans are absent again. A false layer stays as it is.
+            return match self.data.any_header_disagrees() {
+                true => Next::Over,
+                false => Next::Later,
+            };
+        }
         // The spans of a prefetch artifact are requested without the pace.
-        if self.rests() || self.spans.has_first() || self.room_now().is_err() {
+        if self.spans.has_first() || self.room_now().is_err() {
             return Next::Later;
         }
         let Some(span) = self.spans.first_absent() else {

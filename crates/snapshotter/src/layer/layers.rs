@@ -68,7 +68,7 @@ pub struct Layers {
     tasks: TaskTracker,
     uses: Mutex<uses::Uses>,
     /// The layers whose rest is downloaded at a fixed pace, if that is configured.
-    paced: Option<Arc<Queue<Completion>>>,
+    pub(super) paced: Option<Arc<Queue<Completion>>>,
     tending: Vec<tokio::task::AbortHandle>,
 }
 
@@ -152,7 +152,9 @@ impl Layers {
     /// Like [`Layers::complete`], but only when the layer is used again.
     pub fn complete_later(&self, layer: &Arc<Layer>) {
         self.run_completion(layer, self.paced.is_none());
-        if let Some(queue) = self.paced.as_ref().filter(|_| !layer.is_complete()) {
+        if let Some(queue) = self.paced.as_ref().filter(|_| !layer.is_complete())
+            && layer.completion.enqueue()
+        {
             queue.add(Arc::clone(&layer.completion));
         }
     }
@@ -174,8 +176,12 @@ impl Layers {
                 .cpu
                 .spawn(Lane::FilesBehind, move || store.note_used(number));
         }
-        if let Some(layer) = self.get(key) {
-            layer.completion.wake();
+        if let Some(layer) = self.get(key)
+            && layer.completion.wake_queued()
+            && !layer.is_complete()
+            && let Some(queue) = &self.paced
+        {
+            queue.add(Arc::clone(&layer.completion));
         }
     }
 

@@ -2,7 +2,7 @@
 //! implementation makes them: one span per period for the whole node, the layers of a bounded queue
 //! in turn, and silence after the first mount of an image.
 //!
-//! A span that is present takes no turn. A layer that cannot be fetched now keeps its place.
+//! A span that is present takes no turn. A layer that cannot be fetched now lets the others go first.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -53,7 +53,7 @@ pub(super) enum Next {
     Requested,
     /// Nothing can be requested now.
     Later,
-    /// The layer has all spans, or is closed.
+    /// The layer is complete or closed, or is not downloaded until it is used again.
     Over,
 }
 
@@ -110,7 +110,6 @@ impl<T: Fetches> Queue<T> {
     }
 
     /// Number of layers in the queue.
-    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.waiting.lock().len()
     }
@@ -124,6 +123,8 @@ impl<T: Fetches> Queue<T> {
         let mut pace = interval(self.pace.period.max(Duration::from_millis(1)));
         // After silence, the next spans keep their distance.
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Layers in a row that could not be fetched.
+        let mut later = 0;
         loop {
             if self.silent.swap(false, Ordering::AcqRel) {
                 tracing::debug!(
@@ -138,8 +139,17 @@ impl<T: Fetches> Queue<T> {
             };
             match layer.fetch_next() {
                 Next::Over => continue,
-                Next::Requested | Next::Later => self.add(layer),
+                Next::Requested => self.add(layer),
+                Next::Later => {
+                    self.add(layer);
+                    later += 1;
+                    // The turn is the next layer's, unless each has declined it.
+                    if later < self.len() {
+                        continue;
+                    }
+                }
             }
+            later = 0;
             pace.tick().await;
         }
     }
@@ -155,6 +165,8 @@ mod tests {
     struct Layer {
         name: u8,
         left: Mutex<u32>,
+        /// Time before which nothing can be requested.
+        from: u128,
         log: Arc<Mutex<Vec<(u8, u128)>>>,
         start: Instant,
     }
@@ -165,8 +177,11 @@ mod tests {
             if *left == 0 {
                 return Next::Over;
             }
-            *left -= 1;
             let at = self.start.elapsed().as_millis();
+            if at < self.from {
+                return Next::Later;
+            }
+            *left -= 1;
             self.log.lock().push((self.name, at));
             Next::Requested
         }
@@ -194,9 +209,14 @@ mod tests {
         }
 
         fn add(&self, name: u8, spans: u32) {
+            self.add_from(0, name, spans);
+        }
+
+        fn add_from(&self, from: u128, name: u8, spans: u32) {
             self.queue.add(Arc::new(Layer {
                 name,
                 left: Mutex::new(spans),
+                from,
                 log: Arc::clone(&self.log),
                 start: self.start,
             }));
@@ -217,6 +237,17 @@ mod tests {
         let log = fixture.run(Duration::from_secs(10)).await;
         assert_eq!(log, [(1, 0), (2, 0), (1, 500), (2, 1000), (1, 1500)]);
         assert_eq!(fixture.queue.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn layers_that_must_wait_take_no_time_from_others() {
+        let fixture = Fixture::new(None, Drops::Newest);
+        for _ in 0..2 {
+            fixture.add_from(1200, 1, 1);
+        }
+        fixture.add(3, 3);
+        let log = fixture.run(Duration::from_secs(10)).await;
+        assert_eq!(log, [(3, 0), (3, 0), (3, 500), (1, 1500), (1, 2000)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -55,7 +55,7 @@ impl Layers {
             let stored = |(position, key)| Some((position, key, store.describe(&key)?));
             closed.into_iter().filter_map(stored).collect::<Vec<_>>()
         };
-        for (position, key, stored) in self.context.cpu.run(Lane::FilesBehind, look).await? {
+        for (position, key, stored) in self.context.cpu.run(Lane::Files, look).await? {
             states[position] = Some(self.closed(&key, &stored));
         }
         Ok(states)

@@ -38,17 +38,7 @@ impl Snapshotter {
     pub(crate) async fn status(&self, version: &str) -> Result<Status, SnapshotError> {
         let images = self.shared.parts.images.get().cloned();
         let mut shown = self.shown().await?;
-        for (id, layers) in self.shared.verdicts.refused() {
-            shown.entry(id).or_insert_with(|| {
-                let layer = |(digest, judged)| Shown {
-                    digest,
-                    judged,
-                    key: None,
-                    committed: false,
-                };
-                layers.into_iter().map(layer).collect()
-            });
-        }
+        add_refused(&mut shown, self.shared.verdicts.refused());
         let keys: Vec<_> = shown.values().flatten().filter_map(|it| it.key).collect();
         let states = match &images {
             Some(images) => images.layers().states(&keys).await?,
@@ -101,6 +91,29 @@ impl Snapshotter {
             key: info.record.layer.as_ref().map(|used| used.layer),
             committed: info.record.kind == Kind::Committed,
         })
+    }
+}
+
+/// Adds what has no snapshot: images that were refused, and refused layers of the others.
+fn add_refused(
+    shown: &mut BTreeMap<ImageId, Vec<Shown>>,
+    refused: Vec<(ImageId, Vec<(Digest, Judged)>)>,
+) {
+    for (id, judged) in refused {
+        let layers = shown.entry(id).or_default();
+        let is_new = layers.is_empty();
+        for (digest, judged) in judged {
+            let known = layers.iter().any(|layer| layer.digest == digest);
+            // The other layers of a known image are gone, or are not in this chain.
+            if !known && (is_new || judged.verdict == Verdict::Refused) {
+                layers.push(Shown {
+                    digest,
+                    judged,
+                    key: None,
+                    committed: false,
+                });
+            }
+        }
     }
 }
 
@@ -221,5 +234,47 @@ fn reads(counts: &Counts) -> Reads {
         reads_waited: counts.waits,
         waited_seconds: counts.waited.as_secs_f64(),
         longest_wait_seconds: counts.longest.as_secs_f64(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(verdict: Verdict, reason: Reason) -> Judged {
+        Judged {
+            verdict,
+            reason,
+            why: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_refused_layer_counts_even_if_the_layers_below_it_are_there() {
+        let [one, two, three] = [b"1", b"2", b"3"].map(|bytes| Digest::sha256(bytes));
+        let lazy = || judged(Verdict::Lazy, Reason::Index);
+        let no = || judged(Verdict::Refused, Reason::BadZtoc);
+        let id = |image: &str| ImageId {
+            image: image.to_owned(),
+            ..ImageId::default()
+        };
+        let there = [one, two].map(|digest| Shown {
+            digest,
+            judged: lazy(),
+            key: None,
+            committed: true,
+        });
+        let mut shown = BTreeMap::from([(id("part"), Vec::from(there))]);
+        let layers = vec![(one, lazy()), (two, lazy()), (three, no())];
+        let gone = vec![(one, lazy()), (three, no())];
+        add_refused(&mut shown, vec![(id("part"), layers), (id("gone"), gone)]);
+        for (name, count) in [("part", 3), ("gone", 2)] {
+            let layers = shown.remove(&id(name)).unwrap();
+            let image = image(id(name), layers, &HashMap::new());
+            assert_eq!(image.verdict, Verdict::Refused.name(), "{name}");
+            assert_eq!(image.layers.len(), count, "{name}");
+            assert!(!image.progress.complete, "{name}");
+        }
+        assert!(shown.is_empty());
     }
 }
