@@ -65,7 +65,7 @@ fn a_node_that_serves_pods_is_ready_and_one_without_its_daemon_is_not() -> Resul
         configuration["found"]
             .as_str()
             .unwrap_or_default()
-            .ends_with("effect: typo"),
+            .ends_with("1 unknown key: typo"),
         "{configuration}"
     );
     ensure!(site.node.mounts()? == before, "the probe leaves no mount");

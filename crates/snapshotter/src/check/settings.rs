@@ -47,12 +47,13 @@ fn keys(path: &Path) -> Row {
         return Row::ok(Part::Config, NAME, path.display().to_string());
     }
     let count = unknown.len();
+    let keys = if count == 1 { "key" } else { "keys" };
     unknown.truncate(MOST);
     Row::warning(
         Part::Config,
         NAME,
         format!(
-            "{} has {count} unknown keys: {}",
+            "{} has {count} unknown {keys}: {}",
             path.display(),
             unknown.join(", ")
         ),
