@@ -1,7 +1,7 @@
 //! The configuration file: one struct per table, with the keys and defaults of the reference.
 //!
-//! [`declare`] makes everything about a key from its declaration: parsing, default, `config dump`
-//! and `docs/config.md`. [`SECTIONS`] lists the tables in the order of the reference's file.
+//! `declare` makes everything about a key from its declaration: parsing, default, `config dump`
+//! and `docs/config.md`. `SECTIONS` lists the tables in the order of the reference's file.
 //!
 //! Unknown keys and tables are ignored with a warning, because files for other versions and for the
 //! reference must load. A key with a wrong type is fatal. Defaults are applied before and after

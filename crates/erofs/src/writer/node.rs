@@ -1,6 +1,6 @@
 //! What a node of an image is.
 
-/// A node of an [`Image`].
+/// A node of an [`Image`](crate::Image).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub(super) u32);
 
