@@ -117,30 +117,39 @@ impl Snapshotter {
                     target: wanted.target,
                 }))
             }
-            Attempt::Left { .. } if caller.is_gone() => {
-                info!("the client cancelled the pull of this layer");
-                Err(SnapshotError::CallerGone)
-            }
-            Attempt::Left { why, facts } => {
-                let decision = decide(&facts, &self.shared.options.rules);
-                self.conclude(&wanted, &decision, &why);
-                if decision.step == Step::Refuse {
-                    self.take_back(&chain).await;
-                    return Err(SnapshotError::Strict { why });
-                }
-                // Unpacking takes long, so the record must be on disk first.
-                let lasts = self.shared.metadata.sync().await;
-                let mounts = match caller.is_gone() {
-                    true => Err(SnapshotError::CallerGone),
-                    false => self.mounts_of(&chain).await,
-                };
-                lasts.map_err(SnapshotError::from).and(mounts)
-            }
+            Attempt::Left { why, facts } => self.leave(&wanted, &chain, &caller, why, &facts).await,
         };
         if done.is_err() {
             self.take_back(&chain).await;
         }
         done
+    }
+
+    /// Leaves a layer to containerd, or refuses to. The caller takes the snapshot back on error.
+    async fn leave(
+        &self,
+        wanted: &LayerWanted,
+        chain: &[Info],
+        caller: &Caller,
+        why: String,
+        facts: &Facts,
+    ) -> Result<Vec<Mount>, SnapshotError> {
+        if caller.is_gone() {
+            info!("the client cancelled the pull of this layer");
+            return Err(SnapshotError::CallerGone);
+        }
+        let decision = decide(facts, &self.shared.options.rules);
+        self.conclude(wanted, &decision, &why);
+        if decision.step == Step::Refuse {
+            return Err(SnapshotError::Strict { why });
+        }
+        // Unpacking takes long, so the record must be on disk first.
+        let lasts = self.shared.metadata.sync().await;
+        let mounts = match caller.is_gone() {
+            true => Err(SnapshotError::CallerGone),
+            false => self.mounts_of(chain).await,
+        };
+        lasts.map_err(SnapshotError::from).and(mounts)
     }
 
     fn request(&self, wanted: &LayerWanted, at: PathBuf) -> Result<Request, String> {
