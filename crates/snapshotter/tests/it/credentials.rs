@@ -83,7 +83,7 @@ impl Plugins {
         config.background_fetch.disable = true;
         config.credential_providers.config = path.display().to_string();
         config.credential_providers.bin_dir = self.folder.path().display().to_string();
-        config.credential_providers.timeout_sec = 1;
+        config.credential_providers.timeout_sec = 60;
         config
     }
 }
@@ -119,7 +119,9 @@ async fn a_plugin_gives_the_credentials_and_others_that_fail_are_left_out() {
         .add(&registry, "garbage", "echo hunter2")
         .add(&registry, "good", &gives(&registry, PASSWORD, "1h"));
     plugins.remove("missing");
-    let server = Server::daemon_on(TempDir::new().unwrap(), &plugins.config()).await;
+    let mut config = plugins.config();
+    config.credential_providers.timeout_sec = 3;
+    let server = Server::daemon_on(TempDir::new().unwrap(), &config).await;
     prepare(&server, &image).await;
     let view = server.viewed(&image.target(0)).await;
     assert!(read(&view).await.unwrap() == noise(1, SIZE));
