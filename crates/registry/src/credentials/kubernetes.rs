@@ -3,7 +3,7 @@
 //! [`ClusterSecrets`] lists and watches the secrets with Docker's configuration in all namespaces.
 //! A background task keeps them up to date for as long as the value lives. Credentials of secrets
 //! are in memory only, and no helper program that a secret names is run. Among several secrets for
-//! one image, one that a registry refused comes last.
+//! one image, those that a registry refused for it come last.
 
 use std::{
     collections::BTreeMap,
@@ -38,15 +38,24 @@ type Name = (String, String);
 struct Kept {
     kind: Kind,
     file: ConfigFile,
-    /// How often a registry refused it.
-    refusals: u32,
+}
+
+/// Host and repository.
+type Image = (String, String);
+
+/// The use of secrets for one image.
+#[derive(Default)]
+struct Served {
+    /// The last secret.
+    by: Option<Name>,
+    /// How often the registry refused a secret.
+    refusals: BTreeMap<Name, u32>,
 }
 
 #[derive(Default)]
 struct State {
     secrets: BTreeMap<Name, Kept>,
-    /// Which secret served an image at a host last.
-    served: BTreeMap<(String, String), Name>,
+    served: BTreeMap<Image, Served>,
 }
 
 impl fmt::Debug for State {
@@ -95,36 +104,38 @@ impl State {
             return;
         };
         if self.secrets.len() < MANY || self.secrets.contains_key(&secret.name) {
-            let kept = Kept {
-                kind,
-                file,
-                refusals: 0,
-            };
-            self.secrets.insert(secret.name, kept);
+            // It may have a new password.
+            for served in self.served.values_mut() {
+                served.refusals.remove(&secret.name);
+            }
+            self.secrets.insert(secret.name, Kept { kind, file });
         }
     }
 
-    /// The credential for an image, from the secret that was refused least often.
+    /// The credential for an image, from the secret that was refused least often for it.
     fn find(&mut self, host: &str, repository: &str) -> Option<Credential> {
+        let image = (host.to_owned(), repository.to_owned());
+        let before = self.served.get(&image);
+        let refusals = |name| before.and_then(|served| served.refusals.get(name)).copied();
         let found = self.secrets.iter().filter_map(|(name, kept)| {
             let credential = kept.file.entry(host, repository)?.ok()?;
-            Some((kept.refusals, name, credential))
+            Some((refusals(name).unwrap_or(0), name, credential))
         });
         let (_, name, credential) = found.min_by_key(|(refusals, name, _)| (*refusals, *name))?;
-        if self.served.len() >= MANY {
+        if self.served.len() >= MANY && !self.served.contains_key(&image) {
             self.served.clear();
         }
-        let image = (host.to_owned(), repository.to_owned());
-        self.served.insert(image, name.clone());
+        self.served.entry(image).or_default().by = Some(name.clone());
         Some(credential)
     }
 
     fn refused(&mut self, host: &str, repository: &str) {
         let image = (host.to_owned(), repository.to_owned());
-        if let Some(name) = self.served.remove(&image)
-            && let Some(kept) = self.secrets.get_mut(&name)
+        if let Some(served) = self.served.get_mut(&image)
+            && let Some(name) = served.by.take()
         {
-            kept.refusals = kept.refusals.saturating_add(1);
+            let refusals = served.refusals.entry(name).or_default();
+            *refusals = refusals.saturating_add(1);
         }
     }
 }

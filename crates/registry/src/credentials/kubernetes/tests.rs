@@ -74,6 +74,15 @@ impl ApiServer {
         self.events.lock().unwrap().send(event).expect("it serves");
     }
 
+    /// Ends the connection of the watch.
+    fn end_watch(&self) {
+        self.events
+            .lock()
+            .unwrap()
+            .send(String::new())
+            .expect("it serves");
+    }
+
     fn seen(&self) -> Vec<String> {
         self.shared.seen.lock().unwrap().clone()
     }
@@ -236,6 +245,45 @@ async fn a_secret_that_is_refused_comes_after_the_others() {
         assert_eq!(user(&secrets, "r.io/x").await.as_deref(), Some(expected));
         secrets.refused(image.host(), &image);
     }
+}
+
+#[tokio::test]
+async fn a_refusal_for_one_repository_does_not_concern_another() {
+    let server = ApiServer::start();
+    let items = [
+        pull_secret("a", "r.io", "first"),
+        pull_secret("b", "r.io", "second"),
+    ];
+    server.list("dockerconfigjson", &items);
+    let secrets = server.secrets();
+    let image = ImageRef::parse("r.io/x").expect("a name");
+    assert_eq!(user(&secrets, "r.io/x").await.as_deref(), Some("first"));
+    secrets.refused(image.host(), &image);
+    assert_eq!(user(&secrets, "r.io/y").await.as_deref(), Some("first"));
+    assert_eq!(user(&secrets, "r.io/x").await.as_deref(), Some("second"));
+    server.event("MODIFIED", &pull_secret("a", "r.io", "third"));
+    becomes(&secrets, "r.io/x", Some("third")).await;
+}
+
+#[tokio::test]
+async fn a_watch_that_ends_goes_on_from_the_last_version() {
+    let server = ApiServer::start();
+    server.list("dockerconfigjson", &[pull_secret("a", "r.io", "first")]);
+    let secrets = server.secrets();
+    becomes(&secrets, "r.io/x", Some("first")).await;
+    server.event("BOOKMARK", r#"{"metadata":{"resourceVersion":"9"}}"#);
+    // The server ends the connection.
+    server.end_watch();
+    server.event("MODIFIED", &pull_secret("a", "r.io", "second"));
+    becomes(&secrets, "r.io/x", Some("second")).await;
+    let seen = server.seen();
+    let of_kind: Vec<_> = (seen.iter())
+        .filter(|line| line.contains("dockerconfigjson"))
+        .collect();
+    let versions: Vec<_> = (of_kind.iter())
+        .map(|line| line.contains("resourceVersion=9"))
+        .collect();
+    assert_eq!(versions, [false, false, true], "{of_kind:?}");
 }
 
 #[tokio::test]

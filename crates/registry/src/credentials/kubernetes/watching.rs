@@ -1,7 +1,8 @@
 //! Lists one kind of secrets and follows their changes.
 //!
-//! Each connection begins with a list, reads the kubeconfig anew, and then watches until the server
-//! ends it or something fails. What is known stays in use meanwhile.
+//! The first connection begins with a list and then watches until the server ends it. Later ones
+//! read the kubeconfig anew and watch on from the last version that was seen. After a failure, or if
+//! that version is too old, they begin with a list again. What is known stays in use meanwhile.
 
 use std::{
     collections::BTreeSet,
@@ -31,6 +32,8 @@ const MAX_PAGE: usize = 160 << 20;
 const MAX_EVENT: usize = 4 << 20;
 /// Limit for pages of a list.
 const MANY_PAGES: usize = 200;
+/// Size limit in bytes for the Docker configurations of a list.
+const MAX_LIST: usize = 256 << 20;
 /// How long the server may watch before it ends the connection, in seconds.
 const WATCH_SEC: u64 = 240;
 /// Timeout for the answer to a list, and how much later than announced a watch may end.
@@ -158,18 +161,24 @@ pub(super) async fn follow(
 ) {
     let (mut pause, mut reported) = (PAUSE, BTreeSet::new());
     let mut is_listed = false;
+    let mut seen = None;
     loop {
+        let from = seen.take();
         let followed = async {
             let server = Server::connect(&kubeconfig).await?;
-            let version = server.list(kind, &store).await?;
+            let version = match from {
+                Some(version) => version,
+                None => server.list(kind, &store).await?,
+            };
             if !is_listed {
                 is_listed = true;
                 done.send_modify(|count| *count += 1);
             }
-            server.watch(kind, &store, &version).await
+            server.watch(kind, &store, version).await
         };
         let next = match followed.await {
-            Ok(()) => {
+            Ok(version) => {
+                seen = version;
                 pause = PAUSE;
                 PAUSE
             }
@@ -262,6 +271,7 @@ impl Server {
     /// Lists all secrets of a kind. Returns the version from which to watch.
     async fn list(&self, kind: Kind, store: &Store) -> Result<String, WatchError> {
         let (mut secrets, mut next) = (Vec::new(), String::new());
+        let mut size = 0;
         for _ in 0..MANY_PAGES {
             let mut query = vec![("limit", PAGE)];
             if !next.is_empty() {
@@ -271,8 +281,14 @@ impl Server {
             let page = tokio::time::timeout(PATIENCE, whole_page(answer)).await;
             let page = page.map_err(|_| WatchError::Silent)??;
             let list: List = serde_json::from_slice(&page).map_err(|_| WatchError::Form)?;
-            let items = list.items.unwrap_or_default();
-            secrets.extend(items.into_iter().map(|item| item.secret(kind)));
+            for item in list.items.unwrap_or_default() {
+                let secret = item.secret(kind);
+                size += secret.data.as_ref().map_or(0, String::len);
+                secrets.push(secret);
+            }
+            if size > MAX_LIST {
+                return Err(WatchError::Large);
+            }
             next = list.metadata.r#continue;
             if next.is_empty() {
                 store.replace(kind, secrets);
@@ -282,18 +298,23 @@ impl Server {
         Err(WatchError::Large)
     }
 
-    /// Applies changes until the server ends the connection, or says that the version is too old.
-    async fn watch(&self, kind: Kind, store: &Store, version: &str) -> Result<(), WatchError> {
+    /// Applies changes until the server ends the connection. Returns the version from which to watch
+    /// on, or `None` if it is too old.
+    async fn watch(
+        &self,
+        kind: Kind,
+        store: &Store,
+        mut version: String,
+    ) -> Result<Option<String>, WatchError> {
         let limit = WATCH_SEC.to_string();
         let query = [
             ("watch", "true"),
             ("allowWatchBookmarks", "true"),
-            ("resourceVersion", version),
+            ("resourceVersion", &version),
             ("timeoutSeconds", &limit),
         ];
         let mut answer = match self.get(kind, &query).await {
-            // The version is too old. The next list has a new one.
-            Err(WatchError::Status { status: 410 }) => return Ok(()),
+            Err(WatchError::Status { status: 410 }) => return Ok(None),
             answer => answer?,
         };
         let longest = Duration::from_secs(WATCH_SEC) + PATIENCE;
@@ -301,7 +322,8 @@ impl Server {
         loop {
             let chunk = tokio::time::timeout(longest, answer.chunk()).await;
             let Some(chunk) = chunk.map_err(|_| WatchError::Silent)?? else {
-                return Ok(());
+                // Without a version, the server would begin with all secrets as added ones.
+                return Ok(Some(version).filter(|version| !version.is_empty()));
             };
             let mut parts = chunk.split(|&byte| byte == b'\n').peekable();
             while let Some(part) = parts.next() {
@@ -309,9 +331,13 @@ impl Server {
                     return Err(WatchError::Large);
                 }
                 line.extend_from_slice(part);
-                let is_end = parts.peek().is_some();
-                if is_end && !apply(kind, store, &std::mem::take(&mut line))? {
-                    return Ok(());
+                if parts.peek().is_none() {
+                    continue;
+                }
+                match apply(kind, store, &std::mem::take(&mut line))? {
+                    Applied::Nothing => {}
+                    Applied::Version(seen) => version = seen,
+                    Applied::TooOld => return Ok(None),
                 }
             }
         }
@@ -329,17 +355,30 @@ async fn whole_page(mut answer: Response) -> Result<Vec<u8>, WatchError> {
     Ok(page)
 }
 
-/// Applies one change. Returns whether the watch goes on.
-fn apply(kind: Kind, store: &Store, line: &[u8]) -> Result<bool, WatchError> {
+/// What became of a line of a watch.
+enum Applied {
+    Nothing,
+    /// The version after it.
+    Version(String),
+    /// The server no longer knows the version.
+    TooOld,
+}
+
+/// Applies one change.
+fn apply(kind: Kind, store: &Store, line: &[u8]) -> Result<Applied, WatchError> {
     if line.trim_ascii().is_empty() {
-        return Ok(true);
+        return Ok(Applied::Nothing);
     }
     let event: Event = serde_json::from_slice(line).map_err(|_| WatchError::Form)?;
+    let version = event.object.metadata.resource_version.clone();
     match event.r#type.as_str() {
         "ADDED" | "MODIFIED" => store.put(kind, event.object.secret(kind)),
         "DELETED" => store.remove(&event.object.secret(kind)),
-        "ERROR" => return Ok(false),
+        "ERROR" => return Ok(Applied::TooOld),
         _ => {}
     }
-    Ok(true)
+    Ok(match version.is_empty() {
+        true => Applied::Nothing,
+        false => Applied::Version(version),
+    })
 }
