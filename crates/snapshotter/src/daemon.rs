@@ -29,6 +29,7 @@ use self::health::Health;
 pub use self::parts::{Daemon, registry};
 pub use self::root::{Claim, Root};
 
+use std::convert::Infallible;
 use std::io;
 use std::time::Duration;
 
@@ -260,19 +261,7 @@ async fn serve_parts(
         address = args.address,
         "soci-snapshotter-grpc successfully started"
     );
-    let watching = async {
-        match (outside.watchdog(), listener.path()) {
-            (Some(limit), Some(socket)) => watchdog::watch(socket, limit, || outside.alive()).await,
-            (Some(_), None) => {
-                warn!(
-                    "the socket has no path: systemd's watchdog will end the daemon, remove WatchdogSec= from the unit"
-                );
-                std::future::pending().await
-            }
-            (None, _) => std::future::pending().await,
-        }
-    };
-    let mut watching = std::pin::pin!(watching);
+    let mut watching = std::pin::pin!(report_alive(listener, outside));
     let mut devices = daemon.devices();
     let end = loop {
         tokio::select! {
@@ -305,14 +294,7 @@ async fn serve_parts(
             // A client may not read its answer, so wait for a limited time.
             let _ = tokio::time::timeout(LAST_WORDS, serving).await;
         }
-        let unmounted = match end {
-            End::Interrupt => daemon.unmount().await,
-            End::Terminate => Ok(()),
-        };
-        // Sync even if the unmount failed.
-        daemon.sync().await;
-        daemon.end_device();
-        unmounted
+        leave(daemon, end).await
     };
     tokio::select! {
         ended = ending => ended,
@@ -320,6 +302,32 @@ async fn serve_parts(
             warn!("received a second signal, ending immediately");
             Err(at_once(daemon))
         }
+    }
+}
+
+/// Unmounts layers if the signal asks for it, and puts everything on disk.
+async fn leave(daemon: &Daemon, end: End) -> anyhow::Result<()> {
+    let unmounted = match end {
+        End::Interrupt => daemon.unmount().await,
+        End::Terminate => Ok(()),
+    };
+    // Sync even if the unmount failed.
+    daemon.sync().await;
+    daemon.end_device();
+    unmounted
+}
+
+/// Tells systemd or the keeper that the daemon answers, for as long as it does.
+async fn report_alive(listener: &Listener, outside: &Surroundings) -> Infallible {
+    match (outside.watchdog(), listener.path()) {
+        (Some(limit), Some(socket)) => watchdog::watch(socket, limit, || outside.alive()).await,
+        (Some(_), None) => {
+            warn!(
+                "the socket has no path: systemd's watchdog will end the daemon, remove WatchdogSec= from the unit"
+            );
+            std::future::pending().await
+        }
+        (None, _) => std::future::pending().await,
     }
 }
 
