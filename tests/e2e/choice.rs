@@ -33,8 +33,8 @@ fn an_image_whose_layers_the_registry_does_not_give_is_left_to_containerd() -> R
 }
 
 #[test]
-fn an_image_without_an_index_is_left_to_containerd() -> Result<()> {
-    let site = Site::new("")?;
+fn an_image_without_an_index_is_left_to_containerd_on_request() -> Result<()> {
+    let site = Site::new("[pull_modes.parallel_pull_unpack]\nenable = false\n")?;
     let image = Image::runnable(&[&[file("plain", "as always\n")]])?;
     let reference = site.publish_plain(&image, "plain:1")?;
     site.node.pull(&reference, SOCI)?;
@@ -99,7 +99,7 @@ fn a_strict_node_fails_the_pull_and_says_why() -> Result<()> {
     );
     assert_eq!(
         verdict(&plain).as_deref(),
-        Some("default containerd no_index"),
+        Some("default parallel no_index"),
         "{said}"
     );
     Ok(())

@@ -19,6 +19,7 @@ mod mirrors;
 mod nerdctl;
 mod outage;
 mod packages;
+mod parallel;
 mod pods;
 mod power;
 mod probes;

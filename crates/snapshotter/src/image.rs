@@ -1,8 +1,9 @@
 //! Images: finds each image's index once, then opens and mounts its layers (`Images::prepare`).
 //!
 //! ```text
-//! ask   (`discover`, `content`) manifest ─▶ index ─▶ zTOC of the layer; prepares others ahead
-//! open  (`open`) zTOC ─▶ lazy layer, or one pass over the blob ─▶ whole layer
+//! ask   (`discover`, `content`) manifest ─▶ index ─▶ zTOC of the layer; prepares others (`ahead`)
+//! open  (`open`) zTOC ─▶ lazy layer, or one pass over the blob ─▶ whole layer, others beside
+//!       (`whole`)
 //! show  (`show`, `mounts`) entries + parents ─▶ tree ─▶ meta ─▶ mount, later moved to `data`
 //! ```
 //! "No index" is cached for a minute; an unreachable registry is not cached. Work continues after
@@ -10,6 +11,7 @@
 //! `Images::ensure` mounts layers from the store on first use, without registry or credentials.
 
 mod ahead;
+mod clients;
 mod content;
 mod discover;
 mod figures;
@@ -22,6 +24,7 @@ mod name;
 mod open;
 pub(crate) mod plan;
 mod prefetch;
+mod pulls;
 mod restore;
 mod room;
 mod scrub;
@@ -29,6 +32,7 @@ mod show;
 mod source;
 mod trust;
 pub mod verdict;
+mod whole;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -43,6 +47,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use self::clients::Clients;
 pub use self::content::Content;
 use self::content::ContentError;
 use self::discover::Discovery;
@@ -54,8 +59,9 @@ pub use self::mounts::Mounts;
 use self::name::ImageKey;
 pub(crate) use self::name::{ImageName, layer_of};
 use self::open::Opened;
-pub use self::plan::Rules;
 use self::plan::{Facts, Tried};
+pub use self::plan::{Parallel, Rules};
+use self::pulls::Pulls;
 pub use self::restore::RestoreError;
 pub(crate) use self::restore::Wanted;
 pub(crate) use self::trust::Standing;
@@ -86,6 +92,10 @@ const MOST_IMAGES: usize = 256;
 struct Image {
     manifest: OnceCell<Manifest>,
     discovery: OnceCell<Discovery>,
+    /// SHA-256 of the tar of each layer, from the configuration.
+    diff_ids: OnceCell<Vec<Digest>>,
+    /// Who pulls the image.
+    clients: Clients,
     /// Each zTOC is downloaded at most once at a time.
     ztocs: Mutex<HashMap<Digest, Arc<OnceCell<Bytes>>>>,
     /// True once a layer was mounted.
@@ -106,6 +116,8 @@ impl Image {
         Arc::new(Self {
             manifest: OnceCell::new(),
             discovery: OnceCell::new(),
+            diff_ids: OnceCell::new(),
+            clients: Clients::default(),
             ztocs: Mutex::default(),
             mounted: AtomicBool::new(false),
             ahead: AtomicBool::new(false),
@@ -116,8 +128,11 @@ impl Image {
         })
     }
 
-    /// Expires "no index" sooner than other results.
+    /// Expires "no index" sooner than other results, but not while a pull goes on.
     fn is_stale(&self) -> bool {
+        if self.clients.are_waiting() || self.ready.lock().is_ahead() {
+            return false;
+        }
         let lasts = match self.discovery.get() {
             Some(Discovery::None(_) | Discovery::Unusable(_)) => NO_INDEX_LASTS,
             Some(Discovery::Found(_)) | None => PULL_LASTS,
@@ -236,6 +251,7 @@ struct Shared {
     options: Options,
     images: Mutex<HashMap<ImageKey, Arc<Image>>>,
     holds: Holds,
+    pulls: Pulls,
     /// Serializes the construction of images of one layer, by layer number.
     showing: Mutex<HashMap<u64, Arc<Semaphore>>>,
     /// Layers that a task follows to completion.
@@ -286,6 +302,7 @@ impl Images {
             options,
             images: Mutex::default(),
             holds: Holds::default(),
+            pulls: Pulls::default(),
             showing: Mutex::default(),
             watched: Mutex::default(),
             ahead: Arc::new(Semaphore::new(options.ahead.min(Semaphore::MAX_PERMITS))),
@@ -296,8 +313,11 @@ impl Images {
     /// The cached state of an image, or new state.
     fn image(&self, name: &ImageName) -> Arc<Image> {
         let mut images = self.0.images.lock();
-        let key = name.key();
-        images.retain(|_, image| !image.is_stale());
+        let (key, now) = (name.key(), Instant::now());
+        images.retain(|_, image| {
+            image.ready.lock().let_go(now);
+            !image.is_stale()
+        });
         if images.len() >= MOST_IMAGES && !images.contains_key(&key) {
             let oldest = images.iter().min_by_key(|(_, image)| image.since);
             if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
@@ -314,6 +334,7 @@ impl Images {
         let hold = self.0.holds.hold(request.layer).await;
         let image = self.image(&request.image);
         image.ready.lock().asked(request.layer);
+        let _client = image.clients.enter(request.gone.clone());
         let opened = match self.open(&image, &request).await {
             Ok(opened) => opened,
             Err(left) => return left.into_attempt(&request),

@@ -270,6 +270,9 @@ impl Snapshotter {
             subject: Subject {
                 key,
                 parent: parent.unwrap_or_default(),
+                layer: labels::value(&labels, labels::LAYER_DIGEST)
+                    .unwrap_or_default()
+                    .to_owned(),
             },
             labels,
             facts,

@@ -7,7 +7,7 @@ pub enum Verdict {
     Lazy,
     /// Downloaded from start to end by the daemon, then mounted.
     Local,
-    /// Downloaded in parallel and unpacked by the daemon.
+    /// Downloaded whole by the daemon, beside the other layers of its image, then mounted.
     Parallel,
     /// Left to containerd, which downloads and unpacks it.
     Containerd,
@@ -53,6 +53,8 @@ pub enum Reason {
     NoIndex,
     /// The image names an index that is missing or invalid.
     BadIndex,
+    /// The configuration asks for it.
+    Configured,
     /// The registry did not deliver the manifest, the index, or the zTOC. The next request tries
     /// again.
     Unreachable,
@@ -70,13 +72,14 @@ pub enum Reason {
 
 impl Reason {
     /// All values.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Index,
         Self::NoZtoc,
         Self::Small,
         Self::BadZtoc,
         Self::NoIndex,
         Self::BadIndex,
+        Self::Configured,
         Self::Unreachable,
         Self::Timeout,
         Self::BadRequest,
@@ -95,6 +98,7 @@ impl Reason {
             Self::BadZtoc => "bad_ztoc",
             Self::NoIndex => "no_index",
             Self::BadIndex => "bad_index",
+            Self::Configured => "configured",
             Self::Unreachable => "unreachable",
             Self::Timeout => "timeout",
             Self::BadRequest => "bad_request",
@@ -111,6 +115,10 @@ pub const POSSIBLE: &[(Verdict, Reason)] = &[
     (Verdict::Local, Reason::NoZtoc),
     (Verdict::Local, Reason::Small),
     (Verdict::Local, Reason::BadZtoc),
+    (Verdict::Parallel, Reason::NoIndex),
+    (Verdict::Parallel, Reason::BadIndex),
+    (Verdict::Parallel, Reason::Unreachable),
+    (Verdict::Parallel, Reason::Configured),
     (Verdict::Containerd, Reason::NoIndex),
     (Verdict::Containerd, Reason::BadIndex),
     (Verdict::Containerd, Reason::Unreachable),

@@ -9,7 +9,7 @@ use super::{Values, json_flag, positional};
 
 const LONG: &str = "\
 Shows what became of each image that the snapshotter provides on this machine: loaded lazily, downloaded
-by the daemon (local), left to containerd, or refused; why; how much of it is on disk; and how often
+by the daemon (local, parallel), left to containerd, or refused; why; how much is on disk; and how often
 containers waited for a download. Counts begin when the daemon starts.
 
 With <image>, shows its layers too. <image> is a reference as containerd has it, its end after a slash

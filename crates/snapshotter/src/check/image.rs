@@ -230,7 +230,7 @@ fn without_index(found: &str) -> Row {
         Part::Image,
         INDEX,
         found,
-        "containerd unpacks this image; `soci convert` makes a copy with an index",
+        "this image is pulled as a whole before it starts; `soci convert` makes a copy with an index",
     )
 }
 

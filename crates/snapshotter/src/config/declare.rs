@@ -68,7 +68,7 @@ pub(super) const TABLE: &str = "table";
 pub(super) trait Value {
     const KIND: &'static str;
 
-    /// The value as the reference prints it. Empty for tables.
+    /// The value as the reference prints it. Empty for tables, and if it is not set.
     fn toml(&self) -> String;
 
     /// Whether the value stands for the default if the key says so.
@@ -82,6 +82,15 @@ impl Value for bool {
 
     fn toml(&self) -> String {
         self.to_string()
+    }
+}
+
+/// A key that need not be set, where that differs from both values.
+impl Value for Option<bool> {
+    const KIND: &'static str = bool::KIND;
+
+    fn toml(&self) -> String {
+        self.map_or_else(String::new, |set| set.toml())
     }
 }
 

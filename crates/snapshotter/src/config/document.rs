@@ -14,8 +14,8 @@ Only the default file may be missing. This page is generated from the code; a te
 - Unknown keys and tables are ignored, and one line of the log names them. A value of a wrong type is an error.
 - The daemon reads the file at its start only. `systemctl reload` starts a worker that reads it again.
 - `soci-snapshotter-grpc config dump` prints the configuration in effect, and `soci-snapshotter-grpc config default` the
-  defaults. Both print keys of soci-rs only where they differ from their default, so that the defaults are the same as
-  those of the reference.
+  defaults. Both print keys of soci-rs only where they differ from their default, and leave out keys that are not set. The
+  rest of the defaults is the same as the reference's.
 
 ```toml
 # /etc/soci-snapshotter-grpc/config.toml
@@ -62,7 +62,8 @@ fn rows(page: &mut String, section: &Section, default: &Config) {
     let values = (section.values)(default);
     for (key, value) in section.keys.iter().zip(values) {
         let value = match value.as_str() {
-            "" => "none".to_owned(),
+            "" if key.is_table() => "none".to_owned(),
+            "" => "not set".to_owned(),
             value if key.zero => match value.starts_with('\'') {
                 true => format!("`{value}`, also for `''`"),
                 false => format!("`{value}`, also for `0`"),

@@ -1,7 +1,7 @@
 //! A configuration as a file, in the form in which the reference prints it.
 //!
 //! Keys of our own are printed only if they differ from their default, so that the defaults are the
-//! reference's file byte for byte.
+//! reference's file, except for keys that are not set.
 
 use super::declare::{Declared, quoted};
 use super::{Config, SECTIONS, Section};
@@ -37,7 +37,9 @@ fn lines(section: &Section, config: &Config, default: &Config) -> Vec<String> {
         .keys
         .iter()
         .zip(values)
-        .filter(|(key, (value, default))| !key.is_table() && (!key.ours || value != default))
+        .filter(|(key, (value, default))| {
+            !key.is_table() && !value.is_empty() && (!key.ours || value != default)
+        })
         .collect();
     shown.sort_by_key(|(key, _)| key.ours);
     let shown = shown

@@ -29,7 +29,7 @@ use crate::cpu::Cpu;
 use crate::cri::ImageService;
 use crate::device::{self, Device, KeptDevice};
 use crate::fetch::{self, Scheduler};
-use crate::image::{self, Content, Images, Modes, Mounts, Rules};
+use crate::image::{self, Content, Images, Modes, Mounts, Parallel, Rules};
 use crate::layer::{self, Drops, Layers, Paced, drop_scratch};
 use crate::metrics::{self, Answer};
 use crate::mount::thread::MountThread;
@@ -105,6 +105,7 @@ impl Daemon {
             userxattr: snapshots::needs_userxattr(),
             skip_support_check: config.service.skip_check_snapshotter_supported,
             rules: Rules {
+                parallel: parallel(config),
                 min_layer_size: u64::try_from(config.snapshotter.min_layer_size).unwrap_or(0),
                 strict: config.snapshotter.strict,
             },
@@ -301,6 +302,16 @@ pub(super) fn images(
 pub fn registry(config: &Config) -> anyhow::Result<Registry> {
     let credentials = Arc::new(Sources::of(config));
     Ok(Registry::new(registry_options(config), credentials)?)
+}
+
+/// Which images are pulled whole.
+fn parallel(config: &Config) -> Parallel {
+    let keys = &config.pull_modes.parallel_pull_unpack;
+    match keys.enable {
+        Some(true) => Parallel::Always,
+        Some(false) if !keys.experimental_parallel_pull_as_fallback => Parallel::Never,
+        Some(false) | None => Parallel::WithoutIndex,
+    }
 }
 
 /// The pace of background downloads, if it is configured.

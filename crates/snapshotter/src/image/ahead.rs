@@ -2,6 +2,7 @@
 //! their files and images. containerd requests one layer after another, so this shortens a pull.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,27 +27,80 @@ const AHEAD: u64 = 256 << 20;
 /// How long a prepared layer is kept without a request. After that it may be removed as unused.
 const LASTS: Duration = Duration::from_secs(300);
 
+/// How far a layer of an image is.
+#[derive(Debug)]
+enum State {
+    /// It was requested. The request holds it.
+    Asked,
+    /// It is being prepared.
+    Coming,
+    /// It is ready, since this time. Without a time, it is kept until it is forgotten.
+    Kept(
+        #[expect(dead_code, reason = "held until dropped")] Hold,
+        Option<Instant>,
+    ),
+}
+
 /// The layers of an image that are prepared or were requested.
 #[derive(Debug, Default)]
-pub(super) struct Ready(HashMap<Digest, Option<(Hold, Instant)>>);
+pub(super) struct Ready(HashMap<Digest, State>);
 
 impl Ready {
     /// Notes a request for the layer, which from now on holds the layer itself.
     pub(super) fn asked(&mut self, layer: Digest) {
-        self.0.insert(layer, None);
+        if let Some(State::Asked) = self.0.get(&layer) {
+            // The image is pulled once more.
+            self.0.retain(|_, state| !matches!(state, State::Asked));
+        }
+        self.0.insert(layer, State::Asked);
     }
 
-    /// Keeps the layer until it is requested, unless it was requested already.
+    /// Notes that the layer is being prepared. Returns false if it already is, or was requested.
+    pub(super) fn begin(&mut self, layer: Digest) -> bool {
+        match self.0.entry(layer) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(entry) => {
+                entry.insert(State::Coming);
+                true
+            }
+        }
+    }
+
+    /// Keeps the layer until it is requested, unless it was requested already, but not for long.
     fn keep(&mut self, layer: Digest, hold: Hold) {
-        let kept = Some((hold, Instant::now()));
-        self.0.entry(layer).or_insert(kept);
+        self.insert(layer, State::Kept(hold, Some(Instant::now())));
+    }
+
+    /// Keeps the layer until it is requested, unless it was requested already, or forgotten.
+    pub(super) fn keep_for_clients(&mut self, layer: Digest, hold: Hold) {
+        self.insert(layer, State::Kept(hold, None));
+    }
+
+    fn insert(&mut self, layer: Digest, kept: State) {
+        if !matches!(self.0.get(&layer), Some(State::Asked)) {
+            self.0.insert(layer, kept);
+        }
+    }
+
+    /// Releases layers that nobody will request.
+    pub(super) fn forget(&mut self, layers: &[Digest]) {
+        for layer in layers {
+            self.0.remove(layer);
+        }
     }
 
     /// Releases layers that were not requested in time.
     pub(super) fn let_go(&mut self, now: Instant) {
         let late = |since: &Instant| now.saturating_duration_since(*since) > LASTS;
-        self.0
-            .retain(|_, kept| kept.as_ref().is_none_or(|(_, since)| !late(since)));
+        self.0.retain(|_, state| match state {
+            State::Kept(_, Some(since)) => !late(since),
+            State::Asked | State::Coming | State::Kept(_, None) => true,
+        });
+    }
+
+    /// Whether a layer is being prepared, or is ready and was not requested yet.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.0.values().any(|state| !matches!(state, State::Asked))
     }
 }
 
@@ -59,16 +113,22 @@ struct Coming {
 }
 
 impl Images {
-    /// Prepares all layers, with the configured parallelism. A failure is only logged: a later
-    /// request for the layer retries and reports it.
-    pub(super) fn make_ready(&self, image: &Arc<Image>, name: &ImageName, index: &Index) {
+    /// Prepares all layers with a zTOC and at least `least` bytes, with the configured parallelism.
+    /// A failure is only logged: a later request for the layer retries and reports it.
+    pub(super) fn make_ready(
+        &self,
+        image: &Arc<Image>,
+        name: &ImageName,
+        index: &Index,
+        least: u64,
+    ) {
         if image.ahead.swap(true, Ordering::Relaxed) {
             return;
         }
         let Some(manifest) = image.manifest.get() else {
             return;
         };
-        for coming in worth_ahead(manifest, index) {
+        for coming in worth_ahead(manifest, index, least) {
             let ztoc = &coming.ztoc;
             if self.is_stored(coming.layer.digest, ztoc)
                 || image.ztocs.lock().contains_key(&ztoc.digest)
@@ -144,7 +204,7 @@ impl Images {
     }
 
     /// Makes the image of a layer, unless it depends on the layers below.
-    async fn make_meta_ahead(
+    pub(super) async fn make_meta_ahead(
         &self,
         layer: &Arc<Layer>,
         lowest: bool,
@@ -156,10 +216,12 @@ impl Images {
     }
 }
 
-/// The layers that have a zTOC, in image order, up to [`AHEAD`] bytes of zTOCs.
-fn worth_ahead(manifest: &Manifest, index: &Index) -> impl Iterator<Item = Coming> {
+/// The layers that have a zTOC and at least `least` bytes, in image order, up to [`AHEAD`] bytes of
+/// zTOCs.
+fn worth_ahead(manifest: &Manifest, index: &Index, least: u64) -> impl Iterator<Item = Coming> {
     let mut left = AHEAD;
     let layers = manifest.layers().iter().enumerate();
+    let layers = layers.filter(move |(_, layer)| layer.size >= least);
     let coming = layers.filter_map(|(position, layer)| {
         Some(Coming {
             layer: layer.clone(),
@@ -205,12 +267,14 @@ mod tests {
                 .collect(),
             prefetch: [].into(),
         };
-        let ahead = |sizes| {
+        let ahead_from = |sizes, least| {
             let index = index(sizes);
-            worth_ahead(&manifest, &index)
+            worth_ahead(&manifest, &index, least)
                 .map(|coming| coming.layer.digest)
                 .collect::<Vec<_>>()
         };
+        let ahead = |sizes| ahead_from(sizes, 9);
+        assert_eq!(ahead_from([10, 10, 10, 10], 10), [], "small layers");
         assert_eq!(ahead([10, 10, 10, 10]), [one, two, three]);
         assert_eq!(ahead([10, AHEAD - 10, 1, 10]), [one, two]);
         assert_eq!(ahead([1 << 30, 10, 10, 10]), []);
@@ -231,7 +295,28 @@ mod tests {
         ready.keep(two, holds.hold(two).await);
         ready.let_go(Instant::now());
         assert!(is_kept(two));
-        ready.let_go(Instant::now() + LASTS + Duration::from_secs(1));
+        let late = Instant::now() + LASTS + Duration::from_secs(1);
+        ready.let_go(late);
         assert!(!is_kept(two));
+    }
+
+    #[tokio::test]
+    async fn a_layer_is_kept_for_the_clients_of_its_image_until_they_leave() {
+        let holds = super::super::Holds::default();
+        let [one, two] = [b"1", b"2"].map(|bytes| Digest::sha256(bytes));
+        let is_kept = |layer| holds.begin_removal(layer).is_none();
+        let mut ready = Ready::default();
+        ready.asked(one);
+        assert!(!ready.begin(one) && !ready.is_ahead());
+        assert!(ready.begin(two) && ready.is_ahead());
+        assert!(!ready.begin(two), "it is coming");
+        ready.keep_for_clients(two, holds.hold(two).await);
+        ready.let_go(Instant::now() + 2 * LASTS);
+        assert!(is_kept(two) && ready.is_ahead());
+        ready.forget(&[two]);
+        assert!(!is_kept(two) && !ready.is_ahead());
+        ready.asked(two);
+        ready.asked(one);
+        assert!(ready.begin(two), "the image is pulled once more");
     }
 }

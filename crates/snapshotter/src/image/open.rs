@@ -3,22 +3,22 @@
 use bytes::Bytes;
 use soci_oci::descriptor::Descriptor;
 use soci_oci::digest::Digest;
-use soci_oci::manifest::{self, ImageConfig, Manifest};
+use soci_oci::manifest::{self, Manifest};
 use soci_oci::media_type;
 use soci_ztoc::MAX_ZTOC_SIZE;
-use tracing::{debug, info};
+use tracing::info;
 
 use super::content::Document;
 use super::discover::{Index, discover, names_index};
-use super::plan::{Facts, Found, Step, Tried, decide};
-use super::source::{compression, refusal, source_at};
+use super::plan::{Facts, Found, Parallel, Size, Step, Tried, decide};
+use super::source::{refusal, sends, source_at};
 use super::trust::Standing;
 use super::verdict::Way;
 use super::{
     Arc, Attempt, ContentError, Discovery, Image, ImageName, Images, Instant, Request, Timed,
     explain, line, took,
 };
-use crate::layer::{Layer, Lazy, OpenError, Whole};
+use crate::layer::{Layer, Lazy, OpenError};
 use crate::store::sources::Origin;
 use crate::store::{LayerKey, StoreError};
 
@@ -28,6 +28,17 @@ pub(super) struct Opened {
     pub(super) way: Way,
     pub(super) why: String,
     pub(super) facts: Facts,
+}
+
+impl Opened {
+    fn new(layer: Arc<Layer>, way: Way, why: String, facts: Facts) -> Self {
+        Self {
+            layer,
+            way,
+            why,
+            facts,
+        }
+    }
 }
 
 /// Why a layer is not mounted, and what is known now.
@@ -79,6 +90,9 @@ impl Images {
     pub(super) async fn open(&self, image: &Arc<Image>, request: &Request) -> Result<Opened, Left> {
         let mut facts = request.facts;
         let mut why = match facts.found {
+            None if request.rules.parallel == Parallel::Always => {
+                "[pull_modes.parallel_pull_unpack] enable is set".to_owned()
+            }
             None => "smaller than min_layer_size".to_owned(),
             Some(_) => "it was downloaded whole before".to_owned(),
         };
@@ -94,6 +108,7 @@ impl Images {
                     facts.names_index |= names_index(&request.image, image.manifest.get(), modes)
                         || asked.index.is_some();
                     facts.found = Some(asked.found);
+                    facts.within_reach = self.is_within_reach(image, request, asked.found).await;
                     Asked {
                         why,
                         index,
@@ -102,16 +117,10 @@ impl Images {
                     } = asked;
                 }
                 Step::Lazy => {
+                    self.pull_beside(image, request, &facts);
                     let opened = self.lazy(image, request, &why, index.as_ref(), ztoc.take());
                     match opened.await {
-                        Ok((layer, why)) => {
-                            return Ok(Opened {
-                                layer,
-                                way: Way::Lazy,
-                                why,
-                                facts,
-                            });
-                        }
+                        Ok((layer, why)) => return Ok(Opened::new(layer, Way::Lazy, why, facts)),
                         Err(NotLazy::BadZtoc(reason)) => {
                             facts.found = Some(Found::BadZtoc);
                             why = reason;
@@ -124,15 +133,8 @@ impl Images {
                 }
                 Step::Whole => {
                     request.subject.say(&decision, &why);
-                    match self.whole(image, request, index.as_ref()).await {
-                        Ok(layer) => {
-                            return Ok(Opened {
-                                layer,
-                                way: Way::Whole,
-                                why,
-                                facts,
-                            });
-                        }
+                    match self.whole(image, request, &facts).await {
+                        Ok(layer) => return Ok(Opened::new(layer, Way::Whole, why, facts)),
                         Err(reason) => {
                             facts.tried = Some(Tried::NotWhole);
                             why = reason;
@@ -151,13 +153,18 @@ impl Images {
         let (images, image) = (self.clone(), Arc::clone(image));
         let name = request.image.clone();
         let (layer, subject) = (request.layer, request.subject.clone());
+        // Smaller layers are downloaded whole.
+        let least = match request.facts.size {
+            Size::Bytes(_) => request.rules.min_layer_size,
+            Size::Unknown | Size::Invalid => 0,
+        };
         let mountpoint = request.at.display().to_string();
         let asking = self.0.tasks.spawn(async move {
             let answer = async {
                 let index = images.find_index(&image, &name, &subject, &mountpoint);
                 match index.await {
                     Ok(Discovery::Found(index)) => {
-                        images.find_ztoc(&image, &name, layer, index).await
+                        images.find_ztoc(&image, &name, layer, index, least).await
                     }
                     Ok(Discovery::None(why)) => Asked::unindexed(Found::NoIndex, why),
                     Ok(Discovery::Unusable(why)) => Asked::unindexed(Found::BadIndex, why),
@@ -183,6 +190,23 @@ impl Images {
                 let why = format!("timeout waiting for layer {layer} to resolve");
                 Asked::unindexed(Found::Late, why)
             }
+        }
+    }
+
+    /// Whether the layer can be downloaded, as far as is known. A registry that did not deliver the
+    /// index may still send the layer.
+    async fn is_within_reach(&self, image: &Image, request: &Request, found: Found) -> bool {
+        let is_known = image.manifest.initialized();
+        if !is_known || found != Found::Unreachable || request.rules.parallel == Parallel::Never {
+            return is_known;
+        }
+        let Ok((layer, _)) = self.layer(image, request).await else {
+            return false;
+        };
+        let source = source_at(&self.0.parts.registry, &request.image.reference, &layer);
+        match source {
+            Ok(source) => sends(&source).await,
+            Err(_) => false,
         }
     }
 
@@ -220,7 +244,7 @@ impl Images {
     }
 
     /// Reads the image's manifest once.
-    async fn manifest<'a>(
+    pub(super) async fn manifest<'a>(
         &self,
         image: &'a Image,
         name: &ImageName,
@@ -244,6 +268,7 @@ impl Images {
         name: &ImageName,
         layer: Digest,
         index: Index,
+        least: u64,
     ) -> Asked {
         let Some(ztoc) = index.ztocs.get(&layer).cloned() else {
             info!(
@@ -264,7 +289,7 @@ impl Images {
         } else {
             self.ztoc(image, name, &layer, &ztoc).await.map(Some)
         };
-        self.make_ready(image, name, &index);
+        self.make_ready(image, name, &index, least);
         match bytes {
             Ok(bytes) => Asked {
                 found: Found::Ztoc,
@@ -369,37 +394,12 @@ impl Images {
         }
     }
 
-    /// Downloads a layer in one pass.
-    async fn whole(
-        &self,
-        image: &Arc<Image>,
-        request: &Request,
-        index: Option<&Index>,
-    ) -> Result<Arc<Layer>, String> {
-        let mountpoint = request.at.display();
-        debug!("preparing local filesystem at mountpoint={mountpoint}");
-        let (layer, position) = self.layer(image, request).await?;
-        let diff_id = self.diff_id(image, &request.image, position).await?;
-        let registry = &self.0.parts.registry;
-        let source = source_at(registry, &request.image.reference, &layer)?;
-        let compression = compression(&layer, &source).await?;
-        let whole = Whole {
-            layer,
-            diff_id,
-            compression,
-            origin: origin(&request.image, index),
-            sources: vec![source],
-        };
-        // A pull that was cancelled does not download the rest of the layer.
-        let opened = tokio::select! {
-            opened = self.0.parts.layers.stream_whole(whole) => opened,
-            () = request.gone.cancelled() => return Err("the client went away".to_owned()),
-        };
-        opened.map_err(|error| explain(&error))
-    }
-
     /// The layer's descriptor in the manifest, and its position.
-    async fn layer(&self, image: &Image, request: &Request) -> Result<(Descriptor, usize), String> {
+    pub(super) async fn layer(
+        &self,
+        image: &Image,
+        request: &Request,
+    ) -> Result<(Descriptor, usize), String> {
         let manifest = self
             .manifest(image, &request.image)
             .await
@@ -416,39 +416,11 @@ impl Images {
         })?;
         Ok((layers[position].clone(), position))
     }
-
-    /// The diff-ID (SHA-256 of the tar) of the layer at this position, from the image's
-    /// configuration.
-    async fn diff_id(
-        &self,
-        image: &Image,
-        name: &ImageName,
-        position: usize,
-    ) -> Result<Digest, String> {
-        let manifest = self
-            .manifest(image, name)
-            .await
-            .map_err(|error| explain(&error))?;
-        let content = &self.0.parts.content;
-        let wanted = &manifest.config;
-        let bytes = content.document(name.place(), Document::Blob, wanted).await;
-        let bytes = bytes.map_err(|error| explain(&error))?;
-        let config: ImageConfig =
-            manifest::parse(&bytes, &wanted.media_type).map_err(|error| explain(&error))?;
-        let diff_ids = &config.rootfs.diff_ids;
-        if diff_ids.len() != manifest.layers().len() {
-            let (layers, ids) = (manifest.layers().len(), diff_ids.len());
-            return Err(format!(
-                "manifest has {layers} layers, configuration {ids} diff-IDs"
-            ));
-        }
-        Ok(diff_ids[position])
-    }
 }
 
 /// Why a manifest cannot be read.
 #[derive(Debug, thiserror::Error)]
-enum Unread {
+pub(super) enum Unread {
     #[error(transparent)]
     Content(#[from] ContentError),
     #[error("image manifest")]

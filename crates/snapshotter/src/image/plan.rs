@@ -3,15 +3,30 @@
 //! There are three ways to provide a layer, best first: **lazy** (mounted now, bytes are fetched on
 //! demand), **whole** (downloaded in one pass, then mounted) and **deferred** (containerd gets
 //! mounts and unpacks the layer itself). A snapshot without a target is never a layer of ours.
+//! Every layer of an image without an index is whole, unless the configuration says otherwise.
 
 use soci_status::{Reason, Verdict};
 
 use super::labels::{self, Labels};
 use super::name::{ImageName, layer_of};
 
+/// Which images are pulled whole, all layers at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Parallel {
+    /// None: images without an index are left to containerd.
+    Never,
+    /// Those without an index that can be used.
+    #[default]
+    WithoutIndex,
+    /// All. No index is looked for.
+    Always,
+}
+
 /// What the configuration says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
+    /// Which images are pulled whole.
+    pub parallel: Parallel,
     /// Layers smaller than this many bytes are downloaded whole. 0 disables this.
     pub min_layer_size: u64,
     /// Refuse a layer of an image with an index instead of falling back to another way.
@@ -78,6 +93,8 @@ pub(crate) struct Facts {
     pub(crate) names_index: bool,
     /// What the image provides. `None` until it is asked.
     pub(crate) found: Option<Found>,
+    /// The manifest is known, and nothing says that the registry does not send the layer.
+    pub(crate) within_reach: bool,
     /// The last attempt.
     pub(crate) tried: Option<Tried>,
 }
@@ -99,7 +116,24 @@ impl Facts {
             size,
             names_index: labels::value(of, labels::INDEX_DIGEST).is_some(),
             found: None,
+            within_reach: true,
             tried: None,
+        }
+    }
+
+    /// What is known about another layer of the same image: its size, and what the image provides
+    /// for it, if it was asked.
+    pub(crate) fn of_another(&self, size: u64, found: Option<Found>) -> Self {
+        let size = match self.size {
+            Size::Bytes(_) => Size::Bytes(size),
+            // The request for it has no size either.
+            Size::Unknown | Size::Invalid => Size::Unknown,
+        };
+        Self {
+            size,
+            found,
+            tried: None,
+            ..*self
         }
     }
 
@@ -161,6 +195,8 @@ pub(crate) enum Line {
     NotRemote,
     /// It is downloaded whole.
     Local,
+    /// It is downloaded whole, beside the other layers of its image.
+    Parallel,
     /// It is mounted, and lazy.
     PreparedLazy,
     /// It is mounted from all of its bytes.
@@ -210,11 +246,16 @@ pub(crate) fn decide(facts: &Facts, rules: &Rules) -> Decision {
             verdict: Some((_, reason)),
             ..
         } => reason,
-        // The configuration asks for the other two reasons to download a layer whole: a small
-        // layer, and an index without its zTOC.
+        // The configuration asks for the other reasons to download a layer whole: a small layer,
+        // an index without its zTOC, and the parallel mode.
         Decision {
             step: Step::Whole, ..
-        } if facts.found == Some(Found::BadZtoc) => Reason::BadZtoc,
+        } => match facts.found {
+            Some(Found::BadZtoc) => Reason::BadZtoc,
+            Some(Found::BadIndex) => Reason::BadIndex,
+            Some(Found::Unreachable) => Reason::Unreachable,
+            _ => return decision,
+        },
         other => return other,
     };
     if !rules.strict || !facts.has_index() {
@@ -240,23 +281,29 @@ fn without_strict(facts: &Facts, rules: &Rules) -> Decision {
         Decision::defer(Reason::Unable, &[Line::Deferred])
     } else if let Some(tried) = facts.tried {
         after(tried, facts, rules)
+    } else if rules.parallel == Parallel::Always {
+        Decision::next(Step::Whole, &[Line::Parallel])
     } else if facts.is_small(rules) {
         Decision::next(Step::Whole, &[Line::Small, Line::Local])
     } else {
         match facts.found {
             None if facts.size == Size::Invalid => Decision::next(Step::Ask, &[Line::BadSize]),
             None => Decision::next(Step::Ask, &[]),
-            Some(found) => by_image(found),
+            Some(found) => by_image(found, facts, rules),
         }
     }
 }
 
-fn by_image(found: Found) -> Decision {
+fn by_image(found: Found, facts: &Facts, rules: &Rules) -> Decision {
     const NO_INDEX: &[Line] = &[Line::NotIndexed, Line::Deferred];
+    let parallel = rules.parallel != Parallel::Never && facts.within_reach;
     match found {
         Found::Ztoc => Decision::next(Step::Lazy, &[]),
         Found::NoZtoc => Decision::next(Step::Whole, &[Line::NotIndexed, Line::Local]),
         Found::BadZtoc => Decision::next(Step::Whole, &[Line::NotRemote, Line::Local]),
+        Found::NoIndex | Found::BadIndex | Found::Unreachable if parallel => {
+            Decision::next(Step::Whole, &[Line::NotIndexed, Line::Parallel])
+        }
         Found::NoIndex => Decision::defer(Reason::NoIndex, NO_INDEX),
         Found::BadIndex => Decision::defer(Reason::BadIndex, NO_INDEX),
         Found::Unreachable => Decision::defer(Reason::Unreachable, NO_INDEX),
@@ -273,12 +320,16 @@ fn after(tried: Tried, facts: &Facts, rules: &Rules) -> Decision {
     match tried {
         Tried::Lazy => mounted(&[Line::PreparedLazy], Verdict::Lazy, Reason::Index),
         Tried::Whole => {
-            let reason = match facts.found {
-                Some(Found::BadZtoc) => Reason::BadZtoc,
-                _ if facts.is_small(rules) => Reason::Small,
-                _ => Reason::NoZtoc,
+            let (verdict, reason) = match facts.found {
+                _ if rules.parallel == Parallel::Always => (Verdict::Parallel, Reason::Configured),
+                Some(Found::NoIndex) => (Verdict::Parallel, Reason::NoIndex),
+                Some(Found::BadIndex) => (Verdict::Parallel, Reason::BadIndex),
+                Some(Found::Unreachable) => (Verdict::Parallel, Reason::Unreachable),
+                Some(Found::BadZtoc) => (Verdict::Local, Reason::BadZtoc),
+                _ if facts.is_small(rules) => (Verdict::Local, Reason::Small),
+                _ => (Verdict::Local, Reason::NoZtoc),
             };
-            mounted(&[Line::PreparedWhole], Verdict::Local, reason)
+            mounted(&[Line::PreparedWhole], verdict, reason)
         }
         Tried::NotLazy => Decision::defer(Reason::Failed, &[Line::NotRemote, Line::DeferredLocal]),
         Tried::NotWhole => Decision::defer(Reason::Failed, &[Line::DeferredLocal]),

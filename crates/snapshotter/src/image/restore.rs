@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 use super::discover::explain;
 use super::labels::{self, Labels};
 use super::name::ImageName;
-use super::plan::{Facts, Found, Rules};
+use super::plan::{Facts, Found, Parallel, Rules};
 use super::verdict::Subject;
 use super::{Images, LayerUse, Parent, Request, show, source};
 use crate::cpu::Lane;
@@ -287,7 +287,10 @@ impl Images {
             expected: wanted.expected,
             subject: Subject::default(),
             facts,
-            rules: Rules::default(),
+            rules: Rules {
+                parallel: Parallel::Never,
+                ..Rules::default()
+            },
             gone: CancellationToken::new(),
         };
         let image = self.image(&request.image);

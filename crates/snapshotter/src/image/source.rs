@@ -12,7 +12,7 @@ use super::{Image, explain};
 use crate::fetch::Source;
 use crate::layer::Layer;
 
-/// Timeout for the first byte of a layer. After it, the layer is mounted anyway.
+/// Timeout for the first byte of a layer. After it, a lazy layer is mounted anyway.
 const PROBE: Duration = Duration::from_secs(2);
 
 /// Magic number of a zstd frame.
@@ -66,6 +66,15 @@ pub(super) async fn compression(
     } else {
         Ok(Compression::sniff(&start))
     }
+}
+
+/// Whether a source sends the first byte of a layer in time.
+pub(super) async fn sends(source: &Source) -> bool {
+    let first = async {
+        let mut body = source.fetcher.fetch(0..1).await?;
+        body.next().await
+    };
+    matches!(tokio::time::timeout(PROBE, first).await, Ok(Ok(Some(_))))
 }
 
 /// Why the registry refuses the layers of an image. Success is cached for the image. A container

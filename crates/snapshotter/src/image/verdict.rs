@@ -25,6 +25,8 @@ pub(crate) struct Subject {
     pub(crate) key: String,
     /// Name of its parent, or empty.
     pub(crate) parent: String,
+    /// Digest of the layer, or empty if the request does not name one.
+    pub(crate) layer: String,
 }
 
 impl Subject {
@@ -44,7 +46,7 @@ impl Subject {
     }
 
     fn line(&self, line: Line, why: &str) {
-        let Self { key, parent } = self;
+        let Self { key, parent, layer } = self;
         let operations = &metrics().operations;
         match line {
             Line::BadSize => error!(
@@ -57,6 +59,10 @@ impl Subject {
                 "layer size less than runtime min_layer_size, skipping remote snapshot preparation"
             ),
             Line::Local => info!("preparing snapshot as local snapshot"),
+            Line::Parallel => info!(
+                layerDigest = layer,
+                key, parent, why, "preparing snapshot with parallel pull/unpack"
+            ),
             Line::PreparedLazy => info!(
                 "remote-snapshot-prepared" = "true",
                 key, parent, why, "remote snapshot successfully prepared."
@@ -97,7 +103,7 @@ impl Subject {
     }
 
     fn not_prepared(&self, error: &str) {
-        let Self { key, parent } = self;
+        let Self { key, parent, .. } = self;
         warn!(
             "remote-snapshot-prepared" = "false",
             error, key, parent, "failed to prepare remote snapshot"

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use soci_status::Verdict;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -202,7 +203,10 @@ impl Snapshotter {
         if way == Way::Lazy {
             labels.insert(labels::REMOTE.to_owned(), labels::REMOTE_VALUE.to_owned());
         }
-        labels.insert(labels::HAS_INDEX.to_owned(), "true".to_owned());
+        let decision = decide(&facts, &self.shared.options.rules);
+        if !matches!(decision.verdict, Some((Verdict::Parallel, _))) {
+            labels.insert(labels::HAS_INDEX.to_owned(), "true".to_owned());
+        }
         let commit = Commit {
             labels,
             parent: None,
@@ -215,7 +219,6 @@ impl Snapshotter {
         // If the commit succeeded, the record holds the layer now.
         drop(hold);
         if matches!(committed, Ok(true)) {
-            let decision = decide(&facts, &self.shared.options.rules);
             self.conclude(wanted, &decision, &why);
         }
         committed

@@ -144,9 +144,10 @@ fn chain<'a>(top: &'a Info, by_name: &HashMap<&str, &'a Info>) -> Vec<&'a Info> 
 
 /// The verdict of an earlier process, from what it stored.
 fn by_record(info: &Info) -> Judged {
-    let remote = info.record.labels.contains_key(labels::REMOTE);
+    let has = |label| info.record.labels.contains_key(label);
     let (verdict, reason) = match info.record.layer {
-        Some(_) if remote => (Verdict::Lazy, Reason::Index),
+        Some(_) if has(labels::REMOTE) => (Verdict::Lazy, Reason::Index),
+        Some(_) if !has(labels::HAS_INDEX) => (Verdict::Parallel, Reason::Earlier),
         Some(_) => (Verdict::Local, Reason::Earlier),
         None => (Verdict::Containerd, Reason::Earlier),
     };

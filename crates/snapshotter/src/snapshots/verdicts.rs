@@ -162,7 +162,8 @@ fn say(id: &ImageId, before: Option<Verdict>, judged: &Judged) {
     let (verdict, reason) = (judged.verdict.name(), judged.reason.name());
     let before = before.map_or("", Verdict::name);
     let as_asked = match judged.verdict {
-        Verdict::Lazy | Verdict::Parallel => true,
+        Verdict::Lazy => true,
+        Verdict::Parallel => matches!(judged.reason, Reason::NoIndex | Reason::Configured),
         Verdict::Local => judged.reason != Reason::BadZtoc,
         Verdict::Containerd => judged.reason == Reason::NoIndex,
         Verdict::Refused => false,

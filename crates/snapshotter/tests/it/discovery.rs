@@ -28,6 +28,7 @@ fn publish(registry: &TestRegistry) -> Image {
 async fn daemon(v1: bool) -> Server {
     let mut config = Config::default();
     config.pull_modes.soci_v1.enable = v1;
+    config.pull_modes.parallel_pull_unpack.enable = Some(false);
     Server::daemon_on(TempDir::new().unwrap(), &config).await
 }
 

@@ -139,7 +139,6 @@ async fn labels_of_any_content_are_answered() {
         (LAYER_DIGEST, "\u{0}"),
         (LAYER_DIGEST, &long),
         ("containerd.io/snapshot/remote/soci.index.digest", "x"),
-        ("containerd.io/snapshot/remote/soci.index.digest", &digest),
         ("containerd.io/snapshot/remote/soci.index.digest", "sha512:"),
     ];
     for (n, (label, value)) in values.into_iter().enumerate() {
@@ -148,6 +147,11 @@ async fn labels_of_any_content_are_answered() {
         let key = format!("hostile-{n}");
         assert!(!mounts(&server, &key, labels).await, "{label}: {value:?}");
     }
+    // An index that does not exist does not keep the image from being pulled whole.
+    let mut labels = image.labels(0);
+    let index = "containerd.io/snapshot/remote/soci.index.digest".to_owned();
+    labels.insert(index, digest.clone());
+    assert!(mounts(&server, "no-index", labels).await);
     // containerd cuts lists off in the middle of a digest.
     let mut labels = image.labels(0);
     let mut cut = vec![digest; 80].join(",");

@@ -61,7 +61,7 @@ pub(crate) async fn pull_all(server: &Server, image: &Image) {
     pull_all_from(server, image, 0).await;
 }
 
-async fn pull_all_from(server: &Server, image: &Image, first: usize) {
+pub(crate) async fn pull_all_from(server: &Server, image: &Image, first: usize) {
     for status in pull(server, image, first, |layer| image.labels(layer)).await {
         assert_eq!(status.code(), Code::AlreadyExists, "{status}");
         assert!(
@@ -72,7 +72,7 @@ async fn pull_all_from(server: &Server, image: &Image, first: usize) {
 }
 
 /// Waits until a condition becomes true.
-async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let end = tokio::time::Instant::now() + LONG;
     while !holds().await {
         assert!(tokio::time::Instant::now() < end, "{what}");
@@ -84,6 +84,17 @@ fn check_content(root: &std::path::Path) {
     assert_eq!(fs::read(root.join("a")).unwrap(), b"two");
     assert_eq!(fs::read(root.join("d/b")).unwrap(), b"three");
     assert_eq!(fs::read(root.join("big")).unwrap(), big());
+}
+
+/// The number of layers that have an image to mount.
+pub(crate) fn ready(server: &Server) -> usize {
+    let layers = stored(server.root.path());
+    let ready = layers.iter().filter(|layer| {
+        let names = fs::read_dir(layer).into_iter().flatten().flatten();
+        let mut names = names.map(|entry| entry.file_name());
+        names.any(|name| name.to_string_lossy().starts_with("meta"))
+    });
+    ready.count()
 }
 
 fn mounts_below(server: &Server) -> usize {
@@ -149,16 +160,7 @@ async fn layers_are_made_ready_before_they_are_asked_for() {
     let server = daemon().await;
     let asked = server.prepare_in("default", "extract-0", "", image.labels(0));
     assert_eq!(asked.await.unwrap_err().code(), Code::AlreadyExists);
-    let ready = || {
-        let layers = stored(server.root.path());
-        let ready = layers.iter().filter(|layer| {
-            let names = fs::read_dir(layer).unwrap().flatten();
-            let mut names = names.map(|entry| entry.file_name());
-            names.any(|name| name.to_string_lossy().starts_with("meta"))
-        });
-        ready.count()
-    };
-    until("all layers are ready", async || ready() == 4).await;
+    until("all layers are ready", async || ready(&server) == 4).await;
     assert_eq!(mounts_below(&server), 1, "nothing is mounted before");
     // What is at hand needs no registry.
     let seen = registry.seen().len();
@@ -238,7 +240,7 @@ async fn a_layer_whose_spans_are_too_large_to_hold_is_fetched_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_without_an_index_is_left_to_containerd_and_remembered() {
+async fn an_image_without_an_index_is_left_to_containerd_on_request_and_remembered() {
     let registry = TestRegistry::start();
     let image = Image::publish(
         &registry,
@@ -248,7 +250,9 @@ async fn an_image_without_an_index_is_left_to_containerd_and_remembered() {
             ..Shape::default()
         },
     );
-    let server = daemon().await;
+    let mut config = Config::default();
+    config.pull_modes.parallel_pull_unpack.enable = Some(false);
+    let server = Server::daemon_on(TempDir::new().unwrap(), &config).await;
     let mounts = server
         .prepare_in("default", "one", "", image.labels(0))
         .await
@@ -348,7 +352,7 @@ async fn after_a_restart_layers_are_mounted_without_a_registry() {
 }
 
 /// The directories of the layers in the store.
-fn stored(root: &std::path::Path) -> Vec<PathBuf> {
+pub(crate) fn stored(root: &std::path::Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(root.join(soci_snapshotter::store::FOLDER)).unwrap();
     let folders = entries.map(|entry| entry.unwrap().path());
     folders.filter(|path| path.is_dir()).collect()

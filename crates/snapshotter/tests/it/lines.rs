@@ -62,6 +62,17 @@ async fn a_layer_without_an_index_is_told_in_the_lines_that_tools_read() {
         ..Shape::default()
     };
     let (log, code) = log_of(shape, "").await;
+    assert_eq!(code, Some(Code::AlreadyExists));
+    let parallel = line(&log, "preparing snapshot with parallel pull/unpack");
+    assert_eq!(parallel["level"], "info");
+    assert!(
+        parallel["layerDigest"].starts_with("sha256:"),
+        "{parallel:?}"
+    );
+    let prepared = line(&log, "local snapshot successfully prepared");
+    assert_eq!(prepared["local-snapshot-prepared"], "true");
+    let left = "[pull_modes.parallel_pull_unpack]\nenable = false\n";
+    let (log, code) = log_of(shape, left).await;
     assert_eq!(code, None, "mounts for containerd");
     let failed = line(&log, "failed to prepare remote snapshot");
     assert_eq!(failed["remote-snapshot-prepared"], "false");

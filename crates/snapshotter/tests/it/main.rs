@@ -18,6 +18,7 @@ mod logs;
 mod metrics;
 mod mirrors;
 mod owners;
+mod parallel;
 mod prefetch;
 mod process;
 mod proxy;

@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use crate::config::declare::{TABLE, Value, table};
 
 table! {
-    /// Downloads layers in chunks and unpacks several at once, for images without an index or all.
+    /// Downloads whole layers, all layers of an image at once: by default those of images without an
+    /// index.
     pub struct Parallel {
-        /// Pulls every image this way instead of lazily.
-        enable: bool = false, unused;
-        /// Pulls images without an index this way. Ignored if `enable` is set.
-        experimental_parallel_pull_as_fallback: bool = false, unused;
+        /// `true` pulls every image this way instead of lazily. `false` leaves images without an index
+        /// to containerd. If it is not set, images without an index are pulled this way.
+        enable: Option<bool> = None;
+        /// `true` pulls images without an index this way, even if `enable` is `false`.
+        experimental_parallel_pull_as_fallback: bool = false;
         /// Downloads at the same time for all images; 0 or negative means no limit.
         max_concurrent_downloads: i64 = -1, unused;
         /// Downloads at the same time for one image; 0 or negative means no limit. More than
@@ -102,9 +104,10 @@ impl Parallel {
         names.filter(|name| !ALGORITHMS.contains(name))
     }
 
-    /// Whether any image is pulled in this mode.
+    /// Whether the file turns the mode on, for all images or for those without an index. It is on for
+    /// the latter by default, too.
     pub fn is_on(&self) -> bool {
-        self.enable || self.experimental_parallel_pull_as_fallback
+        self.enable == Some(true) || self.experimental_parallel_pull_as_fallback
     }
 
     /// Checks the size always, and limits and programs if the mode is on.

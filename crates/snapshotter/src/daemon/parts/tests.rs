@@ -53,3 +53,21 @@ fn keys_of_pulls_reach_the_images() {
         "verified layers are complete"
     );
 }
+
+#[test]
+fn the_switches_of_the_parallel_mode_select_the_images() {
+    for (enable, fallback, wanted) in [
+        (None, false, Parallel::WithoutIndex),
+        (None, true, Parallel::WithoutIndex),
+        (Some(false), false, Parallel::Never),
+        (Some(false), true, Parallel::WithoutIndex),
+        (Some(true), false, Parallel::Always),
+        (Some(true), true, Parallel::Always),
+    ] {
+        let mut config = Config::default();
+        let keys = &mut config.pull_modes.parallel_pull_unpack;
+        keys.enable = enable;
+        keys.experimental_parallel_pull_as_fallback = fallback;
+        assert_eq!(parallel(&config), wanted, "{enable:?} {fallback}");
+    }
+}

@@ -4,9 +4,13 @@ use soci_oci::digest::Digest;
 
 use super::*;
 
+fn any() -> String {
+    Digest::sha256(b"any").to_string()
+}
+
 /// The labels of a request for a layer.
 fn request() -> Labels {
-    let digest = Digest::sha256(b"any").to_string();
+    let digest = any();
     [
         (labels::TARGET, "sha256:1"),
         (labels::IMAGE_REFERENCE, "registry.example/app:1"),
@@ -57,6 +61,7 @@ fn with(label: &str, value: &str) -> Facts {
 }
 
 const RULES: Rules = Rules {
+    parallel: Parallel::Never,
     min_layer_size: 10,
     strict: false,
 };
@@ -344,4 +349,81 @@ fn a_strict_daemon_refuses_to_fall_back_only_if_there_is_an_index() {
     for facts in as_before {
         assert_eq!(decide(&facts, &STRICT), decide(&facts, &RULES), "{facts:?}");
     }
+}
+
+#[test]
+fn an_image_without_an_index_is_pulled_whole_unless_the_configuration_forbids_it() {
+    const PARALLEL: &[Line] = &[Line::NotIndexed, Line::Parallel];
+    let rules = Rules {
+        parallel: Parallel::WithoutIndex,
+        ..RULES
+    };
+    let unknown = |facts: Facts| Facts {
+        within_reach: false,
+        ..facts
+    };
+    let reasons = [
+        (Found::NoIndex, Reason::NoIndex),
+        (Found::BadIndex, Reason::BadIndex),
+        (Found::Unreachable, Reason::Unreachable),
+    ];
+    for (what, reason) in reasons {
+        let whole = Decision::next(Step::Whole, PARALLEL);
+        assert_eq!(decide(&found(what), &rules), whole, "{what:?}");
+        let mounted = decide(&tried(Some(what), Tried::Whole), &rules);
+        assert_eq!(mounted.step, Step::Commit);
+        assert_eq!(mounted.verdict, Some((Verdict::Parallel, reason)));
+        let failed = decide(&tried(Some(what), Tried::NotWhole), &rules);
+        assert_eq!(failed.step, Step::Defer);
+        assert_eq!(failed.says, [Line::DeferredLocal]);
+        // A download of the layer would fail.
+        let left = decide(&unknown(found(what)), &rules);
+        assert_eq!(left, decide(&found(what), &RULES), "{what:?}");
+        assert_eq!(left.step, Step::Defer);
+    }
+    // The others are decided as without the mode.
+    for what in [Found::Ztoc, Found::NoZtoc, Found::BadZtoc, Found::Late] {
+        assert_eq!(decide(&found(what), &rules), decide(&found(what), &RULES));
+    }
+    assert_eq!(decide(&sized("9"), &rules), decide(&sized("9"), &RULES));
+    // An index that something names keeps its protection.
+    let strict = Rules {
+        strict: true,
+        ..rules
+    };
+    let named = Facts {
+        names_index: true,
+        ..found(Found::Unreachable)
+    };
+    for (facts, reason) in [
+        (found(Found::BadIndex), Reason::BadIndex),
+        (named, Reason::Unreachable),
+    ] {
+        let refused = decide(&facts, &strict).verdict;
+        assert_eq!(refused, Some((Verdict::Refused, reason)));
+    }
+    for what in [Found::NoIndex, Found::Unreachable] {
+        assert_eq!(decide(&found(what), &strict).step, Step::Whole);
+    }
+}
+
+#[test]
+fn every_image_is_pulled_whole_if_the_configuration_asks_for_it() {
+    let rules = Rules {
+        parallel: Parallel::Always,
+        strict: true,
+        ..RULES
+    };
+    let whole = Decision::next(Step::Whole, &[Line::Parallel]);
+    for facts in [layer(), sized("9"), with(labels::INDEX_DIGEST, &any())] {
+        assert_eq!(decide(&facts, &rules), whole, "{facts:?}");
+        let mounted = Facts {
+            tried: Some(Tried::Whole),
+            ..facts
+        };
+        let verdict = decide(&mounted, &rules).verdict;
+        assert_eq!(verdict, Some((Verdict::Parallel, Reason::Configured)));
+    }
+    let unnamed = without(labels::LAYER_DIGEST);
+    assert_eq!(decide(&unnamed, &rules), decide(&unnamed, &RULES));
 }

@@ -39,6 +39,15 @@ impl Layers {
         limits.excess(disk, used)
     }
 
+    /// Bytes that downloads may use for layers that nobody waits for. Does no I/O.
+    pub(crate) fn room(&self) -> u64 {
+        let limits = &self.context.options.limits;
+        let Ok(disk) = self.context.store.disk() else {
+            return u64::MAX;
+        };
+        limits.room(disk, self.context.used.load(Ordering::Relaxed))
+    }
+
     /// The disk space of layers and its limits. Does no I/O. `None` if the system does not tell.
     pub(crate) fn cache_figures(&self) -> Option<CacheFigures> {
         let limits = &self.context.options.limits;

@@ -45,6 +45,8 @@ pub struct Whole {
     pub diff_id: Digest,
     /// The compression of the layer.
     pub compression: Compression,
+    /// Its position in the image. Lower ones are downloaded first.
+    pub order: u64,
     /// The image that names it.
     pub origin: Origin,
     /// Where to download it.

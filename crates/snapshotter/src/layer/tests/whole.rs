@@ -12,6 +12,7 @@ pub(super) async fn pull(
         layer: made.descriptor(),
         diff_id,
         compression: made.form.compression(),
+        order: 0,
         origin: origin(),
         sources: vec![source(fetcher)],
     };

@@ -9,6 +9,9 @@ const LOCAL_FAILURES: &str =
 const NO_INDEX: &str = r#"soci_prepared_layers_total{result="no_index"}"#;
 const FAILED: &str = r#"soci_prepared_layers_total{result="failed"}"#;
 
+/// Images without an index are left to containerd.
+pub(super) const LEFT: &str = "[pull_modes.parallel_pull_unpack]\nenable = false\n";
+
 /// Prepares a layer that is left to containerd.
 pub(super) async fn left(place: &Place, image: &Image, key: &str) {
     let mut client = connect(place.path("s/s.sock")).await;
@@ -25,7 +28,7 @@ async fn an_image_without_an_index_is_no_failure() {
     };
     let tars = [tar(&[file("big", &noise(1, SIZE))])];
     let plain = Image::publish(&registry, &tars, shape);
-    let (place, address) = place_with_metrics("");
+    let (place, address) = place_with_metrics(LEFT);
     let mut running = Running::start(place.command());
     left(&place, &plain, "plain").await;
     let counted = |scrape: &Scrape| {

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use soci_status::{Image as Said, Status};
 
-use super::results::left;
+use super::results::{LEFT, left};
 use super::*;
 
 /// What the daemon says now.
@@ -45,7 +45,7 @@ async fn every_image_has_a_verdict_and_the_same_one_everywhere() {
         ..Shape::default()
     };
     let plain = Image::publish(&registry, &[tar(&[file("a", b"plain")])], shape);
-    let (place, address) = place_with_metrics(NOTHING_BEHIND);
+    let (place, address) = place_with_metrics(&format!("{NOTHING_BEHIND}{LEFT}"));
     let mut running = Running::start(place.command());
     let socket = fs::metadata(place.path("s/status.sock")).expect("the socket");
     assert_eq!(socket.permissions().mode() & 0o777, 0o600);
@@ -145,6 +145,32 @@ async fn an_image_with_a_sparse_index_is_lazy_and_its_other_layers_are_local() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_an_index_is_parallel_also_for_the_next_process() {
+    let registry = TestRegistry::start();
+    let shape = Shape {
+        unnamed: true,
+        ..Shape::default()
+    };
+    let plain = Image::publish(&registry, &[tar(&[file("a", b"plain")])], shape);
+    let (place, address) = place_with_metrics("");
+    let mut running = Running::start(place.command());
+    pull(&place, &plain).await;
+    let said = status(&place);
+    let said = find(&said, &plain);
+    assert_eq!((&*said.verdict, &*said.reason), ("parallel", "no_index"));
+    assert!(said.why.contains("names none"), "{said:?}");
+    assert_eq!(counted(&Scrape::of(&address), "parallel", "no_index"), 1.0);
+    assert_eq!(running.end(Signal::TERM).code(), Some(0));
+    assert_eq!(verdicts(&running), [("info", "parallel", "no_index")]);
+    let mut running = Running::start(place.command());
+    let said = status(&place);
+    let said = find(&said, &plain);
+    assert_eq!((&*said.verdict, &*said.reason), ("parallel", "earlier"));
+    assert!(said.progress.complete);
+    assert_eq!(running.end(Signal::INT).code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_fails_has_its_own_reason_and_is_asked_again() {
     let registry = TestRegistry::start();
     let image = published(&registry);
@@ -187,13 +213,15 @@ async fn a_strict_daemon_fails_the_pull_of_an_indexed_image_that_is_not_lazy() {
         text.contains("strict") && text.contains(&broken.layers[0].to_string()),
         "{text}"
     );
-    left(&place, &plain, "default/1/extract").await;
+    pull_as(&place, &plain, "plain", 0, None).await;
     pull(&place, &whole).await;
 
     let status = status(&place);
     let said = find(&status, &broken);
     assert_eq!((&*said.verdict, &*said.reason), ("refused", "bad_ztoc"));
-    assert_eq!(find(&status, &plain).verdict, "containerd");
+    let said = find(&status, &plain);
+    assert_eq!((&*said.verdict, &*said.reason), ("parallel", "no_index"));
+    assert!(said.progress.complete && said.progress.bytes_background > 0);
     assert_eq!(find(&status, &whole).verdict, "lazy");
     assert_eq!(counted(&Scrape::of(&address), "refused", "bad_ztoc"), 1.0);
     // Nothing is left behind: only the two others have a snapshot.
