@@ -30,7 +30,7 @@ use toml::Table;
 
 use self::declare::{Declared, Key};
 pub use self::document::document;
-pub use self::dump::dump;
+pub use self::dump::{defaults, dump};
 pub use self::fs::{BackgroundFetch, Cache, DirectoryCache, FetchMode, Fuse, Prefetch};
 pub use self::http::{Blob, Http};
 pub use self::keychain::{CredentialProviders, CriKeychain, KubeconfigKeychain};

@@ -65,7 +65,7 @@ fn main() -> ExitCode {
             }
         },
         Asked::Default => {
-            print!("{}", config::dump(&Config::default()));
+            print!("{}", config::defaults());
             ExitCode::SUCCESS
         }
         Asked::Check(args) => match check::run(&args, &mut std::io::stdout()) {

@@ -14,8 +14,9 @@ Only the default file may be missing. This page is generated from the code; a te
 - Unknown keys and tables are ignored, and one line of the log names them. A value of a wrong type is an error.
 - The daemon reads the file at its start only. `systemctl reload` starts a worker that reads it again.
 - `soci-snapshotter-grpc config dump` prints the configuration in effect, and `soci-snapshotter-grpc config default` the
-  defaults. Both print keys of soci-rs only where they differ from their default, and leave out keys that are not set. The
-  rest of the defaults is the same as the reference's.
+  defaults. Both print keys of soci-rs only where they differ from their default, so that the defaults are the same as
+  those of the reference. This includes `enable = false` of the parallel mode, which has a meaning in a file: remove the
+  line to let the snapshotter pull images without an index.
 
 ```toml
 # /etc/soci-snapshotter-grpc/config.toml

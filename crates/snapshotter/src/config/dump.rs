@@ -1,12 +1,21 @@
 //! A configuration as a file, in the form in which the reference prints it.
 //!
-//! Keys of our own are printed only if they differ from their default, so that the defaults are the
-//! reference's file, except for keys that are not set.
+//! Keys of our own are printed only if they differ from their default, and keys that are not set are
+//! left out.
 
 use super::declare::{Declared, quoted};
 use super::{Config, SECTIONS, Section};
 
-/// The file. [`Config::default`] gives the reference's example file.
+/// The defaults, as the reference prints them, byte for byte. The reference's file has a switch of
+/// the parallel mode, so that a node with this file behaves like the reference. Without a file, the
+/// switch is not set.
+pub fn defaults() -> String {
+    let mut config = Config::default();
+    config.pull_modes.parallel_pull_unpack.enable = Some(false);
+    dump(&config)
+}
+
+/// The file with this configuration.
 pub fn dump(config: &Config) -> String {
     let mut page = Page::default();
     let default = Config::default();
