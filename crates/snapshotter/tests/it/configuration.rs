@@ -49,7 +49,9 @@ fn the_defaults_and_the_effective_configuration_are_printed() {
         .replace(
             "max_concurrent_downloads = -1",
             "max_concurrent_downloads = 5",
-        );
+        )
+        // A key that is not set is not the same as one that is false.
+        .replace("unpack]\n    enable = false\n", "unpack]\n");
     assert_eq!(
         printed_by_flag,
         format!("{wanted}\n[cache]\n  max_bytes = 9\n")
