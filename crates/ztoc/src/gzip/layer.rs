@@ -15,17 +15,8 @@ const MAX_IDLE: u32 = 16;
 /// the last.
 #[derive(Debug)]
 pub struct LayerInflate {
-    gzip: Option<Gzip>,
+    gzip: Option<(Members, Box<[u8]>)>,
     consumed: u64,
-}
-
-#[derive(Debug)]
-struct Gzip {
-    inflate: Inflate,
-    buffer: Box<[u8]>,
-    /// True between members: the next byte begins one.
-    is_between: bool,
-    has_member: bool,
 }
 
 impl LayerInflate {
@@ -36,12 +27,7 @@ impl LayerInflate {
     pub fn new(compression: Compression) -> Result<Self, GzipError> {
         let gzip = match compression {
             Compression::Plain => None,
-            Compression::Gzip => Some(Gzip {
-                inflate: Inflate::new(Wrapper::Gzip).map_err(|_| GzipError::Memory)?,
-                buffer: vec![0; ROOM].into(),
-                is_between: true,
-                has_member: false,
-            }),
+            Compression::Gzip => Some((Members::new()?, vec![0; ROOM].into())),
         };
         Ok(Self { gzip, consumed: 0 })
     }
@@ -52,51 +38,23 @@ impl LayerInflate {
     /// # Errors
     /// [`GzipError`] if the stream is damaged; the value cannot be used afterwards.
     pub fn push(&mut self, mut input: &[u8], mut out: impl FnMut(&[u8])) -> Result<(), GzipError> {
-        let Some(gzip) = &mut self.gzip else {
+        let Some((members, buffer)) = &mut self.gzip else {
             self.consumed += input.len() as u64;
             if !input.is_empty() {
                 out(input);
             }
             return Ok(());
         };
-        let mut idle = 0;
-        let mut has_more = true;
-        while has_more || !input.is_empty() {
-            if gzip.is_between {
-                if input.is_empty() {
-                    break;
-                }
-                if gzip.has_member {
-                    gzip.inflate
-                        .reset()
-                        .map_err(|failure| error(failure, self.consumed))?;
-                }
-                gzip.is_between = false;
-                gzip.has_member = true;
+        loop {
+            let filled = members.fill(&mut input, buffer)?;
+            self.consumed = members.consumed;
+            if filled > 0 {
+                out(buffer.get(..filled).unwrap_or_default());
             }
-            let step = gzip
-                .inflate
-                .step(input, &mut gzip.buffer, Stop::Never)
-                .map_err(|failure| error(failure, self.consumed))?;
-            input = input.get(step.consumed..).unwrap_or_default();
-            self.consumed += step.consumed as u64;
-            if step.produced > 0 {
-                out(gzip.buffer.get(..step.produced).unwrap_or_default());
+            if filled < buffer.len() {
+                return Ok(());
             }
-            idle = if step.produced == 0 && step.consumed == 0 {
-                idle + 1
-            } else {
-                0
-            };
-            if idle > MAX_IDLE {
-                return Err(GzipError::Data {
-                    offset: self.consumed,
-                });
-            }
-            gzip.is_between = step.at == At::End;
-            has_more = step.produced == gzip.buffer.len() || gzip.is_between;
         }
-        Ok(())
     }
 
     /// Compressed bytes consumed so far.
@@ -110,11 +68,83 @@ impl LayerInflate {
     /// # Errors
     /// [`GzipError::Truncated`] if the stream ends inside a member or before the first.
     pub fn finish(self) -> Result<(), GzipError> {
-        match self.gzip {
-            Some(gzip) if !(gzip.is_between && gzip.has_member) => Err(GzipError::Truncated {
+        self.gzip.map_or(Ok(()), |(members, _)| members.finish())
+    }
+}
+
+/// Inflates one gzip member after the other.
+#[derive(Debug)]
+pub(crate) struct Members {
+    inflate: Inflate,
+    /// True between members: the next byte begins one.
+    is_between: bool,
+    has_member: bool,
+    consumed: u64,
+}
+
+impl Members {
+    pub(crate) fn new() -> Result<Self, GzipError> {
+        Ok(Self {
+            inflate: Inflate::new(Wrapper::Gzip).map_err(|_| GzipError::Memory)?,
+            is_between: true,
+            has_member: false,
+            consumed: 0,
+        })
+    }
+
+    /// Fills `out` from `input` and returns how many bytes it wrote. Fewer than `out` has room for
+    /// means that all of `input` is consumed and nothing is held back.
+    pub(crate) fn fill(&mut self, input: &mut &[u8], out: &mut [u8]) -> Result<usize, GzipError> {
+        let (mut filled, mut idle) = (0, 0);
+        while let Some(room) = out.get_mut(filled..).filter(|room| !room.is_empty()) {
+            if self.is_between && !self.begin(input)? {
+                break;
+            }
+            let step = self
+                .inflate
+                .step(input, room, Stop::Never)
+                .map_err(|failure| error(failure, self.consumed))?;
+            *input = input.get(step.consumed..).unwrap_or_default();
+            self.consumed += step.consumed as u64;
+            filled += step.produced;
+            self.is_between = step.at == At::End;
+            if step.produced > 0 || step.consumed > 0 {
+                idle = 0;
+                continue;
+            }
+            if input.is_empty() && !self.is_between {
+                break;
+            }
+            idle += 1;
+            if idle > MAX_IDLE {
+                return Err(GzipError::Data {
+                    offset: self.consumed,
+                });
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Begins the next member, if there is a byte of it.
+    fn begin(&mut self, input: &[u8]) -> Result<bool, GzipError> {
+        if input.is_empty() {
+            return Ok(false);
+        }
+        if self.has_member {
+            let reset = self.inflate.reset();
+            reset.map_err(|failure| error(failure, self.consumed))?;
+        }
+        (self.is_between, self.has_member) = (false, true);
+        Ok(true)
+    }
+
+    pub(crate) fn finish(self) -> Result<(), GzipError> {
+        if self.is_between && self.has_member {
+            Ok(())
+        } else {
+            Err(GzipError::Truncated {
                 offset: self.consumed,
-            }),
-            _ => Ok(()),
+            })
         }
     }
 }
