@@ -7,6 +7,7 @@
 mod blobs;
 mod images;
 mod leases;
+pub(crate) mod writer;
 
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tonic::{Request, Status};
 
 pub use images::ImageRecord;
 pub use leases::Lease;
+pub use writer::BlobWriter;
 
 use super::StoreError;
 

@@ -1,4 +1,4 @@
-//! Writes a blob to containerd: a stream of messages that ends with a commit.
+//! Writes a blob that is at hand to containerd.
 //!
 //! The write is named after the blob's digest. If two clients write the same blob, the second waits
 //! for the first. An interrupted write is resumed at its offset.
@@ -8,12 +8,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status};
+use tonic::Status;
 
-use super::containerd::{Containerd, content, failure};
-use super::{Content, Labels, Put, StoreError};
+use super::containerd::writer::{BlobWriter, Refused, abort};
+use super::containerd::{Containerd, failure};
+use super::{Content, Put, StoreError};
 use soci_oci::descriptor::Descriptor;
 
 /// Size of one write message in bytes. It is small because every layer may hold one in memory.
@@ -40,12 +39,7 @@ pub(super) async fn put(
             }
             Err(error) => {
                 // Discard the ingest if it cannot be committed, so that a retry does not resume it.
-                let abort = content::AbortRequest {
-                    r#ref: descriptor.digest.to_string(),
-                };
-                if let Err(status) = store.content().abort(store.request(abort)).await {
-                    tracing::debug!(digest = %descriptor.digest, %status, "no ingest to abort");
-                }
+                abort(store, descriptor.digest.to_string()).await;
                 return Err(error);
             }
         }
@@ -62,12 +56,9 @@ async fn write(
 ) -> Result<Option<Put>, StoreError> {
     match write_stream(store, descriptor, source).await {
         Ok(()) => Ok(Some(Put::Stored)),
-        Err(WriteFailure::Status(status)) => match status.code() {
-            Code::AlreadyExists => Ok(Some(Put::AlreadyThere)),
-            // "ref ... locked": another client is writing this blob.
-            Code::Unavailable if status.message().contains("locked") => Ok(None),
-            _ => Err(failure("write content")(*status)),
-        },
+        Err(WriteFailure::Store(Refused::Present)) => Ok(Some(Put::AlreadyThere)),
+        Err(WriteFailure::Store(Refused::Busy)) => Ok(None),
+        Err(WriteFailure::Store(refused)) => Err(refused.into()),
         Err(WriteFailure::Source(error)) => Err(StoreError::io(
             "read",
             Path::new(&descriptor.digest.to_string()),
@@ -80,62 +71,25 @@ async fn write_stream(
     descriptor: &Descriptor,
     source: &mut Source,
 ) -> Result<(), WriteFailure> {
-    let (sender, receiver) = mpsc::channel(1);
-    let total = i64::try_from(descriptor.size).unwrap_or(i64::MAX);
-    let message =
-        |action: content::WriteAction, offset: u64, data: Bytes| content::WriteContentRequest {
-            action: action.into(),
-            r#ref: descriptor.digest.to_string(),
-            total,
-            expected: descriptor.digest.to_string(),
-            offset: i64::try_from(offset).unwrap_or(i64::MAX),
-            data,
-            labels: Labels::new(),
-        };
-    // The call returns with the first response, so the first message must be queued before it.
-    let gone = |_| WriteFailure::from(Status::unavailable("the write stream is closed"));
-    let first = message(content::WriteAction::Stat, 0, Bytes::new());
-    sender.send(first).await.map_err(gone)?;
-    let request = store.request(ReceiverStream::new(receiver));
-    let mut answers = store.content().write(request).await?.into_inner();
-    let started = answers.message().await?.unwrap_or_default();
-    // Resume an interrupted write at its offset. The commit verifies the digest.
-    let mut offset = u64::try_from(started.offset).unwrap_or(0);
-    source.seek(offset).await?;
+    let mut writer = BlobWriter::try_begin(store, descriptor).await?;
+    source.seek(writer.offset()).await?;
     loop {
         let data = source.next().await?;
-        let length = data.len() as u64;
-        let action = if data.is_empty() {
-            content::WriteAction::Commit
-        } else {
-            content::WriteAction::Write
-        };
-        sender
-            .send(message(action, offset, data))
-            .await
-            .map_err(gone)?;
-        let Some(answer) = answers.message().await? else {
-            return Err(Status::unavailable("the write stream ended early").into());
-        };
-        if action == content::WriteAction::Commit {
-            return Ok(());
+        if data.is_empty() {
+            return Ok(writer.try_commit().await?);
         }
-        offset += length;
-        if u64::try_from(answer.offset) != Ok(offset) {
-            let text = format!("write is at {} instead of {offset}", answer.offset);
-            return Err(Status::data_loss(text).into());
-        }
+        writer.try_write(data).await?;
     }
 }
 
 enum WriteFailure {
-    Status(Box<Status>),
+    Store(Refused),
     Source(io::Error),
 }
 
-impl From<Status> for WriteFailure {
-    fn from(status: Status) -> Self {
-        Self::Status(Box::new(status))
+impl From<Refused> for WriteFailure {
+    fn from(refused: Refused) -> Self {
+        Self::Store(refused)
     }
 }
 
