@@ -58,8 +58,15 @@ pub struct Options {
     pub now_requests: usize,
     /// Concurrent requests of class `Next`.
     pub next_requests: usize,
-    /// Concurrent requests of class `Pull`.
+    /// Concurrent requests of class `Pull`. One host may use half of what the others leave.
     pub pull_requests: usize,
+    /// Concurrent requests of class `Pull`, no matter how many hosts share them
+    /// (`max_concurrent_downloads`).
+    pub pull_requests_most: usize,
+    /// Concurrent requests of class `Pull` for one image (`max_concurrent_downloads_per_image`).
+    pub pull_requests_per_image: usize,
+    /// Maximum bytes of one request of class `Pull` (`concurrent_download_chunk_size`).
+    pub pull_request_bytes: u64,
     /// Concurrent requests of class `All`.
     pub all_requests: usize,
     /// Concurrent requests of class `All` for one image. The reference implementation has the same
@@ -67,7 +74,7 @@ pub struct Options {
     pub all_requests_per_image: usize,
     /// Maximum bytes of one request of class `All`, even on the fastest link.
     pub all_request_bytes: u64,
-    /// Maximum bytes of one request of the other classes. Larger ranges arrive sooner on two
+    /// Maximum bytes of one request of class `Now` or `Next`. Larger ranges arrive sooner on two
     /// connections.
     pub urgent_request_bytes: u64,
     /// Bytes of class `Now` in memory.
@@ -91,6 +98,9 @@ impl Default for Options {
             now_requests: 32,
             next_requests: 16,
             pull_requests: 12,
+            pull_requests_most: usize::MAX,
+            pull_requests_per_image: usize::MAX,
+            pull_request_bytes: 4 << 20,
             all_requests: 12,
             all_requests_per_image: 3,
             all_request_bytes: 8 << 20,

@@ -100,7 +100,8 @@ impl Shared {
         let background = state.meter.request(held_back, now);
         let limit = |class| match class {
             Class::All => self.options.all_request_bytes.min(background),
-            Class::Now | Class::Next | Class::Pull => self.options.urgent_request_bytes,
+            Class::Pull => self.options.pull_request_bytes,
+            Class::Now | Class::Next => self.options.urgent_request_bytes,
         };
         loop {
             let (ahead, stalls) = state.may_ask(held_back, now);

@@ -21,7 +21,8 @@ pub(super) struct Running {
     next: Share,
     pull: Share,
     all: Share,
-    all_of_image: HashMap<Arc<str>, usize>,
+    /// Requests of classes that are limited per image.
+    of_image: HashMap<(Class, Arc<str>), usize>,
 }
 
 impl Running {
@@ -31,7 +32,7 @@ impl Running {
             next: Share::new(options.next_requests),
             pull: Share::new(options.pull_requests),
             all: Share::new(options.all_requests),
-            all_of_image: HashMap::new(),
+            of_image: HashMap::new(),
         }
     }
 
@@ -63,31 +64,45 @@ impl Running {
             Class::Pull => &self.pull,
             Class::All => &self.all,
         };
-        let of_image = || self.all_of_image.get(&piece.image).copied().unwrap_or(0);
+        let key = || (piece.class, Arc::clone(&piece.image));
+        let of_image = || self.of_image.get(&key()).copied().unwrap_or(0);
         let full = source.is_some_and(|source| !share.fits(&source.host, 1));
         let length = piece.key.end - piece.key.start;
-        let background = || of_image() < options.all_requests_per_image && length <= ahead;
-        !full && (piece.class != Class::All || background())
+        !full
+            && match piece.class {
+                Class::Now | Class::Next => true,
+                Class::Pull => {
+                    share.used() < options.pull_requests_most
+                        && of_image() < options.pull_requests_per_image
+                }
+                Class::All => of_image() < options.all_requests_per_image && length <= ahead,
+            }
     }
 
     pub(super) fn start(&mut self, class: Class, image: &Arc<str>, host: &Arc<str>) {
         self.share(class).start(host, 1);
-        if class == Class::All {
-            *self.all_of_image.entry(Arc::clone(image)).or_default() += 1;
+        if is_limited_per_image(class) {
+            *self.of_image.entry((class, Arc::clone(image))).or_default() += 1;
         }
     }
 
     pub(super) fn end(&mut self, class: Class, image: &Arc<str>, host: &Arc<str>) {
         self.share(class).end(host, 1);
-        if class == Class::All
-            && let Some(running) = self.all_of_image.get_mut(image)
-        {
+        if !is_limited_per_image(class) {
+            return;
+        }
+        let key = (class, Arc::clone(image));
+        if let Some(running) = self.of_image.get_mut(&key) {
             *running -= 1;
             if *running == 0 {
-                self.all_of_image.remove(image);
+                self.of_image.remove(&key);
             }
         }
     }
+}
+
+fn is_limited_per_image(class: Class) -> bool {
+    matches!(class, Class::Pull | Class::All)
 }
 
 /// The state of a running request, as other requests see it.

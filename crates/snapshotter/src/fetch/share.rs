@@ -29,6 +29,11 @@ impl Share {
         }
     }
 
+    /// The count of all hosts.
+    pub(crate) fn used(&self) -> usize {
+        self.used
+    }
+
     pub(crate) fn fits(&self, host: &str, count: usize) -> bool {
         let own = self.by_host.get(host).copied().unwrap_or(0);
         let left = self.limit.saturating_sub(self.used - own);

@@ -403,3 +403,32 @@ async fn a_pause_does_not_count_as_an_outage() {
         }
     }
 }
+
+#[tokio::test]
+async fn pulls_keep_to_the_limits_of_the_node_and_the_image() {
+    let (bytes, digest) = blob();
+    let step = 64 << 10;
+    for (most, per_image, wanted) in [(1, 9, 1), (9, 2, 2), (3, usize::MAX, 3)] {
+        let hung = Other::new(bytes.clone(), Does::Hangs);
+        let options = Options {
+            pull_requests_most: most,
+            pull_requests_per_image: per_image,
+            pull_request_bytes: step,
+            ..Options::default()
+        };
+        let fetcher: Arc<dyn Fetcher> = Arc::clone(&hung) as _;
+        let asker = Asker::new(options, digest, vec![source("a", fetcher)]);
+        for i in 0..8 {
+            asker.ask(i * step..(i + 1) * step, Class::Pull, Patience::Budget);
+        }
+        while hung.asked() < wanted {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Readers have slots of their own. When theirs is asked, no more pull was.
+        asker.ask(LEN as u64 - 1..LEN as u64, Class::Now, Patience::Budget);
+        while hung.asked() < wanted + 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(hung.asked(), wanted + 1, "{most} {per_image}");
+    }
+}
