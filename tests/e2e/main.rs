@@ -36,3 +36,4 @@ mod space;
 mod takeover;
 mod trust;
 mod ways;
+mod whole;

@@ -5,11 +5,11 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use soci_tests::image::noise;
+use soci_tests::image::{Compressor, noise};
 use soci_tests::node::{OVERLAYFS, SOCI};
 use soci_tests::process::{Daemon, Program};
-use soci_tests::tar::{directory, file, whiteout};
-use soci_tests::{Image, NodeOptions, Shape, Site, stored, walk};
+use soci_tests::tar::{self, directory, file, whiteout};
+use soci_tests::{Image, Layer, NodeOptions, Shape, Site, stored, walk};
 
 const LIMIT: Duration = Duration::from_secs(30);
 const SIZE: usize = 1 << 20;
@@ -19,12 +19,15 @@ const SLOW: u64 = 1 << 20;
 const FAST: u64 = 1 << 30;
 
 /// An image of four layers, each with about a megabyte.
-fn image() -> Result<Image> {
-    Image::runnable(&[
+fn image(top: Compressor) -> Result<Image> {
+    let mut image = Image::runnable(&[
         &[directory("d"), file("d/first", noise(1, SIZE))],
         &[file("d/second", noise(2, SIZE)).mode(0o600)],
-        &[whiteout("d/first"), file("third", noise(3, SIZE))],
-    ])
+    ])?;
+    let entries = [whiteout("d/first"), file("third", noise(3, SIZE))];
+    let top = Layer::compressed(tar::write(&entries), top)?;
+    image.layers.push(top);
+    Ok(image)
 }
 
 fn slow_site(config: &str) -> Result<Site> {
@@ -99,7 +102,7 @@ fn folders(site: &Site) -> Result<usize> {
 fn an_image_without_an_index_is_downloaded_once_and_is_the_same_tree() -> Result<()> {
     let start = walk::now();
     let site = Site::new("")?;
-    let image = image()?;
+    let image = image(Compressor::Zstd)?;
     let reference = site.publish_plain(&image, "plain:1")?;
     let before = site.relay.delivered();
     site.node.pull(&reference, SOCI)?;
@@ -128,7 +131,7 @@ fn an_indexed_image_is_downloaded_whole_if_the_mode_is_switched_on() -> Result<(
     let site = Site::new(
         "[pull_modes.parallel_pull_unpack]\nenable = true\ndiscard_unpacked_layers = true\n",
     )?;
-    let image = image()?;
+    let image = image(Compressor::Gzip)?;
     let reference = site.publish(&image, "indexed:1")?;
     site.node.pull(&reference, SOCI)?;
     ensure!(verdict(&site, &reference)? == "parallel configured");
@@ -146,7 +149,7 @@ fn an_indexed_image_is_downloaded_whole_if_the_mode_is_switched_on() -> Result<(
 fn a_pull_of_whole_layers_survives_resets_of_its_connections() -> Result<()> {
     let start = walk::now();
     let site = slow_site("")?;
-    let reference = site.publish_plain(&image()?, "plain:1")?;
+    let reference = site.publish_plain(&image(Compressor::Gzip)?, "plain:1")?;
     let mut pulling = begun(&site, &reference)?;
     for _ in 0..2 {
         site.relay.cut();
@@ -165,7 +168,7 @@ fn a_pull_of_whole_layers_survives_resets_of_its_connections() -> Result<()> {
 fn a_cancelled_pull_of_whole_layers_soon_downloads_nothing_and_leaves_nothing() -> Result<()> {
     let start = walk::now();
     let site = slow_site("")?;
-    let reference = site.publish_plain(&image()?, "plain:1")?;
+    let reference = site.publish_plain(&image(Compressor::Gzip)?, "plain:1")?;
     let mut pulling = begun(&site, &reference)?;
     ensure!(folders(&site)? > 0);
     pulling.interrupt(LIMIT)?;
@@ -187,7 +190,7 @@ fn a_cancelled_pull_of_whole_layers_soon_downloads_nothing_and_leaves_nothing() 
 fn a_daemon_that_is_killed_while_it_pulls_leaves_nothing_and_pulls_again() -> Result<()> {
     let start = walk::now();
     let mut site = slow_site("")?;
-    let image = image()?;
+    let image = image(Compressor::Gzip)?;
     let reference = site.publish_plain(&image, "plain:1")?;
     let mut pulling = begun(&site, &reference)?;
     site.node.snapshotter()?.kill_all(LIMIT)?;

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use soci_ztoc::Ztoc;
@@ -19,6 +19,7 @@ pub enum Compressor {
     None,
     Gzip,
     Pigz,
+    Zstd,
 }
 
 /// A layer: its tar and the compressed blob.
@@ -46,6 +47,7 @@ impl Layer {
                 filter("pigz", &["-n", "-p", "2"], &tar)?,
                 "application/vnd.oci.image.layer.v1.tar+gzip",
             ),
+            Compressor::Zstd => (zstd(&tar)?, "application/vnd.oci.image.layer.v1.tar+zstd"),
         };
         Ok(Self {
             tar,
@@ -334,6 +336,18 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     }
     out.truncate(length);
     out
+}
+
+/// One frame of zstd with a checksum.
+fn zstd(bytes: &[u8]) -> Result<Vec<u8>> {
+    let failed = |code| anyhow!("zstd: {}", zstd_safe::get_error_name(code));
+    let mut context = zstd_safe::CCtx::create();
+    let checked = zstd_safe::CParameter::ChecksumFlag(true);
+    context.set_parameter(checked).map_err(failed)?;
+    let mut out = vec![0; zstd_safe::compress_bound(bytes.len())];
+    let written = context.compress2(&mut out[..], bytes).map_err(failed)?;
+    out.truncate(written);
+    Ok(out)
 }
 
 /// Output of a program for the given standard input.

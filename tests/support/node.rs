@@ -134,12 +134,15 @@ impl Node {
         let config = self.folder.join("soci.toml");
         let content = self.options.content.clone();
         let content = content.unwrap_or_else(|| self.containerd_socket());
-        let containerd = format!(
-            "[content_store]\ncontainerd_address = \"{}\"\n",
-            content.display()
-        );
         let socket = self.containerd_socket().display().to_string();
         let own = self.options.config.replace("@containerd@", &socket);
+        // A test that sets other keys of the table writes it last.
+        let table = match own.contains("[content_store]") {
+            true => "",
+            false => "[content_store]\n",
+        };
+        let content = content.display();
+        let containerd = format!("{table}containerd_address = \"{content}\"\n");
         fs::write(&config, format!("{own}{containerd}"))?;
         Ok(vec![
             "--log-level".into(),

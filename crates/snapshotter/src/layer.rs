@@ -62,7 +62,7 @@ pub use layers::{Layers, Lazy, OpenError, Pace, Repairs, Scrubbed, UseOrder, Who
 pub use paced::{Drops, Paced};
 pub use spans::{ReadWait, SpanWait, drop_scratch};
 pub use state::LayerState;
-pub use stream::StreamError;
+pub use stream::{Program, Programs, StreamError, WholeOptions};
 pub use tally::{Counts, Fetched};
 
 use completion::Completion;

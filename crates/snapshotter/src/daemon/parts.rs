@@ -244,11 +244,12 @@ pub(super) fn images(
 ) -> anyhow::Result<Images> {
     let registry = Registry::new(registry_options(config), credentials)?;
     let runtime = Handle::current();
+    let parallel = &config.pull_modes.parallel_pull_unpack;
     let scheduler = Scheduler::start(
         fetch::Options {
             read_budget: read_budget(&config.blob),
             first_byte: first_byte(&registry_options(config)),
-            ..fetch::Options::default()
+            ..pulls::fetch_options(parallel)?
         },
         &runtime,
     );
@@ -261,6 +262,7 @@ pub(super) fn images(
         drops_copies: way == Way::File,
         limits: limits(&config.cache),
         pace: pace(&config.background_fetch),
+        whole: pulls::whole_options(parallel)?,
         ..layer::Options::default()
     };
     let layers = Layers::new(
@@ -275,7 +277,10 @@ pub(super) fn images(
     }
     let own = Layout::create(root.join("content")).context("cannot open the content store")?;
     let containerd = config.content_store.containerd_address.clone().into();
-    let content = Content::new(own, registry.clone(), containerd);
+    let mut content = Content::new(own, registry.clone(), containerd);
+    if pulls::keeps_layers(config) {
+        content = content.keeping_layers();
+    }
     let cpu = Arc::clone(cpu);
     let parts = image::Parts {
         layers,
@@ -457,5 +462,6 @@ fn millis(count: i64) -> Duration {
     Duration::from_millis(u64::try_from(count).unwrap_or(0))
 }
 
+mod pulls;
 #[cfg(test)]
 mod tests;

@@ -130,6 +130,7 @@ pub struct Content {
     registry: Registry,
     containerd: PathBuf,
     connections: Mutex<Connections>,
+    keeps: bool,
 }
 
 #[derive(Debug, Default)]
@@ -146,6 +147,25 @@ impl Content {
             registry,
             containerd,
             connections: Mutex::default(),
+            keeps: false,
+        }
+    }
+
+    /// Keeps the layers that are downloaded whole in containerd's content store.
+    #[must_use]
+    pub fn keeping_layers(self) -> Self {
+        Self {
+            keeps: true,
+            ..self
+        }
+    }
+
+    /// Where to keep the layers of an image, if they are kept and containerd is reachable.
+    pub(crate) async fn keeper(&self, place: Place<'_>) -> Option<Containerd> {
+        if self.keeps {
+            self.containerd(place.namespace).await
+        } else {
+            None
         }
     }
 

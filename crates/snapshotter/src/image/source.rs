@@ -6,7 +6,6 @@ use soci_oci::descriptor::Descriptor;
 use soci_oci::media_type::{self, LayerCompression};
 use soci_oci::reference::ImageRef;
 use soci_registry::Registry;
-use soci_ztoc::Compression;
 
 use super::{Image, explain};
 use crate::fetch::Source;
@@ -14,9 +13,6 @@ use crate::layer::Layer;
 
 /// Timeout for the first byte of a layer. After it, a lazy layer is mounted anyway.
 const PROBE: Duration = Duration::from_secs(2);
-
-/// Magic number of a zstd frame.
-const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// The registry as a source of a layer, from the reference that containerd sent. Makes no request.
 pub(super) fn source(
@@ -39,32 +35,20 @@ pub(super) fn source_at(
     Ok(Source::new(image.host(), image.repository(), fetcher))
 }
 
-/// The compression of a layer: from its media type if that determines it, else from its first
-/// bytes, as containerd does.
-pub(super) async fn compression(
-    layer: &Descriptor,
-    source: &Source,
-) -> Result<Compression, String> {
-    let unsupported = || format!("media type {}: compression not supported", layer.media_type);
+/// Refuses a layer whose media type names a compression that is not supported. Otherwise its first
+/// bytes decide, as in containerd.
+pub(super) fn check_media_type(layer: &Descriptor) -> Result<(), String> {
     match media_type::layer_compression(&layer.media_type) {
-        Ok(LayerCompression::Gzip) => return Ok(Compression::Gzip),
-        Ok(LayerCompression::Uncompressed | LayerCompression::Unknown) => {}
-        _ => return Err(unsupported()),
-    }
-    let length = layer.size.min(ZSTD_MAGIC.len() as u64);
-    if length == 0 {
-        return Ok(Compression::Plain);
-    }
-    let body = source
-        .fetcher
-        .fetch(0..length)
-        .await
-        .map_err(|error| explain(&error))?;
-    let start = body.collect().await.map_err(|error| explain(&error))?;
-    if start.starts_with(&ZSTD_MAGIC) {
-        Err(unsupported())
-    } else {
-        Ok(Compression::sniff(&start))
+        Ok(
+            LayerCompression::Gzip
+            | LayerCompression::Zstd
+            | LayerCompression::Uncompressed
+            | LayerCompression::Unknown,
+        ) => Ok(()),
+        _ => Err(format!(
+            "media type {}: compression not supported",
+            layer.media_type
+        )),
     }
 }
 

@@ -15,7 +15,7 @@ use super::content::Document;
 use super::discover::Discovery;
 use super::open::origin;
 use super::plan::{Facts, Found, Step, decide};
-use super::source::{compression, source_at};
+use super::source::{check_media_type, source_at};
 use super::{Arc, Image, ImageName, Images, Request, Rules, explain};
 use crate::layer::{Layer, Whole};
 
@@ -68,9 +68,9 @@ impl Images {
         layer: Descriptor,
         position: usize,
     ) -> Result<Whole, String> {
+        check_media_type(&layer)?;
         let diff_id = self.diff_ids(image, name).await?[position];
         let source = source_at(&self.0.parts.registry, &name.reference, &layer)?;
-        let compression = compression(&layer, &source).await?;
         let index = match image.discovery.get() {
             Some(Discovery::Found(index)) => Some(index),
             Some(Discovery::None(_) | Discovery::Unusable(_)) | None => None,
@@ -78,10 +78,10 @@ impl Images {
         Ok(Whole {
             layer,
             diff_id,
-            compression,
             order: position as u64,
             origin: origin(name, index),
             sources: vec![source],
+            keep: self.0.parts.content.keeper(name.place()).await,
         })
     }
 

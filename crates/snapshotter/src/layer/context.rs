@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::{
     paced::Paced,
     spans::{Room, Spare, Waits},
+    stream::{Turns, WholeOptions},
     tally::Tallies,
     writeback::Writeback,
 };
@@ -42,6 +43,8 @@ pub struct Options {
     /// Drop the page cache of `data` regularly, because mounts read through it and keep their own
     /// copy.
     pub drops_copies: bool,
+    /// Limits of whole downloads, and the programs that decompress.
+    pub whole: WholeOptions,
 }
 
 impl Default for Options {
@@ -55,6 +58,7 @@ impl Default for Options {
             limits: Limits::default(),
             pace: None,
             drops_copies: false,
+            whole: WholeOptions::default(),
         }
     }
 }
@@ -66,8 +70,8 @@ pub(super) struct Context {
     pub(super) fetch: Arc<Scheduler>,
     pub(super) store: Arc<LayerStore>,
     pub(super) options: Options,
-    /// Permits for downloading whole layers.
-    pub(super) passes: tokio::sync::Semaphore,
+    /// Turns for downloading whole layers.
+    pub(super) passes: Arc<Turns>,
     /// Permit for verifying one layer at a time.
     pub(super) proving: tokio::sync::Semaphore,
     /// Memory for spans that are decoded while they arrive.

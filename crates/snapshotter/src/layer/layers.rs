@@ -15,7 +15,7 @@ use super::{
     completion::Completion,
     paced::Queue,
     spans::{Room, Spare, Waits},
-    stream,
+    stream::Turns,
     tally::Tallies,
     writeback::{self, Writeback},
 };
@@ -84,12 +84,14 @@ impl Layers {
         let every = options.sync_every;
         let writeback = Arc::new(Writeback::default());
         let paced = options.pace.map(|pace| Arc::new(Queue::new(pace)));
+        let whole = &options.whole;
+        let passes = Turns::new(whole.passes(), whole.passes_per_image());
         let context = Arc::new(Context {
             cpu,
             fetch,
             store,
             options,
-            passes: Semaphore::new(stream::PASSES),
+            passes,
             proving: Semaphore::new(1),
             early: Room::default(),
             spare: Spare::default(),

@@ -1,7 +1,7 @@
 //! Keys of the parallel mode, with the sizes, limits and programs that they may have.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -16,23 +16,26 @@ table! {
         enable: Option<bool> = None;
         /// `true` pulls images without an index this way, even if `enable` is `false`.
         experimental_parallel_pull_as_fallback: bool = false;
-        /// Downloads at the same time for all images; 0 or negative means no limit.
-        max_concurrent_downloads: i64 = -1, unused;
-        /// Downloads at the same time for one image; 0 or negative means no limit. More than
-        /// `max_concurrent_downloads` is an error.
-        max_concurrent_downloads_per_image: i64 = 3, unused;
+        /// Downloads at the same time for all images; 0 or negative means no limit but our own.
+        max_concurrent_downloads: i64 = -1;
+        /// Downloads at the same time for one image; 0, negative, and the default mean no limit but
+        /// our own. More than `max_concurrent_downloads` is an error.
+        max_concurrent_downloads_per_image: i64 = 3;
         /// Size of a chunk: a number, also with a fraction, and `b`, `kb`, `mb` or `gb`. Empty or zero
-        /// means the whole layer. Another text is an error.
-        concurrent_download_chunk_size: String = String::new(), unused;
-        /// Layers to unpack at the same time for all images; 0 or negative means no limit.
-        max_concurrent_unpacks: i64 = -1, unused;
-        /// Layers to unpack at the same time for one image; 0 or negative means no limit. More than
-        /// `max_concurrent_unpacks` is an error.
-        max_concurrent_unpacks_per_image: i64 = 1, unused;
-        /// Does not keep the compressed layers.
-        discard_unpacked_layers: bool = false, unused;
+        /// means our own, and chunks of more than 4 MiB are downloaded in several. Another text is an
+        /// error.
+        concurrent_download_chunk_size: String = String::new();
+        /// Layers to unpack at the same time for all images; 0 or negative means no limit but our
+        /// own, which bounds the memory: one more than there are cores, at least 3 and at most 6.
+        max_concurrent_unpacks: i64 = -1;
+        /// Layers to unpack at the same time for one image; 0, negative, and the default mean no limit
+        /// but our own. More than `max_concurrent_unpacks` is an error.
+        max_concurrent_unpacks_per_image: i64 = 1;
+        /// Does not keep the compressed layers. Otherwise they go to containerd's content store, if
+        /// `[content_store] type` is `containerd`.
+        discard_unpacked_layers: bool = false;
         /// Programs that decompress, by algorithm: `gzip` or `zstd`.
-        decompress_streams: BTreeMap<String, Stream> = BTreeMap::new(), unused;
+        decompress_streams: BTreeMap<String, Stream> = BTreeMap::new();
     }
 }
 
@@ -41,9 +44,9 @@ table! {
     pub struct Stream {
         /// The program. It must exist and be executable, and its path must not contain any of
         /// `# % { } \ ; & $ < >` or a vertical bar.
-        path: String = String::new(), unused;
+        path: String = String::new();
         /// Its arguments.
-        args: Vec<String> = Vec::new(), unused;
+        args: Vec<String> = Vec::new();
     }
 }
 
@@ -96,6 +99,16 @@ impl Parallel {
         let stream = self.decompress_streams.get(algorithm);
         let found = stream.map(|stream| Ok((program(&stream.path)?, stream.args.as_slice())));
         found.transpose()
+    }
+
+    /// A limit, unless it is left to us. `of` selects one of the limits. The reference's default is
+    /// left to us too, because a file may be a copy of all defaults.
+    #[must_use]
+    pub fn limit(&self, of: impl Fn(&Self) -> i64) -> Option<NonZeroUsize> {
+        let value = of(self);
+        let set = value != of(&Self::default());
+        let limit = usize::try_from(value).ok().and_then(NonZeroUsize::new);
+        limit.filter(|_| set)
     }
 
     /// The algorithms in the file that no program is used for.

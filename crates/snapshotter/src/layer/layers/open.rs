@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use soci_oci::{Descriptor, Digest};
-use soci_ztoc::Compression;
+use soci_store::containerd::Containerd;
 
 use super::Layers;
 use crate::{
@@ -43,14 +43,14 @@ pub struct Whole {
     pub layer: Descriptor,
     /// SHA-256 of its tar, as listed in the image configuration.
     pub diff_id: Digest,
-    /// The compression of the layer.
-    pub compression: Compression,
-    /// Its position in the image. Lower ones are downloaded first.
+    /// Its position in the image. Of the layers that wait, the lowest is downloaded first.
     pub order: u64,
     /// The image that names it.
     pub origin: Origin,
     /// Where to download it.
     pub sources: Vec<Source>,
+    /// Where to keep its compressed bytes. A failure to keep them is only logged.
+    pub keep: Option<Containerd>,
 }
 
 /// Why a layer cannot be opened.

@@ -12,6 +12,8 @@ use crate::{
 
 /// Bytes gathered before a write.
 const WRITE: usize = 1 << 20;
+/// A part of this size is written without being gathered first.
+const DIRECT: usize = 128 << 10;
 
 /// Receives the bytes of the tar. Keeps its first error, because the scanner cannot report it.
 pub(super) struct Files {
@@ -96,6 +98,12 @@ impl Gathered {
     }
 
     fn push(&mut self, file: &File, place: u64, part: &[u8]) -> io::Result<()> {
+        if part.len() >= DIRECT {
+            self.flush(file)?;
+            sparse::write_new(file, part, place)?;
+            self.start = place + part.len() as u64;
+            return Ok(());
+        }
         match place.checked_sub(self.end()) {
             // The gap is the padding after a file.
             Some(gap) if gap < BLOCK => {

@@ -11,10 +11,10 @@ pub(super) async fn pull(
     let whole = Whole {
         layer: made.descriptor(),
         diff_id,
-        compression: made.form.compression(),
         order: 0,
         origin: origin(),
         sources: vec![source(fetcher)],
+        keep: None,
     };
     life.layers.stream_whole(whole).await
 }
@@ -112,7 +112,9 @@ async fn nothing_is_visible_unless_both_digests_match() {
         assert!(
             matches!(
                 error,
-                StreamError::Layer { .. } | StreamError::Gzip { .. } | StreamError::Tar { .. }
+                StreamError::Layer { .. }
+                    | StreamError::Decompress { .. }
+                    | StreamError::Tar { .. }
             ),
             "{error}"
         );
@@ -130,7 +132,7 @@ async fn nothing_is_visible_unless_both_digests_match() {
     .await;
     assert!(matches!(
         stream(error.expect_err("truncated")),
-        StreamError::Gzip { .. }
+        StreamError::Decompress { .. }
     ));
     nothing_is_left(&node, &life);
     let forbid = Arc::new(FaultyFetcher::new(made.layer.clone(), [FetchFault::Forbid]));
