@@ -1,11 +1,14 @@
 //! The [`Relay`] as a program, for the demo and the benchmarks.
 //!
-//! usage: soci-test-relay LISTEN TO ROUND-TRIP-MS MEGABYTES-A-SECOND MEGABYTES-A-SECOND-A-CONNECTION
+//! usage: soci-test-relay LISTEN TO ROUND-TRIP-MS MEGABYTES-A-SECOND MEGABYTES-A-SECOND-A-CONNECTION [FILE]
 //!
-//! Runs until it is killed.
+//! Runs until it is killed. Appends to FILE the time and the number of bytes that clients have
+//! received, whenever it has grown.
 
+use std::fs::File;
+use std::io::Write as _;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use soci_tests::{Relay, Shape};
@@ -23,8 +26,27 @@ fn main() -> Result<()> {
         rate: Some(rate),
         connection_rate: Some(connection_rate),
     };
-    let _relay = Relay::start(listen, to, shape)?;
+    let relay = Relay::start(listen, to, shape)?;
+    if let Ok(path) = next("file") {
+        return count(&relay, &path);
+    }
     loop {
         std::thread::park();
+    }
+}
+
+/// Time between two looks at the counter.
+const LOOK: Duration = Duration::from_millis(10);
+
+fn count(relay: &Relay, path: &str) -> Result<()> {
+    let mut file = File::create(path).with_context(|| format!("cannot create {path}"))?;
+    let mut written = None;
+    loop {
+        let delivered = relay.delivered();
+        if written.replace(delivered) != Some(delivered) {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+            writeln!(file, "{:.3} {delivered}", now.as_secs_f64())?;
+        }
+        std::thread::sleep(LOOK);
     }
 }

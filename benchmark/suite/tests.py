@@ -1,0 +1,83 @@
+"""Tests of what the suite computes. Run with `python3 -m unittest suite.tests` in benchmark/."""
+
+import io
+import tarfile
+import tempfile
+import unittest
+
+from . import report, results
+from .bars import draw
+from .fleet import Fleet, Registry, Way
+from .recipes import archive
+from .results import Runs
+from .site import Wire
+from .timeline import union
+
+RUNS = [{"peer": "containerd", "pull": 4.0, "started": 4.2, "ready": 6.0}, {"peer": "tuned", "pull": 3.0, "started": 3.2, "ready": 5.0},
+        {"peer": "lazy", "pull": 0.5, "started": 0.7, "ready": 2.0, "peak_snapshotter_end": 70.0, "wire": 5e7},
+        {"peer": "lazy", "pull": 0.6, "started": 0.8, "ready": 3.0}]
+DOCUMENT = {"title": "demo", "image": {"megabytes": 176, "layers": 4}, "runs": RUNS, "failures": {"reference": "it hangs"},
+            "absent": {"record": "not in this build"}}
+
+
+class Archive(unittest.TestCase):
+    def test_tar_reads_what_archive_writes(self):
+        large = b"x" * ((2 << 20) + 1)
+        data = b"".join(archive([("a/small", 5, [b"small"]), ("a/large", len(large), [large[:7], large[7:]]), ("b", 0, [])]))
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            self.assertEqual([(entry.name, tar.extractfile(entry).read()) for entry in tar], [("a/small", b"small"), ("a/large", large), ("b", b"")])
+
+
+class Figures(unittest.TestCase):
+    def test_ratios_refer_to_the_faster_containerd(self):
+        runs = Runs(DOCUMENT)
+        self.assertEqual(runs.baseline(), ("tuned", 5.0))
+        self.assertEqual(runs.ratio("lazy"), 0.5)
+        self.assertIsNone(runs.ratio("reference"))
+
+    def test_the_table_reports_failures_and_invents_no_figure(self):
+        with tempfile.TemporaryDirectory() as folder:
+            results.save(folder, "demo", DOCUMENT)
+            report.write(folder)
+            with open(f"{folder}/README.md") as file:
+                page = file.read()
+        self.assertIn("failed: it hangs", page)
+        self.assertIn("not run: not in this build", page)
+        self.assertIn("2.50 (0.50 x)", page)
+
+    def test_a_picture_has_a_bar_for_each_peer_that_ran(self):
+        picture = draw(DOCUMENT)
+        self.assertEqual(picture.count("2.50 s"), 1)
+        self.assertNotIn("0.4.1", picture)
+
+    def test_overlapping_waits_count_once(self):
+        self.assertEqual(union([(0, 2), (1, 3), (5, 6)]), 4)
+
+    def test_bytes_between_two_times(self):
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write("1.0 10\n2.0 30\n3.0 70\n3.5 1")
+            file.flush()
+            wire = Wire(file.name)
+        self.assertEqual((wire.between(0, 2.5), wire.between(2.5, 9)), (30, 40))
+
+
+class FleetTests(unittest.TestCase):
+    REGISTRY = Registry("", rate=100e6, requests=1000, client=90e6)
+    WAY = Way("", 4, 176_000_000, 1.0)
+
+    def test_one_node_gets_what_one_link_carries(self):
+        fleet = Fleet(self.WAY, self.REGISTRY, False, nodes=1).run()
+        self.assertAlmostEqual(fleet.ready[0], 176 / 100 + 1, delta=0.1)
+        self.assertEqual(fleet.requests, 4)
+
+    def test_without_p2p_the_registry_sends_every_copy(self):
+        fleet = Fleet(self.WAY, self.REGISTRY, False, nodes=5).run()
+        self.assertAlmostEqual(fleet.sent, 5 * 176e6, delta=1e6)
+
+    def test_with_p2p_the_registry_sends_two_copies_at_most(self):
+        fleet = Fleet(self.WAY, self.REGISTRY, True, nodes=5).run()
+        self.assertLessEqual(fleet.sent, 2 * 176e6 + 1e6)
+
+
+if __name__ == "__main__":
+    unittest.main()
