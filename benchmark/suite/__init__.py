@@ -1,5 +1,5 @@
 """The benchmark suite: real images, several snapshotters, one shaped link. `benchmark/run suite` starts it.
 
-Imports go one way: __main__ -> scenarios, scale, workloads -> start -> peers -> node -> process -> site, and
-__main__ -> report, bars, timeline -> results. `fleet` stands alone.
+Imports go one way: __main__ -> timeline, profile, scale, scenarios, workloads -> publish -> start -> node -> process, site, and
+bars, fleet -> report -> results -> peers. recipes -> images -> site.
 """

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from . import bars, fleet, images, recipes, report, results, scale, timeline
+from . import bars, fleet, images, profile, recipes, report, results, scale, timeline
 from .peers import BY_NAME, INDEXED, PLAIN, RECORDED
 from .publish import publish
 from .scenarios import SCENARIOS, grid
@@ -12,7 +12,7 @@ from .site import Failure, Site
 from .start import cold_start
 from .workloads import PEERS, WORKLOADS
 
-OTHER = {"grid": grid, **scale.PARTS, "timeline": timeline.measure, "fleet": fleet.measure}
+OTHER = {"grid": grid, **scale.PARTS, "timeline": timeline.measure, "profile": profile.measure, "fleet": fleet.measure}
 GROUPS = {"workloads": list(WORKLOADS), "scenarios": [*SCENARIOS, "grid"], "scale": list(scale.PARTS)}
 
 
@@ -23,8 +23,9 @@ def main():
     parser.add_argument("--runs", type=int, default=int(os.environ.get("RUNS", "3")), help="cold starts of each peer (RUNS, 3)")
     parser.add_argument("--peers", default=",".join(PEERS), help=f"comma separated; default {','.join(PEERS)}")
     parser.add_argument("--out", default="target/results", help="folder of the results (target/results)")
+    parser.add_argument("--page", help="page whose table of the suite is replaced, for example README.md")
     given = parser.parse_args()
-    names = [name for group in given.names or ["workloads", "scenarios", "scale", "timeline", "fleet"] for name in GROUPS.get(group, [group])]
+    names = [name for group in given.names or ["workloads", "scenarios", "scale", "timeline", "profile", "fleet"] for name in GROUPS.get(group, [group])]
     if wrong := [name for name in names if name not in known and name != "report"]:
         parser.error(f"unknown: {' '.join(wrong)}")
     if wrong := [name for name in given.peers.split(",") if name not in BY_NAME]:
@@ -39,6 +40,8 @@ def main():
             failed = True
             print(f"suite: {name}: {failure}", file=sys.stderr, flush=True)
         report.write(given.out)
+    if given.page:
+        report.insert(given.out, given.page)
     print(f"suite: the tables are in {os.path.join(given.out, 'README.md')}")
     sys.exit(1 if failed else 0)
 

@@ -16,10 +16,10 @@ CHUNK = 1 << 20
 ENVIRONMENT = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONDONTWRITEBYTECODE=1"]
 
 
-def build(site, name, steps):
-    """Returns the folder of the layout. `steps` are functions that take a Builder."""
+def build(site, name, steps, inputs):
+    """Returns the folder of the layout. `steps` are functions that take a Builder, `inputs` the text of files that they use."""
     folder = os.path.join(site.images, name)
-    recipe = hashlib.sha256("".join(map(source, steps)).encode()).hexdigest()
+    recipe = hashlib.sha256("".join([*map(source, steps), inputs]).encode()).hexdigest()
     try:
         with open(os.path.join(folder, "recipe")) as file:
             if file.read() == recipe:

@@ -192,6 +192,7 @@ class Container:
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
+            print(f"suite: the container {self.name} did not end within 30 s of SIGKILL", flush=True)
             self.process.kill()
             self.process.wait()
         self.errors.close()

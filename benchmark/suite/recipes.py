@@ -20,7 +20,20 @@ NODE_PACKAGES = ("express@4.21.2", "lodash@4.17.21", "winston@3.17.0", "pg@8.13.
 
 def layout(site, name):
     """Builds the image unless it is cached, and returns its folder."""
-    return site.demo if name == "demo" else images.build(site, name, RECIPES[name])
+    return site.demo if name == "demo" else images.build(site, name, RECIPES[name], inputs(RECIPES[name]))
+
+
+def inputs(steps):
+    """The programs and requirements that the steps name."""
+    return "".join(contents(getattr(step, "func", step).__name__, getattr(step, "keywords", {}).get("name", "service.js")) for step in steps)
+
+
+def contents(step, name):
+    path = {"python": f"requirements/{name}.txt", "program": f"programs/{name}", "service": f"programs/{name}"}.get(step)
+    if not path:
+        return ""
+    with open(os.path.join(HERE, path)) as file:
+        return file.read()
 
 
 def base(builder):

@@ -5,6 +5,7 @@ import os
 from . import results
 from .peers import ABSENT, BY_NAME
 from .results import Runs
+from .site import Failure
 
 HEAD = """# Results of the benchmark suite
 
@@ -24,6 +25,20 @@ def write(folder):
     parts.append("## Not compared\n\n" + "\n".join(f"* {name}: {why}." for name, why in ABSENT.items()))
     with open(os.path.join(folder, "README.md"), "w") as file:
         file.write("\n".join(part.rstrip() + "\n" for part in parts if part))
+
+
+BEGIN, END = "<!-- suite: begin -->\n", "<!-- suite: end -->\n"
+
+
+def insert(folder, path):
+    """Replaces what is between the two marks of a page by the first table of the results."""
+    with open(path) as file:
+        before, _, rest = file.read().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise Failure(f"{path} has no lines `{BEGIN.strip()}` and `{END.strip()}`")
+    with open(path, "w") as file:
+        file.write(before + BEGIN + summary(results.load(folder)).partition("\n\n")[2] + END + after)
 
 
 def table(head, rows):

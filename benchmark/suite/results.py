@@ -23,8 +23,14 @@ def save(folder, name, document):
     os.makedirs(folder, exist_ok=True)
     document = {"machine": machine(), "link": LINK, "when": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")} | document
     with open(os.path.join(folder, f"{name}.json"), "w") as file:
-        json.dump(document, file, indent=1)
-        file.write("\n")
+        file.write("{\n" + ",\n".join(f"{json.dumps(key)}: {lines(value)}" for key, value in document.items()) + "\n}\n")
+
+
+def lines(value):
+    """JSON with one line per element of a list."""
+    if not isinstance(value, list):
+        return json.dumps(value)
+    return "[\n" + ",\n".join(json.dumps(element) for element in value) + "\n]"
 
 
 def load(folder):

@@ -22,6 +22,8 @@ class Site:
         self.images = os.path.join(self.root, "target/image/suite")
         self.registry = f"{HOST}:{os.environ['SUITE_REGISTRY_PORT']}"
         self.relay = f"{HOST}:{os.environ['SUITE_RELAY_PORT']}"
+        # Registry and link, which share the machine with what is measured.
+        self.link = [int(pid) for pid in os.environ["SUITE_LINK_PIDS"].split()]
         self.demo = os.environ["SUITE_DEMO_IMAGE"]
         self.igzip = os.environ.get("SUITE_IGZIP", "")
         self.environment = dict(os.environ, SSL_CERT_FILE=os.path.join(self.run, "ca.pem"))

@@ -19,13 +19,20 @@ from .workloads import WORKLOADS
 STEP, SAMPLE = 0.1, 0.02
 
 
+# Columns of the samples: the whole machine, the snapshotter's daemon, containerd, and registry and link.
+WHO = ("machine", "daemon", "containerd", "link")
+
+
 @dataclass
 class Samples:
-    """CPU seconds used until each time: of the machine, the snapshotter's daemon and containerd."""
+    """CPU seconds that each of WHO had used until a time."""
     rows: list = field(default_factory=list)
+    began: float = 0.0
 
-    def used(self, column, begin, end):
-        return self.at(column, end) - self.at(column, begin)
+    def used(self, who, begin, end):
+        """CPU seconds between two times, in seconds since `began`."""
+        column = 1 + WHO.index(who)
+        return self.at(column, self.began + end) - self.at(column, self.began + begin)
 
     def at(self, column, when):
         """Interpolated between two samples."""
@@ -35,15 +42,16 @@ class Samples:
         return earlier[column] + (later[column] - earlier[column]) * min(max(share, 0), 1)
 
 
-def sampler(samples):
+def sampler(samples, link):
     """Returns what cold_start calls with the node: it samples until the start is over."""
     def begin(node):
         over = threading.Event()
+        trees = [[node.snapshotter.process.pid], [node.containerd.process.pid], link]
 
         def sample():
             while not over.wait(SAMPLE):
-                samples.rows.append((time.time(), machine(), *(sum(map(cpu, tree(daemon.process.pid)))
-                                                               for daemon in (node.snapshotter, node.containerd))))
+                used = [sum(cpu(pid) for root in roots for pid in tree(root)) for roots in trees]
+                samples.rows.append((time.time(), machine(), *used))
 
         thread = threading.Thread(target=sample)
         thread.start()
@@ -70,7 +78,7 @@ def measure(site, out, _runs):
     publish(site, "demo", recipes.layout(site, "demo"), [PLAIN, INDEXED])
     os.environ["SUITE_DEBUG"] = "1"
     try:
-        figures = cold_start(site, peer, workload, f"{site.relay}/demo:{INDEXED}", watch=sampler(samples))
+        figures = cold_start(site, peer, workload, f"{site.relay}/demo:{INDEXED}", watch=sampler(samples, site.link))
     finally:
         del os.environ["SUITE_DEBUG"]
     with open(site.path("snapshotter.log"), errors="replace") as file:
@@ -78,14 +86,38 @@ def measure(site, out, _runs):
     rows = steps(site.wire(), samples, stored, waits, figures)
     with open(os.path.join(out, "timeline.svg"), "w") as file:
         file.write(draw(rows, figures))
-    head = ["ms", "MB received", "spans stored", "reads that wait", "CPU %: machine", "daemon", "containerd"]
-    shown = [[f"{row['at'] * 1000:.0f}", f"{row['bytes'] / 1e6:.1f}", row["stored"], row["waiting"],
-              *(f"{row[who] * 100:.0f}" for who in ("machine", "daemon", "containerd"))] for row in rows]
     note = (f"The demo image, lazy, one run with the debug log: pull {figures['pull']:.2f} s, started {figures['started']:.2f} s, READY "
-            f"{figures['ready']:.2f} s, complete {figures.get('complete', 0):.2f} s. {len(waits)} reads waited for missing bytes, "
-            f"{union(waits):.2f} s in total (overlapping waits count once). 100 % of CPU is one core.\n\n"
-            "![Timeline of a cold start](timeline.svg)\n\n")
-    results.save(out, "timeline", {"title": "timeline of one cold start", "figures": figures, "table": note + table(head, shown)})
+            f"{figures['ready']:.2f} s, complete {figures.get('complete', 0):.2f} s; load {figures['load']:.1f}. 100 % of CPU is one core; "
+            f"\"rest\" is the program, runc, the kernel, and other work on the machine.\n\n![Timeline of a cold start](timeline.svg)\n\n")
+    text = note + table(PHASES, phases(site.wire(), samples, waits, figures)) + "\n" + table(STEPS, [shown(row) for row in rows
+                                                                                         if row["at"] < figures["ready"]])
+    results.save(out, "timeline", {"title": "timeline of one cold start", "figures": figures, "table": text})
+
+
+PHASES = ["", "s", "MB received", "s in which a read waited", "CPU s: daemon", "containerd", "registry and link", "rest", "idle"]
+STEPS = ["ms", "MB received", "spans stored", "reads that wait", "CPU %: daemon", "containerd", "registry and link", "rest"]
+
+
+def phases(wire, samples, waits, figures):
+    """Rows of the table of pull, container start, and the time until READY."""
+    rows, begin = [], 0.0
+    for name in ("pull", "started", "ready"):
+        end = figures[name]
+        used = {who: samples.used(who, begin, end) for who in WHO}
+        rest = used["machine"] - used["daemon"] - used["containerd"] - used["link"]
+        idle = (end - begin) * os.cpu_count() - used["machine"]
+        waited = union([(max(first, begin), min(last, end)) for first, last in waits if first < end and last > begin])
+        received = wire.between(samples.began + begin, samples.began + end) / 1e6
+        cells = (end - begin, received, waited, used["daemon"], used["containerd"], used["link"], rest, idle)
+        rows.append([name, *(f"{max(cell, 0):.2f}" for cell in cells)])
+        begin = end
+    return rows
+
+
+def shown(row):
+    rest = row["machine"] - row["daemon"] - row["containerd"] - row["link"]
+    return [f"{row['at'] * 1000:.0f}", f"{row['bytes'] / 1e6:.1f}", row["stored"], row["waiting"],
+            *(f"{max(value, 0) * 100:.0f}" for value in (row["daemon"], row["containerd"], row["link"], rest))]
 
 
 def spans(lines, began):
@@ -99,7 +131,7 @@ def spans(lines, began):
         if said["msg"] == "stored a span":
             stored.append(at)
         else:
-            waits.append((at - said["took_us"] / 1e6, at))
+            waits.append((at - float(said["took_us"]) / 1e6, at))
     return stored, waits
 
 
@@ -115,10 +147,10 @@ def union(waits):
 def steps(wire, samples, stored, waits, figures):
     rows, at = [], 0.0
     while at < max(figures["ready"], figures.get("complete", 0)):
-        begin, end = samples.began + at, samples.began + at + STEP
-        row = {"at": at, "bytes": wire.between(begin, end), "stored": sum(at <= when < at + STEP for when in stored),
+        received = wire.between(samples.began + at, samples.began + at + STEP)
+        row = {"at": at, "bytes": received, "stored": sum(at <= when < at + STEP for when in stored),
                "waiting": sum(first < at + STEP and last > at for first, last in waits)}
-        row |= {who: samples.used(column, begin, end) / STEP for column, who in enumerate(("machine", "daemon", "containerd"), 1)}
+        row |= {who: samples.used(who, at, at + STEP) / STEP for who in WHO}
         rows.append(row)
         at = round(at + STEP, 3)
     return rows
@@ -143,11 +175,12 @@ def draw(rows, figures):
         for key, color in series:
             for row in rows:
                 high = row[key] * factor / top * PANEL
-                shapes.append(rect(LEFT + row["at"] * scale, y + PANEL - high, scale * STEP - 0.5, f"{max(high, 0):.1f}", color))
+                if high >= 0.5:
+                    shapes.append(rect(LEFT + row["at"] * scale, y + PANEL - high, scale * STEP - 0.5, f"{high:.1f}", color))
         shapes.append(rect(LEFT, y + PANEL, WIDTH - LEFT - RIGHT, 1, "#d0d7de"))
         y += PANEL + 14
-    for name in ("pull", "started", "ready", "complete"):
+    for place, name in enumerate(("pull", "started", "ready", "complete")):
         if name in figures:
             x = LEFT + figures[name] * scale
-            shapes += [rect(x, 92, 1, y - 92, "#1f2328"), text(x, y + 12, name, 11, ' text-anchor="middle"')]
+            shapes += [rect(x, 92, 1, y - 92, "#1f2328"), text(x, y + 12 + 13 * (place % 2), name, 11, ' text-anchor="middle"')]
     return "\n".join([*shapes, "</svg>", ""])

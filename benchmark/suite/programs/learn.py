@@ -4,6 +4,8 @@ import sys
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 sys.path.insert(0, "/opt/learn")
+# TensorFlow imports distutils, which Debian's Python lacks and setuptools brings.
+import setuptools  # noqa: F401
 import numpy
 import tensorflow
 

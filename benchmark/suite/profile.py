@@ -1,0 +1,47 @@
+"""What the daemon's CPU time of one cold start is spent on: `perf record` until the image is complete."""
+
+import shutil
+import signal
+import subprocess
+from collections import Counter
+
+from . import recipes, results
+from .peers import BY_NAME, INDEXED, PLAIN
+from .process import tree
+from .publish import publish
+from .report import table
+from .site import Failure
+from .start import cold_start
+from .workloads import WORKLOADS
+
+SHOWN = 25
+
+
+def measure(site, out, _runs):
+    """Starts the demo image once while perf samples keeper and worker 997 times a second."""
+    if not shutil.which("perf"):
+        raise Failure("perf is not installed")
+    publish(site, "demo", recipes.layout(site, "demo"), [PLAIN, INDEXED])
+    samples = site.path("perf.data")
+
+    def begin(node):
+        pids = ",".join(map(str, tree(node.snapshotter.process.pid)))
+        perf = subprocess.Popen(["perf", "record", "-q", "-e", "cpu-clock", "-F", "997", "-p", pids, "-o", samples],
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+        def end(_figures):
+            perf.send_signal(signal.SIGINT)
+            perf.wait(60)
+
+        return end
+
+    figures = cold_start(site, BY_NAME["lazy"], WORKLOADS["demo"], f"{site.relay}/demo:{INDEXED}", watch=begin)
+    printed = site.command("perf", "report", "-i", samples, "--stdio", "-q", "--no-children", "--sort", "dso,symbol", "--percent-limit", "0.3")
+    rows = [line.split(None, 3) for line in printed.splitlines() if line.strip()]
+    areas = Counter()
+    for row in rows:
+        areas[row[1]] += float(row[0].rstrip("%"))
+    shown = [[row[0], row[1], f"`{row[3]}`" if len(row) > 3 else ""] for row in rows[:SHOWN]]
+    note = (f"The demo image, lazy, one run. CPU of the daemon {figures['cpu_snapshotter_end']:.2f} s. By program: "
+            + ", ".join(f"{name} {share:.0f} %" for name, share in areas.most_common(3)) + ".\n\n")
+    results.save(out, "profile", {"title": "profile of the daemon", "table": note + table(["share", "program", "function"], shown)})
