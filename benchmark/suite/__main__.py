@@ -15,6 +15,8 @@ from .workloads import PEERS, WORKLOADS
 OTHER = {"grid": grid, **scale.PARTS, "timeline": timeline.measure, "profile": profile.measure, "fleet": fleet.measure}
 GROUPS = {"workloads": list(WORKLOADS), "scenarios": [*SCENARIOS, "grid"], "scale": list(scale.PARTS)}
 
+EVERYTHING = ["workloads", "scenarios", "scale", "timeline", "profile", "fleet"]
+
 
 def main():
     known = [*WORKLOADS, *SCENARIOS, *OTHER, *GROUPS]
@@ -25,7 +27,7 @@ def main():
     parser.add_argument("--out", default="target/results", help="folder of the results (target/results)")
     parser.add_argument("--page", help="page whose table of the suite is replaced, for example README.md")
     given = parser.parse_args()
-    names = [name for group in given.names or ["workloads", "scenarios", "scale", "timeline", "profile", "fleet"] for name in GROUPS.get(group, [group])]
+    names = [name for group in given.names or EVERYTHING for name in GROUPS.get(group, [group])]
     if wrong := [name for name in names if name not in known and name != "report"]:
         parser.error(f"unknown: {' '.join(wrong)}")
     if wrong := [name for name in given.peers.split(",") if name not in BY_NAME]:
@@ -90,8 +92,8 @@ def compare(site, workload, peers, runs):
                 print(f"{peer.name}: {failure}", flush=True)
                 continue
             document["runs"].append({"peer": peer.name, "run": number, **figures})
-            print(f"{peer.name}: " + ", ".join(f"{key} {figures[key]}" for key in ("pull", "started", "ready", "complete") if key in figures),
-                  flush=True)
+            clocks = [f"{key} {figures[key]}" for key in ("pull", "started", "ready", "complete") if key in figures]
+            print(f"{peer.name}: {', '.join(clocks)}", flush=True)
     return document
 
 

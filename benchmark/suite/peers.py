@@ -49,7 +49,7 @@ def reference(site):
 
 
 def has_parallel(site):
-    """The daemon says at its start which keys have no effect; a binary with the mode has its log line."""
+    """A binary with the mode has its log line."""
     with open(shutil.which("soci-snapshotter-grpc"), "rb") as file:
         return b"preparing snapshot with parallel pull/unpack" in file.read()
 
@@ -57,7 +57,6 @@ def has_parallel(site):
 TUNED = """max_concurrent_downloads = 8
 concurrent_layer_fetch_buffer = 8388608
 """
-PARALLEL = "[pull_modes.parallel_pull_unpack]\nenable = true\n"
 
 TABLE = [
     Peer("containerd", "containerd overlayfs, defaults", PLAIN, "overlayfs"),
@@ -65,7 +64,7 @@ TABLE = [
     Peer("reference", "soci-snapshotter 0.4.1 (Go), lazy", PLAIN, "soci", "reference"),
     Peer("lazy", "soci-rs, lazy", INDEXED, "soci", "ours"),
     Peer("record", "soci-rs, lazy with a recorded start", RECORDED, "soci", "ours"),
-    Peer("parallel", "soci-rs, parallel, no index", PLAIN, "soci", "ours", config=PARALLEL),
+    Peer("parallel", "soci-rs, parallel, no index", PLAIN, "soci", "ours"),
 ]
 BY_NAME = {peer.name: peer for peer in TABLE}
 # What ratios refer to: the faster one of these.

@@ -36,7 +36,8 @@ def measure(site, out, _runs):
         return end
 
     figures = cold_start(site, BY_NAME["lazy"], WORKLOADS["demo"], f"{site.relay}/demo:{INDEXED}", watch=begin)
-    printed = site.command("perf", "report", "-i", samples, "--stdio", "-q", "--no-children", "--sort", "dso,symbol", "--percent-limit", "0.3")
+    printed = site.command("perf", "report", "-i", samples, "--stdio", "-q", "--no-children", "--sort", "dso,symbol",
+                           "--percent-limit", "0.3")
     rows = [line.split(None, 3) for line in printed.splitlines() if line.strip()]
     areas = Counter()
     for row in rows:

@@ -25,7 +25,8 @@ def layout(site, name):
 
 def inputs(steps):
     """The programs and requirements that the steps name."""
-    return "".join(contents(getattr(step, "func", step).__name__, getattr(step, "keywords", {}).get("name", "service.js")) for step in steps)
+    named = [(getattr(step, "func", step).__name__, getattr(step, "keywords", {}).get("name", "service.js")) for step in steps]
+    return "".join(contents(*step) for step in named)
 
 
 def contents(step, name):

@@ -147,5 +147,6 @@ def costs(found):
         peaks += [(peak, name, peer) for peer in ("lazy", "record", "parallel") for peak in runs.raw(peer, "peak_snapshotter_end")]
     if peaks:
         peak, name, peer = max(peaks)
-        rows.append([f"highest peak RSS of the daemon, MiB (keeper and worker, {peer})", name, number(peak, 0), "", number(peak, 0), MEMORY])
+        what = f"highest peak RSS of the daemon, MiB (keeper and worker, {peer})"
+        rows.append([what, name, number(peak, 0), "", number(peak, 0), MEMORY])
     return rows

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from . import images, recipes, results
-from .peers import BY_NAME, PARALLEL
+from .peers import BY_NAME
 from .publish import publish
 from .recipes import LARGE
 from .report import number, table
@@ -74,11 +74,12 @@ def grid(site, out, runs):
             f"({size / 1e6:.0f} MB, {layers} layers) over the link of the suite.\n\n")
     if why := BY_NAME["parallel"].lacks(site):
         note += f"soci-rs was not run: {why}.\n\n"
-    results.save(out, "grid", {"title": "grid: a whole image in parallel, connections and chunk sizes", "raw": {str(k): v for k, v in raw.items()},
-                               "table": note + table(["", "pull, s", "ratio", "raw"], rows)})
+    raw = {str(label): pulls for label, pulls in raw.items()}
+    results.save(out, "grid", {"title": "grid: a whole image in parallel, connections and chunk sizes", "raw": raw, "table": note + table(["", "pull, s", "ratio", "raw"], rows)})
 
 
 def settings(connections, chunk):
     if connections == "default":
-        return PARALLEL
-    return f'{PARALLEL}max_concurrent_downloads_per_image = {connections}\nconcurrent_download_chunk_size = "{chunk}"\n'
+        return ""
+    return (f"[pull_modes.parallel_pull_unpack]\nmax_concurrent_downloads_per_image = {connections}\n"
+            f'concurrent_download_chunk_size = "{chunk}"\n')
