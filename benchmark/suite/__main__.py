@@ -58,6 +58,7 @@ def run(site, name, given):
     workload = scenario.workload if scenario else WORKLOADS[name]
     print(f"== {name}: {workload.title}", flush=True)
     document = compare(site, workload, [BY_NAME[peer] for peer in given.peers.split(",")], given.runs)
+    document = results.merge(results.read(given.out, name), document, given.peers.split(","))
     if scenario:
         document["notes"] = scenario.notes()
     if svg := bars.draw(document):

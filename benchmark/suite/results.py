@@ -7,7 +7,7 @@ import statistics
 import time
 from datetime import datetime, timezone
 
-from .peers import BASELINE
+from .peers import BASELINE, BY_NAME
 
 LINK = "20 ms round trip, 125 MB/s in total, 90 MB/s per connection"
 
@@ -33,13 +33,32 @@ def lines(value):
     return "[\n" + ",\n".join(json.dumps(element) for element in value) + "\n]"
 
 
+def read(folder, name):
+    """The results of one workload. None if there are none."""
+    try:
+        with open(os.path.join(folder, f"{name}.json")) as file:
+            return json.load(file)
+    except OSError:
+        return None
+
+
+def merge(old, new, peers):
+    """The new results of some peers with the old ones of the others, if the image is the same."""
+    if not old or old.get("image") != new["image"]:
+        return new
+    order = list(BY_NAME)
+    runs = [run for run in old["runs"] if run["peer"] not in peers] + new["runs"]
+    kept = {key: {peer: why for peer, why in old[key].items() if peer not in peers} | new[key] for key in ("failures", "absent")}
+    return new | kept | {"runs": sorted(runs, key=lambda run: order.index(run["peer"]))}
+
+
 def load(folder):
     """All results of a folder by name."""
     found = {}
     for name in sorted(os.listdir(folder)):
         if name.endswith(".json"):
-            with open(os.path.join(folder, name)) as file:
-                found[name.removesuffix(".json")] = json.load(file)
+            name = name.removesuffix(".json")
+            found[name] = read(folder, name)
     return found
 
 

@@ -45,6 +45,12 @@ class Figures(unittest.TestCase):
         self.assertIn("not run: not in this build", page)
         self.assertIn("2.50 (0.50 x)", page)
 
+    def test_new_runs_of_one_peer_replace_only_its_own(self):
+        new = {**DOCUMENT, "runs": [{"peer": "lazy", "ready": 9.0}], "failures": {}, "absent": {}}
+        merged = results.merge(DOCUMENT, new, ["lazy", "reference"])
+        self.assertEqual([(run["peer"], run["ready"]) for run in merged["runs"]], [("containerd", 6.0), ("tuned", 5.0), ("lazy", 9.0)])
+        self.assertEqual((merged["failures"], merged["absent"]), ({}, {"record": "not in this build"}))
+
     def test_a_picture_has_a_bar_for_each_peer_that_ran(self):
         picture = draw(DOCUMENT)
         self.assertEqual(picture.count("2.50 s"), 1)
