@@ -24,7 +24,7 @@ pub(crate) use create::Create;
 pub(crate) use groups::{Platforms, PrefetchFiles, RegistryAccess, Ztocs};
 pub(crate) use index::{IndexInfo, IndexList, IndexRemove};
 pub(crate) use maintain::{Completion, Man};
-pub(crate) use prefetch::{PrefetchInfo, PrefetchList};
+pub(crate) use prefetch::{PrefetchInfo, PrefetchList, PrefetchRecord};
 pub(crate) use push::Push;
 pub(crate) use status::Status;
 pub(crate) use verify::Verify;

@@ -13,6 +13,7 @@ use soci_store::containerd::Containerd;
 
 use crate::args::{self, Convert, Global, PrefetchFiles, Ztocs};
 use crate::output::{self, ConvertReport, Progress, Reporter};
+use crate::record;
 use crate::standalone;
 use crate::state::State;
 
@@ -62,6 +63,7 @@ pub(crate) fn build_options(ztocs: &Ztocs, files: &PrefetchFiles) -> Result<Buil
         threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
         at_once: None,
         prefetch,
+        record: files.record.as_deref().map(record::load).transpose()?,
     })
 }
 

@@ -13,6 +13,7 @@ mod output;
 mod prefetch;
 mod push;
 mod rebuild_db;
+mod record;
 mod source;
 mod standalone;
 mod state;
@@ -37,7 +38,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use args::{
     Completion, Convert, Create, Global, IndexInfo, IndexList, IndexRemove, Man, PrefetchInfo,
-    PrefetchList, Push, Status, Verify, ZtocGetFile, ZtocInfo, ZtocList,
+    PrefetchList, PrefetchRecord, Push, Status, Verify, ZtocGetFile, ZtocInfo, ZtocList,
 };
 
 /// Threads for network I/O; layers are read by other threads.
@@ -122,6 +123,7 @@ async fn dispatch(global: &Global, matches: &ArgMatches) -> Result<()> {
         "ztoc get-file" => ztoc::get_file(global, &ZtocGetFile::of(matches)).await,
         "prefetch list" => prefetch::list(global, &PrefetchList::of(matches)).await,
         "prefetch info" => prefetch::info(global, &PrefetchInfo::of(matches)).await,
+        "prefetch record" => record::run(&PrefetchRecord::of(matches)).await,
         "verify" => verify::run(global, &Verify::of(matches)).await,
         "status" => status::run(&Status::of(matches)).await,
         "rebuild-db" => rebuild_db::run(global).await,
@@ -147,7 +149,7 @@ fn needs_root(name: &str, matches: &ArgMatches) -> bool {
     let standalone = || matches.get_one("standalone") == Some(&true);
     match name {
         "create" | "convert" => !standalone(),
-        "verify" | "status" | "completion" | "man" => false,
+        "verify" | "status" | "prefetch record" | "completion" | "man" => false,
         _ => true,
     }
 }

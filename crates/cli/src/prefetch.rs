@@ -134,6 +134,7 @@ fn summary(entry: &Entry, ranges: &[SpanRange]) -> Result<String, std::fmt::Erro
             start,
             end,
             priority,
+            first_use_ms,
         } = range;
         let count = range.count();
         writeln!(
@@ -142,6 +143,9 @@ fn summary(entry: &Entry, ranges: &[SpanRange]) -> Result<String, std::fmt::Erro
         )?;
         if *priority != 0 {
             writeln!(text, "      Priority: {priority}")?;
+        }
+        if let Some(first_use_ms) = first_use_ms {
+            writeln!(text, "      First Use: {first_use_ms} ms")?;
         }
     }
     writeln!(text, "\nTotal spans to prefetch: {}", total(ranges))?;

@@ -1,6 +1,6 @@
 //! `soci status`: shows what the daemon says about its images.
 
-mod client;
+pub(crate) mod client;
 mod show;
 
 use std::io::{IsTerminal as _, stdout};
@@ -42,7 +42,7 @@ pub(crate) async fn run(args: &args::Status) -> Result<()> {
 }
 
 /// Removes the other images. An empty name selects all.
-fn select(status: &mut Status, name: &str) -> Result<()> {
+pub(crate) fn select(status: &mut Status, name: &str) -> Result<()> {
     if name.is_empty() {
         return Ok(());
     }

@@ -8,6 +8,7 @@
 //! Layers that zTOCs cannot describe are left out, as are non-distributable layers that the store
 //! does not have. If a manifest has no zTOCs at all, they are the reason why it has no index.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -19,9 +20,11 @@ use soci_store::{Content, ContentStore};
 use crate::artifacts::Artifacts;
 use crate::model::ZTOC_MEDIA_TYPE;
 use crate::model::{DISABLE_XATTRS, LAYER_DIGEST, LAYER_MEDIA_TYPE, SPAN_SIZE, SociIndex, Version};
-use crate::prefetch::{self, Hit, PrefetchArtifact};
+use crate::prefetch::recorded::{self, Found};
+use crate::prefetch::{self, Hit, PrefetchArtifact, SpanRange};
 use crate::records;
 use crate::reuse::ZtocSource;
+use crate::starts::StartRecord;
 
 mod error;
 mod jobs;
@@ -36,7 +39,7 @@ pub use outcome::{LayerOutcome, Note, Observer, Outcome, Skip, Stage};
 
 use jobs::Results;
 pub(crate) use jobs::part;
-use layer::{Made, MadeZtoc};
+use layer::{Facts, Made, MadeZtoc};
 pub(crate) use plan::is_encrypted;
 use plan::{Jobs, Plan};
 
@@ -60,6 +63,8 @@ pub struct BuildOptions {
     pub at_once: Option<NonZeroUsize>,
     /// Names of files in the archives that nodes should fetch first. See [`prefetch::clean`].
     pub prefetch: Arc<[String]>,
+    /// A recorded start of another build of the image. Nodes fetch what it read first.
+    pub record: Option<Arc<StartRecord>>,
 }
 
 impl Default for BuildOptions {
@@ -71,6 +76,7 @@ impl Default for BuildOptions {
             threads: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             at_once: None,
             prefetch: Arc::new([]),
+            record: None,
         }
     }
 }
@@ -173,6 +179,20 @@ pub async fn build(
     Ok(all)
 }
 
+/// What to prefetch of each layer with a zTOC, lowest first.
+#[derive(Default)]
+struct Wanted {
+    named: Vec<(Digest, Vec<Hit>)>,
+    recorded: Vec<(Digest, Vec<Found>)>,
+}
+
+impl Wanted {
+    fn add(&mut self, layer: Digest, facts: &Facts) {
+        self.named.push((layer, facts.wanted.clone()));
+        self.recorded.push((layer, facts.recorded.clone()));
+    }
+}
+
 /// Collects results and reports them in order.
 struct Assembly<'a> {
     context: &'a BuildContext,
@@ -188,7 +208,8 @@ impl Assembly<'_> {
         manifest: &Manifest,
         plans: Vec<Plan>,
     ) -> Result<Parts, BuildError> {
-        let (mut layers, mut wanted) = (Vec::new(), Vec::new());
+        let mut layers = Vec::new();
+        let mut wanted = Wanted::default();
         for (layer, plan) in manifest.layers().iter().zip(plans) {
             let outcome = match plan {
                 Plan::Ignore => LayerOutcome::new(layer, Outcome::Ignored),
@@ -196,7 +217,7 @@ impl Assembly<'_> {
                 Plan::Build(job) => {
                     let made = self.results.get(job).await?;
                     if let Ok(ztoc) = &made.result {
-                        wanted.push((layer.digest, ztoc.facts.wanted.clone()));
+                        wanted.add(layer.digest, &ztoc.facts);
                     }
                     self.outcome(layer, job, &made)
                 }
@@ -208,7 +229,7 @@ impl Assembly<'_> {
             }
             layers.push(outcome);
         }
-        let prefetch = self.prefetch(&wanted).await?;
+        let prefetch = self.prefetch(manifest, &wanted).await?;
         Ok(Parts { layers, prefetch })
     }
 
@@ -254,12 +275,36 @@ impl Assembly<'_> {
         }
     }
 
+    /// The ranges of each layer that the record wants.
+    fn recorded(
+        &self,
+        manifest: &Manifest,
+        found: &[(Digest, Vec<Found>)],
+    ) -> HashMap<Digest, Vec<SpanRange>> {
+        let Some(record) = &self.options.record else {
+            return HashMap::new();
+        };
+        let layers = manifest.layers().iter().map(|layer| layer.digest);
+        let layers: Vec<Digest> = layers.collect();
+        let wanted = recorded::select(record, &layers, found);
+        let (files, lost) = (wanted.files, wanted.lost);
+        if lost > 0 {
+            self.context
+                .observer
+                .note(&Note::NotInLayers { files, lost });
+        }
+        wanted.ranges
+    }
+
     /// Creates artifacts for the files to prefetch, from the layers that contain them.
     async fn prefetch(
         &self,
-        wanted: &[(Digest, Vec<Hit>)],
+        manifest: &Manifest,
+        wanted: &Wanted,
     ) -> Result<Vec<PrefetchArtifact>, BuildError> {
-        let (artifacts, not_found) = prefetch::assign(&self.options.prefetch, wanted);
+        let recorded = self.recorded(manifest, &wanted.recorded);
+        let (artifacts, not_found) =
+            prefetch::assign(&self.options.prefetch, &wanted.named, recorded);
         for path in not_found {
             let path = path.to_owned();
             self.context.observer.note(&Note::NotFound { path });

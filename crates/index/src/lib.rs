@@ -7,6 +7,7 @@
 //! [`builder`] makes zTOCs, [`create`](mod@create) an index for an unchanged image, and
 //! [`convert`](mod@convert) an image with its own index, all in a content store. [`standalone`]
 //! converts images in registries and on disk. [`push`] uploads indexes, and [`verify`] checks them.
+//! [`starts`] are records of what containers read first.
 
 #![warn(missing_docs)]
 
@@ -23,6 +24,7 @@ pub mod push;
 mod records;
 pub mod reuse;
 pub mod standalone;
+pub mod starts;
 pub mod verify;
 
 pub use artifacts::{Artifacts, ArtifactsError};
@@ -39,6 +41,6 @@ pub use image::{ImageError, Platforms};
 pub use model::{
     ARTIFACT_TYPE_V1, ARTIFACT_TYPE_V2, BUILD_TOOL, CONFIG, DISABLE_XATTRS, INDEX_DIGEST,
     IndexError, LAYER_DIGEST, LAYER_MEDIA_TYPE, LayerZtoc, MANIFEST_DIGEST, PREFETCH_MEDIA_TYPE,
-    SPAN_SIZE, SociIndex, Version, ZTOC_MEDIA_TYPE,
+    RECORDED_START, SPAN_SIZE, SociIndex, Version, ZTOC_MEDIA_TYPE,
 };
 pub use reuse::{KnownError, RecordedZtocs, RepositoryZtocs, ZtocSource};

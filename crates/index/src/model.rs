@@ -25,6 +25,9 @@ pub const LAYER_MEDIA_TYPE: &str = "com.amazon.soci.image-layer-mediaType";
 pub const SPAN_SIZE: &str = "com.amazon.soci.span-size";
 /// On a zTOC's descriptor: `true` if the layer has no extended attributes.
 pub const DISABLE_XATTRS: &str = "com.amazon.soci.disable-xattrs";
+/// On a prefetch artifact: a recorded start is the reason for it. The reference implementation does
+/// not know it.
+pub const RECORDED_START: &str = "io.github.soci-rs.recorded-start";
 /// On an index's descriptor: the digest of the image manifest that it belongs to.
 pub const MANIFEST_DIGEST: &str = "com.amazon.soci.image-manifest-digest";
 /// On an image manifest and its descriptor: the digest of the index that belongs to it.
@@ -169,6 +172,12 @@ impl SociIndex {
             .iter()
             .filter(|blob| blob.media_type == PREFETCH_MEDIA_TYPE)
             .filter_map(|blob| Some((blob.annotation(LAYER_DIGEST)?.parse().ok()?, blob)))
+    }
+
+    /// Whether a recorded start is the reason for a prefetch artifact.
+    #[must_use]
+    pub fn is_recorded(artifact: &Descriptor) -> bool {
+        artifact.annotation(RECORDED_START) == Some("true")
     }
 
     /// The zTOC of a layer. If there are several, the last one is used, as in the reference.

@@ -5,8 +5,10 @@
 //! and the spans of the file become ranges of that layer's artifact. To produce the same bytes as
 //! the reference, names must match the archive exactly: directories (`etc/`) and names with a
 //! leading `./` are not found, and whiteouts in upper layers are ignored.
+//!
+//! The user can also give a record of a start (`recorded`). Its spans come first, in order.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fs, io};
@@ -17,7 +19,9 @@ use soci_oci::{Descriptor, Digest, json};
 use soci_store::errno;
 use soci_ztoc::Entry;
 
-use crate::model::{LAYER_DIGEST, PREFETCH_MEDIA_TYPE};
+use crate::model::{LAYER_DIGEST, PREFETCH_MEDIA_TYPE, RECORDED_START};
+
+pub(crate) mod recorded;
 
 /// The only supported version of the format.
 const VERSION: &str = "1.0";
@@ -41,6 +45,10 @@ pub struct SpanRange {
     /// Higher values are more urgent. No known tool writes it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub priority: i64,
+    /// When a recorded start first used the range, in milliseconds since its first read, the same
+    /// for all layers of the image. The reference implementation ignores it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_use_ms: Option<u64>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
@@ -118,7 +126,8 @@ pub fn encode(ranges: &[SpanRange]) -> Vec<u8> {
 pub struct PrefetchArtifact {
     /// The digest of the layer.
     pub layer: Digest,
-    /// Sorted ranges that neither overlap nor touch.
+    /// The ranges: recorded ones in the order of their first use, then others, sorted. They do not
+    /// overlap.
     pub ranges: Vec<SpanRange>,
     /// The encoded artifact.
     pub bytes: Bytes,
@@ -134,6 +143,12 @@ impl PrefetchArtifact {
         descriptor
             .annotations
             .insert(LAYER_DIGEST.to_owned(), layer_text);
+        if ranges.iter().any(|range| range.first_use_ms.is_some()) {
+            let yes = "true".to_owned();
+            descriptor
+                .annotations
+                .insert(RECORDED_START.to_owned(), yes);
+        }
         Self {
             layer,
             ranges,
@@ -246,6 +261,7 @@ impl<'a> Search<'a> {
                 start,
                 end,
                 priority: 0,
+                first_use_ms: None,
             };
             self.hits
                 .extend(numbers.into_iter().map(|number| (number, range)));
@@ -258,11 +274,13 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Creates the artifacts for these names. `layers` has the matches of each layer, lowest first.
-/// Also returns the names that no layer contains.
+/// Creates the artifacts for these names, and for the ranges of each layer that a record wants.
+/// `layers` has the matches of each layer, lowest first. Also returns the names that no layer
+/// contains.
 pub(crate) fn assign<'n>(
     names: &'n [String],
     layers: &[(Digest, Vec<Hit>)],
+    mut recorded: HashMap<Digest, Vec<SpanRange>>,
 ) -> (Vec<PrefetchArtifact>, Vec<&'n str>) {
     let mut is_found = vec![false; names.len()];
     let mut by_layer: HashMap<Digest, Vec<SpanRange>> = HashMap::new();
@@ -280,10 +298,33 @@ pub(crate) fn assign<'n>(
     let not_found = found.filter_map(|(name, found)| (!found).then_some(name.as_str()));
     let not_found = not_found.collect();
     let artifact = |(layer, _): &(Digest, Vec<Hit>)| {
-        let ranges = by_layer.remove(layer)?;
-        Some(PrefetchArtifact::new(*layer, merged(ranges)))
+        let named = by_layer.remove(layer).unwrap_or_default();
+        let ranges = joined(recorded.remove(layer).unwrap_or_default(), named);
+        (!ranges.is_empty()).then(|| PrefetchArtifact::new(*layer, ranges))
     };
     (layers.iter().filter_map(artifact).collect(), not_found)
+}
+
+/// Recorded ranges, then what the others add to them.
+fn joined(mut recorded: Vec<SpanRange>, named: Vec<SpanRange>) -> Vec<SpanRange> {
+    let named = merged(named);
+    if recorded.is_empty() {
+        return named;
+    }
+    let known: HashSet<u64> = recorded
+        .iter()
+        .flat_map(|range| range.start..=range.end)
+        .collect();
+    let spans = named.iter().flat_map(|range| range.start..=range.end);
+    let new = spans.filter(|span| !known.contains(span));
+    let new = new.map(|span| SpanRange {
+        start: span,
+        end: span,
+        priority: 0,
+        first_use_ms: None,
+    });
+    recorded.extend(merged(new.collect()));
+    recorded
 }
 
 /// Sorts ranges and joins those that overlap or touch.

@@ -21,3 +21,5 @@ pub const SOCKET: &str = "status.sock";
 pub const DEFAULT_SOCKET: &str = "/run/soci-snapshotter-grpc/status.sock";
 /// Path of the document on the socket, which speaks HTTP.
 pub const PATH: &str = "/v1/status";
+/// Path of the records of starts. The digest of an image's manifest follows.
+pub const STARTS_PATH: &str = "/v1/starts/";

@@ -59,6 +59,17 @@ pub(super) fn ztoc_flags() -> [Arg; 4] {
     ]
 }
 
+/// The flag that names the status socket of the daemon.
+pub(super) fn socket_flag() -> Arg {
+    Arg::new("socket")
+        .long("socket")
+        .value_parser(clap::value_parser!(std::ffi::OsString))
+        .value_name("SOCKET")
+        .value_hint(ValueHint::FilePath)
+        .default_value(soci_status::DEFAULT_SOCKET)
+        .help("Status socket of the daemon: status.sock in the directory of its --address")
+}
+
 /// The flag that allows links out of a layout.
 pub(super) fn follow_links_flag() -> Arg {
     switch("follow-links")
@@ -95,7 +106,7 @@ impl Ztocs {
 }
 
 /// Flags that select the files to prefetch.
-pub(super) fn prefetch_flags() -> [Arg; 2] {
+pub(super) fn prefetch_flags() -> [Arg; 3] {
     [
         list("prefetch-file")
             .value_name("PATH")
@@ -106,6 +117,12 @@ pub(super) fn prefetch_flags() -> [Arg; 2] {
             .value_name("FILE")
             .value_hint(ValueHint::FilePath)
             .help("Read more such files from this JSON file, an array of paths"),
+        Arg::new("prefetch-record")
+            .long("prefetch-record")
+            .value_parser(clap::value_parser!(PathBuf))
+            .value_name("FILE")
+            .value_hint(ValueHint::FilePath)
+            .help("Have nodes download first what this record of a start names; see `soci prefetch record`"),
     ]
 }
 
@@ -115,14 +132,18 @@ pub(crate) struct PrefetchFiles {
     pub(crate) files: Vec<String>,
     /// A file that contains an array of paths.
     pub(crate) json: Option<PathBuf>,
+    /// A record of a start.
+    pub(crate) record: Option<PathBuf>,
 }
 
 impl PrefetchFiles {
     pub(super) fn of(matches: &ArgMatches) -> Self {
         let json = matches.get_one::<PathBuf>("prefetch-files-json");
+        let record = matches.get_one::<PathBuf>("prefetch-record");
         Self {
             files: Values(matches).texts("prefetch-file"),
             json: json.filter(|path| !path.as_os_str().is_empty()).cloned(),
+            record: record.filter(|path| !path.as_os_str().is_empty()).cloned(),
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Arg, ArgMatches, Command, ValueHint};
+use clap::{ArgMatches, Command};
 use soci_flags::switch;
 
+use super::groups::socket_flag;
 use super::{Values, json_flag, positional};
 
 const LONG: &str = "\
@@ -34,15 +35,7 @@ pub(super) fn command() -> Command {
             "Print a JSON object (with --watch: one line each time)",
         ))
         .arg(switch("watch").help("Repeat every two seconds until interrupted"))
-        .arg(
-            Arg::new("socket")
-                .long("socket")
-                .value_parser(clap::value_parser!(std::ffi::OsString))
-                .value_name("SOCKET")
-                .value_hint(ValueHint::FilePath)
-                .default_value(soci_status::DEFAULT_SOCKET)
-                .help("Status socket of the daemon: status.sock in the directory of its --address"),
-        )
+        .arg(socket_flag())
 }
 
 /// Values of `status`.

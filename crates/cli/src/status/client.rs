@@ -10,7 +10,8 @@ use hyper::Request;
 use hyper::client::conn::http1;
 use hyper::header::HOST;
 use hyper_util::rt::TokioIo;
-use soci_status::{PATH, SCHEMA_VERSION, Status};
+use soci_index::starts::StartRecord;
+use soci_status::{PATH, SCHEMA_VERSION, STARTS_PATH, Status};
 use soci_store::errno;
 use tokio::net::UnixStream;
 
@@ -20,20 +21,43 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const MOST: usize = 64 << 20;
 
 /// What the daemon says now.
-pub(super) async fn ask(socket: &Path) -> Result<Status> {
-    let asked = tokio::time::timeout(PATIENCE, get(socket)).await;
-    let (code, body) = asked.map_err(|_| {
-        let seconds = PATIENCE.as_secs();
-        anyhow!(
-            "the daemon at {} did not answer within {seconds} s; see its log",
-            socket.display()
-        )
-    })??;
+pub(crate) async fn ask(socket: &Path) -> Result<Status> {
+    let (code, body) = in_time(socket, PATH).await?;
     if code != 200 {
         let text = String::from_utf8_lossy(&body);
         bail!("the daemon cannot say its status: {} ({code})", text.trim());
     }
     parse(&body)
+}
+
+/// What was read first of the image with this manifest.
+pub(crate) async fn starts(socket: &Path, manifest: &str) -> Result<StartRecord> {
+    let (code, body) = in_time(socket, &format!("{STARTS_PATH}{manifest}")).await?;
+    match code {
+        200 => StartRecord::read(&body).context("cannot parse the daemon's answer"),
+        404 => bail!(
+            "the daemon at {} keeps no records of starts: it is older than this soci, or the image was just removed",
+            socket.display()
+        ),
+        _ => {
+            let text = String::from_utf8_lossy(&body);
+            bail!(
+                "the daemon cannot give the record: {} ({code})",
+                text.trim()
+            );
+        }
+    }
+}
+
+async fn in_time(socket: &Path, path: &str) -> Result<(u16, Bytes)> {
+    let asked = tokio::time::timeout(PATIENCE, get(socket, path)).await;
+    asked.map_err(|_| {
+        let seconds = PATIENCE.as_secs();
+        anyhow!(
+            "the daemon at {} did not answer within {seconds} s; see its log",
+            socket.display()
+        )
+    })?
 }
 
 fn parse(body: &[u8]) -> Result<Status> {
@@ -51,7 +75,7 @@ fn parse(body: &[u8]) -> Result<Status> {
     serde_json::from_slice(body).context(odd)
 }
 
-async fn get(socket: &Path) -> Result<(u16, Bytes)> {
+async fn get(socket: &Path, path: &str) -> Result<(u16, Bytes)> {
     let stream = UnixStream::connect(socket).await.map_err(|error| {
         anyhow!(
             "no daemon answers at {}: {}; start soci-snapshotter-grpc, or name its status socket with --socket",
@@ -63,7 +87,7 @@ async fn get(socket: &Path) -> Result<(u16, Bytes)> {
     let (mut client, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .with_context(cut)?;
-    let request = Request::get(PATH)
+    let request = Request::get(path)
         .header(HOST, "soci")
         .body(Empty::<Bytes>::new())?;
     let answer = async {

@@ -243,8 +243,7 @@ fn ztoc_info() {
 #[test]
 fn prefetch_info() {
     let root = Root::new();
-    let spans =
-        json!([{"start_span": 0, "end_span": 3}, {"start_span": 7, "end_span": 7, "priority": 2}]);
+    let spans = json!([{"start_span": 0, "end_span": 3}, {"start_span": 7, "end_span": 7, "priority": 2, "first_use_ms": 9}]);
     let document = json!({"version": "1.0", "prefetch_spans": spans}).to_string();
     let artifact = root.prefetch(&image(), &document);
     root.record(Kind::Prefetch, &artifact);

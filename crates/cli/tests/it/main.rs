@@ -24,6 +24,7 @@ mod seed;
 mod shells;
 mod site;
 mod soci;
+mod starts;
 mod status;
 mod transports;
 mod unusual;

@@ -14,6 +14,7 @@ use super::jobs::Work;
 use super::outcome::{Skip, Stage};
 use super::plan::Job;
 use crate::model::ZTOC_MEDIA_TYPE;
+use crate::prefetch::recorded::{Found, RecordSearch};
 use crate::prefetch::{self, Hit};
 use crate::records;
 use crate::reuse::{self, Wanted};
@@ -47,15 +48,33 @@ pub(super) struct Facts {
     pub(super) no_xattrs: bool,
     /// Files to prefetch.
     pub(super) wanted: Vec<Hit>,
+    /// What a recorded start wants.
+    pub(super) recorded: Vec<Found>,
 }
 
 /// Collects facts from the entries of a zTOC, whether built or reused.
 struct Questions<'a> {
     search: prefetch::Search<'a>,
+    record: Option<RecordSearch<'a>>,
     no_xattrs: bool,
-    spans: SpanMap,
+    spans: Spans,
+}
+
+/// The spans of a zTOC, as the reference numbers them.
+struct Spans {
+    map: SpanMap,
     compression: Compression,
-    span_size: u64,
+    size: u64,
+}
+
+impl Spans {
+    /// The span that contains an offset of the archive.
+    fn at(&self, offset: u64) -> Option<u64> {
+        match self.compression {
+            Compression::Plain => offset.checked_div(self.size),
+            Compression::Gzip => self.map.at(offset).map(|span| u64::from(span.0)),
+        }
+    }
 }
 
 /// Creates the zTOC of a layer.
@@ -240,29 +259,35 @@ fn write(built: &mut BuiltZtoc, layer: Digest) -> Result<(File, Digest, u64), La
 
 impl<'a> Questions<'a> {
     fn new(work: &'a Work, job: &Job, spans: SpanMap) -> Self {
+        let record = work.options.record.as_deref();
         Self {
             search: prefetch::Search::new(&work.options.prefetch),
+            record: record.map(|record| RecordSearch::new(record, &job.layer.digest)),
             no_xattrs: true,
-            spans,
-            compression: job.compression,
-            span_size: work.options.span_size,
+            spans: Spans {
+                map: spans,
+                compression: job.compression,
+                size: work.options.span_size,
+            },
         }
     }
 
     fn see(&mut self, entry: &Entry<'_>) {
         self.no_xattrs &= entry.xattrs().next().is_none() && !entry.name.ends_with(OPAQUE_MARKER);
-        let (spans, span_size) = (&self.spans, self.span_size);
-        let compression = self.compression;
-        self.search.see(entry, |offset| match compression {
-            Compression::Plain => offset.checked_div(span_size),
-            Compression::Gzip => spans.at(offset).map(|span| u64::from(span.0)),
-        });
+        let spans = &self.spans;
+        self.search.see(entry, |offset| spans.at(offset));
+        if let Some(record) = &mut self.record {
+            record.see(entry.name, entry.content(), |offset| spans.at(offset));
+        }
     }
 
     fn finish(self) -> Facts {
+        let (record, spans) = (self.record, self.spans);
+        let recorded = record.map(|record| record.finish(|offset| spans.at(offset)));
         Facts {
             no_xattrs: self.no_xattrs,
             wanted: self.search.finish(),
+            recorded: recorded.unwrap_or_default(),
         }
     }
 }

@@ -157,6 +157,13 @@ pub enum Note {
         /// The digest of the artifact.
         artifact: Digest,
     },
+    /// Files of a recorded start are in no layer with a zTOC.
+    NotInLayers {
+        /// The recorded files of layers that have changed.
+        files: usize,
+        /// How many of them were not found.
+        lost: usize,
+    },
     /// No layer with a zTOC contains this file to prefetch.
     NotFound {
         /// Its normalized path.
@@ -173,6 +180,7 @@ impl Note {
             Self::DiffIds { .. }
             | Self::Warning { .. }
             | Self::NotReused { .. }
+            | Self::NotInLayers { .. }
             | Self::NotFound { .. } => true,
         }
     }
@@ -197,6 +205,10 @@ impl fmt::Display for Note {
             Self::Prefetch { layer, artifact } => {
                 write!(f, "Created prefetch artifact for layer {layer}: {artifact}")
             }
+            Self::NotInLayers { files, lost } => write!(
+                f,
+                "{lost} of {files} recorded files are not found in any layer; record a start of this image to have them downloaded first"
+            ),
             Self::NotFound { path } => {
                 write!(f, "prefetch file {path} not found in any layer")
             }

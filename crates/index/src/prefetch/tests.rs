@@ -7,6 +7,7 @@ fn range(start: u64, end: u64) -> SpanRange {
         start,
         end,
         priority: 0,
+        first_use_ms: None,
     }
 }
 
@@ -126,7 +127,7 @@ fn the_uppermost_layer_has_the_file_and_each_layer_one_artifact() {
         (low, vec![(0, range(0, 1)), (2, range(9, 9))]),
         (high, vec![(1, range(2, 3)), (0, range(4, 4))]),
     ];
-    let (artifacts, not_found) = assign(&names, &layers);
+    let (artifacts, not_found) = assign(&names, &layers, HashMap::new());
     assert_eq!(not_found, ["d"]);
     let of: Vec<_> = artifacts
         .iter()
@@ -143,6 +144,29 @@ fn the_uppermost_layer_has_the_file_and_each_layer_one_artifact() {
             [(LAYER_DIGEST.to_owned(), layer)].into()
         );
     }
+}
+
+#[test]
+fn recorded_ranges_come_first_and_named_files_add_the_rest() {
+    let used = |start, end, ms| SpanRange {
+        first_use_ms: Some(ms),
+        ..range(start, end)
+    };
+    let names = ["a".to_owned()];
+    let (one, two) = (Digest::sha256(b"one"), Digest::sha256(b"two"));
+    let layers = [(one, vec![(0, range(4, 8))]), (two, Vec::new())];
+    let recorded = [(one, vec![used(6, 6, 0), used(1, 2, 9)])];
+    let (artifacts, _) = assign(&names, &layers, recorded.into());
+    let [artifact] = artifacts.as_slice() else {
+        panic!("one artifact: {artifacts:?}");
+    };
+    let wanted = [used(6, 6, 0), used(1, 2, 9), range(4, 5), range(7, 8)];
+    assert_eq!(artifact.ranges, wanted);
+    let text = r#"{"start_span":1,"end_span":2,"first_use_ms":9}"#;
+    assert!(String::from_utf8_lossy(&artifact.bytes).contains(text));
+    assert_eq!(parse(&artifact.bytes).unwrap(), wanted);
+    let marked = artifact.descriptor.annotation(RECORDED_START);
+    assert_eq!(marked, Some("true"));
 }
 
 proptest! {
