@@ -335,6 +335,7 @@ fn status(error: SnapshotError) -> Status {
         | S::Files { .. }
         | S::Folder { .. }
         | S::Mount(_)
+        | S::Starts(_)
         | S::Lost(_) => Status::unknown(text),
         S::Untrusted { .. } | S::Strict { .. } => Status::failed_precondition(text),
         S::Unverified { .. } => Status::unavailable(text),

@@ -25,11 +25,13 @@ mod open;
 pub(crate) mod plan;
 mod prefetch;
 mod pulls;
+mod replay;
 mod restore;
 mod room;
 mod scrub;
 mod show;
 mod source;
+mod starts;
 mod trust;
 pub mod verdict;
 mod whole;
@@ -64,6 +66,7 @@ pub use self::plan::{Parallel, Rules};
 use self::pulls::Pulls;
 pub use self::restore::RestoreError;
 pub(crate) use self::restore::Wanted;
+pub use self::starts::StartsError;
 pub(crate) use self::trust::Standing;
 use self::verdict::{Subject, Way};
 use crate::cpu::{Cpu, Lane};
@@ -73,7 +76,7 @@ use crate::mount::MountError;
 use crate::store::LayerKey;
 use crate::store::space::Taken;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, OnceLock};
 
 /// How long to remember that an image has no index. Longer than a pull of its layers takes, and
 /// short enough that an index created later is soon found.
@@ -104,6 +107,10 @@ struct Image {
     ahead: AtomicBool,
     /// The layers that are prepared or were requested.
     ready: Mutex<ahead::Ready>,
+    /// True once the recorded start is being read.
+    planned: AtomicBool,
+    /// The recorded start.
+    plan: OnceLock<Arc<replay::Plan>>,
     /// Notified when a document or part of a zTOC arrives.
     came: Notify,
     /// Set when the registry was asked for a layer and did not refuse.
@@ -122,10 +129,17 @@ impl Image {
             mounted: AtomicBool::new(false),
             ahead: AtomicBool::new(false),
             ready: Mutex::default(),
+            planned: AtomicBool::new(false),
+            plan: OnceLock::new(),
             came: Notify::new(),
             tried: OnceCell::new(),
             since: Instant::now(),
         })
+    }
+
+    /// Whether the recorded start is already being read. If not, it is from now on.
+    fn plan_begins(&self) -> bool {
+        self.planned.swap(true, Ordering::Relaxed)
     }
 
     /// Expires "no index" sooner than other results, but not while a pull goes on.
@@ -220,6 +234,8 @@ pub struct Options {
     pub background: bool,
     /// Download the spans that prefetch artifacts list before the rest.
     pub prefetch: bool,
+    /// Download first what a recorded start read.
+    pub replay: bool,
     /// Layers are mounted in a user namespace.
     pub user_namespace: bool,
 }
@@ -257,6 +273,8 @@ struct Shared {
     /// Layers that a task follows to completion.
     watched: Mutex<BTreeSet<u64>>,
     ahead: Arc<Semaphore>,
+    /// Recorded starts that were of no use.
+    ignored: replay::Ignored,
     tasks: TaskTracker,
 }
 
@@ -306,6 +324,7 @@ impl Images {
             showing: Mutex::default(),
             watched: Mutex::default(),
             ahead: Arc::new(Semaphore::new(options.ahead.min(Semaphore::MAX_PERMITS))),
+            ignored: replay::Ignored::default(),
             tasks: TaskTracker::new(),
         }))
     }

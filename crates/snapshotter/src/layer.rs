@@ -14,6 +14,7 @@
 //! passing     hashes the tar while its bytes are stored
 //! data        files, places, marks, headers: reads and writes, without network access
 //! trouble, named   recent failures; the images that name the layer, and its sources
+//! starts      notes what was read first
 //! tally       counts of downloads and waits, which outlive the open layer
 //! ```
 //!
@@ -24,6 +25,7 @@ use std::{fmt, io, ops::Range, path::PathBuf};
 
 use bytes::Bytes;
 use soci_oci::Digest;
+use soci_ztoc::SpanId;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
@@ -45,6 +47,7 @@ mod paced;
 mod passing;
 mod spans;
 mod sparse;
+mod starts;
 mod state;
 mod stream;
 mod tally;
@@ -60,7 +63,8 @@ pub use error::{ReadError, Subject};
 pub use expected::Expected;
 pub use layers::{Layers, Lazy, OpenError, Pace, Repairs, Scrubbed, UseOrder, Whole};
 pub use paced::{Drops, Paced};
-pub use spans::{ReadWait, SpanWait, drop_scratch};
+pub use spans::{ReadWait, Replayed, SpanWait, drop_scratch};
+pub use starts::{Note, Notes, StartUse};
 pub use state::LayerState;
 pub use stream::{Program, Programs, StreamError, WholeOptions};
 pub use tally::{Counts, Fetched};
@@ -129,7 +133,8 @@ impl fmt::Debug for Layer {
 }
 
 impl Layer {
-    fn new(context: &Arc<Context>, files: LayerFiles) -> Arc<Layer> {
+    fn new(context: &Arc<Context>, mut files: LayerFiles) -> Arc<Layer> {
+        let starts = context.starts_of(&mut files);
         let trouble = Arc::new(Trouble::new(context.options.pause));
         let named = Arc::new(Named::new(files.sources.clone()));
         let data = Arc::new(Data::new(context, files, Arc::clone(&trouble)));
@@ -140,6 +145,7 @@ impl Layer {
             Arc::clone(&named),
             Arc::clone(&trouble),
             Arc::clone(&passing),
+            starts,
         ));
         let completion = Arc::new(Completion::new(
             Arc::clone(context),
@@ -216,6 +222,12 @@ impl Layer {
     /// The system's; headers that no longer parse.
     pub fn entries(&self) -> io::Result<Entries> {
         self.data.entries()
+    }
+
+    /// The range of the tar that a span contains. `None` if the layer has no such span.
+    pub fn tar_of(&self, span: u32) -> Option<Range<u64>> {
+        let spans = self.data.ztoc()?.spans();
+        (span < self.data.span_count()).then(|| spans.uncompressed(SpanId(span)))
     }
 
     /// Releases the memory of the zTOC's mapping. Its entries are not needed for now.

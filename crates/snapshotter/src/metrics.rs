@@ -26,7 +26,7 @@ pub use self::document::document;
 pub use self::figures::{CacheFigures, Figures, LayerFigures};
 pub use self::operations::{LayerEvent, LayerSeries, NodeEvent, Operations, Timed};
 pub use self::values::{
-    Answer, ByValue, ImageVerdicts, Pause, Prepared, Purpose, ReadFailure, Scraped,
+    Answer, ByValue, ImageVerdicts, Pause, Prepared, Purpose, ReadFailure, ReplayResult, Scraped,
 };
 use crate::sync::OnceLock;
 
@@ -56,6 +56,8 @@ pub struct Metrics {
     failures: ByValue<ReadFailure>,
     /// Compressed bytes of layers.
     pub fetched: ByValue<Purpose>,
+    /// Spans of recorded starts that are over.
+    pub replayed: ByValue<ReplayResult>,
     /// HTTP requests to registries.
     pub requests: ByValue<Answer>,
     /// Evictions.
@@ -84,6 +86,7 @@ impl Metrics {
             read_wait: histogram(of, &all::READ_WAIT),
             failures: ByValue::register(of, &all::READ_FAILURES),
             fetched: ByValue::register(of, &all::FETCHED),
+            replayed: ByValue::register(of, &all::REPLAYED),
             requests: ByValue::register(of, &all::REGISTRY_REQUESTS),
             evicted_layers: counter(of, &all::EVICTED_LAYERS),
             evicted_spans: counter(of, &all::EVICTED_SPANS),

@@ -11,6 +11,7 @@
 //!     present             which spans are stored
 //!     sums                a checksum of each stored span
 //!     meta-PATCH          EROFS images of the file tree; sealed
+//!     starts              what was read first, and when; sealed; absent until something is read
 //! ```
 //!
 //! A directory without `sources` is removed at start. A layer is identified by its digest *and*
@@ -359,6 +360,22 @@ impl LayerStore {
             spans_present: marks.present,
             complete: marks.complete,
         })
+    }
+
+    /// What was noted about the first reads of a layer. `None` if there are no notes.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn starts(&self, number: LayerNumber) -> io::Result<Option<Vec<u8>>> {
+        files::read_starts(&self.layer_folder(number))
+    }
+
+    /// Replaces the notes about the first reads of a layer.
+    ///
+    /// # Errors
+    /// The system's, for example because the layer was removed meanwhile.
+    pub fn write_starts(&self, number: LayerNumber, notes: &[u8]) -> io::Result<()> {
+        files::write_starts(&self.layer_folder(number), notes)
     }
 
     fn layer_folder(&self, number: LayerNumber) -> Folder {

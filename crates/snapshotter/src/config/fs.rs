@@ -83,6 +83,11 @@ table! {
     pub struct Prefetch {
         /// Reads the prefetch artifacts of indexes.
         enable: bool = false;
+        /// Notes what containers read first, for `soci prefetch record`. A few kilobytes per image.
+        record: bool = true, ours;
+        /// Downloads first what a recorded start read, if the index was made with
+        /// `--prefetch-record`. `enable` is not needed for this.
+        replay: bool = true, ours;
         /// Layers that prefetch at the same time; 0 means no limit. A layer prefetches a few spans at
         /// a time, and the limits of downloads apply.
         max_concurrency: i64 = 0, unused;

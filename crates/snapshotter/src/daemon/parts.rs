@@ -263,6 +263,7 @@ pub(super) fn images(
         limits: limits(&config.cache),
         pace: pace(&config.background_fetch),
         whole: pulls::whole_options(parallel)?,
+        notes_starts: config.prefetch.record,
         ..layer::Options::default()
     };
     let layers = Layers::new(
@@ -352,6 +353,7 @@ fn image_options(config: &Config) -> image::Options {
         ahead: config.service.ahead(),
         background: !config.background_fetch.disable || config.snapshotter.trust == Trust::Verified,
         prefetch: config.prefetch.enable,
+        replay: config.prefetch.replay,
         user_namespace: snapshots::needs_userxattr(),
     }
 }

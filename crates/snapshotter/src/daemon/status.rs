@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use hyper::StatusCode;
+use serde::Serialize;
 use tracing::error;
 
 use super::http::{Answer, Endpoint, PLAIN, Place, Site, ending, not_found, response};
 use crate::args::VERSION;
 use crate::image::explain;
 use crate::listen::Listener;
-use crate::snapshots::Snapshotter;
+use crate::snapshots::{SnapshotError, Snapshotter};
 use crate::sync::Weak;
 
 const JSON: &str = "application/json";
@@ -22,24 +23,34 @@ impl Site for Described {
     const WHAT: &'static str = "status";
 
     async fn answer(site: Weak<Self>, path: String) -> Answer {
-        if path != soci_status::PATH {
+        let manifest = path.strip_prefix(soci_status::STARTS_PATH);
+        if path != soci_status::PATH && manifest.is_none() {
             return not_found();
         }
         let Some(snapshotter) = site.upgrade().map(|site| site.0.clone()) else {
             return ending();
         };
-        let text = match snapshotter.status(VERSION).await {
-            Ok(status) => serde_json::to_vec(&status).map_err(|error| explain(&error)),
-            Err(error) => Err(explain(&error)),
-        };
-        match text {
-            Ok(text) => response(StatusCode::OK, JSON, text),
-            Err(error) => response(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                PLAIN,
-                format!("{error}\n"),
-            ),
+        match manifest {
+            None => document(snapshotter.status(VERSION).await.map(Some)),
+            Some(manifest) => document(snapshotter.start_record(manifest).await),
         }
+    }
+}
+
+/// The answer with a document, if there is one.
+fn document<T: Serialize>(made: Result<Option<T>, SnapshotError>) -> Answer {
+    let text = match made {
+        Ok(None) => return not_found(),
+        Ok(Some(made)) => serde_json::to_vec(&made).map_err(|error| explain(&error)),
+        Err(error) => Err(explain(&error)),
+    };
+    match text {
+        Ok(text) => response(StatusCode::OK, JSON, text),
+        Err(error) => response(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            PLAIN,
+            format!("{error}\n"),
+        ),
     }
 }
 

@@ -17,7 +17,8 @@
 //! | any | [`Queue::remove`] | gone, its waiters are answered |
 //!
 //! Ready pieces are taken by class, then by `order`, then by age. A request also takes the pieces
-//! that follow in the blob, up to a limit, if they are of its class (`Next` may join `Now`).
+//! that follow in the blob, up to a limit, if they are of its class (`Next` may join `Now`) and have
+//! about its `order`.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -32,6 +33,9 @@ use crate::sync::{
 /// Within this distance of a request's position, waiting is as fast as a new request: half a round
 /// trip of 20 ms at 90 MB/s, the rate of one connection.
 pub(crate) const NEAR: u64 = 1 << 20;
+/// A request takes only pieces whose order is this near to that of its first piece, so that what is
+/// wanted late does not delay what is wanted soon.
+const NEAR_ORDER: u64 = 16;
 
 mod request;
 #[cfg(test)]
@@ -217,11 +221,11 @@ impl<T> Queue<T> {
         let first = first?;
         let piece = self.pieces.get(&first)?;
         let (class, blob, image) = (piece.class, piece.key.blob, Arc::clone(&piece.image));
-        let (start, limit) = (piece.key.start, limit(class));
+        let (start, limit, order) = (piece.key.start, limit(class), piece.order);
         let mut ids = vec![first];
         let mut pieces = vec![(first, piece.key.range())];
         let mut end = piece.key.end;
-        while let Some(next) = self.follower(&blob, end, class, &image, &ids) {
+        while let Some(next) = self.follower(&blob, end, (class, order), &image, &ids) {
             let range = self.pieces.get(&next).map(|piece| piece.key.range())?;
             if range.end - start > limit {
                 break;
@@ -259,7 +263,7 @@ impl<T> Queue<T> {
         &self,
         blob: &Digest,
         end: u64,
-        class: Class,
+        (class, order): (Class, u64),
         image: &Arc<str>,
         taken: &[PieceId],
     ) -> Option<PieceId> {
@@ -270,7 +274,8 @@ impl<T> Queue<T> {
                 && self.pieces.get(id).is_some_and(|piece| {
                     let rides =
                         piece.class == class || (class == Class::Now && piece.class == Class::Next);
-                    piece.key.end > end && rides && piece.image == *image
+                    let near = piece.order.abs_diff(order) <= NEAR_ORDER;
+                    piece.key.end > end && rides && near && piece.image == *image
                 })
         })
     }

@@ -189,6 +189,7 @@ impl Images {
         let made = match layers.open_lazy(lazy).await {
             Ok(layer) => {
                 image.ready.lock().keep(digest, hold);
+                self.replay(image, &layer);
                 // The store has its own copy now.
                 image.ztocs.lock().remove(&ztoc);
                 self.make_meta_ahead(&layer, coming.lowest)

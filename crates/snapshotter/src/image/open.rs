@@ -284,6 +284,7 @@ impl Images {
                 ztoc: None,
             };
         };
+        self.plan_replay(image, name, &index);
         let bytes = if self.is_stored(layer, &ztoc) {
             Ok(None)
         } else {
@@ -382,6 +383,7 @@ impl Images {
                 // The store has its own copy now.
                 image.ztocs.lock().remove(&digest);
                 self.prefetch(&request.image, index, &layer);
+                self.replay(image, &layer);
                 Ok((layer, format!("{why}; {standing}")))
             }
             Err(error) if is_bad_ztoc(&error) => {

@@ -1,6 +1,7 @@
 //! Reads the prefetch artifact of a layer: the spans to download first. A failure is only logged,
 //! because the artifact affects nothing but the order.
 
+use soci_index::SociIndex;
 use soci_index::prefetch::{self, ArtifactError, MAX_ARTIFACT_BYTES};
 use soci_oci::descriptor::Descriptor;
 use tracing::{debug, warn};
@@ -12,7 +13,7 @@ use crate::layer::Layer;
 
 /// Why an artifact is not used.
 #[derive(Debug, thiserror::Error)]
-enum Unusable {
+pub(super) enum Unusable {
     #[error(transparent)]
     Content(#[from] ContentError),
     #[error(transparent)]
@@ -26,7 +27,8 @@ impl Images {
         let Some(artifact) = artifact.filter(|_| self.0.options.prefetch) else {
             return;
         };
-        if layer.is_complete() {
+        let is_replayed = self.0.options.replay && SociIndex::is_recorded(artifact);
+        if layer.is_complete() || is_replayed {
             return;
         }
         let (images, name) = (self.clone(), name.clone());
@@ -49,7 +51,7 @@ impl Images {
         });
     }
 
-    async fn read_artifact(
+    pub(super) async fn read_artifact(
         &self,
         name: &ImageName,
         artifact: &Descriptor,

@@ -52,6 +52,8 @@ pub(super) struct Completion {
     spans: Arc<Spans>,
     complete: watch::Sender<bool>,
     runs: AtomicBool,
+    /// Everything is downloaded, not only what is listed.
+    fetches: AtomicBool,
     /// The layer is unused and space is needed, so it is not downloaded in the background.
     rests: AtomicBool,
     /// The queue of the paced downloads has it, or gets it when it no longer rests.
@@ -74,6 +76,7 @@ impl Completion {
         Completion {
             complete: watch::Sender::new(data.files.present.is_complete()),
             runs: AtomicBool::new(false),
+            fetches: AtomicBool::new(false),
             rests: AtomicBool::new(false),
             queued: AtomicBool::new(false),
             settles: Mutex::default(),
@@ -102,16 +105,20 @@ impl Completion {
     }
 
     /// Waits until the layer is complete. If `fetches`, also downloads what is missing in the
-    /// background. Ends when the layer is complete or removed. A second call while it runs does
-    /// nothing. The owner of the layer's tasks must spawn it.
+    /// background. Ends when the layer is complete or removed. A second call while it runs only sets
+    /// `fetches`. The owner of the layer's tasks must spawn it.
     pub(super) async fn run(self: Arc<Self>, fetches: bool) {
+        if fetches {
+            self.fetches.store(true, Ordering::SeqCst);
+        }
         if self.runs.swap(true, Ordering::AcqRel) {
+            self.spans.look_again();
             return;
         }
         while !self.is_complete() && !self.spans.is_closed() {
-            let fetches = fetches && !self.rests();
+            let fetches = self.fetches.load(Ordering::SeqCst) && !self.rests();
             let downloads = fetches || self.data.misses_no_content();
-            let until = if downloads || self.spans.has_first() {
+            let until = if downloads || self.spans.has_first() || self.spans.has_replay() {
                 self.top_up(downloads)
             } else {
                 Instant::now() + LOOK
@@ -158,7 +165,7 @@ impl Completion {
         self.wake() && self.queued.load(Ordering::SeqCst)
     }
 
-    /// Requests missing spans up to the window: those of a prefetch artifact first, and all if
+    /// Requests missing spans up to the window: those of prefetch artifacts first, and all if
     /// `downloads`. Returns when to check again at the latest.
     fn top_up(&self, downloads: bool) -> Instant {
         let now = Instant::now();
@@ -168,7 +175,9 @@ impl Completion {
         };
         self.spans.store_kept();
         self.spans.want_first();
-        if downloads && !self.spans.has_first() {
+        self.spans.want_replay();
+        let has_listed = self.spans.has_first() || self.spans.has_replay_waiting();
+        if downloads && !has_listed {
             for span in self.spans.next_absent(WINDOW, room) {
                 self.begun.lock().get_or_insert(now);
                 self.spans.want(span);
@@ -361,8 +370,9 @@ impl Fetches for Completion {
                 false => Next::Later,
             };
         }
-        // The spans of a prefetch artifact are requested without the pace.
-        if self.spans.has_first() || self.room_now().is_err() {
+        // The spans of prefetch artifacts are requested without the pace.
+        let has_listed = self.spans.has_first() || self.spans.has_replay();
+        if has_listed || self.room_now().is_err() {
             return Next::Later;
         }
         let Some(span) = self.spans.first_absent() else {

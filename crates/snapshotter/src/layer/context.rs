@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::{
     paced::Paced,
     spans::{Room, Spare, Waits},
+    starts::{AllStarts, Notes, Starts},
     stream::{Turns, WholeOptions},
     tally::Tallies,
     writeback::Writeback,
@@ -14,7 +15,7 @@ use super::{
 use crate::{
     cpu::Cpu,
     fetch::Scheduler,
-    store::{LayerStore, space::Limits},
+    store::{LayerFiles, LayerStore, space::Limits},
     sync::{Arc, atomic::AtomicU64},
 };
 
@@ -38,6 +39,8 @@ pub struct Options {
     pub sync_every: std::time::Duration,
     /// Limits for background downloads.
     pub limits: Limits,
+    /// Note what is read first of each layer.
+    pub notes_starts: bool,
     /// The pace of background downloads; `None` for the speed of the network.
     pub pace: Option<Paced>,
     /// Drop the page cache of `data` regularly, because mounts read through it and keep their own
@@ -56,6 +59,7 @@ impl Default for Options {
             pause: (seconds(1), seconds(60)),
             sync_every: seconds(10),
             limits: Limits::default(),
+            notes_starts: true,
             pace: None,
             drops_copies: false,
             whole: WholeOptions::default(),
@@ -82,6 +86,8 @@ pub(super) struct Context {
     pub(super) writeback: Arc<Writeback>,
     /// Reads that waited for bytes.
     pub(super) waits: Waits,
+    /// What was read first of each layer.
+    pub(super) starts: AllStarts,
     /// What each layer cost, open or not.
     pub(super) tallies: Tallies,
     /// Bytes on disk of all layers, if that is limited or reported. Measured periodically.
@@ -89,6 +95,16 @@ pub(super) struct Context {
 }
 
 impl Context {
+    /// The notes about the first reads of a layer, with those of an earlier process.
+    pub(super) fn starts_of(&self, files: &mut LayerFiles) -> Arc<Starts> {
+        let earlier = files.starts.take();
+        let new = || {
+            let earlier = earlier.and_then(|bytes| Notes::parse(&bytes));
+            Starts::new(files.present.len(), earlier, self.options.notes_starts)
+        };
+        self.starts.of(files.number, new)
+    }
+
     /// Waits until no pull and no reader is active for a moment, but not indefinitely. A sync of a
     /// layer delays the syncs of snapshot records that a pull waits for, and reads from disk.
     pub(super) async fn wait_for_pause(&self) {

@@ -15,6 +15,7 @@ use super::{
     completion::Completion,
     paced::Queue,
     spans::{Room, Spare, Waits},
+    starts::AllStarts,
     stream::Turns,
     tally::Tallies,
     writeback::{self, Writeback},
@@ -30,6 +31,7 @@ mod evict;
 mod open;
 mod prove;
 mod scrub;
+mod starts;
 mod upkeep;
 mod uses;
 
@@ -97,6 +99,7 @@ impl Layers {
             spare: Spare::default(),
             writeback: Arc::clone(&writeback),
             waits: Waits::default(),
+            starts: AllStarts::default(),
             tallies: Tallies::default(),
             used: AtomicU64::new(0),
         });
@@ -221,7 +224,7 @@ impl Layers {
         self.run_completion(layer, false);
     }
 
-    fn run_completion(&self, layer: &Arc<Layer>, fetches: bool) {
+    pub(super) fn run_completion(&self, layer: &Arc<Layer>, fetches: bool) {
         if !layer.is_complete() {
             self.tasks
                 .spawn_on(Arc::clone(&layer.completion).run(fetches), &self.runtime);
@@ -245,6 +248,7 @@ impl Layers {
         let Some(number) = number else { return Ok(()) };
         self.uses.lock().forget(number);
         self.context.tallies.forget(number);
+        self.context.starts.forget(number);
         let store = Arc::clone(&self.context.store);
         Ok(self
             .context

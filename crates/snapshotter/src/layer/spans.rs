@@ -19,7 +19,8 @@ use std::{collections::HashMap, io};
 use tokio::sync::Notify;
 
 use super::{
-    Context, ReadError, data::Data, named::Named, passing::Passing, tally::Tally, trouble::Trouble,
+    Context, ReadError, data::Data, named::Named, passing::Passing, starts::Starts, tally::Tally,
+    trouble::Trouble,
 };
 use crate::{
     fetch::{Class, readahead::Readahead},
@@ -37,6 +38,7 @@ mod first;
 mod kept;
 mod leave;
 mod read;
+mod replay;
 mod spare;
 mod state;
 #[cfg(test)]
@@ -48,14 +50,17 @@ mod window;
 
 pub(super) use early::Room;
 pub use fill::drop_scratch;
+pub use replay::Replayed;
+pub(super) use replay::in_order;
 pub(super) use spare::Spare;
-pub(super) use trace::Waits;
 pub use trace::{ReadWait, SpanWait};
+pub(super) use trace::{Waits, now_ms};
 
 use early::Early;
 use fill::Arrived;
 use first::First;
 use read::Read;
+use replay::Replay;
 use state::{Demander, Effect, Event, Span};
 use states::States;
 use trace::Times;
@@ -79,6 +84,8 @@ pub(super) struct Spans {
     times: Times,
     ahead: Mutex<Readahead>,
     first: Mutex<First>,
+    replay: Mutex<Replay>,
+    starts: Arc<Starts>,
     tally: Arc<Tally>,
     /// Wakes completion: a span changed, a source was added, or the layer was closed.
     changed: Notify,
@@ -93,6 +100,7 @@ impl Spans {
         named: Arc<Named>,
         trouble: Arc<Trouble>,
         passing: Arc<Passing>,
+        starts: Arc<Starts>,
     ) -> Spans {
         mark_empty_spans(&data);
         let state = |span| {
@@ -114,6 +122,8 @@ impl Spans {
             times: Times::default(),
             ahead: Mutex::new(Readahead::new(ahead)),
             first: Mutex::default(),
+            replay: Mutex::default(),
+            starts,
             tally: context.tallies.of(data.files.number),
             changed: Notify::new(),
             leaving: Mutex::default(),

@@ -197,6 +197,12 @@ pub(super) const FETCHED: Definition = counter(
     "Compressed bytes of layers downloaded from registries, by purpose.",
 )
 .by(&["purpose"]);
+pub(super) const REPLAYED: Definition = counter(
+    "soci_replayed_spans_total",
+    "Spans of recorded starts one minute after the first read: recorded and read, recorded and unread, recorded in a \
+     layer that was complete before (unknown), and not recorded although a reader waited (missed).",
+)
+.by(&["use"]);
 pub(super) const REGISTRY_REQUESTS: Definition = counter(
     "soci_registry_requests_total",
     "HTTP requests to registries and their storage, by result.",
@@ -292,6 +298,7 @@ pub const DEFINITIONS: &[Definition] = &[
     READ_FAILURES,
     PARKED_READS,
     FETCHED,
+    REPLAYED,
     REGISTRY_REQUESTS,
     BACKGROUND_PAUSED,
     CACHE_BYTES,

@@ -6,7 +6,9 @@ use soci_status::{Reason, Verdict};
 
 use super::definitions::{self as all, DEFINITIONS, Definition, Origin};
 use super::operations::{self, LayerEvent, NodeEvent, Timed};
-use super::values::{self, Answer, Pause, Prepared, Purpose, ReadFailure, State, Value};
+use super::values::{
+    self, Answer, Pause, Prepared, Purpose, ReadFailure, ReplayResult, State, Value,
+};
 
 const HEAD: &str = "\
 # Metrics
@@ -153,6 +155,7 @@ fn values_of(definition: &Definition, label: &str) -> Option<Vec<&'static str>> 
         (_, "verdict") => Some(Verdict::ALL.iter().map(|it| it.name()).collect()),
         (_, "cause") => Some(values::names::<ReadFailure>()),
         (_, "purpose") => Some(values::names::<Purpose>()),
+        (_, "use") => Some(values::names::<ReplayResult>()),
         (_, "result") => Some(values::names::<Answer>()),
         (_, "state") => Some(values::names::<State>()),
         (_, "reason") => Some(values::names::<Pause>()),

@@ -113,6 +113,28 @@ impl Value for Purpose {
     ];
 }
 
+/// What became of a recorded span of a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplayResult {
+    /// It was recorded and read.
+    Read,
+    /// It was recorded and not read.
+    Unread,
+    /// It was recorded, and its layer was complete before it was read.
+    Unknown,
+    /// It was not recorded, and a reader waited for it.
+    Missed,
+}
+
+impl Value for ReplayResult {
+    const TABLE: &'static [(Self, &'static str)] = &[
+        (Self::Read, "read"),
+        (Self::Unread, "unread"),
+        (Self::Unknown, "unknown"),
+        (Self::Missed, "missed"),
+    ];
+}
+
 /// The result of an HTTP request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {

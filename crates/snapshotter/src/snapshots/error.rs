@@ -7,6 +7,7 @@ use super::ids::OwnersError;
 use super::metadata::{MetadataError, OpenError, SnapshotId};
 use super::support::Unsupported;
 use crate::cpu::Lost;
+use crate::image::StartsError;
 use crate::mount::MountError;
 
 /// Why a request failed.
@@ -71,6 +72,9 @@ pub enum SnapshotError {
         /// What failed, for which image and layer.
         why: String,
     },
+    /// What was read first of an image cannot be said.
+    #[error(transparent)]
+    Starts(#[from] Box<StartsError>),
     /// The caller is gone. What the request made is removed.
     #[error("the client went away")]
     CallerGone,

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use soci_index::starts::{self, StartRecord};
 use soci_oci::digest::Digest;
+use soci_oci::platform::Platform;
 use soci_status::{Image, Layer, Progress, Reads, Reason, SCHEMA_VERSION, Status, Verdict};
 
 use super::metadata::{Info, Kind};
@@ -54,6 +56,29 @@ impl Snapshotter {
             mounts_layers: images.is_some(),
             images: images_of.collect(),
         })
+    }
+
+    /// What was read first of the image with this manifest. `None` if there is no such image.
+    pub(crate) async fn start_record(
+        &self,
+        manifest: &str,
+    ) -> Result<Option<StartRecord>, SnapshotError> {
+        let shown = self.shown().await?;
+        let Some((id, layers)) = shown.into_iter().find(|(id, _)| id.manifest == manifest) else {
+            return Ok(None);
+        };
+        let keys: Vec<_> = layers.iter().filter_map(|layer| layer.key).collect();
+        let layers = match self.shared.parts.images.get() {
+            Some(images) => images.starts(&keys).await.map_err(Box::new)?,
+            None => Vec::new(),
+        };
+        Ok(Some(StartRecord {
+            schema_version: starts::SCHEMA_VERSION,
+            image: id.image,
+            manifest: id.manifest,
+            platform: Platform::host().to_string(),
+            layers,
+        }))
     }
 
     /// The layers of each image, lowest first.

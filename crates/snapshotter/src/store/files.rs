@@ -13,7 +13,7 @@ use soci_ztoc::{DetachedZtoc, Ztoc};
 use super::{
     LayerKey, LayerNumber, MAX_SPAN, StoreError,
     present::Present,
-    sealed::{Folder, Mapped, missing_is_none},
+    sealed::{Folder, Mapped, Sealed, missing_is_none},
     sources::Sources,
     sums::Sums,
 };
@@ -70,6 +70,8 @@ pub struct LayerFiles {
     pub sums: Sums,
     /// `None` if the layer was downloaded whole.
     pub ztoc: Option<ZtocFile>,
+    /// What an earlier process noted about the first reads of the layer.
+    pub starts: Option<Vec<u8>>,
     /// The layer's directory.
     pub folder: Folder,
 }
@@ -113,6 +115,24 @@ impl LayerFiles {
     }
 }
 
+/// Name of the file with notes about the first reads of a layer.
+const STARTS: &str = "starts";
+
+/// The notes about the first reads of a layer. `None` if there are none, or they are damaged.
+pub(super) fn read_starts(folder: &Folder) -> io::Result<Option<Vec<u8>>> {
+    Ok(match folder.read(STARTS)? {
+        Sealed::Whole(bytes) => Some(bytes),
+        Sealed::Missing | Sealed::Torn => None,
+    })
+}
+
+/// Writes the notes about the first reads of a layer. They need not survive a power failure.
+pub(super) fn write_starts(folder: &Folder, notes: &[u8]) -> io::Result<()> {
+    folder
+        .write_made(STARTS, |to| to.write_all(notes))
+        .map(drop)
+}
+
 fn meta_name(patch: &str) -> io::Result<String> {
     let plain = patch.len() <= 128 && patch.bytes().all(|byte| byte.is_ascii_alphanumeric());
     if !plain {
@@ -146,6 +166,8 @@ pub(super) fn open(
     let path = folder.path();
     let damaged = |file| StoreError::Damaged { number, file };
     let layer = sources.layer.digest;
+    // Without the notes, a layer works as well.
+    let starts = read_starts(&folder).unwrap_or_default();
     let ztoc = match &sources.ztoc {
         None => None,
         Some(_) => {
@@ -164,7 +186,8 @@ pub(super) fn open(
         (None, Some(ztoc)) => write_places(&folder, &layer, ztoc)?,
         (None, None) => return Err(damaged("places")),
     };
-    assemble(folder, number, sources, ztoc, places)
+    let files = assemble(folder, number, sources, ztoc, places)?;
+    Ok(LayerFiles { starts, ..files })
 }
 
 /// Opens the files whose expected sizes are known from the others.
@@ -220,6 +243,7 @@ pub(super) fn assemble(
         present,
         sums,
         ztoc,
+        starts: None,
         folder,
     })
 }

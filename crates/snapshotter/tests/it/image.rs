@@ -1,6 +1,8 @@
 //! Images for tests: plain tars as layers, and an index with zTOCs, in a registry of this process.
 
-use soci_index::{INDEX_DIGEST, LAYER_DIGEST, PREFETCH_MEDIA_TYPE, SociIndex, Version};
+use soci_index::{
+    INDEX_DIGEST, LAYER_DIGEST, PREFETCH_MEDIA_TYPE, RECORDED_START, SociIndex, Version,
+};
 use soci_oci::descriptor::Descriptor;
 use soci_oci::digest::Digest;
 use soci_oci::{json, media_type};
@@ -48,7 +50,7 @@ fn entry(name: &str, kind: u8, content: &[u8]) -> Vec<u8> {
 
 /// Which layers have a zTOC, and how the index is found.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Shape {
+pub(crate) struct Shape<'a> {
     /// Whether the manifest does not name the index.
     pub(crate) unnamed: bool,
     /// Whether the index has version 1 and names the manifest as its subject.
@@ -59,6 +61,8 @@ pub(crate) struct Shape {
     pub(crate) rubbish: Option<usize>,
     /// The prefetch artifact of the lowest layer.
     pub(crate) prefetch: Option<&'static str>,
+    /// The artifacts of a recorded start, of the lowest layers.
+    pub(crate) recorded: &'a [Vec<u8>],
     /// Span size of the zTOCs; the default is small.
     pub(crate) span: Option<u64>,
 }
@@ -74,7 +78,7 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    pub(crate) fn publish(registry: &TestRegistry, tars: &[Vec<u8>], shape: Shape) -> Self {
+    pub(crate) fn publish(registry: &TestRegistry, tars: &[Vec<u8>], shape: Shape<'_>) -> Self {
         let mut blobs = Vec::new();
         for (number, tar) in tars.iter().enumerate() {
             registry.add_blob(REPOSITORY, tar.clone());
@@ -97,6 +101,14 @@ impl Image {
             let layer = Digest::sha256(tar).to_string();
             named.annotations.insert(LAYER_DIGEST.to_owned(), layer);
             registry.add_blob(REPOSITORY, artifact.as_bytes().to_vec());
+            blobs.push(named);
+        }
+        for (artifact, tar) in shape.recorded.iter().zip(tars) {
+            let mut named = Descriptor::of(PREFETCH_MEDIA_TYPE, artifact);
+            let layer = Digest::sha256(tar).to_string();
+            let recorded = (RECORDED_START.to_owned(), "true".to_owned());
+            named.annotations = [(LAYER_DIGEST.to_owned(), layer), recorded].into();
+            registry.add_blob(REPOSITORY, artifact.clone());
             blobs.push(named);
         }
         let add_index = |index: SociIndex| {

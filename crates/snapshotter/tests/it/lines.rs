@@ -9,7 +9,7 @@ use crate::process::{Line, Place, Running};
 use crate::server::{connect, prepare_request};
 
 /// The log of a daemon that prepares the only layer of an image, and the code of its answer.
-async fn log_of(shape: Shape, settings: &str) -> (Vec<Line>, Option<Code>) {
+async fn log_of(shape: Shape<'_>, settings: &str) -> (Vec<Line>, Option<Code>) {
     let registry = TestRegistry::start();
     let image = Image::publish(&registry, &[tar(&[file("a", b"a")])], shape);
     let place = Place::with(settings);

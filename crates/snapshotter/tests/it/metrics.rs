@@ -18,6 +18,7 @@ use crate::process::{LONG, Place, Running, fails, pid};
 use crate::server::{connect, prepare_request};
 
 mod results;
+mod starts;
 mod status;
 
 /// Several spans.

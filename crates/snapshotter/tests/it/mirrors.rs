@@ -26,7 +26,7 @@ impl Mirrored {
     }
 
     /// With a mirror in the daemon's configuration.
-    fn of(shape: Shape) -> Self {
+    fn of(shape: Shape<'_>) -> Self {
         let mut case = Self::with(Setup::default(), shape);
         let first = Mirror {
             host: case.mirror.host(),
@@ -40,7 +40,7 @@ impl Mirrored {
     }
 
     /// With a mirror that no configuration names.
-    fn with(mirror: Setup, shape: Shape) -> Self {
+    fn with(mirror: Setup, shape: Shape<'_>) -> Self {
         let (registry, mirror) = (TestRegistry::start(), TestRegistry::with(mirror));
         let image = Image::publish(&registry, &tars(), shape);
         Image::publish(&mirror, &tars(), shape);

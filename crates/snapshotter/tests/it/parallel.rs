@@ -21,6 +21,7 @@ const UNNAMED: Shape = Shape {
     without: None,
     rubbish: None,
     prefetch: None,
+    recorded: &[],
     span: None,
 };
 

@@ -34,6 +34,7 @@ pub(super) async fn run(layers: Weak<Layers>, every: Duration) {
         };
         if next_sync <= Instant::now() {
             layers.sync_written().await;
+            layers.write_notes().await;
             next_sync = Instant::now() + every;
         }
         let limited = layers.context.options.limits.max_bytes.is_some();
@@ -55,8 +56,9 @@ impl Layers {
     /// for a disk that does not respond: bytes that it did not store are downloaded again, but only
     /// if the power fails.
     pub async fn sync_all(&self) {
-        let layers = self.all();
+        let (layers, context) = (self.all(), Arc::clone(&self.context));
         let sync = move || {
+            super::starts::write_new(&context);
             for layer in layers {
                 // The failure has been logged, and the spans are absent again.
                 drop(layer.completion.sync());

@@ -51,8 +51,7 @@ impl Spans {
         sink: Sink,
     ) -> Option<Demand> {
         let (order, patience) = match class {
-            // Layers are completed one after the other.
-            Class::All => (self.data.files.number.0, Patience::Forever),
+            Class::All => (self.background_order(span.0), Patience::Forever),
             Class::Now | Class::Next | Class::Pull => (0, Patience::Budget),
         };
         Some(Demand {

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use soci_ztoc::SpanId;
 use tokio::time::Instant;
 
 use super::{
@@ -106,6 +107,7 @@ impl Spans {
             Ok(needs) => needs,
             Err(error) => return done(Err(error)),
         };
+        self.note_start(&range, touched.clone().unwrap_or_default(), &missing);
         if let Some(touched) = touched {
             self.guess(touched);
         }
@@ -138,6 +140,33 @@ impl Spans {
             wait: Mutex::new(wait),
         });
         self.park(&read, &missing);
+    }
+
+    /// Notes which files the spans of a read are wanted for, if they are read for the first time.
+    fn note_start(&self, range: &Range<u64>, touched: Range<u32>, missing: &[u32]) {
+        for &span in missing {
+            self.starts.waited(span);
+            if !touched.contains(&span) && self.starts.read(span) {
+                // The header of a file.
+                self.starts.note(span, None, 0);
+            }
+        }
+        let news = touched.filter(|span| self.starts.read(*span)).count();
+        let Some(ztoc) = self.data.ztoc().filter(|_| news > 0) else {
+            return;
+        };
+        for (index, tar) in self.data.files.places.tar_of_data(range.clone()) {
+            let (Some(file), Ok(number)) =
+                (self.data.files.places.file(index), u32::try_from(index))
+            else {
+                continue;
+            };
+            for span in ztoc.spans().covering(tar.clone()) {
+                let from = ztoc.spans().uncompressed(SpanId(span)).start.max(tar.start);
+                self.starts
+                    .note(span, Some(number), from.saturating_sub(file.tar));
+            }
+        }
     }
 
     /// Makes a read a waiter of each missing span, and requests spans that are not requested yet.

@@ -152,7 +152,7 @@ pub(super) fn micros(time: Duration) -> u64 {
 }
 
 /// The current time in milliseconds since 1970.
-pub(super) fn now_ms() -> u64 {
+pub(in crate::layer) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| micros(since) / 1000)
 }
