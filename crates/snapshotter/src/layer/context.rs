@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use super::{
     paced::Paced,
@@ -74,6 +75,8 @@ pub(super) struct Context {
     pub(super) fetch: Arc<Scheduler>,
     pub(super) store: Arc<LayerStore>,
     pub(super) options: Options,
+    /// Tasks that may outlive the request that started them.
+    pub(super) tasks: TaskTracker,
     /// Turns for downloading whole layers.
     pub(super) passes: Arc<Turns>,
     /// Permit for verifying one layer at a time.

@@ -88,7 +88,9 @@ impl Layers {
         let paced = options.pace.map(|pace| Arc::new(Queue::new(pace)));
         let whole = &options.whole;
         let passes = Turns::new(whole.passes(), whole.passes_per_image());
+        let tasks = TaskTracker::new();
         let context = Arc::new(Context {
+            tasks: tasks.clone(),
             cpu,
             fetch,
             store,
@@ -115,7 +117,7 @@ impl Layers {
                 context,
                 runtime: runtime.clone(),
                 open: Mutex::default(),
-                tasks: TaskTracker::new(),
+                tasks,
                 uses: Mutex::default(),
                 paced,
                 tending,

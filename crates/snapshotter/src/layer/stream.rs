@@ -95,7 +95,7 @@ async fn pull(
         .run(Lane::Files, move || store.draft())
         .await??;
     let kept = whole.keep.clone();
-    let mut kept = kept.map(|store| Keep::start(store, whole.layer.clone()));
+    let mut kept = kept.map(|store| Keep::start(&context.tasks, store, whole.layer.clone()));
     let steps = Steps::new(context, whole, image);
     let pass = pass(context, whole, steps, draft, (used, &mut kept)).await?;
     let store = Arc::clone(&context.store);

@@ -1,6 +1,9 @@
 //! Layers that are read completely: which streams are accepted.
 
-use soci_ztoc::{BuildError, BuildOptions, Builder, Compression, GzipError, LayerInflate};
+use soci_ztoc::{
+    BuildError, BuildOptions, Builder, Compression, GzipError, LayerDecoder, LayerError,
+    LayerFormat, LayerInflate,
+};
 
 use crate::archive::{Dialect, File, Tar};
 use crate::squeeze::{Fields, Flush, Make, gzip, member};
@@ -112,4 +115,72 @@ fn the_kind_of_a_layer_is_judged_by_its_first_bytes() {
     assert_eq!(Compression::sniff(&tar()), Compression::Plain);
     assert_eq!(Compression::sniff(&[]), Compression::Plain);
     assert_eq!(Compression::sniff(&[0x1f, 0x8b]), Compression::Plain);
+}
+
+/// Decodes a layer with steps and buffers of the given sizes.
+fn decode(layer: &[u8], step: usize, room: usize) -> Result<Vec<u8>, LayerError> {
+    let mut decoder = LayerDecoder::new(LayerFormat::sniff(layer))?;
+    let (mut out, mut buffer) = (Vec::new(), vec![0; room]);
+    for mut piece in layer.chunks(step) {
+        loop {
+            let filled = decoder.fill(&mut piece, &mut buffer)?;
+            out.extend_from_slice(&buffer[..filled]);
+            if filled < room {
+                assert!(piece.is_empty());
+                break;
+            }
+        }
+    }
+    decoder.finish().map(|()| out)
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![0; zstd_safe::compress_bound(bytes.len())];
+    let written = zstd_safe::CCtx::create().compress(&mut out[..], bytes, 3);
+    out.truncate(written.unwrap());
+    out
+}
+
+#[test]
+fn steps_and_buffers_of_any_size_give_the_same_bytes() {
+    let tar = tar();
+    let (first, second) = tar.split_at(20_000);
+    let skipped = [0x5a, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3].to_vec();
+    let frames = [
+        skipped.clone(),
+        zstd(first),
+        skipped,
+        zstd(second),
+        zstd(b""),
+    ];
+    for layer in [
+        tar.clone(),
+        [gzip(first), gzip(second), gzip(b"")].concat(),
+        frames.concat(),
+    ] {
+        for step in [1, 13, 4096, layer.len()] {
+            for room in [1, 1000, tar.len(), tar.len() + 1] {
+                assert_eq!(decode(&layer, step, room).as_deref(), Ok(&tar[..]));
+            }
+        }
+        // Every compressed form says so if its end is missing.
+        let cut = decode(&layer[..layer.len() - 1], 4096, 1 << 20);
+        assert_eq!(cut.is_err(), layer.len() != tar.len());
+    }
+}
+
+#[test]
+fn the_format_of_a_layer_is_judged_by_its_first_bytes() {
+    for (start, format) in [
+        (&gzip(b"")[..], LayerFormat::Gzip),
+        (&zstd(b"")[..], LayerFormat::Zstd),
+        (&[0x50, 0x2a, 0x4d, 0x18, 0][..], LayerFormat::Zstd),
+        (&[0x5f, 0x2a, 0x4d, 0x18, 0][..], LayerFormat::Zstd),
+        (&[0x60, 0x2a, 0x4d, 0x18, 0][..], LayerFormat::Plain),
+        (&[0x28, 0xb5, 0x2f][..], LayerFormat::Plain),
+        (&tar()[..], LayerFormat::Plain),
+        (&[][..], LayerFormat::Plain),
+    ] {
+        assert_eq!(LayerFormat::sniff(start), format, "{start:x?}");
+    }
 }

@@ -17,6 +17,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, timeout},
 };
+use tokio_util::task::TaskTracker;
 
 /// Steps that wait for containerd. They bound the memory.
 const QUEUE: usize = 4;
@@ -38,11 +39,11 @@ pub(super) struct Keep {
 
 impl Keep {
     /// Begins to keep a layer.
-    pub(super) fn start(store: Containerd, layer: Descriptor) -> Keep {
+    pub(super) fn start(tasks: &TaskTracker, store: Containerd, layer: Descriptor) -> Keep {
         let (queue, steps) = mpsc::channel(QUEUE);
         let (verified, verdict) = oneshot::channel();
         let wanted = layer.clone();
-        let task = tokio::spawn(async move {
+        let task = tasks.spawn(async move {
             if let Err(error) = keep(&store, &wanted, steps, verdict).await {
                 tracing::warn!(
                     layer = wanted.digest.to_string(),
