@@ -5,7 +5,7 @@ import os
 from .node import Node, STATUS
 from .peers import BY_NAME, INDEXED, PLAIN, RECORDED
 from .site import drop_caches
-from .start import LIMIT
+from .start import LIMIT, answers, container
 
 
 def publish(site, name, layout, tags, workload=None):
@@ -43,11 +43,10 @@ def record(site, name, workload):
     with Node(site, BY_NAME["lazy"]) as node:
         drop_caches()
         node.pull(reference)
-        container = node.container(reference, workload.command)
-        if workload.http or workload.sleeps:
-            container.wait("the start", container.started, LIMIT)
-        else:
-            container.wait("READY", container.said_ready, LIMIT)
+        started = container(node, workload, reference)
+        started.wait("the start", started.started, LIMIT)
+        if not workload.sleeps:
+            answers(workload, [started])
         site.command("soci", "prefetch", "record", "--socket", STATUS, reference, "-o", path)
-        container.stop()
+        started.stop()
     return path

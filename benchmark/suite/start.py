@@ -38,9 +38,8 @@ def cold_start(site, peer, workload, reference, config=None, watch=None):
         began = time.time()
         node.pull(reference)
         pulled = time.time()
-        options = ("--net-host",) if workload.http else ()
-        containers = [node.container(reference, workload.command, options) for _ in range(workload.count)]
-        started = max(container.wait("the start", container.started, LIMIT) for container in containers)
+        containers = [container(node, workload, reference) for _ in range(workload.count)]
+        started = max(each.wait("the start", each.started, LIMIT) for each in containers)
         ready = None if workload.sleeps else answers(workload, containers)
         at_ready = usage(node)
         complete, at_end = completion(node)
@@ -51,8 +50,8 @@ def cold_start(site, peer, workload, reference, config=None, watch=None):
             figures["complete"] = complete - began
         if end_watch:
             end_watch(figures | {"began": began})
-        for container in containers:
-            container.stop()
+        for each in containers:
+            each.stop()
         # The link writes its counter a few times per tenth of a second.
         time.sleep(0.05)
         wire = site.wire()
@@ -66,6 +65,10 @@ def cold_start(site, peer, workload, reference, config=None, watch=None):
         return {key: round(value, 3) for key, value in figures.items()}
 
 
+def container(node, workload, reference):
+    return node.container(reference, workload.command, ("--net-host",) if workload.http else ())
+
+
 def usage(node):
     found = {"containerd": node.containerd.usage()}
     if node.snapshotter:
@@ -76,8 +79,8 @@ def usage(node):
 def answers(workload, containers):
     """The time at which all containers are ready."""
     if workload.http:
-        return max(container.wait("an HTTP answer", lambda: fetch(workload.http), LIMIT) for container in containers)
-    return max(container.wait("READY", container.said_ready, LIMIT) for container in containers)
+        return max(each.wait("an HTTP answer", lambda: fetch(workload.http), LIMIT) for each in containers)
+    return max(each.wait("READY", each.said_ready, LIMIT) for each in containers)
 
 
 def fetch(address):
