@@ -104,12 +104,8 @@ impl Image {
             blobs.push(named);
         }
         for (artifact, tar) in shape.recorded.iter().zip(tars) {
-            let mut named = Descriptor::of(PREFETCH_MEDIA_TYPE, artifact);
-            let layer = Digest::sha256(tar).to_string();
-            let recorded = (RECORDED_START.to_owned(), "true".to_owned());
-            named.annotations = [(LAYER_DIGEST.to_owned(), layer), recorded].into();
             registry.add_blob(REPOSITORY, artifact.clone());
-            blobs.push(named);
+            blobs.push(recorded(artifact, tar));
         }
         let add_index = |index: SociIndex| {
             let bytes = index.to_bytes();
@@ -172,6 +168,16 @@ impl Image {
                 &self.layers[layer].to_string(),
             ),
         ])
+    }
+}
+
+/// The descriptor of an artifact of a recorded start.
+fn recorded(artifact: &[u8], tar: &[u8]) -> Descriptor {
+    let layer = (LAYER_DIGEST.to_owned(), Digest::sha256(tar).to_string());
+    let recorded = (RECORDED_START.to_owned(), "true".to_owned());
+    Descriptor {
+        annotations: [layer, recorded].into(),
+        ..Descriptor::of(PREFETCH_MEDIA_TYPE, artifact)
     }
 }
 

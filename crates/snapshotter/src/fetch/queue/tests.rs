@@ -38,6 +38,17 @@ fn neighbours_become_one_request_up_to_the_limit() {
 }
 
 #[test]
+fn a_neighbour_that_is_wanted_much_later_gets_its_own_request() {
+    let mut queue = Queue::default();
+    let image = Arc::from("image");
+    for (start, order) in [(20, 500), (0, 3), (10, 5), (30, 0)] {
+        queue.push(key(1, start, start + 10), Class::All, order, &image, 0);
+    }
+    let ranges: Vec<_> = std::iter::from_fn(|| take(&mut queue).map(|it| it.range())).collect();
+    assert_eq!(ranges, [30..40, 0..20, 20..30]);
+}
+
+#[test]
 fn a_reader_goes_first_and_next_joins_its_request() {
     let mut queue = Queue::default();
     push(&mut queue, key(1, 0, 10), Class::All, 0);
