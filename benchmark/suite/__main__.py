@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--runs", type=int, default=int(os.environ.get("RUNS", "3")), help="cold starts of each peer (RUNS, 3)")
     parser.add_argument("--peers", default=",".join(PEERS), help=f"comma separated; default {','.join(PEERS)}")
     parser.add_argument("--out", default="target/results", help="folder of the results (target/results)")
-    parser.add_argument("--page", help="page whose table of the suite is replaced, for example README.md")
+    parser.add_argument("--page", action="append", default=[], help="page whose table of the suite is replaced; may be repeated")
     given = parser.parse_args()
     names = [name for group in given.names or EVERYTHING for name in GROUPS.get(group, [group])]
     if wrong := [name for name in names if name not in known and name != "report"]:
@@ -42,8 +42,8 @@ def main():
             failed = True
             print(f"suite: {name}: {failure}", file=sys.stderr, flush=True)
         report.write(given.out)
-    if given.page:
-        report.insert(given.out, given.page)
+    for page in given.page:
+        report.insert(given.out, page)
     print(f"suite: the tables are in {os.path.join(given.out, 'README.md')}")
     sys.exit(1 if failed else 0)
 

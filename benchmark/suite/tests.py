@@ -45,6 +45,19 @@ class Figures(unittest.TestCase):
         self.assertIn("not run: not in this build", page)
         self.assertIn("2.50 (0.50 x)", page)
 
+    def test_a_page_gets_the_table_between_its_marks(self):
+        with tempfile.TemporaryDirectory() as folder:
+            results.save(folder, "demo", DOCUMENT)
+            page = f"{folder}/page.md"
+            for old in ("", "old\n"):
+                with open(page, "w") as file:
+                    file.write(f"before\n{report.BEGIN}{old}{report.END}after\n")
+                report.insert(folder, page)
+                with open(page) as file:
+                    text = file.read()
+                self.assertTrue(text.startswith(f"before\n{report.BEGIN}|  | containerd") and text.endswith(f"{report.END}after\n"))
+                self.assertNotIn("old", text)
+
     def test_new_runs_of_one_peer_replace_only_its_own(self):
         new = {**DOCUMENT, "runs": [{"peer": "lazy", "ready": 9.0}], "failures": {}, "absent": {}}
         merged = results.merge(DOCUMENT, new, ["lazy", "reference"])
