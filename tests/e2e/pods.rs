@@ -100,7 +100,9 @@ fn a_pod_starts_while_the_registry_is_down_and_a_reader_waits_for_it() -> Result
 
 #[test]
 fn a_pod_starts_when_the_layer_store_cannot_be_used() -> Result<()> {
-    starts_pods_after("no-store", |root| {
+    // The sandbox image is unpacked by containerd, so that it does not need the store.
+    let left = "[pull_modes.parallel_pull_unpack]\nenable = false\n";
+    starts_pods_after("no-store", left, |root| {
         let layers = stored::folder(root);
         fs::rename(&layers, root.join("layers-before"))?;
         Ok(fs::write(layers, "not a directory")?)
@@ -109,7 +111,7 @@ fn a_pod_starts_when_the_layer_store_cannot_be_used() -> Result<()> {
 
 #[test]
 fn a_pod_starts_when_the_records_of_snapshots_are_damaged() -> Result<()> {
-    starts_pods_after("no-records", |root| {
+    starts_pods_after("no-records", "", |root| {
         let records = root.join("snapshotter/snapshots.redb");
         ensure!(records.exists(), "the records are elsewhere");
         Ok(fs::write(records, vec![0x5a; 1 << 16])?)
@@ -125,8 +127,8 @@ fn a_pod_starts_where_nothing_can_be_mounted_lazily() -> Result<()> {
 }
 
 /// Stops the snapshotter, breaks its state directory and starts it again. Pods must still start.
-fn starts_pods_after(name: &str, damage: impl Fn(&Path) -> Result<()>) -> Result<()> {
-    let mut site = Site::for_pods(NOTHING_BEHIND)?;
+fn starts_pods_after(name: &str, config: &str, damage: impl Fn(&Path) -> Result<()>) -> Result<()> {
+    let mut site = Site::for_pods(&format!("{NOTHING_BEHIND}{config}"))?;
     let cri = site.node.cri()?;
     cri.run_pod("before")?.remove()?;
     site.node.snapshotter()?.kill(LIMIT)?;
