@@ -38,11 +38,11 @@ def measure(site, out, _runs):
     figures = cold_start(site, BY_NAME["lazy"], WORKLOADS["demo"], f"{site.relay}/demo:{INDEXED}", watch=begin)
     printed = site.command("perf", "report", "-i", samples, "--stdio", "-q", "--no-children", "--sort", "dso,symbol",
                            "--percent-limit", "0.3")
-    rows = [line.split(None, 3) for line in printed.splitlines() if line.strip()]
+    rows = [words for line in printed.splitlines() if len(words := line.split(None, 3)) == 4 and words[0].endswith("%")]
     areas = Counter()
     for row in rows:
         areas[row[1]] += float(row[0].rstrip("%"))
-    shown = [[row[0], row[1], f"`{row[3]}`" if len(row) > 3 else ""] for row in rows[:SHOWN]]
+    shown = [[row[0], row[1], f"`{row[3].strip()}`"] for row in rows[:SHOWN]]
     note = (f"The demo image, lazy, one run. CPU of the daemon {figures['cpu_snapshotter_end']:.2f} s. By program: "
             + ", ".join(f"{name} {share:.0f} %" for name, share in areas.most_common(3)) + ".\n\n")
     results.save(out, "profile", {"title": "profile of the daemon", "table": note + table(["share", "program", "function"], shown)})
