@@ -171,7 +171,7 @@ fn a_cancelled_pull_of_whole_layers_soon_downloads_nothing_and_leaves_nothing() 
     let reference = site.publish_plain(&image(Compressor::Gzip)?, "plain:1")?;
     let mut pulling = begun(&site, &reference)?;
     ensure!(folders(&site)? > 0);
-    pulling.interrupt(LIMIT)?;
+    pulling.kill(LIMIT)?;
     until("nothing is left", || Ok(folders(&site)? == 0))?;
     let (mut came, mut since) = (site.relay.delivered(), Instant::now());
     until("the downloads end", || {
