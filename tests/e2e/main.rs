@@ -33,6 +33,7 @@ mod run;
 mod scrub;
 mod series;
 mod space;
+mod starts;
 mod takeover;
 mod trust;
 mod ways;
