@@ -21,8 +21,8 @@ fn mixed() -> Result<Image> {
     ] {
         let entries = [
             directory(name).mode(0o700),
-            file(&format!("{name}/noise"), noise(7, 300_000)),
-            file(&format!("{name}/zeros"), vec![0; 400_000]),
+            file(format!("{name}/noise"), noise(7, 300_000)),
+            file(format!("{name}/zeros"), vec![0; 400_000]),
             file("last", name),
         ];
         layers.push(Layer::compressed(tar::write(&entries), compressor)?);
