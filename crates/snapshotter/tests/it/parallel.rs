@@ -46,9 +46,9 @@ async fn is_lazy(server: &Server, image: &Image, layer: usize) -> bool {
     labels.contains_key("containerd.io/snapshot/remote")
 }
 
-async fn check(server: &Server, image: &Image, layers: u64) {
-    let view = server.viewed(&image.target(layers as usize - 1)).await;
-    for n in 0..layers {
+async fn check(server: &Server, image: &Image, layers: usize) {
+    let view = server.viewed(&image.target(layers - 1)).await;
+    for n in (0..).take(layers) {
         let read = fs::read(view.path().join(format!("f{n}"))).unwrap();
         assert!(read == noise(n, SIZE), "{n}");
     }
@@ -130,8 +130,8 @@ async fn images_that_are_pulled_at_once_share_their_layers() {
     until("all layers are here", async || ready(&server) == 4).await;
     pull_all_from(&server, &one, 1).await;
     pull_all_from(&server, &two, 2).await;
-    for layer in 0..2 {
-        assert_once(&registry, &one.layers[layer], tars[layer].len());
+    for (layer, tar) in one.layers.iter().zip(&tars).take(2) {
+        assert_once(&registry, layer, tar.len());
     }
     server.interrupt().await;
 }
