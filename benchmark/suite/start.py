@@ -3,13 +3,14 @@
 import http.client
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from .node import Node
 from .site import Failure, drop_caches, wait_for
 
-# Seconds that a container may need to start, or to be ready.
-LIMIT = 300
+# Seconds that a container may need to start, or to be ready, and seconds for one request.
+LIMIT, REQUEST = 300, 5
 
 
 @dataclass(frozen=True)
@@ -27,29 +28,29 @@ class Workload:
 
 
 def cold_start(site, peer, workload, reference, config=None, watch=None):
-    """Returns the figures of one run: seconds since the pull began, bytes, CPU seconds, MiB.
+    """Returns the figures of one run: when the pull began, seconds since then, bytes, CPU seconds, MiB.
 
-    `watch` is called with the node after its start, and its result with the figures after READY."""
+    `watch` makes a context manager of the node. It lasts from before the pull until the image is complete."""
     with Node(site, peer, config) as node:
-        end_watch = watch(node) if watch else None
-        drop_caches()
-        before = usage(node)
-        load = os.getloadavg()[0]
-        began = time.time()
-        node.pull(reference)
-        pulled = time.time()
-        containers = [container(node, workload, reference) for _ in range(workload.count)]
-        started = max(each.wait("the start", each.started, LIMIT) for each in containers)
-        ready = None if workload.sleeps else answers(workload, containers)
-        at_ready = usage(node)
-        complete, at_end = completion(node)
-        figures = {"pull": pulled - began, "started": started - began}
+        with watch(node) if watch else nullcontext():
+            drop_caches()
+            before = usage(node)
+            load = os.getloadavg()[0]
+            began = time.time()
+            node.pull(reference)
+            pulled = time.time()
+            containers = [container(node, workload, reference) for _ in range(workload.count)]
+            started = max(each.wait("the start", each.started, LIMIT) for each in containers)
+            ready = None if workload.sleeps else answers(workload, containers)
+            used = {"ready": usage(node)}
+            complete = completion(node, pulled)
+            if complete:
+                used["end"] = usage(node)
+        figures = {"began": began, "pull": pulled - began, "started": started - began}
         if ready:
             figures["ready"] = ready - began
         if complete:
             figures["complete"] = complete - began
-        if end_watch:
-            end_watch(figures | {"began": began})
         for each in containers:
             each.stop()
         # The link writes its counter a few times per tenth of a second.
@@ -58,10 +59,10 @@ def cold_start(site, peer, workload, reference, config=None, watch=None):
         figures["wire"] = wire.between(began, ready or started)
         figures["wire_total"] = wire.between(began, time.time())
         figures["load"] = load
-        for moment, used in (("ready", at_ready), ("end", at_end)):
-            for who in used:
-                figures[f"cpu_{who}_{moment}"] = used[who].since(before[who]).cpu
-                figures[f"peak_{who}_{moment}"] = used[who].peak
+        for moment, costs in used.items():
+            for who, cost in costs.items():
+                figures[f"cpu_{who}_{moment}"] = cost.since(before[who]).cpu
+                figures[f"peak_{who}_{moment}"] = cost.peak
         return {key: round(value, 3) for key, value in figures.items()}
 
 
@@ -85,7 +86,7 @@ def answers(workload, containers):
 
 def fetch(address):
     port, _, path = address.partition("/")
-    client = http.client.HTTPConnection("127.0.0.1", int(port), timeout=LIMIT)
+    client = http.client.HTTPConnection("127.0.0.1", int(port), timeout=REQUEST)
     try:
         client.request("GET", "/" + path)
         return time.time() if client.getresponse().status == 200 else None
@@ -95,12 +96,15 @@ def fetch(address):
         client.close()
 
 
-def completion(node):
-    """When the whole image is on disk, and the usage then. Not known for the reference implementation."""
+def completion(node, pulled):
+    """Waits until the whole image is on disk, and returns the time at which it was. None if that is not known: the reference
+    implementation does not say it."""
+    if not node.snapshotter:
+        return pulled
     if node.peer.daemon != "ours":
-        return None, usage(node)
+        return None
     try:
         wait_for("the rest of the image", node.complete, 120)
     except Failure:
-        return None, usage(node)
-    return time.time(), usage(node)
+        return None
+    return max(pulled, node.completed() or pulled)

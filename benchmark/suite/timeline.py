@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -43,8 +44,9 @@ class Samples:
 
 
 def sampler(samples, link):
-    """Returns what cold_start calls with the node: it samples until the start is over."""
-    def begin(node):
+    """Returns what cold_start calls with the node: it samples until the start is over, or has failed."""
+    @contextmanager
+    def watch(node):
         over = threading.Event()
         trees = [[node.snapshotter.process.pid], [node.containerd.process.pid], link]
 
@@ -53,17 +55,15 @@ def sampler(samples, link):
                 used = [sum(cpu(pid) for root in roots for pid in tree(root)) for roots in trees]
                 samples.rows.append((time.time(), machine(), *used))
 
-        thread = threading.Thread(target=sample)
+        thread = threading.Thread(target=sample, daemon=True)
         thread.start()
-
-        def end(figures):
-            samples.began = figures["began"]
+        try:
+            yield
+        finally:
             over.set()
             thread.join()
 
-        return end
-
-    return begin
+    return watch
 
 
 def machine():
@@ -81,19 +81,21 @@ def measure(site, out, _runs):
         figures = cold_start(site, peer, workload, f"{site.relay}/demo:{INDEXED}", watch=sampler(samples, site.link))
     finally:
         del os.environ["SUITE_DEBUG"]
+    samples.began = figures["began"]
     with open(site.path("snapshotter.log"), errors="replace") as file:
         stored, waits = spans(file, samples.began)
     rows = steps(site.wire(), samples, stored, waits, figures)
     with open(os.path.join(out, "timeline.svg"), "w") as file:
         file.write(draw(rows, figures))
-    note = (f"The demo image, lazy, one run with the debug log: pull {figures['pull']:.2f} s, started {figures['started']:.2f} s, READY "
-            f"{figures['ready']:.2f} s, complete {figures.get('complete', 0):.2f} s; load {figures['load']:.1f}. 100 % of CPU is one core; "
+    clocks = ", ".join(f"{label} {figures[key]:.2f} s" for label, key in CLOCKS if key in figures)
+    note = (f"The demo image, lazy, one run with the debug log: {clocks}; load {figures['load']:.1f}. 100 % of CPU is one core; "
             f"\"rest\" is the program, runc, the kernel, and other work on the machine.\n\n![Timeline of a cold start](timeline.svg)\n\n")
     text = note + table(PHASES, phases(site.wire(), samples, waits, figures)) + "\n" + table(STEPS, [shown(row) for row in rows
                                                                                          if row["at"] < figures["ready"]])
     results.save(out, "timeline", {"title": "timeline of one cold start", "figures": figures, "table": text})
 
 
+CLOCKS = [("pull", "pull"), ("started", "started"), ("READY", "ready"), ("complete", "complete")]
 PHASES = ["", "s", "MB received", "s in which a read waited", "CPU s: daemon", "containerd", "registry and link", "rest", "idle"]
 STEPS = ["ms", "MB received", "spans stored", "reads that wait", "CPU %: daemon", "containerd", "registry and link", "rest"]
 
