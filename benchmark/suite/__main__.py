@@ -8,7 +8,7 @@ from . import bars, fleet, images, profile, recipes, report, results, scale, tim
 from .peers import BY_NAME, INDEXED, PLAIN, RECORDED
 from .publish import publish
 from .scenarios import SCENARIOS, grid
-from .site import Failure, Site
+from .site import FAILURES, Site
 from .start import cold_start
 from .workloads import PEERS, WORKLOADS
 
@@ -38,12 +38,16 @@ def main():
     for name in names:
         try:
             run(site, name, given)
-        except Failure as failure:
+        except FAILURES as failure:
             failed = True
             print(f"suite: {name}: {failure}", file=sys.stderr, flush=True)
         report.write(given.out)
     for page in given.page:
-        report.insert(given.out, page)
+        try:
+            report.insert(given.out, page)
+        except FAILURES as failure:
+            failed = True
+            print(f"suite: {failure}", file=sys.stderr, flush=True)
     print(f"suite: the tables are in {os.path.join(given.out, 'README.md')}")
     sys.exit(1 if failed else 0)
 
@@ -80,15 +84,16 @@ def compare(site, workload, peers, runs):
                 document["absent"][peer.name] = why
                 continue
             references[peer.name] = prepare(site, peer, workload, layout)
-        except Failure as failure:
+        except FAILURES as failure:
             document["failures"][peer.name] = str(failure)
+            print(f"{peer.name}: {failure}", flush=True)
     for number in range(runs):
         for peer in peers:
             if peer.name not in references or peer.name in document["failures"]:
                 continue
             try:
                 figures = cold_start(site, peer, workload, references[peer.name])
-            except Failure as failure:
+            except FAILURES as failure:
                 document["failures"][peer.name] = str(failure)
                 print(f"{peer.name}: {failure}", flush=True)
                 continue

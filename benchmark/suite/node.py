@@ -1,5 +1,6 @@
 """A node with nothing cached: the snapshotter's daemon, containerd, and containers."""
 
+import json
 import os
 import shutil
 import socket
@@ -15,7 +16,11 @@ ADDRESS = os.environ.get("CONTAINERD_ADDRESS", "/run/containerd/containerd.sock"
 SNAPSHOTTER = "/run/containerd/suite.sock"
 # Where the daemon of this project answers `soci status`.
 STATUS = "/run/containerd/status.sock"
-STATE = "/run/containerd/state"
+STATE = "/run/containerd/state-{}"
+# Seconds that the output of a container may take to end after the container.
+REST = 5
+# What the daemon of this project logs for each lazy layer when it is complete, and when it is mounted.
+COMPLETE, LAZY = '"msg":"layer is complete"', "remote snapshot successfully prepared"
 CONTAINERD = """version = 3
 root = "{root}"
 state = "{state}"
@@ -49,7 +54,10 @@ class Node:
     def __init__(self, site, peer, config=None):
         self.site, self.peer = site, peer
         self.config = peer.config if config is None else config
-        self.root, self.state = site.path("node/soci"), site.path("node/containerd")
+        # No node finds what another one left.
+        number = next(site.nodes)
+        self.folder, self.tasks = site.path(f"node-{number}"), STATE.format(number)
+        self.root, self.state = os.path.join(self.folder, "soci"), os.path.join(self.folder, "containerd")
         self.snapshotter = self.containerd = self.watcher = None
         self.events, self.numbers = [], 0
 
@@ -68,7 +76,7 @@ class Node:
         for folder in (self.root, self.state):
             os.makedirs(folder)
         environment = dict(self.site.environment)
-        config = self.site.path("node/soci.toml")
+        config = os.path.join(self.folder, "soci.toml")
         with open(config, "w") as file:
             file.write(f'{self.config}\n[content_store]\ncontainerd_address = "{ADDRESS}"\n'
                        if self.peer.daemon == "ours" else self.config)
@@ -79,9 +87,9 @@ class Node:
             environment["PATH"] = f"{self.site.igzip}:{environment['PATH']}"
         else:
             environment["CONTAINERD_DISABLE_IGZIP"] = "1"
-        config = self.site.path("node/containerd.toml")
+        config = os.path.join(self.folder, "containerd.toml")
         with open(config, "w") as file:
-            file.write(CONTAINERD.format(root=self.state, state=STATE, address=ADDRESS, snapshotter=SNAPSHOTTER,
+            file.write(CONTAINERD.format(root=self.state, state=self.tasks, address=ADDRESS, snapshotter=SNAPSHOTTER,
                                          soci=self.root, transfer=self.peer.transfer))
             if self.snapshotter:
                 file.write(PROXY)
@@ -121,7 +129,11 @@ class Node:
     def complete(self):
         """Whether the daemon of this project reports every lazy layer as complete."""
         said = self.snapshotter.said()
-        return said.count("layer is complete") >= said.count("remote snapshot successfully prepared")
+        return said.count(COMPLETE) >= said.count(LAZY)
+
+    def completed(self):
+        """The daemon's own time at which its last lazy layer was complete. None if there are no lazy layers."""
+        return last_complete(self.snapshotter.said())
 
     def stop(self):
         if self.containerd:
@@ -132,9 +144,9 @@ class Node:
         for daemon in (self.containerd, self.snapshotter):
             if daemon:
                 daemon.stop()
-        unmount_below(self.site.path("node"))
-        shutil.rmtree(self.site.path("node"), ignore_errors=True)
-        shutil.rmtree(STATE, ignore_errors=True)
+        unmount_below(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.tasks, ignore_errors=True)
 
     def kill_tasks(self):
         try:
@@ -171,12 +183,20 @@ class Container:
         return next((when for when, line in list(self.lines) if line.startswith(("READY", "DONE"))), None)
 
     def wait(self, what, when, seconds):
-        """Waits for when() and returns it. Raises Failure if the container ends before."""
-        wait_for(f"{what} of a container", lambda: when() is not None or self.ended(), seconds, 0.002)
-        if (at := when()) is not None:
-            return at
-        self.reader.join()
-        if (at := when()) is not None:
+        """Waits for when() and returns its first value. Raises Failure if the container ends before."""
+        at = None
+
+        def known():
+            nonlocal at
+            at = when()
+            return at is not None or self.ended()
+
+        wait_for(f"{what} of a container", known, seconds, 0.002)
+        if at is None:
+            # The container has ended. Its last lines may still arrive.
+            self.reader.join(REST)
+            at = when()
+        if at is not None:
             return at
         self.errors.seek(0)
         raise Failure(f"the container ended with {self.process.returncode} without {what}: {self.errors.read()[-600:].strip()}")
@@ -202,6 +222,12 @@ def parse(date, clock):
     seconds, _, fraction = clock.partition(".")
     at = datetime.fromisoformat(f"{date}T{seconds}").replace(tzinfo=timezone.utc).timestamp()
     return at + float(f"0.{fraction or 0}")
+
+
+def last_complete(said):
+    """The time of the last line of a log that says that a layer is complete."""
+    lines = [line for line in said.splitlines() if COMPLETE in line and line.endswith("}")]
+    return max((datetime.fromisoformat(json.loads(line)["time"]).timestamp() for line in lines), default=None)
 
 
 def connects(path):

@@ -50,7 +50,10 @@ def reference(site):
 
 def has_parallel(site):
     """A binary with the mode has its log line."""
-    with open(shutil.which("soci-snapshotter-grpc"), "rb") as file:
+    program = shutil.which("soci-snapshotter-grpc")
+    if not program:
+        return False
+    with open(program, "rb") as file:
         return b"preparing snapshot with parallel pull/unpack" in file.read()
 
 

@@ -13,7 +13,7 @@ from . import images
 from .site import Failure
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-# Megabytes of incompressible data in the large images.
+# MiB of incompressible data in the large images.
 LARGE = int(os.environ.get("SUITE_LARGE_MB", "2048"))
 NODE_PACKAGES = ("express@4.21.2", "lodash@4.17.21", "winston@3.17.0", "pg@8.13.1", "ws@8.18.0", "ajv@8.17.1")
 
@@ -96,10 +96,10 @@ def service(builder):
     builder.tree(root)
 
 
-def noise(builder, first, count, megabytes):
+def noise(builder, first, count, mebibytes):
     """A layer of incompressible files /srv/weights/N."""
     rng = random.Random(first)
-    files = ((f"srv/weights/{first + n}", megabytes << 20, (rng.randbytes(1 << 20) for _ in range(megabytes)))
+    files = ((f"srv/weights/{first + n}", mebibytes << 20, (rng.randbytes(1 << 20) for _ in range(mebibytes)))
              for n in range(count))
     builder.stream(archive(files), level=1)
 
@@ -140,15 +140,16 @@ RECIPES = {
     "learn": (base, partial(python, name="learn"), partial(program, name="learn.py")),
     "node": (node, service),
     "busybox": (busybox,),
-    "layers1": (busybox, partial(small_layers, count=1)),
-    "layers10": (busybox, partial(small_layers, count=10)),
-    "layers40": (busybox, partial(small_layers, count=40)),
-    "layers120": (busybox, partial(small_layers, count=118)),
+    # The first layer is the one of busybox.
+    "layers1": (busybox,),
+    "layers10": (busybox, partial(small_layers, count=9)),
+    "layers40": (busybox, partial(small_layers, count=39)),
+    "layers120": (busybox, partial(small_layers, count=119)),
     "files1k": (busybox, partial(many, count=1_000)),
     "files100k": (busybox, partial(many, count=100_000)),
     "files1m": (busybox, partial(many, count=1_000_000)),
-    "weights": (base, partial(program, name="weights.py"), partial(noise, first=0, count=1, megabytes=LARGE)),
+    "weights": (base, partial(program, name="weights.py"), partial(noise, first=0, count=1, mebibytes=LARGE)),
     "remainder": (base, partial(program, name="hello.py"),
-                  *(partial(noise, first=n, count=1, megabytes=LARGE // 4) for n in range(4))),
+                  *(partial(noise, first=n, count=1, mebibytes=LARGE // 4) for n in range(4))),
     "notebook": (base, partial(python, name="notebook")),
 }

@@ -10,8 +10,8 @@ from .site import Failure
 HEAD = """# Results of the benchmark suite
 
 Written by `benchmark/run suite`. Seconds since the pull began, medians of all runs; [README.md](../README.md#the-suite) says how they
-are measured. Ratios refer to the faster one of containerd's two rows in the same run. "started" is the time at which containerd had
-started the container, READY the time at which the program in it was ready. A figure that was not measured is left out.
+are measured. Ratios refer to the faster one of containerd's two rows of the same workload and machine. "started" is the time at which
+containerd had started the container, READY the time at which the program in it was ready. A figure that was not measured is left out.
 """
 COLUMNS = ["", "pull", "started", "READY", "ratio", "image complete", "MB until READY", "CPU s: daemon, containerd",
            "peak MiB: daemon, containerd", "READY of each run"]
@@ -50,6 +50,11 @@ def number(value, digits=2):
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def pair(first, second, digits=2):
+    """Two figures. Empty if none of them was measured."""
+    return "" if first is None and second is None else f"{number(first, digits) or '-'}, {number(second, digits) or '-'}"
+
+
 def title(peer):
     return BY_NAME[peer].title if peer in BY_NAME else peer
 
@@ -57,7 +62,7 @@ def title(peer):
 def summary(found):
     """READY of every peer for every workload, as seconds and ratio."""
     known = {name: Runs(document) for name, document in found.items() if "runs" in document}
-    peers = [name for name in BY_NAME if any(name in runs.peers() for runs in known.values())]
+    peers = [name for name in BY_NAME if any(name in runs.peers() or name in runs.failures for runs in known.values())]
     rows = []
     for name, runs in known.items():
         key = "ready" if any(runs.raw(peer, "ready") for peer in peers) else "started"
@@ -78,8 +83,8 @@ def cell(runs, peer, key):
 def workload(name, document):
     runs, image = Runs(document), document["image"]
     lines = [f"## {name}: {document['title']}", "",
-             f"{image['megabytes']:.0f} MB compressed, {image['layers']} layers. {document['machine']}; {document['when']}; load at the "
-             f"start of a run {load(runs)}.", ""]
+             f"{image['megabytes']:.0f} MB compressed, {image['layers']} layers. {document['machine']}; "
+             f"{runs.dates() or document['when']}; load at the start of a run {load(runs)}.", ""]
     lines += [f"{note}\n" for note in document.get("notes", [])]
     lines.append(table(COLUMNS, [row(runs, peer) for peer in runs.peers()]))
     lines += [f"* {title(peer)}: failed: {why}" for peer, why in runs.failures.items()]
@@ -91,13 +96,11 @@ def workload(name, document):
 
 def row(runs, peer):
     key = "ready" if runs.raw(peer, "ready") else "started"
-    ours = runs.median(peer, "cpu_snapshotter_end")
+    cpu, peak = ([runs.median(peer, f"{what}_{who}_end") for who in ("snapshotter", "containerd")] for what in ("cpu", "peak"))
     wire = runs.median(peer, "wire")
     return [title(peer), number(runs.median(peer, "pull")), number(runs.median(peer, "started")), number(runs.median(peer, "ready")),
             number(runs.ratio(peer, key)), number(runs.median(peer, "complete")), number(wire and wire / 1e6, 0),
-            f"{number(ours)}, {number(runs.median(peer, 'cpu_containerd_end'))}",
-            f"{number(runs.median(peer, 'peak_snapshotter_end'), 0)}, {number(runs.median(peer, 'peak_containerd_end'), 0)}",
-            " ".join(map(number, runs.raw(peer, key)))]
+            pair(*cpu), pair(*peak, digits=0), " ".join(map(number, runs.raw(peer, key)))]
 
 
 def load(runs):
@@ -112,7 +115,7 @@ REACH = [
     ("parallel without index: the same", ("demo", "learn"), "parallel", "ready", None, 0.55),
     ("start that reads every file: lazy against parallel", ("everything",), "lazy", "ready", "parallel", 1.05),
     ("small application, large image: container start, lazy against overlayfs", ("remainder",), "lazy", "started", None, 0.05),
-    ("one 2 GB layer: parallel against overlayfs", ("weights",), "parallel", "pull", None, 0.55),
+    ("one large layer: parallel against overlayfs", ("weights",), "parallel", "pull", None, 0.55),
 ]
 CPU, MEMORY = 0.45, 96
 

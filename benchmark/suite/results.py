@@ -21,9 +21,13 @@ def machine():
 
 def save(folder, name, document):
     os.makedirs(folder, exist_ok=True)
-    document = {"machine": machine(), "link": LINK, "when": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")} | document
+    document = {"machine": machine(), "link": LINK, "when": date(time.time())} | document
     with open(os.path.join(folder, f"{name}.json"), "w") as file:
         file.write("{\n" + ",\n".join(f"{json.dumps(key)}: {lines(value)}" for key, value in document.items()) + "\n}\n")
+
+
+def date(seconds):
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def lines(value):
@@ -43,8 +47,8 @@ def read(folder, name):
 
 
 def merge(old, new, peers):
-    """The new results of some peers with the old ones of the others, if the image is the same."""
-    if not old or old.get("image") != new["image"]:
+    """The new results of some peers with the old ones of the others, if image and machine are the same."""
+    if not old or old.get("image") != new["image"] or old.get("machine") != machine():
         return new
     order = list(BY_NAME)
     runs = [run for run in old["runs"] if run["peer"] not in peers] + new["runs"]
@@ -70,7 +74,14 @@ class Runs:
         self.failures = document.get("failures", {})
 
     def peers(self):
+        """The peers that ran at least once."""
         return list(dict.fromkeys(run["peer"] for run in self.runs))
+
+    def dates(self):
+        """When the first and the last run began. Empty if that is not known."""
+        began = [run["began"] for run in self.runs if "began" in run]
+        first_and_last = [date(began) for began in (min(began), max(began))] if began else []
+        return " to ".join(dict.fromkeys(first_and_last))
 
     def raw(self, peer, key):
         return [run[key] for run in self.runs if run["peer"] == peer and key in run]

@@ -5,8 +5,8 @@ import statistics
 from . import images, recipes, results
 from .peers import BY_NAME, INDEXED, PLAIN
 from .publish import publish
-from .report import number, table
-from .site import Failure
+from .report import number, pair, table
+from .site import FAILURES
 from .start import Workload, cold_start
 
 PEERS = ("tuned", "lazy", "parallel")
@@ -35,16 +35,21 @@ def measure(site, out, name, title, what, points, runs):
     """Starts each point with each peer in turn, and saves one table."""
     raw, rows = [], []
     for count, workload in points:
-        layout = recipes.layout(site, workload.image)
-        peers = [BY_NAME[peer] for peer in PEERS if not BY_NAME[peer].lacks(site)]
-        publish(site, workload.image, layout, [PLAIN, INDEXED])
+        try:
+            layout = recipes.layout(site, workload.image)
+            peers = [BY_NAME[peer] for peer in PEERS if not BY_NAME[peer].lacks(site)]
+            publish(site, workload.image, layout, [PLAIN, INDEXED])
+        except FAILURES as failure:
+            print(f"{count} {what}: {failure}", flush=True)
+            rows.append([f"{count}", "", "every peer", *row([], 0)])
+            continue
         megabytes = images.size(layout)[0] / 1e6
         found = {}
         for _ in range(runs):
             for peer in peers:
                 try:
                     figures = cold_start(site, peer, workload, f"{site.relay}/{workload.image}:{peer.tag}")
-                except Failure as failure:
+                except FAILURES as failure:
                     print(f"{count} {what}, {peer.name}: {failure}", flush=True)
                     found.setdefault(peer, []).append(None)
                     continue
@@ -66,8 +71,8 @@ def row(runs, asked):
         return ["failed", "", "", "", ""]
     said = " ".join(number(run["ready"]) for run in runs) + ("" if len(runs) == asked else f" ({asked - len(runs)} failed)")
     return [number(median("pull")), number(median("ready")),
-            f"{number(median('cpu_snapshotter_end'))}, {number(median('cpu_containerd_end'))}",
-            f"{number(median('peak_snapshotter_end'), 0)}, {number(median('peak_containerd_end'), 0)}", said]
+            pair(median("cpu_snapshotter_end"), median("cpu_containerd_end")),
+            pair(median("peak_snapshotter_end"), median("peak_containerd_end"), digits=0), said]
 
 
 PARTS = {"layers": layers, "files": files, "containers": containers}

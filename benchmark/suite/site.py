@@ -4,6 +4,7 @@
 """
 
 import bisect
+import itertools
 import os
 import subprocess
 import time
@@ -13,6 +14,10 @@ HOST = "registry.soci.test"
 
 class Failure(Exception):
     """A step did not succeed. The text says which one and what it printed."""
+
+
+# What the failure of one start raises. Other starts continue.
+FAILURES = (Failure, OSError, subprocess.SubprocessError)
 
 
 class Site:
@@ -28,6 +33,8 @@ class Site:
         self.igzip = os.environ.get("SUITE_IGZIP", "")
         self.environment = dict(os.environ, SSL_CERT_FILE=os.path.join(self.run, "ca.pem"))
         self.published = set()
+        # Numbers for the folders of nodes.
+        self.nodes = itertools.count(1)
 
     def path(self, *parts):
         return os.path.join(self.run, *parts)
@@ -39,6 +46,8 @@ class Site:
                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         except subprocess.TimeoutExpired:
             raise Failure(f"`{' '.join(words)}` did not end within {timeout} s") from None
+        except OSError as error:
+            raise Failure(f"`{' '.join(words)}` did not start: {error}") from None
         if done.returncode != 0:
             raise Failure(f"`{' '.join(words)}` failed: {done.stdout[-800:].strip()}")
         return done.stdout

@@ -1,17 +1,21 @@
 """Tests of what the suite computes. Run with `python3 -m unittest suite.tests` in benchmark/."""
 
 import io
+import os
 import tarfile
 import tempfile
+import threading
 import unittest
+from types import SimpleNamespace
 
 from . import report, results
 from .bars import draw
 from .fleet import Fleet, Registry, Way
-from .recipes import archive
+from .node import last_complete
+from .recipes import RECIPES, archive
 from .results import Runs
-from .site import Wire
-from .timeline import union
+from .site import Failure, Wire
+from .timeline import Samples, sampler, union
 
 RUNS = [{"peer": "containerd", "pull": 4.0, "started": 4.2, "ready": 6.0}, {"peer": "tuned", "pull": 3.0, "started": 3.2, "ready": 5.0},
         {"peer": "lazy", "pull": 0.5, "started": 0.7, "ready": 2.0, "peak_snapshotter_end": 70.0, "wire": 5e7},
@@ -20,12 +24,26 @@ DOCUMENT = {"title": "demo", "image": {"megabytes": 176, "layers": 4}, "runs": R
             "absent": {"record": "not in this build"}}
 
 
+def written(document):
+    """The page of a folder with these results."""
+    with tempfile.TemporaryDirectory() as folder:
+        results.save(folder, "demo", document)
+        report.write(folder)
+        with open(f"{folder}/README.md") as file:
+            return file.read()
+
+
 class Archive(unittest.TestCase):
     def test_tar_reads_what_archive_writes(self):
         large = b"x" * ((2 << 20) + 1)
         data = b"".join(archive([("a/small", 5, [b"small"]), ("a/large", len(large), [large[:7], large[7:]]), ("b", 0, [])]))
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             self.assertEqual([(entry.name, tar.extractfile(entry).read()) for entry in tar], [("a/small", b"small"), ("a/large", large), ("b", b"")])
+
+    def test_images_have_as_many_layers_as_they_are_named_after(self):
+        for count in (1, 10, 40, 120):
+            layers = [getattr(step, "keywords", {}).get("count", 1) for step in RECIPES[f"layers{count}"]]
+            self.assertEqual(sum(layers), count)
 
 
 class Figures(unittest.TestCase):
@@ -36,14 +54,23 @@ class Figures(unittest.TestCase):
         self.assertIsNone(runs.ratio("reference"))
 
     def test_the_table_reports_failures_and_invents_no_figure(self):
-        with tempfile.TemporaryDirectory() as folder:
-            results.save(folder, "demo", DOCUMENT)
-            report.write(folder)
-            with open(f"{folder}/README.md") as file:
-                page = file.read()
+        page = written(DOCUMENT)
         self.assertIn("failed: it hangs", page)
         self.assertIn("not run: not in this build", page)
         self.assertIn("2.50 (0.50 x)", page)
+        rows = {cells[0]: cells for line in page.splitlines() if len(cells := line.strip("| ").split(" | ")) > 8}
+        self.assertEqual(rows["containerd overlayfs, defaults"][5:9], [""] * 4)
+        self.assertEqual(rows["soci-rs, lazy"][5:9], ["", "50", "", "70, -"])
+
+    def test_a_peer_that_never_ran_has_a_column(self):
+        head, _, cells = report.summary({"demo": DOCUMENT}).splitlines()[2:5]
+        column = head.split(" | ").index("soci-snapshotter 0.4.1 (Go), lazy")
+        self.assertEqual(cells.split(" | ")[column], "failed")
+
+    def test_the_dates_are_those_of_the_runs(self):
+        began = [{"peer": "lazy", "ready": 1.0, "began": seconds} for seconds in (86_400.0, 0.0)]
+        self.assertIn("1970-01-01 00:00 UTC to 1970-01-02 00:00 UTC", written({**DOCUMENT, "runs": began}))
+        self.assertEqual(Runs({"runs": began[1:]}).dates(), "1970-01-01 00:00 UTC")
 
     def test_a_page_gets_the_table_between_its_marks(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -60,9 +87,11 @@ class Figures(unittest.TestCase):
 
     def test_new_runs_of_one_peer_replace_only_its_own(self):
         new = {**DOCUMENT, "runs": [{"peer": "lazy", "ready": 9.0}], "failures": {}, "absent": {}}
-        merged = results.merge(DOCUMENT, new, ["lazy", "reference"])
+        old = {**DOCUMENT, "machine": results.machine()}
+        merged = results.merge(old, new, ["lazy", "reference"])
         self.assertEqual([(run["peer"], run["ready"]) for run in merged["runs"]], [("containerd", 6.0), ("tuned", 5.0), ("lazy", 9.0)])
         self.assertEqual((merged["failures"], merged["absent"]), ({}, {"record": "not in this build"}))
+        self.assertIs(results.merge({**old, "machine": "another one"}, new, ["lazy", "reference"]), new)
 
     def test_a_picture_has_a_bar_for_each_peer_that_ran(self):
         picture = draw(DOCUMENT)
@@ -71,6 +100,20 @@ class Figures(unittest.TestCase):
 
     def test_overlapping_waits_count_once(self):
         self.assertEqual(union([(0, 2), (1, 3), (5, 6)]), 4)
+
+    def test_an_image_is_complete_at_the_time_of_the_last_line_about_a_layer(self):
+        line = '{{"layer":"sha256:1","level":"info","msg":"{}","time":"1970-01-01T00:00:{:02}.500000005Z"}}\n'
+        log = line.format("layer is complete", 7) + line.format("layer is complete", 9) + line.format("another message", 11)
+        self.assertEqual(last_complete(log), 9.5)
+        self.assertIsNone(last_complete(line.format("trying again when the layer is complete", 1)))
+
+    def test_a_start_that_fails_ends_the_sampling(self):
+        process = SimpleNamespace(process=SimpleNamespace(pid=os.getpid()))
+        before, watch = threading.active_count(), sampler(Samples(), [os.getpid()])
+        with self.assertRaises(Failure), watch(SimpleNamespace(snapshotter=process, containerd=process)):
+            self.assertEqual(threading.active_count(), before + 1)
+            raise Failure("the start")
+        self.assertEqual(threading.active_count(), before)
 
     def test_bytes_between_two_times(self):
         with tempfile.NamedTemporaryFile("w") as file:
