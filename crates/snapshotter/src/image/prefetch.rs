@@ -1,8 +1,10 @@
 //! Reads the prefetch artifact of a layer: the spans to download first. A failure is only logged,
 //! because the artifact affects nothing but the order.
 
+use std::ops::Range;
+
 use soci_index::SociIndex;
-use soci_index::prefetch::{self, ArtifactError, MAX_ARTIFACT_BYTES};
+use soci_index::prefetch::{self, ArtifactError, MAX_ARTIFACT_BYTES, SpanRange};
 use soci_oci::descriptor::Descriptor;
 use tracing::{debug, warn};
 
@@ -23,12 +25,15 @@ pub(super) enum Unusable {
 impl Images {
     /// Starts to read the artifact of a layer, if the index lists one and this is enabled.
     pub(super) fn prefetch(&self, name: &ImageName, index: Option<&Index>, layer: &Arc<Layer>) {
-        let artifact = index.and_then(|index| index.prefetch.get(layer.digest()));
-        let Some(artifact) = artifact.filter(|_| self.0.options.prefetch) else {
+        let Some(index) = index.filter(|_| self.0.options.prefetch) else {
             return;
         };
-        let is_replayed = self.0.options.replay && SociIndex::is_recorded(artifact);
-        if layer.is_complete() || is_replayed {
+        let Some(artifact) = index.prefetch.get(layer.digest()) else {
+            return;
+        };
+        let is_record = self.0.options.replay && SociIndex::is_recorded(artifact);
+        let is_ignored = is_record && self.0.ignored.has(&index.digest);
+        if layer.is_complete() || is_record && !is_ignored {
             return;
         }
         let (images, name) = (self.clone(), name.clone());
@@ -36,8 +41,7 @@ impl Images {
         self.0.tasks.spawn(async move {
             match images.read_artifact(&name, &artifact).await {
                 Ok(ranges) => {
-                    let ranges = ranges.iter();
-                    layer.prefetch(ranges.map(|range| range.start..range.end.saturating_add(1)));
+                    layer.prefetch(spans(&ranges, is_ignored));
                     debug!(layer = layer.digest().to_string(), "prefetching spans");
                 }
                 Err(error) => {
@@ -55,7 +59,7 @@ impl Images {
         &self,
         name: &ImageName,
         artifact: &Descriptor,
-    ) -> Result<Vec<prefetch::SpanRange>, Unusable> {
+    ) -> Result<Vec<SpanRange>, Unusable> {
         let Descriptor { digest, size, .. } = *artifact;
         if size > MAX_ARTIFACT_BYTES {
             return Err(Unusable::Content(ContentError::TooLarge {
@@ -67,5 +71,32 @@ impl Images {
         let content = &self.0.parts.content;
         let bytes = content.document(name.place(), Document::Blob, artifact);
         Ok(prefetch::parse(&bytes.await?)?)
+    }
+}
+
+/// The spans of these ranges. If the record is ignored, only of those that were listed without it.
+fn spans(ranges: &[SpanRange], is_ignored: bool) -> impl Iterator<Item = Range<u64>> {
+    let used = ranges
+        .iter()
+        .filter(move |range| !is_ignored || range.first_use_ms.is_none());
+    used.map(|range| range.start..range.end.saturating_add(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_listed_beside_an_ignored_record_is_still_used() {
+        let range = |at, first_use_ms| SpanRange {
+            start: at,
+            end: at,
+            priority: 0,
+            first_use_ms,
+        };
+        let ranges = [range(3, Some(0)), range(5, None), range(u64::MAX, None)];
+        let of = |is_ignored| spans(&ranges, is_ignored).collect::<Vec<_>>();
+        assert_eq!(of(false), [3..4, 5..6, u64::MAX..u64::MAX]);
+        assert_eq!(of(true), [5..6, u64::MAX..u64::MAX]);
     }
 }

@@ -142,7 +142,7 @@ impl Starts {
     /// A reader waits for a span.
     pub(super) fn waited(&self, span: u32) {
         if let Some(mark) = self.marks.get(span as usize) {
-            mark.fetch_or(WAITED | READ, Ordering::Relaxed);
+            self.mark(mark, WAITED | READ);
         }
     }
 
@@ -152,9 +152,17 @@ impl Starts {
             return false;
         };
         if mark.load(Ordering::Relaxed) & READ == 0 {
-            mark.fetch_or(READ, Ordering::Relaxed);
+            self.mark(mark, READ);
         }
         self.is_open.load(Ordering::Relaxed) && notes_in(mark) < PER_SPAN
+    }
+
+    /// Marks a span. The first read of a span, which is rare, may be the first of the layer. Its time
+    /// is known even if no notes are taken.
+    fn mark(&self, mark: &AtomicU8, bits: u8) {
+        if mark.fetch_or(bits, Ordering::Relaxed) & READ == 0 {
+            self.noted.lock().began.get_or_insert_with(Instant::now);
+        }
     }
 
     /// Notes the first use of a file in a span.
@@ -176,7 +184,9 @@ impl Starts {
         }
         if noted.notes.began_ms == 0 {
             noted.notes.version = VERSION;
-            noted.notes.began_ms = now_ms();
+            // The first read may have no note.
+            let passed = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
+            noted.notes.began_ms = now_ms().saturating_sub(passed);
         }
         noted.is_new = true;
         noted.notes.notes.push(Note {
@@ -294,17 +304,21 @@ mod tests {
         assert_eq!(noted(&starts), wanted);
     }
 
-    #[test]
-    fn what_was_read_is_compared_with_what_was_recorded() {
+    #[tokio::test(start_paused = true)]
+    async fn what_was_read_is_compared_with_what_was_recorded() {
         let starts = Starts::new(6, None, false);
+        assert_eq!(starts.since_first_read(), None);
+        let passes = Duration::from_secs(5);
         for span in [0, 1, 9] {
             starts.read(span);
             starts.waited(span + 3);
+            tokio::time::advance(passes).await;
         }
         let wanted = StartUse {
             read: 2,
             unread: 1,
             missed: 2,
+            since_first_read: Some(3 * passes),
             ..StartUse::default()
         };
         let of = |complete| starts.start_use(complete, |span| span < 2 || span == 5);
