@@ -118,7 +118,8 @@ impl Completion {
         while !self.is_complete() && !self.spans.is_closed() {
             let fetches = self.fetches.load(Ordering::SeqCst) && !self.rests();
             let downloads = fetches || self.data.misses_no_content();
-            let until = if downloads || self.spans.has_first() || self.spans.has_replay() {
+            let replays = self.spans.has_replay() && !self.rests();
+            let until = if downloads || self.spans.has_first() || replays {
                 self.top_up(downloads)
             } else {
                 Instant::now() + LOOK
@@ -175,8 +176,11 @@ impl Completion {
         };
         self.spans.store_kept();
         self.spans.want_first();
-        self.spans.want_replay();
-        let has_listed = self.spans.has_first() || self.spans.has_replay_waiting();
+        let mut has_listed = self.spans.has_first();
+        if !self.rests() {
+            self.spans.want_replay(room);
+            has_listed |= self.spans.has_replay_waiting();
+        }
         if downloads && !has_listed {
             for span in self.spans.next_absent(WINDOW, room) {
                 self.begun.lock().get_or_insert(now);

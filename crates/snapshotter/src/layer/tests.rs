@@ -36,6 +36,7 @@ mod paced;
 mod programs;
 mod prove;
 mod reads;
+mod replay;
 mod scrub;
 mod sources;
 mod whole;

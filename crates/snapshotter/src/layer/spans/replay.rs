@@ -6,6 +6,8 @@ use std::{
     ops::Range,
 };
 
+use soci_ztoc::SpanId;
+
 use super::{Event, Span, Spans};
 use crate::{fetch::Class, sync::Arc};
 
@@ -74,9 +76,17 @@ impl Spans {
         !self.replay.lock().waiting.is_empty()
     }
 
-    /// Requests the next spans to replay. One that fails is left to the background download.
-    pub(in crate::layer) fn want_replay(self: &Arc<Self>) {
+    /// Requests the next spans to replay, such that those in progress decompress to at most about
+    /// `space` bytes. One that fails is left to the background download.
+    pub(in crate::layer) fn want_replay(self: &Arc<Self>, mut space: u64) {
         let mut wanted = Vec::new();
+        let size = |span| {
+            let tar = self
+                .data
+                .ztoc()
+                .map(|it| it.spans().uncompressed(SpanId(span)));
+            tar.map_or(0, |tar| tar.end - tar.start)
+        };
         {
             let mut replay = self.replay.lock();
             let Replay { waiting, asked } = &mut *replay;
@@ -85,10 +95,15 @@ impl Spans {
                 let state = states.get(*span);
                 state.is_some_and(|state| !matches!(state, Span::Present | Span::Absent))
             });
+            for span in asked.keys() {
+                space = space.saturating_sub(size(*span));
+            }
             while asked.len() < AT_ONCE
+                && space > 0
                 && let Some((span, order)) = waiting.pop_front()
             {
                 if states.get(span).is_some_and(Span::is_absent) {
+                    space = space.saturating_sub(size(span));
                     asked.insert(span, order);
                     wanted.push(span);
                 }
