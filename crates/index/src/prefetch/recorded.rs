@@ -194,8 +194,10 @@ fn in_order(mut uses: Vec<SpanRange>) -> Vec<SpanRange> {
         for span in (start..=end).filter(|span| seen.insert(*span)) {
             match ordered.last_mut() {
                 Some(last)
-                    if last.end + 1 == span
-                        && last.first_use_ms.is_some_and(|first| ms <= first + AT_ONCE) =>
+                    if last.end.checked_add(1) == Some(span)
+                        && last
+                            .first_use_ms
+                            .is_some_and(|first| ms <= first.saturating_add(AT_ONCE)) =>
                 {
                     last.end = span;
                 }
@@ -292,6 +294,15 @@ mod tests {
         assert_eq!(ranges(&wanted, "base"), [(1, 1, 0), (20, 20, 10)]);
         assert_eq!(ranges(&wanted, "app-2"), [(11, 11, 6)]);
         assert_eq!((wanted.files, wanted.lost), (3, 1));
+    }
+
+    #[test]
+    fn any_time_is_accepted() {
+        let wants = vec![want(u64::MAX, 7, &[]), want(u64::MAX, 8, &[])];
+        let record = record(vec![("base", wants)]);
+        let found = [layer(&record, "base", &[])];
+        let wanted = select(&record, &[digest("base")], &found);
+        assert_eq!(ranges(&wanted, "base"), [(7, 8, u64::MAX)]);
     }
 
     #[test]
