@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use soci_index::starts::{MAX_RECORD_BYTES, StartRecord};
@@ -16,10 +17,17 @@ use crate::args::PrefetchRecord;
 use crate::output;
 use crate::status::{client, select};
 
+/// The longest time of `--within`: the daemon notes nothing later.
+const MOST_WITHIN: Duration = Duration::from_secs(600);
+
 /// Runs the command.
 pub(crate) async fn run(args: &PrefetchRecord) -> Result<()> {
     if args.image.is_empty() {
         bail!("an image needs to be specified; `soci status` lists those of this machine");
+    }
+    if args.within > MOST_WITHIN {
+        let minutes = MOST_WITHIN.as_secs() / 60;
+        bail!("--within is too long: a start is recorded for {minutes} minutes at most");
     }
     let record = if args.run {
         run::run(args).await?
@@ -87,4 +95,28 @@ fn write(mut record: StartRecord, args: &PrefetchRecord) -> Result<()> {
 
 fn write_file(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_longer_time_than_is_recorded_is_refused() {
+        let args = |within| PrefetchRecord {
+            image: "app:1".to_owned(),
+            command: Vec::new(),
+            run: false,
+            within,
+            output: PathBuf::new(),
+            socket: PathBuf::from("/none"),
+        };
+        let fails = async |within| run(&args(within)).await.unwrap_err().to_string();
+        let why = fails(MOST_WITHIN + Duration::from_nanos(1)).await;
+        assert!(why.contains("10 minutes at most"), "{why}");
+        let why = fails(MOST_WITHIN).await;
+        assert!(!why.contains("--within"), "{why}");
+    }
 }

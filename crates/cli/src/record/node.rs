@@ -14,7 +14,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::status::client;
 
@@ -81,8 +81,9 @@ impl Node {
                 .arg("version")
                 .stdout(Stdio::null())
                 .stderr(Stdio::null());
-            let asked = version.status().await.map_err(not_started("ctr"))?;
-            if asked.success() {
+            if let Ok(asked) = timeout_at(until, version.status()).await
+                && asked.map_err(not_started("ctr"))?.success()
+            {
                 return Ok(());
             }
             self.check(until, "containerd", "containerd.log")?;
@@ -164,10 +165,16 @@ impl Node {
         Ok(())
     }
 
-    async fn kill(&self, running: &mut Child) {
+    /// Kills the container, if it runs.
+    async fn kill_container(&self) {
         let mut kill = self.ctr();
         kill.args(["tasks", "kill", "--all", "--signal", "SIGKILL", CONTAINER]);
-        drop(kill.output().await);
+        // It may have ended.
+        drop(timeout(PATIENCE, kill.output()).await);
+    }
+
+    async fn kill(&self, running: &mut Child) {
+        self.kill_container().await;
         if timeout(PATIENCE, running.wait()).await.is_err() {
             tracing::warn!("the container does not end");
         }
@@ -175,12 +182,10 @@ impl Node {
 
     /// Stops everything and removes the folder.
     pub(super) async fn end(mut self) {
-        let mut kill = self.ctr();
-        kill.args(["tasks", "kill", "--all", "--signal", "SIGKILL", CONTAINER]);
-        drop(kill.output().await);
+        self.kill_container().await;
         let mut delete = self.ctr();
         delete.args(["tasks", "delete", "--force", CONTAINER]);
-        drop(delete.output().await);
+        drop(timeout(PATIENCE, delete.output()).await);
         stop(&mut self.containerd, Signal::TERM).await;
         // This signal unmounts the layers.
         stop(&mut self.snapshotter, Signal::INT).await;
