@@ -148,6 +148,16 @@ fn requested(registry: &TestRegistry, image: &Image) -> Vec<(usize, u64)> {
     spans
 }
 
+/// How many of these artifacts were requested.
+fn read_artifacts(registry: &TestRegistry, artifacts: &[Vec<u8>]) -> usize {
+    let seen = registry.seen();
+    let is_seen = |artifact: &&Vec<u8>| {
+        let digest = Digest::sha256(artifact).to_string();
+        seen.iter().any(|it| it.path.ends_with(&digest))
+    };
+    artifacts.iter().filter(is_seen).count()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recorded_start_is_replayed_in_order_before_the_rest() {
     /// Requests of an image at a time, which may overtake each other.
@@ -193,23 +203,26 @@ async fn a_recorded_start_is_replayed_in_order_before_the_rest() {
             assert!(near, "{span:?} at {at}, not {place}: {spans:?}");
         }
         assert_eq!(running.end(Signal::TERM).code(), Some(0));
+        assert_eq!(read_artifacts(&registry, &artifacts), 2);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recorded_start_is_not_replayed_if_that_is_disabled() {
     let registry = TestRegistry::start();
-    let image = two_layers(&registry, &[artifact(&[(10, 20)]), artifact(&[(7, 0)])]);
+    let artifacts = [artifact(&[(10, 20)]), artifact(&[(7, 0)])];
+    let image = two_layers(&registry, &artifacts);
     let settings = format!("{NOTHING_BEHIND}[prefetch]\nreplay = false\nrecord = false\n");
     let place = Place::with(&settings);
     let mut running = Running::start(place.command());
     pull_both(&place, &image).await;
     read_at(&place, "base", 4);
+    assert!(record(&place, &image).is_empty());
+    assert_eq!(running.end(Signal::TERM).code(), Some(0));
+    assert_eq!(read_artifacts(&registry, &artifacts), 0);
     let spans = requested(&registry, &image);
     assert!(
         !spans.contains(&(0, 10)) && !spans.contains(&(1, 7)),
         "{spans:?}"
     );
-    assert!(record(&place, &image).is_empty());
-    assert_eq!(running.end(Signal::TERM).code(), Some(0));
 }
