@@ -16,20 +16,22 @@ table! {
         enable: Option<bool> = None;
         /// `true` pulls images without an index this way, even if `enable` is `false`.
         experimental_parallel_pull_as_fallback: bool = false;
-        /// Downloads at the same time for all images; 0 or negative means no limit but our own.
+        /// Downloads at the same time for all images. With 0 or a negative number, the daemon
+        /// chooses.
         max_concurrent_downloads: i64 = -1;
-        /// Downloads at the same time for one image; 0, negative, and the default mean no limit but
-        /// our own. More than `max_concurrent_downloads` is an error.
+        /// Downloads at the same time for one image. With 0, a negative number, or the default, the
+        /// daemon chooses. More than `max_concurrent_downloads` is an error.
         max_concurrent_downloads_per_image: i64 = 3;
-        /// Size of a chunk: a number, also with a fraction, and `b`, `kb`, `mb` or `gb`. Empty or zero
-        /// means our own, and chunks of more than 4 MiB are downloaded in several. Another text is an
-        /// error.
+        /// Size of a chunk: a number, also with a fraction, and `b`, `kb`, `mb` or `gb`. If it is
+        /// empty or zero, the daemon chooses; a larger chunk is split into requests of at most 4
+        /// MiB. Another text is an error.
         concurrent_download_chunk_size: String = String::new();
-        /// Layers to unpack at the same time for all images; 0 or negative means no limit but our
-        /// own, which bounds the memory: one more than there are cores, at least 3 and at most 6.
+        /// Layers to unpack at the same time for all images. With 0 or a negative number, the
+        /// daemon chooses. More than the daemon's own limit has no effect. That limit bounds the
+        /// memory: two more than there are cores, at least 4 and at most 7.
         max_concurrent_unpacks: i64 = -1;
-        /// Layers to unpack at the same time for one image; 0, negative, and the default mean no limit
-        /// but our own. More than `max_concurrent_unpacks` is an error.
+        /// Layers to unpack at the same time for one image. With 0, a negative number, or the
+        /// default, the daemon chooses. More than `max_concurrent_unpacks` is an error.
         max_concurrent_unpacks_per_image: i64 = 1;
         /// Does not keep the compressed layers. Otherwise they go to containerd's content store, if
         /// `[content_store] type` is `containerd`.
