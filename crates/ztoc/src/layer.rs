@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::gzip::GzipError;
 use crate::gzip::layer::Members;
-use crate::zstd::{Frames, ZstdError};
+use crate::zstd::{self, Frames, ZstdError};
 
 /// The format of a layer's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,7 +62,7 @@ enum Kind {
 }
 
 impl LayerDecoder {
-    /// Starts a stream.
+    /// Starts a stream. A zstd window takes up to 128 MiB of memory.
     ///
     /// # Errors
     /// [`LayerError`] if there is no memory for the decoder.
@@ -72,6 +72,36 @@ impl LayerDecoder {
             LayerFormat::Gzip => Kind::Gzip(Members::new()?),
             LayerFormat::Zstd => Kind::Zstd(Frames::new()?),
         }))
+    }
+
+    /// The largest zstd window that [`LayerDecoder::small`] accepts, in bytes.
+    pub const SMALL_WINDOW: u64 = 1 << zstd::SMALL_WINDOW_LOG;
+
+    /// As [`LayerDecoder::new`], for zstd frames whose window is at most
+    /// [`LayerDecoder::SMALL_WINDOW`]. Others are an error.
+    ///
+    /// # Errors
+    /// [`LayerError`] if there is no memory for the decoder.
+    pub fn small(format: LayerFormat) -> Result<Self, LayerError> {
+        match format {
+            LayerFormat::Zstd => {
+                let frames = Frames::limited(zstd::SMALL_WINDOW_LOG)?;
+                Ok(Self(Kind::Zstd(frames)))
+            }
+            LayerFormat::Plain | LayerFormat::Gzip => Self::new(format),
+        }
+    }
+
+    /// Whether [`LayerDecoder::small`] accepts the first frame or member of a layer, according to
+    /// its first bytes. False if they do not say.
+    #[must_use]
+    pub fn is_small(start: &[u8]) -> bool {
+        match LayerFormat::sniff(start) {
+            LayerFormat::Zstd => {
+                zstd::window(start).is_some_and(|window| window <= Self::SMALL_WINDOW)
+            }
+            LayerFormat::Plain | LayerFormat::Gzip => true,
+        }
     }
 
     /// Fills `out` from `input`, which it advances, and returns how many bytes it wrote. Fewer than
@@ -104,5 +134,42 @@ impl LayerDecoder {
             Kind::Gzip(members) => Ok(members.finish()?),
             Kind::Zstd(frames) => Ok(frames.finish()?),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A frame with a window of two to the power of `log`, and five bytes as they are.
+    fn frame(log: u8) -> Vec<u8> {
+        let header = [0x28, 0xb5, 0x2f, 0xfd, 0x00, (log - 10) << 3];
+        [&header[..], &[0x29, 0, 0], b"hello"].concat()
+    }
+
+    fn decode(mut decoder: LayerDecoder, layer: &[u8]) -> Result<Vec<u8>, LayerError> {
+        let (mut input, mut out) = (layer, vec![0; 100]);
+        let filled = decoder.fill(&mut input, &mut out)?;
+        out.truncate(filled);
+        decoder.finish().map(|()| out)
+    }
+
+    #[test]
+    fn a_small_decoder_refuses_large_windows_also_of_later_frames() {
+        let small = || LayerDecoder::small(LayerFormat::Zstd).unwrap();
+        let large = || LayerDecoder::new(LayerFormat::Zstd).unwrap();
+        let (eight, sixteen) = (frame(23), frame(24));
+        assert!(LayerDecoder::is_small(&eight));
+        assert!(!LayerDecoder::is_small(&sixteen));
+        assert!(!LayerDecoder::is_small(&eight[..5]));
+        assert_eq!(decode(small(), &eight).unwrap(), b"hello");
+        assert_eq!(decode(large(), &sixteen).unwrap(), b"hello");
+        assert_eq!(decode(large(), &frame(27)).unwrap(), b"hello");
+        assert!(decode(large(), &frame(28)).is_err());
+        let later = [eight, sixteen].concat();
+        assert!(LayerDecoder::is_small(&later));
+        assert_eq!(decode(large(), &later).unwrap(), b"hellohello");
+        let error = decode(small(), &later).unwrap_err().to_string();
+        assert!(error.contains("too much memory"), "{error}");
     }
 }

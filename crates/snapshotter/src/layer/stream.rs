@@ -14,12 +14,12 @@
 
 use bytes::Bytes;
 use soci_oci::{Digest, Verifier};
-use soci_ztoc::{LayerDecoder, LayerFormat};
+use soci_ztoc::{LayerError, LayerFormat};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{Context, Whole};
 use crate::{
-    cpu::{Cpu, Lane},
+    cpu::Lane,
     fetch::Source,
     store::{Draft, LayerFiles, sources::Sources},
     sync::{Arc, OnceLock},
@@ -57,11 +57,16 @@ pub(super) async fn pull_from_any(
         (Err(error), Some(program)) if error.may_be_of_a_program() => {
             let again = pull(context, &whole, None).await;
             if again.is_ok() {
-                program.give_up(&whole.layer.digest, &error);
+                program.failed(&whole.layer.digest, &error);
             }
             again
         }
-        (first, _) => first,
+        (first, program) => {
+            if let (Ok(_), Some(program)) = (&first, program) {
+                program.worked();
+            }
+            first
+        }
     };
     let error = match pulled {
         Err(error) if error.is_about_bytes() => error,
@@ -95,7 +100,7 @@ async fn pull(
         .run(Lane::Files, move || store.draft())
         .await??;
     let kept = whole.keep.clone();
-    let mut kept = kept.map(|store| Keep::start(&context.tasks, store, whole.layer.clone()));
+    let mut kept = kept.map(|store| Keep::start(context, store, whole.layer.clone()));
     let steps = Steps::new(context, whole, image);
     let pass = pass(context, whole, steps, draft, (used, &mut kept)).await?;
     let store = Arc::clone(&context.store);
@@ -127,55 +132,55 @@ async fn pass(
 ) -> Result<Pass, StreamError> {
     let layer = whole.layer.digest;
     let cpu = &context.cpu;
-    let programs = &context.options.whole.programs;
     let (to_digest, digest) = unbounded_channel();
     let (to_decoder, decoder) = unbounded_channel();
     let (to_diff_id, diff_id) = unbounded_channel();
     let (to_unpack, unpack) = unbounded_channel();
     let tar = Tar([to_diff_id, to_unpack]);
-    let ((), compressed, decoder, tar, unpack) = tokio::try_join!(
+    let ((), compressed, decompressed, tar, unpack) = tokio::try_join!(
         deal(layer, steps, [to_digest, to_decoder], kept),
         stages::run(cpu, Verifier::new(layer), digest),
-        decompress(cpu, layer, decoder, tar, used.map(|used| (programs, used))),
+        decompress(context, layer, decoder, tar, used),
         stages::run(cpu, Verifier::new(whole.diff_id), diff_id),
         stages::run(cpu, Unpack::new(layer, draft), unpack),
     )?;
     Ok(Pass {
         layer,
         compressed,
-        decoder,
+        decompressed,
         tar,
         unpack,
     })
 }
 
-/// Decompresses in the way that the first bytes show, with a program if there is one. Returns our
-/// own decoder, if it was needed.
+/// Decompresses in the way that the first bytes show, with a program if there is one that starts.
+/// Returns whether the layer ended correctly for our own decoder.
 async fn decompress(
-    cpu: &Cpu,
+    context: &Context,
     layer: Digest,
     mut steps: UnboundedReceiver<Bytes>,
     tar: Tar,
-    programs: Option<(&Programs, &OnceLock<Arc<Program>>)>,
-) -> Result<Option<LayerDecoder>, StreamError> {
+    used: Used<'_>,
+) -> Result<Result<(), LayerError>, StreamError> {
     let Some(first) = steps.recv().await else {
-        return Ok(None);
+        return Ok(Ok(()));
     };
     let format = LayerFormat::sniff(&first);
     if format == LayerFormat::Plain {
         stages::pass_on(first, steps, &tar).await;
-        return Ok(None);
+        return Ok(Ok(()));
     }
-    if let Some((programs, used)) = programs
-        && let Some(program) = programs.of(format)
+    if let Some(used) = used
+        && let Some(program) = context.options.whole.programs.of(format)
+        && let Some(child) = program.start(&layer)
     {
         let program = used.get_or_init(|| program);
-        program.decompress(layer, first, steps, tar).await?;
-        return Ok(None);
+        let input = (first, steps);
+        program.decompress(child, layer, input, tar).await?;
+        return Ok(Ok(()));
     }
-    stages::decompress(cpu, layer, format, (first, steps), tar)
-        .await
-        .map(Some)
+    let large = &context.passes.large;
+    stages::decompress(&context.cpu, large, layer, (first, steps), tar).await
 }
 
 /// Deals the steps to the stages that read the compressed bytes.
@@ -206,7 +211,7 @@ async fn deal(
 struct Pass {
     layer: Digest,
     compressed: Verifier,
-    decoder: Option<LayerDecoder>,
+    decompressed: Result<(), LayerError>,
     tar: Verifier,
     unpack: Unpack,
 }
@@ -220,11 +225,11 @@ impl Pass {
             layer: layer(),
             source: Box::new(source),
         })?;
-        let decompressed = self.decoder.map_or(Ok(()), LayerDecoder::finish);
-        decompressed.map_err(|source| StreamError::Decompress {
-            layer: layer(),
-            source,
-        })?;
+        self.decompressed
+            .map_err(|source| StreamError::Decompress {
+                layer: layer(),
+                source,
+            })?;
         let tar = self.tar.finish();
         tar.map_err(|source| StreamError::DiffId {
             layer: layer(),

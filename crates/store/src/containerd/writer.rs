@@ -65,7 +65,14 @@ impl BlobWriter {
     pub async fn begin(store: &Containerd, blob: &Descriptor) -> Result<Option<Self>, StoreError> {
         match Self::try_begin(store, blob).await {
             Ok(writer) => Ok(Some(writer)),
-            Err(Refused::Present | Refused::Busy) => Ok(None),
+            Err(Refused::Present) => Ok(None),
+            Err(Refused::Busy) => {
+                tracing::info!(
+                    blob = blob.digest.to_string(),
+                    "another client writes the same blob to containerd; it is left to that client"
+                );
+                Ok(None)
+            }
             Err(refused) => Err(refused.into()),
         }
     }

@@ -9,9 +9,9 @@ const STEP: u64 = 2 << 20;
 /// The smallest step. Smaller ones cost more requests than they are worth.
 const SMALLEST: u64 = 64 << 10;
 /// Memory for the compressed bytes of all passes together.
-const WINDOW: u64 = 36 << 20;
+const WINDOW: u64 = 48 << 20;
 /// Concurrent passes at most.
-const MOST_PASSES: usize = 6;
+const MOST_PASSES: usize = 7;
 
 /// Limits of whole downloads. Without values, all are chosen for this node.
 #[derive(Clone, Debug, Default)]
@@ -40,18 +40,22 @@ impl WholeOptions {
         usize::try_from(window / self.step()).unwrap_or(1).max(1)
     }
 
-    /// Concurrent passes: one per core and one that waits for the network.
+    /// Concurrent passes: one per core, and two that wait for the network.
     pub(in crate::layer) fn passes(&self) -> usize {
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let own = (cores + 1).clamp(3, MOST_PASSES);
+        let own = (cores + 2).clamp(4, MOST_PASSES);
         self.passes.map_or(own, |passes| passes.get().min(own))
     }
 
-    /// Concurrent passes for one image.
+    /// Concurrent passes for one image. Without values, one is left for another image: all layers
+    /// of one may wait for a slow registry.
     pub(in crate::layer) fn passes_per_image(&self) -> usize {
         let most = self.passes();
-        self.passes_per_image
-            .map_or(most, |passes| passes.get().min(most))
+        match (self.passes_per_image, self.passes) {
+            (Some(passes), _) => passes.get().min(most),
+            (None, Some(_)) => most,
+            (None, None) => most - 1,
+        }
     }
 }
 
@@ -77,5 +81,29 @@ mod tests {
                 assert!(options.passes_per_image() <= MOST_PASSES);
             }
         }
+    }
+
+    #[test]
+    fn one_image_does_not_take_every_pass_unless_that_is_configured() {
+        let own = WholeOptions::default();
+        assert!((4..=MOST_PASSES).contains(&own.passes()));
+        assert_eq!(own.passes_per_image(), own.passes() - 1);
+        let with = |passes, passes_per_image| WholeOptions {
+            passes: NonZeroUsize::new(passes),
+            passes_per_image: NonZeroUsize::new(passes_per_image),
+            ..WholeOptions::default()
+        };
+        // 0 is no value.
+        for ((passes, per_image), wanted) in [
+            ((1, 0), (1, 1)),
+            ((3, 0), (3, 3)),
+            ((3, 2), (3, 2)),
+            ((3, 9), (3, 3)),
+        ] {
+            let options = with(passes, per_image);
+            let found = (options.passes(), options.passes_per_image());
+            assert_eq!(found, wanted, "{passes} {per_image}");
+        }
+        assert_eq!(with(0, 99).passes_per_image(), own.passes());
     }
 }

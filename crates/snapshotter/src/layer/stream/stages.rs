@@ -6,13 +6,17 @@
 use bytes::Bytes;
 use soci_oci::{Digest, Verifier};
 use soci_ztoc::{LayerDecoder, LayerError, LayerFormat, Policy, TarEnd, TarScanner};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::{
+    OwnedSemaphorePermit, Semaphore,
+    mpsc::{UnboundedReceiver, UnboundedSender},
+};
 
 use super::{Files, StreamError, rooms::Rooms};
 use crate::{
     cpu::{Cpu, Lane},
     places::{self, PlaceError},
     store::Draft,
+    sync::Arc,
 };
 
 /// Pieces that one job takes. Other passes wait for it meanwhile.
@@ -79,20 +83,32 @@ pub(super) async fn pass_on(first: Bytes, mut steps: UnboundedReceiver<Bytes>, t
     }
 }
 
-/// Decompresses the first step and those that follow. The caller ends the decoder.
+/// Decompresses the first step and those that follow. Returns whether the layer ended correctly.
+///
+/// A layer that needs much memory, or may need it, waits for others of its kind. In any other layer,
+/// a later frame that needs much is an error.
 pub(super) async fn decompress(
     cpu: &Cpu,
+    large: &Arc<Semaphore>,
     layer: Digest,
-    format: LayerFormat,
     (mut step, mut steps): (Bytes, UnboundedReceiver<Bytes>),
     tar: Tar,
-) -> Result<LayerDecoder, StreamError> {
+) -> Result<Result<(), LayerError>, StreamError> {
     let failed = move |source| StreamError::Decompress {
         layer: Box::new(layer),
         source,
     };
+    let format = LayerFormat::sniff(&step);
+    // The semaphore is never closed.
+    let (decoder, alone) = if LayerDecoder::is_small(&step) {
+        (LayerDecoder::small(format), None)
+    } else {
+        let alone = Arc::clone(large).acquire_owned().await.ok();
+        (LayerDecoder::new(format), alone)
+    };
     let mut work = Decompressing {
-        decoder: LayerDecoder::new(format).map_err(failed)?,
+        decoder: decoder.map_err(failed)?,
+        _alone: alone,
         rooms: Rooms::new(),
         room: (Vec::new(), 0),
         tar,
@@ -116,12 +132,14 @@ pub(super) async fn decompress(
     if work.room.1 > 0 {
         work.emit();
     }
-    Ok(work.decoder)
+    Ok(work.decoder.finish())
 }
 
 /// A decoder, and the buffer that it fills. An empty one means that it waits for the next.
 struct Decompressing {
     decoder: LayerDecoder,
+    /// Returned when the decoder is gone, if it may take much memory.
+    _alone: Option<OwnedSemaphorePermit>,
     rooms: Rooms,
     room: (Vec<u8>, usize),
     tar: Tar,

@@ -3,16 +3,24 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::sync::{Arc, Mutex};
 
-/// The turns of the node.
+/// Steps that wait for containerd, of all layers: as many as four layers fill.
+const KEPT: usize = 20;
+
+/// The turns of the node, and what all passes share.
 #[derive(Debug)]
 pub(in crate::layer) struct Turns {
     all: usize,
     per_image: usize,
     state: Mutex<State>,
+    /// Permit for decompressing one layer at a time that needs much memory.
+    pub(super) large: Arc<Semaphore>,
+    /// Permits for steps that wait for containerd. They bound the memory, also of layers whose pass
+    /// is over.
+    pub(super) kept: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +51,8 @@ impl Turns {
             all: all.max(1),
             per_image: per_image.max(1),
             state: Mutex::default(),
+            large: Arc::new(Semaphore::new(1)),
+            kept: Arc::new(Semaphore::new(KEPT)),
         })
     }
 
