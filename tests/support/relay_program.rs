@@ -1,6 +1,6 @@
 //! The [`Relay`] as a program, for the demo and the benchmarks.
 //!
-//! usage: soci-test-relay LISTEN TO ROUND-TRIP-MS MEGABYTES-A-SECOND MEGABYTES-A-SECOND-A-CONNECTION [FILE]
+//! usage: `soci-test-relay LISTEN TO ROUND-TRIP-MS MEGABYTES-A-SECOND MEGABYTES-A-SECOND-A-CONNECTION [FILE]`
 //!
 //! Runs until it is killed. Appends to FILE the time and the number of bytes that clients have
 //! received, whenever it has grown.
