@@ -56,6 +56,17 @@ impl ApiServer {
         server
     }
 
+    /// With two secrets for one registry.
+    fn with_two_secrets() -> ApiServer {
+        let server = ApiServer::start();
+        let items = [
+            pull_secret("a", "r.io", "first"),
+            pull_secret("b", "r.io", "second"),
+        ];
+        server.list("dockerconfigjson", &items);
+        server
+    }
+
     fn secrets(&self) -> ClusterSecrets {
         ClusterSecrets::start(self.folder.path().join("config"))
     }
@@ -233,12 +244,7 @@ fn a_server_on_this_machine_is_asked_without_the_proxy_of_the_environment() {
 
 #[tokio::test]
 async fn a_secret_that_is_refused_comes_after_the_others() {
-    let server = ApiServer::start();
-    let items = [
-        pull_secret("a", "r.io", "first"),
-        pull_secret("b", "r.io", "second"),
-    ];
-    server.list("dockerconfigjson", &items);
+    let server = ApiServer::with_two_secrets();
     let secrets = server.secrets();
     let image = ImageRef::parse("r.io/x").expect("a name");
     for expected in ["first", "second", "first"] {
@@ -249,12 +255,7 @@ async fn a_secret_that_is_refused_comes_after_the_others() {
 
 #[tokio::test]
 async fn a_refusal_for_one_repository_does_not_concern_another() {
-    let server = ApiServer::start();
-    let items = [
-        pull_secret("a", "r.io", "first"),
-        pull_secret("b", "r.io", "second"),
-    ];
-    server.list("dockerconfigjson", &items);
+    let server = ApiServer::with_two_secrets();
     let secrets = server.secrets();
     let image = ImageRef::parse("r.io/x").expect("a name");
     assert_eq!(user(&secrets, "r.io/x").await.as_deref(), Some("first"));
