@@ -101,24 +101,13 @@ impl Daemon {
         // Keeps the layers until `devices` is dropped, even if the start fails or is dropped.
         let first = attempts.images().await;
         sender.send_replace(attempts.device());
-        let options = snapshots::Options {
-            userxattr: snapshots::needs_userxattr(),
-            skip_support_check: config.service.skip_check_snapshotter_supported,
-            rules: Rules {
-                parallel: parallel(config),
-                min_layer_size: u64::try_from(config.snapshotter.min_layer_size).unwrap_or(0),
-                strict: config.snapshotter.strict,
-            },
-            zero_usage: config.snapshotter.lazy_usage == LazyUsage::Zero,
-            verified_only: config.snapshotter.trust == Trust::Verified,
-        };
         let (late, asked) = Late::new();
         let parts = snapshots::Parts {
             cpu: Arc::clone(&cpu),
             mounts: thread.clone(),
             images: late.clone(),
         };
-        let snapshotter = Snapshotter::open(&root, parts, options)?;
+        let snapshotter = Snapshotter::open(&root, parts, snapshot_options(config))?;
         let mut tasks = JoinSet::new();
         if Snapshotter::is_reference_running(&root) {
             warn!(
@@ -203,6 +192,21 @@ impl Daemon {
         if let Some(images) = self.late.get() {
             images.sync().await;
         }
+    }
+}
+
+/// Settings of the snapshots.
+fn snapshot_options(config: &Config) -> snapshots::Options {
+    snapshots::Options {
+        userxattr: snapshots::needs_userxattr(),
+        skip_support_check: config.service.skip_check_snapshotter_supported,
+        rules: Rules {
+            parallel: parallel(config),
+            min_layer_size: u64::try_from(config.snapshotter.min_layer_size).unwrap_or(0),
+            strict: config.snapshotter.strict,
+        },
+        zero_usage: config.snapshotter.lazy_usage == LazyUsage::Zero,
+        verified_only: config.snapshotter.trust == Trust::Verified,
     }
 }
 
