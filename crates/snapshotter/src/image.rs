@@ -238,6 +238,8 @@ pub struct Options {
     pub replay: bool,
     /// Layers are mounted in a user namespace.
     pub user_namespace: bool,
+    /// Prove a layer as soon as it is complete, because containers wait for it.
+    pub proves_at_once: bool,
 }
 
 /// The components that images use.

@@ -359,6 +359,7 @@ fn image_options(config: &Config) -> image::Options {
         prefetch: config.prefetch.enable,
         replay: config.prefetch.replay,
         user_namespace: snapshots::needs_userxattr(),
+        proves_at_once: config.snapshotter.trust == Trust::Verified,
     }
 }
 

@@ -143,6 +143,9 @@ async fn prove(images: Weak<Shared>, layer: Weak<Layer>) {
             if !layer.is_complete() {
                 return;
             }
+            if !images.options.proves_at_once {
+                images.parts.layers.wait_for_starts().await;
+            }
             match images.parts.layers.prove(&layer).await {
                 Ok(proof) => {
                     let digest = layer.digest().to_string();

@@ -6,7 +6,7 @@
 //! is verified.
 
 use std::{
-    io,
+    io, mem,
     ops::{ControlFlow, Range},
 };
 
@@ -60,6 +60,8 @@ impl Passing {
         if let Err(error) = tar.read_on(&self.data, ztoc, STEP) {
             tracing::debug!(layer = %self.data.digest(), error = %error, "cannot read the store while hashing; trying again when the layer is complete");
         }
+        // Many layers can be in this state.
+        tar.buffer = Vec::new();
         *self.tar.lock() = Some(tar);
     }
 
@@ -89,6 +91,8 @@ pub(super) struct Tar {
     /// The first difference between the tar and the zTOC.
     fault: Option<Arc<str>>,
     at: u64,
+    /// For spans that are read from the store. Kept, because a new one costs as much as the hash.
+    buffer: Vec<u8>,
 }
 
 impl Tar {
@@ -99,6 +103,7 @@ impl Tar {
             entry: 0,
             fault: None,
             at: 0,
+            buffer: Vec::new(),
         })
     }
 
@@ -129,13 +134,21 @@ impl Tar {
             if self.at >= end || !data.files.present.has(span.0) {
                 return Ok(false);
             }
-            let bytes = data.tar_bytes(spans.uncompressed(span), &[])?;
+            let tar = spans.uncompressed(span);
+            let len = usize::try_from(tar.end - tar.start).unwrap_or(usize::MAX);
+            let mut buffer = mem::take(&mut self.buffer);
+            if buffer.len() < len {
+                buffer.resize(len, 0);
+            }
+            let bytes = buffer.get_mut(..len).unwrap_or_default();
+            data.read_tar(tar, &[], bytes)?;
             let sum = data.files.sums.get(span.0)?;
-            if sum.is_some_and(|sum| sum != data.files.sums.of(&bytes)) {
+            if sum.is_some_and(|sum| sum != data.files.sums.of(bytes)) {
                 let what = format!("span {} does not match its checksum", span.0);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, what));
             }
-            self.push(ztoc, &bytes);
+            self.push(ztoc, bytes);
+            self.buffer = buffer;
         }
         Ok(true)
     }

@@ -209,32 +209,43 @@ impl Data {
         tar: Range<u64>,
         held: &[Held],
     ) -> io::Result<Vec<u8>> {
-        let mut out = Vec::with_capacity(usize::try_from(tar.end - tar.start).unwrap_or(0));
+        let mut bytes = vec![0; usize::try_from(tar.end - tar.start).unwrap_or(0)];
+        self.read_tar(tar, held, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Like [`Data::tar_bytes`], into a buffer with the length of the range.
+    pub(in crate::layer) fn read_tar(
+        &self,
+        tar: Range<u64>,
+        held: &[Held],
+        mut out: &mut [u8],
+    ) -> io::Result<()> {
         for piece in self.files.places.pieces(tar) {
             let (file, mut at, mut place, mut len) = match piece {
                 Piece::Data { tar, data, len } => (&self.files.data, tar, data, len),
                 Piece::Heads { tar, heads, len } => (&self.files.heads, tar, heads, len),
             };
             while len > 0 {
-                if let Some(part) = held.iter().find_map(|held| held.from(at, len)) {
-                    out.extend_from_slice(part);
-                    let taken = part.len() as u64;
-                    (at, place, len) = (at + taken, place + taken, len - taken);
-                    continue;
+                let known = held.iter().find_map(|held| held.from(at, len));
+                let next = held.iter().map(|held| held.tar.start);
+                let next = next.filter(|start| *start > at).min();
+                let run = match known {
+                    Some(part) => part.len() as u64,
+                    None => next.map_or(len, |next| len.min(next - at)),
+                };
+                let size = usize::try_from(run).unwrap_or(usize::MAX);
+                let short = || io::Error::from(io::ErrorKind::UnexpectedEof);
+                let (here, rest) = out.split_at_mut_checked(size).ok_or_else(short)?;
+                match known {
+                    Some(part) => here.copy_from_slice(part),
+                    None => file.read_exact_at(here, place)?,
                 }
-                let next = held
-                    .iter()
-                    .map(|held| held.tar.start)
-                    .filter(|start| *start > at)
-                    .min();
-                let run = next.map_or(len, |next| len.min(next - at));
-                let from = out.len();
-                out.resize(from + usize::try_from(run).unwrap_or(usize::MAX), 0);
-                file.read_exact_at(&mut out[from..], place)?;
+                out = rest;
                 (at, place, len) = (at + run, place + run, len - run);
             }
         }
-        Ok(out)
+        Ok(())
     }
 
     /// Whether all spans that contain a range of the tar are present.

@@ -27,6 +27,12 @@ impl Layers {
         Ok(proof)
     }
 
+    /// Waits until programs that are starting have read what they need, at most for seconds. Proving
+    /// a layer takes CPU time and memory bandwidth from them.
+    pub async fn wait_for_starts(&self) {
+        self.context.wait_for_start().await;
+    }
+
     /// Records the tar of a layer that was downloaded whole. Both digests were verified during the
     /// download.
     pub(super) async fn prove_whole(&self, layer: &Layer) -> Result<(), Lost> {
