@@ -45,6 +45,7 @@ pub use demand::{Class, Delivery, Demand, DemandError, Feed, Patience, Sink, Sou
 use driver::Probe;
 use health::{Health, Scope};
 use meter::Meter;
+pub use queue::LOOSE;
 use queue::{Key, PieceId, Queue};
 use running::{Aloft, Running};
 use share::Memory;

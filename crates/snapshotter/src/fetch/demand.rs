@@ -84,7 +84,10 @@ pub struct Demand {
     pub class: Class,
     /// The image that the request counts against. Some limits are per image.
     pub image: Arc<str>,
-    /// Priority within a class: the smallest value first, then the oldest demand.
+    /// Priority within a class: the smallest value first, then the oldest demand. From [`LOOSE`] on,
+    /// what follows the last read comes first.
+    ///
+    /// [`LOOSE`]: super::LOOSE
     pub order: u64,
     /// The sources to ask, in this order.
     pub sources: Arc<[Source]>,

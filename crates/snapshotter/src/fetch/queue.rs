@@ -16,9 +16,9 @@
 //! | flying | another source may deliver it sooner: [`Queue::free`] | ready (the same) |
 //! | any | [`Queue::remove`] | gone, its waiters are answered |
 //!
-//! Ready pieces are taken by class, then by `order`, then by age. A request also takes the pieces
-//! that follow in the blob, up to a limit, if they are of its class (`Next` may join `Now`) and have
-//! about its `order`.
+//! Ready pieces are taken by class, then by `order`, then by age. From [`LOOSE`] on, pieces that
+//! follow the last read in its blob come first. A request also takes the pieces that follow in the
+//! blob, up to a limit, if they are of its class (`Next` may join `Now`) and have about its `order`.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -36,6 +36,9 @@ pub(crate) const NEAR: u64 = 1 << 20;
 /// A request takes only pieces whose order is this near to that of its first piece, so that what is
 /// wanted late does not delay what is wanted soon.
 const NEAR_ORDER: u64 = 16;
+/// From this order on, nobody knows when a piece is wanted. A reader reads on near its last read more
+/// often than elsewhere, because the files of a directory lie together in a layer.
+pub const LOOSE: u64 = 1 << 32;
 
 mod request;
 #[cfg(test)]
@@ -82,6 +85,8 @@ pub(crate) struct Queue<T> {
     parked: Vec<PieceId>,
     flights: HashMap<FlightId, Flight>,
     next: u64,
+    /// The blob that a reader asked for last, and the end of what it asked for.
+    reader: Option<(Digest, u64)>,
 }
 
 impl<T> Default for Queue<T> {
@@ -94,6 +99,7 @@ impl<T> Default for Queue<T> {
             parked: Vec::new(),
             flights: HashMap::new(),
             next: 0,
+            reader: None,
         }
     }
 }
@@ -101,6 +107,7 @@ impl<T> Default for Queue<T> {
 impl<T> Queue<T> {
     /// Adds a demand. An equal piece gets one more waiter and the more urgent class of the two.
     pub(crate) fn push(&mut self, key: Key, class: Class, order: u64, image: &Arc<str>, waiter: T) {
+        self.follow(&key, class);
         if let Some(&id) = self.by_key.get(&key) {
             if let Some(piece) = self.pieces.get_mut(&id) {
                 piece.waiters.push(waiter);
@@ -139,8 +146,15 @@ impl<T> Queue<T> {
         let Some(&id) = self.by_key.get(key) else {
             return false;
         };
+        self.follow(key, class);
         self.raise(id, class);
         true
+    }
+
+    fn follow(&mut self, key: &Key, class: Class) {
+        if class == Class::Now {
+            self.reader = Some((key.blob, key.end));
+        }
     }
 
     fn raise(&mut self, id: PieceId, class: Class) {
@@ -211,14 +225,9 @@ impl<T> Queue<T> {
         mut fits: impl FnMut(&Piece<T>) -> bool,
         limit: impl Fn(Class) -> u64,
     ) -> Option<Request> {
-        let mut first = None;
-        for &id in self.ready.values() {
-            if self.pieces.get(&id).is_some_and(&mut fits) {
-                first = Some(id);
-                break;
-            }
-        }
-        let first = first?;
+        let mut fits = |id: &PieceId| self.pieces.get(id).is_some_and(&mut fits);
+        let first = self.ready.values().copied().find(&mut fits)?;
+        let first = self.near_reader(first, fits).unwrap_or(first);
         let piece = self.pieces.get(&first)?;
         let (class, blob, image) = (piece.class, piece.key.blob, Arc::clone(&piece.image));
         let (start, limit, order) = (piece.key.start, limit(class), piece.order);
@@ -255,6 +264,22 @@ impl<T> Queue<T> {
             pieces,
             position,
         })
+    }
+
+    /// The piece to take instead of this one, because it follows the last read.
+    fn near_reader(
+        &self,
+        instead_of: PieceId,
+        mut fits: impl FnMut(&PieceId) -> bool,
+    ) -> Option<PieceId> {
+        let is_loose = |id| {
+            let piece = self.pieces.get(&id);
+            piece.is_some_and(|piece| piece.class == Class::All && piece.order >= LOOSE)
+        };
+        let (blob, from) = self.reader.filter(|_| is_loose(instead_of))?;
+        let behind = self.starts.get(&blob)?;
+        let mut behind = behind.range((from.saturating_sub(1), 0)..);
+        behind.find_map(|((_, id), ())| (is_loose(*id) && fits(id)).then_some(*id))
     }
 
     /// A ready piece that continues at `end`. A span that begins inside a byte shares that byte

@@ -26,7 +26,7 @@ use crate::{
     fetch::{Class, readahead::Readahead},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -83,6 +83,8 @@ pub(super) struct Spans {
     /// Timestamps of spans in progress.
     times: Times,
     ahead: Mutex<Readahead>,
+    /// The last span that a reader waited for.
+    last_read: AtomicU32,
     first: Mutex<First>,
     replay: Mutex<Replay>,
     starts: Arc<Starts>,
@@ -121,6 +123,7 @@ impl Spans {
             early: Mutex::default(),
             times: Times::default(),
             ahead: Mutex::new(Readahead::new(ahead)),
+            last_read: AtomicU32::new(0),
             first: Mutex::default(),
             replay: Mutex::default(),
             starts,

@@ -49,6 +49,27 @@ fn a_neighbour_that_is_wanted_much_later_gets_its_own_request() {
 }
 
 #[test]
+fn the_background_follows_the_reader_unless_the_order_is_known() {
+    let mut queue = Queue::default();
+    let image = Arc::from("image");
+    for start in [0, 20, 40, 60] {
+        queue.push(key(1, start, start + 10), Class::All, LOOSE, &image, 0);
+    }
+    queue.push(key(2, 0, 10), Class::All, LOOSE + 1, &image, 0);
+    push(&mut queue, key(1, 30, 35), Class::Now, 1);
+    let mut taken = || take(&mut queue).map(|it| (it.blob == Digest::sha256(&[1]), it.range()));
+    assert_eq!(taken(), Some((true, 30..35)));
+    assert_eq!(taken(), Some((true, 40..50)));
+    // A piece of another blob becomes urgent.
+    assert!(queue.promote(&key(2, 0, 10), Class::Now));
+    queue.push(key(2, 50, 60), Class::All, LOOSE + 1, &image, 0);
+    queue.push(key(3, 0, 10), Class::All, 7, &image, 0);
+    let rest: Vec<_> = std::iter::from_fn(|| take(&mut queue).map(|it| it.range())).collect();
+    // The urgent one, the one with a known order, behind the reader, and the others in their order.
+    assert_eq!(rest, [0..10, 0..10, 50..60, 0..10, 20..30, 60..70]);
+}
+
+#[test]
 fn a_reader_goes_first_and_next_joins_its_request() {
     let mut queue = Queue::default();
     push(&mut queue, key(1, 0, 10), Class::All, 0);

@@ -17,8 +17,11 @@ use crate::{
         ReadDone, ReadError,
         data::{Held, Needs},
     },
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering},
 };
+
+/// Files up to this size are downloaded whole when a reader waits for a part of them.
+const SMALL_FILE: u64 = 16 << 20;
 
 struct Wait {
     missing: usize,
@@ -135,11 +138,30 @@ impl Spans {
         };
         let read = Arc::new(Read {
             spans: Arc::clone(self),
-            range,
+            range: range.clone(),
             began: Instant::now(),
             wait: Mutex::new(wait),
         });
         self.park(&read, &missing);
+        if !missing.is_empty() {
+            self.want_rest_of_file(range.end);
+        }
+    }
+
+    /// Requests the rest of a file that a reader waits for, if the file is small. Programs and
+    /// libraries are read in several places of the file, one after another.
+    fn want_rest_of_file(self: &Arc<Self>, end: u64) {
+        let places = &self.data.files.places;
+        let file = places.files_in(end.saturating_sub(1)..end).next_back();
+        let file = file.and_then(|index| places.file(index));
+        let Some((file, ztoc)) = file.zip(self.data.ztoc()) else {
+            return;
+        };
+        let rest = file.tar + end.saturating_sub(file.data).min(file.size)..file.tar + file.size;
+        if file.size > SMALL_FILE || rest.is_empty() {
+            return;
+        }
+        self.want_next(ztoc.spans().covering(rest));
     }
 
     /// Notes which files the spans of a read are wanted for, if they are read for the first time.
@@ -172,6 +194,9 @@ impl Spans {
     /// Makes a read a waiter of each missing span, and requests spans that are not requested yet.
     fn park(self: &Arc<Self>, read: &Arc<Read>, missing: &[u32]) {
         let mut effects = Vec::with_capacity(missing.len());
+        if let Some(&last) = missing.last() {
+            self.last_read.store(last, Ordering::Relaxed);
+        }
         {
             let mut states = self.states.lock();
             for &span in missing {
@@ -200,7 +225,12 @@ impl Spans {
     /// Requests the spans that a sequential reader will need next.
     fn guess(self: &Arc<Self>, touched: Range<u32>) {
         let ahead = self.ahead.lock().read(touched);
-        for span in ahead.start..ahead.end.min(self.data.span_count()) {
+        self.want_next(ahead.start..ahead.end.min(self.data.span_count()));
+    }
+
+    /// Requests those of these spans that are absent.
+    fn want_next(self: &Arc<Self>, spans: impl Iterator<Item = u32>) {
+        for span in spans {
             let spare = &self.context.spare;
             if !self.data.files.present.has(span) && !spare.has(self.data.files.number, span) {
                 self.step(span, Event::Want(Class::Next, None));

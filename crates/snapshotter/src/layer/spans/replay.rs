@@ -9,15 +9,19 @@ use std::{
 use soci_ztoc::SpanId;
 
 use super::{Event, Span, Spans};
-use crate::{fetch::Class, sync::Arc};
+use crate::{
+    fetch::{Class, LOOSE},
+    sync::Arc,
+};
 
 /// Spans of a layer requested at a time. The scheduler decides how many of them it downloads at
 /// once.
 const AT_ONCE: usize = 256;
 /// Spans of a layer that are replayed at most: those of 256 GiB with the usual size.
 const MOST: usize = 1 << 16;
-/// Orders below this belong to recorded starts. The rest of a layer comes in the order of layers.
-const REST: u64 = 1 << 32;
+/// Orders below this belong to recorded starts. The rest comes in the order of layers, except that
+/// readers are followed.
+const REST: u64 = LOOSE;
 
 /// Consecutive spans of a layer, and their place in the start of the whole image. The smallest comes
 /// first.

@@ -104,6 +104,11 @@ async fn a_read_that_waited_is_recorded() {
     // A read of present bytes does not wait.
     read(&layer, FIRST).await.expect("bytes");
     assert!(life.layers.waits().len() <= 2);
+    settles(&layer).await;
+}
+
+/// Waits until no span is in progress.
+async fn settles(layer: &Layer) {
     let begin = std::time::Instant::now();
     while layer.spans.under_way() > 0 {
         assert!(
@@ -112,6 +117,51 @@ async fn a_read_that_waited_is_recorded() {
         );
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_file_is_downloaded_whole_when_a_part_is_read() {
+    let made = Made::new(Form::Gzip, 60, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let blob = Arc::new(MemoryBlob::new(made.layer.clone()));
+    let layer = life.open(&made, Arc::clone(&blob) as _).await;
+    let largest = layer.places().iter().max_by_key(|file| file.size);
+    let file = largest.expect("a file");
+    assert!(file.size > 3 * (16 << 10), "in several spans");
+    read(&layer, file.data..file.data + 1).await.expect("bytes");
+    settles(&layer).await;
+    let asked = blob.requests().len();
+    let whole = file.data..file.data + file.size;
+    read(&layer, whole.clone()).await.expect("bytes");
+    assert_eq!(blob.requests().len(), asked, "everything was there");
+    let rest = layer.spans.next_absent(u64::MAX, u64::MAX);
+    assert!(rest.len() > 2, "only this file: {rest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_background_goes_on_behind_the_last_read() {
+    let made = Made::new(Form::Gzip, 60, 16 << 10);
+    let node = Node::new();
+    let life = node.start();
+    let blob = Arc::new(MemoryBlob::new(made.layer.clone()));
+    let layer = life.open(&made, blob).await;
+    let in_order = layer.spans.next_absent(u64::MAX, u64::MAX);
+    assert!(in_order.is_sorted() && in_order.len() > 8, "{in_order:?}");
+    let contents = layer.places().contents();
+    let middle = contents.start.midpoint(contents.end);
+    read(&layer, middle..middle + 1).await.expect("bytes");
+    settles(&layer).await;
+    let mut next = layer.spans.next_absent(u64::MAX, u64::MAX);
+    let behind = next.iter().position(|span| *span == in_order[0]);
+    next.rotate_left(behind.expect("the first span is absent"));
+    assert!(behind > Some(1) && next.is_sorted(), "{next:?}");
+    let compressed = made.layer.len() as u64 / made.spans() as u64;
+    let few = layer.spans.next_absent(compressed * 3, u64::MAX);
+    assert!(
+        (2..6).contains(&few.len()) && few[0] > in_order[0],
+        "{few:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
