@@ -63,7 +63,7 @@ pub use hosts::{HostError, Hosts, Mirror};
 pub use referrers::Listing;
 use retry::RetryPolicy;
 use rounds::{At, over_hosts};
-pub use tls::{Identity, Tls, TlsError};
+pub use tls::{Identity, Tls, TlsError, warm_up};
 pub use trace::{Trace, Traffic};
 use transport::{Settings, Transport, refused};
 pub use upload::{BlobSource, BlobStream, Sent, Uploaded};

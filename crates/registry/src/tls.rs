@@ -140,6 +140,15 @@ pub(super) fn pem_config(tls: &PemTls<'_>, origin: &Path) -> Result<ClientConfig
     config.map_err(|error| unusable(origin)(error))
 }
 
+/// Prepares the random numbers of the TLS library. This takes 30 ms of CPU time, which the first
+/// connection would otherwise wait for.
+pub fn warm_up() {
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    if provider.secure_random.fill(&mut [0; 8]).is_err() {
+        tracing::debug!("the TLS library has no random numbers");
+    }
+}
+
 fn builder(
     roots: RootCertStore,
     skip_verify: bool,

@@ -310,6 +310,11 @@ impl Scheduler {
         HoldBack(Arc::clone(&self.shared))
     }
 
+    /// Bytes arrived from a registry without this scheduler. They show how fast the link is.
+    pub fn came(&self, bytes: u64) {
+        self.shared.state.lock().meter.came(bytes, Instant::now());
+    }
+
     /// Ends every request and fails every pending demand.
     pub fn close(&self) {
         self.driver.abort();

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::thread::available_parallelism;
+use std::thread::{self, available_parallelism};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -311,6 +311,12 @@ pub(super) fn images(
 /// a tokio runtime.
 pub fn registry(config: &Config) -> anyhow::Result<Registry> {
     let credentials = Arc::new(Sources::of(config));
+    // Does not delay the start. A failure only makes the first connection slower.
+    drop(
+        thread::Builder::new()
+            .name("soci-tls".into())
+            .spawn(soci_registry::warm_up),
+    );
     Ok(Registry::new(registry_options(config), credentials)?)
 }
 

@@ -325,9 +325,9 @@ impl Flight {
 }
 
 impl Shared {
-    /// Whether this request may continue to read. Readers always may. `All` must stop while the
-    /// bytes of a reader or a pull arrive. While one of them waits for its first byte, only the
-    /// oldest `All` request of each host may read. `Pull` is limited in this way while readers read.
+    /// Whether this request may continue to read. Readers always may. While a reader or a pull waits
+    /// for its bytes, only the oldest `All` request of each host may read, and on a slow link none
+    /// once the bytes arrive. `Pull` is limited to the oldest request while readers read.
     fn may_read(&self, flight: FlightId, now: Instant) -> bool {
         let state = self.state.lock();
         let Some(class @ (Class::Pull | Class::All)) = state.queue.flight_class(flight) else {
@@ -337,6 +337,7 @@ impl Shared {
             return true;
         };
         let is_all = class == Class::All;
+        let is_fast = state.meter.is_fast();
         let mut limited = is_all && self.held_back.load(Ordering::Relaxed) > 0;
         let mut oldest = flight;
         for (&other, aloft) in &state.flights {
@@ -350,7 +351,8 @@ impl Shared {
                 }
             } else if of == Class::Now || of == Class::Pull && is_all {
                 let silent = aloft.silent_for(now);
-                if is_all && aloft.last.is_some() && silent < ARRIVING {
+                let arrives = aloft.last.is_some() && silent < ARRIVING;
+                if is_all && arrives && !is_fast {
                     return false;
                 }
                 // A request that waits for a host that hangs does not need the link.

@@ -212,13 +212,13 @@ impl Content {
     }
 
     /// Reads a blob as a mapped file, so that it is never in memory as a whole. The caller verifies
-    /// the digest. Calls `came` for each chunk that the registry sends.
+    /// the digest. Calls `came` with the length of each chunk that the registry sends.
     pub(crate) async fn blob(
         &self,
         place: Place<'_>,
         wanted: &Descriptor,
         limit: u64,
-        came: impl Fn(),
+        came: impl Fn(u64),
     ) -> Result<Bytes, ContentError> {
         let Descriptor { digest, size, .. } = wanted;
         let (digest, size) = (*digest, *size);
@@ -292,7 +292,7 @@ impl Content {
         &self,
         place: Place<'_>,
         wanted: &Descriptor,
-        came: impl Fn(),
+        came: impl Fn(u64),
     ) -> Result<File, ContentError> {
         let digest = wanted.digest;
         let fetcher = self.registry.blob(place.image, wanted)?;
@@ -313,7 +313,7 @@ impl Content {
         &self,
         fetcher: &dyn Fetcher,
         digest: Digest,
-        came: impl Fn(),
+        came: impl Fn(u64),
     ) -> Result<(File, bool), ContentError> {
         let io = |source| ContentError::Io { digest, source };
         let fetch = |source| ContentError::Fetch { digest, source };
@@ -322,7 +322,7 @@ impl Content {
         if fetcher.size() > 0 {
             let mut body = fetcher.fetch(0..fetcher.size()).await.map_err(fetch)?;
             while let Some(chunk) = body.next().await.map_err(fetch)? {
-                came();
+                came(chunk.len() as u64);
                 verifier.update(&chunk);
                 file.write_all(&chunk).await.map_err(io)?;
             }

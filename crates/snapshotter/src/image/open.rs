@@ -327,7 +327,10 @@ impl Images {
         let content = &self.0.parts.content;
         let bytes = cell.get_or_try_init(|| async {
             let began = Instant::now();
-            let came = || image.came.notify_waiters();
+            let came = |bytes| {
+                image.came.notify_waiters();
+                self.0.parts.layers.came(bytes);
+            };
             let bytes = content.blob(name.place(), ztoc, MAX_ZTOC_SIZE, came);
             bytes
                 .await

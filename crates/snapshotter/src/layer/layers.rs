@@ -281,6 +281,11 @@ impl Layers {
         self.context.fetch.hold_back()
     }
 
+    /// Bytes arrived that were not requested through the scheduler. They show how fast the link is.
+    pub fn came(&self, bytes: u64) {
+        self.context.fetch.came(bytes);
+    }
+
     fn cell(&self, key: LayerKey) -> Cell {
         Arc::clone(self.open.lock().entry(key).or_default())
     }

@@ -116,6 +116,31 @@ async fn a_body_that_would_occupy_the_link_is_closed_and_resumed() {
     assert_eq!(asked[1].end, 300_000);
 }
 
+#[tokio::test(start_paused = true)]
+async fn on_a_fast_link_the_background_goes_on_beside_a_reader() {
+    let bytes = noise(1, 24 << 20);
+    let background = Other::new(
+        bytes.clone(),
+        Does::Drips(400_000, Duration::from_millis(10)),
+    );
+    let reader = Other::new(bytes, Does::Drips(1000, Duration::from_millis(50)));
+    let mut asker = Asker::new(Options::default(), Digest::sha256(b""), vec![]);
+    aim(&mut asker, 1, vec![at("a", "app", &background)]);
+    asker.ask(0..20 << 20, Class::All, Patience::Forever);
+    // 40 MB/s are measured meanwhile.
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    aim(&mut asker, 2, vec![at("b", "app", &reader)]);
+    asker.ask(0..40_000, Class::Now, Patience::Budget);
+    let (range, delivery) = asker.hear().await;
+    delivery.expect("bytes");
+    assert_eq!(
+        range,
+        0..20 << 20,
+        "before the reader's two seconds are over"
+    );
+    asker.hear().await.1.expect("the reader's bytes");
+}
+
 /// Records the requested ranges.
 #[derive(Debug)]
 struct Ranges {
