@@ -13,7 +13,7 @@ const BLOCK: u64 = 4096;
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let (Some(device), Some(path)) = (arguments.next(), arguments.next()) else {
-        return Err("usage: one_file DEVICE IMAGE".into());
+        return Err("usage: map_device DEVICE IMAGE".into());
     };
     let size = File::open(device)?.metadata()?.len();
     let mode = |mode| Attributes {
