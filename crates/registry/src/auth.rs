@@ -4,16 +4,11 @@
 //! the host and the scope result in an [`Access`], which all requests for the same image at the
 //! same host share. Bearer tokens are shared by (realm, service, scope, credential). They are
 //! renewed shortly before they expire and whenever one is rejected.
-//!
-//! A token exchange runs as a task of this module, independent of the requests that wait for it. A
-//! canceled request therefore does not stop it, and all requests that need the same token wait for
-//! the same exchange.
 
 use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -21,7 +16,6 @@ use reqwest::{
     Url,
     header::{HeaderMap, HeaderValue},
 };
-use tokio::{sync::watch, task::JoinSet};
 
 use super::{challenge::Challenge, exchange::Exchange, retry::RetryPolicy, transport::Transport};
 use crate::{
@@ -31,79 +25,19 @@ use crate::{
 use soci_oci::reference::ImageRef;
 
 mod scope;
+mod token;
 
 pub(crate) use scope::Scope;
+pub(crate) use token::Token;
+use token::{Cell, Tokens};
 
-/// A token is renewed when less than this is left of its lifetime, or a fifth of the lifetime if
-/// that is shorter.
-const RENEW_BEFORE: Duration = Duration::from_secs(30);
-/// Above this number of tokens, unused ones are dropped.
+/// Above this number of tokens or hosts, unused ones are dropped.
 const MANY_TOKENS: usize = 512;
-
-/// A bearer token and when to replace it.
-pub(crate) struct Token {
-    pub(crate) value: Secret,
-    renew: Option<Instant>,
-    end: Option<Instant>,
-}
-
-impl Token {
-    /// A new token. Without a lifetime, it is valid until it is rejected.
-    pub(crate) fn new(value: Secret, lifetime: Option<Duration>) -> Token {
-        let now = Instant::now();
-        let early = |life: Duration| life.saturating_sub(RENEW_BEFORE.min(life / 5));
-        Token {
-            value,
-            renew: lifetime.and_then(|life| now.checked_add(early(life))),
-            end: lifetime.and_then(|life| now.checked_add(life)),
-        }
-    }
-
-    fn is_good(&self) -> bool {
-        self.end.is_none_or(|end| Instant::now() < end)
-    }
-
-    fn is_due(&self) -> bool {
-        self.renew.is_some_and(|renew| Instant::now() >= renew)
-    }
-}
-
-type Outcome = Result<Arc<Token>, FetchError>;
-
-/// A shared token, and the exchange in progress for its successor, if any.
-struct Cell {
-    exchange: Exchange,
-    state: Mutex<CellState>,
-}
-
-#[derive(Default)]
-struct CellState {
-    token: Option<Arc<Token>>,
-    running: Option<watch::Receiver<Option<Outcome>>>,
-}
-
-impl Cell {
-    fn state(&self) -> MutexGuard<'_, CellState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Drops the token if it is this one.
-    fn forget(&self, refused: &str) {
-        let mut state = self.state();
-        state.token.take_if(|token| token.value.reveal() == refused);
-    }
-}
-
-/// Realm, service, scope, fingerprint of the credential.
-type CellKey = (String, String, Scope, Option<[u8; 32]>);
 
 pub(crate) struct Auth {
     credentials: Arc<dyn Credentials>,
-    retry: RetryPolicy,
-    cells: Mutex<HashMap<CellKey, Arc<Cell>>>,
+    tokens: Tokens,
     accesses: Mutex<HashMap<(String, String, Scope), Arc<Access>>>,
-    /// Exchanges in progress. Dropping this value stops them.
-    tasks: Mutex<JoinSet<()>>,
 }
 
 impl fmt::Debug for Auth {
@@ -118,10 +52,8 @@ impl Auth {
     pub(crate) fn new(credentials: Arc<dyn Credentials>, retry: RetryPolicy) -> Auth {
         Auth {
             credentials,
-            retry,
-            cells: Mutex::default(),
+            tokens: Tokens::new(retry),
             accesses: Mutex::default(),
-            tasks: Mutex::default(),
         }
     }
 
@@ -147,81 +79,6 @@ impl Auth {
             accesses.retain(|_, access| Arc::strong_count(access) > 1);
         }
         Arc::clone(accesses.entry(key).or_insert_with(|| Arc::new(access)))
-    }
-
-    /// Returns the current token, or waits for an exchange. Does not return the token `refused`.
-    async fn token(&self, cell: &Arc<Cell>, refused: Option<&str>) -> Outcome {
-        let mut running = {
-            let mut state = cell.state();
-            let state = &mut *state;
-            if let Some(token) = &state.token
-                && (!token.is_good() || refused == Some(token.value.reveal()))
-            {
-                state.token = None;
-            }
-            if let Some(token) = &state.token {
-                let token = Arc::clone(token);
-                if token.is_due() {
-                    // Still valid for this request; the successor is fetched in the background.
-                    self.start(cell, state);
-                }
-                return Ok(token);
-            }
-            self.start(cell, state)
-        };
-        match running.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome
-                .clone()
-                .unwrap_or_else(|| Err(cell.exchange.abandoned())),
-            Err(_) => Err(cell.exchange.abandoned()),
-        }
-    }
-
-    /// Joins the exchange in progress, or starts one.
-    fn start(&self, cell: &Arc<Cell>, state: &mut CellState) -> watch::Receiver<Option<Outcome>> {
-        // A closed channel without an outcome means that the task died. Start another one.
-        if let Some(running) = &state.running
-            && running.has_changed().is_ok()
-        {
-            return running.clone();
-        }
-        let (done, running) = watch::channel(None);
-        state.running = Some(running.clone());
-        let (cell, retry) = (Arc::clone(cell), self.retry);
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn(async move {
-            let outcome = cell.exchange.run(retry).await.map(Arc::new);
-            let mut state = cell.state();
-            state.running = None;
-            if let Ok(token) = &outcome {
-                state.token = Some(Arc::clone(token));
-            }
-            drop(state);
-            done.send_replace(Some(outcome));
-        });
-        running
-    }
-
-    fn cell(&self, exchange: Exchange) -> Arc<Cell> {
-        let credential = exchange.credential.as_ref().map(Credential::fingerprint);
-        let key = (
-            exchange.realm.to_string(),
-            exchange.service.clone(),
-            exchange.scope.clone(),
-            credential,
-        );
-        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
-        if cells.len() >= MANY_TOKENS {
-            cells.retain(|_, cell| Arc::strong_count(cell) > 1);
-        }
-        let new = || {
-            Arc::new(Cell {
-                exchange,
-                state: Mutex::default(),
-            })
-        };
-        Arc::clone(cells.entry(key).or_insert_with(new))
     }
 }
 
@@ -278,7 +135,7 @@ impl Access {
                 self.usable(secret_header(value.reveal()))
             }
             Some(Known::Bearer(cell)) => {
-                let token = auth.token(&cell, None).await?;
+                let token = auth.tokens.get(&cell, None).await?;
                 self.usable(secret_header(&format!("Bearer {}", token.value.reveal())))
             }
         }
@@ -308,7 +165,7 @@ impl Access {
             }
             (Known::Bearer(cell), Some(credential)) => {
                 match self.with_credential(&cell.exchange, Some(credential), plain) {
-                    Ok(exchange) => Known::Bearer(auth.cell(exchange)),
+                    Ok(exchange) => Known::Bearer(auth.tokens.cell(exchange)),
                     Err(error) => {
                         tracing::debug!(%error, "new credentials are not sent");
                         return false;
@@ -388,7 +245,7 @@ impl Access {
         {
             return Err(error);
         }
-        match auth.token(cell, refused).await {
+        match auth.tokens.get(cell, refused).await {
             Ok(_) => *self.known() = Some(known),
             Err(error @ FetchError::Unauthorized { .. }) => {
                 *self.known() = Some(self.second(auth, cell, plain).await.ok_or(error)?);
@@ -407,8 +264,8 @@ impl Access {
             return Some(Known::Token(bearer_value(token)));
         }
         let exchange = self.with_credential(&before.exchange, Some(new), plain);
-        let cell = auth.cell(exchange.ok()?);
-        auth.token(&cell, None).await.ok()?;
+        let cell = auth.tokens.cell(exchange.ok()?);
+        auth.tokens.get(&cell, None).await.ok()?;
         Some(Known::Bearer(cell))
     }
 
@@ -439,7 +296,7 @@ impl Access {
             Some(Credential::Bearer(token)) => Ok(Known::Token(bearer_value(&token))),
             credential => {
                 let exchange = self.exchange(transport, challenge, plain, credential)?;
-                Ok(Known::Bearer(auth.cell(exchange)))
+                Ok(Known::Bearer(auth.tokens.cell(exchange)))
             }
         }
     }

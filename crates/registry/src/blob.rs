@@ -28,9 +28,10 @@ use super::{
     auth::Scope,
     breaker::{Breaker, Failure},
     endpoint::{Call, Endpoint, set_referer},
+    refusal::refused,
     retry::{Attempts, RetryPolicy},
     rounds::Rounds,
-    transport::{Way, refused},
+    transport::Way,
 };
 use crate::{
     fetch::{ByteRange, FetchError, Fetcher, RangeBody},

@@ -14,7 +14,8 @@ mod mirror;
 use super::{
     auth::{Auth, Scope, authorize},
     hosts::{Host, HostError, Scheme},
-    transport::{Peer, Transport, Way, beginning, detail},
+    refusal::{beginning, detail},
+    transport::{Peer, Transport, Way},
 };
 use crate::{fetch::FetchError, url::RedactedUrl};
 use mirror::Waiting;

@@ -18,8 +18,9 @@ use super::{
     answer::read_capped,
     auth::{Scope, Token, authorize, basic, secret_header},
     endpoint::{MAX_REDIRECTS, redirect_target},
+    refusal::refused,
     retry::{Attempts, RetryPolicy},
-    transport::{Transport, refused},
+    transport::Transport,
 };
 use crate::{
     credentials::{Credential, Secret},

@@ -19,7 +19,7 @@ use reqwest::Method;
 
 use super::{
     At, MAX_MANIFEST, Registry, RegistryError, auth::Scope, endpoint::Call, failed,
-    transport::refused,
+    refusal::refused,
 };
 use crate::url::RedactedUrl;
 use soci_oci::{

@@ -21,8 +21,8 @@ use super::{
     auth::Scope,
     endpoint::{Call, Endpoint, MAX_REDIRECTS, redirect_target},
     failed, over_hosts,
+    refusal::refused,
     retry::{Attempts, RetryPolicy},
-    transport::refused,
 };
 use crate::{fetch::FetchError, url::RedactedUrl};
 use soci_oci::{descriptor::Descriptor, digest::Digest, reference::ImageRef};
@@ -30,10 +30,12 @@ use soci_oci::{descriptor::Descriptor, digest::Digest, reference::ImageRef};
 mod body;
 mod manifest;
 mod sessions;
+mod start;
 
 pub use body::{BlobSource, BlobStream, Sent};
 use body::{Progress, Tally, watched};
 pub(super) use sessions::Sessions;
+use start::{begin, filed, mount, upload_url};
 
 /// Maximum number of repositories to mount a blob from before it is sent.
 const MAX_MOUNTS: usize = 2;
@@ -81,7 +83,7 @@ impl Registry {
                 let ask = async |method| {
                     let mut call = Call::new(method, endpoint.url(&what));
                     if what.starts_with("manifests/") {
-                        call.headers = super::accept_manifests();
+                        call.headers = super::manifest::accept_manifests();
                     }
                     endpoint.follow(call, &scope).await
                 };
@@ -351,62 +353,4 @@ impl Attempt<'_> {
             limit: MAX_REDIRECTS,
         }))
     }
-}
-
-/// Checks that the registry has stored the upload as a blob.
-async fn filed(answer: Response) -> Result<(), FetchError> {
-    match answer.status().as_u16() {
-        200 | 201 | 204 => Ok(()),
-        _ => Err(refused(RedactedUrl::from(&answer.url().clone()), answer).await),
-    }
-}
-
-async fn mount(
-    endpoint: &Endpoint,
-    image: &ImageRef,
-    digest: &Digest,
-    from: &str,
-) -> Result<Response, FetchError> {
-    let scope = Scope::push(image.repository(), Some(from));
-    let mut url = endpoint.url("blobs/uploads/");
-    url.query_pairs_mut()
-        .append_pair("mount", &digest.to_string())
-        .append_pair("from", from);
-    begin(endpoint, url, &scope).await
-}
-
-/// Starts an upload. The returned response has status 201 or 202.
-async fn begin(endpoint: &Endpoint, url: Url, scope: &Scope) -> Result<Response, FetchError> {
-    let mut call = Call {
-        body: Some(Bytes::new()),
-        ..Call::new(Method::POST, url)
-    };
-    for _ in 0..=MAX_REDIRECTS {
-        let answer = endpoint.send(&call, scope).await?;
-        match answer.status().as_u16() {
-            201 | 202 => return Ok(answer),
-            307 | 308 => call.url = redirect_target(&call.url, &answer)?,
-            status => {
-                if status == 200 {
-                    no_web_page(&answer)?;
-                }
-                return Err(refused(RedactedUrl::from(&call.url), answer).await);
-            }
-        }
-    }
-    Err(FetchError::Redirects {
-        url: RedactedUrl::from(&call.url),
-        limit: MAX_REDIRECTS,
-    })
-}
-
-/// The URL for the bytes of an upload.
-fn upload_url(begun: &Response, digest: &Digest) -> Result<Url, RegistryError> {
-    let mut url =
-        redirect_target(begun.url(), begun).map_err(|_| RegistryError::NoUploadLocation {
-            url: RedactedUrl::from(begun.url()),
-        })?;
-    url.query_pairs_mut()
-        .append_pair("digest", &digest.to_string());
-    Ok(url)
 }

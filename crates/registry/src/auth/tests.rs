@@ -34,7 +34,7 @@ fn before(kind: &str, auth: &Auth, access: &Access, realm: &str) -> Known {
             let transport = Arc::new(Transport::new(&Options::default()).unwrap());
             let challenge = Challenge::new("bearer", &[("realm", realm)]);
             let exchange = access.exchange(&transport, &challenge, false, None);
-            Known::Bearer(auth.cell(exchange.unwrap()))
+            Known::Bearer(auth.tokens.cell(exchange.unwrap()))
         }
     }
 }
@@ -84,21 +84,6 @@ async fn a_new_credential_is_not_sent_without_tls_to_please_a_registry_with_tls(
         assert!(!looked_again("bearer", realm, false, now()).await);
         assert!(looked_again("bearer", realm, true, now()).await);
     }
-}
-
-#[test]
-fn a_token_is_renewed_before_it_runs_out() {
-    let token = |life| Token::new(Secret::new("t"), life);
-    let forever = token(None);
-    assert!(forever.is_good() && !forever.is_due());
-    let long = token(Some(Duration::from_secs(300)));
-    assert!(long.is_good() && !long.is_due());
-    assert_eq!(
-        long.end.zip(long.renew).map(|(end, renew)| end - renew),
-        Some(RENEW_BEFORE)
-    );
-    let over = token(Some(Duration::ZERO));
-    assert!(!over.is_good() && over.is_due());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use reqwest::{
 use crate::{
     fetch::{ByteRange, FetchError},
     range::ContentRange,
-    transport::{beginning, refused},
+    refusal::{beginning, refused},
     url::RedactedUrl,
 };
 

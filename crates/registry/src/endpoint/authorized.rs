@@ -7,7 +7,7 @@ use crate::{
     auth::{Access, Scope},
     challenge::{self, Challenge},
     fetch::{FetchError, is_transient_status},
-    transport::{refused, refused_text},
+    refusal::{refused, refused_text},
     url::RedactedUrl,
 };
 

@@ -12,7 +12,7 @@ use crate::{
     auth::Scope,
     endpoint::{Call, Endpoint},
     fetch::FetchError,
-    transport::refused,
+    refusal::refused,
     url::RedactedUrl,
 };
 use soci_oci::{

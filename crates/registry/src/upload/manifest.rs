@@ -9,7 +9,7 @@ use reqwest::{
 };
 
 use crate::{
-    Registry, RegistryError, auth::Scope, endpoint::Call, failed, over_hosts, transport::refused,
+    Registry, RegistryError, auth::Scope, endpoint::Call, failed, over_hosts, refusal::refused,
     url::RedactedUrl,
 };
 use soci_oci::{digest::Digest, reference::ImageRef};
