@@ -2,12 +2,13 @@
 
 from xml.sax.saxutils import escape
 
+from .peers import BY_NAME
 from .results import LINK, Runs
 from .report import title
 
 WIDTH, LEFT, RIGHT, TOP, BAR, GAP = 760, 250, 90, 88, 22, 8
 PHASES = (("pull", "#0969da"), ("started", "#54aeff"), ("ready", "#bf8700"))
-LABELS = {"pull": "Pull", "started": "Container start", "ready": "READY"}
+LABELS = {"pull": "Pull", "started": "Container start", "ready": "Program until READY"}
 FRAME = ('<svg xmlns="http://www.w3.org/2000/svg" width="{w}" height="{h}" viewBox="0 0 {w} {h}" role="img" '
          'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif" fill="#1f2328">')
 
@@ -44,7 +45,8 @@ def draw(document):
     scale = (WIDTH - LEFT - RIGHT) / max(ends.values())
     shapes, y = [], TOP
     for peer in peers:
-        shapes.append(text(LEFT - 10, y + 15, title(peer), 12, ' text-anchor="end"'))
+        weight = ' font-weight="600"' if BY_NAME[peer].daemon == "ours" else ""
+        shapes.append(text(LEFT - 10, y + 15, title(peer), 12, f' text-anchor="end"{weight}'))
         x = 0.0
         for phase, color in PHASES:
             if (end := runs.median(peer, phase)) is not None:

@@ -28,17 +28,38 @@ def write(folder):
 
 
 BEGIN, END = "<!-- suite: begin -->\n", "<!-- suite: end -->\n"
+PICTURE, PICTURE_END = "<!-- suite picture: begin -->\n", "<!-- suite picture: end -->\n"
+# The workload whose picture a page shows.
+PICTURED = "demo"
 
 
 def insert(folder, path):
-    """Replaces what is between the two marks of a page by the first table of the results."""
+    """Replaces what is between the two marks of a page by the first table of the results, and the picture if it has marks for it."""
     with open(path) as file:
-        before, _, rest = file.read().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
+        page = file.read()
+    found = results.load(folder)
+    changed = between(page, BEGIN, END, summary(found).partition("\n\n")[2])
+    if changed is None:
         raise Failure(f"{path} has no lines `{BEGIN.strip()}` and `{END.strip()}`")
+    if picture := found.get(PICTURED, {}).get("picture"):
+        link = os.path.relpath(os.path.join(folder, picture), os.path.dirname(path) or ".")
+        changed = between(changed, PICTURE, PICTURE_END, f"![{caption(found[PICTURED])}]({link})\n") or changed
     with open(path, "w") as file:
-        file.write(before + BEGIN + summary(results.load(folder)).partition("\n\n")[2] + END + after)
+        file.write(changed)
+
+
+def between(page, begin, end, text):
+    """The page with this text between two marks. None if it does not have them."""
+    before, found, rest = page.partition(begin)
+    _, ended, after = rest.partition(end)
+    return before + begin + text + end + after if found and ended else None
+
+
+def caption(document):
+    """What the picture of a workload shows, for readers who do not see it."""
+    runs = Runs(document)
+    bars = [f"{title(peer)} {median:.2f} s" for peer in runs.peers() if (median := runs.median(peer, "ready")) is not None]
+    return f"Cold start ({document['title']}), pull until READY. {'; '.join(bars)}."
 
 
 def table(head, rows):

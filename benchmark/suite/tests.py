@@ -20,6 +20,7 @@ from .timeline import Samples, sampler, union
 RUNS = [{"peer": "containerd", "pull": 4.0, "started": 4.2, "ready": 6.0}, {"peer": "tuned", "pull": 3.0, "started": 3.2, "ready": 5.0},
         {"peer": "lazy", "pull": 0.5, "started": 0.7, "ready": 2.0, "peak_snapshotter_end": 70.0, "wire": 5e7},
         {"peer": "lazy", "pull": 0.6, "started": 0.8, "ready": 3.0}]
+GO = {"peer": "reference", "pull": 1.0, "started": 1.2, "ready": 5.5}
 DOCUMENT = {"title": "demo", "image": {"megabytes": 176, "layers": 4}, "runs": RUNS, "failures": {"reference": "it hangs"},
             "absent": {"record": "not in this build"}}
 
@@ -85,6 +86,23 @@ class Figures(unittest.TestCase):
                 self.assertTrue(text.startswith(f"before\n{report.BEGIN}|  | containerd") and text.endswith(f"{report.END}after\n"))
                 self.assertNotIn("old", text)
 
+    def test_a_page_gets_the_picture_with_every_peer_in_words(self):
+        with tempfile.TemporaryDirectory() as folder:
+            results.save(folder, "demo", {**DOCUMENT, "runs": [*RUNS[:2], GO, *RUNS[2:]], "failures": {}, "picture": "demo.svg"})
+            page = f"{folder}/page.md"
+            for mark, rest in ((report.PICTURE + "earlier\n" + report.PICTURE_END, "after\n"), ("", "")):
+                with open(page, "w") as file:
+                    file.write(f"before\n{mark}{report.BEGIN}{report.END}{rest}")
+                report.insert(folder, page)
+                with open(page) as file:
+                    text = file.read()
+                self.assertEqual(text.count("](demo.svg)"), 1 if mark else 0)
+                self.assertNotIn("earlier", text)
+                self.assertTrue(text.endswith(report.END + rest))
+                if mark:
+                    words = text.partition("](demo.svg)")[0]
+                    self.assertIn("containerd overlayfs, best settings 5.00 s; soci-snapshotter 0.4.1 (Go), lazy 5.50 s; soci-rs, lazy 2.50 s", words)
+
     def test_new_runs_of_one_peer_replace_only_its_own(self):
         new = {**DOCUMENT, "runs": [{"peer": "lazy", "ready": 9.0}], "failures": {}, "absent": {}}
         old = {**DOCUMENT, "machine": results.machine()}
@@ -97,6 +115,11 @@ class Figures(unittest.TestCase):
         picture = draw(DOCUMENT)
         self.assertEqual(picture.count("2.50 s"), 1)
         self.assertNotIn("0.4.1", picture)
+
+    def test_the_picture_includes_the_reference_implementation(self):
+        picture = draw({**DOCUMENT, "runs": [*RUNS, GO]})
+        self.assertIn("soci-snapshotter 0.4.1 (Go), lazy", picture)
+        self.assertEqual(picture.count("5.50 s"), 1)
 
     def test_overlapping_waits_count_once(self):
         self.assertEqual(union([(0, 2), (1, 3), (5, 6)]), 4)
