@@ -73,7 +73,7 @@ pub(crate) async fn uploading<T>(
     registry: Option<&Registry>,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    let result = crate::unless_interrupted(crate::limited(global.timeout, work)).await;
+    let result = crate::signals::unless_interrupted(crate::limited(global.timeout, work)).await;
     if let Some(registry) = registry {
         registry.cancel_uploads().await;
     }

@@ -112,7 +112,7 @@ pub(crate) async fn leased<T>(
 ) -> Result<T> {
     let containerd = state.containerd().await?;
     // Listen before the lease exists, so that a signal cannot leave it behind.
-    let signals = crate::Signals::listen()?;
+    let signals = crate::signals::Signals::listen()?;
     let lease = containerd.lease().await?;
     let limited = crate::limited(state.left(), work(lease.store()));
     let result = signals.unless(limited).await;

@@ -14,6 +14,7 @@ mod prefetch;
 mod push;
 mod rebuild_db;
 mod record;
+mod signals;
 mod source;
 mod standalone;
 mod state;
@@ -34,25 +35,18 @@ use clap::ArgMatches;
 use soci_flags::Parsed;
 use soci_store::errno;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use args::{
     Completion, Convert, Create, Global, IndexInfo, IndexList, IndexRemove, Man, PrefetchInfo,
     PrefetchList, PrefetchRecord, Push, Status, Verify, ZtocGetFile, ZtocInfo, ZtocList,
 };
+use signals::Interrupted;
 
 /// Threads for network I/O; layers are read by other threads.
 const RUNTIME_THREADS: usize = 2;
 
 /// Exit code of `--strict` if a layer was left without a zTOC.
 const NOT_STRICT: u8 = 4;
-
-/// The user interrupted the command.
-#[derive(Debug, thiserror::Error)]
-#[error("interrupted")]
-struct Interrupted {
-    signal: u8,
-}
 
 fn main() -> ExitCode {
     match soci_flags::parse(args::grammar(), std::env::args_os()) {
@@ -79,8 +73,7 @@ fn main() -> ExitCode {
 fn refuse(error: &anyhow::Error) -> ExitCode {
     output::refuse(&format!("{error:#}"));
     if let Some(Interrupted { signal }) = error.downcast_ref() {
-        // The exit code that a shell reports for a process ended by a signal.
-        return ExitCode::from(128 + signal);
+        return ExitCode::from(signals::exit_code(*signal));
     }
     if error.downcast_ref::<output::NotStrict>().is_some() {
         return ExitCode::from(NOT_STRICT);
@@ -187,38 +180,5 @@ pub(crate) async fn limited<T>(
         Some(timeout) => tokio::time::timeout(timeout, work)
             .await
             .unwrap_or_else(|_| Err(anyhow!("context deadline exceeded"))),
-    }
-}
-
-/// Runs work that needs cleanup after an interrupt: on a signal the work is dropped and the caller
-/// continues.
-pub(crate) async fn unless_interrupted<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    Signals::listen()?.unless(work).await
-}
-
-/// Receives interrupt and terminate signals from the moment it is created.
-#[derive(Debug)]
-pub(crate) struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    /// Installs the signal handlers. From now on, signals do not end the process.
-    pub(crate) fn listen() -> Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    /// Runs the work until it ends or a signal arrives. Signals received since [`Signals::listen`]
-    /// count.
-    pub(crate) async fn unless<T>(mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        tokio::select! {
-            result = work => result,
-            _ = self.interrupt.recv() => Err(Interrupted { signal: 2 }.into()),
-            _ = self.terminate.recv() => Err(Interrupted { signal: 15 }.into()),
-        }
     }
 }

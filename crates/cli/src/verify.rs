@@ -71,7 +71,7 @@ pub(crate) async fn run(global: &Global, args: &Verify) -> Result<()> {
         }
     };
     let work = async { Ok(verification.run(&image.target, &mut found).await?) };
-    let summary = crate::unless_interrupted(work).await;
+    let summary = crate::signals::unless_interrupted(work).await;
     progress.finish();
     let summary = summary?;
     let name = args.image.to_string_lossy().into_owned();

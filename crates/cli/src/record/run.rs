@@ -13,8 +13,8 @@ pub(super) async fn run(args: &PrefetchRecord) -> Result<StartRecord> {
     if !rustix::process::geteuid().is_root() {
         bail!("--run needs root, because it mounts file systems and runs a container");
     }
-    // Listen before anything is started, so that a signal leaves nothing behind.
-    let signals = crate::Signals::listen()?;
+    // Listen before anything is started, so that signals leave nothing behind.
+    let signals = crate::signals::Signals::listen_patiently()?;
     let node = Node::start().await?;
     let recorded = signals.unless(start(&node, args)).await;
     node.end().await;

@@ -53,7 +53,7 @@ pub(crate) async fn get_file(global: &Global, args: &ZtocGetFile) -> Result<()> 
         let done = tokio::task::spawn_blocking(move || job.run(output.as_deref())).await;
         done.context("reading the file broke off")?
     };
-    crate::unless_interrupted(work).await
+    crate::signals::unless_interrupted(work).await
 }
 
 /// Stops the worker thread when the waiting task is dropped.

@@ -208,7 +208,11 @@ fn an_interrupted_conversion_leaves_nothing() {
         "size": bytes.len(),
     });
     crate::soci::index(&path("in"), &[manifest]);
-    for (signal, code, format) in [("-INT", 130, "oci-archive"), ("-TERM", 143, "oci-dir")] {
+    for (signal, code, format) in [
+        ("-INT", 130, "oci-archive"),
+        ("-TERM", 143, "oci-dir"),
+        ("-HUP", 129, "oci-dir"),
+    ] {
         fs::create_dir_all(path("tmp")).unwrap();
         let mut soci = command()
             .env("TMPDIR", path("tmp"))
