@@ -29,6 +29,11 @@ const LOOK: Duration = Duration::from_millis(50);
 const YIELD: Duration = Duration::from_secs(5);
 /// Bytes of a whole layer per read.
 const STEP: u64 = 1 << 20;
+/// Size of a block of a tar in bytes.
+const BLOCK: usize = 512;
+/// Most blocks of zeros after the end of an archive. Programs fill up the last record, which is
+/// 10 KiB by default and may be larger.
+const MAX_FILL: usize = (1 << 20) / BLOCK;
 
 /// What the owner of the mounts does around a repair or an eviction.
 #[async_trait]
@@ -235,7 +240,7 @@ impl Layers {
             pace.hold(begin, range.end - range.start).await;
             at = range.end;
         }
-        if !layer.spans.is_closed() && (at < size || tar.finish().is_err()) {
+        if !layer.spans.is_closed() && (at < size || !is_verified(tar)) {
             found.differing = 1;
             found.problem = Some(
                 "the layer was downloaded whole and is damaged; it cannot be repaired in part: remove the image from \
@@ -258,6 +263,16 @@ impl Layers {
             tokio::time::sleep(LOOK).await;
         }
     }
+}
+
+/// Whether this is the tar up to the end of the archive. The zeros that may follow are part of the
+/// diff-ID, but not stored.
+fn is_verified(mut tar: Verifier) -> bool {
+    (0..=MAX_FILL).any(|_| {
+        let is_all = tar.clone().finish().is_ok();
+        tar.update(&[0; BLOCK]);
+        is_all
+    })
 }
 
 impl Pace {
