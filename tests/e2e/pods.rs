@@ -2,13 +2,14 @@
 //! state.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use soci_tests::cri::Container;
 use soci_tests::image::{digest, noise};
-use soci_tests::node::SOCI;
+use soci_tests::node::{NodeOptions, SOCI};
 use soci_tests::site::NOTHING_BEHIND;
 use soci_tests::tar::{directory, file};
 use soci_tests::{Image, Site, stored};
@@ -170,5 +171,43 @@ fn assert_starts_pods(site: &Site, name: &str) -> Result<()> {
         "Prepare took {took:?}:\n{}",
         log()
     );
+    pod.remove()
+}
+
+/// IDs of the node that the pod's IDs from 0 on become.
+const FIRST_ID: u32 = 300_000;
+
+#[test]
+fn a_pod_in_a_user_namespace_has_the_owners_of_the_image() -> Result<()> {
+    let site = Site::for_pods_with(NodeOptions {
+        config: NOTHING_BEHIND.to_owned(),
+        remaps: true,
+        ..NodeOptions::default()
+    })?;
+    let entries = [
+        directory("d"),
+        file("d/root", noise(1, SIZE)),
+        file("d/other", "other\n").owner(5, 7),
+    ];
+    let reference = site.publish(&Image::runnable(&[&entries])?, "mapped:1")?;
+    let cri = site.node.cri()?;
+    cri.pull(&reference)?;
+    let pod = cri.run_pod_mapped("mapped", FIRST_ID)?;
+    let container = pod.start("main", &reference, &SLEEP)?;
+    let shell = "cat /proc/self/uid_map && id -u && stat -c '%u:%g %n' /d/root /d/other && \
+                 echo new >/d/new && stat -c '%u:%g %n' /d/new";
+    let said = container.exec(&["/bin/sh", "-c", shell])?;
+    let words: Vec<_> = said.stdout.split_ascii_whitespace().collect();
+    let want = [
+        "0", "300000", "65536", "0", "0:0", "/d/root", "5:7", "/d/other", "0:0", "/d/new",
+    ];
+    ensure!(words == want, "{said:?}");
+    // The host sees other owners, and the layers are shown, not copied.
+    let root = site.node.root_of(container.id())?;
+    let owner = |name: &str| Ok::<_, anyhow::Error>(root.join(name).metadata()?.uid());
+    ensure!(owner("d/other")? == FIRST_ID + 5 && owner("d/new")? == FIRST_ID);
+    let mounts = site.node.mounts()?;
+    let mapped = mounts.iter().filter(|line| line.contains("idmapped"));
+    ensure!(mapped.count() >= 2, "{mounts:#?}");
     pod.remove()
 }

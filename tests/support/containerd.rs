@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Result;
+
+use crate::network::Network;
 use crate::node::{NodeOptions, OVERLAYFS, SOCI};
 
 /// The namespace of the CRI.
@@ -25,6 +28,7 @@ pub(crate) struct Places<'a> {
     pub socket: &'a Path,
     pub soci_socket: &'a Path,
     pub soci_root: &'a Path,
+    pub network: &'a Network,
 }
 
 impl Series {
@@ -44,7 +48,7 @@ impl Series {
         }
     }
 
-    pub(crate) fn config(self, places: &Places<'_>, options: &NodeOptions) -> String {
+    pub(crate) fn config(self, places: &Places<'_>, options: &NodeOptions) -> Result<String> {
         let remaps = match options.remaps {
             true => "capabilities = [\"remap-ids\"]\n",
             false => "",
@@ -59,13 +63,19 @@ impl Series {
             places.soci_socket.display(),
             socket = places.socket.display(),
         );
-        match self {
+        Ok(match self {
             Self::Current => {
                 let exports = format!(
                     "[proxy_plugins.soci.exports]\nroot = \"{}\"\nenable_remote_snapshot_annotations = \"true\"\n",
                     places.soci_root.display()
                 );
-                let pods = options.sandbox.as_deref().map(pods).unwrap_or_default();
+                let mut pods = String::new();
+                if let Some(image) = &options.sandbox {
+                    pods += &pods_2(image, places.network);
+                }
+                if options.remaps {
+                    pods += &runtime_with_mapped_mounts()?;
+                }
                 let unpack = unpack(options.oracle_only);
                 format!("version = 3\n{common}{exports}{unpack}{pods}")
             }
@@ -76,7 +86,7 @@ impl Series {
                      snapshotter = \"{SOCI}\"\ndisable_snapshot_annotations = false\n"
                 )
             }
-        }
+        })
     }
 
     fn disabled(self, pods: bool) -> String {
@@ -113,12 +123,27 @@ fn unpack(oracle_only: bool) -> String {
 
 /// Configures the CRI with our snapshotter, as on a Kubernetes node. It does not request an OOM
 /// score below its own, which requires a capability that root in a container lacks.
-fn pods(sandbox: &str) -> String {
+fn pods_2(sandbox: &str, network: &Network) -> String {
+    let (plugins, config) = (network.plugins.display(), network.config.display());
     format!(
         "[plugins.\"io.containerd.cri.v1.images\"]\nsnapshotter = \"{SOCI}\"\n\
          [plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"{sandbox}\"\n\
-         [plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n"
+         [plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n\
+         [plugins.\"io.containerd.cri.v1.runtime\".cni]\n\
+         bin_dir = \"{plugins}\"\nconf_dir = \"{config}\"\n"
     )
+}
+
+/// A pod in a user namespace needs a runc that maps the IDs of mounts: 1.2 or later.
+fn runtime_with_mapped_mounts() -> Result<String> {
+    let runc = crate::process::tool("runc-1.3/runc")?;
+    Ok(format!(
+        "[plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.runc]\n\
+         runtime_type = \"io.containerd.runc.v2\"\n\
+         [plugins.\"io.containerd.cri.v1.runtime\".containerd.runtimes.runc.options]\n\
+         BinaryName = \"{}\"\nSystemdCgroup = false\n",
+        runc.display()
+    ))
 }
 
 /// The same for containerd 1.7.

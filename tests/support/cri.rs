@@ -1,8 +1,9 @@
 //! Pods, through containerd's CRI like a kubelet.
 //!
-//! A [`Pod`] uses the network of the node, so no CNI is needed. It ends on drop, with its
-//! containers. The messages contain only the fields that are used here, with the numbers of
-//! `runtime/v1/api.proto`.
+//! A [`Pod`] uses the network of the node, so no CNI is needed, unless it has a user namespace. It
+//! ends on drop, with its containers.
+
+mod messages;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,6 +17,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_prost::ProstCodec;
 
 use crate::process::Finished;
+use messages::*;
 
 /// Time limit of a call; longer means that it hangs.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -71,6 +73,16 @@ impl Cri {
 
     /// Starts the sandbox of a pod, after pulling its image if it is missing.
     pub fn run_pod(&self, name: &str) -> Result<Pod<'_>> {
+        self.run_pod_in(name, NamespaceOption::of_the_node())
+    }
+
+    /// The same for a pod with a user namespace (`hostUsers: false`): IDs from 0 on are IDs of the
+    /// node from `first` on. Needs [`crate::network`].
+    pub fn run_pod_mapped(&self, name: &str, first: u32) -> Result<Pod<'_>> {
+        self.run_pod_in(name, NamespaceOption::mapped(first))
+    }
+
+    fn run_pod_in(&self, name: &str, namespaces: NamespaceOption) -> Result<Pod<'_>> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let config = PodSandboxConfig {
@@ -80,7 +92,9 @@ impl Cri {
                 namespace: "default".to_owned(),
             }),
             linux: Some(LinuxPodSandboxConfig {
-                security_context: Some(SecurityContext::of_the_node()),
+                security_context: Some(SecurityContext {
+                    namespace_options: Some(namespaces.clone()),
+                }),
             }),
         };
         let request = RunPodSandboxRequest {
@@ -92,6 +106,7 @@ impl Cri {
             cri: self,
             id: answer.pod_sandbox_id,
             config,
+            namespaces,
             removed: false,
         })
     }
@@ -124,6 +139,7 @@ pub struct Pod<'a> {
     cri: &'a Cri,
     id: String,
     config: PodSandboxConfig,
+    namespaces: NamespaceOption,
     removed: bool,
 }
 
@@ -138,7 +154,7 @@ impl<'a> Pod<'a> {
             command: command.iter().map(|&word| word.to_owned()).collect(),
             linux: Some(LinuxContainerConfig {
                 security_context: Some(ContainerSecurityContext {
-                    namespace_options: Some(NamespaceOption::of_the_node()),
+                    namespace_options: Some(self.namespaces.clone()),
                 }),
             }),
         };
@@ -216,200 +232,5 @@ impl Container<'_> {
             stdout: String::from_utf8_lossy(&answer.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&answer.stderr).into_owned(),
         })
-    }
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct ImageSpec {
-    #[prost(string, tag = "1")]
-    image: String,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct AuthConfig {
-    #[prost(string, tag = "1")]
-    username: String,
-    #[prost(string, tag = "2")]
-    password: String,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct PullImageRequest {
-    #[prost(message, optional, tag = "1")]
-    image: Option<ImageSpec>,
-    #[prost(message, optional, tag = "2")]
-    auth: Option<AuthConfig>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct PullImageResponse {
-    #[prost(string, tag = "1")]
-    image_ref: String,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct ImageStatusRequest {
-    #[prost(message, optional, tag = "1")]
-    image: Option<ImageSpec>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct ImageStatusResponse {
-    #[prost(message, optional, tag = "1")]
-    image: Option<Nothing>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct NamespaceOption {
-    #[prost(int32, tag = "1")]
-    network: i32,
-    #[prost(int32, tag = "2")]
-    pid: i32,
-    #[prost(int32, tag = "3")]
-    ipc: i32,
-}
-
-/// Of a sandbox (`LinuxSandboxSecurityContext`).
-#[derive(Clone, PartialEq, prost::Message)]
-struct SecurityContext {
-    #[prost(message, optional, tag = "1")]
-    namespace_options: Option<NamespaceOption>,
-}
-
-/// Of a container (`LinuxContainerSecurityContext`).
-#[derive(Clone, PartialEq, prost::Message)]
-struct ContainerSecurityContext {
-    #[prost(message, optional, tag = "3")]
-    namespace_options: Option<NamespaceOption>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct LinuxPodSandboxConfig {
-    #[prost(message, optional, tag = "2")]
-    security_context: Option<SecurityContext>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct PodSandboxMetadata {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, tag = "2")]
-    uid: String,
-    #[prost(string, tag = "3")]
-    namespace: String,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct PodSandboxConfig {
-    #[prost(message, optional, tag = "1")]
-    metadata: Option<PodSandboxMetadata>,
-    #[prost(message, optional, tag = "8")]
-    linux: Option<LinuxPodSandboxConfig>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct RunPodSandboxRequest {
-    #[prost(message, optional, tag = "1")]
-    config: Option<PodSandboxConfig>,
-}
-
-/// Identifies a sandbox in requests and answers.
-#[derive(Clone, PartialEq, prost::Message)]
-struct PodSandbox {
-    #[prost(string, tag = "1")]
-    pod_sandbox_id: String,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct ContainerMetadata {
-    #[prost(string, tag = "1")]
-    name: String,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct LinuxContainerConfig {
-    #[prost(message, optional, tag = "2")]
-    security_context: Option<ContainerSecurityContext>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct ContainerConfig {
-    #[prost(message, optional, tag = "1")]
-    metadata: Option<ContainerMetadata>,
-    #[prost(message, optional, tag = "2")]
-    image: Option<ImageSpec>,
-    #[prost(string, repeated, tag = "3")]
-    command: Vec<String>,
-    #[prost(message, optional, tag = "15")]
-    linux: Option<LinuxContainerConfig>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct CreateContainerRequest {
-    #[prost(string, tag = "1")]
-    pod_sandbox_id: String,
-    #[prost(message, optional, tag = "2")]
-    config: Option<ContainerConfig>,
-    #[prost(message, optional, tag = "3")]
-    sandbox_config: Option<PodSandboxConfig>,
-}
-
-/// Identifies a container in requests and answers.
-#[derive(Clone, PartialEq, prost::Message)]
-struct ContainerName {
-    #[prost(string, tag = "1")]
-    container_id: String,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct ExecSyncRequest {
-    #[prost(string, tag = "1")]
-    container_id: String,
-    #[prost(string, repeated, tag = "2")]
-    cmd: Vec<String>,
-    #[prost(int64, tag = "3")]
-    timeout: i64,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct ExecSyncResponse {
-    #[prost(bytes = "vec", tag = "1")]
-    stdout: Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    stderr: Vec<u8>,
-    #[prost(int32, tag = "3")]
-    exit_code: i32,
-}
-
-/// An empty answer.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Nothing {}
-
-impl ImageSpec {
-    fn of(reference: &str) -> Self {
-        Self {
-            image: reference.to_owned(),
-        }
-    }
-}
-
-impl NamespaceOption {
-    /// Host network, and a PID namespace per container, as a kubelet requests.
-    fn of_the_node() -> Self {
-        const CONTAINER: i32 = 1;
-        const NODE: i32 = 2;
-        Self {
-            network: NODE,
-            pid: CONTAINER,
-            ipc: NODE,
-        }
-    }
-}
-
-impl SecurityContext {
-    fn of_the_node() -> Self {
-        Self {
-            namespace_options: Some(NamespaceOption::of_the_node()),
-        }
     }
 }

@@ -15,6 +15,7 @@ pub mod disk;
 pub mod image;
 pub mod loops;
 pub mod mapped;
+pub mod network;
 pub mod node;
 pub mod process;
 pub mod registry;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::containerd::{Places, Series};
 use crate::cri::Cri;
+use crate::network::Network;
 use crate::process::{Daemon, Finished, Program};
 
 /// The name of our snapshotter in containerd.
@@ -156,8 +157,9 @@ impl Node {
 
     /// Starts containerd and waits until it answers.
     pub fn start_containerd(&mut self) -> Result<()> {
+        Network::below(&self.folder).write()?;
         let config = self.folder.join("containerd.toml");
-        fs::write(&config, self.containerd_config())?;
+        fs::write(&config, self.containerd_config()?)?;
         let containerd = self.options.series.program("containerd");
         let program = Program::tool(&containerd)?.args([Path::new("--config"), &config]);
         let tools = crate::process::tool(&containerd)?;
@@ -183,13 +185,14 @@ impl Node {
         }
     }
 
-    fn containerd_config(&self) -> String {
+    fn containerd_config(&self) -> Result<String> {
         let places = Places {
             root: self.folder.join("containerd"),
             state: self.sockets.join("state"),
             socket: &self.containerd_socket(),
             soci_socket: &self.snapshotter_socket(),
             soci_root: &self.root,
+            network: &Network::below(&self.folder),
         };
         self.options.series.config(&places, &self.options)
     }

@@ -58,6 +58,15 @@ impl Site {
 
     /// The same with this series of containerd.
     pub fn for_pods_of(series: Series, config: &str) -> Result<Self> {
+        Self::for_pods_with(NodeOptions {
+            config: config.to_owned(),
+            series,
+            ..NodeOptions::default()
+        })
+    }
+
+    /// The same with these options.
+    pub fn for_pods_with(options: NodeOptions) -> Result<Self> {
         let folder = tempfile::tempdir().context("a folder for the test")?;
         let (pause, layout) = ("pause:1", folder.path().join("pause"));
         Image::pause()?.write_layout(&layout)?;
@@ -65,10 +74,8 @@ impl Site {
             registry.push(&layout, pause)?;
             let sandbox = format!("{HOST}:{}/{pause}", relay.address().port());
             Ok(NodeOptions {
-                config: config.to_owned(),
                 sandbox: Some(sandbox),
-                series,
-                ..NodeOptions::default()
+                ..options
             })
         })
     }
