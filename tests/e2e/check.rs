@@ -49,6 +49,7 @@ fn a_node_that_serves_pods_is_ready_and_one_without_its_daemon_is_not() -> Resul
     ensure!(ok, "{rows:#?}");
     for (name, words) in [
         ("mount", "works, over FUSE and over plain data"),
+        ("user namespaces", "ID-mapped mounts work"),
         ("containerd config", "version 3"),
         ("containerd cri", "transfer service"),
         ("socket", "answers after"),

@@ -74,7 +74,7 @@ pub async fn check(options: &CheckArgs) -> Report {
         rows.push(disk::row(&options.daemon.root));
     }
     if options.wants(Part::Mount) {
-        rows.push(mounting::row(&options.daemon.root, config.snapshotter.mount).await);
+        rows.extend(mounting::rows(&options.daemon.root, config.snapshotter.mount).await);
     }
     if options.wants(Part::Containerd) {
         let node = containerd::Node {

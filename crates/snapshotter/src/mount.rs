@@ -265,6 +265,10 @@ pub struct Chosen {
     pub way: Way,
     /// Whether overlays on layers support `xino=on`.
     pub xino: bool,
+    /// Why containers in user namespaces cannot start on layers or on directories of this state
+    /// directory; `None` if they can.
+    #[serde(default)]
+    pub owners: Option<String>,
     /// Why this mount mode was chosen.
     pub reason: String,
 }
@@ -299,11 +303,20 @@ pub async fn choose(
     let mut refusals: Vec<String> = Vec::new();
     for &way in ways {
         match probe::probe(way, state_root, device, thread).await {
-            Ok(probe::Found { xino, mut reason }) => {
+            Ok(probe::Found {
+                xino,
+                owners,
+                mut reason,
+            }) => {
                 for refusal in refusals {
                     reason = format!("{reason}; {refusal}");
                 }
-                return Ok(Chosen { way, xino, reason });
+                return Ok(Chosen {
+                    way,
+                    xino,
+                    owners,
+                    reason,
+                });
             }
             Err(error) => refusals.push(format!("mount mode {way} does not work: {error}")),
         }

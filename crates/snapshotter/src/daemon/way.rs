@@ -55,8 +55,16 @@ pub(super) async fn take(
         reason,
         again: choice != MountChoice::None && is_full(root),
     })?;
-    let Chosen { way, xino, reason } = &taken.chosen;
+    let Chosen {
+        way,
+        xino,
+        owners,
+        reason,
+    } = &taken.chosen;
     info!(way = way.to_string(), xino, reason, "layers are mounted");
+    if let Some(reason) = owners {
+        warn!(reason, "containers in user namespaces are refused");
+    }
     Ok(taken)
 }
 

@@ -51,7 +51,8 @@ pub(super) fn is_copy(entry: &MountEntry) -> bool {
     entry.options.split(',').any(|option| option == OPTION)
 }
 
-fn make(copies: &[Copy], owners: &Owners) -> Result<(), MountError> {
+/// The same, on the mount thread.
+pub(super) fn make(copies: &[Copy], owners: &Owners) -> Result<(), MountError> {
     let table = MountTable::read().map_err(MountError::Table)?;
     let mut missing = Vec::new();
     for copy in copies {

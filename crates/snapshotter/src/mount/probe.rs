@@ -4,9 +4,11 @@
 //! is read directly, through overlayfs as a container would, and through an overlay on that
 //! overlay. Nothing of a new mount is cached, so every compared byte comes from the device. In
 //! mount mode *loop*, the probe also switches the device under a mount, reads with `O_DIRECT`,
-//! reads while another READ waits, and kills the waiting reader.
+//! reads while another READ waits, and kills the waiting reader. What containers in user namespaces
+//! need is probed last, and is no condition.
 
 mod image;
+mod owners;
 mod waiting;
 
 use std::ffi::CString;
@@ -34,6 +36,11 @@ const PROBE_NUMBER: u64 = u64::MAX / 2;
 
 /// Time limit of the probe. It takes milliseconds unless it hangs.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// Mount points and empty directories of the probe. What is mounted later comes first.
+const FOLDERS: [&str; 7] = [
+    "second", "merged", "upper", "lower", "empty", "mapped", "shown",
+];
 
 /// Name prefix of the probe's directory.
 const PREFIX: &str = "probe-";
@@ -80,6 +87,8 @@ pub(super) struct Chain(MountError);
 pub(super) struct Found {
     /// Whether overlays support `xino=on`, so that a root file system has a single device number.
     pub(super) xino: bool,
+    /// Why containers in user namespaces cannot start; `None` if they can.
+    pub(super) owners: Option<String>,
     pub(super) reason: String,
 }
 
@@ -110,13 +119,17 @@ pub(super) async fn probe(
     let result = tokio::time::timeout(LIMIT, tried).await;
     file.close();
     device.remove(PROBE_NUMBER);
-    let xino = result.map_err(|_elapsed| ProbeError::Hangs)???;
+    let (xino, owners) = result.map_err(|_elapsed| ProbeError::Hangs)???;
     let what = match way {
         Way::Loop => "on loop devices",
         Way::File => "from files",
     };
     let reason = format!("mounting an EROFS image {what} works, over FUSE and over plain data");
-    Ok(Found { xino, reason })
+    Ok(Found {
+        xino,
+        owners,
+        reason,
+    })
 }
 
 /// Removes what killed probes left in `root`. Returns the number of mounts.
@@ -149,7 +162,7 @@ impl Bench {
             .prefix(PREFIX)
             .tempdir_in(state_root)?;
         let folder = guard.path().canonicalize()?;
-        for name in ["upper", "lower", "merged", "empty", "second"] {
+        for name in FOLDERS {
             std::fs::create_dir(folder.join(name))?;
         }
         let write = |name: &str, bytes: &[u8]| {
@@ -175,8 +188,13 @@ impl Bench {
         self.folder.join(name)
     }
 
-    /// Returns whether overlays support `xino=on`.
-    fn try_out(&self, on_demand: &Path, file: &ProbeFile) -> Result<bool, ProbeError> {
+    /// Returns whether overlays support `xino=on`, and why containers in user namespaces cannot
+    /// start.
+    fn try_out(
+        &self,
+        on_demand: &Path,
+        file: &ProbeFile,
+    ) -> Result<(bool, Option<String>), ProbeError> {
         let plain = self.path("data");
         self.mount(
             "lower",
@@ -198,10 +216,11 @@ impl Bench {
             "mount over plain data",
             "overlay on the mount over plain data",
         )?;
-        Ok(self.xino().unwrap_or_else(|error| {
+        let xino = self.xino().unwrap_or_else(|error| {
             tracing::info!(%error, "mounting overlays without xino");
             false
-        }))
+        });
+        Ok((xino, self.owners().err().map(|error| error.to_string())))
     }
 
     /// Mounts one device, reads it directly, through an overlay and through an overlay on that, and
@@ -352,7 +371,7 @@ fn source(file: &Path, supply: Supply) -> LayerSource {
 
 impl Drop for Bench {
     fn drop(&mut self) {
-        for name in ["second", "merged", "upper", "lower"] {
+        for name in FOLDERS {
             if let Err(error) = detach(&self.path(name)) {
                 tracing::warn!(%error, "cannot remove a mount of the probe");
             }

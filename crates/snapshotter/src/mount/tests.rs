@@ -248,6 +248,7 @@ fn chosen(way: Way) -> Chosen {
     Chosen {
         way,
         xino: true,
+        owners: None,
         reason: "a test".to_owned(),
     }
 }

@@ -16,6 +16,9 @@ pub(super) const BLOCK: usize = 4096;
 const TAIL_SIZE: usize = 5000;
 const FULL_SIZE: usize = BLOCK;
 
+/// User and group of the files.
+pub(super) const OWNER: (u32, u32) = (5, 70_000);
+
 const ACL: &str = "system.posix_acl_access";
 const CAPABILITY: &str = "security.capability";
 pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
@@ -81,7 +84,7 @@ pub(super) fn check(
 
     let file = root.join("tail");
     let attributes = std::fs::symlink_metadata(&file).map_err(read("attributes"))?;
-    let expected = (5, 70_000, 1_000_000_007, 123_456_789);
+    let expected = (OWNER.0, OWNER.1, 1_000_000_007, 123_456_789);
     let found = (
         attributes.uid(),
         attributes.gid(),
@@ -142,8 +145,8 @@ pub(super) fn upper_image() -> ImageResult {
     };
     let attributes = Attributes {
         mode: 0o664,
-        uid: 5,
-        gid: 70_000,
+        uid: OWNER.0,
+        gid: OWNER.1,
         mtime,
     };
     let file = |size: usize, data_block| Inode {

@@ -16,6 +16,7 @@ fn the_probe_works_here_and_leaves_nothing_behind() {
         .unwrap();
         assert_eq!(chosen.way, way);
         assert!(chosen.xino, "{chosen:?}");
+        assert_eq!(chosen.owners, None);
         assert!(chosen.reason.contains("EROFS"), "{}", chosen.reason);
         assert_eq!(world.table().under(&state).len(), 0);
         assert_eq!(std::fs::read_dir(&state).unwrap().count(), 0);
@@ -49,6 +50,29 @@ fn the_probe_reports_why_a_mount_mode_does_not_work() {
         Way::Loop,
         "loop devices accept files on tmpfs"
     );
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn the_probe_reports_why_containers_in_user_namespaces_cannot_start() {
+    let world = World::new(Layer::new(&[]));
+    let [state, upper, work] = ["state", "upper", "work"].map(|name| world.place(name));
+    // The kernel has no ID-mapped mounts of overlays.
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        state.display(),
+        upper.display(),
+        work.display()
+    );
+    let options = std::ffi::CString::new(options).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("overlay", &state, "overlay", flags, options.as_c_str()).unwrap();
+    let chosen = wait(choose(Allowed::Auto, &state, &world.device, &world.thread));
+    let left = std::fs::read_dir(&state).unwrap().count();
+    rustix::mount::unmount(&state, UnmountFlags::DETACH).unwrap();
+    let reason = chosen.unwrap().owners.unwrap();
+    assert!(reason.contains("unpacked layer"), "{reason}");
+    assert!(reason.contains("ID-mapped mounts"), "{reason}");
     assert_eq!(left, 0);
 }
 
