@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use super::{
     auth::Scope,
-    breaker::{Breaker, Failure},
+    breaker::{Breaker, Failure, Turn},
     endpoint::{Call, Endpoint, set_referer},
     refusal::refused,
     retry::{Attempts, RetryPolicy},
@@ -64,7 +64,7 @@ struct Inner {
     sources: Vec<Source>,
     patience: Patience,
     /// Opens when wrong bytes arrive. The origin is then asked before the mirrors.
-    mirrors: Mutex<Breaker>,
+    mirrors: Breaker,
 }
 
 /// Retries and timeouts for a range.
@@ -109,7 +109,7 @@ impl RemoteBlob {
             scope,
             sources,
             patience,
-            mirrors: Mutex::default(),
+            mirrors: Breaker::default(),
         }))
     }
 }
@@ -196,14 +196,25 @@ impl Inner {
         range: ByteRange,
         rounds: &mut Rounds,
     ) -> Result<Open, FetchError> {
-        for position in self.order(rounds) {
+        let origin = self.sources.len().saturating_sub(1);
+        let mut order = rounds.order();
+        let mut mirrors = self.mirrors.turn();
+        if mirrors.is_none() {
+            order.prefer(origin);
+        }
+        while let Some((position, turn)) = order.next(|host| self.sources[host].endpoint.turn()) {
             let source = &self.sources[position];
             if let Some(mut open) = source.go_on(range) {
                 open.source = position;
                 return Ok(open);
             }
             match self.ask(source, (position, way), range).await {
-                Ok(open) => return Ok(open),
+                Ok(open) => {
+                    let mirrors = mirrors.take().filter(|_| position != origin);
+                    let turns = [turn, mirrors];
+                    turns.into_iter().flatten().for_each(Turn::succeeded);
+                    return Ok(open);
+                }
                 Err(error) => {
                     source.endpoint.note(&error);
                     rounds.failed(position, error);
@@ -219,17 +230,12 @@ impl Inner {
         let took = |source: &&Source| source.served.swap(false, Ordering::Relaxed);
         let served: Vec<_> = self.sources.iter().filter(took).collect();
         if served.is_empty() || served.iter().any(|it| it.endpoint.is_mirror()) {
-            let now = std::time::Instant::now();
-            self.mirrors().failed(Failure::Broken, now);
+            self.mirrors.failed(Failure::Broken);
         }
         for source in served {
             let url = RedactedUrl::from(&self.url_at(source));
             source.endpoint.broke(&FetchError::WrongBytes { url });
         }
-    }
-
-    fn mirrors(&self) -> MutexGuard<'_, Breaker> {
-        self.mirrors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Longest pause within a body from this source.
@@ -239,16 +245,6 @@ impl Inner {
             true => self.patience.idle.min(MIRROR_IDLE),
             false => self.patience.idle,
         }
-    }
-
-    /// The hosts to ask in this round.
-    fn order(&self, rounds: &Rounds) -> Vec<usize> {
-        let mut order = rounds.order(|host| self.sources[host].endpoint.admits());
-        if !self.mirrors().admits(std::time::Instant::now()) {
-            let origin = self.sources.len().saturating_sub(1);
-            order.sort_by_key(|&host| host != origin);
-        }
-        order
     }
 
     /// Asks one host: first at the last known storage address, then at the host's own address.

@@ -3,21 +3,26 @@
 //! | state | the mirror is asked | ends with |
 //! |--|--|--|
 //! | closed | in its turn | a failure |
-//! | open | after all others | the end of the pause, or a good answer of a mirror that was silent |
-//! | trial | in its turn, by one request | a failure, a good answer, or the end of the lease |
+//! | open | after all others | a turn after the pause, or a good answer of a mirror that was silent |
+//! | trial | in its turn, by one request | a failure, an answer, or the end of the request |
+//! | probation | after all others | a failure, or the end of [`PROBATION`] |
 //!
-//! Each failure of a trial doubles the pause. A mirror that was good for as long as its last pause
-//! starts again with the first one. The caller supplies the time.
+//! Each failure of a trial doubles the pause. A trial that ends without an answer or a failure, such as
+//! one whose reader gives up, is left to the next request. A mirror that was good for as long as its
+//! last pause starts again with the first one.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 /// The first pause: longer than a restart of a cache, short enough to be harmless after a single
 /// failed request.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 /// The longest pause. Each trial of a silent mirror costs one request its timeout.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// Longer than a request waits for a response. After it, a trial without outcome counts as passed.
-const LEASE: Duration = Duration::from_secs(30);
+/// How long after the answer of a trial wrong bytes or a broken body count as its failure.
+const PROBATION: Duration = Duration::from_secs(30);
 
 /// How a mirror fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +35,10 @@ pub(crate) enum Failure {
 
 /// The state of one mirror.
 #[derive(Debug, Default)]
-pub(crate) struct Breaker {
+pub(crate) struct Breaker(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
     state: State,
     pause: Duration,
 }
@@ -42,29 +50,92 @@ enum State {
     /// Good again since this time.
     GoodSince(Instant),
     Open(Instant, Failure),
-    Trial(Instant, Failure),
+    Trial(Failure),
+    Probation(Instant, Failure),
+}
+
+/// The right to ask a mirror in its turn, held while it is asked. It is given back on drop, unless
+/// the request had an outcome.
+#[derive(Debug)]
+pub(crate) struct Turn<'a> {
+    breaker: &'a Breaker,
+    is_trial: bool,
+}
+
+impl Turn<'_> {
+    /// The mirror has given what it was asked for.
+    pub(crate) fn succeeded(self) {
+        if self.is_trial {
+            self.breaker.locked().on_probation(Instant::now());
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if self.is_trial {
+            self.breaker.locked().give_back(Instant::now());
+        }
+    }
 }
 
 impl Breaker {
-    /// Whether to ask in turn. After a pause, only one caller gets `true` until its request ends.
-    pub(crate) fn admits(&mut self, now: Instant) -> bool {
-        match self.state {
-            State::Good | State::GoodSince(_) => true,
-            State::Open(until, _) | State::Trial(until, _) if now < until => false,
-            State::Open(_, failure) => {
-                self.state = State::Trial(now + LEASE, failure);
-                true
-            }
-            State::Trial(until, _) => {
-                self.state = State::GoodSince(until);
-                true
-            }
-        }
+    /// The turn of the mirror, if it has one. After a pause, only one caller gets it.
+    pub(crate) fn turn(&self) -> Option<Turn<'_>> {
+        let is_trial = self.locked().turn(Instant::now())?;
+        Some(Turn {
+            breaker: self,
+            is_trial,
+        })
     }
 
     /// Records a failure. Returns the pause that starts now; `None` during a pause, because requests
     /// that began before it fail as well.
-    pub(crate) fn failed(&mut self, failure: Failure, now: Instant) -> Option<Duration> {
+    pub(crate) fn failed(&self, failure: Failure) -> Option<Duration> {
+        self.locked().failed(failure, Instant::now())
+    }
+
+    /// Records a good answer. Returns true if that ends an outage.
+    pub(crate) fn answered(&self) -> bool {
+        self.locked().answered(Instant::now())
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Whether there is a turn now, and whether it is a trial.
+    fn turn(&mut self, now: Instant) -> Option<bool> {
+        match self.state {
+            State::Good | State::GoodSince(_) => Some(false),
+            State::Open(until, failure) if now >= until => {
+                self.state = State::Trial(failure);
+                Some(true)
+            }
+            State::Probation(until, _) if now >= until => {
+                self.state = State::GoodSince(until);
+                Some(false)
+            }
+            State::Open(..) | State::Trial(_) | State::Probation(..) => None,
+        }
+    }
+
+    /// A trial ended without an outcome: the next request tries.
+    fn give_back(&mut self, now: Instant) {
+        if let State::Trial(failure) = self.state {
+            self.state = State::Open(now, failure);
+        }
+    }
+
+    fn on_probation(&mut self, now: Instant) {
+        if let State::Trial(failure) = self.state {
+            self.state = State::Probation(now + PROBATION, failure);
+        }
+    }
+
+    fn failed(&mut self, failure: Failure, now: Instant) -> Option<Duration> {
         self.pause = match self.state {
             State::Open(until, _) if now < until => return None,
             State::Good => FIRST_PAUSE,
@@ -77,16 +148,19 @@ impl Breaker {
         Some(self.pause)
     }
 
-    /// Records a good answer. Returns true if that ends an outage.
-    pub(crate) fn answered(&mut self) -> bool {
-        let silent = matches!(
-            self.state,
-            State::Open(_, Failure::Silent) | State::Trial(_, Failure::Silent)
-        );
-        if silent {
-            self.state = State::Good;
+    fn answered(&mut self, now: Instant) -> bool {
+        match self.state {
+            State::Open(_, Failure::Silent)
+            | State::Trial(Failure::Silent)
+            | State::Probation(_, Failure::Silent) => {
+                self.state = State::Good;
+                true
+            }
+            _ => {
+                self.on_probation(now);
+                false
+            }
         }
-        silent
     }
 }
 
@@ -97,17 +171,12 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     /// Fails every trial. Returns the pauses.
-    fn pauses(
-        breaker: &mut Breaker,
-        failure: Failure,
-        count: usize,
-        now: &mut Instant,
-    ) -> Vec<u64> {
+    fn pauses(breaker: &mut Inner, failure: Failure, count: usize, now: &mut Instant) -> Vec<u64> {
         let mut pauses = Vec::new();
         for _ in 0..count {
-            assert!(breaker.admits(*now));
+            assert!(breaker.turn(*now).is_some());
             let pause = breaker.failed(failure, *now).expect("a trial has failed");
-            assert!(!breaker.admits(*now + pause - SECOND));
+            assert_eq!(breaker.turn(*now + pause - SECOND), None);
             *now += pause;
             pauses.push(pause.as_secs());
         }
@@ -117,7 +186,7 @@ mod tests {
     #[test]
     fn the_pause_grows_up_to_a_limit() {
         for failure in [Failure::Silent, Failure::Broken] {
-            let (mut breaker, mut now) = (Breaker::default(), Instant::now());
+            let (mut breaker, mut now) = (Inner::default(), Instant::now());
             let pauses = pauses(&mut breaker, failure, 7, &mut now);
             assert_eq!(pauses, [10, 20, 40, 80, 160, 300, 300], "{failure:?}");
         }
@@ -125,38 +194,76 @@ mod tests {
 
     #[test]
     fn one_request_at_a_time_tries_it_again() {
-        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        let (mut breaker, now) = (Inner::default(), Instant::now());
         assert!(breaker.failed(Failure::Silent, now).is_some());
         assert!(
             breaker.failed(Failure::Silent, now + SECOND).is_none(),
             "requests of before fail as well"
         );
         let later = now + FIRST_PAUSE;
-        assert!(breaker.admits(later));
-        assert!(!breaker.admits(later), "one is enough");
-        assert!(breaker.admits(later + LEASE), "nobody complained");
-        assert!(breaker.admits(later + LEASE));
+        assert_eq!(breaker.turn(later), Some(true));
+        let long = later + Duration::from_secs(3600);
+        assert_eq!(
+            breaker.turn(long),
+            None,
+            "one is enough, however long it takes"
+        );
+        breaker.on_probation(long);
+        assert_eq!(breaker.turn(long + PROBATION - SECOND), None);
+        let after = long + PROBATION;
+        assert_eq!(breaker.turn(after), Some(false), "nobody complained");
+        assert_eq!(breaker.turn(after), Some(false));
+    }
+
+    #[test]
+    fn a_trial_without_an_outcome_is_left_to_the_next_request() {
+        for failure in [Failure::Silent, Failure::Broken] {
+            let breaker = Breaker::default();
+            breaker.locked().state = State::Open(Instant::now(), failure);
+            let trial = breaker.turn().expect("the pause is over");
+            assert!(breaker.turn().is_none());
+            drop(trial);
+            let trial = breaker.turn().expect("the first one gave up");
+            assert!(trial.is_trial);
+            trial.succeeded();
+            assert!(breaker.turn().is_none(), "it is on probation");
+            assert_eq!(breaker.failed(failure), Some(FIRST_PAUSE));
+            assert!(breaker.turn().is_none());
+        }
+    }
+
+    #[test]
+    fn an_answer_does_not_end_the_probation_of_a_mirror_with_wrong_bytes() {
+        let (mut breaker, now) = (Inner::default(), Instant::now());
+        assert!(breaker.failed(Failure::Broken, now).is_some());
+        let later = now + FIRST_PAUSE;
+        assert_eq!(breaker.turn(later), Some(true));
+        assert!(!breaker.answered(later));
+        breaker.give_back(later);
+        assert_eq!(breaker.turn(later + PROBATION - SECOND), None);
+        assert_eq!(breaker.turn(later + PROBATION), Some(false));
     }
 
     #[test]
     fn an_answer_ends_silence_at_once_but_not_wrong_bytes() {
-        let (mut breaker, mut now) = (Breaker::default(), Instant::now());
+        let (mut breaker, mut now) = (Inner::default(), Instant::now());
         pauses(&mut breaker, Failure::Silent, 3, &mut now);
-        assert!(breaker.answered());
-        assert!(!breaker.answered());
+        assert!(breaker.answered(now));
+        assert!(!breaker.answered(now));
         assert_eq!(breaker.failed(Failure::Broken, now), Some(FIRST_PAUSE));
-        assert!(!breaker.answered());
-        assert!(!breaker.admits(now));
+        assert!(!breaker.answered(now));
+        assert_eq!(breaker.turn(now), None);
     }
 
     #[test]
     fn good_behavior_for_a_whole_pause_is_rewarded() {
         for (good_for, pause) in [(39, 80), (41, 10)] {
-            let (mut breaker, mut now) = (Breaker::default(), Instant::now());
+            let (mut breaker, mut now) = (Inner::default(), Instant::now());
             pauses(&mut breaker, Failure::Broken, 3, &mut now);
-            assert!(breaker.admits(now), "the trial");
-            now += LEASE;
-            assert!(breaker.admits(now), "it has passed");
+            assert_eq!(breaker.turn(now), Some(true));
+            breaker.on_probation(now);
+            now += PROBATION;
+            assert_eq!(breaker.turn(now), Some(false), "it has passed");
             now += Duration::from_secs(good_for);
             let next = breaker.failed(Failure::Broken, now);
             assert_eq!(next, Some(Duration::from_secs(pause)), "{good_for}");

@@ -379,7 +379,7 @@ mod tests {
             let endpoint = Endpoint::new(host, image, Arc::clone(&transport), auth).expect(name);
             let url = endpoint.url("manifests/v1");
             transport.peer(url.authority()).failed(Failure::Silent);
-            assert!(!endpoint.admits(), "{url}");
+            assert!(endpoint.turn().is_none(), "{url}");
         }
     }
 }

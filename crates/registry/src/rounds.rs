@@ -1,10 +1,11 @@
 //! Selects which of several hosts an operation asks, and which failure it reports.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use futures_util::future::BoxFuture;
 
 use crate::{
+    breaker::Turn,
     endpoint::Endpoint,
     fetch::FetchError,
     retry::{Attempts, RetryPolicy},
@@ -42,13 +43,12 @@ impl Rounds {
         }
     }
 
-    /// The hosts to ask in this round. Hosts that are not admitted, because they have failed lately,
-    /// come last.
-    pub(crate) fn order(&self, admits: impl Fn(usize) -> bool) -> Vec<usize> {
-        let (mut order, avoided): (Vec<_>, Vec<_>) =
-            self.left.iter().partition(|&&host| admits(host));
-        order.extend(avoided);
-        order
+    /// The hosts to ask in this round.
+    pub(crate) fn order(&self) -> Order {
+        Order {
+            hosts: self.left.iter().copied().collect(),
+            avoided: VecDeque::new(),
+        }
     }
 
     /// Records the failure of a host.
@@ -80,6 +80,38 @@ impl Rounds {
     }
 }
 
+/// The hosts of one round.
+#[derive(Debug)]
+pub(crate) struct Order {
+    hosts: VecDeque<usize>,
+    avoided: VecDeque<usize>,
+}
+
+impl Order {
+    /// Moves a host to the front.
+    pub(crate) fn prefer(&mut self, host: usize) {
+        if let Some(at) = self.hosts.iter().position(|&it| it == host) {
+            self.hosts.remove(at);
+            self.hosts.push_front(host);
+        }
+    }
+
+    /// The next host to ask, with its turn. Hosts without a turn, because they have failed lately,
+    /// come last. A turn is taken only when its host is asked.
+    pub(crate) fn next<T>(
+        &mut self,
+        turn: impl Fn(usize) -> Option<T>,
+    ) -> Option<(usize, Option<T>)> {
+        while let Some(host) = self.hosts.pop_front() {
+            match turn(host) {
+                None => self.avoided.push_back(host),
+                turn => return Some((host, turn)),
+            }
+        }
+        self.avoided.pop_front().map(|host| (host, None))
+    }
+}
+
 /// Runs `attempt` on each host until one succeeds. Repeats this in rounds while a host may succeed
 /// later.
 pub(crate) async fn over_hosts<T>(
@@ -90,9 +122,13 @@ pub(crate) async fn over_hosts<T>(
     let mut attempts = Attempts::new(retry);
     let mut rounds = Rounds::over(endpoints.len());
     loop {
-        for host in rounds.order(|host| endpoints[host].admits()) {
+        let mut order = rounds.order();
+        while let Some((host, turn)) = order.next(|host| endpoints[host].turn()) {
             match attempt(Arc::clone(&endpoints[host])).await {
-                Ok(done) => return Ok(done),
+                Ok(done) => {
+                    turn.into_iter().for_each(Turn::succeeded);
+                    return Ok(done);
+                }
                 Err(error) => {
                     endpoints[host].note(&error);
                     rounds.failed(host, error);
@@ -109,6 +145,8 @@ pub(crate) async fn over_hosts<T>(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
     use crate::url::RedactedUrl;
 
@@ -121,10 +159,17 @@ mod tests {
         }
     }
 
+    /// The order of hosts if these have a turn.
+    fn order(rounds: &Rounds, has_turn: impl Fn(usize) -> bool) -> Vec<usize> {
+        let mut order = rounds.order();
+        let turn = |host| has_turn(host).then_some(());
+        std::iter::from_fn(|| order.next(turn).map(|(host, _)| host)).collect()
+    }
+
     /// Runs one round with these responses. Returns the reported status and the hosts of the next
     /// round.
     fn round(rounds: &mut Rounds, answers: &[u16]) -> (u16, Vec<usize>) {
-        for (host, &answer) in rounds.order(|_| true).into_iter().zip(answers) {
+        for (host, &answer) in order(rounds, |_| true).into_iter().zip(answers) {
             rounds.failed(host, status(answer));
         }
         match rounds.end() {
@@ -155,8 +200,27 @@ mod tests {
             (500, vec![0, 2, 3])
         );
         assert_eq!(round(&mut rounds, &[403, 503, 503]), (503, vec![2, 3]));
-        assert_eq!(rounds.order(|host| host != 2), [3, 2]);
+        assert_eq!(order(&rounds, |host| host != 2), [3, 2]);
         assert_eq!(round(&mut rounds, &[503, 404]).0, 404);
+    }
+
+    #[test]
+    fn only_hosts_that_are_asked_take_their_turn() {
+        let taken = RefCell::new(Vec::new());
+        let turn = |host| {
+            taken.borrow_mut().push(host);
+            (host > 0).then_some(host)
+        };
+        let mut order = Rounds::over(3).order();
+        assert_eq!(order.next(turn), Some((1, Some(1))));
+        assert_eq!(*taken.borrow(), [0, 1], "the last one is not asked yet");
+        assert_eq!(order.next(turn), Some((2, Some(2))));
+        assert_eq!(order.next(turn), Some((0, None)));
+        assert_eq!(order.next(turn), None);
+        let mut order = Rounds::over(3).order();
+        order.prefer(2);
+        let all = std::iter::from_fn(|| order.next(Some).map(|(host, _)| host));
+        assert_eq!(all.collect::<Vec<_>>(), [2, 0, 1]);
     }
 
     #[test]

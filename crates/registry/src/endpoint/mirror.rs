@@ -9,7 +9,11 @@ use std::time::Instant;
 use reqwest::Url;
 
 use super::Endpoint;
-use crate::{breaker::Failure, fetch::FetchError, url::RedactedUrl};
+use crate::{
+    breaker::{Failure, Turn},
+    fetch::FetchError,
+    url::RedactedUrl,
+};
 
 impl Endpoint {
     /// Marks it as one that others can replace.
@@ -20,9 +24,9 @@ impl Endpoint {
         }
     }
 
-    /// Whether to ask this host in its turn. If not, ask it after all others.
-    pub(crate) fn admits(&self) -> bool {
-        self.peer.admits()
+    /// The turn of this host, held while it is asked. Without one, ask it after all others.
+    pub(crate) fn turn(&self) -> Option<Turn<'_>> {
+        self.peer.turn()
     }
 
     /// Whether this is a mirror, not the last host of its image.
@@ -133,7 +137,7 @@ mod tests {
             let mirror = mirror.into_mirror();
             let url = Url::parse(address).expect(address);
             drop(Waiting::for_answer(&mirror, &url));
-            assert!(!mirror.admits(), "{address}");
+            assert!(mirror.turn().is_none(), "{address}");
             assert_eq!(mirror.peer.answered(), ends, "{address}");
         }
     }

@@ -38,54 +38,59 @@ impl Registry {
         let Some(origin) = mirrors.pop() else {
             return Ok(Vec::new());
         };
-        let (good, avoided): (Vec<_>, Vec<_>) =
-            mirrors.into_iter().partition(|mirror| mirror.admits());
         let wanted = Wanted {
             image,
             subject,
             artifact_type,
         };
-        if let Some(listed) = self.listed_by_mirrors(&good, &wanted).await {
-            return Ok(listed);
-        }
-        let listed = self.referrers_of_origin(origin, &wanted).await;
-        match listed {
-            Err(error) if error.is_transient() => {
-                let listed = self.listed_by_mirrors(&avoided, &wanted).await;
-                listed.ok_or(error)
+        let mut avoided = Vec::new();
+        for mirror in &mirrors {
+            let Some(turn) = mirror.turn() else {
+                avoided.push(mirror);
+                continue;
+            };
+            if let Some(listed) = self.listed_by(mirror, &wanted).await {
+                turn.succeeded();
+                return Ok(listed);
             }
-            listed => listed,
         }
+        let error = match self.referrers_of_origin(origin, &wanted).await {
+            Err(error) if error.is_transient() => error,
+            listed => return listed,
+        };
+        for mirror in avoided {
+            if let Some(listed) = self.listed_by(mirror, &wanted).await {
+                return Ok(listed);
+            }
+        }
+        Err(error)
     }
 
-    /// The first list of a mirror that is not empty. Each mirror is asked once.
-    async fn listed_by_mirrors(
+    /// The list of a mirror, unless it is empty. The mirror is asked once.
+    async fn listed_by(
         &self,
-        mirrors: &[Arc<Endpoint>],
+        mirror: &Arc<Endpoint>,
         wanted: &Wanted<'_>,
     ) -> Option<Vec<Descriptor>> {
-        for mirror in mirrors {
-            let once = At {
-                hosts: vec![Arc::clone(mirror)],
-                retry: RetryPolicy::ONCE,
-            };
-            let listed = match self.referrers_by_api(&once, wanted).await {
-                Ok(Some(listed)) => Ok(listed),
-                Ok(None) => self.referrers_by_tag(&once, wanted).await,
-                Err(error) => Err(error),
-            };
-            match listed {
-                Ok(listed) if listed.is_empty() => {}
-                Ok(listed) => return Some(listed),
-                Err(error) => {
-                    tracing::debug!(
-                        error = &error as &dyn std::error::Error,
-                        "mirror passed over"
-                    );
-                }
+        let once = At {
+            hosts: vec![Arc::clone(mirror)],
+            retry: RetryPolicy::ONCE,
+        };
+        let listed = match self.referrers_by_api(&once, wanted).await {
+            Ok(Some(listed)) => Ok(listed),
+            Ok(None) => self.referrers_by_tag(&once, wanted).await,
+            Err(error) => Err(error),
+        };
+        match listed {
+            Ok(listed) => Some(listed).filter(|listed| !listed.is_empty()),
+            Err(error) => {
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "mirror passed over"
+                );
+                None
             }
         }
-        None
     }
 
     async fn referrers_of_origin(

@@ -1,15 +1,12 @@
 //! What is known about hosts, over all requests to them.
 
 use std::{
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 use crate::{
-    breaker::{Breaker, Failure},
+    breaker::{Breaker, Failure, Turn},
     limit::Limit,
 };
 
@@ -22,7 +19,7 @@ pub(crate) struct Peer {
     /// A host that has responded without TLS.
     speaks_plain: AtomicBool,
     /// Whether other hosts are asked first.
-    breaker: Mutex<Breaker>,
+    breaker: Breaker,
 }
 
 impl Peer {
@@ -31,7 +28,7 @@ impl Peer {
             limit: Limit::new(most_requests),
             wants_tls: AtomicBool::new(false),
             speaks_plain: AtomicBool::new(false),
-            breaker: Mutex::default(),
+            breaker: Breaker::default(),
         }
     }
 
@@ -51,22 +48,18 @@ impl Peer {
         self.speaks_plain.store(true, Ordering::Relaxed);
     }
 
-    /// Whether to ask the host in its turn, because it has not failed lately. See [`Breaker`].
-    pub(crate) fn admits(&self) -> bool {
-        self.breaker().admits(Instant::now())
+    /// The turn of the host, unless it has failed lately. See [`Breaker`].
+    pub(crate) fn turn(&self) -> Option<Turn<'_>> {
+        self.breaker.turn()
     }
 
     /// Records a failure of the host. Returns how long it is asked last, if that starts now.
     pub(crate) fn failed(&self, failure: Failure) -> Option<Duration> {
-        self.breaker().failed(failure, Instant::now())
+        self.breaker.failed(failure)
     }
 
     /// Records a good answer. Returns true if that ends an outage.
     pub(crate) fn answered(&self) -> bool {
-        self.breaker().answered()
-    }
-
-    fn breaker(&self) -> MutexGuard<'_, Breaker> {
-        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+        self.breaker.answered()
     }
 }
