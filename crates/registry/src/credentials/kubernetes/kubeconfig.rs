@@ -3,28 +3,25 @@
 //! Several files are merged as `kubectl` does: the first that names something wins. Everything is
 //! read again for each connection, so that new tokens and certificates take effect.
 
+mod exec;
+
 use std::{
     collections::BTreeMap,
     env,
     io::{self, Read as _},
     path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use reqwest::Url;
+use rustls::pki_types::ServerName;
 use serde::Deserialize;
 
-use crate::credentials::{
-    Secret,
-    program::{self, Group, ProgramError},
-};
+use crate::credentials::{Secret, program::ProgramError};
+use exec::Exec;
 
 /// Size limit in bytes for a file.
 const MAX_FILE: u64 = 1 << 20;
-/// Timeout for a program that gives a token.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Where a pod finds the token and the authority of its service account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
@@ -41,6 +38,10 @@ pub(super) enum KubeconfigError {
     Name { what: &'static str, name: String },
     #[error("the kubeconfig has {0:?}, which is no address of a server")]
     Server(String),
+    #[error(
+        "the kubeconfig has a tls-server-name that is no DNS name, or in addition to a proxy-url: neither is supported"
+    )]
+    TlsName,
     #[error("the {0} of the kubeconfig is not base64")]
     Base64(&'static str),
     #[error(transparent)]
@@ -52,6 +53,8 @@ pub(super) enum KubeconfigError {
 /// How to reach the API server.
 pub(super) struct Access {
     pub(super) server: Url,
+    /// The DNS name that the server's certificate must have; `None` means that of the address.
+    pub(super) tls_name: Option<String>,
     /// PEM text of the only authorities to trust; `None` means the system's.
     pub(super) authorities: Option<Vec<u8>>,
     /// PEM text of the client certificate and its key.
@@ -100,10 +103,19 @@ struct NamedCluster {
 #[serde(default, rename_all = "kebab-case")]
 struct Cluster {
     server: String,
+    tls_server_name: String,
     certificate_authority: String,
     certificate_authority_data: String,
     insecure_skip_tls_verify: bool,
     proxy_url: String,
+    disable_compression: bool,
+    extensions: Option<Vec<NamedExtension>>,
+}
+
+#[derive(Deserialize)]
+struct NamedExtension {
+    name: String,
+    extension: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
@@ -125,36 +137,6 @@ struct User {
     username: String,
     password: String,
     exec: Option<Exec>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default, rename_all = "camelCase")]
-struct Exec {
-    api_version: String,
-    command: String,
-    args: Option<Vec<String>>,
-    env: Option<Vec<Variable>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct Variable {
-    name: String,
-    value: String,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct ExecCredential {
-    status: ExecStatus,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default, rename_all = "camelCase")]
-struct ExecStatus {
-    token: String,
-    client_certificate_data: String,
-    client_key_data: String,
 }
 
 /// A value with the folder of its file, to which paths in it are relative.
@@ -220,6 +202,7 @@ fn in_pod(host: &str) -> Result<Access, KubeconfigError> {
     let folder = Path::new(SERVICE_ACCOUNT);
     let token = text(&read(&folder.join("token"))?);
     Ok(Access {
+        tls_name: None,
         server: server(&format!("https://{host}:{port}"))?,
         authorities: Some(read(&folder.join("ca.crt"))?),
         identity: None,
@@ -284,6 +267,7 @@ impl Merged {
         let proxy = Some(&cluster.proxy_url).filter(|url| !url.is_empty());
         let mut access = Access {
             server: server(&cluster.server)?,
+            tls_name: cluster.tls_name()?,
             authorities,
             identity: None,
             skip_verify: cluster.insecure_skip_tls_verify,
@@ -299,7 +283,8 @@ impl Merged {
         let key = file_or_data(folder, &user.client_key, &user.client_key_data)?;
         access.identity = certificate.zip(key);
         if let Some(exec) = &user.exec {
-            let status = exec.ask(folder).await?;
+            let info = exec.provide_cluster_info.then(|| cluster.info(&access));
+            let status = exec.ask(folder, info).await?;
             if !status.client_certificate_data.is_empty() {
                 let certificate = status.client_certificate_data.into_bytes();
                 access.identity = Some((certificate, status.client_key_data.into_bytes()));
@@ -317,6 +302,22 @@ impl Merged {
             access.login = Login::Password(user.username.clone(), password);
         }
         Ok(access)
+    }
+}
+
+impl Cluster {
+    /// The DNS name that replaces that of the address in TLS.
+    fn tls_name(&self) -> Result<Option<String>, KubeconfigError> {
+        let name = &self.tls_server_name;
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let parsed = ServerName::try_from(name.as_str());
+        let is_dns_name = matches!(parsed, Ok(ServerName::DnsName(_)));
+        match is_dns_name && self.proxy_url.is_empty() {
+            true => Ok(Some(name.clone())),
+            false => Err(KubeconfigError::TlsName),
+        }
     }
 }
 
@@ -358,40 +359,11 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-impl Exec {
-    /// Runs the program, as `aws eks get-token`.
-    async fn ask(&self, folder: &Path) -> Result<ExecStatus, KubeconfigError> {
-        // A path is relative to the file, and a name is looked up in PATH.
-        let program = match self.command.contains('/') {
-            true => folder.join(&self.command),
-            false => PathBuf::from(&self.command),
-        };
-        let mut command = Command::new(program);
-        command.args(self.args.as_deref().unwrap_or_default());
-        for Variable { name, value } in self.env.iter().flatten() {
-            command.env(name, value);
-        }
-        let info = serde_json::json!({
-            "kind": "ExecCredential",
-            "apiVersion": self.api_version,
-            "spec": {"interactive": false},
-        });
-        command.env("KUBERNETES_EXEC_INFO", info.to_string());
-        let output = program::run(command, Group::Own, b"", PATIENCE).await?;
-        let answer: Result<ExecCredential, _> = serde_json::from_slice(output.reveal());
-        let status = answer.map_err(|_| KubeconfigError::Answer)?.status;
-        match status.token.is_empty() && status.client_certificate_data.is_empty() {
-            true => Err(KubeconfigError::Answer),
-            false => Ok(status),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    async fn of(text: &str) -> Result<Access, KubeconfigError> {
+    pub(super) async fn of(text: &str) -> Result<Access, KubeconfigError> {
         let folder = tempfile::tempdir().expect("a temporary folder");
         std::fs::write(folder.path().join("token"), "from a file\n").expect("write");
         let path = folder.path().join("config");
@@ -399,7 +371,7 @@ mod tests {
         access(&path).await
     }
 
-    fn config(user: &str) -> String {
+    pub(super) fn config(user: &str) -> String {
         format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
              clusters: [{{name: k, cluster: {{server: 'https://api.example:6443', certificate-authority-data: aGk=}}}}]\n\
@@ -445,6 +417,7 @@ mod tests {
             config("{client-key-data: hunter2hunter2!}"),
             config("{token: t}").replace("https://api.example:6443", "https://"),
             config("{token: t}").replace("user: u", "user: other"),
+            config("{token: t}").replace("server:", "tls-server-name: 10.0.0.1, server:"),
         ] {
             let Err(error) = of(&text).await else {
                 panic!("{text}");

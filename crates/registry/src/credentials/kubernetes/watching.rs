@@ -6,6 +6,8 @@
 
 use std::{
     collections::BTreeSet,
+    io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -81,6 +83,8 @@ enum WatchError {
     Kubeconfig(#[from] KubeconfigError),
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error("cannot find the API server: {0}")]
+    Address(io::Error),
     #[error("cannot talk to the API server: {}", causes(.0))]
     Http(reqwest::Error),
     #[error(
@@ -199,6 +203,15 @@ pub(super) async fn follow(
     }
 }
 
+/// The addresses of a server.
+async fn addresses(server: &Url) -> Result<Vec<SocketAddr>, WatchError> {
+    let port = server.port_or_known_default().unwrap_or(443);
+    let host = server.host_str().unwrap_or_default();
+    let host = host.trim_matches(['[', ']']);
+    let found = tokio::net::lookup_host((host, port)).await;
+    Ok(found.map_err(WatchError::Address)?.collect())
+}
+
 /// A connection to the API server.
 struct Server {
     client: Client,
@@ -211,6 +224,7 @@ impl Server {
         let access = kubeconfig::access(kubeconfig).await?;
         let Access {
             server,
+            tls_name,
             authorities,
             identity,
             skip_verify,
@@ -235,6 +249,13 @@ impl Server {
             None => builder,
         };
         let mut url = server;
+        if let Some(name) = tls_name.filter(|_| url.scheme() == "https") {
+            // The name stands in the URL, so that TLS uses it, and stands for the server's addresses.
+            let addresses = addresses(&url).await?;
+            builder = builder.resolve_to_addrs(&name, &addresses).no_proxy();
+            url.set_host(Some(&name))
+                .map_err(|_| KubeconfigError::TlsName)?;
+        }
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty().extend(["api", "v1", "secrets"]);
         }
@@ -381,4 +402,42 @@ fn apply(kind: Kind, store: &Store, line: &[u8]) -> Result<Applied, WatchError> 
         true => Applied::Nothing,
         false => Applied::Version(version),
     })
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::testing::{Setup, TestRegistry};
+
+    #[tokio::test]
+    async fn the_certificate_must_have_the_name_that_the_kubeconfig_gives() {
+        // Any server with a certificate for `localhost` and 127.0.0.1 will do.
+        let server = TestRegistry::with(Setup {
+            tls: true,
+            ..Setup::default()
+        });
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (path, ca) = (folder.path().join("config"), folder.path().join("ca.crt"));
+        std::fs::write(&ca, TestRegistry::ca_pem()).expect("write");
+        for (name, is_right) in [
+            ("", true),
+            ("localhost", true),
+            ("kubernetes.example", false),
+        ] {
+            let text = format!(
+                "current-context: c\ncontexts: [{{name: c, context: {{cluster: k}}}}]\n\
+                 clusters: [{{name: k, cluster: {{server: 'https://{}', tls-server-name: '{name}', certificate-authority: ca.crt}}}}]\n",
+                server.host()
+            );
+            std::fs::write(&path, text).expect("write");
+            let connected = Server::connect(&path).await.expect("a client");
+            let answer = connected.get(Kind::DockerCfg, &[]).await;
+            match answer {
+                // It is no API server.
+                Err(WatchError::Status { status: 404 }) => assert!(is_right, "{name}"),
+                Err(WatchError::Http(_)) => assert!(!is_right, "{name}"),
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+    }
 }
