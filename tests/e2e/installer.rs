@@ -49,7 +49,7 @@ impl Host {
         let busybox = tool("busybox")?;
         fs::copy(&busybox, host.path("root/usr/bin/busybox"))?;
         symlink("usr/bin", host.path("root/bin"))?;
-        for applet in ["sh", "rm", "grep"] {
+        for applet in ["cat", "mount", "rm", "sh", "umount"] {
             symlink("busybox", host.path("root/usr/bin").join(applet))?;
         }
         for name in ["systemctl", "udevadm"] {
@@ -250,6 +250,98 @@ fn a_host_gets_the_snapshotter_once_and_is_left_as_it_was() -> Result<()> {
     ensure!(
         host.succeed("uninstall")?.is_empty(),
         "nothing is installed"
+    );
+    Ok(())
+}
+
+#[test]
+fn settings_go_where_containerd_imports_them_from() -> Result<()> {
+    let host = Host::new()?;
+    // Not beside the main file, and given with a path from the root directory of the host.
+    let main = format!("imports = ['/opt/containerd.d/*.toml']\n{CONTAINERD}");
+    host.write("root/etc/containerd/config.toml", &main)?;
+    host.write("root/opt/containerd.d/10-other.toml", "version = 3\n")?;
+    let before = host.tree()?;
+    let calls = host.succeed("install")?;
+    let restarts = |calls: &[String]| {
+        let restart = |call: &&String| *call == "restart containerd.service";
+        calls.iter().filter(restart).count()
+    };
+    ensure!(restarts(&calls) == 1, "{calls:#?}");
+    let found = host.path("root/opt/containerd.d/zz-soci-snapshotter.toml");
+    let settings = fs::read_to_string(found)?;
+    ensure!(
+        settings.contains("max_concurrent_downloads = 7"),
+        "{settings}"
+    );
+    let config = fs::read_to_string(host.path("root/etc/containerd/config.toml"))?;
+    ensure!(config == main, "{config}");
+    ensure!(restarts(&host.succeed("install")?) == 0, "nothing to do");
+    let calls = host.succeed("uninstall")?;
+    ensure!(restarts(&calls) == 1, "{calls:#?}");
+    assert_same(&host.tree()?, &before)
+}
+
+#[test]
+fn layers_are_removed_on_request_but_not_under_a_container() -> Result<()> {
+    const STATE: &str = "root/var/lib/soci-snapshotter-grpc/snapshotter/snapshots";
+    let host = Host::new()?;
+    for name in ["1/fs", "2/fs"] {
+        host.write(&format!("{STATE}/{name}/file"), "content\n")?;
+    }
+    let purge = || {
+        host.succeed("install")?;
+        let finished = host.install("uninstall", &[("PURGE", "true")])?;
+        ensure!(finished.code == Some(0), "{}", finished.stderr);
+        Ok(finished.stdout)
+    };
+    let said = purge()?;
+    ensure!(said.contains("cannot see"), "without /proc: {said}");
+    let inside = |words: &str| {
+        Program::at(Path::new("chroot"))
+            .args([
+                host.path("root").as_os_str(),
+                "/bin/sh".as_ref(),
+                "-c".as_ref(),
+            ])
+            .args([words])
+            .succeed()
+    };
+    fs::create_dir_all(host.path("root/proc"))?;
+    fs::create_dir_all(host.path("root/run/container"))?;
+    let below = "/var/lib/soci-snapshotter-grpc/snapshotter/snapshots";
+    inside(&format!(
+        "mount -t proc proc /proc && \
+         mount -t overlay overlay -o lowerdir={below}/2/fs:{below}/1/fs /run/container"
+    ))?;
+    let said = purge();
+    let kept = host.path(STATE).join("2/fs/file").exists();
+    inside("umount /run/container")?;
+    let said_later = purge();
+    inside("umount /proc")?;
+    let said = said?;
+    ensure!(kept && said.contains("containers still use"), "{said}");
+    let said = said_later?;
+    ensure!(!host.path(STATE).exists(), "{said}");
+    Ok(())
+}
+
+#[test]
+fn settings_that_cannot_be_taken_back_stop_the_removal() -> Result<()> {
+    let host = Host::new()?;
+    host.succeed("install")?;
+    let installed = host.tree()?;
+    // Not TOML, so nobody knows where the settings are.
+    host.write("root/etc/containerd/config.toml", "[[")?;
+    let finished = host.install("uninstall", &[])?;
+    ensure!(finished.code == Some(1), "{}", finished.stdout);
+    let named = "cannot be taken back";
+    ensure!(finished.stderr.contains(named), "{}", finished.stderr);
+    ensure!(!host.calls()?.iter().any(|call| call.contains("disable")));
+    let left = host.tree()?;
+    ensure!(
+        left.keys().eq(installed.keys()),
+        "everything is still there"
     );
     Ok(())
 }

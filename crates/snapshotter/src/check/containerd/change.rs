@@ -58,7 +58,7 @@ pub(super) fn fix(config: &Path, wanted: &Wanted) -> Result<String, ChangeError>
     if missing.is_empty() {
         return Ok("nothing is missing, nothing was changed".to_owned());
     }
-    let (folder, imported) = match files.folder() {
+    let (folder, imported) = match files.folders().next_back() {
         Some(folder) => (folder.to_owned(), None),
         None => {
             // Replacing a link would cut it, and someone else may own what it points to.
@@ -96,9 +96,9 @@ pub(super) fn fix(config: &Path, wanted: &Wanted) -> Result<String, ChangeError>
 pub(super) fn undo(config: &Path) -> Result<String, ChangeError> {
     let beside = config.with_file_name(FOLDER);
     let imported = match Files::read(config) {
-        Ok(files) => files.folder().map(Path::to_owned),
+        Ok(files) => files.folders().map(Path::to_owned).collect(),
         // The file may already be gone.
-        Err(FilesError::Read { .. }) => None,
+        Err(FilesError::Read { .. }) => Vec::new(),
         Err(error) => return Err(error.into()),
     };
     let mut done = Vec::new();
@@ -281,6 +281,34 @@ mod tests {
         undo(&config).unwrap();
         assert_eq!(tree(folder.path()), before);
         assert!(folder.path().join("conf.d").is_dir(), "it was there before");
+    }
+
+    #[test]
+    fn of_several_imported_directories_the_one_that_is_merged_last_is_used() {
+        let text =
+            "version = 3\nimports = ['first/*.toml', 'last/*.toml', 'a.toml', '*/x/*.toml']\n";
+        let (folder, config) = place(text);
+        fs::write(folder.path().join("a.toml"), "").unwrap();
+        for name in ["first", "last"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            let other = "[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'overlayfs'\n";
+            fs::write(folder.path().join(name).join("cri.toml"), other).unwrap();
+        }
+        let before = tree(folder.path());
+        fix(&config, &wanted()).unwrap();
+        assert!(folder.path().join("last").join(DROP_IN).exists());
+        assert!(is_ready(&config));
+        // An operator changes the order.
+        fs::write(
+            &config,
+            text.replace("first", "other")
+                .replace("last", "first")
+                .replace("other", "last"),
+        )
+        .unwrap();
+        undo(&config).unwrap();
+        fs::write(&config, text).unwrap();
+        assert_eq!(tree(folder.path()), before);
     }
 
     #[test]

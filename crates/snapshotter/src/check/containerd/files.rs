@@ -92,12 +92,15 @@ impl Files {
         Ok(files)
     }
 
-    /// The directory whose files the main file imports, if there is one.
-    pub(super) fn folder(&self) -> Option<&Path> {
-        let all = self.patterns.iter().find(
-            |pattern| matches!(pattern.file_name(), Some(name) if name == "*.toml" || name == "*"),
-        );
-        all.and_then(|pattern| pattern.parent())
+    /// The directories of which the main file imports all files, in their order. Files of the last
+    /// one are merged over all others.
+    pub(super) fn folders(&self) -> impl DoubleEndedIterator<Item = &Path> {
+        let is_all = |name: &std::ffi::OsStr| name == "*.toml" || name == "*";
+        let all = self.patterns.iter();
+        let all = all.filter(move |pattern| pattern.file_name().is_some_and(is_all));
+        // The pattern of a directory names several.
+        all.filter_map(|pattern| pattern.parent())
+            .filter(|folder| !folder.to_string_lossy().contains('*'))
     }
 }
 
@@ -219,7 +222,10 @@ mod tests {
         assert!(new.merged["plugins"]["y"]["z"].is_array());
         assert_eq!(new.merged["disabled_plugins"].to_string(), "[\"a\", \"b\"]");
         assert_eq!(new.imported.len(), 3);
-        assert_eq!(new.folder(), Some(folder.path().join("conf.d").as_path()));
+        assert_eq!(
+            new.folders().next(),
+            Some(folder.path().join("conf.d").as_path())
+        );
     }
 
     #[test]
