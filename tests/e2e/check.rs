@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use soci_tests::node::{NodeOptions, OVERLAYFS};
 use soci_tests::process::Program;
+use soci_tests::site::NOTHING_BEHIND;
 use soci_tests::tar::file;
 use soci_tests::{Image, Site};
 
@@ -93,6 +95,29 @@ fn a_node_that_serves_pods_is_ready_and_one_without_its_daemon_is_not() -> Resul
     );
     ensure!(watch.terminate(LIMIT)? == Some(0), "{}", watch.log());
     Ok(())
+}
+
+#[test]
+fn pods_start_lazily_with_the_settings_that_are_added() -> Result<()> {
+    let site = Site::for_pods_with(NodeOptions {
+        config: NOTHING_BEHIND.to_owned(),
+        fixed: true,
+        ..NodeOptions::default()
+    })?;
+    let image = Image::runnable(&[&[file("hello", "hello\n")]])?;
+    let reference = site.publish(&image, "fixed:1")?;
+    let cri = site.node.cri()?;
+    cri.pull(&reference)?;
+    let log = site.node.snapshotter_log();
+    let lazy = log.matches("remote snapshot successfully prepared.");
+    ensure!(lazy.count() == 2, "{log}");
+    let pod = cri.run_pod("fixed")?;
+    let container = pod.start("main", &reference, &["/bin/sleep", "3600"])?;
+    let said = container.exec(&["/bin/cat", "/hello"])?;
+    ensure!(said.stdout == "hello\n", "{said:?}");
+    pod.remove()?;
+    // containerd's own snapshotter stays usable.
+    site.node.pull(&reference, OVERLAYFS)
 }
 
 /// What containerd itself makes of a configuration file.

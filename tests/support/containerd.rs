@@ -49,44 +49,56 @@ impl Series {
     }
 
     pub(crate) fn config(self, places: &Places<'_>, options: &NodeOptions) -> Result<String> {
+        let mut text = format!(
+            "version = {}\nroot = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [{}]\n\
+             [grpc]\naddress = \"{socket}\"\n[ttrpc]\naddress = \"{socket}.ttrpc\"\n",
+            match self {
+                Self::Current => 3,
+                Self::V1_7 => 2,
+            },
+            places.root.display(),
+            places.state.display(),
+            self.disabled(options.sandbox.is_some()),
+            socket = places.socket.display(),
+        );
+        if !options.fixed {
+            text += &self.snapshotter(places, options);
+        }
+        if let Some(image) = options.sandbox.as_deref() {
+            text += &match self {
+                Self::Current => pods(image, places.network),
+                Self::V1_7 => pods_1_7(image),
+            };
+        }
+        if options.remaps && self == Self::Current {
+            text += &runtime_with_mapped_mounts()?;
+        }
+        Ok(text)
+    }
+
+    /// Registers our snapshotter, and lets pods use it.
+    fn snapshotter(self, places: &Places<'_>, options: &NodeOptions) -> String {
         let remaps = match options.remaps {
             true => "capabilities = [\"remap-ids\"]\n",
             false => "",
         };
-        let common = format!(
-            "root = \"{}\"\nstate = \"{}\"\ndisabled_plugins = [{}]\n\
-             [grpc]\naddress = \"{socket}\"\n[ttrpc]\naddress = \"{socket}.ttrpc\"\n\
-             [proxy_plugins.soci]\ntype = \"snapshot\"\naddress = \"{}\"\n{remaps}",
-            places.root.display(),
-            places.state.display(),
-            self.disabled(options.sandbox.is_some()),
+        let plugin = format!(
+            "[proxy_plugins.soci]\ntype = \"snapshot\"\naddress = \"{}\"\n{remaps}",
             places.soci_socket.display(),
-            socket = places.socket.display(),
         );
-        Ok(match self {
-            Self::Current => {
-                let exports = format!(
-                    "[proxy_plugins.soci.exports]\nroot = \"{}\"\nenable_remote_snapshot_annotations = \"true\"\n",
-                    places.soci_root.display()
-                );
-                let mut pods = String::new();
-                if let Some(image) = &options.sandbox {
-                    pods += &pods_2(image, places.network);
-                }
-                if options.remaps {
-                    pods += &runtime_with_mapped_mounts()?;
-                }
-                let unpack = unpack(options.oracle_only);
-                format!("version = 3\n{common}{exports}{unpack}{pods}")
-            }
-            Self::V1_7 => {
-                let pods = options.sandbox.as_deref().map(pods_1_7).unwrap_or_default();
-                format!(
-                    "version = 2\n{common}{pods}[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n\
-                     snapshotter = \"{SOCI}\"\ndisable_snapshot_annotations = false\n"
-                )
-            }
-        })
+        match self {
+            Self::Current => format!(
+                "{plugin}[proxy_plugins.soci.exports]\nroot = \"{}\"\n\
+                 enable_remote_snapshot_annotations = \"true\"\n{}\
+                 [plugins.\"io.containerd.cri.v1.images\"]\nsnapshotter = \"{SOCI}\"\n",
+                places.soci_root.display(),
+                unpack(options.oracle_only),
+            ),
+            Self::V1_7 => format!(
+                "{plugin}[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n\
+                 snapshotter = \"{SOCI}\"\ndisable_snapshot_annotations = false\n"
+            ),
+        }
     }
 
     fn disabled(self, pods: bool) -> String {
@@ -121,13 +133,12 @@ fn unpack(oracle_only: bool) -> String {
     snapshotters.iter().map(entry).collect()
 }
 
-/// Configures the CRI with our snapshotter, as on a Kubernetes node. It does not request an OOM
-/// score below its own, which requires a capability that root in a container lacks.
-fn pods_2(sandbox: &str, network: &Network) -> String {
+/// Configures the CRI, as on a Kubernetes node. It does not request an OOM score below its own,
+/// which requires a capability that root in a container lacks.
+fn pods(sandbox: &str, network: &Network) -> String {
     let (plugins, config) = (network.plugins.display(), network.config.display());
     format!(
-        "[plugins.\"io.containerd.cri.v1.images\"]\nsnapshotter = \"{SOCI}\"\n\
-         [plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"{sandbox}\"\n\
+        "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"{sandbox}\"\n\
          [plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n\
          [plugins.\"io.containerd.cri.v1.runtime\".cni]\n\
          bin_dir = \"{plugins}\"\nconf_dir = \"{config}\"\n"

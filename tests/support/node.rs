@@ -38,6 +38,8 @@ pub struct NodeOptions {
     pub service_apart: bool,
     /// Whether containerd leaves ID mapping in user namespaces to our snapshotter.
     pub remaps: bool,
+    /// Whether containerd's configuration lacks our snapshotter until `check --fix` adds it.
+    pub fixed: bool,
     /// The release series of containerd.
     pub series: Series,
     /// The sandbox image of pods. If set, containerd has its CRI, with our snapshotter.
@@ -160,6 +162,9 @@ impl Node {
         Network::below(&self.folder).write()?;
         let config = self.folder.join("containerd.toml");
         fs::write(&config, self.containerd_config()?)?;
+        if self.options.fixed {
+            self.fix(&config)?;
+        }
         let containerd = self.options.series.program("containerd");
         let program = Program::tool(&containerd)?.args([Path::new("--config"), &config]);
         let tools = crate::process::tool(&containerd)?;
@@ -175,6 +180,20 @@ impl Node {
         let socket = self.containerd_socket();
         daemon.wait_until("answering", START, |_| UnixStream::connect(&socket).is_ok())?;
         self.containerd = Some(daemon);
+        Ok(())
+    }
+
+    /// Lets our program add its settings to containerd's configuration.
+    fn fix(&self, config: &Path) -> Result<()> {
+        let fixed = Program::ours("soci-snapshotter-grpc")?
+            .args([Path::new("--address"), &self.snapshotter_socket()])
+            .args([Path::new("--root"), &self.root])
+            .args(["check", "--only", "containerd", "--fix"])
+            .args([Path::new("--containerd-config"), config])
+            .finish()?;
+        if fixed.code != Some(0) {
+            bail!("{}{}", fixed.stdout, fixed.stderr);
+        }
         Ok(())
     }
 

@@ -97,6 +97,8 @@ fn plugin(version: i64, config: &Table, wanted: &Wanted) -> Finding {
         let settings = [
             Setting::key(PROXY, "type", "snapshot"),
             Setting::key(PROXY, "address", wanted.address.as_str()),
+            // For pods with `hostUsers: false`, see `snapshots::ids`.
+            Setting::key(PROXY, "capabilities", vec!["remap-ids"]),
             Setting::key(EXPORTS, "root", wanted.root.as_str()),
         ];
         return Finding {

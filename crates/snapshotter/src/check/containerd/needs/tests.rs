@@ -127,7 +127,7 @@ fn the_missing_lines_are_exact() {
     assert_eq!(
         lines(&found[0].missing),
         format!(
-            "[proxy_plugins.soci]\n  type = \"snapshot\"\n  address = \"{SOCKET}\"\n\
+            "[proxy_plugins.soci]\n  type = \"snapshot\"\n  address = \"{SOCKET}\"\n  capabilities = [\"remap-ids\"]\n\
              [proxy_plugins.soci.exports]\n  root = \"{ROOT}\""
         )
     );
