@@ -110,11 +110,17 @@ fn first_layer(layout: &Path) -> Result<PathBuf> {
 
 /// Builds a package of the programs under test.
 fn built(format: &str, out: &Path) -> Result<PathBuf> {
+    built_as(format, out, env!("CARGO_PKG_VERSION"))
+}
+
+/// The same with another version.
+fn built_as(format: &str, out: &Path, version: &str) -> Result<PathBuf> {
     let program = binary("soci")?;
     let binaries = program.parent().context("a folder")?;
     let printed = Program::at(&repository().join("scripts/package"))
         .args([format, "--fast", "--binaries"])
         .args([binaries, Path::new("--out"), out])
+        .env("SOCI_VERSION", version)
         .succeed()?;
     Ok(PathBuf::from(printed.trim_end()))
 }
@@ -217,7 +223,7 @@ fn the_debian_package_is_installed_upgraded_and_removed() -> Result<()> {
 }
 
 #[test]
-fn the_rpm_package_is_installed_and_removed() -> Result<()> {
+fn the_rpm_package_is_installed_upgraded_and_removed() -> Result<()> {
     let machine = Machine::new()?;
     let before = machine.ours()?;
     let package = built("rpm", machine.root())?;
@@ -246,7 +252,29 @@ fn the_rpm_package_is_installed_and_removed() -> Result<()> {
         !calls.iter().any(|call| call.contains("start")),
         "{calls:?}"
     );
+    // An upgrade keeps what the operator changed, and replaces the worker only.
     fs::write(machine.root().join(CONFIG), "max_concurrency = 7\n")?;
+    let newer = built_as("rpm", machine.root(), "99.0.0")?;
+    rpm(&["-U", "--nodeps", "--ignorearch"], &newer)?;
+    let version = rpm(
+        &["-q", "--qf", "%{VERSION}\n"],
+        Path::new("soci-snapshotter"),
+    )?;
+    ensure!(version == "99.0.0\n", "the old one is gone: {version}");
+    let calls = machine.calls();
+    ensure!(
+        calls.contains(&"reload soci-snapshotter.service".to_owned()),
+        "{calls:?}"
+    );
+    let others = ["stop", "start", "disable"];
+    ensure!(
+        !calls
+            .iter()
+            .any(|call| others.iter().any(|word| call.contains(word))),
+        "{calls:?}"
+    );
+    assert_installed(&machine)?;
+    ensure!(fs::read_to_string(machine.root().join(CONFIG))? == "max_concurrency = 7\n");
     rpm(&["-e", "--nodeps"], Path::new("soci-snapshotter"))?;
     let calls = machine.calls();
     ensure!(
@@ -258,6 +286,7 @@ fn the_rpm_package_is_installed_and_removed() -> Result<()> {
     ensure!(fs::read_to_string(machine.root().join(&saved))? == "max_concurrency = 7\n");
     fs::remove_dir_all(machine.root().join("etc/soci-snapshotter-grpc"))?;
     fs::remove_file(package)?;
+    fs::remove_file(newer)?;
     let left = machine.ours()?;
     ensure!(left == before, "{:?}", left.difference(&before));
     Ok(())
