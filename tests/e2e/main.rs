@@ -23,6 +23,7 @@ mod parallel;
 mod pods;
 mod power;
 mod probes;
+mod published;
 mod push;
 mod readers;
 mod records;

@@ -145,7 +145,10 @@ impl Node {
             false => "[content_store]\n",
         };
         let content = content.display();
-        let containerd = format!("{table}containerd_address = \"{content}\"\n");
+        let containerd = match own.contains("containerd_address") {
+            true => String::new(),
+            false => format!("{table}containerd_address = \"{content}\"\n"),
+        };
         fs::write(&config, format!("{own}{containerd}"))?;
         Ok(vec![
             "--log-level".into(),
