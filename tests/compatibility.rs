@@ -59,3 +59,19 @@ fn the_tests_that_the_contract_names_exist() {
         "the tables are not found: {named}"
     );
 }
+
+#[test]
+fn the_contract_names_every_key_of_the_reference() {
+    let page = repository().join("docs/compatibility.md");
+    let page = fs::read_to_string(page).expect("the page");
+    let (_, keys) = page.split_once("### Configuration keys").expect("a table");
+    let (keys, _) = keys.split_once("\n### ").expect("another table");
+    let default = repository().join("crates/snapshotter/src/config/tests/default.toml");
+    let default = fs::read_to_string(default).expect("the defaults");
+    let names = default.lines().filter_map(|line| line.split_once(" = "));
+    let missing: Vec<&str> = names
+        .map(|(name, _)| name.trim())
+        .filter(|name| !keys.contains(&format!("`{name}`")) && !keys.contains(&format!(" {name}`")))
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}

@@ -88,9 +88,12 @@ pub(crate) fn mount_of(
 
 /// Whether overlay mounts of this process need `userxattr`: inside a user namespace.
 pub fn needs_userxattr() -> bool {
-    // The initial user namespace maps all IDs to themselves.
-    fs::read_to_string("/proc/self/uid_map")
-        .is_ok_and(|map| !map.split_ascii_whitespace().eq(["0", "0", "4294967295"]))
+    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !is_initial(&map))
+}
+
+/// Whether this is the map of the initial user namespace, which maps all IDs to themselves.
+fn is_initial(map: &str) -> bool {
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
 #[cfg(test)]
@@ -108,6 +111,13 @@ mod tests {
             userxattr: with_all,
         };
         mount_of(&directories, kind, SnapshotId(9), &parents, extra)
+    }
+
+    #[test]
+    fn only_the_initial_user_namespace_allows_trusted_attributes() {
+        assert!(is_initial("         0          0 4294967295\n"));
+        assert!(!is_initial("         0     100000      65536\n"));
+        assert!(!is_initial("0 0 1000\n1000 1000 4294966295\n"));
     }
 
     #[test]

@@ -6,10 +6,19 @@ use tonic::Code;
 
 use crate::image::{Image, Shape, file, tar};
 use crate::process::{Line, Place, Running};
-use crate::server::{connect, prepare_request};
+use crate::server::{Labels, connect, labels, prepare_request};
 
 /// The log of a daemon that prepares the only layer of an image, and the code of its answer.
 async fn log_of(shape: Shape<'_>, settings: &str) -> (Vec<Line>, Option<Code>) {
+    log_with(shape, settings, |_| Labels::new()).await
+}
+
+/// The same with additional labels of the request.
+async fn log_with(
+    shape: Shape<'_>,
+    settings: &str,
+    more: impl Fn(&Image) -> Labels,
+) -> (Vec<Line>, Option<Code>) {
     let registry = TestRegistry::start();
     let image = Image::publish(&registry, &[tar(&[file("a", b"a")])], shape);
     let place = Place::with(settings);
@@ -17,7 +26,9 @@ async fn log_of(shape: Shape<'_>, settings: &str) -> (Vec<Line>, Option<Code>) {
     command.args(["--no-keeper", "--log-level=debug"]);
     let mut running = Running::start(command);
     let mut client = connect(place.path("s/s.sock")).await;
-    let request = prepare_request("default", "key", "", image.labels(0));
+    let mut labels = image.labels(0);
+    labels.extend(more(&image));
+    let request = prepare_request("default", "key", "", labels);
     let code = client
         .prepare(request)
         .await
@@ -89,4 +100,45 @@ async fn a_layer_without_an_index_is_told_in_the_lines_that_tools_read() {
         "the reason: {deferred:?}"
     );
     line(&log, "snapshotter is supported");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_an_index_comes_from_is_told_in_the_lines_of_the_reference() {
+    let lazy = Some(Code::AlreadyExists);
+    let v1 = "[pull_modes.soci_v1]\nenable = true\n[pull_modes.soci_v2]\nenable = false\n";
+    let refers = Shape {
+        refers: true,
+        ..Shape::default()
+    };
+    let (log, code) = log_of(refers, v1).await;
+    assert_eq!(code, lazy);
+    line(&log, "soci v2 is disabled");
+    line(&log, "using soci v1 index via referrers API");
+    let (log, _) = log_of(refers, "").await;
+    line(&log, "soci v1 is disabled");
+    let given = |image: &Image| {
+        let label = "containerd.io/snapshot/remote/soci.index.digest";
+        labels(&[(label, &image.index.to_string())])
+    };
+    let unnamed = Shape {
+        unnamed: true,
+        ..Shape::default()
+    };
+    let (log, code) = log_with(unnamed, "", given).await;
+    assert_eq!(code, lazy);
+    line(&log, "using provided soci index digest");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_without_a_ztoc_is_told_in_the_line_of_the_reference() {
+    let shape = Shape {
+        without: Some(0),
+        ..Shape::default()
+    };
+    let (log, _) = log_of(shape, "").await;
+    let message = "skipping mounting layer as FUSE mount: no ztoc for layer";
+    let skipped = line(&log, message);
+    assert_eq!(skipped["level"], "info");
+    assert!(skipped["layerDigest"].starts_with("sha256:"), "{skipped:?}");
+    assert!(skipped.contains_key("image"), "{skipped:?}");
 }
