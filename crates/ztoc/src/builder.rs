@@ -20,14 +20,16 @@ mod built;
 mod contents;
 mod crew;
 mod gzip_pass;
+mod indexer;
 mod pipeline;
 mod plain_pass;
 mod span_hash;
 
 pub use built::BuiltZtoc;
 use built::{Pass, Zinfo};
-use contents::Archive;
+use contents::Receiver;
 use gzip_pass::GzipBuild;
+pub use indexer::LayerIndexer;
 use plain_pass::PlainBuild;
 
 /// The identifier that the reference's command line writes. It is part of the digest.
@@ -219,8 +221,8 @@ impl Builder<'_> {
     fn gzip<'a>(
         &self,
         layer: &mut impl Read,
-        archive: &'a mut Archive<'a>,
-    ) -> Result<GzipBuild<'a>, BuildError> {
+        archive: Receiver<'a>,
+    ) -> Result<GzipBuild<Receiver<'a>>, BuildError> {
         let mut build = GzipBuild::new(&self.options, archive)?;
         let BuildOptions { threads, ahead, .. } = self.options;
         let threads = threads.get();
@@ -236,7 +238,7 @@ impl Builder<'_> {
     fn plain<'a>(
         &self,
         layer: &mut impl Read,
-        archive: &'a mut Archive<'a>,
+        archive: Receiver<'a>,
     ) -> Result<PlainBuild<'a>, BuildError> {
         let mut build = PlainBuild::new(&self.options, archive);
         if self.options.threads.get() == 1 || !pipeline::plain(&mut build, layer)? {

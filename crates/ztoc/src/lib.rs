@@ -11,8 +11,8 @@
 #![warn(missing_docs)]
 
 pub use builder::{
-    BuildError, BuildOptions, Builder, BuiltZtoc, DEFAULT_AHEAD, DEFAULT_SPAN_SIZE, TOOL, Warning,
-    WarningKind,
+    BuildError, BuildOptions, Builder, BuiltZtoc, DEFAULT_AHEAD, DEFAULT_SPAN_SIZE, LayerIndexer,
+    TOOL, Warning, WarningKind,
 };
 pub use checkpoint::{Checkpoint, Compression, WINDOW};
 pub use codec::decode::{DetachedZtoc, Ztoc};

@@ -9,16 +9,25 @@ use crate::toc::{BLOCK, Entry, EntryLog, FileKind};
 ///
 /// A rejected archive does not end the pass: if the stream turns out to be damaged, that is the
 /// cause, and the error that the reference reports.
-pub(super) struct Contents<'a> {
+pub(super) struct Contents {
     scanner: TarScanner,
     found: Found,
     refused: Option<TarError>,
-    /// Receives the bytes of the archive, in order.
-    archive: &'a mut Archive<'a>,
+}
+
+/// Receives the bytes of an archive, in order.
+pub(super) trait Archive: Send {
+    fn take(&mut self, bytes: &[u8]);
 }
 
 /// A caller's receiver of an archive.
-pub(super) type Archive<'a> = dyn FnMut(&[u8]) + Send + 'a;
+pub(super) type Receiver<'a> = &'a mut (dyn FnMut(&[u8]) + Send + 'a);
+
+impl Archive for Receiver<'_> {
+    fn take(&mut self, bytes: &[u8]) {
+        self(bytes);
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Found {
@@ -49,8 +58,8 @@ impl TarSink for Found {
     }
 }
 
-impl<'a> Contents<'a> {
-    pub(super) fn new(archive: &'a mut Archive<'a>) -> Self {
+impl Contents {
+    pub(super) fn new() -> Self {
         Self {
             scanner: TarScanner::new(Policy::Ztoc),
             found: Found {
@@ -59,12 +68,10 @@ impl<'a> Contents<'a> {
                 foreign: None,
             },
             refused: None,
-            archive,
         }
     }
 
     pub(super) fn feed(&mut self, bytes: &[u8]) {
-        (self.archive)(bytes);
         if self.refused.is_none() {
             self.refused = self.scanner.feed(bytes, &mut self.found).err();
         }

@@ -7,20 +7,22 @@ use tempfile::SpooledTempFile;
 use super::contents::{Archive, Contents};
 use super::span_hash::{SpanHasher, SpanStart};
 use super::{BuildError, BuildOptions, MAX_CHECKPOINTS, Pass, SPOOL_SIZE, Zinfo};
+use crate::gzip::GzipError;
 use crate::gzip::walk::{Mark, Walk, WalkSink};
 use crate::span::Span;
 use crate::zinfo::{self, RECORD_SIZE};
 
 /// A pass over a gzip layer.
-pub(super) struct GzipBuild<'a> {
+pub(super) struct GzipBuild<A> {
     pub(super) walk: Walk,
-    pub(super) sink: GzipSink<'a>,
+    pub(super) sink: GzipSink<A>,
     pub(super) hasher: SpanHasher,
 }
 
 /// Receives the results of the walk.
-pub(super) struct GzipSink<'a> {
-    contents: Contents<'a>,
+pub(super) struct GzipSink<A> {
+    contents: Contents,
+    pub(super) archive: A,
     records: SpooledTempFile,
     /// The starts of the spans; `digest` is filled in at the end.
     spans: Vec<Span>,
@@ -28,10 +30,11 @@ pub(super) struct GzipSink<'a> {
     unhashed: usize,
 }
 
-impl WalkSink for GzipSink<'_> {
+impl<A: Archive> WalkSink for GzipSink<A> {
     type Error = BuildError;
 
     fn output(&mut self, bytes: &[u8]) -> Result<(), BuildError> {
+        self.archive.take(bytes);
         self.contents.feed(bytes);
         Ok(())
     }
@@ -59,9 +62,9 @@ impl WalkSink for GzipSink<'_> {
     }
 }
 
-impl GzipSink<'_> {
+impl<A> GzipSink<A> {
     /// The spans that begin at or before `end` and have not been returned yet.
-    pub(super) fn starts(&mut self, end: u64) -> impl Iterator<Item = SpanStart> + use<'_> {
+    pub(super) fn starts(&mut self, end: u64) -> impl Iterator<Item = SpanStart> + use<'_, A> {
         let new = self.spans.get(self.unhashed..).unwrap_or_default();
         let count = new.partition_point(|span| span.compressed <= end);
         self.unhashed += count;
@@ -72,15 +75,13 @@ impl GzipSink<'_> {
     }
 }
 
-impl<'a> GzipBuild<'a> {
-    pub(super) fn new(
-        options: &BuildOptions<'_>,
-        archive: &'a mut Archive<'a>,
-    ) -> Result<Self, BuildError> {
+impl<A: Archive> GzipBuild<A> {
+    pub(super) fn new(options: &BuildOptions<'_>, archive: A) -> Result<Self, GzipError> {
         Ok(Self {
             walk: Walk::new(options.span_size)?,
             sink: GzipSink {
-                contents: Contents::new(archive),
+                contents: Contents::new(),
+                archive,
                 records: SpooledTempFile::new(SPOOL_SIZE),
                 spans: Vec::new(),
                 unhashed: 0,

@@ -15,6 +15,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_
 use std::thread::{self, Builder, Scope, ScopedJoinHandle};
 
 use super::BuildError;
+use super::contents::Archive;
 use super::crew::Crew;
 use super::gzip_pass::{GzipBuild, GzipSink};
 use super::plain_pass::PlainBuild;
@@ -31,7 +32,7 @@ type Walked = (Piece, Vec<SpanStart>);
 /// Processes a gzip layer with up to `threads` threads and `memory` bytes for inflating ahead.
 /// Returns false, without having read anything, if threads cannot be started.
 pub(super) fn gzip(
-    build: &mut GzipBuild<'_>,
+    build: &mut GzipBuild<impl Archive>,
     layer: &mut impl Read,
     threads: usize,
     memory: usize,
@@ -140,9 +141,9 @@ fn reuse(piece: Piece, buffers: &Sender<Vec<u8>>) {
 }
 
 /// Walks through the layer.
-struct Walker<'b, 'a> {
+struct Walker<'b, A> {
     walk: &'b mut Walk,
-    sink: &'b mut GzipSink<'a>,
+    sink: &'b mut GzipSink<A>,
     pieces: Receiver<Piece>,
     walked: SyncSender<Walked>,
     /// Bytes that were read but not walked yet.
@@ -150,10 +151,10 @@ struct Walker<'b, 'a> {
     has_ended: bool,
 }
 
-impl<'b, 'a> Walker<'b, 'a> {
+impl<'b, A: Archive> Walker<'b, A> {
     fn new(
         walk: &'b mut Walk,
-        sink: &'b mut GzipSink<'a>,
+        sink: &'b mut GzipSink<A>,
         pieces: Receiver<Piece>,
         walked: SyncSender<Walked>,
     ) -> Self {

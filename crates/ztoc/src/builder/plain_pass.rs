@@ -2,14 +2,15 @@
 
 use sha2::{Digest, Sha256};
 
-use super::contents::{Archive, Contents};
+use super::contents::{Archive, Contents, Receiver};
 use super::{BuildError, BuildOptions, Pass, Zinfo};
 use crate::plain::Slices;
 use crate::span::{Span, SpanDigest};
 
 /// A pass over an uncompressed layer.
 pub(super) struct PlainBuild<'a> {
-    contents: Contents<'a>,
+    contents: Contents,
+    archive: Receiver<'a>,
     slices: Slices,
     hasher: Sha256,
     /// Whether to hash the bytes; if not, every digest is that of an empty input.
@@ -18,9 +19,10 @@ pub(super) struct PlainBuild<'a> {
 }
 
 impl<'a> PlainBuild<'a> {
-    pub(super) fn new(options: &BuildOptions<'_>, archive: &'a mut Archive<'a>) -> Self {
+    pub(super) fn new(options: &BuildOptions<'_>, archive: Receiver<'a>) -> Self {
         Self {
-            contents: Contents::new(archive),
+            contents: Contents::new(),
+            archive,
             slices: Slices::new(options.span_size),
             hasher: Sha256::new(),
             hash_spans: options.hash_spans,
@@ -44,6 +46,7 @@ impl<'a> PlainBuild<'a> {
                 digests.push(hasher.finalize_reset().into());
             }
         });
+        self.archive.take(bytes);
         self.contents.feed(bytes);
     }
 

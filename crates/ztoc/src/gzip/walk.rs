@@ -129,17 +129,7 @@ impl Walk {
         let Some(&first) = input.first() else {
             return Ok(0);
         };
-        if self.member != Member::Inside {
-            if self.member == Member::Ended {
-                self.inflate
-                    .reset()
-                    .map_err(|failure| self.error(failure))?;
-            }
-            self.member = Member::Inside;
-            if first != 0x1f {
-                sink.foreign_member(self.consumed);
-            }
-        }
+        self.begin(first, sink)?;
         let mut taken = 0;
         loop {
             let rest = input.get(taken..).unwrap_or_default();
@@ -150,6 +140,37 @@ impl Walk {
                 return Ok(taken);
             }
         }
+    }
+
+    /// Processes the next compressed bytes, for at most 256 KiB of output. Returns the number of
+    /// bytes consumed, and whether there may be more output without more input.
+    pub(crate) fn advance_once<S: WalkSink>(
+        &mut self,
+        input: &[u8],
+        sink: &mut S,
+    ) -> Result<(usize, bool), S::Error> {
+        if let Some(&first) = input.first() {
+            self.begin(first, sink)?;
+        }
+        let (taken, has_more) = self.step(input, sink)?;
+        Ok((taken, has_more && self.member == Member::Inside))
+    }
+
+    /// Begins a member with its first byte, unless one is in progress.
+    fn begin<S: WalkSink>(&mut self, first: u8, sink: &mut S) -> Result<(), S::Error> {
+        if self.member == Member::Inside {
+            return Ok(());
+        }
+        if self.member == Member::Ended {
+            self.inflate
+                .reset()
+                .map_err(|failure| self.error(failure))?;
+        }
+        self.member = Member::Inside;
+        if first != 0x1f {
+            sink.foreign_member(self.consumed);
+        }
+        Ok(())
     }
 
     /// Whether a member has ended and no byte of the next one was consumed.

@@ -14,6 +14,7 @@ mod finding;
 mod fuzz;
 mod golden;
 mod hostile;
+mod indexer;
 mod layer;
 mod parallel;
 mod round_trip;
