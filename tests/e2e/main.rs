@@ -10,6 +10,7 @@ mod direct;
 mod equality;
 mod harness;
 mod hung;
+mod indexed;
 mod installer;
 mod integrity;
 mod keeper;

@@ -2,6 +2,7 @@
 //! without a network. Each sample is a process of its own.
 //!
 //! `whole LAYER... [--runs N]`: several layers are pulled at once.
+//! Each of them without and with a zTOC that is made in passing (`build_index`).
 //! Prints wall time, CPU time, and peak RSS beyond the bytes of the layers.
 
 use std::num::NonZeroUsize;
@@ -15,7 +16,7 @@ use soci_oci::{Descriptor, Digest};
 use soci_registry::testing::MemoryBlob;
 use soci_snapshotter::cpu::Cpu;
 use soci_snapshotter::fetch::{self, Scheduler, Source};
-use soci_snapshotter::layer::{Layers, Options, Whole};
+use soci_snapshotter::layer::{Layers, Options, Whole, WholeOptions};
 use soci_snapshotter::store::{LayerStore, sources::Origin};
 use soci_ztoc::{LayerDecoder, LayerFormat};
 
@@ -33,7 +34,7 @@ fn diff_id(layer: &[u8]) -> Result<Digest> {
     }
 }
 
-fn pull(paths: &[String], diff_ids: &[String]) -> Result<()> {
+fn pull(paths: &[String], diff_ids: &[String], indexes: bool) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
@@ -45,7 +46,13 @@ fn pull(paths: &[String], diff_ids: &[String]) -> Result<()> {
             Arc::new(LayerStore::open(root.path(), None)?),
             Cpu::new(cores)?,
             Scheduler::start(fetch::Options::default(), &handle),
-            Options::default(),
+            Options {
+                whole: WholeOptions {
+                    indexes,
+                    ..WholeOptions::default()
+                },
+                ..Options::default()
+            },
             &handle,
         );
         let mut tasks = tokio::task::JoinSet::new();
@@ -78,9 +85,9 @@ fn pull(paths: &[String], diff_ids: &[String]) -> Result<()> {
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    if args.first().is_some_and(|flag| flag == "--one") {
+    if let Some(flag) = args.first().filter(|flag| flag.starts_with("--one")) {
         let (paths, diff_ids) = args[1..].split_at((args.len() - 1) / 2);
-        return pull(paths, diff_ids);
+        return pull(paths, diff_ids, flag == "--one-indexed");
     }
     let (mut runs, mut layers, mut rest) = (5, Vec::new(), args.into_iter());
     while let Some(arg) = rest.next() {
@@ -94,28 +101,44 @@ fn main() -> Result<()> {
     for layer in &layers {
         diff_ids.push(diff_id(&std::fs::read(layer)?)?.to_string());
     }
-    let own = std::env::current_exe()?;
     for cpus in [&[0][..], &[]] {
-        let mut samples: Vec<Sample> = Vec::new();
-        for _ in 0..runs {
-            let mut command = Command::new(&own);
-            command.arg("--one").args(&layers).args(&diff_ids);
-            samples.push(sample(&mut command, cpus)?);
+        for indexes in [false, true] {
+            compare(&layers, &diff_ids, cpus, indexes, runs)?;
         }
-        let of =
-            |figure: fn(&Sample) -> f64| median(&samples.iter().map(figure).collect::<Vec<_>>());
-        println!(
-            "{} layers on {} cores: wall {:.2} s, CPU {:.2} s, peak {:.0} MiB (with the layers in memory)",
-            layers.len(),
-            if cpus.is_empty() {
-                "all".to_owned()
-            } else {
-                cpus.len().to_string()
-            },
-            of(|s| s.wall.as_secs_f64()),
-            of(|s| s.cpu.as_secs_f64()),
-            of(|s| s.peak_rss_kib as f64) / 1024.0,
-        );
     }
+    Ok(())
+}
+
+/// Measures one variant and prints it.
+fn compare(
+    layers: &[String],
+    diff_ids: &[String],
+    cpus: &[usize],
+    indexes: bool,
+    runs: usize,
+) -> Result<()> {
+    let own = std::env::current_exe()?;
+    let (flag, how) = match indexes {
+        true => ("--one-indexed", "indexed in passing"),
+        false => ("--one", "not indexed"),
+    };
+    let mut samples: Vec<Sample> = Vec::new();
+    for _ in 0..runs {
+        let mut command = Command::new(&own);
+        command.arg(flag).args(layers).args(diff_ids);
+        samples.push(sample(&mut command, cpus)?);
+    }
+    let of = |figure: fn(&Sample) -> f64| median(&samples.iter().map(figure).collect::<Vec<_>>());
+    println!(
+        "{} layers on {} cores, {how}: wall {:.2} s, CPU {:.2} s, peak {:.0} MiB (with the layers in memory)",
+        layers.len(),
+        match cpus.len() {
+            0 => "all".to_owned(),
+            count => count.to_string(),
+        },
+        of(|s| s.wall.as_secs_f64()),
+        of(|s| s.cpu.as_secs_f64()),
+        of(|s| s.peak_rss_kib as f64) / 1024.0,
+    );
     Ok(())
 }

@@ -117,15 +117,6 @@ macro_rules! section {
             fill: |_| {},
         }
     };
-    ($path:literal) => {
-        Section {
-            path: $path,
-            about: &[],
-            keys: &[],
-            values: |_| Vec::new(),
-            fill: |_| {},
-        }
-    };
 }
 
 /// Every table, in the order of the reference's file. Tables of our own follow.
@@ -138,7 +129,7 @@ const SECTIONS: &[Section] = &[
     section!("background_fetch", BackgroundFetch, background_fetch),
     section!("content_store", ContentStore, content_store),
     section!("prefetch", Prefetch, prefetch),
-    section!("pull_modes"),
+    section!("pull_modes", PullModes, pull_modes),
     section!("pull_modes.soci_v1", SociV1, pull_modes.soci_v1),
     section!("pull_modes.soci_v2", SociV2, pull_modes.soci_v2),
     section!(

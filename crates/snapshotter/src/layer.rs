@@ -280,6 +280,11 @@ impl Layer {
         self.completion.is_complete()
     }
 
+    /// Whether it was downloaded whole and verified, whatever of it is stored now.
+    pub(crate) fn was_whole(&self) -> bool {
+        self.data.files.sources.diff_id.is_some()
+    }
+
     /// Becomes true when the layer is complete. The receiver may be dropped at any time.
     pub fn completion(&self) -> watch::Receiver<bool> {
         self.completion.watch()

@@ -7,7 +7,7 @@
 //!     sources             identity of the layer and where to download it; written last
 //!     data heads          the bytes (see `places`)
 //!     places              map from tar offset to `data` and `heads` offset; sealed
-//!     ztoc                the zTOC; sealed; absent if the layer was downloaded whole
+//!     ztoc                the zTOC; sealed; absent if the layer was downloaded whole and not indexed
 //!     present             which spans are stored
 //!     sums                a checksum of each stored span
 //!     meta-PATCH          EROFS images of the file tree; sealed
@@ -30,12 +30,16 @@ use std::{
 
 use soci_oci::{Descriptor, Digest};
 
-use crate::sync::Mutex;
+use crate::{
+    cpu::{Cpu, Lane},
+    sync::{Arc, Mutex},
+};
 
 mod adopt;
 mod aside;
 mod error;
 mod files;
+mod indexed;
 mod mapped;
 pub mod present;
 pub mod proofs;
@@ -89,7 +93,7 @@ impl std::fmt::Display for LayerNumber {
 pub struct LayerKey {
     /// Digest of the compressed layer.
     pub layer: Digest,
-    /// Digest of its zTOC. `None` if the layer was downloaded whole.
+    /// Digest of its zTOC. `None` if the layer was downloaded whole and not indexed.
     pub ztoc: Option<Digest>,
 }
 
@@ -113,18 +117,41 @@ pub struct Draft {
     number: LayerNumber,
     path: PathBuf,
     /// File contents, to be written sequentially.
-    pub data: File,
+    pub data: Arc<File>,
     /// The rest of the tar, also written sequentially.
-    pub heads: File,
+    pub heads: Arc<File>,
     kept: bool,
+    /// The pool that removes the files. `None`: whoever drops the draft.
+    remover: Option<Arc<Cpu>>,
+}
+
+impl Draft {
+    /// Leaves the removal to the pool. For owners that must not wait: deleting many gigabytes takes
+    /// long.
+    #[must_use]
+    pub fn remove_on(mut self, cpu: &Arc<Cpu>) -> Draft {
+        self.remover = Some(Arc::clone(cpu));
+        self
+    }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        if !self.kept
-            && let Err(error) = fs::remove_dir_all(&self.path)
-        {
-            tracing::warn!(path = %self.path.display(), error = %error, "cannot remove an unfinished layer; it is removed at the next start");
+        if self.kept {
+            return;
+        }
+        let path = std::mem::take(&mut self.path);
+        // The space is released when the last of them is closed.
+        let files = (Arc::clone(&self.data), Arc::clone(&self.heads));
+        let remove = move || {
+            if let Err(error) = fs::remove_dir_all(&path) {
+                tracing::warn!(path = %path.display(), error = %error, "cannot remove an unfinished layer; it is removed at the next start");
+            }
+            drop(files);
+        };
+        match &self.remover {
+            Some(cpu) => cpu.spawn(Lane::FilesBehind, remove),
+            None => remove(),
         }
     }
 }
@@ -299,14 +326,16 @@ impl LayerStore {
         Ok(Draft {
             number,
             path,
-            data,
-            heads,
+            data: Arc::new(data),
+            heads: Arc::new(heads),
             kept: false,
+            remover: None,
         })
     }
 
     /// Turns a draft into a layer. The caller has written all bytes and verified both digests. This
-    /// function syncs them. `table` is the table of places.
+    /// function syncs them. `table` is the table of places. With `sources.ztoc`, the spans are
+    /// present, and the layer has yet to be completed.
     ///
     /// # Errors
     /// The system's. All files are removed on error.
@@ -322,7 +351,10 @@ impl LayerStore {
             draft.data.sync_all()?;
             draft.heads.sync_all()?;
             folder.write("places", |to| to.write_all(table))?;
-            Present::open(&folder.file("present"), 0, &self.boot)?.set_complete()?;
+            match sources.ztoc {
+                None => Present::open(&folder.file("present"), 0, &self.boot)?.set_complete()?,
+                Some(_) => self.mark_all(&folder, &sources.layer.digest)?,
+            }
             sources.write(&folder)
         };
         write().map_err(StoreError::io(&path))?;

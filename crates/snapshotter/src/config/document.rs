@@ -62,6 +62,13 @@ pub fn document() -> String {
 fn rows(page: &mut String, section: &Section, default: &Config) {
     let values = (section.values)(default);
     for (key, value) in section.keys.iter().zip(values) {
+        let path = section.path_of(key);
+        if SECTIONS
+            .iter()
+            .any(|other| other.path == path && !section.is_pattern())
+        {
+            continue;
+        }
         let value = match value.as_str() {
             "" if key.is_table() => "none".to_owned(),
             "" => "not set".to_owned(),

@@ -266,7 +266,7 @@ pub(super) fn images(
         drops_copies: way == Way::File,
         limits: limits(&config.cache),
         pace: pace(&config.background_fetch),
-        whole: pulls::whole_options(parallel)?,
+        whole: pulls::whole_options(&config.pull_modes)?,
         notes_starts: config.prefetch.record,
         ..layer::Options::default()
     };

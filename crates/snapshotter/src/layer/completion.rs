@@ -278,6 +278,15 @@ impl Completion {
         self.trouble.pause(&self.data.store_error(error));
     }
 
+    /// Completes a layer whose bytes are all written and verified, headers included. Blocks on the
+    /// disk. Returns whether it is complete.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn finish_at_once(&self) -> io::Result<bool> {
+        self.sync_and_finish()
+    }
+
     /// Returns true if the layer is complete now.
     fn sync_and_finish(&self) -> io::Result<bool> {
         self.sync()?;

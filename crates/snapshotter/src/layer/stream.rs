@@ -14,21 +14,23 @@
 
 use bytes::Bytes;
 use soci_oci::{Digest, Verifier};
-use soci_ztoc::{LayerError, LayerFormat};
+use soci_ztoc::LayerFormat;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{Context, Whole};
 use crate::{
     cpu::Lane,
     fetch::Source,
-    store::{Draft, LayerFiles, sources::Sources},
+    store::{Draft, sources::Sources},
     sync::{Arc, OnceLock},
 };
 
+mod decoding;
 mod error;
 mod files;
 mod keep;
 mod program;
+mod ready;
 mod rooms;
 mod settings;
 mod stages;
@@ -37,11 +39,14 @@ mod turns;
 
 pub use error::StreamError;
 pub use program::{Program, Programs};
+pub(super) use ready::Ready;
 pub use settings::WholeOptions;
 pub(super) use turns::Turns;
 
+use decoding::{Decoding, Decompressed};
 use files::Files;
 use keep::Keep;
+use ready::{Pass, Verified};
 use stages::{Tar, Unpack};
 use steps::Steps;
 
@@ -50,7 +55,7 @@ use steps::Steps;
 pub(super) async fn pull_from_any(
     context: &Arc<Context>,
     whole: Whole,
-) -> Result<LayerFiles, StreamError> {
+) -> Result<Ready, StreamError> {
     let used = OnceLock::new();
     let first = pull(context, &whole, Some(&used)).await;
     let pulled = match (first, used.get()) {
@@ -87,39 +92,30 @@ pub(super) async fn pull_from_any(
 type Used<'a> = Option<&'a OnceLock<Arc<Program>>>;
 
 /// Downloads a layer. Dropping the future removes its files.
-async fn pull(
-    context: &Arc<Context>,
-    whole: &Whole,
-    used: Used<'_>,
-) -> Result<LayerFiles, StreamError> {
+async fn pull(context: &Arc<Context>, whole: &Whole, used: Used<'_>) -> Result<Ready, StreamError> {
     let image: Arc<str> = whole.origin.reference.as_str().into();
     let turn = context.passes.take(&image, whole.order).await;
-    let store = Arc::clone(&context.store);
-    let draft = context
-        .cpu
-        .run(Lane::Files, move || store.draft())
-        .await??;
+    let (store, cpu) = (Arc::clone(&context.store), Arc::clone(&context.cpu));
+    let make = move || store.draft().map(|draft| draft.remove_on(&cpu));
+    let draft = context.cpu.run(Lane::Files, make).await??;
     let kept = whole.keep.clone();
     let mut kept = kept.map(|store| Keep::start(context, store, whole.layer.clone()));
     let steps = Steps::new(context, whole, image);
     let pass = pass(context, whole, steps, draft, (used, &mut kept)).await?;
-    let store = Arc::clone(&context.store);
     let sources = Sources {
         layer: whole.layer.clone(),
         ztoc: None,
         diff_id: Some(whole.diff_id),
         origins: [whole.origin.clone()].into(),
     };
-    let finish = move || {
-        let (draft, table) = pass.finish()?;
-        Ok::<_, StreamError>(store.finish_whole(draft, sources, &table)?)
-    };
-    let files = context.cpu.run(Lane::Files, finish).await??;
-    drop(turn);
-    if let Some(kept) = kept {
-        kept.commit().await;
-    }
-    Ok(files)
+    let store = Arc::clone(&context.store);
+    let verified = move || Verified::new(&store, pass, sources);
+    let verified = context.cpu.run(Lane::Files, verified).await??;
+    Ok(Ready {
+        verified,
+        turn,
+        kept,
+    })
 }
 
 /// Sends the bytes of a layer through all stages. The first stage that fails ends all of them.
@@ -153,34 +149,36 @@ async fn pass(
     })
 }
 
-/// Decompresses in the way that the first bytes show, with a program if there is one that starts.
-/// Returns whether the layer ended correctly for our own decoder.
+/// Decompresses in the way that the first bytes show: with a program if there is one that starts,
+/// and with our own decoder if the layer is to be indexed.
 async fn decompress(
     context: &Context,
     layer: Digest,
     mut steps: UnboundedReceiver<Bytes>,
     tar: Tar,
     used: Used<'_>,
-) -> Result<Result<(), LayerError>, StreamError> {
+) -> Result<Decompressed, StreamError> {
     let Some(first) = steps.recv().await else {
-        return Ok(Ok(()));
+        return Ok(Ok(None));
     };
     let format = LayerFormat::sniff(&first);
     if format == LayerFormat::Plain {
         stages::pass_on(first, steps, &tar).await;
-        return Ok(Ok(()));
+        return Ok(Ok(None));
     }
+    let indexes = context.options.whole.indexes && format == LayerFormat::Gzip;
     if let Some(used) = used
+        && !indexes
         && let Some(program) = context.options.whole.programs.of(format)
         && let Some(child) = program.start(&layer)
     {
         let program = used.get_or_init(|| program);
         let input = (first, steps);
         program.decompress(child, layer, input, tar).await?;
-        return Ok(Ok(()));
+        return Ok(Ok(None));
     }
-    let large = &context.passes.large;
-    stages::decompress(&context.cpu, large, layer, (first, steps), tar).await
+    let decoder = Decoding::start(context, layer, &first, indexes).await?;
+    decoder.decompress(&context.cpu, (first, steps), tar).await
 }
 
 /// Deals the steps to the stages that read the compressed bytes.
@@ -205,36 +203,4 @@ async fn deal(
         }
     }
     Ok(())
-}
-
-/// What the stages leave.
-struct Pass {
-    layer: Digest,
-    compressed: Verifier,
-    decompressed: Result<(), LayerError>,
-    tar: Verifier,
-    unpack: Unpack,
-}
-
-impl Pass {
-    /// Verifies both digests. Only then is a draft returned.
-    fn finish(self) -> Result<(Draft, Vec<u8>), StreamError> {
-        let layer = || Box::new(self.layer);
-        let compressed = self.compressed.finish();
-        compressed.map_err(|source| StreamError::Layer {
-            layer: layer(),
-            source: Box::new(source),
-        })?;
-        self.decompressed
-            .map_err(|source| StreamError::Decompress {
-                layer: layer(),
-                source,
-            })?;
-        let tar = self.tar.finish();
-        tar.map_err(|source| StreamError::DiffId {
-            layer: layer(),
-            source: Box::new(source),
-        })?;
-        self.unpack.finish()
-    }
 }

@@ -29,6 +29,7 @@ mod edges;
 mod evict;
 mod formats;
 mod full;
+mod indexed;
 mod lives;
 mod made;
 mod opened;

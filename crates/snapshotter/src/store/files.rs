@@ -274,11 +274,8 @@ pub(super) fn read_ztoc(layer: &Digest, bytes: Mapped) -> Result<ZtocFile, Store
     Ok(ZtocFile { bytes, shape })
 }
 
-pub(super) fn write_places(
-    folder: &Folder,
-    layer: &Digest,
-    ztoc: &ZtocFile,
-) -> Result<Places, StoreError> {
+/// The table of places of a layer, according to its zTOC.
+pub(super) fn table_of(layer: &Digest, ztoc: &ZtocFile) -> Result<Vec<u8>, StoreError> {
     let entries = ztoc.view();
     let entries = entries.entries().map(|entry| {
         let content = entry.content();
@@ -291,10 +288,18 @@ pub(super) fn write_places(
     });
     // The iterator knows its length, so `plan` allocates the tables once.
     let table = places::plan(entries, ztoc.spans().archive_size());
-    let table = table.map_err(|source| StoreError::Places {
+    table.map_err(|source| StoreError::Places {
         layer: Box::new(*layer),
         source,
-    })?;
+    })
+}
+
+pub(super) fn write_places(
+    folder: &Folder,
+    layer: &Digest,
+    ztoc: &ZtocFile,
+) -> Result<Places, StoreError> {
+    let table = table_of(layer, ztoc)?;
     folder
         .write_made("places", |to| to.write_all(&table))
         .map_err(StoreError::io(folder.path()))?;

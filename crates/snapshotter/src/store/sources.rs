@@ -19,7 +19,7 @@ pub(crate) const NAME: &str = "sources";
 pub struct Sources {
     /// The descriptor of the layer in its manifest.
     pub layer: Descriptor,
-    /// The descriptor of its zTOC. `None` if the layer was downloaded whole.
+    /// The descriptor of its zTOC. `None` if the layer was downloaded whole and not indexed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ztoc: Option<Descriptor>,
     /// SHA-256 of the tar, if the layer was downloaded whole and verified against it.

@@ -182,3 +182,25 @@ fn other_versions_are_left_alone_until_an_older_one_is_unused() {
     assert!(!at("layers").exists());
     assert!(at("layers-3/500/data").exists() && at("layers-x/1/data").exists());
 }
+
+#[test]
+fn a_draft_that_is_given_up_is_removed_by_the_pool() {
+    let state = State::new();
+    let store = state.store();
+    let cpu = Cpu::new(std::num::NonZeroUsize::MIN).expect("threads");
+    let (release, gate) = std::sync::mpsc::channel::<()>();
+    // The lane for removals runs one job at a time.
+    cpu.spawn(Lane::FilesBehind, move || gate.recv().unwrap_or_default());
+    let draft = store.draft().expect("a draft").remove_on(&cpu);
+    let folder = draft.path.clone();
+    drop(draft);
+    assert!(folder.exists(), "who drops a draft does not wait");
+    drop(release);
+    // Dropping the pool runs every job.
+    drop(cpu);
+    assert!(!folder.exists());
+    let draft = store.draft().expect("a draft");
+    let folder = draft.path.clone();
+    drop(draft);
+    assert!(!folder.exists());
+}

@@ -4,7 +4,7 @@ use std::num::{NonZeroU64, NonZeroUsize};
 
 use tracing::warn;
 
-use crate::config::{Config, ContentStoreKind, Parallel, ParallelError};
+use crate::config::{Config, ContentStoreKind, Parallel, ParallelError, PullModes};
 use crate::fetch;
 use crate::layer::{Program, Programs, WholeOptions};
 use crate::sync::Arc;
@@ -24,7 +24,8 @@ pub(super) fn fetch_options(parallel: &Parallel) -> Result<fetch::Options, Paral
 }
 
 /// The limits and programs of passes.
-pub(super) fn whole_options(parallel: &Parallel) -> Result<WholeOptions, ParallelError> {
+pub(super) fn whole_options(modes: &PullModes) -> Result<WholeOptions, ParallelError> {
+    let parallel = &modes.parallel_pull_unpack;
     let program = |algorithm| match parallel.decompressor(algorithm) {
         Ok(found) => found.map(|(path, args)| Arc::new(Program::new(path, args.to_vec()))),
         // With the mode on, the configuration is refused for this.
@@ -41,6 +42,7 @@ pub(super) fn whole_options(parallel: &Parallel) -> Result<WholeOptions, Paralle
             gzip: program("gzip"),
             zstd: program("zstd"),
         },
+        indexes: modes.build_index,
     })
 }
 
@@ -60,10 +62,13 @@ mod tests {
     #[test]
     fn limits_that_are_set_hold_and_others_are_our_own() {
         let own = fetch::Options::default();
-        let parse = |keys: &str| -> Parallel { toml::from_str(keys).unwrap() };
         let of = |keys: &str| {
-            let keys = parse(keys);
-            (fetch_options(&keys).unwrap(), whole_options(&keys).unwrap())
+            let modes = PullModes {
+                parallel_pull_unpack: toml::from_str(keys).unwrap(),
+                ..PullModes::default()
+            };
+            let fetch = fetch_options(&modes.parallel_pull_unpack).unwrap();
+            (fetch, whole_options(&modes).unwrap())
         };
         let unset = "max_concurrent_downloads = -1\nmax_concurrent_downloads_per_image = 3\n\
                      max_concurrent_unpacks = 0\nmax_concurrent_unpacks_per_image = 1\n\

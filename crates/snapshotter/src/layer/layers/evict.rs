@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A later read downloads them again. The result of verifying the tar is kept. A layer without a
-//! zTOC has no spans and is not evicted.
+//! zTOC, not even one of our own, has no spans and is not evicted.
 
 use std::time::Duration;
 

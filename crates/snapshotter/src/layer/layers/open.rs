@@ -90,7 +90,8 @@ impl Layers {
             ztoc: Some(ztoc.digest),
         };
         let resolved = |event| metrics::global().operations.event(event, &layer.digest);
-        if let Some(complete) = self.proven_form(&exact, &expected).await? {
+        let is_complete = |form: &Layer| form.is_complete();
+        if let Some(complete) = self.proven_form(&exact, &expected, is_complete).await? {
             resolved(LayerEvent::ResolveHit);
             complete.add_source(source);
             self.name(&complete, origin).await;
@@ -141,7 +142,8 @@ impl Layers {
     }
 
     /// Downloads a layer whole, in one sequential pass. Nothing is visible before both digests are
-    /// verified.
+    /// verified. A layer that was downloaded so before is used as it is, even if spans of it were
+    /// evicted: a zTOC of our own makes them available again.
     ///
     /// # Errors
     /// A wrong digest, a tar that cannot be a layer, a failed download; the system's. All files are
@@ -152,26 +154,65 @@ impl Layers {
             ztoc: None,
         };
         let expected = Expected::DiffId(whole.diff_id);
-        if let Some(complete) = self.proven_form(&key, &expected).await? {
-            self.name(&complete, whole.origin).await;
-            return Ok(complete);
+        let is_usable = |form: &Layer| form.is_complete() || form.was_whole();
+        if let Some(form) = self.proven_form(&key, &expected, is_usable).await? {
+            whole.sources.into_iter().for_each(|it| form.add_source(it));
+            self.name(&form, whole.origin).await;
+            return Ok(form);
         }
         let origin = whole.origin.clone();
+        let cell = self.cell(key);
+        let _tidy = self.tidy(key);
+        let opened = cell.get_or_try_init(|| async {
+            match self.find_stored(key).await? {
+                Some(found) => Ok(found),
+                None => self.download(whole).await,
+            }
+        });
+        let opened = Arc::clone(opened.await?);
+        self.prove_whole(&opened).await?;
+        self.name(&opened, origin).await;
+        if opened.key() != key {
+            // Open under its own key, where a later request finds it.
+            self.open.lock().remove(&key);
+        }
+        Ok(opened)
+    }
+
+    /// Downloads a layer whole. A layer that was indexed in passing is also open under its own key.
+    async fn download(&self, whole: Whole) -> Result<Arc<Layer>, OpenError> {
+        let sources = whole.sources.clone();
+        let ready = stream::pull_from_any(&self.context, whole).await?;
+        let key = ready.key();
+        if key.ztoc.is_none() {
+            return self.store_whole(ready).await;
+        }
+        // Nobody else opens the layer in between.
         let cell = self.cell(key);
         let _tidy = self.tidy(key);
         let opened = cell.get_or_try_init(|| async {
             if let Some(found) = self.find_stored(key).await? {
                 return Ok(found);
             }
-            let files = stream::pull_from_any(&self.context, whole).await?;
-            let tally = self.context.tallies.of(files.number);
-            tally.background.add_bytes(files.sources.layer.size);
-            Ok::<_, OpenError>(Layer::new(&self.context, files))
+            let layer = self.store_whole(ready).await?;
+            let of = Arc::clone(&layer.completion);
+            let finish = move || of.finish_at_once();
+            let finished = self.context.cpu.run(Lane::Files, finish).await?;
+            if !matches!(finished, Ok(true)) {
+                tracing::warn!(layer = %key.layer, "a layer that was downloaded is completed later; check the disk of the state root");
+            }
+            Ok::<_, OpenError>(layer)
         });
         let opened = Arc::clone(opened.await?);
-        self.prove_whole(&opened).await?;
-        self.name(&opened, origin).await;
+        sources.into_iter().for_each(|it| opened.add_source(it));
         Ok(opened)
+    }
+
+    async fn store_whole(&self, ready: stream::Ready) -> Result<Arc<Layer>, OpenError> {
+        let files = ready.store(&self.context).await?;
+        let tally = self.context.tallies.of(files.number);
+        tally.background.add_bytes(files.sources.layer.size);
+        Ok(Layer::new(&self.context, files))
     }
 
     async fn find_stored(&self, key: LayerKey) -> Result<Option<Arc<Layer>>, OpenError> {
@@ -201,12 +242,13 @@ impl Layers {
         Ok(files.map(|files| Layer::new(&self.context, files)))
     }
 
-    /// Another form of the same layer that is complete and whose tar is verified to be the expected
+    /// Another form of the same layer that is usable and whose tar is verified to be the expected
     /// one.
     async fn proven_form(
         &self,
         key: &LayerKey,
         expected: &Expected,
+        is_usable: impl Fn(&Layer) -> bool,
     ) -> Result<Option<Arc<Layer>>, OpenError> {
         let proofs = self.context.store.proofs();
         let is_right = |form: &LayerKey| match proofs.get(form) {
@@ -217,7 +259,7 @@ impl Layers {
         forms.retain(|form| form != key && is_right(form));
         for form in forms {
             let layer = self.open_present(&form).await?;
-            if let Some(layer) = layer.filter(|layer| layer.is_complete()) {
+            if let Some(layer) = layer.filter(|layer| is_usable(layer)) {
                 return Ok(Some(layer));
             }
         }

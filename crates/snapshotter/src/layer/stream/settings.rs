@@ -25,6 +25,8 @@ pub struct WholeOptions {
     pub passes_per_image: Option<NonZeroUsize>,
     /// Programs that decompress (`decompress_streams`).
     pub programs: Programs,
+    /// Make a zTOC of each gzip layer (`build_index`).
+    pub indexes: bool,
 }
 
 impl WholeOptions {
@@ -73,7 +75,7 @@ mod tests {
                     chunk,
                     passes,
                     passes_per_image: passes,
-                    programs: Programs::default(),
+                    ..WholeOptions::default()
                 };
                 let steps = (options.passes() * options.steps()) as u64;
                 assert!(steps * options.step() <= WINDOW, "{options:?}");

@@ -5,22 +5,18 @@
 
 use bytes::Bytes;
 use soci_oci::{Digest, Verifier};
-use soci_ztoc::{LayerDecoder, LayerError, LayerFormat, Policy, TarEnd, TarScanner};
-use tokio::sync::{
-    OwnedSemaphorePermit, Semaphore,
-    mpsc::{UnboundedReceiver, UnboundedSender},
-};
+use soci_ztoc::{Policy, TarEnd, TarScanner};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
-use super::{Files, StreamError, rooms::Rooms};
+use super::{Files, StreamError};
 use crate::{
     cpu::{Cpu, Lane},
     places::{self, PlaceError},
     store::Draft,
-    sync::Arc,
 };
 
 /// Pieces that one job takes. Other passes wait for it meanwhile.
-const TURN: usize = 8;
+pub(super) const TURN: usize = 8;
 
 /// A stage that takes bytes in order.
 pub(super) trait Stage: Send + 'static {
@@ -80,96 +76,6 @@ pub(super) async fn pass_on(first: Bytes, mut steps: UnboundedReceiver<Bytes>, t
         tar.push(&bytes);
         drop(bytes);
         next = steps.recv().await;
-    }
-}
-
-/// Decompresses the first step and those that follow. Returns whether the layer ended correctly.
-///
-/// A layer that needs much memory, or may need it, waits for others of its kind. In any other layer,
-/// a later frame that needs much is an error.
-pub(super) async fn decompress(
-    cpu: &Cpu,
-    large: &Arc<Semaphore>,
-    layer: Digest,
-    (mut step, mut steps): (Bytes, UnboundedReceiver<Bytes>),
-    tar: Tar,
-) -> Result<Result<(), LayerError>, StreamError> {
-    let failed = move |source| StreamError::Decompress {
-        layer: Box::new(layer),
-        source,
-    };
-    let format = LayerFormat::sniff(&step);
-    // The semaphore is never closed.
-    let (decoder, alone) = if LayerDecoder::is_small(&step) {
-        (LayerDecoder::small(format), None)
-    } else {
-        let alone = Arc::clone(large).acquire_owned().await.ok();
-        (LayerDecoder::new(format), alone)
-    };
-    let mut work = Decompressing {
-        decoder: decoder.map_err(failed)?,
-        _alone: alone,
-        rooms: Rooms::new(),
-        room: (Vec::new(), 0),
-        tar,
-    };
-    loop {
-        let job = move || {
-            let left = work.take(&step)?;
-            let rest = step.split_off(step.len() - left);
-            Ok::<_, LayerError>((work, rest))
-        };
-        (work, step) = cpu.run(Lane::ComputeBehind, job).await?.map_err(failed)?;
-        if work.room.0.is_empty() {
-            work.room = (work.rooms.next().await, 0);
-        } else {
-            match steps.recv().await {
-                Some(next) => step = next,
-                None => break,
-            }
-        }
-    }
-    if work.room.1 > 0 {
-        work.emit();
-    }
-    Ok(work.decoder.finish())
-}
-
-/// A decoder, and the buffer that it fills. An empty one means that it waits for the next.
-struct Decompressing {
-    decoder: LayerDecoder,
-    /// Returned when the decoder is gone, if it may take much memory.
-    _alone: Option<OwnedSemaphorePermit>,
-    rooms: Rooms,
-    room: (Vec<u8>, usize),
-    tar: Tar,
-}
-
-impl Decompressing {
-    /// Decompresses until the step ends, or no buffer is free, or it is the turn of others. Returns
-    /// how much of the step is left.
-    fn take(&mut self, mut step: &[u8]) -> Result<usize, LayerError> {
-        for _ in 0..TURN {
-            if self.room.0.is_empty() {
-                match self.rooms.take() {
-                    Some(room) => self.room = (room, 0),
-                    None => return Ok(step.len()),
-                }
-            }
-            let (room, filled) = &mut self.room;
-            let rest = room.get_mut(*filled..).unwrap_or_default();
-            *filled += self.decoder.fill(&mut step, rest)?;
-            if *filled < room.len() {
-                return Ok(step.len());
-            }
-            self.emit();
-        }
-        Ok(step.len())
-    }
-
-    fn emit(&mut self) {
-        let (room, filled) = std::mem::take(&mut self.room);
-        self.tar.push(&self.rooms.lend(room, filled));
     }
 }
 

@@ -3,7 +3,7 @@
 use soci_registry::testing::noise;
 use zstd_safe::{CCtx, CParameter};
 
-use super::{whole::pull, *};
+use super::{indexed::indexing, whole::pull, *};
 
 /// The layers of the corpus; see its README.
 fn fixture(name: &str) -> Vec<u8> {
@@ -26,10 +26,17 @@ async fn pull_it(life: &Life, made: &Made) -> Result<Arc<Layer>, OpenError> {
     pull(life, made, Digest::sha256(&made.tar), blob).await
 }
 
-/// What a container sees of a layer: `data`, and the names and places of files.
+/// What a container sees of a layer: `data`, and the names and places of files. The same with a zTOC
+/// that is made in passing.
 async fn content(made: &Made) -> Result<(Vec<u8>, Vec<String>), OpenError> {
+    let seen = content_with(made, Options::default()).await?;
+    assert!(content_with(made, indexing()).await? == seen);
+    Ok(seen)
+}
+
+async fn content_with(made: &Made, options: Options) -> Result<(Vec<u8>, Vec<String>), OpenError> {
     let node = Node::new();
-    let life = node.start();
+    let life = node.start_with(options, fetch::Options::default());
     let layer = pull_it(&life, made).await?;
     let data = std::fs::read(layer.data_path()).expect("readable");
     let listed = layer.entries().expect("scanned");

@@ -162,7 +162,7 @@ impl Made {
         made
     }
 
-    fn compress(&mut self) {
+    pub(super) fn compress(&mut self) {
         self.layer = match self.form {
             Form::Plain => self.tar.clone(),
             Form::Gzip => gzip(&self.tar),
