@@ -12,6 +12,8 @@ use crate::archive::{Dialect, File, Tar};
 pub(crate) mod build_parallel;
 #[path = "../../../../fuzz/bodies/inflate_resume.rs"]
 mod inflate_resume;
+#[path = "../../../../fuzz/bodies/layer_decode.rs"]
+mod layer_decode;
 #[path = "../../../../fuzz/bodies/tar_scan.rs"]
 mod tar_scan;
 #[path = "../../../../fuzz/bodies/zinfo_decode.rs"]
@@ -109,6 +111,9 @@ fn the_corpus_passes_all_targets() {
         build_parallel::assert_same(&bytes, 100_000, 3);
         ztoc_decode::run(&bytes);
         zinfo_decode::run(&bytes);
+        for recipe in [[0; 4], [0xff; 4], [0x35, 99, 3, 7]] {
+            layer_decode::run(&[&recipe[..], &bytes[..bytes.len().min(20_000)]].concat());
+        }
     }
     ztocs().iter().for_each(|bytes| ztoc_decode::run(bytes));
     tar_scan::run(&archive());
@@ -149,5 +154,21 @@ proptest! {
     #[test]
     fn prop_threads_make_no_difference(recipe in any::<[u8; 4]>(), content in prop::collection::vec(any::<u8>(), 0..3000)) {
         build_parallel::run(&[&recipe[..], &content].concat());
+    }
+
+    #[test]
+    fn prop_layers_decode(recipe in any::<[u8; 4]>(), content in prop::collection::vec(any::<u8>(), 0..3000)) {
+        layer_decode::run(&[&recipe[..], &content].concat());
+    }
+
+    #[test]
+    fn prop_frames_of_any_kind_do_no_harm(
+        recipe in any::<[u8; 4]>(),
+        header in any::<[u8; 2]>(),
+        content in prop::collection::vec(any::<u8>(), 0..300),
+        mutations in mutations(),
+    ) {
+        let frame = [&[0x28, 0xb5, 0x2f, 0xfd][..], &header, &content].concat();
+        layer_decode::run(&[&recipe[..], &mutate(frame, &mutations)].concat());
     }
 }
