@@ -26,6 +26,7 @@ pub(crate) mod plan;
 mod prefetch;
 mod pulls;
 mod replay;
+mod reserved;
 mod restore;
 mod room;
 mod scrub;
@@ -64,6 +65,7 @@ use self::open::Opened;
 use self::plan::{Facts, Tried};
 pub use self::plan::{Parallel, Rules};
 use self::pulls::Pulls;
+use self::reserved::Reserved;
 pub use self::restore::RestoreError;
 pub(crate) use self::restore::Wanted;
 pub use self::starts::StartsError;
@@ -270,6 +272,7 @@ struct Shared {
     images: Mutex<HashMap<ImageKey, Arc<Image>>>,
     holds: Holds,
     pulls: Pulls,
+    reserved: Reserved,
     /// Serializes the construction of images of one layer, by layer number.
     showing: Mutex<HashMap<u64, Arc<Semaphore>>>,
     /// Layers that a task follows to completion.
@@ -323,6 +326,7 @@ impl Images {
             images: Mutex::default(),
             holds: Holds::default(),
             pulls: Pulls::default(),
+            reserved: Reserved::default(),
             showing: Mutex::default(),
             watched: Mutex::default(),
             ahead: Arc::new(Semaphore::new(options.ahead.min(Semaphore::MAX_PERMITS))),
@@ -355,7 +359,8 @@ impl Images {
         let hold = self.0.holds.hold(request.layer).await;
         let image = self.image(&request.image);
         image.ready.lock().asked(request.layer);
-        let _client = image.clients.enter(request.gone.clone());
+        let position = request.parents.len();
+        let _client = image.clients.enter(position, request.gone.clone());
         let opened = match self.open(&image, &request).await {
             Ok(opened) => opened,
             Err(left) => return left.into_attempt(&request),

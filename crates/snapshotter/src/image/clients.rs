@@ -12,14 +12,39 @@ use tokio_util::sync::CancellationToken;
 /// How long a client may take from an answer to its next request. containerd may unpack a layer
 /// meanwhile.
 const NEXT: Duration = Duration::from_secs(300);
-/// The same after a cancelled request. Another client of the image may be between two requests.
+/// The same after a cancelled request, which may be repeated at once.
 const CANCELLED: Duration = Duration::from_secs(2);
 
-#[derive(Clone, Copy, Debug)]
+/// Clients between two requests that are remembered. More would mean that they never come back.
+const MOST_BETWEEN: usize = 64;
+
+#[derive(Clone, Debug)]
 struct State {
     waiting: usize,
+    /// When a client that was cancelled has left.
+    cancelled: Instant,
+    /// Clients between two requests: the position of the layer that each got, and when it has left.
+    between: Vec<(usize, Instant)>,
+}
+
+impl State {
     /// When all clients have left, if no request comes.
-    left: Instant,
+    fn left(&self) -> Instant {
+        let between = self.between.iter().map(|(_, left)| *left);
+        between.fold(self.cancelled, Instant::max)
+    }
+
+    /// A request for a layer: its client is the one that got the layer nearest below, if any did.
+    /// Others stay between two requests.
+    fn goes_on(&mut self, position: usize) {
+        let now = Instant::now();
+        self.between.retain(|(_, left)| *left > now);
+        let below = self.between.iter().enumerate();
+        let below = below.filter(|(_, (got, _))| *got < position);
+        if let Some((nearest, _)) = below.max_by_key(|(_, (got, _))| *got) {
+            self.between.swap_remove(nearest);
+        }
+    }
 }
 
 /// The clients of one image.
@@ -28,8 +53,11 @@ pub(super) struct Clients(watch::Sender<State>);
 
 impl Default for Clients {
     fn default() -> Self {
-        let left = Instant::now();
-        Self(watch::Sender::new(State { waiting: 0, left }))
+        Self(watch::Sender::new(State {
+            waiting: 0,
+            cancelled: Instant::now(),
+            between: Vec::new(),
+        }))
     }
 }
 
@@ -37,28 +65,38 @@ impl Default for Clients {
 #[derive(Debug)]
 pub(super) struct Client<'a> {
     clients: &'a Clients,
+    position: usize,
     gone: CancellationToken,
 }
 
 impl Drop for Client<'_> {
     fn drop(&mut self) {
-        let patience = match self.gone.is_cancelled() {
-            true => CANCELLED,
-            false => NEXT,
-        };
+        let now = Instant::now();
         self.clients.0.send_modify(|state| {
             state.waiting -= 1;
-            state.left = Instant::now() + patience;
+            if self.gone.is_cancelled() {
+                state.cancelled = now + CANCELLED;
+                return;
+            }
+            if state.between.len() >= MOST_BETWEEN {
+                state.between.remove(0);
+            }
+            state.between.push((self.position, now + NEXT));
         });
     }
 }
 
 impl Clients {
-    /// Notes a request. `gone` is cancelled if its client goes away.
-    pub(super) fn enter(&self, gone: CancellationToken) -> Client<'_> {
-        self.0.send_modify(|state| state.waiting += 1);
+    /// Notes a request for the layer at a position of the image. `gone` is cancelled if its client
+    /// goes away.
+    pub(super) fn enter(&self, position: usize, gone: CancellationToken) -> Client<'_> {
+        self.0.send_modify(|state| {
+            state.waiting += 1;
+            state.goes_on(position);
+        });
         Client {
             clients: self,
+            position,
             gone,
         }
     }
@@ -72,7 +110,10 @@ impl Clients {
     pub(super) async fn left(&self) {
         let mut states = self.0.subscribe();
         loop {
-            let State { waiting, left } = *states.borrow_and_update();
+            let (waiting, left) = {
+                let state = states.borrow_and_update();
+                (state.waiting, state.left())
+            };
             let changed = states.changed();
             if waiting > 0 {
                 // The sender lives as long as `self`.
@@ -95,8 +136,8 @@ mod tests {
         clients.left().await;
         assert_eq!(begin.elapsed(), Duration::ZERO, "nobody has come");
         let here = CancellationToken::new();
-        let first = clients.enter(here.clone());
-        let second = clients.enter(here.clone());
+        let first = clients.enter(0, here.clone());
+        let second = clients.enter(0, here.clone());
         drop(first);
         let hour = Duration::from_secs(3600);
         let waited = tokio::time::timeout(hour, clients.left()).await;
@@ -106,7 +147,7 @@ mod tests {
         clients.left().await;
         assert_eq!(begin.elapsed(), NEXT);
         let gone = CancellationToken::new();
-        let cancelled = clients.enter(gone.clone());
+        let cancelled = clients.enter(1, gone.clone());
         gone.cancel();
         drop(cancelled);
         let begin = Instant::now();
@@ -115,14 +156,43 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_cancelled_client_takes_no_time_from_another_one() {
+        let clients = Clients::default();
+        drop(clients.enter(0, CancellationToken::new()));
+        drop(clients.enter(1, CancellationToken::new()));
+        tokio::time::sleep(CANCELLED).await;
+        // Another client begins, and gives up.
+        drop(clients.enter(0, CancellationToken::new()));
+        let gone = CancellationToken::new();
+        let other = clients.enter(1, gone.clone());
+        gone.cancel();
+        drop(other);
+        let begin = Instant::now();
+        clients.left().await;
+        assert_eq!(begin.elapsed(), NEXT - CANCELLED);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clients_that_never_come_back_are_not_remembered_forever() {
+        let clients = Clients::default();
+        for _ in 0..1000 {
+            drop(clients.enter(3, CancellationToken::new()));
+        }
+        assert_eq!(clients.0.borrow().between.len(), MOST_BETWEEN);
+        clients.left().await;
+        drop(clients.enter(3, CancellationToken::new()));
+        assert_eq!(clients.0.borrow().between.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn another_request_in_time_keeps_the_image() {
         let clients = Clients::default();
         let gone = CancellationToken::new();
         gone.cancel();
-        drop(clients.enter(gone));
+        drop(clients.enter(0, gone));
         let others = async {
             tokio::time::sleep(CANCELLED / 2).await;
-            drop(clients.enter(CancellationToken::new()));
+            drop(clients.enter(1, CancellationToken::new()));
         };
         let begin = Instant::now();
         tokio::join!(clients.left(), others);

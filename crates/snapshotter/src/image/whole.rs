@@ -189,27 +189,23 @@ impl Images {
     /// Downloads layers in this order, as far as there is space for them.
     async fn pull_all(&self, image: &Arc<Image>, name: &ImageName, layers: Vec<Beside>) {
         let mut pulls = JoinSet::new();
-        let mut taken = 0;
         let mut coming = layers.into_iter().peekable();
         loop {
-            let fits = |next: &Beside| {
-                let room = self.0.parts.layers.room();
-                next.space().saturating_add(taken) <= room
-            };
-            if pulls.len() < BESIDE
-                && let Some(next) = coming.next_if(fits)
+            let room = self.0.parts.layers.room();
+            let reserve = |next: &Beside| self.0.reserved.take(next.space(), room);
+            let next = coming.peek().filter(|_| pulls.len() < BESIDE);
+            if let Some(space) = next.and_then(reserve)
+                && let Some(next) = coming.next()
             {
-                let space = next.space();
-                taken += space;
                 let (images, image, name) = (self.clone(), Arc::clone(image), name.clone());
                 pulls.spawn(async move {
                     images.pull_ahead(&image, &name, next).await;
-                    space
+                    drop(space);
                 });
                 continue;
             }
             match pulls.join_next().await {
-                Some(Ok(space)) => taken -= space,
+                Some(Ok(())) => {}
                 Some(Err(lost)) => debug!(error = %lost, "a download beside a pull was lost"),
                 // What does not fit is downloaded when it is requested.
                 None => return,
