@@ -17,9 +17,9 @@ table! {
         /// Download and unpacking of whole layers.
         parallel_pull_unpack: Parallel = Parallel::default();
         /// Makes a zTOC of each gzip layer that is pulled whole, while it is pulled. The space of an
-        /// unused layer can then be given back in part, and is downloaded again when it is read. It
-        /// costs about a fifth more CPU time for the pull, and such layers are not decompressed by
-        /// `decompress_streams`.
+        /// unused layer can then be given back in part, and is downloaded again when it is read. The
+        /// decompression takes about a fifth more CPU time, and `decompress_streams` is not used for
+        /// such layers.
         build_index: bool = false, ours;
     }
 }
