@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
@@ -18,7 +19,8 @@ use soci_snapshotter::grpc;
 use soci_snapshotter::grpc::proto::containerd::services::snapshots::v1 as api;
 use soci_snapshotter::grpc::proto::containerd::types::Mount;
 use soci_snapshotter::mount::thread::MountThread;
-use soci_snapshotter::snapshots::{Late, Options, Parts, Snapshotter};
+use soci_snapshotter::snapshots::metadata::OpenError;
+use soci_snapshotter::snapshots::{Late, Options, Parts, Snapshotter, StartError};
 use tempfile::TempDir;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
@@ -26,6 +28,8 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
+
+use crate::process::LONG;
 
 pub(crate) type Labels = BTreeMap<String, String>;
 pub(crate) type Client = api::snapshots_client::SnapshotsClient<Channel>;
@@ -85,15 +89,22 @@ impl Server {
 
     /// Starts a server without layers, on a state directory that may have been used before.
     pub(crate) async fn start_on(root: TempDir) -> Self {
-        let cpu = Cpu::new(NonZeroUsize::MIN).unwrap();
-        let mounts = MountThread::start().unwrap();
-        let parts = Parts {
-            cpu,
-            mounts,
+        let parts = || Parts {
+            cpu: Cpu::new(NonZeroUsize::MIN).unwrap(),
+            mounts: MountThread::start().unwrap(),
             images: Late::never(),
         };
         let at = root.path().canonicalize().unwrap();
-        let snapshotter = Snapshotter::open(&at, parts, Options::default()).unwrap();
+        let begun = Instant::now();
+        let snapshotter = loop {
+            match Snapshotter::open(&at, parts(), Options::default()) {
+                // A connection of the server before holds the records for a moment longer.
+                Err(StartError::Records(OpenError::Locked { .. })) if begun.elapsed() < LONG => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                opened => break opened.unwrap(),
+            }
+        };
         Self::serve(root, snapshotter, None).await
     }
 
