@@ -284,6 +284,9 @@ impl Completion {
     /// # Errors
     /// The system's.
     pub(super) fn finish_at_once(&self) -> io::Result<bool> {
+        if self.spans.is_closed() {
+            return Ok(false);
+        }
         self.sync_and_finish()
     }
 

@@ -53,8 +53,11 @@ impl Drop for Tidy<'_> {
         // Two references: the list's and the dropping caller's. Another caller would hold a third
         // one and continues the opening.
         if let Some(cell) = open.get(&self.key)
-            && cell.get().is_none()
-            && Arc::strong_count(cell) <= 2
+            && match cell.get() {
+                None => Arc::strong_count(cell) <= 2,
+                // A layer that was indexed in passing. It is also open under its own key.
+                Some(layer) => layer.key() != self.key,
+            }
         {
             open.remove(&self.key);
         }

@@ -160,7 +160,7 @@ impl Layers {
             self.name(&form, whole.origin).await;
             return Ok(form);
         }
-        let origin = whole.origin.clone();
+        let (origin, diff_id) = (whole.origin.clone(), whole.diff_id);
         let cell = self.cell(key);
         let _tidy = self.tidy(key);
         let opened = cell.get_or_try_init(|| async {
@@ -170,12 +170,14 @@ impl Layers {
             }
         });
         let opened = Arc::clone(opened.await?);
-        self.prove_whole(&opened).await?;
-        self.name(&opened, origin).await;
-        if opened.key() != key {
-            // Open under its own key, where a later request finds it.
-            self.open.lock().remove(&key);
+        if opened.key() == key {
+            self.prove_whole(&opened).await?;
+        } else if self.context.store.proofs().get(&opened.key()).is_none() {
+            // The image's zTOC is equal to our own one, and the layer was lazy until now.
+            let proof = Proof::Tar(diff_id);
+            opened.completion.note_proof(proof).await?;
         }
+        self.name(&opened, origin).await;
         Ok(opened)
     }
 
@@ -197,7 +199,8 @@ impl Layers {
             let layer = self.store_whole(ready).await?;
             let of = Arc::clone(&layer.completion);
             let finish = move || of.finish_at_once();
-            let finished = self.context.cpu.run(Lane::Files, finish).await?;
+            // The lane of everything that completes layers or takes spans out.
+            let finished = self.context.cpu.run(Lane::FilesBehind, finish).await?;
             if !matches!(finished, Ok(true)) {
                 tracing::warn!(layer = %key.layer, "a layer that was downloaded is completed later; check the disk of the state root");
             }
