@@ -8,6 +8,7 @@ use tokio::{task::JoinSet, time::Instant};
 
 use super::{
     Class, DemandError, Options, Patience, Shared, Source, State, Waiter, flight,
+    meter::RECENTLY,
     queue::{FlightId, Piece, PieceId, Request},
     running::Aloft,
     waiter::Hope,
@@ -96,6 +97,9 @@ impl Shared {
         let (slow, look) = state.slow(now);
         round.wake_at = look;
         state.free_from_slow(&slow, now);
+        if !state.meter.had_reader(RECENTLY, now) {
+            state.queue.forget_reader();
+        }
         let held_back = self.held_back.load(Ordering::Relaxed) > 0;
         let background = state.meter.request(held_back, now);
         let limit = |class| match class {

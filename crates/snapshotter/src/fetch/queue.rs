@@ -266,14 +266,20 @@ impl<T> Queue<T> {
         })
     }
 
-    /// The piece to take instead of this one, because it follows the last read.
+    /// No reader has asked for a while. The place of its last read says nothing any longer.
+    pub(crate) fn forget_reader(&mut self) {
+        self.reader = None;
+    }
+
+    /// The piece of the same image to take instead of this one, because it follows the last read.
     fn near_reader(
         &self,
         instead_of: PieceId,
         mut fits: impl FnMut(&PieceId) -> bool,
     ) -> Option<PieceId> {
+        let image = &self.pieces.get(&instead_of)?.image;
         let is_loose = |id| {
-            let piece = self.pieces.get(&id);
+            let piece = self.pieces.get(&id).filter(|piece| piece.image == *image);
             piece.is_some_and(|piece| piece.class == Class::All && piece.order >= LOOSE)
         };
         let (blob, from) = self.reader.filter(|_| is_loose(instead_of))?;

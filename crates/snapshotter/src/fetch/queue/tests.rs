@@ -70,6 +70,26 @@ fn the_background_follows_the_reader_unless_the_order_is_known() {
 }
 
 #[test]
+fn a_reader_leads_the_background_of_its_image_while_it_reads() {
+    let mut queue = Queue::default();
+    let (own, other) = (Arc::from("image"), Arc::from("other"));
+    queue.push(key(2, 0, 10), Class::All, LOOSE, &other, 0);
+    for start in [0, 40, 60] {
+        queue.push(key(1, start, start + 10), Class::All, LOOSE + 1, &own, 0);
+    }
+    push(&mut queue, key(1, 30, 35), Class::Now, 1);
+    let mut ranges = Vec::new();
+    for round in 0..5 {
+        if round == 3 {
+            queue.forget_reader();
+        }
+        ranges.push(take(&mut queue).expect("a request").range());
+    }
+    // The older layer of the other image is not delayed.
+    assert_eq!(ranges, [30..35, 0..10, 40..50, 0..10, 60..70]);
+}
+
+#[test]
 fn a_reader_goes_first_and_next_joins_its_request() {
     let mut queue = Queue::default();
     push(&mut queue, key(1, 0, 10), Class::All, 0);

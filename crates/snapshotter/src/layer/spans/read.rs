@@ -14,7 +14,7 @@ use crate::{
     cpu::Lane,
     fetch::Class,
     layer::{
-        ReadDone, ReadError,
+        Pause, ReadDone, ReadError,
         data::{Held, Needs},
     },
     sync::{Arc, Mutex, atomic::Ordering},
@@ -157,6 +157,10 @@ impl Spans {
         let Some((file, ztoc)) = file.zip(self.data.ztoc()) else {
             return;
         };
+        // Without space, only what is read is downloaded.
+        if self.trouble.paused() == Some(Pause::Disk) {
+            return;
+        }
         let rest = file.tar + end.saturating_sub(file.data).min(file.size)..file.tar + file.size;
         if file.size > SMALL_FILE || rest.is_empty() {
             return;
@@ -230,7 +234,8 @@ impl Spans {
 
     /// Requests those of these spans that are absent.
     fn want_next(self: &Arc<Self>, spans: impl Iterator<Item = u32>) {
-        for span in spans {
+        let bad = self.trouble.bad_for_now();
+        for span in spans.filter(|span| !bad.contains(span)) {
             let spare = &self.context.spare;
             if !self.data.files.present.has(span) && !spare.has(self.data.files.number, span) {
                 self.step(span, Event::Want(Class::Next, None));

@@ -27,33 +27,33 @@ impl Spans {
             return Vec::new();
         };
         let size = |range: Range<u64>| range.end - range.start;
-        let compressed = |id| size(ztoc.spans().compressed(SpanId(id)));
+        let (mut under_way, mut room, mut absent) = (0, window, Vec::new());
         let bad = self.trouble.bad_for_now();
-        let (mut under_way, mut absent) = (0, Vec::new());
-        {
-            let mut states = self.states.lock();
+        let last_read = self.last_read.load(Ordering::Relaxed);
+        let mut states = self.states.lock();
+        for behind in [true, false] {
+            // Ends with the window, because a layer can have tens of thousands of spans.
             for (id, span) in states.missing() {
-                if !span.is_absent() {
-                    under_way += compressed(id);
-                    space = space.saturating_sub(size(ztoc.spans().uncompressed(SpanId(id))));
-                } else if !bad.contains(&id) {
+                let is_absent = span.is_absent();
+                if (id >= last_read) != behind || is_absent && bad.contains(&id) {
+                    continue;
+                }
+                if room == 0 || space == 0 {
+                    return absent;
+                }
+                let compressed = size(ztoc.spans().compressed(SpanId(id)));
+                space = space.saturating_sub(size(ztoc.spans().uncompressed(SpanId(id))));
+                room = room.saturating_sub(compressed);
+                if is_absent {
                     absent.push(id);
+                } else {
+                    under_way += compressed;
                 }
                 if under_way > window / 2 {
                     return Vec::new();
                 }
             }
         }
-        let last_read = self.last_read.load(Ordering::Relaxed);
-        let first = absent.partition_point(|id| *id < last_read);
-        absent.rotate_left(first);
-        let mut room = window.saturating_sub(under_way);
-        absent.retain(|id| {
-            let fits = room > 0 && space > 0;
-            room = room.saturating_sub(compressed(*id));
-            space = space.saturating_sub(size(ztoc.spans().uncompressed(SpanId(*id))));
-            fits
-        });
         absent
     }
 }
