@@ -29,6 +29,9 @@ use tracing::{debug, warn};
 
 use crate::sync::Mutex;
 
+/// A write that takes longer lets bytes collect in the socket. They arrive at once after that.
+const SLOW_WRITE: Duration = Duration::from_millis(10);
+const BUFFERED: Duration = Duration::from_millis(250);
 /// Timeout of a connection to containerd.
 const CONTAINERD_PATIENCE: Duration = Duration::from_secs(2);
 /// How long to skip containerd after a failed connection or a timeout.
@@ -321,10 +324,17 @@ impl Content {
         let mut verifier = Verifier::new(digest);
         if fetcher.size() > 0 {
             let mut body = fetcher.fetch(0..fetcher.size()).await.map_err(fetch)?;
+            let mut buffered_until = Instant::now();
             while let Some(chunk) = body.next().await.map_err(fetch)? {
-                came(chunk.len() as u64);
+                let arrived = Instant::now();
+                // Bytes from a buffer do not show the rate of the link.
+                let is_fresh = arrived >= buffered_until;
+                came(if is_fresh { chunk.len() as u64 } else { 0 });
                 verifier.update(&chunk);
                 file.write_all(&chunk).await.map_err(io)?;
+                if arrived.elapsed() > SLOW_WRITE {
+                    buffered_until = Instant::now() + BUFFERED;
+                }
             }
         }
         file.flush().await.map_err(io)?;

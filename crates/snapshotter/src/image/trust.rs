@@ -139,12 +139,12 @@ async fn prove(images: Weak<Shared>, layer: Weak<Layer>) {
             let (Some(images), Some(layer)) = (images.upgrade(), layer.upgrade()) else {
                 return;
             };
+            if !images.options.proves_at_once {
+                images.parts.layers.wait_for_starts().await;
+            }
             // A layer that is taken apart for repair is completed and proven again later.
             if !layer.is_complete() {
                 return;
-            }
-            if !images.options.proves_at_once {
-                images.parts.layers.wait_for_starts().await;
             }
             match images.parts.layers.prove(&layer).await {
                 Ok(proof) => {
