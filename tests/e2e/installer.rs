@@ -347,6 +347,43 @@ fn settings_that_cannot_be_taken_back_stop_the_removal() -> Result<()> {
 }
 
 #[test]
+fn a_removal_that_was_cut_short_is_finished_by_the_next_one() -> Result<()> {
+    let host = Host::new()?;
+    let before = host.tree()?;
+    host.succeed("install")?;
+    // The programs are gone by the time of the reload.
+    let fails = "#!/bin/sh\n[ \"$*\" != daemon-reload ] || exit 1\n";
+    host.script("root/usr/bin/systemctl", fails)?;
+    let finished = host.install("uninstall", &[])?;
+    ensure!(finished.code != Some(0), "{}", finished.stdout);
+    ensure!(!host.path("root/usr/local/bin/soci").exists());
+    host.script("root/usr/bin/systemctl", SYSTEMCTL)?;
+    host.succeed("uninstall")?;
+    assert_same(&host.tree()?, &before)
+}
+
+#[test]
+fn containerd_is_restarted_after_a_part_of_the_settings_was_taken_back() -> Result<()> {
+    let host = Host::new()?;
+    host.succeed("install")?;
+    host.calls()?;
+    // The import can then not be taken out of the main file.
+    host.write("root/etc/containerd/config.toml.before-soci", "[[")?;
+    let finished = host.install("uninstall", &[])?;
+    ensure!(finished.code == Some(1), "{}", finished.stdout);
+    ensure!(!host.path("root").join(DROP_IN).exists());
+    let calls = host.calls()?;
+    ensure!(
+        calls
+            .iter()
+            .any(|call| call == "restart containerd.service"),
+        "{calls:#?}"
+    );
+    ensure!(!calls.iter().any(|call| call.contains("disable")));
+    Ok(())
+}
+
+#[test]
 fn other_paths_are_used_and_containerd_is_not_restarted_against_the_will() -> Result<()> {
     let host = Host::new()?;
     let before = host.tree()?;

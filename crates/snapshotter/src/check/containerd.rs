@@ -57,7 +57,14 @@ pub(super) fn rows(node: &Node<'_>, change: Change) -> Vec<Row> {
             Part::Containerd,
             "containerd change",
             format!("{:#}", anyhow::Error::new(error)),
-            "add the settings of the rows below yourself, then restart containerd",
+            match change {
+                Change::Undo => {
+                    "remove the settings of soci-snapshotter from this configuration yourself, then restart containerd"
+                }
+                Change::Fix | Change::Nothing => {
+                    "add the settings of the rows below yourself, then restart containerd"
+                }
+            },
         ),
     });
     changed

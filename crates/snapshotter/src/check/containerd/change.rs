@@ -42,6 +42,13 @@ pub(super) enum ChangeError {
         #[source]
         source: io::Error,
     },
+    /// A part of it was changed.
+    #[error("{done}; restart containerd; the rest could not be taken back")]
+    Partly {
+        done: String,
+        #[source]
+        source: Box<ChangeError>,
+    },
 }
 
 /// Adds the missing settings. Says what was done.
@@ -101,8 +108,29 @@ pub(super) fn undo(config: &Path) -> Result<String, ChangeError> {
         Err(FilesError::Read { .. }) => Vec::new(),
         Err(error) => return Err(error.into()),
     };
+    let folders = imported.into_iter().chain([beside.clone()]).collect();
     let mut done = Vec::new();
-    let folders: BTreeSet<PathBuf> = imported.into_iter().chain([beside.clone()]).collect();
+    let result = take_back(config, folders, &beside, &mut done);
+    let nothing = done.is_empty();
+    let done = done.join(", ");
+    match result {
+        Ok(()) if nothing => Ok("nothing was changed before, nothing is taken back".to_owned()),
+        Ok(()) => Ok(format!("{done}; restart containerd")),
+        Err(error) if nothing => Err(error),
+        Err(error) => {
+            let source = Box::new(error);
+            Err(ChangeError::Partly { done, source })
+        }
+    }
+}
+
+/// Removes our files from these directories, and restores the main file. Adds what it did to `done`.
+fn take_back(
+    config: &Path,
+    folders: BTreeSet<PathBuf>,
+    beside: &Path,
+    done: &mut Vec<String>,
+) -> Result<(), ChangeError> {
     for folder in folders {
         let path = folder.join(DROP_IN);
         match fs::remove_file(&path) {
@@ -111,15 +139,12 @@ pub(super) fn undo(config: &Path) -> Result<String, ChangeError> {
             Err(source) => return Err(failed(&path, source)),
         }
     }
-    if restore(config, &beside)? {
+    if restore(config, beside)? {
         done.push(format!("restored {}", config.display()));
         // Made by `fix`, unless someone put files there.
-        let _ = fs::remove_dir(&beside);
+        let _ = fs::remove_dir(beside);
     }
-    match done.is_empty() {
-        true => Ok("nothing was changed before, nothing is taken back".to_owned()),
-        false => Ok(format!("{}; restart containerd", done.join(", "))),
-    }
+    Ok(())
 }
 
 /// Restores the copy of the main file, if nothing but the import has changed since. An import of an
@@ -309,6 +334,19 @@ mod tests {
         undo(&config).unwrap();
         fs::write(&config, text).unwrap();
         assert_eq!(tree(folder.path()), before);
+    }
+
+    #[test]
+    fn a_change_that_is_taken_back_in_part_says_so() {
+        let (folder, config) = place("version = 3\n");
+        fix(&config, &wanted()).unwrap();
+        fs::write(copy_of(&config), "[[").unwrap();
+        let error = format!("{:#}", anyhow::Error::new(undo(&config).unwrap_err()));
+        let path = folder.path().join(FOLDER).join(DROP_IN);
+        let done = format!("removed {}; restart containerd; ", path.display());
+        assert!(error.starts_with(&done), "{error}");
+        let error = format!("{:#}", anyhow::Error::new(undo(&config).unwrap_err()));
+        assert!(!error.contains("restart"), "nothing changed: {error}");
     }
 
     #[test]
