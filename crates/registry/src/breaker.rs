@@ -41,6 +41,8 @@ pub(crate) struct Breaker(Mutex<Inner>);
 struct Inner {
     state: State,
     pause: Duration,
+    /// The number of trials so far. A late request must not end the trial of another one.
+    trials: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,7 +52,8 @@ enum State {
     /// Good again since this time.
     GoodSince(Instant),
     Open(Instant, Failure),
-    Trial(Failure),
+    /// The trial with this number.
+    Trial(Failure, u64),
     Probation(Instant, Failure),
 }
 
@@ -59,22 +62,23 @@ enum State {
 #[derive(Debug)]
 pub(crate) struct Turn<'a> {
     breaker: &'a Breaker,
-    is_trial: bool,
+    /// The number of the trial, if it is one.
+    trial: Option<u64>,
 }
 
 impl Turn<'_> {
     /// The mirror has given what it was asked for.
     pub(crate) fn succeeded(self) {
-        if self.is_trial {
-            self.breaker.locked().on_probation(Instant::now());
+        if let Some(trial) = self.trial {
+            self.breaker.locked().passed(trial, Instant::now());
         }
     }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        if self.is_trial {
-            self.breaker.locked().give_back(Instant::now());
+        if let Some(trial) = self.trial {
+            self.breaker.locked().give_back(trial, Instant::now());
         }
     }
 }
@@ -82,10 +86,10 @@ impl Drop for Turn<'_> {
 impl Breaker {
     /// The turn of the mirror, if it has one. After a pause, only one caller gets it.
     pub(crate) fn turn(&self) -> Option<Turn<'_>> {
-        let is_trial = self.locked().turn(Instant::now())?;
+        let trial = self.locked().turn(Instant::now())?;
         Some(Turn {
             breaker: self,
-            is_trial,
+            trial,
         })
     }
 
@@ -106,32 +110,40 @@ impl Breaker {
 }
 
 impl Inner {
-    /// Whether there is a turn now, and whether it is a trial.
-    fn turn(&mut self, now: Instant) -> Option<bool> {
+    /// Whether there is a turn now, and the number of the trial if it is one.
+    fn turn(&mut self, now: Instant) -> Option<Option<u64>> {
         match self.state {
-            State::Good | State::GoodSince(_) => Some(false),
+            State::Good | State::GoodSince(_) => Some(None),
             State::Open(until, failure) if now >= until => {
-                self.state = State::Trial(failure);
-                Some(true)
+                self.trials += 1;
+                self.state = State::Trial(failure, self.trials);
+                Some(Some(self.trials))
             }
             State::Probation(until, _) if now >= until => {
                 self.state = State::GoodSince(until);
-                Some(false)
+                Some(None)
             }
-            State::Open(..) | State::Trial(_) | State::Probation(..) => None,
+            State::Open(..) | State::Trial(..) | State::Probation(..) => None,
         }
     }
 
     /// A trial ended without an outcome: the next request tries.
-    fn give_back(&mut self, now: Instant) {
-        if let State::Trial(failure) = self.state {
-            self.state = State::Open(now, failure);
+    fn give_back(&mut self, trial: u64, now: Instant) {
+        match self.state {
+            State::Trial(failure, running) if running == trial => {
+                self.state = State::Open(now, failure);
+            }
+            _ => {}
         }
     }
 
-    fn on_probation(&mut self, now: Instant) {
-        if let State::Trial(failure) = self.state {
-            self.state = State::Probation(now + PROBATION, failure);
+    /// A trial had a good outcome.
+    fn passed(&mut self, trial: u64, now: Instant) {
+        match self.state {
+            State::Trial(failure, running) if running == trial => {
+                self.state = State::Probation(now + PROBATION, failure);
+            }
+            _ => {}
         }
     }
 
@@ -151,15 +163,16 @@ impl Inner {
     fn answered(&mut self, now: Instant) -> bool {
         match self.state {
             State::Open(_, Failure::Silent)
-            | State::Trial(Failure::Silent)
+            | State::Trial(Failure::Silent, _)
             | State::Probation(_, Failure::Silent) => {
                 self.state = State::Good;
                 true
             }
-            _ => {
-                self.on_probation(now);
+            State::Trial(Failure::Broken, trial) => {
+                self.passed(trial, now);
                 false
             }
+            _ => false,
         }
     }
 }
@@ -201,18 +214,18 @@ mod tests {
             "requests of before fail as well"
         );
         let later = now + FIRST_PAUSE;
-        assert_eq!(breaker.turn(later), Some(true));
+        assert_eq!(breaker.turn(later), Some(Some(1)));
         let long = later + Duration::from_secs(3600);
         assert_eq!(
             breaker.turn(long),
             None,
             "one is enough, however long it takes"
         );
-        breaker.on_probation(long);
+        breaker.passed(1, long);
         assert_eq!(breaker.turn(long + PROBATION - SECOND), None);
         let after = long + PROBATION;
-        assert_eq!(breaker.turn(after), Some(false), "nobody complained");
-        assert_eq!(breaker.turn(after), Some(false));
+        assert_eq!(breaker.turn(after), Some(None), "nobody complained");
+        assert_eq!(breaker.turn(after), Some(None));
     }
 
     #[test]
@@ -224,7 +237,7 @@ mod tests {
             assert!(breaker.turn().is_none());
             drop(trial);
             let trial = breaker.turn().expect("the first one gave up");
-            assert!(trial.is_trial);
+            assert!(trial.trial.is_some());
             trial.succeeded();
             assert!(breaker.turn().is_none(), "it is on probation");
             assert_eq!(breaker.failed(failure), Some(FIRST_PAUSE));
@@ -233,15 +246,31 @@ mod tests {
     }
 
     #[test]
+    fn a_late_request_does_not_end_the_trial_of_another_one() {
+        let (mut breaker, now) = (Inner::default(), Instant::now());
+        assert!(breaker.failed(Failure::Silent, now).is_some());
+        let late = breaker.turn(now + FIRST_PAUSE).flatten().expect("a trial");
+        // A request that asks the mirror last fails meanwhile, and the next trial begins.
+        let pause = breaker.failed(Failure::Silent, now + FIRST_PAUSE);
+        let then = now + FIRST_PAUSE + pause.expect("a pause");
+        let trial = breaker.turn(then).flatten().expect("a trial");
+        breaker.give_back(late, then);
+        assert_eq!(breaker.turn(then), None, "it was not given back");
+        breaker.passed(late, then);
+        breaker.give_back(trial, then);
+        assert!(breaker.turn(then).flatten().is_some(), "it has not passed");
+    }
+
+    #[test]
     fn an_answer_does_not_end_the_probation_of_a_mirror_with_wrong_bytes() {
         let (mut breaker, now) = (Inner::default(), Instant::now());
         assert!(breaker.failed(Failure::Broken, now).is_some());
         let later = now + FIRST_PAUSE;
-        assert_eq!(breaker.turn(later), Some(true));
+        assert_eq!(breaker.turn(later), Some(Some(1)));
         assert!(!breaker.answered(later));
-        breaker.give_back(later);
+        breaker.give_back(1, later);
         assert_eq!(breaker.turn(later + PROBATION - SECOND), None);
-        assert_eq!(breaker.turn(later + PROBATION), Some(false));
+        assert_eq!(breaker.turn(later + PROBATION), Some(None));
     }
 
     #[test]
@@ -260,10 +289,10 @@ mod tests {
         for (good_for, pause) in [(39, 80), (41, 10)] {
             let (mut breaker, mut now) = (Inner::default(), Instant::now());
             pauses(&mut breaker, Failure::Broken, 3, &mut now);
-            assert_eq!(breaker.turn(now), Some(true));
-            breaker.on_probation(now);
+            let trial = breaker.turn(now).flatten().expect("a trial");
+            breaker.passed(trial, now);
             now += PROBATION;
-            assert_eq!(breaker.turn(now), Some(false), "it has passed");
+            assert_eq!(breaker.turn(now), Some(None), "it has passed");
             now += Duration::from_secs(good_for);
             let next = breaker.failed(Failure::Broken, now);
             assert_eq!(next, Some(Duration::from_secs(pause)), "{good_for}");
