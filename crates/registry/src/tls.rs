@@ -145,7 +145,9 @@ pub(super) fn pem_config(tls: &PemTls<'_>, origin: &Path) -> Result<ClientConfig
 pub fn warm_up() {
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     if provider.secure_random.fill(&mut [0; 8]).is_err() {
-        tracing::debug!("the TLS library has no random numbers");
+        tracing::debug!(
+            "cannot prepare the random numbers of the TLS library; the first connection tries again"
+        );
     }
 }
 

@@ -7,8 +7,8 @@
 //!             └──────────────── what a failed flight did not deliver ◀──────────────┴─▶ sink, piece by piece
 //! ```
 //!
-//! * Each class has its own slots and byte permits, so no class waits for a less urgent one. Bodies
-//!   of class `All` are not read while the bytes of a reader or a pull arrive (`flight`). A request
+//! * Each class has its own slots and byte permits, so no class waits for a less urgent one. While
+//!   a reader or a pull waits, at most one body of class `All` per host is read (`flight`). A request
 //!   is always as urgent as its most urgent piece.
 //! * Memory is bounded. A piece takes permits with its first bytes; dropping its [`Delivery`]
 //!   returns them.

@@ -144,7 +144,7 @@ impl Meter {
         let round_trip = self.round_trip.get(|a, b| a < b).unwrap_or(AHEAD);
         if held_back {
             bytes_in(rate, round_trip * 2 + BESIDE)
-        } else if rate >= FAST {
+        } else if self.is_fast() {
             WIDE
         } else if self.had_reader(RECENTLY, now) {
             bytes_in(rate, round_trip * 2 + BESIDE)

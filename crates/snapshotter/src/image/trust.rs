@@ -20,6 +20,9 @@ use crate::sync::{Arc, Weak};
 /// First and longest pause between attempts to prove a layer.
 const PAUSE: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+/// The longest wait for the start of programs, and how often to look.
+const LONGEST_START: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What is known about a layer, for one place in a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,16 +135,24 @@ impl Shared {
     }
 }
 
+/// Waits while programs start, but not indefinitely. Keeps nothing open meanwhile.
+async fn wait_for_starts(images: &Weak<Shared>) {
+    let until = Instant::now() + LONGEST_START;
+    let waits =
+        |images: Arc<Shared>| !images.options.proves_at_once && images.parts.layers.sees_a_start();
+    while Instant::now() < until && images.upgrade().is_some_and(waits) {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 async fn prove(images: Weak<Shared>, layer: Weak<Layer>) {
     let mut pause = PAUSE;
     loop {
+        wait_for_starts(&images).await;
         {
             let (Some(images), Some(layer)) = (images.upgrade(), layer.upgrade()) else {
                 return;
             };
-            if !images.options.proves_at_once {
-                images.parts.layers.wait_for_starts().await;
-            }
             // A layer that is taken apart for repair is completed and proven again later.
             if !layer.is_complete() {
                 return;

@@ -1,8 +1,8 @@
 //! Downloads the rest of a layer in the background and makes it durable.
 //!
-//! Completion keeps a window of spans requested with class `All`, in tar order, and refills it when
-//! half of it has arrived, so that neighboring spans share requests. After a failure it pauses.
-//! When the disk is full it waits for space. When every span is stored and every header matches,
+//! Completion keeps a window of spans requested with class `All`, in tar order from the last read on,
+//! and refills it when half of it has arrived, so that neighboring spans share requests. After a
+//! failure it pauses. When the disk is full it waits for space. When every span is stored and every header matches,
 //! the bytes are synced, the marks are made durable, and the layer is complete.
 
 use std::{io, time::Duration};

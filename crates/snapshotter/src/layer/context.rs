@@ -24,10 +24,6 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(200);
 /// The longest wait for such a pause.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// A program that reads nothing missing for this long has probably started, or computes.
-const START_PAUSE: Duration = Duration::from_secs(1);
-/// The longest wait for the start of a program.
-const LONGEST_START: Duration = Duration::from_secs(10);
 
 /// The settings of layers on this node.
 #[derive(Clone, Debug)]
@@ -115,17 +111,8 @@ impl Context {
     /// Waits until no pull and no reader is active for a moment, but not indefinitely. A sync of a
     /// layer delays the syncs of snapshot records that a pull waits for, and reads from disk.
     pub(super) async fn wait_for_pause(&self) {
-        self.wait_until_calm(PAUSE, LONGEST_WAIT).await;
-    }
-
-    /// Waits until a starting program seems to have read what it needs, but not indefinitely.
-    pub(super) async fn wait_for_start(&self) {
-        self.wait_until_calm(START_PAUSE, LONGEST_START).await;
-    }
-
-    async fn wait_until_calm(&self, pause: Duration, longest: Duration) {
-        let until = Instant::now() + longest;
-        while self.fetch.was_urgent(pause) && Instant::now() < until {
+        let until = Instant::now() + LONGEST_WAIT;
+        while self.fetch.was_urgent(PAUSE) && Instant::now() < until {
             tokio::time::sleep(PAUSE / 4).await;
         }
     }

@@ -113,6 +113,13 @@ impl Trouble {
         self.state.lock().bad.contains_key(&span)
     }
 
+    /// Whether nothing but a reader may request the span now.
+    pub(super) fn is_bad_for_now(&self, span: u32) -> bool {
+        let now = Instant::now();
+        let state = self.state.lock();
+        state.bad.get(&span).is_some_and(|bad| bad.until > now)
+    }
+
     /// Spans that the background must not request now.
     pub(super) fn bad_for_now(&self) -> HashSet<u32> {
         let now = Instant::now();

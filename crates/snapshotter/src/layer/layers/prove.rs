@@ -1,5 +1,7 @@
 //! Verifies the tars of layers, once per layer and one layer at a time.
 
+use std::time::Duration;
+
 use super::Layers;
 use crate::{
     cpu::Lost,
@@ -7,6 +9,9 @@ use crate::{
     store::proofs::Proof,
     sync::Arc,
 };
+
+/// A program that reads nothing missing for this long has probably started, or computes.
+const START_PAUSE: Duration = Duration::from_secs(1);
 
 impl Layers {
     /// The verified identity of the whole tar of a complete layer. Uses the recorded result, or
@@ -27,10 +32,10 @@ impl Layers {
         Ok(proof)
     }
 
-    /// Waits until programs that are starting have read what they need, at most for seconds. Proving
-    /// a layer takes CPU time and memory bandwidth from them.
-    pub async fn wait_for_starts(&self) {
-        self.context.wait_for_start().await;
+    /// Whether a program seems to start: it waited for bytes a moment ago. Proving a layer takes CPU
+    /// time and memory bandwidth from it.
+    pub fn sees_a_start(&self) -> bool {
+        self.context.fetch.was_urgent(START_PAUSE)
     }
 
     /// Records the tar of a layer that was downloaded whole. Both digests were verified during the

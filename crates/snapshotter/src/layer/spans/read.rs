@@ -234,10 +234,13 @@ impl Spans {
 
     /// Requests those of these spans that are absent.
     fn want_next(self: &Arc<Self>, spans: impl Iterator<Item = u32>) {
-        let bad = self.trouble.bad_for_now();
-        for span in spans.filter(|span| !bad.contains(span)) {
-            let spare = &self.context.spare;
-            if !self.data.files.present.has(span) && !spare.has(self.data.files.number, span) {
+        let (present, spare) = (&self.data.files.present, &self.context.spare);
+        // In this order, because most reads find everything present.
+        for span in spans {
+            if !present.has(span)
+                && !spare.has(self.data.files.number, span)
+                && !self.trouble.is_bad_for_now(span)
+            {
                 self.step(span, Event::Want(Class::Next, None));
             }
         }

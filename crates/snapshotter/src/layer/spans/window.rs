@@ -31,11 +31,13 @@ impl Spans {
         let bad = self.trouble.bad_for_now();
         let last_read = self.last_read.load(Ordering::Relaxed);
         let mut states = self.states.lock();
-        for behind in [true, false] {
-            // Ends with the window, because a layer can have tens of thousands of spans.
-            for (id, span) in states.missing() {
+        // Each pass ends with the window, because a layer can have tens of thousands of spans.
+        for part in [last_read..u32::MAX, 0..last_read] {
+            let missing = states.missing();
+            let missing = missing.skip_while(|(id, _)| *id < part.start);
+            for (id, span) in missing.take_while(|(id, _)| *id < part.end) {
                 let is_absent = span.is_absent();
-                if (id >= last_read) != behind || is_absent && bad.contains(&id) {
+                if is_absent && bad.contains(&id) {
                     continue;
                 }
                 if room == 0 || space == 0 {
